@@ -1,0 +1,34 @@
+# Front door of the project: every target is one script in scripts/, which does the work.
+# Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
+.PHONY: help run demo onnxruntime test bench lint fmt doctor clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@scripts/help
+
+run: ## Install what is missing, build, start the appliance and classify a picture (Ctrl-C ends it)
+	@scripts/run $(ARGS)
+
+demo: ## The same, but stop after the answer
+	@scripts/demo $(ARGS)
+
+onnxruntime: ## Fetch libonnxruntime into the cache
+	@scripts/fetch-onnxruntime
+
+test: ## Every check and every test
+	@scripts/test
+
+bench: ## Measure throughput and latency against the limits and the peer
+	@scripts/bench $(ARGS)
+
+lint: ## Formatting, clippy and shellcheck, changing nothing
+	@scripts/lint
+
+fmt: ## Format the Rust sources
+	@scripts/fmt
+
+doctor: ## Say what is configured, what works and what does not
+	@scripts/doctor $(ARGS)
+
+clean: ## Remove the build output (downloads and data stay)
+	@scripts/clean

@@ -1,0 +1,129 @@
+//! Wiring: the parts of the daemon, the order in which they start, and the order in which they end. Nothing else.
+
+mod run;
+mod start;
+
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::engine::DeviceChoice;
+use crate::fetch::Fetcher;
+use crate::http::BodyBudget;
+use crate::predict::PredictService;
+use crate::telemetry::Metrics;
+
+pub use run::{RunError, run};
+pub use start::{DeviceSetup, StartError, check_golden, outbox_dir, prepare_device};
+
+/// Where the daemon is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Loading; requests get 503.
+    Starting,
+    /// Serving.
+    Ready,
+    /// Finishing what is in hand; new requests get 503.
+    Draining,
+}
+
+/// What the routes share.
+pub struct App {
+    config: Config,
+    metrics: Arc<Metrics>,
+    body_budget: Arc<BodyBudget>,
+    fetcher: Fetcher,
+    phase: AtomicU8,
+    service: OnceLock<PredictService>,
+    device: OnceLock<DeviceChoice>,
+    started: Instant,
+    in_hand: AtomicUsize,
+}
+
+/// Counts one request in hand for as long as it lives.
+pub struct InHand<'a>(&'a AtomicUsize);
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl App {
+    /// The daemon before anything is loaded.
+    pub fn new(config: Config) -> Arc<Self> {
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let max_body = size(config.http.max_body.as_u64());
+        Arc::new(Self {
+            metrics: Arc::new(Metrics::new()),
+            body_budget: BodyBudget::new(size(config.http.max_inflight.as_u64())),
+            fetcher: Fetcher::new(config.fetch.clone(), max_body),
+            phase: AtomicU8::new(0),
+            service: OnceLock::new(),
+            device: OnceLock::new(),
+            started: Instant::now(),
+            in_hand: AtomicUsize::new(0),
+            config,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Memory for request bodies.
+    pub fn body_budget(&self) -> &Arc<BodyBudget> {
+        &self.body_budget
+    }
+
+    /// Fetches `image_url`s.
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
+    /// The prediction service; None while starting.
+    pub fn service(&self) -> Option<&PredictService> {
+        self.service.get()
+    }
+
+    /// The device that serves; None while starting.
+    pub fn device(&self) -> Option<&DeviceChoice> {
+        self.device.get()
+    }
+
+    /// Time since the start.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Where the daemon is in its life.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Starting,
+            1 => Phase::Ready,
+            _ => Phase::Draining,
+        }
+    }
+
+    /// Moves on to `phase`; never back.
+    fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+
+    /// Counts a request in hand until the guard is dropped.
+    pub fn request_in_hand(&self) -> InHand<'_> {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+        InHand(&self.in_hand)
+    }
+
+    fn in_hand(&self) -> usize {
+        self.in_hand.load(Ordering::Relaxed)
+    }
+}

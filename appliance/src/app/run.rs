@@ -1,0 +1,100 @@
+//! The daemon's life: listen, start, serve until a signal, drain, end.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{App, Phase, StartError};
+use crate::http::{BindError, Server, routes};
+
+/// Why the daemon ended other than by a signal and in order.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The address can't be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The start failed.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Signals can't be received.
+    #[error("signals can't be received: {0}")]
+    Signals(#[source] std::io::Error),
+    /// The grace period was over before every request was.
+    #[error("{abandoned} requests were still in hand when the grace period (shutdown.grace) was over")]
+    Abandoned {
+        /// How many.
+        abandoned: usize,
+    },
+    /// What had been accepted could not be flushed.
+    #[error("the outbox could not be flushed: {0}")]
+    Flush(#[source] cloud_sync::outbox::OutboxError),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`RunError`]; an end by a signal with everything finished is Ok.
+pub async fn run(app: Arc<App>) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let server = Server::bind(&app.config().http).await?;
+    let address = server.address();
+    let (stop, stopped) = watch::channel(false);
+    let serving = tokio::spawn(server.run(routes(Arc::clone(&app)), stopped));
+
+    let starting = Arc::clone(&app);
+    let start = tokio::task::spawn_blocking(move || starting.start_service());
+    tokio::select! {
+        started = start => match started {
+            Ok(started) => started?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        },
+        // The start touches nothing that would need an end in order.
+        () = either(&mut terminate, &mut interrupt) => return Ok(()),
+    }
+    app.enter(Phase::Ready);
+    tracing::info!(
+        listen = %address,
+        start_ms = u64::try_from(app.uptime().as_millis()).unwrap_or(u64::MAX),
+        "ready: POST an image to http://{address}/predict, or open http://{address}/docs"
+    );
+    either(&mut terminate, &mut interrupt).await;
+
+    app.enter(Phase::Draining);
+    let grace = app.config().shutdown.grace;
+    tracing::info!(in_hand = app.in_hand(), grace_s = grace.as_secs_f32(), "stopping: finishing what is in hand");
+    let began = Instant::now();
+    let _ = stop.send(true);
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(grace, serving) => drained.is_ok(),
+        // A second signal means now.
+        () = either(&mut terminate, &mut interrupt) => false,
+    };
+    let abandoned = app.in_hand();
+    let flushed = tokio::task::spawn_blocking(move || match app.service() {
+        Some(service) => {
+            if drained {
+                service.lanes.stop();
+            }
+            service.outbox.close()
+        }
+        None => Ok(()),
+    });
+    if let Ok(flushed) = flushed.await {
+        flushed.map_err(RunError::Flush)?;
+    }
+    if !drained && abandoned > 0 {
+        return Err(RunError::Abandoned { abandoned });
+    }
+    tracing::info!(drain_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "stopped");
+    Ok(())
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,240 @@
+//! `weir doctor`: checks everything that `weir serve` will need, and says what to do about what does not work.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Common;
+use crate::app::{DeviceSetup, check_golden, outbox_dir, prepare_device};
+use crate::config::{Config, Loaded};
+use crate::lanes::Lanes;
+use crate::telemetry::Metrics;
+
+/// Less free space than this will be felt soon.
+const LOW_SPACE: u64 = 256 << 20;
+/// A slower fsync would be most of a request's time.
+const SLOW_SYNC_MS: f64 = 20.0;
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    common: Common,
+    /// One JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warning,
+    Failed,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    verdict: Verdict,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+fn ok(name: &'static str, found: impl Display) -> Check {
+    Check { name, verdict: Verdict::Ok, found: found.to_string(), remedy: None }
+}
+
+fn warning(name: &'static str, found: impl Display, remedy: &str) -> Check {
+    Check { name, verdict: Verdict::Warning, found: found.to_string(), remedy: Some(remedy.into()) }
+}
+
+/// Our errors name their remedy themselves, behind the word.
+fn failed(name: &'static str, error: impl Display) -> Check {
+    let text = error.to_string();
+    let (found, remedy) = match text.split_once("Remedy: ") {
+        Some((found, remedy)) => (found.trim_end_matches([' ', '.']).to_owned(), Some(remedy.to_owned())),
+        None => (text, None),
+    };
+    Check { name, verdict: Verdict::Failed, found, remedy }
+}
+
+pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let mut checks = Vec::new();
+    match args.common.load(Vec::new()) {
+        Ok(loaded) => check_all(&loaded, &mut checks),
+        Err(error) => checks.push(failed("configuration", error)),
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &checks)?;
+        writeln!(out)?;
+    } else {
+        print(&mut out, &checks)?;
+    }
+    let broken = checks.iter().any(|c| c.verdict == Verdict::Failed);
+    Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn print(out: &mut impl Write, checks: &[Check]) -> std::io::Result<()> {
+    for check in checks {
+        let mark = match check.verdict {
+            Verdict::Ok => "  ok  ",
+            Verdict::Warning => " warn ",
+            Verdict::Failed => " FAIL ",
+        };
+        writeln!(out, "[{mark}] {:<15} {}", check.name, check.found)?;
+        if let Some(remedy) = &check.remedy {
+            writeln!(out, "         {:<15} -> {remedy}", "")?;
+        }
+    }
+    let count = |verdict| checks.iter().filter(|c| c.verdict == verdict).count();
+    let (warnings, failures) = (count(Verdict::Warning), count(Verdict::Failed));
+    match failures {
+        0 => writeln!(out, "\nweir can serve here ({warnings} warnings)"),
+        _ => writeln!(out, "\nweir can't serve here: {failures} checks failed, {warnings} warnings"),
+    }
+}
+
+fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
+    let config = &loaded.config;
+    let sources = if loaded.sources.is_empty() { "built-in defaults".into() } else { loaded.sources.join(", ") };
+    checks.push(ok("configuration", format!("valid; set by {sources}")));
+    for text in &loaded.warnings {
+        checks.push(warning("configuration", text, "remove the variable, or use a version of Weir that has this link"));
+    }
+    checks.push(check_listen(config));
+    checks.extend(check_data_dir(&config.data_dir));
+    checks.push(check_cpu());
+    match prepare_device(config) {
+        Ok(setup) => check_device(config, &setup, checks),
+        Err(error) => checks.push(failed("model", error)),
+    }
+}
+
+fn check_listen(config: &Config) -> Check {
+    let address = config.http.listen;
+    match TcpListener::bind(address) {
+        Ok(_) => ok("listen", format!("{address} is free")),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => warning(
+            "listen",
+            format!("{address} is taken"),
+            "fine if that is this appliance running; else choose another with --listen or http.listen",
+        ),
+        Err(error) => failed(
+            "listen",
+            format!("{address}: {error}. Remedy: choose another address with --listen or http.listen"),
+        ),
+    }
+}
+
+fn check_data_dir(dir: &Path) -> Vec<Check> {
+    let remedy = "Remedy: choose another with --data-dir or data_dir, or give this user the right to write";
+    if let Err(error) = std::fs::create_dir_all(dir) {
+        return vec![failed("data directory", format!("{}: {error}. {remedy}", dir.display()))];
+    }
+    let mut checks = Vec::new();
+    match sync_time_ms(dir) {
+        Ok(ms) if ms > SLOW_SYNC_MS => checks.push(warning(
+            "data directory",
+            format!("{} is writable, but an fsync takes {ms:.1} ms", dir.display()),
+            "every answer waits for one; a faster disk, or outbox.durability = \"os_buffered\" if a power cut may \
+             cost the last events",
+        )),
+        Ok(ms) => checks.push(ok("data directory", format!("{} is writable, fsync {ms:.2} ms", dir.display()))),
+        Err(error) => checks.push(failed("data directory", format!("{}: {error}. {remedy}", dir.display()))),
+    }
+    if let Ok(space) = rustix::fs::statvfs(dir) {
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let text = format!("{} free", bytesize::ByteSize::b(free));
+        checks.push(match free < LOW_SPACE {
+            true => warning("disk space", text, "free some, or lower outbox.max_bytes"),
+            false => ok("disk space", text),
+        });
+    }
+    let outbox = outbox_dir(dir);
+    if outbox.is_dir() {
+        checks.push(match cloud_sync::outbox::Reader::open(&outbox).and_then(|reader| reader.tail(1)) {
+            Ok(events) => match events.last() {
+                Some(event) => ok("outbox", format!("readable; last event is number {}", event.sequence)),
+                None => ok("outbox", "readable, no events yet"),
+            },
+            Err(error) => failed("outbox", error),
+        });
+    }
+    checks
+}
+
+/// Median of a few small forced writes, in milliseconds.
+fn sync_time_ms(dir: &Path) -> std::io::Result<f64> {
+    let path = dir.join(format!(".doctor-{}", std::process::id()));
+    let measured = (|| {
+        let mut file = std::fs::File::create(&path)?;
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            file.write_all(&[0; 512])?;
+            let started = Instant::now();
+            file.sync_data()?;
+            times.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[times.len() / 2])
+    })();
+    let _ = std::fs::remove_file(&path);
+    measured
+}
+
+fn check_cpu() -> Check {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    #[cfg(target_arch = "x86_64")]
+    {
+        let vnni = std::arch::is_x86_feature_detected!("avx512vnni");
+        let avx2 = std::arch::is_x86_feature_detected!("avx2");
+        match (vnni, avx2) {
+            (true, _) => ok("processor", format!("{cores} cores, AVX-512 VNNI: int8 runs at full speed")),
+            (false, true) => ok("processor", format!("{cores} cores, AVX2, no VNNI: int8 gains less than it could")),
+            (false, false) => {
+                warning("processor", format!("{cores} cores without AVX2"), "expect several times the time an image")
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    ok("processor", format!("{cores} cores, {}", std::env::consts::ARCH))
+}
+
+fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
+    let version = setup.runtime.build_info().split(',').next().unwrap_or_default().trim().to_owned();
+    checks.push(ok("onnxruntime", format!("{} ({version})", setup.runtime.library().display())));
+    let manifest = setup.bundle.manifest();
+    checks.push(ok(
+        "bundle",
+        format!(
+            "{} {} in {}, {} labels, digests verified",
+            manifest.name,
+            manifest.version,
+            setup.bundle.dir().display(),
+            manifest.labels.len()
+        ),
+    ));
+    checks.push(ok("device", format!("{} ({})", setup.device.kind, setup.device.reason)));
+    let started = Instant::now();
+    let cases = manifest.golden.len();
+    let outcome = Lanes::start(1, 1, setup.factory(), Arc::new(Metrics::new()))
+        .map_err(crate::app::StartError::from)
+        .and_then(|lanes| check_golden(&setup.bundle, &lanes));
+    checks.push(match outcome {
+        Ok(()) if cases == 0 => warning("golden cases", "the bundle has none", "add some to bundle.toml"),
+        Ok(()) => ok(
+            "golden cases",
+            format!("{cases} right, {} on {} lanes when serving, {} ms to load", setup.model.precision, setup.lanes(config), started.elapsed().as_millis()),
+        ),
+        Err(error) => failed("golden cases", error),
+    });
+}

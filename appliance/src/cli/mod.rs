@@ -1,0 +1,77 @@
+//! The command line. Each command is a module; what they share is the configuration and its flags.
+
+mod doctor;
+mod outbox;
+mod predict;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigError, Layers, Loaded};
+
+/// Fish species from photos: an inference appliance for the edge and the cloud.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve predictions over HTTP until SIGTERM or Ctrl-C.
+    Serve(serve::ServeArgs),
+    /// Classify image files here, without a server.
+    Predict(predict::PredictArgs),
+    /// Check what is configured, what works and what does not, with the remedy.
+    Doctor(doctor::DoctorArgs),
+    /// Look at the events that have been acknowledged.
+    Outbox(outbox::OutboxArgs),
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file; ./weir.toml is read if it is there.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder for everything that outlives the process [default: weir-data].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Folder of the model bundle [default: models/fish/1].
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+}
+
+impl Common {
+    fn load(&self, more: Vec<(&'static str, &'static str, String)>) -> Result<Loaded, ConfigError> {
+        let mut layers = Layers { file: self.config.clone(), ..Layers::from_process() };
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        if let Some(dir) = &self.data_dir {
+            layers.flags.push(("--data-dir", "data_dir", path(dir)));
+        }
+        if let Some(dir) = &self.bundle {
+            layers.flags.push(("--bundle", "model.bundle", path(dir)));
+        }
+        layers.flags.extend(more);
+        layers.load()
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever kept the command from doing its work, as a sentence for the terminal.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Serve(args) => serve::run(&args),
+            Command::Predict(args) => predict::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
+            Command::Outbox(args) => outbox::run(&args),
+        }
+    }
+}

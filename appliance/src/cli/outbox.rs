@@ -1,0 +1,109 @@
+//! `weir outbox`: the acknowledged events, read from disk, also while the daemon writes them.
+
+use std::io::{BufWriter, Write, stdout};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use cloud_sync::event::EventBody;
+use cloud_sync::outbox::{Reader, StoredEvent};
+
+use super::Common;
+use crate::app::outbox_dir;
+
+#[derive(Debug, Args)]
+pub(super) struct OutboxArgs {
+    #[command(subcommand)]
+    command: OutboxCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum OutboxCommand {
+    /// Show the last events, oldest first.
+    Tail(TailArgs),
+}
+
+#[derive(Debug, Args)]
+struct TailArgs {
+    #[command(flatten)]
+    common: Common,
+    /// How many events.
+    #[arg(short = 'n', long, default_value_t = 20)]
+    lines: usize,
+    /// One JSON object a line, as the events leave the box.
+    #[arg(long)]
+    json: bool,
+    /// Go on as events come, until Ctrl-C.
+    #[arg(short, long)]
+    follow: bool,
+}
+
+pub(super) fn run(args: &OutboxArgs) -> anyhow::Result<ExitCode> {
+    let OutboxCommand::Tail(tail) = &args.command;
+    let config = tail.common.load(Vec::new())?.config;
+    let dir = outbox_dir(&config.data_dir);
+    anyhow::ensure!(
+        dir.is_dir(),
+        "there is no outbox in {}: nothing has been served from this data directory yet (--data-dir names another)",
+        config.data_dir.display()
+    );
+    let mut reader = Reader::open(&dir).with_context(|| format!("the outbox in {} can't be read", dir.display()))?;
+    let mut out = BufWriter::new(stdout().lock());
+    let events = reader.tail(tail.lines)?;
+    let last = events.last().map_or(0, |e| e.sequence);
+    for event in &events {
+        if !write(&mut out, event, tail.json)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    if events.is_empty() && !tail.follow {
+        eprintln!("no events yet");
+    }
+    reader.seek(last + 1);
+    if tail.follow {
+        while flushed(out.flush())? {
+            let Some(event) = reader.next_wait(Duration::from_secs(3600))? else { continue };
+            if !write(&mut out, &event, tail.json)? {
+                break;
+            }
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    flushed(out.flush())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes one event; false when whoever read us has gone, which is how `| head` ends.
+fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Result<bool> {
+    if json {
+        let line = out.write_all(&stored.payload).and_then(|()| out.write_all(b"\n"));
+        return flushed(line);
+    }
+    let line = match stored.event() {
+        Ok(event) => match &event.body {
+            EventBody::Prediction(p) => format!(
+                "{:>8}  {}  {}  {:<18} {:.3}  {}{}{}",
+                stored.sequence,
+                humantime::format_rfc3339_millis(event.time),
+                p.request_id,
+                p.species,
+                p.confidence,
+                p.camera.as_deref().unwrap_or("-"),
+                if p.cached { "  cached" } else { "" },
+                format_args!("  {}/{}", p.model.name, p.model.version),
+            ),
+            EventBody::Unknown(_) => format!("{:>8}  {}", stored.sequence, event.body.kind()),
+        },
+        Err(error) => format!("{:>8}  not an event: {error}", stored.sequence),
+    };
+    flushed(writeln!(out, "{line}"))
+}
+
+fn flushed(outcome: std::io::Result<()>) -> anyhow::Result<bool> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,49 @@
+//! `weir serve`: the daemon.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Common;
+use crate::app::{App, run as run_app};
+use crate::config::Config;
+use crate::telemetry::init_logging;
+
+/// More I/O threads than this gain nothing: the lanes do the work.
+const MOST_IO_THREADS: usize = 4;
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Address and port to listen on [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+}
+
+pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let flags = args.listen.iter().map(|listen| ("--listen", "http.listen", listen.clone())).collect();
+    let loaded = args.common.load(flags)?;
+    init_logging(&loaded.config.log)?;
+    tracing::info!(version = crate::VERSION, sources = loaded.sources.join(", "), "weir starts");
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(io_threads(&loaded.config))
+        .thread_name("weir-io")
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(run_app(App::new(loaded.config)));
+    // Connections that outlived the grace period must not hold up the end.
+    runtime.shutdown_background();
+    outcome?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn io_threads(config: &Config) -> usize {
+    match config.http.io_threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_IO_THREADS),
+        threads => threads,
+    }
+}

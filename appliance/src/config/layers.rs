@@ -1,0 +1,196 @@
+//! Reading the layers and laying them over each other, and saying exactly which key of which layer is refused.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use config::{File, FileFormat, Map, Source, Value, ValueKind};
+
+use super::Config;
+
+const DEFAULT_FILE: &str = "weir.toml";
+const ENV_PREFIX: &str = "WEIR__";
+
+/// Variables of the deployment whose links this version does not have yet; being told beats being ignored.
+const NOT_YET: [&str; 8] = [
+    "MLFLOW_TRACKING_URI",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "KAFKA_BOOTSTRAP_SERVERS",
+    "KAFKA_USER",
+    "KAFKA_PASSWORD",
+    "KAFKA_TOPIC",
+    "KAFKA_GROUP_ID",
+];
+
+/// Where settings come from, before they are read.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    /// `--config`; without it ./weir.toml is read if it is there.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub env: HashMap<String, String>,
+    /// Keys and values that flags set, such as `http.listen`, with the flag's name.
+    pub flags: Vec<(&'static str, &'static str, String)>,
+}
+
+/// The result of reading the layers.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The validated configuration.
+    pub config: Config,
+    /// The layers that set something, in order: a file's path, `environment`, `flags`.
+    pub sources: Vec<String>,
+    /// What the operator should hear once logging works.
+    pub warnings: Vec<String>,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read or is not TOML.
+    #[error("configuration file {}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column where there is one.
+        reason: String,
+    },
+    /// A key is unknown or its value is bad.
+    #[error("{source_name}: {key} = {value}: {reason}")]
+    Refused {
+        /// The layer, or the variable or flag itself.
+        source_name: String,
+        /// Dotted key.
+        key: String,
+        /// The value as given; hidden for secrets.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Values that are well-formed but out of range, or contradict each other.
+    #[error("{key}: {reason} (set by {sources})")]
+    Invalid {
+        /// Dotted key.
+        key: &'static str,
+        /// What is wrong.
+        reason: String,
+        /// The layers that were read.
+        sources: String,
+    },
+}
+
+struct Layer {
+    name: String,
+    values: Vec<(String, String, Value)>,
+}
+
+impl Layers {
+    /// The process's own environment, and nothing else.
+    pub fn from_process() -> Self {
+        Self { env: std::env::vars().collect(), ..Self::default() }
+    }
+
+    /// Reads, lays over each other and validates.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming key, value and layer.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        let layers = [self.file_layer()?, self.env_layer()?, self.flag_layer()];
+        let layers: Vec<Layer> = layers.into_iter().flatten().filter(|l| !l.values.is_empty()).collect();
+        let mut builder = config::Config::builder();
+        for layer in &layers {
+            for (origin, key, value) in &layer.values {
+                check_one(origin, key, value)?;
+                builder = builder.set_override(key, value.clone()).map_err(|e| refused(origin, key, value, &e))?;
+            }
+        }
+        let sources: Vec<String> = layers.iter().map(|l| l.name.clone()).collect();
+        let listed = if sources.is_empty() { "defaults".to_owned() } else { sources.join(", ") };
+        let invalid = |key, reason| ConfigError::Invalid { key, reason, sources: listed.clone() };
+        let config: Config = builder
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|e| invalid("configuration", e.to_string()))?;
+        config.validate().map_err(|(key, reason)| invalid(key, reason))?;
+        let set = NOT_YET.iter().filter(|name| self.env.get(**name).is_some_and(|v| !v.is_empty()));
+        let warnings = set.map(|name| format!("{name} is set, but this version of Weir has no such link yet: ignored"));
+        Ok(Loaded { config, sources, warnings: warnings.collect() })
+    }
+
+    fn file_layer(&self) -> Result<Option<Layer>, ConfigError> {
+        let path = match &self.file {
+            Some(path) => path.as_path(),
+            None if Path::new(DEFAULT_FILE).is_file() => Path::new(DEFAULT_FILE),
+            None => return Ok(None),
+        };
+        let failed = |reason: String| ConfigError::File { path: path.into(), reason };
+        let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+        let map = File::from_str(&text, FileFormat::Toml).collect().map_err(|e| failed(e.to_string()))?;
+        let name = path.display().to_string();
+        let mut values = Vec::new();
+        flatten("", map, &mut |key, value| values.push((name.clone(), key, value)));
+        Ok(Some(Layer { name, values }))
+    }
+
+    fn env_layer(&self) -> Result<Option<Layer>, ConfigError> {
+        let mut values = Vec::new();
+        for (name, text) in &self.env {
+            let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
+            let key = rest.to_lowercase().replace("__", ".");
+            values.push((name.clone(), key.clone(), parse(&key, text)));
+        }
+        values.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(Some(Layer { name: "environment".into(), values }))
+    }
+
+    fn flag_layer(&self) -> Option<Layer> {
+        let values = self.flags.iter().map(|(flag, key, text)| ((*flag).into(), (*key).into(), parse(key, text)));
+        Some(Layer { name: "flags".into(), values: values.collect() })
+    }
+}
+
+/// Text from a variable or a flag as the value it stands for.
+fn parse(key: &str, text: &str) -> Value {
+    let kind = if key == "fetch.allow_networks" {
+        let items = text.split(',').map(str::trim).filter(|t| !t.is_empty());
+        ValueKind::Array(items.map(|item| Value::new(None, item)).collect())
+    } else if let Ok(number) = text.parse::<i64>() {
+        ValueKind::I64(number)
+    } else if let Ok(flag) = text.parse::<bool>() {
+        ValueKind::Boolean(flag)
+    } else {
+        ValueKind::String(text.into())
+    };
+    Value::new(None, kind)
+}
+
+fn flatten(prefix: &str, map: Map<String, Value>, out: &mut impl FnMut(String, Value)) {
+    for (key, value) in map {
+        let key = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+        match value.kind {
+            ValueKind::Table(inner) => flatten(&key, inner, out),
+            _ => out(key, value),
+        }
+    }
+}
+
+/// Lays this one key over the defaults, so that what is refused is known to be this key of this layer.
+fn check_one(origin: &str, key: &str, value: &Value) -> Result<(), ConfigError> {
+    config::Config::builder()
+        .set_override(key, value.clone())
+        .and_then(config::ConfigBuilder::<config::builder::DefaultState>::build)
+        .and_then(config::Config::try_deserialize::<Config>)
+        .map(drop)
+        .map_err(|e| refused(origin, key, value, &e))
+}
+
+fn refused(origin: &str, key: &str, value: &Value, error: &config::ConfigError) -> ConfigError {
+    let secret = ["password", "secret", "token"].iter().any(|word| key.contains(word));
+    let shown = match (&value.kind, secret) {
+        (_, true) => "(hidden)".to_owned(),
+        (ValueKind::String(text), _) => format!("{text:?}"),
+        _ => value.to_string(),
+    };
+    let reason = if secret { "not accepted".to_owned() } else { error.to_string() };
+    ConfigError::Refused { source_name: origin.into(), key: key.into(), value: shown, reason }
+}

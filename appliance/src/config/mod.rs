@@ -1,0 +1,122 @@
+//! Configuration: one struct of module configurations, read from layers and validated once.
+//!
+//! Layers, later ones over earlier ones: built-in defaults, weir.toml, environment (`WEIR__HTTP__LISTEN`), flags. An
+//! unknown key or a bad value is refused with the key, the value and the layer that it came from.
+
+mod layers;
+mod sections;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use layers::{ConfigError, Layers, Loaded};
+pub use sections::{
+    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, ModelConfig, NodeConfig,
+    OutboxConfig, PredictConfig, ShutdownConfig,
+};
+
+/// Everything that can be set. `weir.toml` at the root of the project documents each key.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Folder for everything that outlives the process.
+    pub data_dir: PathBuf,
+    /// Who this box is.
+    pub node: NodeConfig,
+    /// The HTTP server.
+    pub http: HttpConfig,
+    /// Requests for predictions.
+    pub predict: PredictConfig,
+    /// Bounds on images.
+    pub image: ImageConfig,
+    /// Device, lanes and ONNX Runtime.
+    pub engine: EngineConfig,
+    /// The model bundle.
+    pub model: ModelConfig,
+    /// The content cache.
+    pub cache: CacheConfig,
+    /// The log of events that leave the box.
+    pub outbox: OutboxConfig,
+    /// `image_url`: what may be fetched.
+    pub fetch: FetchConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// The end of the process.
+    pub shutdown: ShutdownConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("weir-data"),
+            node: NodeConfig::default(),
+            http: HttpConfig::default(),
+            predict: PredictConfig::default(),
+            image: ImageConfig::default(),
+            engine: EngineConfig::default(),
+            model: ModelConfig::default(),
+            cache: CacheConfig::default(),
+            outbox: OutboxConfig::default(),
+            fetch: FetchConfig::default(),
+            log: LogConfig::default(),
+            shutdown: ShutdownConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what no single key can say: values out of range and keys that contradict each other.
+    ///
+    /// # Errors
+    /// The key, and a sentence that names the value and its bound.
+    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+        let within = |key, value: u64, low: u64, high: u64| match (low..=high).contains(&value) {
+            true => Ok(()),
+            false => Err((key, format!("{value} is not between {low} and {high}"))),
+        };
+        within("engine.lanes", self.engine.lanes as u64, 0, 1024)?;
+        within("engine.queue", self.engine.queue as u64, 0, 65_536)?;
+        within("http.io_threads", self.http.io_threads as u64, 0, 1024)?;
+        within("http.max_connections", self.http.max_connections as u64, 1, 1_000_000)?;
+        within("http.max_files", self.http.max_files as u64, 1, 1000)?;
+        within("http.max_body", self.http.max_body.as_u64(), 1, 1 << 30)?;
+        within("predict.top_k", self.predict.top_k as u64, 1, 1000)?;
+        within("image.max_pixels", self.image.max_pixels, 1, 1 << 31)?;
+        within("image.max_scans", u64::from(self.image.max_scans), 1, 100_000)?;
+        within("outbox.max_bytes", self.outbox.max_bytes.as_u64(), 64 << 10, 1 << 50)?;
+        within("outbox.segment", self.outbox.segment.as_u64(), 16 << 10, 1 << 32)?;
+        if self.http.max_inflight < self.http.max_body {
+            return Err((
+                "http.max_inflight",
+                format!("{} is less than http.max_body = {}", self.http.max_inflight, self.http.max_body),
+            ));
+        }
+        for (key, value) in [
+            ("predict.deadline", self.predict.deadline),
+            ("http.body_timeout", self.http.body_timeout),
+            ("http.header_timeout", self.http.header_timeout),
+            ("fetch.timeout", self.fetch.timeout),
+        ] {
+            if value.is_zero() {
+                return Err((key, "0s: nothing could ever be answered".into()));
+            }
+        }
+        if self.predict.max_deadline < self.predict.deadline {
+            return Err((
+                "predict.max_deadline",
+                format!(
+                    "{} is less than predict.deadline = {}",
+                    humantime::format_duration(self.predict.max_deadline),
+                    humantime::format_duration(self.predict.deadline)
+                ),
+            ));
+        }
+        if self.node.name.is_empty() || self.node.name.len() > 253 {
+            return Err(("node.name", format!("{:?}: 1 to 253 characters", self.node.name)));
+        }
+        Ok(())
+    }
+}

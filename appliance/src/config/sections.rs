@@ -1,0 +1,244 @@
+//! The module configurations and their defaults.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use cloud_sync::outbox::{Durability, WhenFull};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::DeviceKind;
+use crate::models::Precision;
+
+/// Who this box is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Name in events and metrics; the host name unless set.
+    pub name: String,
+}
+
+/// The HTTP server.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Largest request body.
+    pub max_body: ByteSize,
+    /// Bodies held in memory at once, all requests together.
+    pub max_inflight: ByteSize,
+    /// Longest time for a body to arrive.
+    #[serde(with = "humantime_serde")]
+    pub body_timeout: Duration,
+    /// Longest time for a request's head to arrive; also how long an idle connection is kept.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// Open connections; more wait to be accepted.
+    pub max_connections: usize,
+    /// Most `file` parts in one multipart request.
+    pub max_files: usize,
+    /// Threads for network I/O; 0 is one a core, at most four.
+    pub io_threads: usize,
+}
+
+/// Requests for predictions.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PredictConfig {
+    /// Deadline of a request that names none.
+    #[serde(with = "humantime_serde")]
+    pub deadline: Duration,
+    /// Longest deadline that a request may name.
+    #[serde(with = "humantime_serde")]
+    pub max_deadline: Duration,
+    /// Predictions in an answer that does not ask for a number.
+    pub top_k: usize,
+}
+
+/// Bounds on images, read from headers before anything is allocated.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageConfig {
+    /// Most pixels (width x height).
+    pub max_pixels: u64,
+    /// Most scans of a progressive JPEG.
+    pub max_scans: u32,
+}
+
+/// Device, lanes and ONNX Runtime.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// `auto`, `cpu`, `cuda` or `tensorrt`.
+    pub device: DeviceKind,
+    /// Lanes; 0 is one a core.
+    pub lanes: usize,
+    /// Images that may wait for a lane; 0 is eight a lane.
+    pub queue: usize,
+    /// Precision of the variant; the bundle's first for the device unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// libonnxruntime: the file or its folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// The model bundle.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Folder of the bundle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<PathBuf>,
+}
+
+/// The content cache: the same bytes, model and parameters get the same answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Memory for cached answers.
+    pub max_bytes: ByteSize,
+    /// How long an answer is kept.
+    #[serde(with = "humantime_serde")]
+    pub ttl: Duration,
+}
+
+/// The log of events that leave the box.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutboxConfig {
+    /// Bytes on disk, at most.
+    pub max_bytes: ByteSize,
+    /// How long events are kept.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+    /// Size of one file.
+    pub segment: ByteSize,
+    /// What happens at the bound.
+    pub when_full: WhenFull,
+    /// What an acknowledgement promises.
+    pub durability: Durability,
+}
+
+/// `image_url`: what may be fetched.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FetchConfig {
+    /// Whether `image_url` is served at all.
+    pub enabled: bool,
+    /// Networks that may be reached besides public addresses, such as the cameras' own `192.168.8.0/24`.
+    pub allow_networks: Vec<IpNet>,
+    /// Longest time for one fetch, redirects included.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Most redirects that are followed.
+    pub max_redirects: usize,
+}
+
+/// Logs, on standard error.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// A level or a filter such as `info,weir::http=debug`.
+    pub level: String,
+    /// `auto`, `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The end of the process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownConfig {
+    /// Longest time for requests in hand to finish after SIGTERM.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self { name: if name.is_empty() { "weir".into() } else { name } }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            max_body: ByteSize::mib(20),
+            max_inflight: ByteSize::mib(64),
+            body_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(60),
+            max_connections: 4096,
+            max_files: 16,
+            io_threads: 0,
+        }
+    }
+}
+
+impl Default for PredictConfig {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(10), max_deadline: Duration::from_secs(60), top_k: 5 }
+    }
+}
+
+impl Default for ImageConfig {
+    fn default() -> Self {
+        let limits = gpu_kernels::DecodeLimits::default();
+        Self { max_pixels: limits.max_pixels, max_scans: limits.max_scans }
+    }
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { enabled: true, max_bytes: ByteSize::mib(16), ttl: Duration::from_secs(3600) }
+    }
+}
+
+impl Default for OutboxConfig {
+    fn default() -> Self {
+        Self {
+            max_bytes: ByteSize::mib(512),
+            max_age: Duration::from_secs(30 * 24 * 3600),
+            segment: ByteSize::mib(16),
+            when_full: WhenFull::default(),
+            durability: Durability::default(),
+        }
+    }
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self { enabled: true, allow_networks: Vec::new(), timeout: Duration::from_secs(10), max_redirects: 3 }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::default() }
+    }
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(20) }
+    }
+}

@@ -1,0 +1,138 @@
+//! ONNX Runtime: finding the library, loading it once, and turning a verified variant into a runnable session.
+
+mod device;
+mod locate;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub use device::{DeviceChoice, DeviceKind, choose as choose_device};
+pub use locate::{LIBRARY_NAME, candidates as library_candidates};
+pub use session::Classifier;
+
+/// What can go wrong between a model file and its scores.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// libonnxruntime is in none of the places where it is looked for.
+    #[error(
+        "libonnxruntime was not found; looked at: {looked}. Remedy: run `make onnxruntime`, put {LIBRARY_NAME} \
+         beside the weir binary, or name it in `engine.onnxruntime` or ORT_DYLIB_PATH"
+    )]
+    LibraryMissing {
+        /// Every path that was tried, with where the path came from.
+        looked: String,
+    },
+    /// A library is there, but it cannot be loaded.
+    #[error(
+        "{} can't be loaded as ONNX Runtime: {reason}. Remedy: run `make onnxruntime` to fetch the right one, \
+         or name another in `engine.onnxruntime` or ORT_DYLIB_PATH", path.display()
+    )]
+    LibraryUnusable {
+        /// The file that was tried.
+        path: PathBuf,
+        /// The loader's own words.
+        reason: String,
+    },
+    /// The configuration asks for a device that this box or build cannot give.
+    #[error("engine.device = \"{asked}\" can't be served here: {reason}. Remedy: {remedy}")]
+    DeviceUnavailable {
+        /// The configured device.
+        asked: DeviceKind,
+        /// What is missing.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// The model does not load.
+    #[error("{} does not load: {source}", path.display())]
+    Model {
+        /// The model file.
+        path: PathBuf,
+        /// ONNX Runtime's error.
+        source: ort::Error,
+    },
+    /// The model's graph is not what its bundle says.
+    #[error("{} does not fit its bundle.toml: {reason}", path.display())]
+    Mismatch {
+        /// The model file.
+        path: PathBuf,
+        /// What differs, with both sides named.
+        reason: String,
+    },
+    /// A lane's thread can't be started.
+    #[error("a lane's thread can't be started: {0}")]
+    Thread(#[source] std::io::Error),
+    /// A run failed.
+    #[error("inference failed: {0}")]
+    Run(#[source] ort::Error),
+    /// The scores are not numbers; nothing computed from them would be true.
+    #[error("the model answered with a score that is not a finite number (label {label})")]
+    NotFinite {
+        /// Index of the first label whose score is NaN or infinite.
+        label: usize,
+    },
+}
+
+static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
+
+/// ONNX Runtime, loaded once a process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    environment: ort::environment::Environment,
+    library: Arc<Path>,
+}
+
+impl Runtime {
+    /// Finds libonnxruntime (`configured`, then ORT_DYLIB_PATH, then beside the executable) and loads it.
+    ///
+    /// # Errors
+    /// [`EngineError::LibraryMissing`] with every place that was looked at; [`EngineError::LibraryUnusable`] where
+    /// there is a file but it is no usable ONNX Runtime. A configured path that fails is never passed over.
+    pub fn load(configured: Option<&Path>) -> Result<Self, EngineError> {
+        let library = locate::find(configured)?;
+        // ONNX Runtime allows one environment a process, so whoever comes second shares the first one's.
+        let mut loaded = LOADED.lock();
+        if let Some(runtime) = loaded.as_ref() {
+            return Ok(runtime.clone());
+        }
+        let unusable = |reason: String| EngineError::LibraryUnusable { path: library.clone(), reason };
+        let environment = ort::init_from(&library)
+            .map_err(|e| unusable(e.to_string()))?
+            .with_name("weir")
+            .with_telemetry(false)
+            .with_logger(Arc::new(log_line))
+            .build()
+            .map_err(|e| unusable(e.to_string()))?;
+        let runtime = Self { environment, library: library.into() };
+        *loaded = Some(runtime.clone());
+        Ok(runtime)
+    }
+
+    /// The library file that was loaded.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// ONNX Runtime's own description of its build.
+    pub fn build_info(&self) -> &'static str {
+        ort::info()
+    }
+
+    fn environment(&self) -> &ort::environment::Environment {
+        &self.environment
+    }
+}
+
+fn log_line(level: ort::logging::LogLevel, category: &str, _id: &str, _location: &str, message: &str) {
+    use ort::logging::LogLevel;
+    match level {
+        LogLevel::Verbose | LogLevel::Info => tracing::trace!(target: "onnxruntime", category, "{message}"),
+        LogLevel::Warning => tracing::debug!(target: "onnxruntime", category, "{message}"),
+        LogLevel::Error | LogLevel::Fatal => tracing::error!(target: "onnxruntime", category, "{message}"),
+    }
+}

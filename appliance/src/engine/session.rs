@@ -1,0 +1,111 @@
+//! One ONNX Runtime session with its input slot: pixels are written straight into the tensor that the engine reads.
+
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{Tensor, TensorElementType, ValueType};
+
+use super::{EngineError, Runtime};
+use crate::models::{ModelFile, Shape};
+
+/// A session for one image at a time, owned by one lane. Single-threaded: on a CPU one such session a core beats one
+/// session with many threads (docs/performance.md).
+#[derive(Debug)]
+pub struct Classifier {
+    session: Session,
+    input: Tensor<f32>,
+    labels: usize,
+}
+
+impl Classifier {
+    /// Loads a CPU session and checks the graph against what the bundle declares.
+    ///
+    /// # Errors
+    /// [`EngineError::Model`] if ONNX Runtime refuses the file, [`EngineError::Mismatch`] if names, types or shapes
+    /// differ from bundle.toml.
+    pub fn load(runtime: &Runtime, model: &ModelFile) -> Result<Self, EngineError> {
+        let failed = |source: ort::Error| EngineError::Model { path: model.path.clone(), source };
+        let mut builder = Session::builder(runtime.environment())
+            .map_err(failed)?
+            .with_optimization_level(GraphOptimizationLevel::Level3)
+            .map_err(|e| failed(e.into()))?
+            .with_intra_threads(1)
+            .map_err(|e| failed(e.into()))?
+            .with_inter_threads(1)
+            .map_err(|e| failed(e.into()))?
+            .with_intra_op_spinning(false)
+            .map_err(|e| failed(e.into()))?;
+        let session = builder.commit_from_file(&model.path).map_err(failed)?;
+        check(&session, model)?;
+        let dims: Vec<i64> = model.input.dims.iter().map(|&d| i64::from(d.max(1))).collect();
+        let input = Tensor::<f32>::new(session.allocator(), dims).map_err(failed)?;
+        Ok(Self { session, input, labels: model.labels })
+    }
+
+    /// The slot for one image: `3 * height * width` values, NCHW, normalised as the bundle's preprocess says.
+    ///
+    /// # Errors
+    /// [`EngineError::Run`] if ONNX Runtime does not give the tensor's memory out.
+    pub fn input(&mut self) -> Result<&mut [f32], EngineError> {
+        let (_, data) = self.input.try_extract_tensor_mut::<f32>().map_err(EngineError::Run)?;
+        Ok(data)
+    }
+
+    /// Runs the network on the input slot; `scores` gets one value a label.
+    ///
+    /// # Errors
+    /// [`EngineError::Run`], or [`EngineError::NotFinite`] for scores that are not numbers.
+    pub fn run(&mut self, scores: &mut Vec<f32>) -> Result<(), EngineError> {
+        let outputs = self.session.run(ort::inputs![&self.input]).map_err(EngineError::Run)?;
+        let (_, data) = outputs[0].try_extract_tensor::<f32>().map_err(EngineError::Run)?;
+        scores.clear();
+        scores.extend(data.iter().take(self.labels));
+        match scores.iter().position(|s| !s.is_finite()) {
+            Some(label) => Err(EngineError::NotFinite { label }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check(session: &Session, model: &ModelFile) -> Result<(), EngineError> {
+    let mismatch = |reason: String| EngineError::Mismatch { path: model.path.clone(), reason };
+    if session.inputs().len() != 1 || session.outputs().len() != 1 {
+        return Err(mismatch(format!(
+            "the graph has {} inputs and {} outputs, a classifier has one of each",
+            session.inputs().len(),
+            session.outputs().len()
+        )));
+    }
+    for (what, outlet, declared) in [
+        ("input", &session.inputs()[0], &model.input),
+        ("output", &session.outputs()[0], &model.output),
+    ] {
+        if outlet.name() != declared.name {
+            return Err(mismatch(format!(
+                "{what} is called `{}` in the graph and `{}` in bundle.toml",
+                outlet.name(),
+                declared.name
+            )));
+        }
+        let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+            return Err(mismatch(format!("{what} `{}` is not a tensor", declared.name)));
+        };
+        if *ty != TensorElementType::Float32 {
+            return Err(mismatch(format!("{what} `{}` holds {ty}, the CPU lanes need f32", declared.name)));
+        }
+        if !fits(shape, declared) {
+            return Err(mismatch(format!(
+                "{what} `{}` has shape {:?} in the graph and {:?} in bundle.toml",
+                declared.name,
+                &shape[..],
+                declared.dims
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a graph's shape can take the declared one; dynamic axes are -1 in the graph and 0 in the bundle.
+fn fits(graph: &[i64], declared: &Shape) -> bool {
+    graph.len() == declared.dims.len()
+        && graph.iter().zip(&declared.dims).all(|(&g, &d)| g < 1 || (d > 0 && g == i64::from(d)) || (d == 0 && g == 1))
+}

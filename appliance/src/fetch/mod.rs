@@ -1,0 +1,211 @@
+//! `image_url` -> bytes. Somebody else chose the URL, so this is a security boundary: only public addresses (and the
+//! networks that the operator allows), one resolution whose addresses are the ones connected to, every redirect
+//! checked anew, bounds on time and size. [`guard`] holds the rules, this module the transfer.
+
+pub mod guard;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use ipnet::IpNet;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Client, StatusCode, Url};
+
+use crate::config::FetchConfig;
+
+/// Why an image could not be fetched. Messages name the URL's host, never its userinfo or query, which may be secret.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// `fetch.enabled = false`.
+    #[error("image_url is switched off here (fetch.enabled = false): post the image itself")]
+    Disabled,
+    /// Not a URL, or one with a part that is not served.
+    #[error("image_url: {reason}")]
+    BadUrl {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The address is not one that this box may reach.
+    #[error(
+        "image_url: {host} is at {address}, which is not a public address; an operator can allow a network in \
+         fetch.allow_networks"
+    )]
+    Refused {
+        /// Host as in the URL.
+        host: String,
+        /// The address that was refused.
+        address: IpAddr,
+    },
+    /// The server did not answer, or the name has no address.
+    #[error("image_url: {host} could not be fetched: {reason}")]
+    Failed {
+        /// Host as in the URL.
+        host: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The server answered something else than 200.
+    #[error("image_url: {host} answered with status {status}")]
+    Status {
+        /// Host as in the URL.
+        host: String,
+        /// The status.
+        status: u16,
+    },
+    /// More bytes than a body may have.
+    #[error("image_url: the image at {host} is larger than {limit} bytes")]
+    TooLarge {
+        /// Host as in the URL.
+        host: String,
+        /// Bound in bytes.
+        limit: usize,
+    },
+    /// Too many redirects.
+    #[error("image_url: more than {limit} redirects")]
+    Redirects {
+        /// Bound.
+        limit: usize,
+    },
+    /// The time is over.
+    #[error("image_url: {host} took longer than {} ms", limit.as_millis())]
+    TimedOut {
+        /// Host as in the first URL.
+        host: String,
+        /// Bound.
+        limit: Duration,
+    },
+    /// The HTTP client can't be set up (no root certificates, say).
+    #[error("image_url: the HTTP client can't be set up: {0}")]
+    Client(String),
+}
+
+/// Fetches images by URL.
+pub struct Fetcher {
+    config: FetchConfig,
+    max_bytes: usize,
+    client: OnceLock<Result<Client, String>>,
+}
+
+impl Fetcher {
+    /// A fetcher with these bounds; `max_bytes` is the bound on one image. The HTTP client is made on first use.
+    pub fn new(config: FetchConfig, max_bytes: usize) -> Self {
+        Self { config, max_bytes, client: OnceLock::new() }
+    }
+
+    /// Fetches one image within `time`, or within the configured timeout if that is shorter.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn fetch(&self, url: &str, time: Duration) -> Result<Bytes, FetchError> {
+        if !self.config.enabled {
+            return Err(FetchError::Disabled);
+        }
+        let url = Url::parse(url).map_err(|e| FetchError::BadUrl { reason: e.to_string() })?;
+        let limit = time.min(self.config.timeout);
+        let host = host_of(&url);
+        match tokio::time::timeout(limit, self.follow(url)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(FetchError::TimedOut { host, limit }),
+        }
+    }
+
+    async fn follow(&self, mut url: Url) -> Result<Bytes, FetchError> {
+        let client = self.client.get_or_init(|| build_client(self.config.allow_networks.clone()));
+        let client = client.as_ref().map_err(|e| FetchError::Client(e.clone()))?;
+        for _ in 0..=self.config.max_redirects {
+            guard::check_url(&url, &self.config.allow_networks)?;
+            let host = host_of(&url);
+            let response = client.get(url.clone()).send().await.map_err(|e| failed(&host, &e))?;
+            let status = response.status();
+            if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
+                url = redirect_target(&url, &response)?;
+                continue;
+            }
+            if status != StatusCode::OK {
+                return Err(FetchError::Status { host, status: status.as_u16() });
+            }
+            return self.read(host, response).await;
+        }
+        Err(FetchError::Redirects { limit: self.config.max_redirects })
+    }
+
+    async fn read(&self, host: String, mut response: reqwest::Response) -> Result<Bytes, FetchError> {
+        let limit = self.max_bytes;
+        if response.content_length().is_some_and(|length| length > limit as u64) {
+            return Err(FetchError::TooLarge { host, limit });
+        }
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| failed(&host, &e))? {
+            if body.len() + chunk.len() > limit {
+                return Err(FetchError::TooLarge { host, limit });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+}
+
+fn redirect_target(from: &Url, response: &reqwest::Response) -> Result<Url, FetchError> {
+    let bad = |reason: &str| FetchError::BadUrl { reason: format!("{} redirects {reason}", host_of(from)) };
+    let location = response.headers().get("location").ok_or_else(|| bad("without saying where"))?;
+    let location = location.to_str().map_err(|_| bad("to something that is no URL"))?;
+    from.join(location).map_err(|_| bad("to something that is no URL"))
+}
+
+fn build_client(allow: Vec<IpNet>) -> Result<Client, String> {
+    // A second installation is refused, which is as good: then there is a provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        // A proxy would resolve and connect in our stead, past the guard.
+        .no_proxy()
+        .dns_resolver(Arc::new(GuardedResolver { allow: allow.into() }))
+        .pool_max_idle_per_host(4)
+        .connect_timeout(Duration::from_secs(5))
+        .build()
+        .map_err(|e| e.to_string())
+}
+
+/// Resolves a name once and gives out only the addresses that may be reached, so that what was checked is what is
+/// connected to.
+struct GuardedResolver {
+    allow: Arc<[IpNet]>,
+}
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let allow = Arc::clone(&self.allow);
+        Box::pin(async move {
+            let host = name.as_str().to_owned();
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
+            let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| guard::may_reach(a.ip(), &allow));
+            match (good.is_empty(), bad.first()) {
+                (true, Some(bad)) => Err(Box::new(FetchError::Refused { host, address: bad.ip() }).into()),
+                _ => Ok(Box::new(good.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+fn host_of(url: &Url) -> String {
+    url.host_str().unwrap_or("(no host)").to_owned()
+}
+
+/// Finds our own refusal inside the client's error, or the innermost reason.
+fn failed(host: &str, error: &reqwest::Error) -> FetchError {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut reason = String::new();
+    while let Some(inner) = source {
+        if let Some(FetchError::Refused { host, address }) = inner.downcast_ref() {
+            return FetchError::Refused { host: host.clone(), address: *address };
+        }
+        reason = inner.to_string();
+        source = inner.source();
+    }
+    FetchError::Failed { host: host.to_owned(), reason }
+}

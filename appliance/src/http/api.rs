@@ -1,0 +1,180 @@
+//! The bodies of the contract. /openapi.json is generated from these types.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Any error.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    /// A sentence for a person.
+    #[schema(example = "the image is truncated")]
+    pub(super) error: String,
+    /// For a program.
+    #[schema(example = "corrupt_image")]
+    pub(super) code: String,
+}
+
+/// A JSON request: one of the two.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PredictBody {
+    /// Where the image is; it is fetched from public addresses and from the networks that the operator allows.
+    #[schema(example = "https://example.com/fish.jpg")]
+    pub(super) image_url: Option<String>,
+    /// The image itself in base64, with or without a `data:` prefix.
+    pub(super) image: Option<String>,
+}
+
+/// The answer to one image.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PredictReply {
+    /// Id of the request, also in the header X-Request-Id and in the event.
+    pub(super) request_id: String,
+    /// The model that answered.
+    pub(super) model: ModelName,
+    #[serde(flatten)]
+    pub(super) result: PredictResult,
+}
+
+/// What was seen in one image.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PredictResult {
+    /// The best label.
+    #[schema(example = "anemone_fish")]
+    pub(super) species: String,
+    /// Its score, 0 to 1.
+    #[schema(example = 0.93)]
+    pub(super) confidence: f32,
+    /// The best labels, best first.
+    pub(super) predictions: Vec<LabelScore>,
+    /// Whether the answer was computed for an earlier request with the same bytes.
+    pub(super) cached: bool,
+    /// The camera that the request named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) camera: Option<String>,
+    /// Milliseconds by stage; a cached answer has only `total`.
+    pub(super) timings_ms: BTreeMap<&'static str, f64>,
+}
+
+/// The answer to a multipart request with several files.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PredictManyReply {
+    /// Id of the request; the events have it too, with `-1`, `-2` and so on behind it.
+    pub(super) request_id: String,
+    /// The model that answered.
+    pub(super) model: ModelName,
+    /// One entry a file, in the order of the request.
+    pub(super) results: Vec<FileResult>,
+}
+
+/// One file of several: what was seen, or why there is no answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FileResult {
+    /// The file's name in the request.
+    pub(super) file: String,
+    #[serde(flatten)]
+    pub(super) outcome: FileOutcome,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum FileOutcome {
+    Seen(PredictResult),
+    Failed(ErrorBody),
+}
+
+/// A label with its score.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LabelScore {
+    /// The label.
+    pub(super) label: String,
+    /// 0 to 1; all labels of the model sum to 1.
+    pub(super) score: f32,
+}
+
+/// A model by name and version.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct ModelName {
+    #[schema(example = "fish")]
+    pub(super) name: String,
+    #[schema(example = "1")]
+    pub(super) version: String,
+}
+
+/// How the appliance is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct HealthReply {
+    /// `starting`, `ready`, `degraded` (it answers, but something is wrong: see the parts) or `draining`.
+    pub(super) status: &'static str,
+    pub(super) version: &'static str,
+    /// Name of this box.
+    pub(super) node: String,
+    pub(super) uptime_s: u64,
+    /// What computes; absent while starting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<DeviceHealth>,
+    /// What is served.
+    pub(super) models: Vec<ModelHealth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) queue: Option<QueueHealth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cache: Option<CacheHealth>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) outbox: Option<OutboxHealth>,
+    /// Links to the cloud by name; none are configured in this version.
+    pub(super) links: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct DeviceHealth {
+    /// `cpu`, `cuda` or `tensorrt`.
+    pub(super) kind: String,
+    /// Why this one.
+    pub(super) reason: String,
+    pub(super) lanes: usize,
+    /// Lanes whose device works at this moment.
+    pub(super) lanes_alive: usize,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelHealth {
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) precision: String,
+    /// Hex SHA-256 of the model file.
+    pub(super) digest: String,
+    pub(super) labels: usize,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct QueueHealth {
+    pub(super) depth: usize,
+    pub(super) capacity: usize,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CacheHealth {
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct OutboxHealth {
+    /// Whether the last append was made durable.
+    pub(super) healthy: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+    /// Events on disk.
+    pub(super) events: u64,
+    /// Events that have not left the box.
+    pub(super) backlog: u64,
+    /// Bytes on disk.
+    pub(super) bytes: u64,
+    /// Events dropped at the bound since the start.
+    pub(super) dropped: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) oldest_age_s: Option<u64>,
+}

@@ -1,0 +1,170 @@
+//! Request bodies under bounds: on one body's size, on all bodies together, and on the time a body may take.
+//!
+//! A body that is refused is still taken off the connection for a moment, in the background and without being kept:
+//! a server that closes with unread data in its socket resets the connection, and the client never sees why.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use warp::http::HeaderMap;
+use warp::http::header::{CONTENT_LENGTH, EXPECT};
+
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+const DRAIN_BYTES: usize = 64 << 20;
+
+/// Why a body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error("the body is larger than {limit} bytes (http.max_body)")]
+    TooLarge { limit: usize },
+    #[error("the body did not arrive whole within {} s (http.body_timeout)", limit.as_secs_f32())]
+    TimedOut { limit: Duration },
+    #[error("the connection ended within the body: {reason}")]
+    Broken { reason: String },
+    #[error("bodies of other requests fill the memory for bodies (http.max_inflight); try again")]
+    NoRoom,
+}
+
+/// Memory for bodies, all requests together.
+#[derive(Debug)]
+pub struct BodyBudget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+/// A share of the budget; given back when dropped.
+pub(super) struct Share {
+    budget: Arc<BodyBudget>,
+    bytes: usize,
+}
+
+impl BodyBudget {
+    /// A budget of this many bytes.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), limit })
+    }
+
+    fn share(self: &Arc<Self>) -> Share {
+        Share { budget: Arc::clone(self), bytes: 0 }
+    }
+}
+
+impl Share {
+    fn grow_to(&mut self, bytes: usize) -> Result<(), BodyError> {
+        let more = bytes.saturating_sub(self.bytes);
+        let used = self.budget.used.fetch_add(more, Ordering::Relaxed);
+        self.bytes += more;
+        if used + more > self.budget.limit { Err(BodyError::NoRoom) } else { Ok(()) }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Bounds on one body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyLimits {
+    pub(super) bytes: usize,
+    pub(super) time: Duration,
+}
+
+/// Reads a body whole. On an error the rest is drained in the background.
+pub(super) async fn read<S, B, E>(
+    headers: &HeaderMap,
+    stream: S,
+    limits: BodyLimits,
+    budget: &Arc<BodyBudget>,
+) -> Result<(Bytes, Share), BodyError>
+where
+    S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
+    B: Buf + Send,
+    E: std::fmt::Display + Send,
+{
+    let mut stream = stream;
+    let mut share = budget.share();
+    let collected = collect(headers, &mut stream, limits, &mut share);
+    match tokio::time::timeout(limits.time, collected).await {
+        Ok(Ok(body)) => Ok((body, share)),
+        Ok(Err(error)) => {
+            discard(headers, stream);
+            Err(error)
+        }
+        Err(_) => Err(BodyError::TimedOut { limit: limits.time }),
+    }
+}
+
+async fn collect<S, B, E>(
+    headers: &HeaderMap,
+    stream: &mut S,
+    limits: BodyLimits,
+    share: &mut Share,
+) -> Result<Bytes, BodyError>
+where
+    S: Stream<Item = Result<B, E>> + Unpin,
+    B: Buf,
+    E: std::fmt::Display,
+{
+    let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    let too_large = BodyError::TooLarge { limit: limits.bytes };
+    let declared = match declared.map(usize::try_from) {
+        Some(Ok(length)) if length <= limits.bytes => length,
+        Some(_) => return Err(too_large),
+        None => 0,
+    };
+    share.grow_to(declared)?;
+    let broken = |e: E| BodyError::Broken { reason: e.to_string() };
+    let mut first = match stream.next().await {
+        Some(chunk) => chunk.map_err(broken)?,
+        None => return Ok(Bytes::new()),
+    };
+    if declared > 0 && first.remaining() == declared {
+        return Ok(first.copy_to_bytes(declared));
+    }
+    let mut body = BytesMut::with_capacity(declared);
+    let mut chunk = first;
+    loop {
+        if body.len() + chunk.remaining() > limits.bytes {
+            return Err(too_large);
+        }
+        share.grow_to(body.len() + chunk.remaining())?;
+        while chunk.has_remaining() {
+            let part = chunk.chunk();
+            body.extend_from_slice(part);
+            let length = part.len();
+            chunk.advance(length);
+        }
+        match stream.next().await {
+            Some(next) => chunk = next.map_err(broken)?,
+            None => return Ok(body.freeze()),
+        }
+    }
+}
+
+/// Takes a refused body off the connection, bounded in bytes and time, and keeps none of it.
+pub(super) fn discard<S, B, E>(headers: &HeaderMap, stream: S)
+where
+    S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
+    B: Buf + Send,
+    E: Send,
+{
+    // A client that waits for "100 Continue" sends nothing if it is not told to.
+    if headers.contains_key(EXPECT) {
+        return;
+    }
+    let mut stream = stream;
+    tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
+        let mut seen = 0;
+        while let Some(Ok(chunk)) = stream.next().await {
+            seen += chunk.remaining();
+            if seen > DRAIN_BYTES {
+                return;
+            }
+        }
+    }));
+}

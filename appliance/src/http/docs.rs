@@ -1,0 +1,133 @@
+//! The contract for programs (/openapi.json, generated from the types) and for people (/docs, one page without any
+//! outside resource, since an edge box may have no network).
+
+use utoipa::OpenApi;
+use warp::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use warp::http::{Response as HttpResponse, StatusCode};
+use warp::reply::Response;
+
+use super::api::{ErrorBody, HealthReply, PredictBody, PredictManyReply, PredictReply};
+
+const PAGE: &str = include_str!("docs.html");
+
+/// The contract; the functions below it are its routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Weir",
+        description = "Fish classification: post a photo, get a species. Errors are always {\"error\", \"code\"}.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    paths(predict, health, health_live, health_ready, metrics),
+    components(schemas(PredictBody, PredictReply, PredictManyReply, ErrorBody, HealthReply)),
+    tags(
+        (name = "predict", description = "Images in, species out"),
+        (name = "operate", description = "For load balancers, supervisors and Prometheus")
+    )
+)]
+struct Contract;
+
+/// Classify an image.
+///
+/// The body is the image itself (JPEG, PNG, WebP, BMP, GIF or TIFF; known by its bytes, whatever Content-Type says), or
+/// multipart/form-data with one or more fields called `file`, or JSON with `image_url` or `image` (base64). One image is
+/// answered with PredictReply, a form of several files with PredictManyReply. When the answer comes, its event is
+/// durable.
+#[utoipa::path(
+    post,
+    path = "/predict",
+    tag = "predict",
+    params(
+        ("top_k" = Option<u32>, Query, description = "How many labels to answer with; 5 unless configured otherwise"),
+        ("model" = Option<String>, Query, description = "Name of the model"),
+        ("camera" = Option<String>, Query, description = "Camera that took the picture; goes into the event"),
+        ("X-Deadline-Ms" = Option<u32>, Header, description = "After this time the answer is no longer wanted: 504"),
+        ("X-Request-Id" = Option<String>, Header, description = "Your id for the request; else one is made")
+    ),
+    request_body(
+        description = "An image in one of the forms",
+        content(
+            (Vec<u8> = "image/*"),
+            (PredictBody = "application/json"),
+            (FormBody = "multipart/form-data")
+        )
+    ),
+    responses(
+        (status = 200, description = "What was seen", body = PredictReply),
+        (status = 400, description = "corrupt_image, empty_body, invalid_query, invalid_json, invalid_base64, invalid_multipart, missing_file, too_many_files, invalid_url, invalid_deadline, body_incomplete", body = ErrorBody),
+        (status = 403, description = "fetch_disabled", body = ErrorBody),
+        (status = 404, description = "unknown_model", body = ErrorBody),
+        (status = 408, description = "body_timeout", body = ErrorBody),
+        (status = 413, description = "body_too_large, image_too_large", body = ErrorBody),
+        (status = 415, description = "unsupported_type, unsupported_image", body = ErrorBody),
+        (status = 422, description = "too_many_pixels, too_many_scans, url_refused, fetch_failed", body = ErrorBody),
+        (status = 429, description = "overloaded; Retry-After says when to come back", body = ErrorBody),
+        (status = 500, description = "lane_failed, inference_failed", body = ErrorBody),
+        (status = 503, description = "not_ready, draining, outbox_full, outbox_unavailable, no_device", body = ErrorBody),
+        (status = 504, description = "deadline_exceeded, fetch_timeout", body = ErrorBody)
+    )
+)]
+#[allow(dead_code)]
+fn predict() {}
+
+/// A form of files.
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code)]
+struct FormBody {
+    /// The images; the field may be repeated.
+    file: Vec<Vec<u8>>,
+}
+
+/// How the appliance is: version, device, models, queue, outbox, links.
+#[utoipa::path(get, path = "/health", tag = "operate", responses(
+    (status = 200, description = "It answers", body = HealthReply),
+    (status = 503, description = "Starting or draining", body = HealthReply)
+))]
+#[allow(dead_code)]
+fn health() {}
+
+/// Whether the process runs.
+#[utoipa::path(get, path = "/health/live", tag = "operate", responses((status = 200, description = "It runs")))]
+#[allow(dead_code)]
+fn health_live() {}
+
+/// Whether requests are taken.
+#[utoipa::path(get, path = "/health/ready", tag = "operate", responses(
+    (status = 200, description = "They are"),
+    (status = 503, description = "Starting or draining")
+))]
+#[allow(dead_code)]
+fn health_ready() {}
+
+/// Metrics in OpenMetrics text.
+#[utoipa::path(get, path = "/metrics", tag = "operate", responses((status = 200, description = "OpenMetrics text")))]
+#[allow(dead_code)]
+fn metrics() {}
+
+/// The contract as JSON.
+pub fn openapi_json() -> String {
+    // The contract is built from our own types, which always serialize.
+    Contract::openapi().to_pretty_json().unwrap_or_default()
+}
+
+pub(super) fn openapi() -> Response {
+    text(openapi_json(), "application/json")
+}
+
+pub(super) fn page() -> Response {
+    text(PAGE.to_owned(), "text/html; charset=utf-8")
+}
+
+/// The root leads people to the page.
+pub(super) fn root() -> Response {
+    let mut response = HttpResponse::new(String::new().into());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.headers_mut().insert(LOCATION, HeaderValue::from_static("/docs"));
+    response
+}
+
+fn text(body: String, content_type: &'static str) -> Response {
+    let mut response = HttpResponse::new(body.into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,60 @@
+//! What a lane owns: something that turns encoded bytes into scores.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpu_kernels::{DecodeError, ImageFormat, PreprocessError};
+
+use crate::engine::EngineError;
+
+/// A device as a lane sees it: the CPU pipeline, a GPU, or the simulated device of the tests.
+pub trait LaneDevice {
+    /// Encoded bytes to scores.
+    ///
+    /// # Errors
+    /// [`ClassifyError`]; the device must be usable for the next image after it.
+    fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError>;
+}
+
+/// Builds the device of the lane with this number, on the lane's own thread: at start-up and after a panic.
+pub type DeviceFactory = Arc<dyn Fn(usize) -> Result<Box<dyn LaneDevice>, EngineError> + Send + Sync>;
+
+/// Scores of one image and what was learned on the way.
+#[derive(Clone, Debug)]
+pub struct Classified {
+    /// One score a label, in the bundle's order.
+    pub scores: Vec<f32>,
+    /// Type of the encoded image, as sniffed.
+    pub format: ImageFormat,
+    /// Width in pixels as stored in the file, before orientation.
+    pub width: u32,
+    /// Height in pixels as stored in the file, before orientation.
+    pub height: u32,
+    /// Time spent by stage.
+    pub timings: StageTimings,
+}
+
+/// Time spent by stage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StageTimings {
+    /// Encoded bytes to RGB.
+    pub decode: Duration,
+    /// RGB to the input tensor.
+    pub preprocess: Duration,
+    /// Input tensor to scores.
+    pub infer: Duration,
+}
+
+/// Why an image has no scores.
+#[derive(Debug, thiserror::Error)]
+pub enum ClassifyError {
+    /// The bytes are no usable image.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The pixels don't fit the preprocess.
+    #[error(transparent)]
+    Preprocess(#[from] PreprocessError),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}

@@ -1,0 +1,155 @@
+//! The lanes' promises, on a simulated device.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use gpu_kernels::ImageFormat;
+use parking_lot::Mutex;
+
+use super::{
+    Classified, ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, Lanes, SkipReason, StageTimings,
+    SubmitError,
+};
+use crate::engine::EngineError;
+
+/// Takes as many milliseconds as the first byte of the image says; a 255 makes it panic.
+struct Simulated;
+
+impl LaneDevice for Simulated {
+    fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
+        assert!(image[0] != 255, "simulated fault");
+        std::thread::sleep(Duration::from_millis(u64::from(image[0])));
+        let scores = vec![f32::from(image[0])];
+        let timings = StageTimings::default();
+        Ok(Classified { scores, format: ImageFormat::Png, width: 1, height: 1, timings })
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    computed: AtomicUsize,
+    restarted: AtomicUsize,
+    skipped: Mutex<HashMap<SkipReason, usize>>,
+}
+
+impl LaneObserver for Counts {
+    fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {
+        self.computed.fetch_add(1, Ordering::SeqCst);
+    }
+    fn skipped(&self, _: usize, reason: SkipReason) {
+        *self.skipped.lock().entry(reason).or_default() += 1;
+    }
+    fn restarted(&self, _: usize) {
+        self.restarted.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn factory() -> DeviceFactory {
+    Arc::new(|_| Ok(Box::new(Simulated)))
+}
+
+fn start(count: usize, capacity: usize) -> (Lanes, Arc<Counts>) {
+    let counts = Arc::new(Counts::default());
+    (Lanes::start(count, capacity, factory(), counts.clone()).unwrap(), counts)
+}
+
+fn image(millis: u8) -> Bytes {
+    Bytes::from(vec![millis])
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+#[test]
+fn answers_every_job_with_its_own_scores() {
+    let (lanes, counts) = start(2, 64);
+    let answers: Vec<_> = (0..40).map(|i| (i, lanes.submit(image(i % 5), soon()).unwrap())).collect();
+    for (i, answer) in answers {
+        let (classified, _) = answer.blocking_recv().unwrap().unwrap();
+        assert_eq!(classified.scores, [f32::from(i % 5)]);
+    }
+    assert_eq!(counts.computed.load(Ordering::SeqCst), 40);
+    assert_eq!(lanes.alive(), 2);
+}
+
+#[test]
+fn refuses_beyond_the_bound_at_once() {
+    let (lanes, _) = start(1, 2);
+    let busy = lanes.submit(image(200), soon()).unwrap();
+    while lanes.depth() > 0 {
+        std::thread::yield_now();
+    }
+    let waiting: Vec<_> = (0..2).map(|_| lanes.submit(image(0), soon()).unwrap()).collect();
+    assert!(lanes.is_full());
+    assert_eq!(lanes.submit(image(0), soon()).unwrap_err(), SubmitError::Full { capacity: 2 });
+    drop((busy, waiting));
+}
+
+#[test]
+fn cancelled_and_late_jobs_are_not_computed() {
+    let (lanes, counts) = start(1, 8);
+    let busy = lanes.submit(image(50), soon()).unwrap();
+    drop(lanes.submit(image(1), soon()).unwrap());
+    let late = lanes.submit(image(1), Instant::now() + Duration::from_millis(5)).unwrap();
+    let last = lanes.submit(image(1), soon()).unwrap();
+    assert!(busy.blocking_recv().unwrap().is_ok());
+    assert!(matches!(late.blocking_recv().unwrap(), Err(LaneError::DeadlinePassed)));
+    assert!(last.blocking_recv().unwrap().is_ok());
+    assert_eq!(counts.computed.load(Ordering::SeqCst), 2);
+    assert_eq!(counts.skipped.lock().get(&SkipReason::Cancelled), Some(&1));
+    assert_eq!(counts.skipped.lock().get(&SkipReason::Deadline), Some(&1));
+}
+
+#[test]
+fn a_panic_is_contained_and_the_lane_comes_back() {
+    let (lanes, counts) = start(1, 8);
+    for _ in 0..3 {
+        let bad = lanes.submit(image(255), soon()).unwrap();
+        let good = lanes.submit(image(1), soon()).unwrap();
+        assert!(matches!(bad.blocking_recv().unwrap(), Err(LaneError::Panicked)));
+        assert!(good.blocking_recv().unwrap().is_ok());
+    }
+    assert_eq!(counts.restarted.load(Ordering::SeqCst), 3);
+    assert_eq!(lanes.alive(), 1);
+}
+
+#[test]
+fn jobs_are_answered_while_no_device_can_be_built() {
+    let builds = AtomicUsize::new(0);
+    let factory: DeviceFactory = Arc::new(move |_| match builds.fetch_add(1, Ordering::SeqCst) {
+        1 | 2 => Err(EngineError::NotFinite { label: 0 }),
+        _ => Ok(Box::new(Simulated)),
+    });
+    let lanes = Lanes::start(1, 8, factory, Arc::new(Counts::default())).unwrap();
+    let bad = lanes.submit(image(255), soon()).unwrap();
+    let waiting = lanes.submit(image(1), soon()).unwrap();
+    assert!(matches!(bad.blocking_recv().unwrap(), Err(LaneError::Panicked)));
+    assert!(matches!(waiting.blocking_recv().unwrap(), Err(LaneError::NoDevice)));
+    while lanes.alive() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(lanes.submit(image(1), soon()).unwrap().blocking_recv().unwrap().is_ok());
+}
+
+#[test]
+fn stop_finishes_what_was_accepted() {
+    let (lanes, _) = start(2, 16);
+    let answers: Vec<_> = (0..10).map(|_| lanes.submit(image(5), soon()).unwrap()).collect();
+    lanes.stop();
+    assert!(answers.into_iter().all(|a| a.blocking_recv().unwrap().is_ok()));
+    assert_eq!(lanes.submit(image(0), soon()).unwrap_err(), SubmitError::Stopped);
+}
+
+#[test]
+fn a_device_that_does_not_start_stops_the_start() {
+    let factory: DeviceFactory = Arc::new(|lane| match lane {
+        1 => Err(EngineError::NotFinite { label: 7 }),
+        _ => Ok(Box::new(Simulated)),
+    });
+    let Err(error) = Lanes::start(2, 4, factory, Arc::new(Counts::default())) else { panic!("started") };
+    assert!(matches!(error, EngineError::NotFinite { label: 7 }));
+}

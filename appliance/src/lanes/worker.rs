@@ -1,0 +1,139 @@
+//! A lane's thread: take a job, skip it or compute it, contain what goes wrong.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+
+use super::job::{Job, LaneError};
+use super::{Classified, DeviceFactory, LaneDevice};
+use crate::engine::EngineError;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Hears what lanes do; metrics implement it.
+pub trait LaneObserver: Send + Sync {
+    /// A job was computed, in this time of the lane's.
+    fn computed(&self, lane: usize, busy: Duration, waited: Duration, outcome: &Result<Classified, LaneError>);
+    /// A job was answered without being computed.
+    fn skipped(&self, lane: usize, reason: SkipReason);
+    /// A lane's device panicked and is being built anew.
+    fn restarted(&self, lane: usize);
+}
+
+/// Why a job was not computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SkipReason {
+    /// Its client has gone.
+    Cancelled,
+    /// Its deadline has passed.
+    Deadline,
+}
+
+pub(super) struct Worker {
+    pub(super) lane: usize,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) factory: DeviceFactory,
+    pub(super) observer: Arc<dyn LaneObserver>,
+    pub(super) alive: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
+    pub(super) fn run(self, ready: &Sender<Result<(), EngineError>>) {
+        let mut device = match (self.factory)(self.lane) {
+            Ok(device) => device,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        loop {
+            self.alive.fetch_add(1, Ordering::Relaxed);
+            let panicked = self.serve(device.as_mut());
+            self.alive.fetch_sub(1, Ordering::Relaxed);
+            if !panicked {
+                return;
+            }
+            self.observer.restarted(self.lane);
+            // Dropping a device that has just panicked may panic again.
+            let _ = catch_unwind(AssertUnwindSafe(move || drop(device)));
+            match self.rebuild() {
+                Some(new) => device = new,
+                None => return,
+            }
+        }
+    }
+
+    /// Serves jobs; returns true when the device panicked, false when the queue was closed.
+    fn serve(&self, device: &mut dyn LaneDevice) -> bool {
+        while let Ok(job) = self.jobs.recv() {
+            let Some(job) = self.still_wanted(job) else { continue };
+            let started = Instant::now();
+            let waited = started.duration_since(job.queued);
+            let outcome = catch_unwind(AssertUnwindSafe(|| device.classify(&job.image)));
+            let panicked = outcome.is_err();
+            let outcome = match outcome {
+                Ok(outcome) => outcome.map_err(LaneError::from),
+                Err(_) => Err(LaneError::Panicked),
+            };
+            self.observer.computed(self.lane, started.elapsed(), waited, &outcome);
+            // The client may have gone meanwhile; then nobody wants the answer.
+            let _ = job.reply.send(outcome.map(|classified| (classified, waited)));
+            if panicked {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn still_wanted(&self, job: Job) -> Option<Job> {
+        if job.reply.is_closed() {
+            self.observer.skipped(self.lane, SkipReason::Cancelled);
+            return None;
+        }
+        if job.deadline <= Instant::now() {
+            self.observer.skipped(self.lane, SkipReason::Deadline);
+            let _ = job.reply.send(Err(LaneError::DeadlinePassed));
+            return None;
+        }
+        Some(job)
+    }
+
+    /// Builds the device again, with pauses that grow while it fails. None when the queue was closed meanwhile.
+    fn rebuild(&self) -> Option<Box<dyn LaneDevice>> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane))) {
+                Ok(Ok(device)) => {
+                    tracing::warn!(lane = self.lane, "lane restarted");
+                    return Some(device);
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
+                }
+                Err(_) => tracing::error!(lane = self.lane, "building the lane's device panicked; trying again"),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            if self.alive.load(Ordering::Relaxed) == 0 && self.refuse_waiting().is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// With no device on any lane the jobs would wait for ever, so they are answered. Err when the queue is closed.
+    fn refuse_waiting(&self) -> Result<(), ()> {
+        loop {
+            match self.jobs.try_recv() {
+                Ok(job) => drop(job.reply.send(Err(LaneError::NoDevice))),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The appliance: requests in, species out. `ARCHITECTURE.md` is the map of the whole; this is the map of the daemon.
+//!
+//! A photo flows through these modules in this order, and never back:
+//! [`http`] -> [`predict`] (cache, single flight, admission) -> [`lanes`] (decode, preprocess, [`engine`])
+//! -> outbox -> reply. [`app`] wires them; [`config`] says what can be set; [`telemetry`] what can be seen.
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod fetch;
+pub mod http;
+pub mod lanes;
+pub mod models;
+pub mod predict;
+pub mod telemetry;
+
+/// The version of the appliance, as in Cargo.toml.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,223 @@
+//! `bundle.toml`, format 1: what a bundle says of itself, and the checks that need no other file.
+
+use gpu_kernels::PreprocessSpec;
+use serde::{Deserialize, Serialize};
+
+/// The only manifest format that this version reads.
+const FORMAT: u32 = 1;
+
+/// The manifest as written.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Manifest format; 1.
+    pub format: u32,
+    /// Model name, as in `?model=`.
+    pub name: String,
+    /// Model version.
+    pub version: String,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// SPDX expression of the weights' licence.
+    #[serde(default)]
+    pub license: String,
+    /// Labels in output order.
+    pub labels: Vec<String>,
+    /// The graph's input.
+    pub input: Input,
+    /// The graph's output.
+    pub output: Output,
+    /// From decoded pixels to the input tensor.
+    pub preprocess: PreprocessSpec,
+    /// One entry a model file.
+    #[serde(rename = "variant")]
+    pub variants: Vec<Variant>,
+    /// Pictures with known answers, run before the bundle takes traffic.
+    #[serde(rename = "golden", default)]
+    pub golden: Vec<Golden>,
+}
+
+/// The graph's one input.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// Name in the graph.
+    pub name: String,
+    /// N, C, H, W; N is 0 for any batch size.
+    pub shape: [u32; 4],
+}
+
+/// The graph's one output.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    /// Name in the graph.
+    pub name: String,
+    /// N, labels; N is 0 for any batch size.
+    pub shape: [u32; 2],
+}
+
+/// A model file and where it runs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// File name, relative to the bundle's folder.
+    pub file: String,
+    /// Arithmetic of the weights.
+    pub precision: Precision,
+    /// Element type of the graph's input.
+    pub input_type: InputType,
+    /// Devices that this variant is meant for.
+    pub devices: Vec<DeviceTag>,
+    /// Hex SHA-256 of the file.
+    pub sha256: String,
+}
+
+/// A picture with a known answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Golden {
+    /// File name, relative to the bundle's folder.
+    pub file: String,
+    /// Hex SHA-256 of the file.
+    pub sha256: String,
+    /// The label that must come first.
+    pub label: String,
+    /// The least score that the label must have.
+    #[serde(default)]
+    pub min_score: f32,
+}
+
+/// Arithmetic of a variant's weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 8-bit integers, quantized.
+    Int8,
+    /// 16-bit floating point.
+    Fp16,
+    /// 32-bit floating point.
+    Fp32,
+}
+
+/// Element type of the graph's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InputType {
+    /// 32-bit floating point.
+    F32,
+    /// 16-bit floating point.
+    F16,
+}
+
+/// A device that a variant is meant for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceTag {
+    /// ONNX Runtime's CPU provider.
+    Cpu,
+    /// ONNX Runtime's CUDA provider.
+    Cuda,
+    /// ONNX Runtime's TensorRT provider.
+    Tensorrt,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Int8 => "int8",
+            Self::Fp16 => "fp16",
+            Self::Fp32 => "fp32",
+        })
+    }
+}
+
+impl Manifest {
+    /// Checks what can be checked without the files.
+    ///
+    /// # Errors
+    /// A sentence that names the field and its value.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("format = {}: this version of Weir reads format {FORMAT}", self.format));
+        }
+        for (field, value) in [("name", &self.name), ("version", &self.version)] {
+            if value.is_empty() || value.len() > 64 || !value.bytes().all(plain) {
+                return Err(format!("{field} = \"{value}\": 1 to 64 letters, digits, '.', '_' and '-'"));
+            }
+        }
+        self.preprocess.validate().map_err(|e| format!("[preprocess]: {e}"))?;
+        self.check_labels()?;
+        self.check_shapes()?;
+        if self.variants.is_empty() {
+            return Err("there is no [[variant]]".into());
+        }
+        let files = self.variants.iter().map(|v| (&v.file, &v.sha256));
+        for (file, sha256) in files.chain(self.golden.iter().map(|g| (&g.file, &g.sha256))) {
+            check_path(file)?;
+            if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(format!("sha256 of {file} is \"{sha256}\", not 64 hexadecimal digits"));
+            }
+        }
+        match self.variants.iter().find(|v| v.devices.is_empty()) {
+            Some(variant) => Err(format!("variant {}: devices is empty", variant.file)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_labels(&self) -> Result<(), String> {
+        let outputs = self.output.shape[1] as usize;
+        if self.labels.len() != outputs {
+            return Err(format!(
+                "there are {} labels but the output `{}` has {outputs} scores",
+                self.labels.len(),
+                self.output.name
+            ));
+        }
+        let mut seen = std::collections::HashSet::new();
+        for label in &self.labels {
+            if label.is_empty() || label.chars().any(char::is_control) {
+                return Err(format!("label {label:?} is empty or holds control characters"));
+            }
+            if !seen.insert(label) {
+                return Err(format!("label \"{label}\" stands twice"));
+            }
+        }
+        for golden in &self.golden {
+            if !seen.contains(&golden.label) {
+                return Err(format!("golden case {}: there is no label \"{}\"", golden.file, golden.label));
+            }
+            if !(0.0..=1.0).contains(&golden.min_score) {
+                return Err(format!("golden case {}: min_score = {}", golden.file, golden.min_score));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shapes(&self) -> Result<(), String> {
+        let [_, channels, height, width] = self.input.shape;
+        let crop = self.preprocess.crop;
+        if channels != 3 || height != crop || width != crop {
+            return Err(format!(
+                "input shape {:?} does not fit [preprocess] crop = {crop}: it must be [N, 3, {crop}, {crop}]",
+                self.input.shape
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+}
+
+/// A bundle may come from elsewhere, so its paths must stay inside it.
+fn check_path(file: &str) -> Result<(), String> {
+    let path = std::path::Path::new(file);
+    let inside = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    if file.is_empty() || !inside || file.contains('\\') {
+        return Err(format!("file = \"{file}\" leads out of the bundle's folder"));
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! Why an image has no answer; `http::reply` turns these into statuses in one place.
+
+use std::time::Duration;
+
+use cloud_sync::outbox::OutboxError;
+use gpu_kernels::DecodeError;
+
+use crate::lanes::{ClassifyError, LaneError};
+
+/// Why an image has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PredictError {
+    /// The bytes are no usable image.
+    #[error(transparent)]
+    Image(#[from] DecodeError),
+    /// The queue is full.
+    #[error("all lanes are busy and {capacity} images wait already; try again after the time in Retry-After")]
+    Overloaded {
+        /// Bound of the queue.
+        capacity: usize,
+        /// When the queue of now will have been worked off.
+        retry_after: Duration,
+    },
+    /// The deadline passed.
+    #[error("the deadline passed before there was an answer")]
+    DeadlineExceeded,
+    /// A lane failed; the request may be sent again.
+    #[error(transparent)]
+    Lane(LaneError),
+    /// The event could not be made durable, so the answer may not be given.
+    #[error("the answer was computed but could not be recorded: {0}")]
+    Outbox(#[from] OutboxError),
+    /// The appliance is stopping.
+    #[error("the appliance is stopping")]
+    Stopping,
+}
+
+impl From<LaneError> for PredictError {
+    fn from(error: LaneError) -> Self {
+        match error {
+            LaneError::Classify(ClassifyError::Decode(image)) => Self::Image(image),
+            LaneError::DeadlinePassed => Self::DeadlineExceeded,
+            other => Self::Lane(other),
+        }
+    }
+}

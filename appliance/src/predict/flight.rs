@@ -1,0 +1,69 @@
+//! Single flight: of all who ask for the same picture at once, one computes and the others wait for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::Outcome;
+
+type Key = [u8; 32];
+type Landed = Option<Arc<Outcome>>;
+type Table = Mutex<HashMap<Key, watch::Receiver<Landed>>>;
+
+/// Pictures being computed now.
+#[derive(Default)]
+pub struct Flights {
+    table: Arc<Table>,
+}
+
+pub(super) enum Role {
+    /// Computes; if it is dropped without landing, those who wait are woken and one of them leads.
+    Leader(Leader),
+    /// Waits.
+    Follower(Follower),
+}
+
+pub(super) struct Leader {
+    table: Arc<Table>,
+    key: Key,
+    sender: watch::Sender<Landed>,
+}
+
+pub(super) struct Follower(watch::Receiver<Landed>);
+
+impl Flights {
+    pub(super) fn join(&self, key: &Key) -> Role {
+        let mut table = self.table.lock();
+        if let Some(receiver) = table.get(key) {
+            return Role::Follower(Follower(receiver.clone()));
+        }
+        let (sender, receiver) = watch::channel(None);
+        table.insert(*key, receiver);
+        Role::Leader(Leader { table: Arc::clone(&self.table), key: *key, sender })
+    }
+}
+
+impl Leader {
+    pub(super) fn land(self, outcome: Arc<Outcome>) {
+        self.sender.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        // Before the sender goes: whoever is woken by its end must not find this flight again.
+        self.table.lock().remove(&self.key);
+    }
+}
+
+impl Follower {
+    /// The outcome, or None if the leader went away without one.
+    pub(super) async fn landed(mut self) -> Landed {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(landed) => landed.clone(),
+            Err(_) => None,
+        }
+    }
+}

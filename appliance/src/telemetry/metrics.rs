@@ -1,0 +1,292 @@
+//! The metrics of the appliance, in OpenMetrics text. Counters and histograms are written where things happen; gauges
+//! are read from their owners when somebody asks.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use cloud_sync::outbox::Stats as OutboxStats;
+use cloud_sync::state::StateStats;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
+
+/// A stage of a request, in the order of the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Stage {
+    /// Body read from the connection.
+    Read,
+    /// Waiting for a lane.
+    Queue,
+    /// Encoded bytes to RGB.
+    Decode,
+    /// RGB to tensor.
+    Preprocess,
+    /// Tensor to scores.
+    Infer,
+    /// The event made durable.
+    Outbox,
+    /// From the end of the head to the answer.
+    Total,
+}
+
+/// How the cache answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum CacheOutcome {
+    /// From memory.
+    Hit,
+    /// Computed.
+    Miss,
+    /// Computed once for several requests with the same picture; this was not the first of them.
+    Shared,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    stage: Stage,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: CacheOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabels {
+    lane: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SkipLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SpeciesLabels {
+    species: String,
+}
+
+/// Labels of the model that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ModelLabels {
+    /// Model name.
+    pub name: String,
+    /// Model version.
+    pub version: String,
+    /// Hex SHA-256 of the model file.
+    pub digest: String,
+    /// Precision of the variant.
+    pub precision: String,
+    /// Device that runs it.
+    pub device: String,
+}
+
+/// Values that are read from their owners at the moment of a scrape.
+pub struct Gauges {
+    /// Images that wait for a lane.
+    pub queue_depth: usize,
+    /// Bound of the queue.
+    pub queue_capacity: usize,
+    /// Lanes whose device works.
+    pub lanes_alive: usize,
+    /// The content cache.
+    pub cache: StateStats,
+    /// The outbox.
+    pub outbox: OutboxStats,
+}
+
+/// All metrics.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    stages: Family<StageLabels, Histogram>,
+    batch_size: Histogram,
+    cache: Family<OutcomeLabels, Counter>,
+    lane_busy: Family<LaneLabels, Counter<f64, AtomicU64>>,
+    lane_restarts: Family<LaneLabels, Counter>,
+    skipped: Family<SkipLabels, Counter>,
+    species: Family<SpeciesLabels, Counter>,
+    model: Family<ModelLabels, Gauge>,
+    queue_depth: Gauge,
+    queue_capacity: Gauge,
+    lanes_alive: Gauge,
+    cache_entries: Gauge,
+    cache_bytes: Gauge,
+    outbox: OutboxGauges,
+}
+
+#[derive(Default)]
+struct OutboxGauges {
+    events: Gauge,
+    backlog: Gauge,
+    bytes: Gauge,
+    oldest_age: Gauge,
+    dropped: Gauge,
+    failed: Gauge,
+    syncs: Gauge,
+    sync_time: Gauge<f64, AtomicU64>,
+    healthy: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Registers every metric.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("weir");
+        let stages = Family::<StageLabels, Histogram>::new_with_constructor(|| {
+            // 0.1 ms to 13 s: from a cache hit to a deadline.
+            Histogram::new(exponential_buckets(0.0001, 2.0, 18))
+        });
+        let mut metrics = Self {
+            requests: Family::default(),
+            stages,
+            batch_size: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
+            cache: Family::default(),
+            lane_busy: Family::default(),
+            lane_restarts: Family::default(),
+            skipped: Family::default(),
+            species: Family::default(),
+            model: Family::default(),
+            queue_depth: Gauge::default(),
+            queue_capacity: Gauge::default(),
+            lanes_alive: Gauge::default(),
+            cache_entries: Gauge::default(),
+            cache_bytes: Gauge::default(),
+            outbox: OutboxGauges::default(),
+            registry: Registry::default(),
+        };
+        metrics.register(&mut registry);
+        metrics.registry = registry;
+        metrics
+    }
+
+    fn register(&self, r: &mut Registry) {
+        r.register("http_requests", "Requests by route and status", self.requests.clone());
+        r.register_with_unit("stage_duration", "Time by stage of a request", Unit::Seconds, self.stages.clone());
+        r.register("batch_size", "Images in one run of the engine", self.batch_size.clone());
+        r.register("cache_requests", "How the content cache answered", self.cache.clone());
+        r.register_with_unit("lane_busy", "Time a lane spent computing", Unit::Seconds, self.lane_busy.clone());
+        r.register("lane_restarts", "Times a lane's device was built anew", self.lane_restarts.clone());
+        r.register("jobs_skipped", "Queued images answered without being computed", self.skipped.clone());
+        r.register("predictions", "Predictions acknowledged, by first label", self.species.clone());
+        r.register("model_info", "The model that serves; always 1", self.model.clone());
+        r.register("queue_depth", "Images that wait for a lane", self.queue_depth.clone());
+        r.register("queue_capacity", "Bound of the queue", self.queue_capacity.clone());
+        r.register("lanes_alive", "Lanes whose device works", self.lanes_alive.clone());
+        r.register("cache_entries", "Answers in the content cache", self.cache_entries.clone());
+        r.register_with_unit("cache_size", "Memory of cached answers", Unit::Bytes, self.cache_bytes.clone());
+        let o = &self.outbox;
+        r.register("outbox_events", "Events on disk", o.events.clone());
+        r.register("outbox_backlog", "Events on disk that have not left the box", o.backlog.clone());
+        r.register_with_unit("outbox_size", "Outbox on disk", Unit::Bytes, o.bytes.clone());
+        r.register_with_unit("outbox_oldest_age", "Age of the oldest event", Unit::Seconds, o.oldest_age.clone());
+        r.register("outbox_dropped", "Events dropped at the bound since the start", o.dropped.clone());
+        r.register("outbox_append_failures", "Appends that failed since the start", o.failed.clone());
+        r.register("outbox_syncs", "Forced writes to the disk since the start", o.syncs.clone());
+        r.register_with_unit("outbox_sync_time", "Time in forced writes", Unit::Seconds, o.sync_time.clone());
+        r.register("outbox_healthy", "1 while events can be made durable", o.healthy.clone());
+    }
+
+    /// Counts an answered request.
+    pub fn request(&self, route: &'static str, status: u16) {
+        self.requests.get_or_create(&RequestLabels { route, status }).inc();
+    }
+
+    /// Records the time that one stage took.
+    pub fn stage(&self, stage: Stage, time: Duration) {
+        self.stages.get_or_create(&StageLabels { stage }).observe(time.as_secs_f64());
+    }
+
+    /// Counts how the cache answered.
+    pub fn cache(&self, outcome: CacheOutcome) {
+        self.cache.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Counts an acknowledged prediction.
+    pub fn prediction(&self, species: &str) {
+        self.species.get_or_create(&SpeciesLabels { species: species.into() }).inc();
+    }
+
+    /// Names the model that serves from now on.
+    pub fn model(&self, labels: &ModelLabels) {
+        self.model.clear();
+        self.model.get_or_create(labels).set(1);
+    }
+
+    /// OpenMetrics text of everything; the gauges stay as they were if there are none to give yet.
+    ///
+    /// # Errors
+    /// Only if formatting fails, which a String does not.
+    pub fn render(&self, gauges: Option<&Gauges>) -> Result<String, std::fmt::Error> {
+        if let Some(gauges) = gauges {
+            self.set(gauges);
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    fn set(&self, gauges: &Gauges) {
+        let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.queue_depth.set(int(gauges.queue_depth as u64));
+        self.queue_capacity.set(int(gauges.queue_capacity as u64));
+        self.lanes_alive.set(int(gauges.lanes_alive as u64));
+        self.cache_entries.set(int(gauges.cache.entries));
+        self.cache_bytes.set(int(gauges.cache.bytes));
+        let (to, from) = (&self.outbox, &gauges.outbox);
+        to.events.set(int(from.events));
+        to.backlog.set(int(from.backlog));
+        to.bytes.set(int(from.bytes));
+        to.oldest_age.set(int(from.oldest.and_then(|t| t.elapsed().ok()).map_or(0, |age| age.as_secs())));
+        to.dropped.set(int(from.dropped_by_size + from.dropped_by_age));
+        to.failed.set(int(from.failed));
+        to.syncs.set(int(from.syncs));
+        to.sync_time.set(from.total_sync.as_secs_f64());
+        to.healthy.set(i64::from(from.error.is_none()));
+    }
+}
+
+impl LaneObserver for Metrics {
+    fn computed(&self, lane: usize, busy: Duration, waited: Duration, outcome: &Result<Classified, LaneError>) {
+        self.lane_busy.get_or_create(&lane_labels(lane)).inc_by(busy.as_secs_f64());
+        self.stage(Stage::Queue, waited);
+        if let Ok(classified) = outcome {
+            self.batch_size.observe(1.0);
+            self.stage(Stage::Decode, classified.timings.decode);
+            self.stage(Stage::Preprocess, classified.timings.preprocess);
+            self.stage(Stage::Infer, classified.timings.infer);
+        }
+    }
+
+    fn skipped(&self, _lane: usize, reason: SkipReason) {
+        let reason = match reason {
+            SkipReason::Cancelled => "cancelled",
+            SkipReason::Deadline => "deadline",
+        };
+        self.skipped.get_or_create(&SkipLabels { reason }).inc();
+    }
+
+    fn restarted(&self, lane: usize) {
+        self.lane_restarts.get_or_create(&lane_labels(lane)).inc();
+    }
+}
+
+fn lane_labels(lane: usize) -> LaneLabels {
+    LaneLabels { lane: u32::try_from(lane).unwrap_or(u32::MAX) }
+}

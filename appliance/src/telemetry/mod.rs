@@ -1,0 +1,7 @@
+//! What can be seen from outside: metrics and logs, in one place.
+
+mod logging;
+mod metrics;
+
+pub use logging::{LoggingError, init as init_logging};
+pub use metrics::{CacheOutcome, Gauges, Metrics, ModelLabels, Stage};

@@ -1,0 +1,163 @@
+//! What keeps a daemon from starting is said at once, with the remedy; nothing starts half.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use support::{Daemon, bundle, copy, failure, weir};
+
+fn serve(data: &Path) -> Command {
+    let mut command = weir();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data);
+    command
+}
+
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is missing in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn a_port_already_taken() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let data = tempfile::tempdir().unwrap();
+    let text = failure(weir().args(["serve", "--listen", &address, "--data-dir"]).arg(data.path()));
+    assert_says(&text, &[&address, "another process has this port", "--listen"]);
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written() {
+    // Root may write anywhere, so the parent is a file.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let dir = file.path().join("data");
+    assert_says(&failure(&mut serve(&dir)), &["data directory", &dir.display().to_string(), "--data-dir"]);
+}
+
+#[test]
+fn a_data_directory_in_use() {
+    let daemon = Daemon::start(&[]);
+    assert_says(&failure(&mut serve(daemon.data.path())), &["in use by another process"]);
+}
+
+#[test]
+fn a_damaged_bundle() {
+    let data = tempfile::tempdir().unwrap();
+    let damaged = |change: &dyn Fn(&Path)| {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&bundle(), dir.path());
+        change(dir.path());
+        failure(serve(data.path()).env("WEIR__MODEL__BUNDLE", dir.path()))
+    };
+    let text = damaged(&|dir| std::fs::write(dir.join("model.int8.onnx"), b"other").unwrap());
+    assert_says(&text, &["model.int8.onnx", "sha256", "damaged"]);
+    let text = damaged(&|dir| std::fs::remove_file(dir.join("model.int8.onnx")).unwrap());
+    assert_says(&text, &["model.int8.onnx", "can't be read"]);
+    let text = damaged(&|dir| std::fs::write(dir.join("labels.txt"), "tench\n").unwrap());
+    assert_says(&text, &["labels.txt"]);
+    let text = damaged(&|dir| std::fs::remove_file(dir.join("bundle.toml")).unwrap());
+    assert_says(&text, &["bundle.toml"]);
+    // A golden case that expects something else than the model computes.
+    let text = damaged(&|dir| {
+        let path = dir.join("bundle.toml");
+        let manifest = std::fs::read_to_string(&path).unwrap();
+        let (head, golden) = manifest.split_once("[[golden]]").unwrap();
+        let line = golden.lines().find(|l| l.starts_with("label")).unwrap();
+        std::fs::write(&path, format!("{head}[[golden]]{}", golden.replacen(line, "label = \"gar\"", 1))).unwrap();
+    });
+    assert_says(&text, &["golden case", "expected gar"]);
+}
+
+#[test]
+fn labels_that_do_not_fit_the_output() {
+    let data = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    copy(&bundle(), dir.path());
+    let path = dir.path().join("bundle.toml");
+    let manifest = std::fs::read_to_string(&path).unwrap();
+    // The manifest agrees with itself, but the graph has 17 scores.
+    let manifest = manifest.replacen("\"tench\"", "\"extra\", \"tench\"", 1).replacen("[0, 17]", "[0, 18]", 1);
+    std::fs::write(&path, manifest).unwrap();
+    let labels = std::fs::read_to_string(dir.path().join("labels.txt")).unwrap();
+    std::fs::write(dir.path().join("labels.txt"), format!("extra\n{labels}")).unwrap();
+    let text = failure(serve(data.path()).env("WEIR__MODEL__BUNDLE", dir.path()));
+    assert_says(&text, &["model.int8.onnx", "does not fit its bundle.toml", "17", "18"]);
+}
+
+#[test]
+fn a_model_that_is_no_onnx() {
+    use sha2::Digest;
+    let data = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    copy(&bundle(), dir.path());
+    let hex = |bytes: &[u8]| sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let old = hex(&std::fs::read(dir.path().join("model.int8.onnx")).unwrap());
+    std::fs::write(dir.path().join("model.int8.onnx"), b"not a model").unwrap();
+    let path = dir.path().join("bundle.toml");
+    let manifest = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, manifest.replace(&old, &hex(b"not a model"))).unwrap();
+    let text = failure(serve(data.path()).env("WEIR__MODEL__BUNDLE", dir.path()));
+    assert_says(&text, &["model.int8.onnx", "does not load"]);
+}
+
+#[test]
+fn onnx_runtime_that_is_missing_or_no_library() {
+    let data = tempfile::tempdir().unwrap();
+    let text = failure(serve(data.path()).env("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so"));
+    assert_says(&text, &["/nowhere/libonnxruntime.so", "ORT_DYLIB_PATH", "Remedy"]);
+    let text = failure(serve(data.path()).env("WEIR__ENGINE__ONNXRUNTIME", "/nowhere/else.so"));
+    assert_says(&text, &["/nowhere/else.so", "engine.onnxruntime", "Remedy"]);
+    let fake = data.path().join("libonnxruntime.so");
+    std::fs::write(&fake, b"no library").unwrap();
+    let text = failure(serve(data.path()).env("WEIR__ENGINE__ONNXRUNTIME", &fake));
+    assert_says(&text, &["can't be loaded", "Remedy"]);
+}
+
+#[test]
+fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {
+    let data = tempfile::tempdir().unwrap();
+    for device in ["cuda", "tensorrt"] {
+        let text = failure(serve(data.path()).env("WEIR__ENGINE__DEVICE", device));
+        assert_says(&text, &[device, "Remedy"]);
+    }
+}
+
+#[test]
+fn a_bad_configuration_names_key_value_and_source() {
+    let data = tempfile::tempdir().unwrap();
+    let text = failure(serve(data.path()).env("WEIR__CACHE__TTL", "an hour"));
+    assert_says(&text, &["WEIR__CACHE__TTL", "cache.ttl", "an hour"]);
+    let text = failure(serve(data.path()).env("WEIR__CASH__TTL", "1h"));
+    assert_says(&text, &["WEIR__CASH__TTL", "cash.ttl", "unknown field"]);
+    let text = failure(weir().args(["serve", "--listen", "somewhere"]));
+    assert_says(&text, &["--listen", "somewhere"]);
+}
+
+#[test]
+fn doctor_tells_what_works_and_what_does_not() {
+    let data = tempfile::tempdir().unwrap();
+    let fine = weir().args(["doctor", "--data-dir"]).arg(data.path()).env("WEIR__HTTP__LISTEN", "127.0.0.1:0").output();
+    let fine = fine.unwrap();
+    let text = String::from_utf8_lossy(&fine.stdout);
+    assert!(fine.status.success(), "{text}");
+    for part in ["onnxruntime", "bundle", "golden cases", "data directory", "weir can serve here"] {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    let broken = weir()
+        .args(["doctor", "--json", "--data-dir"])
+        .arg(data.path())
+        .env("WEIR__ENGINE__ONNXRUNTIME", "/nowhere.so")
+        .output()
+        .unwrap();
+    assert_eq!(broken.status.code(), Some(1));
+    let checks: serde_json::Value = serde_json::from_slice(&broken.stdout).unwrap();
+    let failed: Vec<_> = checks.as_array().unwrap().iter().filter(|c| c["verdict"] == "failed").collect();
+    assert_eq!(failed.len(), 1, "{checks}");
+    assert!(failed[0]["remedy"].as_str().unwrap().contains("make"), "{checks}");
+}

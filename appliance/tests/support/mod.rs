@@ -1,0 +1,175 @@
+//! A running daemon for tests: the real binary on a free port with a data directory of its own, and a plain HTTP client
+//! that can also send what no well-behaved client would.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
+
+pub mod client;
+pub mod pictures;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use client::{Reply, get, post};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A daemon that answers. It is killed when dropped.
+pub struct Daemon {
+    pub child: Child,
+    pub address: SocketAddr,
+    pub data: TempDir,
+    log: mpsc::Receiver<String>,
+}
+
+/// The `weir` command with nothing of the tester's own configuration in it.
+pub fn weir() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR__")) {
+        command.env_remove(name);
+    }
+    command.env("WEIR__MODEL__BUNDLE", bundle()).stdin(Stdio::null());
+    command
+}
+
+/// The default bundle.
+pub fn bundle() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1").canonicalize().expect("models/fish/1 is missing")
+}
+
+/// The first golden picture of the default bundle and its label.
+pub fn sample() -> (Vec<u8>, String) {
+    let manifest: toml::Table = std::fs::read_to_string(bundle().join("bundle.toml")).unwrap().parse().unwrap();
+    let golden = &manifest["golden"][0];
+    let picture = std::fs::read(bundle().join(golden["file"].as_str().unwrap())).unwrap();
+    (picture, golden["label"].as_str().unwrap().to_owned())
+}
+
+impl Daemon {
+    /// Starts with defaults and these variables, and waits until it is ready.
+    pub fn start(env: &[(&str, &str)]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), env)
+    }
+
+    /// The same in a given data directory.
+    pub fn start_in(data: TempDir, env: &[(&str, &str)]) -> Self {
+        let mut command = weir();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data.path());
+        command.env("WEIR__LOG__FORMAT", "json").envs(env.iter().copied());
+        Self::spawn(command, data)
+    }
+
+    /// Runs a prepared command and waits until the daemon in it is ready.
+    pub fn spawn(mut command: Command, data: TempDir) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (send, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let mut daemon = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), data, log };
+        let ready = daemon.wait_for_log("ready: ");
+        let listen = serde_json::from_str::<Value>(&ready).unwrap()["listen"].as_str().unwrap().to_owned();
+        daemon.address = listen.parse().unwrap();
+        daemon
+    }
+
+    /// The next log line that contains this text.
+    pub fn wait_for_log(&mut self, text: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        let mut seen = String::new();
+        loop {
+            let Ok(line) = self.log.recv_timeout(until.saturating_duration_since(Instant::now())) else {
+                panic!("no log line with {text:?}; the daemon said:\n{seen}");
+            };
+            if line.contains(text) {
+                return line;
+            }
+            seen.push_str(&line);
+            seen.push('\n');
+        }
+    }
+
+    pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        post(self.address, path, headers, body)
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        get(self.address, path)
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self, time: Duration) -> Option<ExitStatus> {
+        wait(&mut self.child, time)
+    }
+
+    /// The events in the outbox.
+    pub fn events(&self) -> Vec<Value> {
+        let output = weir()
+            .args(["outbox", "tail", "--json", "-n", "1000000", "--data-dir"])
+            .arg(self.data.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Copies a folder with everything in it.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Waits for a process to end, for so long.
+pub fn wait(child: &mut Child, time: Duration) -> Option<ExitStatus> {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
+}
+
+/// Runs a command that must fail, and returns what it said on standard error.
+pub fn failure(command: &mut Command) -> String {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let Some(status) = wait(&mut child, PATIENCE) else {
+        let _ = child.kill();
+        panic!("it did not end");
+    };
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(!status.success(), "it succeeded and said: {text}");
+    text
+}

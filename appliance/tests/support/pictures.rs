@@ -1,0 +1,74 @@
+//! Pictures that the tests make: good ones, and ones that attack.
+
+/// A BMP of one colour with a pattern in it; the bytes differ for every seed.
+pub fn bmp(width: u32, height: u32, seed: u32) -> Vec<u8> {
+    let row = (width as usize * 3).div_ceil(4) * 4;
+    let pixels = row * height as usize;
+    let mut file = Vec::with_capacity(54 + pixels);
+    file.extend_from_slice(b"BM");
+    file.extend_from_slice(&(54 + pixels as u32).to_le_bytes());
+    file.extend_from_slice(&[0; 4]);
+    file.extend_from_slice(&54u32.to_le_bytes());
+    file.extend_from_slice(&40u32.to_le_bytes());
+    file.extend_from_slice(&width.to_le_bytes());
+    file.extend_from_slice(&height.to_le_bytes());
+    file.extend_from_slice(&[1, 0, 24, 0]);
+    file.extend_from_slice(&[0; 24]);
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    file.extend((0..pixels).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    }));
+    file
+}
+
+/// A PNG whose header claims this size; it holds a few bytes of data.
+pub fn png_header(width: u32, height: u32) -> Vec<u8> {
+    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut ihdr = width.to_be_bytes().to_vec();
+    ihdr.extend_from_slice(&height.to_be_bytes());
+    ihdr.extend_from_slice(&[8, 2, 0, 0, 0]);
+    chunk(&mut file, b"IHDR", &ihdr);
+    chunk(&mut file, b"IDAT", &[0x78, 0x9c, 3, 0, 0, 0, 0, 1]);
+    chunk(&mut file, b"IEND", &[]);
+    file
+}
+
+fn chunk(file: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) {
+    file.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    let start = file.len();
+    file.extend_from_slice(kind);
+    file.extend_from_slice(data);
+    let crc = crc32(&file[start..]);
+    file.extend_from_slice(&crc.to_be_bytes());
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |mut crc, &byte| {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+        crc
+    })
+}
+
+/// A JPEG whose header claims this size, progressive or not, with this many scans of nothing.
+pub fn jpeg_header(width: u16, height: u16, progressive: bool, scans: usize) -> Vec<u8> {
+    let mut file = vec![0xff, 0xd8];
+    file.extend_from_slice(&[0xff, 0xdb, 0, 67, 0]);
+    file.extend_from_slice(&[16; 64]);
+    file.extend_from_slice(&[0xff, if progressive { 0xc2 } else { 0xc0 }, 0, 17, 8]);
+    file.extend_from_slice(&height.to_be_bytes());
+    file.extend_from_slice(&width.to_be_bytes());
+    file.extend_from_slice(&[3, 1, 0x22, 0, 2, 0x11, 0, 3, 0x11, 0]);
+    // A table with one code of one bit, enough to be well-formed.
+    file.extend_from_slice(&[0xff, 0xc4, 0, 20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    for _ in 0..scans {
+        file.extend_from_slice(&[0xff, 0xda, 0, 12, 3, 1, 0, 2, 0, 3, 0, 0, 0, 0, 0x55]);
+    }
+    file.extend_from_slice(&[0xff, 0xd9]);
+    file
+}

@@ -1,0 +1,170 @@
+//! The versioned records that leave the box, as JSON.
+//!
+//! A reader must live with what a newer appliance writes: fields it does not know are passed over, and
+//! an event of a kind it does not know is kept whole as [`EventBody::Unknown`].
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use ulid::Ulid;
+
+/// The version of the envelope that this code writes.
+pub const EVENT_VERSION: u32 = 1;
+
+/// One thing that happened on one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Version of the envelope, [`EVENT_VERSION`] for events made here.
+    pub v: u32,
+    /// A ULID: unique, and sorted by time. Consumers drop repeated deliveries by it.
+    pub id: Ulid,
+    /// When it happened; RFC 3339 in UTC with milliseconds on the wire.
+    #[serde(with = "rfc3339_millis")]
+    pub time: SystemTime,
+    /// The node (edge box or pod) it happened on.
+    pub node: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub body: EventBody,
+}
+
+impl Event {
+    /// A new event of `node`, now, with a fresh id.
+    #[must_use]
+    pub fn new(node: impl Into<String>, body: EventBody) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Whole milliseconds, so that an event read back equals the one that was written.
+        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let time = UNIX_EPOCH + Duration::from_millis(millis);
+        Self { v: EVENT_VERSION, id: Ulid::from_datetime(time), time, node: node.into(), body }
+    }
+
+    /// The event as one line of JSON, without the line end.
+    ///
+    /// # Errors
+    /// When an [`EventBody::Unknown`] holds what JSON cannot.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// Reads an event back.
+    ///
+    /// # Errors
+    /// When it is not JSON, or a known kind lacks a field it must have.
+    pub fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(json)
+    }
+}
+
+/// What happened; on the wire the field `kind` says which, beside the fields of the kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", try_from = "Map<String, Value>")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the common one: boxing it would cost, not save"
+)]
+pub enum EventBody {
+    /// A photo was classified and the answer acknowledged.
+    Prediction(Prediction),
+    /// A kind that a newer appliance wrote: its fields as they came, `kind` among them.
+    #[serde(untagged)]
+    Unknown(Map<String, Value>),
+}
+
+impl EventBody {
+    /// The name of the kind as it stands on the wire; empty when an unknown event has none.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        match self {
+            Self::Prediction(_) => "prediction",
+            Self::Unknown(fields) => fields.get("kind").and_then(Value::as_str).unwrap_or_default(),
+        }
+    }
+}
+
+/// Written by hand because serde's own fallback would also hide a known kind with a broken field.
+impl TryFrom<Map<String, Value>> for EventBody {
+    type Error = serde_json::Error;
+
+    fn try_from(fields: Map<String, Value>) -> Result<Self, Self::Error> {
+        match fields.get("kind").and_then(Value::as_str) {
+            Some("prediction") => serde_json::from_value(Value::Object(fields)).map(Self::Prediction),
+            _ => Ok(Self::Unknown(fields)),
+        }
+    }
+}
+
+/// The answer to one photo.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// The id of the request that was answered.
+    pub request_id: String,
+    /// The camera that the client named, if it did.
+    pub camera: Option<String>,
+    /// The model that answered.
+    pub model: ModelRef,
+    /// The photo: what is needed to recognise it, never its pixels.
+    pub image: ImageRef,
+    /// The label of the best score.
+    pub species: String,
+    /// The best score, 0 to 1.
+    pub confidence: f32,
+    /// The best labels, best first.
+    pub predictions: Vec<Score>,
+    /// Whether the answer came from the content cache.
+    pub cached: bool,
+}
+
+/// Which model answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// Name of the bundle.
+    pub name: String,
+    /// Version of the bundle.
+    pub version: String,
+    /// Digest of the bundle's variant that ran, in hex.
+    pub digest: String,
+}
+
+/// Which photo was classified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// BLAKE3 of the encoded bytes, in hex.
+    pub digest: String,
+    /// Encoding, found from the bytes: `jpeg`, `png`, ...
+    pub format: String,
+    /// Length of the encoded bytes.
+    pub bytes: u64,
+    /// Width in pixels, as the header says.
+    pub width: u32,
+    /// Height in pixels, as the header says.
+    pub height: u32,
+}
+
+/// One label with its score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// The label.
+    pub label: String,
+    /// Its softmax score, 0 to 1.
+    pub score: f32,
+}
+
+mod rfc3339_millis {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&humantime::format_rfc3339_millis(*time))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(from)?;
+        humantime::parse_rfc3339(&text).map_err(|e| D::Error::custom(format!("time {text:?}: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+//! Up to where the consumer has sent events away, kept in the file `cursor`.
+//!
+//! One line: format version, sequence, CRC-32 of the two in hex. It is replaced by a rename, so it is
+//! always whole. A cursor that cannot be read counts as 0: events are sent again, none is left out.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::disk::sync_dir;
+use super::error::OutboxError;
+
+const FILE: &str = "cursor";
+const TEMP: &str = "cursor.tmp";
+
+#[derive(Debug)]
+pub(super) struct Cursor {
+    dir: PathBuf,
+    upto: u64,
+}
+
+impl Cursor {
+    /// Reads the cursor; the flag says that there was one and it was damaged.
+    pub(super) fn load(dir: &Path) -> Result<(Self, bool), OutboxError> {
+        let path = dir.join(FILE);
+        let (upto, lost) = match fs::read(&path) {
+            Ok(bytes) => parse(&bytes).map_or((0, true), |upto| (upto, false)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (0, false),
+            Err(e) => return Err(OutboxError::io("read", &path, e)),
+        };
+        Ok((Self { dir: dir.to_owned(), upto }, lost))
+    }
+
+    pub(super) fn upto(&self) -> u64 {
+        self.upto
+    }
+
+    /// Moves the cursor on, durably. Moving it back does nothing.
+    pub(super) fn store(&mut self, upto: u64) -> Result<(), OutboxError> {
+        if upto <= self.upto {
+            return Ok(());
+        }
+        let line = line(upto);
+        let temp = self.dir.join(TEMP);
+        self.replace(&temp, &line).map_err(|e| OutboxError::storage("write", &temp, line.len() as u64, e))?;
+        self.upto = upto;
+        Ok(())
+    }
+
+    fn replace(&self, temp: &Path, line: &str) -> io::Result<()> {
+        let mut file = File::create(temp)?;
+        file.write_all(line.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(temp, self.dir.join(FILE))?;
+        sync_dir(&self.dir)
+    }
+}
+
+fn line(upto: u64) -> String {
+    let body = format!("1 {upto}");
+    format!("{body} {:08x}\n", crc32fast::hash(body.as_bytes()))
+}
+
+fn parse(bytes: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let upto = text.split(' ').nth(1)?.parse().ok()?;
+    (text == line(upto)).then_some(upto)
+}

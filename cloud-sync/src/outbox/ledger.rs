@@ -1,0 +1,171 @@
+//! What the outbox holds and how it fared, kept in memory so that nobody has to ask the disk.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use super::error::OutboxError;
+use super::segment;
+
+/// A snapshot of the outbox. Counters run since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Events on disk.
+    pub events: u64,
+    /// Events on disk that the consumer has not committed.
+    pub backlog: u64,
+    /// Bytes of all segments.
+    pub bytes: u64,
+    /// Segment files.
+    pub segments: usize,
+    /// When the oldest event on disk was appended.
+    pub oldest: Option<SystemTime>,
+    /// Sequence of the last acknowledged event, 0 before the first.
+    pub last_sequence: u64,
+    /// Up to where the consumer has committed.
+    pub committed: u64,
+    /// Appends that wait for the writer now.
+    pub pending: usize,
+    /// Events acknowledged.
+    pub appended: u64,
+    /// Appends that the writer failed, for whatever reason.
+    pub failed: u64,
+    /// Events deleted for `max_bytes` or a full disk before the consumer had committed them.
+    pub dropped_by_size: u64,
+    /// Events deleted for `max_age` before the consumer had committed them.
+    pub dropped_by_age: u64,
+    /// Events deleted after the consumer had committed them: nothing was lost.
+    pub removed_committed: u64,
+    /// Forced writes of event data to the disk.
+    pub syncs: u64,
+    /// How long the last one took.
+    pub last_sync: Duration,
+    /// How long all of them took.
+    pub total_sync: Duration,
+    /// What the writer last failed at; none once an append has succeeded after it.
+    pub error: Option<String>,
+}
+
+/// One segment on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SegmentMeta {
+    pub(super) first: u64,
+    /// Sequence of the last event, `first - 1` when there is none.
+    pub(super) last: u64,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    pub(super) oldest_ms: u64,
+    pub(super) newest_ms: u64,
+}
+
+impl SegmentMeta {
+    /// A segment that has its header and nothing else.
+    pub(super) fn new(first: u64, now_ms: u64) -> Self {
+        let bytes = segment::HEADER_LEN;
+        Self { first, last: first - 1, events: 0, bytes, oldest_ms: now_ms, newest_ms: now_ms }
+    }
+
+    /// How many of its events come after `cursor`.
+    pub(super) fn events_after(&self, cursor: u64) -> u64 {
+        // Sequences are dense within a segment; where damage has made a hole, the count is the limit.
+        self.last.saturating_sub(cursor).min(self.events)
+    }
+}
+
+/// Why a segment is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    Size,
+    Age,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Oldest first.
+    pub(super) segments: VecDeque<SegmentMeta>,
+    pub(super) bytes: u64,
+    pub(super) counters: Stats,
+}
+
+/// Shared by the handle, the writer and whoever asks for numbers.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) ledger: Mutex<Ledger>,
+    pub(super) committed: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn last_sequence(&self) -> u64 {
+        self.ledger.lock().counters.last_sequence
+    }
+
+    pub(super) fn stats(&self, pending: usize) -> Stats {
+        let committed = self.committed();
+        let ledger = self.ledger.lock();
+        let oldest = ledger.segments.iter().find(|s| s.events > 0);
+        Stats {
+            events: ledger.segments.iter().map(|s| s.events).sum(),
+            backlog: ledger.segments.iter().map(|s| s.events_after(committed)).sum(),
+            bytes: ledger.bytes,
+            segments: ledger.segments.len(),
+            oldest: oldest.map(|s| UNIX_EPOCH + Duration::from_millis(s.oldest_ms)),
+            committed,
+            pending,
+            ..ledger.counters.clone()
+        }
+    }
+}
+
+impl Ledger {
+    pub(super) fn add_segment(&mut self, meta: SegmentMeta) {
+        self.bytes += meta.bytes;
+        self.segments.push_back(meta);
+    }
+
+    /// Counts events that have become durable at the end of the newest segment.
+    pub(super) fn add_events(&mut self, count: u64, bytes: u64, now_ms: u64) {
+        let Some(newest) = self.segments.back_mut() else { return };
+        if newest.events == 0 {
+            newest.oldest_ms = now_ms;
+        }
+        newest.last += count;
+        newest.events += count;
+        newest.bytes += bytes;
+        newest.newest_ms = newest.newest_ms.max(now_ms);
+        self.bytes += bytes;
+        self.counters.last_sequence = newest.last;
+        self.counters.appended += count;
+        self.counters.error = None;
+    }
+
+    pub(super) fn remove_oldest(&mut self, reason: Reason, committed: u64) -> Option<SegmentMeta> {
+        let gone = self.segments.pop_front()?;
+        self.bytes -= gone.bytes;
+        let lost = gone.events_after(committed);
+        match reason {
+            Reason::Size => self.counters.dropped_by_size += lost,
+            Reason::Age => self.counters.dropped_by_age += lost,
+        }
+        self.counters.removed_committed += gone.events - lost;
+        Some(gone)
+    }
+
+    pub(super) fn add_sync(&mut self, took: Duration) {
+        self.counters.syncs += 1;
+        self.counters.last_sync = took;
+        self.counters.total_sync += took;
+    }
+
+    /// Notes a failure of `appends` appends; true when the writer was well before it.
+    pub(super) fn add_failure(&mut self, appends: u64, error: &OutboxError) -> bool {
+        self.counters.failed += appends;
+        self.counters.error.replace(error.in_full()).is_none()
+    }
+}

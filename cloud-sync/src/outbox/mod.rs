@@ -1,0 +1,233 @@
+//! The outbox: an append-before-acknowledge log of events, on disk.
+//!
+//! An append is answered once its event is durable. Everything after that (sending it away) reads from
+//! here, in its own time.
+//!
+//! # On disk
+//!
+//! ```text
+//! <dir>/lock                       held by the one writer
+//! <dir>/cursor                     up to where the consumer has committed
+//! <dir>/00000000000000000001.seg   events 1, 2, 3, ...
+//! <dir>/00000000000000000412.seg   events 412, ...
+//! ```
+//! A segment is a header and records; see `segment` and `record` for the bytes.
+//!
+//! # Invariants
+//!
+//! 1. An acknowledged event is readable after any crash, until retention deletes it (and counts it).
+//! 2. Sequences rise in the order of appending, by one within a segment, and are never used twice. They
+//!    have gaps where appends failed.
+//! 3. A segment is only ever written at its end. A failed write or fsync ends it for good (`writer`).
+//! 4. Every segment but the last is complete. A torn tail is cut off when the outbox is opened; damage
+//!    elsewhere is passed over, never a reason not to start (`recovery`).
+//! 5. Size, age, and the number of waiting appends are bounded (`retention`, [`OutboxConfig`]).
+//! 6. An append that failed may still be seen by a reader, under a sequence of its own. Consumers must
+//!    live with at-least-once anyhow.
+//!
+//! # Map
+//!
+//! `append` the wait for an acknowledgement; `writer` the one thread that writes; `retention` what it
+//! deletes; `disk` its file operations; `recovery` what opening does; `cursor` the consumer's position;
+//! `ledger` the numbers; `reader` reading, from any process; `record`, `segment` the format.
+
+mod append;
+mod config;
+mod cursor;
+mod disk;
+mod error;
+mod ledger;
+mod reader;
+mod record;
+mod recovery;
+mod retention;
+mod segment;
+mod writer;
+
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Sender, TrySendError};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+pub use append::Append;
+pub use config::{Durability, MIN_MAX_BYTES, OutboxConfig, WhenFull};
+pub use error::OutboxError;
+pub use ledger::Stats;
+pub use reader::{Reader, StoredEvent};
+pub use recovery::{Damage, Recovery};
+
+use crate::event::Event;
+use config::Settled;
+use cursor::Cursor;
+use disk::Disk;
+use ledger::Shared;
+use writer::{Job, Pending, Writer};
+
+/// An open outbox. It can be shared between threads; one process at a time may have it open.
+#[derive(Debug)]
+pub struct Outbox {
+    jobs: Sender<Job>,
+    shared: Arc<Shared>,
+    /// None once closed: another process may own the directory then.
+    cursor: Mutex<Option<Cursor>>,
+    writer: Mutex<Option<JoinHandle<Result<(), OutboxError>>>>,
+    max_payload: usize,
+    max_pending: usize,
+}
+
+impl Outbox {
+    /// Opens the outbox in `config.dir`, makes it if it is not there, and says what was found. Every
+    /// segment is read and checked: a fraction of a second a gigabyte where the operating system still has
+    /// it in memory, and what the disk takes to read it where not.
+    ///
+    /// # Errors
+    /// [`OutboxError::Config`], [`OutboxError::Locked`], [`OutboxError::Version`], and
+    /// [`OutboxError::Io`] when the directory cannot be used. Damaged events are none: see [`Recovery`].
+    pub fn open(config: OutboxConfig) -> Result<(Self, Recovery), OutboxError> {
+        let disk = Disk::new(&config.dir);
+        Self::open_on(disk, config)
+    }
+
+    fn open_on(disk: Disk, config: OutboxConfig) -> Result<(Self, Recovery), OutboxError> {
+        let settled = config.settle()?;
+        let lock = take_lock(disk.dir())?;
+        let (cursor, cursor_lost) = Cursor::load(disk.dir())?;
+        let mut resumed = recovery::resume(&disk, &settled, cursor.upto())?;
+        resumed.report.cursor_lost = cursor_lost;
+        let shared = Arc::new(Shared { ledger: Mutex::new(resumed.ledger), committed: cursor.upto().into() });
+        let Settled { max_payload, config: OutboxConfig { max_pending, .. }, .. } = settled;
+        let (jobs, waiting) = crossbeam_channel::bounded(max_pending);
+        let path = disk.dir().to_owned();
+        let writer = Writer {
+            disk,
+            settled,
+            shared: Arc::clone(&shared),
+            active: resumed.active,
+            next_sequence: resumed.next_sequence,
+            freed_in_vain: false,
+            lock,
+        };
+        let writer = thread::Builder::new()
+            .name("outbox".into())
+            .spawn(move || writer.run(&waiting))
+            .map_err(|e| OutboxError::io("start the writer of", &path, e))?;
+        let outbox = Self {
+            jobs,
+            shared,
+            cursor: Mutex::new(Some(cursor)),
+            writer: Mutex::new(Some(writer)),
+            max_payload,
+            max_pending,
+        };
+        Ok((outbox, resumed.report))
+    }
+
+    /// Hands `payload` to the writer at once, and returns the wait for its acknowledgement.
+    ///
+    /// # Errors
+    /// The wait gives [`OutboxError::Busy`] at once when `max_pending` appends wait already (it never
+    /// blocks: the caller answers its client with "try again"), [`OutboxError::TooLarge`],
+    /// [`OutboxError::Closed`], and [`OutboxError::Full`], [`OutboxError::Bound`] or
+    /// [`OutboxError::Io`] when the event could not be made durable. A later append may succeed.
+    pub fn append(&self, payload: Vec<u8>) -> Append {
+        if payload.len() > self.max_payload {
+            return Append::refused(OutboxError::TooLarge { bytes: payload.len(), max: self.max_payload });
+        }
+        let (done, answer) = oneshot::channel();
+        match self.jobs.try_send(Job::Append(Pending { payload, done })) {
+            Ok(()) => Append::waiting(answer),
+            Err(TrySendError::Full(_)) => {
+                Append::refused(OutboxError::Busy { max_pending: self.max_pending })
+            }
+            Err(TrySendError::Disconnected(_)) => Append::refused(OutboxError::Closed),
+        }
+    }
+
+    /// Appends an event as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::append`], and [`OutboxError::Encode`].
+    pub fn append_event(&self, event: &Event) -> Append {
+        match event.to_json() {
+            Ok(payload) => self.append(payload),
+            Err(e) => Append::refused(OutboxError::Encode(Arc::new(e))),
+        }
+    }
+
+    /// Notes, durably, that the consumer has done with every event up to and including `upto`. Going
+    /// back does nothing. Blocks for an fsync; not for async code.
+    ///
+    /// # Errors
+    /// [`OutboxError::Commit`] beyond the last acknowledged event, and what writing a file gives. The
+    /// cursor then stays where it was.
+    pub fn commit(&self, upto: u64) -> Result<(), OutboxError> {
+        let last = self.shared.last_sequence();
+        if upto > last {
+            return Err(OutboxError::Commit { upto, last });
+        }
+        let mut cursor = self.cursor.lock();
+        let cursor = cursor.as_mut().ok_or(OutboxError::Closed)?;
+        cursor.store(upto)?;
+        self.shared.committed.store(cursor.upto(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Up to where the consumer has committed, 0 before the first.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.shared.committed()
+    }
+
+    /// Sequence of the last acknowledged event, 0 before the first.
+    #[must_use]
+    pub fn last_sequence(&self) -> u64 {
+        self.shared.last_sequence()
+    }
+
+    /// The numbers, from memory.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.stats(self.jobs.len())
+    }
+
+    /// Writes what waits, ends the writer and lets go of the directory. Appends after it give
+    /// [`OutboxError::Closed`]. Closing twice does nothing the second time. Blocks until all is written.
+    ///
+    /// # Errors
+    /// When events that were only buffered could not be forced to the disk.
+    pub fn close(&self) -> Result<(), OutboxError> {
+        self.cursor.lock().take();
+        let Some(writer) = self.writer.lock().take() else { return Ok(()) };
+        // A writer that is gone already has nothing left to close.
+        let _ = self.jobs.send(Job::Close);
+        writer.join().unwrap_or(Err(OutboxError::Closed))
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(error = error.in_full(), "the outbox was not closed in good order");
+        }
+    }
+}
+
+fn take_lock(dir: &Path) -> Result<File, OutboxError> {
+    fs::create_dir_all(dir).map_err(|e| OutboxError::storage("create", dir, 0, e))?;
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|e| OutboxError::storage("create", &path, 0, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OutboxError::Locked { dir: dir.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(OutboxError::io("lock", &path, e)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

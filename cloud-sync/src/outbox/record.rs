@@ -1,0 +1,81 @@
+//! One event on disk: 24 bytes of header, then the payload.
+//!
+//! ```text
+//! offset  0  u32  length of the payload
+//!         4  u32  CRC-32 (IEEE) of the length, the sequence, the time and the payload
+//!         8  u64  sequence
+//!        16  u64  time of the append, milliseconds since 1970
+//!        24       payload
+//! ```
+//! All numbers are little-endian. A run of zeros, which a crash can leave at the end of a file, is not a
+//! record: the sum over zeros is not zero.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Bytes before the payload.
+pub(super) const HEADER_LEN: usize = 24;
+
+/// Most bytes of a payload. It bounds what a reader takes into memory for a damaged length.
+pub(super) const MAX_PAYLOAD: usize = 1 << 20;
+
+/// The header of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RecordHeader {
+    pub(super) length: usize,
+    pub(super) sequence: u64,
+    pub(super) unix_ms: u64,
+    crc: u32,
+}
+
+impl RecordHeader {
+    /// Reads a header; nothing is known to be true of it until [`Self::matches`].
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let (length, rest) = bytes.split_first_chunk::<4>()?;
+        let (crc, rest) = rest.split_first_chunk::<4>()?;
+        let (sequence, rest) = rest.split_first_chunk::<8>()?;
+        let (unix_ms, _) = rest.split_first_chunk::<8>()?;
+        Some(Self {
+            length: u32::from_le_bytes(*length) as usize,
+            sequence: u64::from_le_bytes(*sequence),
+            unix_ms: u64::from_le_bytes(*unix_ms),
+            crc: u32::from_le_bytes(*crc),
+        })
+    }
+
+    /// Whether the sum agrees with the header and this payload.
+    pub(super) fn matches(&self, payload: &[u8]) -> bool {
+        let Ok(length) = u32::try_from(self.length) else { return false };
+        self.crc == checksum(length, self.sequence, self.unix_ms, payload)
+    }
+}
+
+/// Bytes that a payload of this length takes on disk.
+pub(super) fn size(payload: usize) -> u64 {
+    (HEADER_LEN + payload) as u64
+}
+
+/// Appends a record to `out`. The caller has checked the payload against [`MAX_PAYLOAD`].
+pub(super) fn encode(sequence: u64, unix_ms: u64, payload: &[u8], out: &mut Vec<u8>) {
+    debug_assert!(payload.len() <= MAX_PAYLOAD);
+    let length = payload.len() as u32;
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&checksum(length, sequence, unix_ms, payload).to_le_bytes());
+    out.extend_from_slice(&sequence.to_le_bytes());
+    out.extend_from_slice(&unix_ms.to_le_bytes());
+    out.extend_from_slice(payload);
+}
+
+fn checksum(length: u32, sequence: u64, unix_ms: u64, payload: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&length.to_le_bytes());
+    sum.update(&sequence.to_le_bytes());
+    sum.update(&unix_ms.to_le_bytes());
+    sum.update(payload);
+    sum.finalize()
+}
+
+/// Milliseconds since 1970, 0 before it.
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,180 @@
+//! What opening an outbox does with what the last process left.
+//!
+//! - Bytes behind the last good record of the last segment are a torn tail: a group that was being
+//!   written and was never acknowledged. They are cut off, so that the next record follows a good one.
+//! - Damage anywhere else (a bad sector, a flipped bit) is reported and left as it is; what can be read
+//!   around it stays. It is never a reason not to start.
+//! - The numbering goes on behind everything that was ever seen: the last record, the names of the
+//!   segments and the consumer's cursor. So the cursor can never cover an event it has not seen.
+//! - What was read but perhaps never forced to the disk is forced now, before anything is built on it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::config::Settled;
+use super::disk::Disk;
+use super::error::OutboxError;
+use super::ledger::{Ledger, SegmentMeta};
+use super::record;
+use super::segment::{self, Header, Scan, Step};
+use super::writer::Active;
+
+/// What was found when an outbox was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Events on disk.
+    pub events: u64,
+    /// Segment files.
+    pub segments: usize,
+    /// Sequence of the last event, 0 when there is none.
+    pub last_sequence: u64,
+    /// Bytes of a torn tail that were cut off; no acknowledged event was among them.
+    pub truncated_bytes: u64,
+    /// Stretches that could not be read and were passed over.
+    pub damaged: Vec<Damage>,
+    /// The consumer's cursor was damaged: what is on disk will be sent again.
+    pub cursor_lost: bool,
+}
+
+/// A stretch of a segment that holds no readable event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment.
+    pub path: PathBuf,
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+}
+
+/// Where the writer goes on.
+pub(super) struct Resumed {
+    pub(super) ledger: Ledger,
+    pub(super) active: Option<Active>,
+    pub(super) next_sequence: u64,
+    pub(super) report: Recovery,
+}
+
+/// What a walk over one segment found.
+struct Walked {
+    meta: SegmentMeta,
+    /// It was read to its end, has no header and no record: nothing is lost by starting it over.
+    blank: bool,
+    /// Where the good records end, and how many bytes stand behind.
+    end: u64,
+    unread: u64,
+    damaged: Vec<Damage>,
+}
+
+pub(super) fn resume(disk: &Disk, settled: &Settled, cursor: u64) -> Result<Resumed, OutboxError> {
+    let list = segment::list(disk.dir()).map_err(|e| OutboxError::io("list", disk.dir(), e))?;
+    let mut resumed = Resumed {
+        ledger: Ledger::default(),
+        active: None,
+        next_sequence: cursor.saturating_add(1),
+        report: Recovery::default(),
+    };
+    for (index, &first) in list.iter().enumerate() {
+        let mut walked = walk(disk, first)?;
+        resumed.next_sequence = resumed.next_sequence.max(walked.meta.last.saturating_add(1));
+        if index + 1 == list.len() {
+            resumed.take_last(disk, settled, walked)?;
+        } else {
+            if walked.unread > 0 {
+                let path = disk.path(first);
+                walked.damaged.push(Damage { path, offset: walked.end, bytes: walked.unread });
+            }
+            resumed.report.damaged.append(&mut walked.damaged);
+            resumed.ledger.add_segment(walked.meta);
+        }
+    }
+    let ledger = &mut resumed.ledger;
+    ledger.counters.last_sequence = ledger.segments.back().map_or(0, |s| s.last).max(cursor);
+    resumed.report.events = ledger.segments.iter().map(|s| s.events).sum();
+    resumed.report.segments = ledger.segments.len();
+    resumed.report.last_sequence = ledger.counters.last_sequence;
+    Ok(resumed)
+}
+
+fn walk(disk: &Disk, first: u64) -> Result<Walked, OutboxError> {
+    let path = disk.path(first);
+    let fail = |e| OutboxError::io("read", &path, e);
+    let about = fs::metadata(&path).map_err(fail)?;
+    let length = about.len();
+    let mut scan = Scan::open(disk.dir(), first).map_err(fail)?;
+    let header = scan.header();
+    if let Ok(Header::Newer(found)) = header {
+        return Err(OutboxError::Version { path, found, supported: segment::FORMAT_VERSION });
+    }
+    let damage = |offset, bytes| Damage { path: path.clone(), offset, bytes };
+    let mut damaged = Vec::new();
+    if !matches!(header, Ok(Header::Good)) {
+        damaged.push(damage(0, segment::HEADER_LEN.min(length)));
+    }
+    let mut meta = SegmentMeta { first, last: 0, events: 0, bytes: length, oldest_ms: 0, newest_ms: 0 };
+    let mut readable = header.is_ok();
+    let (end, unread) = loop {
+        match scan.step() {
+            Ok(Step::Record(header)) => {
+                meta.oldest_ms = if meta.events == 0 { header.unix_ms } else { meta.oldest_ms };
+                meta.newest_ms = meta.newest_ms.max(header.unix_ms);
+                meta.events += 1;
+            }
+            Ok(Step::Damage { offset, bytes }) => damaged.push(damage(offset, bytes)),
+            Ok(Step::End { offset, unread }) => break (offset.min(length), unread),
+            Err(_) => {
+                // A bad sector. Nobody knows what lies behind it: it is damage, and no torn tail.
+                readable = false;
+                let offset = scan.offset().min(length);
+                damaged.push(damage(offset, length - offset));
+                break (length, 0);
+            }
+        }
+    };
+    meta.last = scan.last();
+    if meta.events == 0 {
+        // The file's own time stands in for that of its events, so that age still removes it.
+        meta.newest_ms = about.modified().map_or(0, record::unix_ms);
+        meta.oldest_ms = meta.newest_ms;
+    }
+    let blank = readable && meta.events == 0 && !matches!(header, Ok(Header::Good));
+    Ok(Walked { meta, blank, end, unread, damaged })
+}
+
+impl Resumed {
+    /// Cuts the torn tail of the last segment, and goes on writing in it if it is whole.
+    fn take_last(&mut self, disk: &Disk, settled: &Settled, mut last: Walked) -> Result<(), OutboxError> {
+        let path = disk.path(last.meta.first);
+        let fail = |action| {
+            let path = &path;
+            move |e| OutboxError::io(action, path, e)
+        };
+        let keep = if last.blank { 0 } else { last.end };
+        let whole = last.blank || last.damaged.is_empty();
+        if !last.blank {
+            self.report.damaged.append(&mut last.damaged);
+        }
+        let segment = disk.open(last.meta.first).map_err(fail("open"))?;
+        if keep < last.meta.bytes {
+            self.report.truncated_bytes += last.meta.bytes - keep;
+            last.meta.bytes = keep;
+            segment.file.set_len(keep).map_err(fail("truncate"))?;
+        }
+        segment.file.sync_all().map_err(fail("sync"))?;
+        disk.sync_dir().map_err(fail("sync"))?;
+
+        let follows_on = self.next_sequence == last.meta.last.saturating_add(1);
+        let has_room = keep < settled.config.segment_bytes;
+        if keep > 0 {
+            self.ledger.add_segment(last.meta);
+        }
+        if whole && follows_on && has_room {
+            // A blank file is written anew rather than replaced: a reader may hold it open.
+            self.active = Some(Active { segment, length: keep });
+        } else if keep == 0 {
+            disk.remove(segment.first).map_err(fail("remove"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! Which segments go, and when: by age, by size, or because the consumer has them.
+//!
+//! Events go by whole segments, always the oldest first, so what the consumer has committed goes before
+//! what it has not. The segment that is being written is never deleted; when its events are too old a new
+//! one is started first, because the name of the newest segment carries the numbering on.
+//!
+//! Age is measured with the wall clock. A clock that jumps far ahead ages every event at once.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::config::WhenFull;
+use super::error::OutboxError;
+use super::ledger::{Reason, SegmentMeta};
+use super::writer::Writer;
+
+pub(super) fn is_past(then_ms: u64, age: Duration, now_ms: u64) -> bool {
+    u128::from(now_ms.saturating_sub(then_ms)) > age.as_millis()
+}
+
+impl Writer {
+    /// Makes `bytes` fit under `max_bytes`, or says why they cannot.
+    pub(super) fn make_room(&mut self, bytes: u64) -> Result<(), OutboxError> {
+        let max_bytes = self.settled.config.max_bytes;
+        while self.shared.ledger.lock().bytes + bytes > max_bytes {
+            let oldest = self.oldest_closed();
+            let may_go = oldest.is_some_and(|oldest| {
+                self.settled.config.when_full == WhenFull::DropOldest || self.is_committed(&oldest)
+            });
+            if !may_go {
+                let dir = self.disk.dir().to_owned();
+                return Err(OutboxError::Bound { dir, needed: bytes, max_bytes });
+            }
+            self.drop_oldest(Reason::Size)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the oldest segments because the disk is full, until that has freed twice `bytes`; false
+    /// when nothing was deleted. The newest segment stays, whatever happens.
+    pub(super) fn free_space(&mut self, bytes: u64) -> bool {
+        let mut freed = 0;
+        while !self.freed_in_vain && freed < 2 * bytes && self.shared.ledger.lock().segments.len() > 1 {
+            let Some(oldest) = self.oldest_closed() else { break };
+            if self.drop_oldest(Reason::Size).is_err() {
+                break;
+            }
+            freed += oldest.bytes;
+        }
+        freed > 0
+    }
+
+    /// Deletes what is too old to keep.
+    pub(super) fn expire(&mut self, now_ms: u64) {
+        if let Err(error) = self.try_expire(now_ms)
+            && self.shared.ledger.lock().add_failure(0, &error)
+        {
+            warn!(error = error.in_full(), "the outbox cannot delete old events");
+        }
+    }
+
+    fn try_expire(&mut self, now_ms: u64) -> Result<(), OutboxError> {
+        let max_age = self.settled.config.max_age;
+        let newest = self.shared.ledger.lock().segments.back().cloned();
+        if let Some(newest) = newest
+            && is_past(newest.newest_ms, max_age, now_ms)
+            && (newest.events > 0 || self.active.is_none())
+        {
+            self.close_segment()?;
+            self.start_empty()?;
+        }
+        while let Some(oldest) = self.oldest_closed() {
+            let sent = self.is_committed(&oldest)
+                && is_past(oldest.newest_ms, self.settled.config.keep_committed, now_ms);
+            if !sent && !is_past(oldest.newest_ms, max_age, now_ms) {
+                break;
+            }
+            self.drop_oldest(Reason::Age)?;
+        }
+        Ok(())
+    }
+
+    fn is_committed(&self, segment: &SegmentMeta) -> bool {
+        segment.last <= self.shared.committed()
+    }
+
+    /// The oldest segment that is not being written.
+    fn oldest_closed(&self) -> Option<SegmentMeta> {
+        let oldest = self.shared.ledger.lock().segments.front().cloned()?;
+        let written = self.active.as_ref().is_some_and(|active| active.segment.first == oldest.first);
+        (!written).then_some(oldest)
+    }
+
+    fn drop_oldest(&mut self, reason: Reason) -> Result<(), OutboxError> {
+        let Some(oldest) = self.oldest_closed() else { return Ok(()) };
+        let path = self.disk.path(oldest.first);
+        self.disk.remove(oldest.first).map_err(|e| OutboxError::io("remove", &path, e))?;
+        let committed = self.shared.committed();
+        self.shared.ledger.lock().remove_oldest(reason, committed);
+        // Should the removal not be durable the file comes back: old events again, nothing lost.
+        let _ = self.disk.sync_dir();
+        Ok(())
+    }
+}

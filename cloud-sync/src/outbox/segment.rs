@@ -1,0 +1,237 @@
+//! One file of the outbox: its name, its header, and the walk over its records.
+//!
+//! `00000000000000000001.seg` is named after the first sequence in it. Its header is 24 bytes:
+//! ```text
+//! offset  0  8 bytes  "WEIROBX\0"
+//!         8  u32      format version, 1
+//!        12  u32      CRC-32 of the version and the first sequence
+//!        16  u64      first sequence
+//! ```
+//! Records follow without a gap, and their sequences follow one another by one. That lets a reader that
+//! has lost its place (a damaged record) find the next record with certainty: it tries every offset until
+//! one holds a plausible header whose sum agrees.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::record::{self, RecordHeader};
+
+pub(super) const HEADER_LEN: u64 = 24;
+pub(super) const FORMAT_VERSION: u32 = 1;
+const MAGIC: &[u8; 8] = b"WEIROBX\0";
+const SUFFIX: &str = ".seg";
+const READ_AHEAD: usize = 64 << 10;
+
+pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("{first:020}{SUFFIX}"))
+}
+
+fn parse_name(name: &OsStr) -> Option<u64> {
+    let digits = name.to_str()?.strip_suffix(SUFFIX)?;
+    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// The first sequences of the segments in `dir`, rising.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if let Some(first) = parse_name(&entry.file_name()) {
+            found.push(first);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+pub(super) fn header(first: u64) -> [u8; HEADER_LEN as usize] {
+    let mut bytes = [0; HEADER_LEN as usize];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[12..16].copy_from_slice(&header_sum(FORMAT_VERSION, first).to_le_bytes());
+    bytes[16..].copy_from_slice(&first.to_le_bytes());
+    bytes
+}
+
+fn header_sum(version: u32, first: u64) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&version.to_le_bytes());
+    sum.update(&first.to_le_bytes());
+    sum.finalize()
+}
+
+/// What stands where a segment's header should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Header {
+    Good,
+    /// Too short or damaged. Records behind it can still be read: the name says where they start.
+    Damaged,
+    /// Whole, but of a version that this code does not know.
+    Newer(u32),
+}
+
+/// What the walk found next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A good record; [`Scan::payload`] has its bytes.
+    Record(RecordHeader),
+    /// `bytes` from `offset` are not records; a good one follows.
+    Damage { offset: u64, bytes: u64 },
+    /// No good record from `offset` to the end, `unread` bytes on. More may be written there later.
+    End { offset: u64, unread: u64 },
+}
+
+/// A walk over the records of one segment. It may run beside the writer.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) first: u64,
+    file: File,
+    offset: u64,
+    last: u64,
+    /// Damaged bytes since the last good record.
+    skipped: u64,
+    payload: (u64, usize),
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+impl Scan {
+    pub(super) fn open(dir: &Path, first: u64) -> io::Result<Self> {
+        let file = File::open(path(dir, first))?;
+        Ok(Self {
+            first,
+            file,
+            offset: HEADER_LEN,
+            last: first.saturating_sub(1),
+            skipped: 0,
+            payload: (HEADER_LEN, 0),
+            window: Vec::new(),
+            window_at: 0,
+        })
+    }
+
+    pub(super) fn header(&self) -> io::Result<Header> {
+        let mut bytes = [0; HEADER_LEN as usize];
+        match self.file.read_exact_at(&mut bytes, 0) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Header::Damaged),
+            other => other?,
+        }
+        let version = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        let sum = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]);
+        let sound = &bytes[..8] == MAGIC
+            && sum == header_sum(version, self.first)
+            && bytes[16..] == self.first.to_le_bytes();
+        Ok(match (sound, version) {
+            (false, _) => Header::Damaged,
+            (true, FORMAT_VERSION) => Header::Good,
+            (true, _) => Header::Newer(version),
+        })
+    }
+
+    /// The last sequence that was read; the one before the first when there was none.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Where the next record is expected.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The payload of the record that [`Self::step`] returned last.
+    pub(super) fn payload(&self) -> &[u8] {
+        let start = usize::try_from(self.payload.0 - self.window_at).unwrap_or(usize::MAX);
+        self.window.get(start..start + self.payload.1).unwrap_or_default()
+    }
+
+    pub(super) fn step(&mut self) -> io::Result<Step> {
+        if let Some(header) = self.record_at(self.offset)? {
+            return Ok(self.take(header));
+        }
+        let found = self.search()?;
+        // The writer may have been at it: what is good now was only half there a moment ago, or it was
+        // restarted and has written something else over a torn tail. So look again, at the file.
+        self.window.clear();
+        if let Some(header) = self.record_at(self.offset)? {
+            return Ok(self.take(header));
+        }
+        let offset = self.offset;
+        let Some(at) = found else {
+            let unread = self.file.metadata()?.len().saturating_sub(offset);
+            return Ok(Step::End { offset, unread });
+        };
+        self.skipped += at - offset;
+        self.offset = at;
+        Ok(Step::Damage { offset, bytes: at - offset })
+    }
+
+    fn take(&mut self, header: RecordHeader) -> Step {
+        self.payload = (self.offset + record::HEADER_LEN as u64, header.length);
+        self.offset += record::size(header.length);
+        self.last = header.sequence;
+        self.skipped = 0;
+        Step::Record(header)
+    }
+
+    /// The next offset behind the present one that holds a good record.
+    fn search(&mut self) -> io::Result<Option<u64>> {
+        let length = self.file.metadata()?.len();
+        let last_possible = length.saturating_sub(record::HEADER_LEN as u64);
+        for at in self.offset + 1..=last_possible {
+            if self.record_at(at)?.is_some() {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+
+    fn record_at(&mut self, at: u64) -> io::Result<Option<RecordHeader>> {
+        // Sequences run on by one, and a record takes at least its header: so the bytes passed over say
+        // how far the sequence can have moved.
+        let lost_at_most = (self.skipped + at - self.offset) / record::HEADER_LEN as u64;
+        let last = self.last;
+        let Some(header) = RecordHeader::parse(self.bytes(at, record::HEADER_LEN)?) else { return Ok(None) };
+        let plausible = header.length <= record::MAX_PAYLOAD
+            && header.sequence > last
+            && header.sequence - last <= lost_at_most + 1;
+        if !plausible {
+            return Ok(None);
+        }
+        let whole = self.bytes(at, record::HEADER_LEN + header.length)?;
+        let good =
+            whole.len() == record::HEADER_LEN + header.length && header.matches(&whole[record::HEADER_LEN..]);
+        Ok(good.then_some(header))
+    }
+
+    /// `count` bytes from `at`, fewer at the end of the file. `at` never falls below an earlier one,
+    /// unless the window was cleared in between.
+    fn bytes(&mut self, at: u64, count: usize) -> io::Result<&[u8]> {
+        let mut start = usize::try_from(at.saturating_sub(self.window_at)).unwrap_or(usize::MAX);
+        if at < self.window_at || start > self.window.len() {
+            self.window.clear();
+        }
+        if self.window.is_empty() {
+            self.window_at = at;
+            start = 0;
+        }
+        if self.window.len() - start < count {
+            self.window.drain(..start);
+            self.window_at = at;
+            start = 0;
+            while self.window.len() < count {
+                let had = self.window.len();
+                self.window.resize((count + READ_AHEAD).max(had), 0);
+                let read = self.file.read_at(&mut self.window[had..], at + had as u64);
+                self.window.truncate(had + read.as_ref().copied().unwrap_or(0));
+                if read? == 0 {
+                    break;
+                }
+            }
+        }
+        let end = (start + count).min(self.window.len());
+        Ok(&self.window[start..end])
+    }
+}

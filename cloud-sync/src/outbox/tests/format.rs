@@ -1,0 +1,150 @@
+//! Torn tails and flipped bits, at every byte.
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::tempdir;
+
+use crate::outbox::{Durability, Outbox, OutboxConfig, OutboxError, Reader, Recovery, record, segment};
+
+fn config(dir: &Path) -> OutboxConfig {
+    OutboxConfig { durability: Durability::OsBuffered, ..OutboxConfig::new(dir) }
+}
+
+fn payload(sequence: u64) -> Vec<u8> {
+    format!("event {sequence}").into_bytes()
+}
+
+/// A segment with the events `first..first + count`, and where each of them starts.
+fn bytes(first: u64, count: u64) -> (Vec<u8>, Vec<usize>) {
+    let mut bytes = segment::header(first).to_vec();
+    let mut starts = Vec::new();
+    for sequence in first..first + count {
+        starts.push(bytes.len());
+        record::encode(sequence, 1_700_000_000_000 + sequence, &payload(sequence), &mut bytes);
+    }
+    (bytes, starts)
+}
+
+fn read(dir: &Path) -> Vec<u64> {
+    let mut reader = Reader::open(dir).unwrap();
+    let events: Vec<_> = reader.by_ref().collect::<Result<_, _>>().unwrap();
+    for event in &events {
+        assert_eq!(event.payload, payload(event.sequence));
+    }
+    events.into_iter().map(|event| event.sequence).collect()
+}
+
+fn open(dir: &Path) -> (Outbox, Recovery) {
+    // Events of 2023 must not be deleted for their age here.
+    Outbox::open(OutboxConfig { max_age: std::time::Duration::from_secs(1 << 40), ..config(dir) }).unwrap()
+}
+
+#[test]
+fn a_tail_torn_at_any_byte_is_cut_and_the_rest_is_there() {
+    let (whole, starts) = bytes(1, 4);
+    for cut in 0..whole.len() {
+        let dir = tempdir().unwrap();
+        fs::write(segment::path(dir.path(), 1), &whole[..cut]).unwrap();
+        let complete = starts.iter().skip(1).filter(|start| **start <= cut).count() as u64;
+        let events: Vec<u64> = (1..=complete).collect();
+        assert_eq!(read(dir.path()), events, "before recovery, cut at {cut}");
+        let mut follower = Reader::open(dir.path()).unwrap();
+        assert_eq!(follower.by_ref().count() as u64, complete);
+
+        let (outbox, found) = open(dir.path());
+        let end = if cut < starts[0] { 0 } else { starts[complete as usize] };
+        assert_eq!(found.events, complete, "cut at {cut}");
+        assert_eq!(found.truncated_bytes, (cut - end) as u64, "cut at {cut}");
+        assert_eq!(found.damaged, [], "cut at {cut}");
+        assert_eq!(fs::metadata(segment::path(dir.path(), 1)).unwrap().len(), end as u64, "cut at {cut}");
+        assert_eq!(outbox.append(payload(complete + 1)).wait().unwrap(), complete + 1);
+        assert_eq!(follower.next().unwrap().unwrap().payload, payload(complete + 1), "cut at {cut}");
+        outbox.close().unwrap();
+        assert_eq!(read(dir.path()), (1..=complete + 1).collect::<Vec<_>>(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn zeros_behind_the_last_record_are_a_torn_tail() {
+    let dir = tempdir().unwrap();
+    let (mut whole, _) = bytes(1, 3);
+    whole.resize(whole.len() + 5000, 0);
+    fs::write(segment::path(dir.path(), 1), &whole).unwrap();
+    let (outbox, found) = open(dir.path());
+    assert_eq!((found.events, found.truncated_bytes), (3, 5000));
+    assert_eq!(outbox.append(payload(4)).wait().unwrap(), 4);
+    assert_eq!(read(dir.path()), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_flipped_bit_costs_at_most_its_own_event() {
+    let (whole, starts) = bytes(1, 4);
+    let (next, _) = bytes(5, 2);
+    for at in 0..whole.len() {
+        let dir = tempdir().unwrap();
+        let mut broken = whole.clone();
+        broken[at] ^= 1 << (at % 8);
+        fs::write(segment::path(dir.path(), 1), &broken).unwrap();
+        fs::write(segment::path(dir.path(), 5), &next).unwrap();
+        let hit = starts.iter().rposition(|start| *start <= at).map(|index| index as u64 + 1);
+        let rest: Vec<u64> = (1..=6).filter(|sequence| Some(*sequence) != hit).collect();
+        assert_eq!(read(dir.path()), rest, "bit in byte {at}");
+        let (outbox, found) = open(dir.path());
+        assert_eq!(found.events, rest.len() as u64, "bit in byte {at}");
+        assert_eq!((found.damaged.len(), found.truncated_bytes), (1, 0), "bit in byte {at}");
+        assert_eq!(found.damaged[0].path, segment::path(dir.path(), 1));
+        assert_eq!(found.last_sequence, 6);
+        assert_eq!(outbox.stats().events, rest.len() as u64);
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_last_segment_costs_no_event_behind_it() {
+    let (whole, starts) = bytes(1, 4);
+    for at in 0..starts[3] {
+        let dir = tempdir().unwrap();
+        let mut broken = whole.clone();
+        broken[at] ^= 0x10;
+        fs::write(segment::path(dir.path(), 1), &broken).unwrap();
+        let hit = starts.iter().rposition(|start| *start <= at).map(|index| index as u64 + 1);
+        let (outbox, found) = open(dir.path());
+        assert_eq!((found.damaged.len(), found.truncated_bytes), (1, 0), "bit in byte {at}");
+        assert_eq!(outbox.append(payload(5)).wait().unwrap(), 5);
+        drop(outbox);
+        let rest: Vec<u64> = (1..=5).filter(|sequence| Some(*sequence) != hit).collect();
+        assert_eq!(read(dir.path()), rest, "bit in byte {at}");
+    }
+}
+
+#[test]
+fn a_segment_of_a_newer_version_is_refused_by_name() {
+    let dir = tempdir().unwrap();
+    let (mut whole, _) = bytes(1, 2);
+    whole[8] = 9;
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&9_u32.to_le_bytes());
+    sum.update(&1_u64.to_le_bytes());
+    whole[12..16].copy_from_slice(&sum.finalize().to_le_bytes());
+    fs::write(segment::path(dir.path(), 1), &whole).unwrap();
+    let error = Outbox::open(config(dir.path())).unwrap_err();
+    assert!(matches!(error, OutboxError::Version { found: 9, supported: 1, .. }), "{error}");
+    assert!(error.to_string().contains("00000000000000000001.seg"), "{error}");
+    let error = Reader::open(dir.path()).unwrap().try_next().unwrap_err();
+    assert!(matches!(error, OutboxError::Version { found: 9, .. }), "{error}");
+    assert_eq!(fs::read(segment::path(dir.path(), 1)).unwrap(), whole, "it must be left alone");
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_segment_is_damage_and_no_end() {
+    let dir = tempdir().unwrap();
+    fs::create_dir(segment::path(dir.path(), 1)).unwrap();
+    fs::write(segment::path(dir.path(), 5), bytes(5, 2).0).unwrap();
+    let (outbox, found) = open(dir.path());
+    assert_eq!((found.events, found.damaged.len()), (2, 2));
+    assert_eq!(outbox.append(payload(7)).wait().unwrap(), 7);
+    let mut reader = Reader::open(dir.path()).unwrap();
+    assert!(matches!(reader.try_next(), Err(OutboxError::Io { .. })));
+    let rest: Vec<u64> = reader.map(|event| event.unwrap().sequence).collect();
+    assert_eq!(rest, [5, 6, 7]);
+}

@@ -1,0 +1,6 @@
+//! Tests that need the inside of the outbox: the format, and disks that fail.
+
+mod failing_disk;
+pub(super) mod faults;
+mod format;
+mod model;

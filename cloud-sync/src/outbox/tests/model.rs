@@ -1,0 +1,184 @@
+//! Whatever the disk does, and whenever power is lost: what was acknowledged is there, in order, once.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tempfile::{TempDir, tempdir};
+
+use super::faults::{Fault, Faults, open};
+use crate::outbox::{Outbox, OutboxConfig, Reader, WhenFull};
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Appends of these sizes, all on their way before the first is waited for.
+    Append(Vec<usize>),
+    /// The disk operation that is so many operations away fails.
+    Fail(usize, Fault),
+    Commit,
+    Reopen,
+    /// And this percentage of what was not durable survives.
+    LosePower(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let fault = prop_oneof![
+        (0..100_u8).prop_map(|percent| Fault::NoSpace { percent }),
+        (0..100_u8).prop_map(|percent| Fault::Broken { percent }),
+        Just(Fault::Lost),
+    ];
+    prop_oneof![
+        6 => prop::collection::vec(0..1500_usize, 1..8).prop_map(Step::Append),
+        4 => (0..6_usize, fault).prop_map(|(after, fault)| Step::Fail(after, fault)),
+        1 => Just(Step::Commit),
+        1 => Just(Step::Reopen),
+        1 => (0..=100_u64).prop_map(Step::LosePower),
+    ]
+}
+
+struct World {
+    dir: TempDir,
+    faults: Arc<Faults>,
+    outbox: Option<Outbox>,
+    /// Reads along from the start and never reopens, as `tail -f` would.
+    follower: Reader,
+    followed: BTreeMap<u64, Vec<u8>>,
+    acknowledged: BTreeMap<u64, Vec<u8>>,
+    submitted: HashSet<Vec<u8>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempdir().unwrap();
+        let faults = Faults::scripted([]);
+        let outbox = Some(open(&config(&dir), &faults).unwrap().0);
+        let follower = Reader::open(dir.path()).unwrap();
+        let (followed, acknowledged, submitted) = Default::default();
+        Self { dir, faults, outbox, follower, followed, acknowledged, submitted }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Append(sizes) => self.append(&sizes),
+            Step::Fail(after, fault) => self.faults.fail_in(after, fault),
+            Step::Commit => {
+                let outbox = self.outbox.as_ref().unwrap();
+                outbox.commit(outbox.last_sequence()).unwrap();
+            }
+            Step::Reopen => {
+                self.outbox.take().unwrap().close().unwrap();
+                self.reopen();
+            }
+            Step::LosePower(percent) => {
+                let after = tempdir().unwrap();
+                self.faults.lose_power(self.dir.path(), after.path(), percent);
+                self.outbox = None;
+                self.dir = after;
+                self.reopen();
+                self.follower = Reader::open(self.dir.path()).unwrap();
+                self.followed.clear();
+            }
+        }
+        self.follow();
+    }
+
+    fn append(&mut self, sizes: &[usize]) {
+        let outbox = self.outbox.as_ref().unwrap();
+        let waits: Vec<_> = sizes
+            .iter()
+            .map(|size| {
+                let mut payload = format!("{:06}", self.submitted.len()).into_bytes();
+                payload.resize(payload.len() + size, b'.');
+                self.submitted.insert(payload.clone());
+                (payload.clone(), outbox.append(payload))
+            })
+            .collect();
+        for (payload, wait) in waits {
+            if let Ok(sequence) = wait.wait() {
+                let last = self.acknowledged.last_key_value().map_or(0, |(last, _)| *last);
+                assert!(sequence > last, "{sequence} after {last}");
+                self.acknowledged.insert(sequence, payload);
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.faults = Faults::scripted([]);
+        self.outbox = Some(open(&config(&self.dir), &self.faults).unwrap().0);
+        let mut read = BTreeMap::new();
+        read_into(&mut Reader::open(self.dir.path()).unwrap(), &mut read);
+        self.check(&read);
+        let outbox = self.outbox.as_ref().unwrap();
+        assert_eq!(outbox.stats().events, read.len() as u64);
+        let backlog = read.keys().filter(|sequence| **sequence > outbox.committed()).count();
+        assert_eq!(outbox.stats().backlog, backlog as u64);
+        assert!(outbox.last_sequence() >= outbox.committed());
+    }
+
+    fn follow(&mut self) {
+        read_into(&mut self.follower, &mut self.followed);
+        self.check(&self.followed);
+    }
+
+    fn check(&self, read: &BTreeMap<u64, Vec<u8>>) {
+        for (sequence, payload) in &self.acknowledged {
+            assert!(read.get(sequence) == Some(payload), "event {sequence} was acknowledged");
+        }
+        for (sequence, payload) in read {
+            assert!(self.submitted.contains(payload), "event {sequence} was never appended");
+        }
+    }
+}
+
+fn config(dir: &TempDir) -> OutboxConfig {
+    // Small segments, so that most groups meet a rotation; a bound that is never reached.
+    // And nothing may be dropped for space: what is missing was lost.
+    OutboxConfig {
+        max_bytes: 16 << 20,
+        segment_bytes: 4096,
+        when_full: WhenFull::Refuse,
+        ..OutboxConfig::new(dir.path())
+    }
+}
+
+fn read_into(reader: &mut Reader, events: &mut BTreeMap<u64, Vec<u8>>) {
+    while let Some(event) = reader.try_next().unwrap() {
+        let last = events.last_key_value().map_or(0, |(last, _)| *last);
+        assert!(event.sequence > last, "{} was read after {last}", event.sequence);
+        events.insert(event.sequence, event.payload);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_acknowledged_is_ever_lost(steps in prop::collection::vec(step(), 1..40)) {
+        let mut world = World::new();
+        for step in steps {
+            world.take(step);
+        }
+        world.take(Step::Reopen);
+        world.take(Step::LosePower(0));
+    }
+}
+
+#[test]
+fn every_single_operation_may_fail_in_every_way() {
+    let workload = || [Step::Append(vec![900; 7]), Step::Append(vec![10; 3]), Step::Append(vec![1400; 6])];
+    let mut undisturbed = World::new();
+    workload().into_iter().for_each(|step| undisturbed.take(step));
+    let operations = undisturbed.faults.operations();
+    assert!(operations > 10);
+    let ways = [Fault::NoSpace { percent: 0 }, Fault::NoSpace { percent: 99 }, Fault::Broken { percent: 50 }];
+    for at in 0..operations {
+        for fault in ways.into_iter().chain([Fault::Lost]) {
+            let mut world = World::new();
+            world.faults.fail_in(at, fault);
+            workload().into_iter().for_each(|step| world.take(step));
+            world.take(Step::LosePower(100));
+            world.take(Step::Append(vec![1]));
+            assert!(world.acknowledged.len() >= 9, "operation {at}, {fault:?}");
+        }
+    }
+}

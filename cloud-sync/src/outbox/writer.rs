@@ -1,0 +1,278 @@
+//! The one thread that writes, and how a group of appends becomes durable.
+//!
+//! A group is whatever waits when the last one is done: one write call, one fsync, then every append of
+//! the group is answered. Under load the groups grow and the cost of an fsync is shared; a lone append
+//! waits for nobody.
+//!
+//! What holds after any failure:
+//!
+//! - An append is answered with a sequence only when its bytes are where [`Durability`] says.
+//! - A failed write is undone by cutting the segment back, a failed fsync cannot be: the kernel may have
+//!   dropped the pages and would report the next fsync as good. So after either the segment is closed at
+//!   its last durable length and never written again; the next group starts a new one.
+//! - The sequences of a failed group are never given to other events. Should its bytes come back (the
+//!   cut failed, or power was lost before the cut was durable) they are events of their own that nobody
+//!   was promised: a client that tried again has its event twice, under two sequences. A consumer must
+//!   live with at-least-once anyhow.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::config::{Durability, Settled, WhenFull};
+use super::disk::{Disk, SegmentFile};
+use super::error::OutboxError;
+use super::ledger::{SegmentMeta, Shared};
+use super::{record, segment};
+
+/// One append that waits.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) payload: Vec<u8>,
+    /// Answered with the sequence. The other end may be gone: the event is kept all the same.
+    pub(super) done: oneshot::Sender<Result<u64, OutboxError>>,
+}
+
+#[derive(Debug)]
+pub(super) enum Job {
+    Append(Pending),
+    Close,
+}
+
+/// The segment that is being written.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) segment: SegmentFile,
+    /// Bytes known to be good; 0 as long as not even the header was written.
+    pub(super) length: u64,
+}
+
+/// Everything the thread owns.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) disk: Disk,
+    pub(super) settled: Settled,
+    pub(super) shared: Arc<Shared>,
+    pub(super) active: Option<Active>,
+    pub(super) next_sequence: u64,
+    /// The disk was still full after events were deleted for it: whoever fills it would get the rest
+    /// too, so none are deleted again before a write has succeeded.
+    pub(super) freed_in_vain: bool,
+    /// Held for as long as anything is written.
+    pub(super) lock: File,
+}
+
+/// Why a group could not be written, and whether trying again can help.
+struct Failure {
+    error: OutboxError,
+    /// The segment is as it was before: the same bytes may be written to the same place.
+    undone: bool,
+}
+
+impl Writer {
+    /// Serves appends until it is told to close or every handle is gone.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>) -> Result<(), OutboxError> {
+        let config = &self.settled.config;
+        let tick = (config.max_age / 8)
+            .min((config.keep_committed / 8).max(Duration::from_secs(1)))
+            .clamp(Duration::from_millis(20), Duration::from_secs(30));
+        let mut group = Vec::new();
+        let mut buffer = Vec::new();
+        let mut open = true;
+        while open {
+            match jobs.recv_timeout(tick) {
+                Ok(Job::Append(first)) => {
+                    open = self.collect(first, jobs, &mut group);
+                    self.serve(&mut group, &mut buffer);
+                }
+                Ok(Job::Close) | Err(RecvTimeoutError::Disconnected) => open = false,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.expire(now_ms());
+        }
+        let closed = self.close_segment();
+        drop(self.lock);
+        closed
+    }
+
+    /// Takes what waits beside `first`, up to the size of a group; false when a close was among it.
+    fn collect(&self, first: Pending, jobs: &Receiver<Job>, group: &mut Vec<Pending>) -> bool {
+        let mut bytes = record::size(first.payload.len());
+        group.push(first);
+        while bytes < self.settled.group_bytes {
+            match jobs.try_recv() {
+                Ok(Job::Append(next)) => {
+                    bytes += record::size(next.payload.len());
+                    group.push(next);
+                }
+                Ok(Job::Close) => return false,
+                Err(_) => break,
+            }
+        }
+        true
+    }
+
+    fn serve(&mut self, group: &mut Vec<Pending>, buffer: &mut Vec<u8>) {
+        let written = self.write_group(group, buffer);
+        if let Err(error) = &written {
+            let mut ledger = self.shared.ledger.lock();
+            // Once per spell of failures: a full disk would otherwise fill the log as well.
+            if ledger.add_failure(group.len() as u64, error) {
+                warn!(error = error.in_full(), "the outbox cannot keep events");
+            }
+        }
+        for (sequence, pending) in (0..).zip(group.drain(..)) {
+            // An append whose client has gone has nobody to tell.
+            let _ = pending.done.send(written.clone().map(|first| first + sequence));
+        }
+    }
+
+    /// Writes a group and returns the sequence of its first event.
+    fn write_group(&mut self, group: &[Pending], buffer: &mut Vec<u8>) -> Result<u64, OutboxError> {
+        let now = now_ms();
+        let bytes = group.iter().map(|p| record::size(p.payload.len())).sum();
+        self.make_room(bytes + segment::HEADER_LEN)?;
+        self.rotate(bytes, now)?;
+        let mut written = self.attempt(group, buffer, now);
+        if let Err(Failure { error: OutboxError::Full { .. }, undone: true }) = written
+            && self.settled.config.when_full == WhenFull::DropOldest
+            && self.free_space(bytes)
+        {
+            written = self.attempt(group, buffer, now);
+            self.freed_in_vain = written.is_err();
+        }
+        let first = self.next_sequence;
+        // Also after a failure, see above.
+        self.next_sequence += group.len() as u64;
+        written.map(|()| first).map_err(|failure| {
+            self.abandon();
+            failure.error
+        })
+    }
+
+    /// Closes the active segment when the group does not fit into it, or when its first event is old:
+    /// events are deleted by the segment, so one that spans a long time would keep them too long.
+    fn rotate(&mut self, bytes: u64, now: u64) -> Result<(), OutboxError> {
+        let Some(active) = self.active.as_ref().filter(|active| active.length > 0) else { return Ok(()) };
+        let full = active.length + bytes > self.settled.config.segment_bytes;
+        let oldest = self.shared.ledger.lock().segments.back().map_or(now, |s| s.oldest_ms);
+        if full || super::retention::is_past(oldest, self.settled.config.max_age / 4, now) {
+            self.close_segment()?;
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, group: &[Pending], buffer: &mut Vec<u8>, now: u64) -> Result<(), Failure> {
+        let active = self.take_or_create().map_err(|error| Failure { error, undone: true })?;
+        buffer.clear();
+        if active.length == 0 {
+            buffer.extend_from_slice(&segment::header(active.segment.first));
+        }
+        for (sequence, pending) in (self.next_sequence..).zip(group) {
+            record::encode(sequence, now, &pending.payload, buffer);
+        }
+        self.put(active, buffer)?;
+        let mut ledger = self.shared.ledger.lock();
+        self.freed_in_vain = false;
+        let had_failed = ledger.counters.error.is_some();
+        let before = ledger.segments.back().map_or(0, |s| s.bytes);
+        let total = self.active.as_ref().map_or(before, |active| active.length);
+        ledger.add_events(group.len() as u64, total - before, now);
+        if had_failed {
+            info!("the outbox keeps events again");
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` at the end of `active`, makes them as durable as configured and keeps the segment
+    /// active. A segment that was new is in the ledger afterwards, with its header as its only bytes.
+    fn put(&mut self, mut active: Active, bytes: &[u8]) -> Result<(), Failure> {
+        let is_new = active.length == 0;
+        let path = self.disk.path(active.segment.first);
+        if let Err(e) = self.disk.write(&active.segment, active.length, bytes) {
+            let error = OutboxError::storage("write", &path, bytes.len() as u64, e);
+            let undone = self.disk.truncate(&active.segment, active.length).is_ok();
+            self.active = undone.then_some(active);
+            return Err(Failure { error, undone });
+        }
+        let forced = self.force(&active.segment, is_new);
+        if forced.is_ok() {
+            if is_new {
+                self.shared.ledger.lock().add_segment(SegmentMeta::new(active.segment.first, now_ms()));
+            }
+            active.length += bytes.len() as u64;
+        }
+        self.active = Some(active);
+        forced.map_err(|e| {
+            let error = OutboxError::storage("sync", &path, bytes.len() as u64, e);
+            Failure { error, undone: false }
+        })
+    }
+
+    fn force(&self, segment: &SegmentFile, is_new: bool) -> io::Result<()> {
+        if self.settled.config.durability == Durability::Fsync {
+            self.timed_sync(segment)?;
+        }
+        if is_new { self.disk.sync_dir() } else { Ok(()) }
+    }
+
+    fn timed_sync(&self, segment: &SegmentFile) -> io::Result<()> {
+        let start = Instant::now();
+        self.disk.sync(segment)?;
+        self.shared.ledger.lock().add_sync(start.elapsed());
+        Ok(())
+    }
+
+    fn take_or_create(&mut self) -> Result<Active, OutboxError> {
+        if let Some(active) = self.active.take() {
+            return Ok(active);
+        }
+        let first = self.next_sequence;
+        let segment = self
+            .disk
+            .create(first)
+            .map_err(|e| OutboxError::storage("create", &self.disk.path(first), segment::HEADER_LEN, e))?;
+        Ok(Active { segment, length: 0 })
+    }
+
+    /// Starts a segment without events, so that the numbering outlives the segments before it.
+    pub(super) fn start_empty(&mut self) -> Result<(), OutboxError> {
+        let active = self.take_or_create()?;
+        let header = segment::header(active.segment.first);
+        self.put(active, &header).map_err(|failure| {
+            self.next_sequence += 1;
+            self.abandon();
+            failure.error
+        })
+    }
+
+    /// Closes the active segment in good order. What was only buffered is forced to the disk.
+    pub(super) fn close_segment(&mut self) -> Result<(), OutboxError> {
+        let Some(active) = self.active.take_if(|active| active.length > 0) else { return Ok(()) };
+        if self.settled.config.durability == Durability::OsBuffered {
+            let path = self.disk.path(active.segment.first);
+            self.timed_sync(&active.segment).map_err(|e| OutboxError::storage("sync", &path, 0, e))?;
+        }
+        Ok(())
+    }
+
+    /// Gives up the active segment after a failure: it ends at its last durable length. Nothing is
+    /// built on whether that succeeds, and nothing better can be done when it does not.
+    fn abandon(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let _ = if active.length == 0 {
+            self.disk.remove(active.segment.first)
+        } else {
+            self.disk.truncate(&active.segment, active.length)
+        };
+    }
+}
+
+fn now_ms() -> u64 {
+    record::unix_ms(SystemTime::now())
+}

@@ -1,0 +1,96 @@
+//! Why bytes could not become an image.
+
+use crate::image::ImageFormat;
+
+/// Why an image was refused. The message is fit for the person who sent it.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// No bytes at all.
+    #[error("the image is empty (0 bytes)")]
+    EmptyImage,
+
+    /// The bytes are none of the formats that are read, whatever their name or declared type.
+    #[error("unsupported file type: the bytes look like {looks_like}; send {SUPPORTED}")]
+    UnsupportedType {
+        /// What the first bytes resemble.
+        looks_like: &'static str,
+    },
+
+    /// The bytes are of a known format, but damaged or cut short.
+    #[error("corrupt {format} image: {detail}")]
+    CorruptImage {
+        /// The format of the bytes.
+        format: ImageFormat,
+        /// What is wrong with them.
+        detail: String,
+    },
+
+    /// The image may be sound, but uses something of its format that is not read.
+    #[error("unsupported {format} image: {detail}")]
+    UnsupportedImage {
+        /// The format of the bytes.
+        format: ImageFormat,
+        /// What is not supported, and what to send in its place where that is known.
+        detail: String,
+    },
+
+    /// More bytes than [`DecodeLimits::max_bytes`](crate::DecodeLimits::max_bytes).
+    #[error("the image has {bytes} bytes; at most {max} are accepted")]
+    ImageTooLarge {
+        /// Size of the encoded image.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+
+    /// More pixels than [`DecodeLimits::max_pixels`](crate::DecodeLimits::max_pixels), by its header.
+    #[error("the image is {width} x {height} = {pixels} pixels; at most {max} are accepted",
+            pixels = u64::from(*width) * u64::from(*height))]
+    TooManyPixels {
+        /// Width by the header.
+        width: u32,
+        /// Height by the header.
+        height: u32,
+        /// The limit.
+        max: u64,
+    },
+
+    /// More scans than [`DecodeLimits::max_scans`](crate::DecodeLimits::max_scans). Decoding time grows
+    /// with pixels times scans, so a small file could hold a lane for minutes.
+    #[error("the jpeg has more than {max} scans, the most that are accepted")]
+    TooManyScans {
+        /// The limit.
+        max: u32,
+    },
+
+    /// The JPEG library could not be set up; no image is to blame.
+    #[error("the JPEG decoder could not be set up")]
+    Setup(#[source] turbojpeg::Error),
+}
+
+/// The formats that are read, for messages.
+const SUPPORTED: &str = "JPEG, PNG, WebP, BMP, GIF or TIFF";
+
+impl DecodeError {
+    /// A stable name for programs, in snake case.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::EmptyImage => "empty_image",
+            Self::UnsupportedType { .. } => "unsupported_type",
+            Self::CorruptImage { .. } => "corrupt_image",
+            Self::UnsupportedImage { .. } => "unsupported_image",
+            Self::ImageTooLarge { .. } => "image_too_large",
+            Self::TooManyPixels { .. } => "too_many_pixels",
+            Self::TooManyScans { .. } => "too_many_scans",
+            Self::Setup(_) => "decoder_setup",
+        }
+    }
+
+    pub(crate) fn corrupt(format: ImageFormat, detail: impl Into<String>) -> Self {
+        Self::CorruptImage { format, detail: detail.into() }
+    }
+
+    pub(crate) fn unsupported(format: ImageFormat, detail: impl Into<String>) -> Self {
+        Self::UnsupportedImage { format, detail: detail.into() }
+    }
+}

@@ -1,0 +1,125 @@
+//! What the headers of a JPEG say up to its first scan, checked before the library sees them.
+
+use super::markers::{Markers, Segment, code, more_scans_than};
+use crate::decode::{DecodeError, DecodeLimits, ImageHeader};
+use crate::image::{ImageFormat, Orientation};
+
+/// The headers of a JPEG that [`Decoder`](crate::Decoder) would try to decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JpegHeader {
+    /// Width of the frame.
+    pub width: u32,
+    /// Height of the frame.
+    pub height: u32,
+    /// From the EXIF segment, if there is a sound one.
+    pub orientation: Orientation,
+    /// 1 (grey), 3 (YCbCr or RGB) or 4 (CMYK or YCCK).
+    pub components: u8,
+    /// Progressive coding (SOF2, SOF10).
+    pub progressive: bool,
+    /// Arithmetic in place of Huffman coding (SOF9, SOF10).
+    pub arithmetic: bool,
+    /// Lossless coding (SOF3), which has no DCT and so cannot be decoded at a smaller scale.
+    pub lossless: bool,
+    /// More than one scan, so that the library buffers the coefficients of the whole image.
+    pub several_scans: bool,
+}
+
+impl From<JpegHeader> for ImageHeader {
+    fn from(header: JpegHeader) -> Self {
+        let JpegHeader { width, height, orientation, .. } = header;
+        Self { format: ImageFormat::Jpeg, width, height, orientation }
+    }
+}
+
+/// Reads the headers of a JPEG and refuses by name what is not decoded.
+///
+/// # Errors
+/// [`DecodeError::CorruptImage`], [`DecodeError::UnsupportedImage`], [`DecodeError::TooManyPixels`] and
+/// [`DecodeError::TooManyScans`].
+pub fn jpeg_header(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegHeader, DecodeError> {
+    let mut markers = Markers::new(bytes);
+    let mut frame = None;
+    let mut orientation = None;
+    loop {
+        let segment = markers.next_segment().ok_or_else(|| corrupt("it ends within its headers"))?;
+        match segment {
+            Segment { code: code::APP1, body } => {
+                orientation = orientation.or_else(|| exif_orientation(body));
+            }
+            Segment { code: code::SOS, body } => {
+                let header: JpegHeader =
+                    frame.ok_or_else(|| corrupt("a scan comes before the frame header"))?;
+                let in_first_scan = *body.first().ok_or_else(|| corrupt("its scan header is empty"))?;
+                let several_scans = header.progressive || in_first_scan < header.components;
+                if several_scans && more_scans_than(limits.max_scans, markers) {
+                    return Err(DecodeError::TooManyScans { max: limits.max_scans });
+                }
+                return Ok(JpegHeader {
+                    several_scans,
+                    orientation: orientation.unwrap_or_default(),
+                    ..header
+                });
+            }
+            Segment { code: code::EOI, .. } => return Err(corrupt("it has no image data")),
+            Segment { code: code::SOI, .. } => {
+                return Err(corrupt("a second image begins within its headers"));
+            }
+            segment if segment.is_frame() => {
+                if frame.is_some() {
+                    return Err(corrupt("it has two frame headers"));
+                }
+                frame = Some(read_frame(segment, limits)?);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn read_frame(segment: Segment<'_>, limits: &DecodeLimits) -> Result<JpegHeader, DecodeError> {
+    let &[precision, h1, h0, w1, w0, components, ..] = segment.body else {
+        return Err(corrupt("its frame header is too short"));
+    };
+    let width = u32::from(u16::from_be_bytes([w1, w0]));
+    let height = u32::from(u16::from_be_bytes([h1, h0]));
+    let (progressive, arithmetic, lossless) = match segment.code & 0x0F {
+        0 | 1 => (false, false, false),
+        2 => (true, false, false),
+        3 => (false, false, true),
+        9 => (false, true, false),
+        10 => (true, true, false),
+        11 => return Err(unsupported("lossless JPEG with arithmetic coding")),
+        _ => return Err(unsupported("hierarchical JPEG")),
+    };
+    limits.check_size(ImageFormat::Jpeg, width, height)?;
+    if precision != 8 {
+        return Err(unsupported(format!("{precision} bits a sample; send 8")));
+    }
+    if !matches!(components, 1 | 3 | 4) {
+        return Err(unsupported(format!(
+            "{components} colour components; send 1 (grey), 3 (colour) or 4 (CMYK)"
+        )));
+    }
+    Ok(JpegHeader {
+        width,
+        height,
+        orientation: Orientation::Upright,
+        components,
+        progressive,
+        arithmetic,
+        lossless,
+        several_scans: false,
+    })
+}
+
+fn exif_orientation(app1: &[u8]) -> Option<Orientation> {
+    crate::decode::exif_orientation(app1.strip_prefix(b"Exif\0\0")?)
+}
+
+fn corrupt(detail: &str) -> DecodeError {
+    DecodeError::corrupt(ImageFormat::Jpeg, detail)
+}
+
+fn unsupported(detail: impl Into<String>) -> DecodeError {
+    DecodeError::unsupported(ImageFormat::Jpeg, detail)
+}

@@ -1,0 +1,170 @@
+//! Rewrites a JPEG without the faults that cost no pixel, and tells whether its data is all there.
+//!
+//! libjpeg-turbo reports only the first warning of an image, and a harmless one hides a grave one. A copy
+//! without the harmless causes shows whether a grave one remains. The copy is made only for an image that
+//! drew a warning.
+
+use super::markers::{Markers, Segment, code};
+
+/// What the walk through the whole stream showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Evidence {
+    /// The stream ends in an EOI of its own.
+    pub(super) has_end: bool,
+    /// A scan has fewer restart markers than its size asks for.
+    pub(super) lacks_restarts: bool,
+    /// The scans do not bring every coefficient of every component to full precision.
+    pub(super) lacks_scans: bool,
+}
+
+/// Writes to `out` a copy of `bytes` that has
+/// - nothing between its segments, no application data but a JFIF version and an Adobe transform that the
+///   library knows,
+/// - in every sequential scan the parameters that such a scan must have,
+/// - an EOI at its end.
+pub(super) fn mend(bytes: &[u8], out: &mut Vec<u8>) -> Evidence {
+    out.clear();
+    out.extend([0xFF, code::SOI]);
+    let mut markers = Markers::new(bytes);
+    let mut frame = Frame::default();
+    let mut has_end = false;
+    while let Some(segment) = markers.next_segment() {
+        match segment.code {
+            code::EOI => {
+                has_end = true;
+                break;
+            }
+            code::APP0 => {
+                if segment.body.starts_with(b"JFIF\0") && segment.body.len() >= 14 {
+                    let start = write(out, segment);
+                    out[start + 5] = 1;
+                }
+            }
+            code::APP14 => {
+                if segment.body.starts_with(b"Adobe") && segment.body.len() >= 12 {
+                    let start = write(out, segment);
+                    // The library takes an unknown transform for YCbCr or YCCK; so does this.
+                    if segment.body[11] > 2 {
+                        out[start + 11] = if frame.components.len() == 4 { 2 } else { 1 };
+                    }
+                }
+            }
+            code::TEM | code::RST0..=code::RST7 | code::COM | code::APP1..=code::APP15 => {}
+            code::DRI => {
+                if let [high, low] = segment.body {
+                    frame.restart_interval = u64::from(u16::from_be_bytes([*high, *low]));
+                }
+                write(out, segment);
+            }
+            code::SOS => {
+                let start = write(out, segment);
+                if frame.is_sequential()
+                    && let Some(parameters) = out[start..].last_chunk_mut::<3>()
+                {
+                    *parameters = [0, 63, 0];
+                }
+                let (data, restarts) = markers.skip_entropy();
+                out.extend_from_slice(data);
+                frame.saw_scan(segment.body, restarts);
+            }
+            _ => {
+                if segment.is_frame() {
+                    frame.read(segment);
+                }
+                write(out, segment);
+            }
+        }
+    }
+    out.extend([0xFF, code::EOI]);
+    Evidence { has_end, lacks_restarts: frame.lacks_restarts, lacks_scans: !frame.is_fully_refined() }
+}
+
+/// Appends a segment and returns where its body begins.
+fn write(out: &mut Vec<u8>, segment: Segment<'_>) -> usize {
+    out.extend([0xFF, segment.code]);
+    // A body came from a segment, so that its length fits in the two bytes that it had there.
+    let length = u16::try_from(segment.body.len() + 2).unwrap_or(u16::MAX);
+    out.extend(length.to_be_bytes());
+    out.extend_from_slice(segment.body);
+    out.len() - segment.body.len()
+}
+
+#[derive(Debug, Default)]
+struct Frame {
+    progressive: bool,
+    lossless: bool,
+    width: u64,
+    height: u64,
+    components: Vec<Component>,
+    restart_interval: u64,
+    lacks_restarts: bool,
+}
+
+#[derive(Debug)]
+struct Component {
+    id: u8,
+    /// Sampling factors.
+    across: u64,
+    down: u64,
+    /// One bit for each coefficient that some scan has brought to full precision.
+    refined: u64,
+}
+
+impl Frame {
+    fn is_sequential(&self) -> bool {
+        !self.progressive && !self.lossless
+    }
+
+    fn read(&mut self, segment: Segment<'_>) {
+        self.progressive = matches!(segment.code & 0x0F, 2 | 10);
+        self.lossless = segment.code & 0x0F == 3;
+        if let [_, h1, h0, w1, w0, _, components @ ..] = segment.body {
+            self.height = u64::from(u16::from_be_bytes([*h1, *h0]));
+            self.width = u64::from(u16::from_be_bytes([*w1, *w0]));
+            let component = |&[id, sampling, _]: &[u8; 3]| Component {
+                id,
+                across: u64::from(sampling >> 4).max(1),
+                down: u64::from(sampling & 0x0F).max(1),
+                refined: 0,
+            };
+            self.components = components.as_chunks().0.iter().map(component).collect();
+        }
+    }
+
+    /// Takes note of a scan: its header, and how many restart markers its data holds.
+    fn saw_scan(&mut self, body: &[u8], restarts: u64) {
+        let [_, selectors @ .., first, last, bits] = body else { return };
+        let selected = |id: u8| selectors.as_chunks::<2>().0.iter().any(|selector| selector[0] == id);
+        if self.restart_interval > 0 {
+            let units = self.units(selectors.len() / 2, selected);
+            self.lacks_restarts |= restarts + 1 < units.div_ceil(self.restart_interval);
+        }
+        let band = match (self.progressive, bits & 0x0F) {
+            (false, _) => u64::MAX,
+            (true, 0) if *last <= 63 && first <= last => (u64::MAX >> (63 - (last - first))) << first,
+            (true, _) => 0,
+        };
+        for component in self.components.iter_mut().filter(|component| selected(component.id)) {
+            component.refined |= band;
+        }
+    }
+
+    /// How many units a restart interval counts in a scan of `count` components (T.81, A.2): blocks of the
+    /// only component, or else squares of all of them.
+    fn units(&self, count: usize, selected: impl Fn(u8) -> bool) -> u64 {
+        let side = if self.lossless { 1 } else { 8 };
+        let across = self.components.iter().map(|component| component.across).max().unwrap_or(1);
+        let down = self.components.iter().map(|component| component.down).max().unwrap_or(1);
+        match self.components.iter().find(|component| selected(component.id)) {
+            Some(only) if count == 1 => {
+                (self.width * only.across).div_ceil(across).div_ceil(side)
+                    * (self.height * only.down).div_ceil(down).div_ceil(side)
+            }
+            _ => self.width.div_ceil(side * across) * self.height.div_ceil(side * down),
+        }
+    }
+
+    fn is_fully_refined(&self) -> bool {
+        self.components.iter().all(|component| component.refined == u64::MAX)
+    }
+}

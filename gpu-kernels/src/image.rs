@@ -1,0 +1,132 @@
+//! What the decode and preprocess stages hand to each other: pixels, their format and their orientation.
+
+use std::fmt;
+
+/// A format that [`Decoder`](crate::Decoder) reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ImageFormat {
+    /// JPEG: baseline, progressive, arithmetic or 8-bit lossless.
+    Jpeg,
+    /// PNG; of an animated PNG the default image.
+    Png,
+    /// WebP, lossy or lossless; of an animation the first frame.
+    WebP,
+    /// Windows bitmap.
+    Bmp,
+    /// GIF; of an animation the first frame.
+    Gif,
+    /// TIFF; of several pages the first.
+    Tiff,
+}
+
+impl ImageFormat {
+    /// Every format, in the order in which they are documented.
+    pub const ALL: [Self; 6] = [Self::Jpeg, Self::Png, Self::WebP, Self::Bmp, Self::Gif, Self::Tiff];
+
+    /// The lower-case name, fit for a metric label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpeg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+            Self::Bmp => "bmp",
+            Self::Gif => "gif",
+            Self::Tiff => "tiff",
+        }
+    }
+}
+
+impl fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What has to be done to the stored pixels for the picture to stand upright (EXIF tag 0x0112).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Orientation {
+    /// EXIF 1: nothing.
+    #[default]
+    Upright,
+    /// EXIF 2: mirror left to right.
+    FlipHorizontal,
+    /// EXIF 3: turn by 180 degrees.
+    Rotate180,
+    /// EXIF 4: mirror top to bottom.
+    FlipVertical,
+    /// EXIF 5: mirror along the diagonal from top left to bottom right.
+    Transpose,
+    /// EXIF 6: turn by 90 degrees clockwise.
+    Rotate90,
+    /// EXIF 7: mirror along the diagonal from top right to bottom left.
+    Transverse,
+    /// EXIF 8: turn by 270 degrees clockwise.
+    Rotate270,
+}
+
+impl Orientation {
+    /// Every orientation, in the order of the EXIF values 1 to 8.
+    pub const ALL: [Self; 8] = [
+        Self::Upright,
+        Self::FlipHorizontal,
+        Self::Rotate180,
+        Self::FlipVertical,
+        Self::Transpose,
+        Self::Rotate90,
+        Self::Transverse,
+        Self::Rotate270,
+    ];
+
+    /// The orientation of an EXIF value, or `None` where the value is not 1 to 8.
+    pub fn from_exif(value: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(value).checked_sub(1)?).copied()
+    }
+
+    /// The EXIF value, 1 to 8.
+    pub fn exif(self) -> u8 {
+        match self {
+            Self::Upright => 1,
+            Self::FlipHorizontal => 2,
+            Self::Rotate180 => 3,
+            Self::FlipVertical => 4,
+            Self::Transpose => 5,
+            Self::Rotate90 => 6,
+            Self::Transverse => 7,
+            Self::Rotate270 => 8,
+        }
+    }
+
+    /// Whether the upright picture is as wide as the stored one is high.
+    pub fn swaps_sides(self) -> bool {
+        matches!(self, Self::Transpose | Self::Rotate90 | Self::Transverse | Self::Rotate270)
+    }
+
+    /// Whether the upright picture reads the stored columns from right to left.
+    pub fn flips_columns(self) -> bool {
+        matches!(self, Self::FlipHorizontal | Self::Rotate180 | Self::Transverse | Self::Rotate270)
+    }
+
+    /// Whether the upright picture reads the stored rows from bottom to top.
+    pub fn flips_rows(self) -> bool {
+        matches!(self, Self::Rotate180 | Self::FlipVertical | Self::Rotate90 | Self::Transverse)
+    }
+}
+
+/// A decoded image. It borrows the decoder's buffer, so it lives until the decoder's next image.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// What the bytes were.
+    pub format: ImageFormat,
+    /// Width of `pixels`, before the orientation is applied.
+    pub width: u32,
+    /// Height of `pixels`, before the orientation is applied.
+    pub height: u32,
+    /// 8-bit RGB, interleaved, rows from the top without padding: `3 * width * height` bytes.
+    pub pixels: &'a [u8],
+    /// How to turn `pixels` upright. They are stored as the file stores them.
+    pub orientation: Orientation,
+    /// Width in the file. Larger than `width` where a JPEG was decoded at a smaller scale.
+    pub original_width: u32,
+    /// Height in the file. Larger than `height` where a JPEG was decoded at a smaller scale.
+    pub original_height: u32,
+}

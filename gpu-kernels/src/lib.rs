@@ -1,0 +1,30 @@
+//! Pixels for the appliance: encoded bytes in, a normalised tensor out. No HTTP, no cloud, no model.
+//!
+//! An image passes through two stages, each owned by one thread (a lane) that reuses its buffers:
+//!
+//! 1. [`Decoder`] turns the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF into an [`Image`]: interleaved
+//!    RGB with the EXIF orientation beside it. [`inspect`] reads the headers alone.
+//! 2. [`CpuPreprocessor`] resizes, crops, turns upright and normalises it, as [`preprocess`] defines.
+//!
+//! # Map
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`image`](mod@crate::image) | [`Image`], [`ImageFormat`], [`Orientation`]: what passes between the stages |
+//! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo, the rest through the `image` crate |
+//! | [`preprocess`] | the one definition of what is computed ([`Placement`]), and the CPU that computes it |
+//!
+//! # Where the GPU half goes
+//!
+//! `preprocess/cuda.rs` launches one kernel a batch. It computes the same [`Placement`] as the CPU, so the
+//! two differ in arithmetic only. `decode/nvjpeg.rs` takes what [`decode::jpeg_header`] accepted and has to
+//! refuse what [`Decoder`] refuses. `cuda/` at the crate root holds devices, streams and pinned buffers;
+//! it and `decode/nvjpeg.rs` are the only places where `unsafe` will be allowed.
+
+pub mod decode;
+pub mod image;
+pub mod preprocess;
+
+pub use decode::{DecodeError, DecodeLimits, Decoder, ImageHeader, inspect};
+pub use image::{Image, ImageFormat, Orientation};
+pub use preprocess::{CpuPreprocessor, Placement, PreprocessError, PreprocessSpec};

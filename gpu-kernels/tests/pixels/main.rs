@@ -1,0 +1,19 @@
+//! Tests of decoding and preprocessing through the public interface. Every picture is drawn here.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "the lints exempt test functions, but not what they call"
+)]
+
+mod bad_input;
+mod draw;
+mod formats;
+mod fuzz;
+mod jpeg_damage;
+mod jpeg_kinds;
+mod orientation;
+mod photos;
+mod reference;
+mod spec;
+mod write;

@@ -1,0 +1,142 @@
+//! The benches: each runs the built daemon, measures one promise and holds the number against its target.
+
+mod accuracy;
+mod cache;
+mod crash;
+mod limit;
+mod memory;
+mod overload;
+mod peers;
+mod result;
+mod serve;
+mod setup;
+mod startup;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use serde_json::json;
+
+pub use result::{Row, Section, Target, median};
+pub use setup::Setup;
+
+use crate::process::machine;
+
+/// Which bench.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Which {
+    /// Every one, in this order.
+    All,
+    /// Labelled photos: fish found, others let pass, int8 against fp32.
+    Accuracy,
+    /// Decode, preprocess and infer in-process: what the machine can do.
+    Limit,
+    /// CPU time a request over HTTP, against the limit.
+    Serve,
+    /// Requests a second against FastAPI, Pillow and ONNX Runtime.
+    Peers,
+    /// From process start to first prediction.
+    Startup,
+    /// Resident memory at saturation.
+    Memory,
+    /// Latency of cached answers.
+    Cache,
+    /// Latency at eight times the load that saturates.
+    Overload,
+    /// kill -9 under load: no acknowledged prediction is lost.
+    Crash,
+}
+
+impl Which {
+    const EACH: [Self; 9] = [
+        Self::Accuracy,
+        Self::Limit,
+        Self::Serve,
+        Self::Peers,
+        Self::Startup,
+        Self::Memory,
+        Self::Cache,
+        Self::Overload,
+        Self::Crash,
+    ];
+
+    fn run(self, setup: &Setup) -> anyhow::Result<Vec<Section>> {
+        match self {
+            Self::All => Self::EACH.iter().map(|bench| bench.run_one(setup)).collect(),
+            one => Ok(vec![one.run_one(setup)?]),
+        }
+    }
+
+    fn run_one(self, setup: &Setup) -> anyhow::Result<Section> {
+        eprintln!("{self:?}");
+        let start = Instant::now();
+        let section = match self {
+            Self::Accuracy => accuracy::run(setup),
+            Self::Limit | Self::All => limit::run(setup),
+            Self::Serve => serve::run(setup),
+            Self::Peers => peers::run(setup),
+            Self::Startup => startup::run(setup),
+            Self::Memory => memory::run(setup),
+            Self::Cache => cache::run(setup),
+            Self::Overload => overload::run(setup),
+            Self::Crash => crash::run(setup),
+        };
+        let section = section.with_context(|| format!("bench {self:?}"))?;
+        write!(std::io::stdout(), "{section}")?;
+        writeln!(std::io::stdout(), "({:.0} s)\n", start.elapsed().as_secs_f64())?;
+        Ok(section)
+    }
+}
+
+/// `weir-rig bench`: measure the built daemon against its targets.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Which benches.
+    #[arg(value_enum, default_values = ["all"])]
+    which: Vec<Which>,
+    #[command(flatten)]
+    setup: Setup,
+    /// Write the results as JSON here, and as markdown beside it.
+    #[arg(long, value_name = "FILE.json")]
+    out: Option<PathBuf>,
+}
+
+impl Args {
+    /// Runs the benches. The exit code is 1 when a target is missed.
+    ///
+    /// # Errors
+    /// When something that a bench needs is missing, or a server does not behave.
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        let mut sections = Vec::new();
+        for which in &self.which {
+            sections.extend(which.run(&self.setup)?);
+            if let Some(path) = &self.out {
+                // After each, so that a bench that fails does not take the others' results with it.
+                write_results(path, &sections)?;
+            }
+        }
+        let failed: Vec<_> = sections.iter().filter(|section| !section.passed()).map(|s| s.name).collect();
+        if failed.is_empty() {
+            writeln!(std::io::stdout(), "every target met ({} benches)", sections.len())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        writeln!(std::io::stdout(), "targets missed in: {}", failed.join(", "))?;
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+fn write_results(path: &Path, sections: &[Section]) -> anyhow::Result<()> {
+    let machine = machine();
+    let json = serde_json::to_string_pretty(&json!({ "machine": machine, "sections": sections }))?;
+    let mut markdown = format!("Measured by `weir-rig bench` on: {machine}.\n");
+    for section in sections {
+        markdown.push_str(&format!("\n{section}"));
+    }
+    for (path, text) in [(path.to_owned(), json + "\n"), (path.with_extension("md"), markdown)] {
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! From process start to first prediction.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use super::result::{Section, Target, median};
+use super::setup::Setup;
+use crate::daemon::{Daemon, free_port};
+use crate::frames::{Frame, Size, render};
+use crate::load::Client;
+
+const STARTS: usize = 10;
+/// How often a request is tried until one succeeds.
+const AGAIN: Duration = Duration::from_millis(2);
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
+    let frames = render(Size::Vga, 1)?;
+    let mut section = Section::new(
+        "startup",
+        format!(
+            "From the start of the process to its first 200 for a VGA frame, {STARTS} starts, each with a new data folder."
+        ),
+    );
+    let starts: Vec<f64> = (0..STARTS).map(|_| start(setup, &frames[0])).collect::<Result<_, _>>()?;
+    section.hold("median", median(&starts), "ms", Target::Below(500.0));
+    section.hold("longest", starts.iter().copied().fold(0.0, f64::max), "ms", Target::Below(500.0));
+    Ok(section)
+}
+
+/// One start, in milliseconds.
+fn start(setup: &Setup, frame: &Frame) -> anyhow::Result<f64> {
+    let (dir, port) = (tempfile::tempdir()?, free_port()?);
+    let command = setup.weir_command(&setup.bundle, port, dir.path())?;
+    let start = Instant::now();
+    let mut daemon = Daemon::start(command, port, &dir.path().join("weir.log"))?;
+    let mut client = Client::new(daemon.target("/predict"), Duration::from_secs(5))?;
+    // Until the first success: not yet listening is no connection, not yet ready is a 503.
+    while !client.post(frame).is_ok_and(|reply| reply.status == 200) {
+        daemon.check_running()?;
+        ensure!(
+            start.elapsed() < GIVE_UP,
+            "no prediction in {GIVE_UP:?}; its output ends:\n{}",
+            daemon.output()
+        );
+        std::thread::sleep(AGAIN);
+    }
+    let elapsed = start.elapsed();
+    daemon.stop()?;
+    Ok(elapsed.as_secs_f64() * 1000.0)
+}

@@ -1,0 +1,32 @@
+//! Rendered pixels to a baseline 4:2:0 JPEG of the size that a real camera sends.
+
+use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
+
+use super::{Size, scene};
+
+/// Quality of the JPEG encoder and strength of the sensor noise, tuned together so that the files have
+/// the sizes of `Size::typical_bytes`: small sensors are noisy and lightly compressed, 4K the reverse.
+fn tuning(size: Size) -> (i32, f32) {
+    match size {
+        Size::Vga => (91, 6.3),
+        Size::P1080 => (89, 6.2),
+        Size::Uhd => (85, 5.5),
+    }
+}
+
+/// Frame number `seed` of a size, encoded.
+pub(super) fn frame(size: Size, seed: u64) -> turbojpeg::Result<Vec<u8>> {
+    let (width, height) = size.pixels();
+    let (quality, noise) = tuning(size);
+    let pixels = scene::render(width, height, seed, noise);
+    let mut encoder = Compressor::new()?;
+    encoder.set_quality(quality)?;
+    encoder.set_subsamp(Subsamp::Sub2x2)?;
+    encoder.compress_to_vec(Image {
+        pixels: &pixels,
+        width,
+        pitch: width * 3,
+        height,
+        format: PixelFormat::RGB,
+    })
+}

@@ -1,0 +1,8 @@
+//! The rig: drives a built `weir` from outside and measures it. The map of its modules.
+
+pub mod bench;
+pub mod daemon;
+pub mod frames;
+pub mod limit;
+pub mod load;
+pub mod process;

@@ -1,0 +1,165 @@
+//! One keep-alive connection: sends a request and reads the response, both at the same time.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::response::{ParseError, Reply, ResponseReader};
+
+/// Why a request got no response.
+#[derive(Debug)]
+pub enum Failure {
+    /// No connection.
+    Connect(io::Error),
+    /// The connection ended or broke before a whole response was there.
+    Reset(String),
+    /// No whole response in the time allowed.
+    Timeout,
+    /// What came back was no HTTP response.
+    Malformed(ParseError),
+}
+
+impl Failure {
+    /// The kind, in one word, for counting.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Reset(_) => "reset",
+            Self::Timeout => "timeout",
+            Self::Malformed(_) => "malformed",
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "connecting: {error}"),
+            Self::Reset(what) => f.write_str(what),
+            Self::Timeout => f.write_str("no response in the time allowed"),
+            Self::Malformed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<ParseError> for Failure {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::Truncated => Self::Reset(error.to_string()),
+            _ => Self::Malformed(error),
+        }
+    }
+}
+
+/// A response, and how much of the request it did not wait for.
+#[derive(Debug)]
+pub struct Answer {
+    /// The response.
+    pub reply: Reply,
+    /// Bytes of the request that were not yet sent when the response was complete.
+    pub unsent: usize,
+}
+
+/// A connection and what was read of the next response.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    reader: ResponseReader,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// `Failure::Connect`, also when it takes longer than `limit`.
+    pub async fn open(address: SocketAddr, limit: Duration) -> Result<Self, Failure> {
+        let connecting = timeout(limit, TcpStream::connect(address)).await;
+        let stream = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+        Ok(Self { stream: stream.map_err(Failure::Connect)?, reader: ResponseReader::default() })
+    }
+
+    /// Whether the server has closed the connection, or sent something unasked, since the last response.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        let mut byte = [0];
+        !matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Sends `prefix` and `rest` and reads the response. A response that comes before everything is sent
+    /// ends the exchange: `Answer::unsent` says how much was left.
+    ///
+    /// # Errors
+    /// `Failure::Reset` or `Failure::Malformed`. The connection is of no use after an error.
+    pub async fn exchange(&mut self, prefix: &[u8], rest: &[u8]) -> Result<Answer, Failure> {
+        let total = prefix.len() + rest.len();
+        let mut sent = 0;
+        // A server that has answered may close its receiving side while it still sends: a failed write
+        // is no failure as long as a response can be read.
+        let mut write_error = None;
+        loop {
+            while sent < total && write_error.is_none() {
+                match send(&self.stream, prefix, rest, sent) {
+                    Ok(count) => sent += count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => write_error = Some(error),
+                }
+            }
+            let writing = sent < total && write_error.is_none();
+            let interest = if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            self.stream.ready(interest).await.map_err(|error| Failure::Reset(error.to_string()))?;
+            let buffer = self.reader.buffer();
+            buffer.reserve(4096);
+            let reply = match self.stream.try_read_buf(buffer) {
+                Ok(0) => Some(self.reader.end().map_err(|error| broken(error, write_error.as_ref()))?),
+                Ok(_) => self.reader.next_reply()?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+                Err(error) => return Err(Failure::Reset(error.to_string())),
+            };
+            if let Some(reply) = reply {
+                return Ok(Answer { reply, unsent: total - sent });
+            }
+        }
+    }
+
+    /// Sends the last `unsent` bytes of a request that was answered early, so that the connection can be
+    /// used again; false when the server does not take them.
+    pub async fn finish(&mut self, rest: &[u8], unsent: usize, limit: Duration) -> bool {
+        let Some(mut sent) = rest.len().checked_sub(unsent) else { return false };
+        let sending = async {
+            while sent < rest.len() {
+                self.stream.writable().await?;
+                match self.stream.try_write(&rest[sent..]) {
+                    Ok(count) => sent += count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            io::Result::Ok(())
+        };
+        matches!(timeout(limit, sending).await, Ok(Ok(())))
+    }
+}
+
+fn send(stream: &TcpStream, prefix: &[u8], rest: &[u8], sent: usize) -> io::Result<usize> {
+    match prefix.get(sent..) {
+        Some(left) if !left.is_empty() => {
+            stream.try_write_vectored(&[IoSlice::new(left), IoSlice::new(rest)])
+        }
+        _ => stream.try_write(&rest[sent - prefix.len()..]),
+    }
+}
+
+fn broken(error: ParseError, write_error: Option<&io::Error>) -> Failure {
+    match write_error {
+        Some(write_error) => Failure::Reset(format!("sending: {write_error}")),
+        None => error.into(),
+    }
+}

@@ -1,0 +1,42 @@
+//! `weir-rig`: the command line of the rig.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The same allocator as the appliance's: the limit must not be a different program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Drives a built `weir` from outside: camera frames, load, the in-process limit, benches.
+#[derive(Parser)]
+#[command(name = "weir-rig", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write camera frames, rendered here, as JPEG files.
+    Frames(hw_tests::frames::Args),
+    /// Post images to a server and measure latency and throughput.
+    Load(hw_tests::load::Args),
+    /// Decode, preprocess and infer in-process on all cores, without HTTP.
+    Limit(hw_tests::limit::Args),
+    /// Measure the built daemon against its targets.
+    Bench(hw_tests::bench::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Frames(args) => args.run(),
+        Command::Load(args) => args.run(),
+        Command::Limit(args) => args.run(),
+        Command::Bench(args) => args.run(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("weir-rig: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,136 @@
+//! What a process has used, read from /proc: CPU time and memory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Resident memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// VmRSS: resident now.
+    pub resident: u64,
+    /// VmHWM: the most that was ever resident.
+    pub peak: u64,
+}
+
+/// CPU time (user and system, all threads, also those that have ended) of a process; in steps of a clock
+/// tick, usually 10 ms.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    parse_cpu_time(&read(pid, "stat")?, rustix::param::clock_ticks_per_second())
+}
+
+/// CPU time of a process and of the processes it has started that are still running.
+///
+/// # Errors
+/// When there is no such process.
+pub fn tree_cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let mut total = cpu_time(pid)?;
+    // Children are listed by the thread that started them.
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).context("listing threads")?;
+    for task in tasks.flatten() {
+        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            // A child may end between the list and the reading.
+            total += tree_cpu_time(child).unwrap_or_default();
+        }
+    }
+    Ok(total)
+}
+
+/// CPU time of this process.
+#[must_use]
+pub fn own_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Resident memory of a process.
+///
+/// # Errors
+/// When there is no such process.
+pub fn memory(pid: u32) -> anyhow::Result<Memory> {
+    parse_memory(&read(pid, "status")?)
+}
+
+/// The machine, for reports: processor, cores, memory.
+#[must_use]
+pub fn machine() -> String {
+    let field = |path: &str, name: &str| {
+        let text = std::fs::read_to_string(Path::new(path)).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+        line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned())).unwrap_or_default()
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let kib: u64 =
+        field("/proc/meminfo", "MemTotal").split(' ').next().and_then(|kib| kib.parse().ok()).unwrap_or(0);
+    format!("{}, {cores} cores, {} GiB", field("/proc/cpuinfo", "model name"), kib >> 20)
+}
+
+fn read(pid: u32, file: &str) -> anyhow::Result<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/{file}"))
+        .with_context(|| format!("process {pid} is not there"))
+}
+
+fn parse_cpu_time(stat: &str, ticks_per_second: u64) -> anyhow::Result<Duration> {
+    // The second field is the command in parentheses, which may itself hold spaces and parentheses.
+    let after_command = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let mut fields = after_command.split_whitespace().skip(11).map(str::parse::<u64>);
+    let (Some(Ok(user)), Some(Ok(system))) = (fields.next(), fields.next()) else {
+        bail!("/proc stat line without utime and stime: {stat:?}");
+    };
+    Ok(Duration::from_secs_f64((user + system) as f64 / ticks_per_second as f64))
+}
+
+fn parse_memory(status: &str) -> anyhow::Result<Memory> {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.map(|kib| kib * 1024).with_context(|| format!("/proc status without {name}"))
+    };
+    Ok(Memory { resident: field("VmRSS:")?, peak: field("VmHWM:")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_found_behind_a_command_with_parentheses_and_spaces() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194304 101 0 0 0 250 50 9 9 20 0 1 0 105205";
+        assert_eq!(parse_cpu_time(stat, 100).unwrap(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_short_stat_line_is_an_error() {
+        assert!(parse_cpu_time("7 (weir) S 1 7", 100).is_err());
+    }
+
+    #[test]
+    fn memory_is_in_bytes() {
+        let memory = parse_memory("Name:\tweir\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n").unwrap();
+        assert_eq!(memory, Memory { resident: 1 << 20, peak: 2 << 20 });
+    }
+
+    #[test]
+    fn this_process_uses_cpu_time_and_memory() {
+        let before = own_cpu_time();
+        let mut sum = 0_u64;
+        while own_cpu_time() - before < Duration::from_millis(50) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        let pid = std::process::id();
+        assert!(cpu_time(pid).unwrap() >= Duration::from_millis(40));
+        assert!(tree_cpu_time(pid).unwrap() >= cpu_time(pid).unwrap() - Duration::from_millis(20));
+        assert!(memory(pid).unwrap().resident > 1 << 20);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_named() {
+        assert!(cpu_time(u32::MAX).unwrap_err().to_string().contains("4294967295"));
+    }
+}

@@ -1,0 +1,267 @@
+//! The load generator against small servers that answer well, early, late, in pieces or not at all.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod server;
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hw_tests::frames::{self, Frame, Size};
+use hw_tests::load::{Options, Report, Spec, Target, requests};
+use server::Server;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+
+fn big_frame() -> Frame {
+    // More than both sockets' buffers hold, so that it cannot be sent before it is read.
+    Frame { name: "big".into(), bytes: vec![7; 64 << 20] }
+}
+
+fn spec(server: &Server, frames: &[Frame], options: &Options) -> Spec {
+    let target = Target::local(server.port, "/predict");
+    Spec {
+        warmup: Duration::ZERO,
+        duration: Duration::from_millis(600),
+        timeout: Duration::from_secs(20),
+        ..Spec::new(target.clone(), requests(&target, frames, options).unwrap())
+    }
+}
+
+fn small(server: &Server) -> Spec {
+    spec(server, &[Frame { name: "small".into(), bytes: b"picture".to_vec() }], &Options::default())
+}
+
+fn count(report: &Report, status: u16) -> u64 {
+    report.statuses.get(&status).map_or(0, |latency| latency.count)
+}
+
+#[test]
+fn a_closed_loop_posts_whole_bodies_over_few_connections() {
+    let seen = Arc::new(Mutex::new(HashSet::new()));
+    let bodies = seen.clone();
+    let server = Server::start(move |exchange| {
+        exchange.read_head()?;
+        let body = exchange.read_body()?;
+        assert_eq!(turbojpeg::read_header(&body).unwrap().width, 640);
+        bodies.lock().unwrap().insert(body);
+        exchange.send(OK)
+    });
+    let options = Options { unique: true, ..Options::default() };
+    let frames = frames::render(Size::Vga, 2).unwrap();
+    let load = Spec { concurrency: 3, max_requests: Some(50), ..spec(&server, &frames, &options) };
+    let report = load.run().unwrap();
+    assert_eq!((report.requests, report.successes, count(&report, 200)), (50, 50, 50));
+    assert_eq!(report.trouble(), None);
+    assert_eq!(report.reconnects, 0);
+    assert_eq!(server.connections.load(Ordering::Relaxed), 3);
+    assert_eq!(seen.lock().unwrap().len(), 50, "every body differs");
+}
+
+#[test]
+fn a_repeated_body_stays_the_same() {
+    let seen = Arc::new(Mutex::new(HashSet::new()));
+    let bodies = seen.clone();
+    let server = Server::start(move |exchange| {
+        exchange.read_head()?;
+        bodies.lock().unwrap().insert(exchange.read_body()?);
+        exchange.send(OK)
+    });
+    Spec { max_requests: Some(20), ..small(&server) }.run().unwrap();
+    assert_eq!(*seen.lock().unwrap(), HashSet::from([b"picture".to_vec()]));
+}
+
+#[test]
+fn a_reply_before_the_body_is_sent_counts_and_is_quick() {
+    let server = Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.send(b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
+        exchange.drain_and_close()
+    });
+    let load = spec(&server, &[big_frame()], &Options::default());
+    let report = Spec { concurrency: 1, max_requests: Some(3), ..load }.run().unwrap();
+    assert_eq!(count(&report, 429), 3, "{report:?}");
+    assert_eq!((report.early_replies, report.reconnects, report.successes), (3, 2, 0));
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+}
+
+#[test]
+fn after_an_early_reply_the_body_is_finished_where_the_server_keeps_the_connection() {
+    let server = Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")?;
+        exchange.read_body().map(drop)
+    });
+    let load = spec(&server, &[big_frame()], &Options::default());
+    let report = Spec { concurrency: 1, max_requests: Some(3), ..load }.run().unwrap();
+    assert_eq!((count(&report, 413), report.early_replies, report.reconnects), (3, 3, 0), "{report:?}");
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_server_that_closes_after_each_reply_is_reconnected_to() {
+    let server = Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.read_body()?;
+        exchange.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")?;
+        Err(std::io::ErrorKind::ConnectionAborted.into())
+    });
+    let report = Spec { concurrency: 1, max_requests: Some(10), ..small(&server) }.run().unwrap();
+    assert_eq!((count(&report, 200), report.reconnects), (10, 9), "{report:?}");
+    assert_eq!(report.trouble(), None);
+}
+
+#[test]
+fn a_server_that_hangs_up_is_a_reset() {
+    let server = Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.read_body()?;
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nshort")?;
+        Err(std::io::ErrorKind::ConnectionAborted.into())
+    });
+    let report = Spec { concurrency: 1, max_requests: Some(4), ..small(&server) }.run().unwrap();
+    assert_eq!(report.failures["reset"].count, 4, "{report:?}");
+    assert!(report.ok.is_none() && report.statuses.is_empty());
+}
+
+#[test]
+fn a_server_that_never_answers_is_a_timeout() {
+    let server = Server::start(server::Exchange::read_to_end);
+    let load = Spec { concurrency: 2, timeout: Duration::from_millis(100), ..small(&server) };
+    let start = Instant::now();
+    let report = load.run().unwrap();
+    assert!(report.failures["timeout"].count >= 6, "{report:?}");
+    assert!(start.elapsed() < Duration::from_secs(3), "it ends by itself");
+}
+
+#[test]
+fn nobody_listening_is_counted_and_not_hammered() {
+    let server = Server::start(|_| Ok(()));
+    let mut load = small(&server);
+    load.target = Target::local(server::free_port(), "/");
+    load.concurrency = 1;
+    let report = load.run().unwrap();
+    let refused = report.failures["connect"].count;
+    assert!((5..=60).contains(&refused), "{refused} attempts in 0.6 s with a pause of 10 ms");
+}
+
+#[test]
+fn chunked_replies_in_pieces_are_read() {
+    let server = Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.read_body()?;
+        for piece in [
+            "HTTP/1.1 200 OK\r\nTransfer-Enc",
+            "oding: chunked\r\n\r\n3\r\n{\"a",
+            "\r\n3\r\n\":1\r\n1\r\n}\r\n0\r",
+            "\n\r\n",
+        ] {
+            exchange.send(piece.as_bytes())?;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    });
+    let bodies = Arc::new(Mutex::new(Vec::new()));
+    let sink = bodies.clone();
+    let load = Spec {
+        max_requests: Some(5),
+        on_reply: Some(Arc::new(move |reply| sink.lock().unwrap().push(reply.body.clone()))),
+        ..small(&server)
+    };
+    assert_eq!(load.run().unwrap().trouble(), None);
+    assert_eq!(*bodies.lock().unwrap(), vec![b"{\"a\":1}".to_vec(); 5]);
+}
+
+fn slow_server() -> Server {
+    Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.read_body()?;
+        std::thread::sleep(Duration::from_millis(50));
+        exchange.send(OK)
+    })
+}
+
+#[test]
+fn a_closed_loop_measures_from_the_sending() {
+    let report = Spec { concurrency: 1, ..small(&slow_server()) }.run().unwrap();
+    let latency = report.ok.unwrap();
+    assert!(latency.p50 >= 50.0 && latency.p50 < 100.0, "{latency:?}");
+    assert!((6..=12).contains(&latency.count), "{latency:?}");
+}
+
+#[test]
+fn an_open_loop_measures_from_the_intended_start_and_owns_up_to_what_it_never_sent() {
+    let load =
+        Spec { concurrency: 1, rate: Some(40.0), duration: Duration::from_secs(1), ..small(&slow_server()) };
+    let report = load.run().unwrap();
+    let latency = report.ok.unwrap();
+    // 40 a second are due and one client gets through 20: the last of them is half a second late.
+    assert!(latency.p50 > 120.0 && latency.max > 300.0, "{latency:?}");
+    assert!((15..=25).contains(&report.unsent), "{} unsent", report.unsent);
+    assert_eq!(report.requests + report.unsent, 40);
+}
+
+#[test]
+fn an_open_loop_keeps_its_rate_when_the_server_keeps_up() {
+    let load =
+        Spec { concurrency: 8, rate: Some(80.0), duration: Duration::from_secs(1), ..small(&slow_server()) };
+    let report = load.run().unwrap();
+    assert_eq!((report.requests, report.unsent), (80, 0));
+    let latency = report.ok.unwrap();
+    assert!(latency.p50 >= 50.0 && latency.p50 < 75.0, "{latency:?}");
+}
+
+#[test]
+fn the_warm_up_is_not_counted() {
+    let load = Spec { concurrency: 1, warmup: Duration::from_millis(300), ..small(&slow_server()) };
+    let report = load.run().unwrap();
+    let counted = count(&report, 200);
+    assert!(report.requests >= counted + 4, "{} begun, {counted} counted", report.requests);
+    assert!((report.seconds - 0.6).abs() < 0.01);
+}
+
+#[test]
+fn load_can_be_stopped() {
+    let server = slow_server();
+    let load = Spec { duration: Duration::from_secs(600), ..small(&server) };
+    let stop = load.stop.clone();
+    let start = Instant::now();
+    let running = std::thread::spawn(|| load.run());
+    std::thread::sleep(Duration::from_millis(200));
+    stop.store(true, Ordering::Relaxed);
+    let report = running.join().unwrap().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(report.successes > 0 && report.seconds < 2.0, "{report:?}");
+}
+
+#[test]
+fn nothing_to_send_is_an_error() {
+    let target = Target::local(1, "/");
+    let empty = Spec::new(target.clone(), requests(&target, &[], &Options::default()).unwrap());
+    assert!(empty.run().unwrap_err().to_string().contains("nothing to send"));
+    let png = Frame { name: "a.png".into(), bytes: b"\x89PNG".to_vec() };
+    let unique = Options { unique: true, ..Options::default() };
+    let error = requests(&target, &[png], &unique).unwrap_err();
+    assert!(format!("{error:#}").contains("a.png: not a JPEG"), "{error:#}");
+}
+
+#[test]
+fn the_servers_use_of_the_processor_is_reported() {
+    use hw_tests::load::Watch;
+    let server = Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.read_body()?;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(5) {
+            std::hint::spin_loop();
+        }
+        exchange.send(OK)
+    });
+    // The server runs in this process, so that its CPU time is ours.
+    let watch = Some(Watch { pid: std::process::id(), children: false });
+    let report = Spec { concurrency: 1, watch, ..small(&server) }.run().unwrap();
+    let usage = report.usage.unwrap();
+    assert!(usage.ok > 10 && usage.cpu_ms_per_ok() > 2.0, "{usage:?}");
+    assert!(usage.memory.resident > 1 << 20);
+}

@@ -1,0 +1,29 @@
+# Where things live: the checkout, the cache, the build output, libonnxruntime. Sourced, never run.
+# shellcheck shell=sh
+# shellcheck source=scripts/lib/say.sh
+
+unset CDPATH
+cd "$(dirname "$0")/.." || exit
+. scripts/lib/say.sh
+
+if [ -z "${WEIR_CACHE:-}" ]; then
+    if [ -z "${XDG_CACHE_HOME:-}" ] && [ -z "${HOME:-}" ]; then
+        die "neither WEIR_CACHE, XDG_CACHE_HOME nor HOME is set" "Set WEIR_CACHE to a folder for downloads and build output."
+    fi
+    WEIR_CACHE=${XDG_CACHE_HOME:-${HOME:-}/.cache}/weir
+fi
+: "${CARGO_TARGET_DIR:=$WEIR_CACHE/target}"
+mkdir -p "$WEIR_CACHE" "$CARGO_TARGET_DIR" || die "cannot write to $WEIR_CACHE or $CARGO_TARGET_DIR" \
+    "Set WEIR_CACHE and CARGO_TARGET_DIR to folders that you may write to."
+WEIR_CACHE=$(cd "$WEIR_CACHE" && pwd)
+CARGO_TARGET_DIR=$(cd "$CARGO_TARGET_DIR" && pwd)
+
+WEIR_ORT_VERSION=$(sed -n 's/^version *= *//p' scripts/onnxruntime.ini)
+WEIR_ORT_FETCHED=$WEIR_CACHE/onnxruntime/$WEIR_ORT_VERSION/libonnxruntime.so
+: "${ORT_DYLIB_PATH:=$WEIR_ORT_FETCHED}"
+: "${WEIR_FP32_BUNDLE:=$WEIR_CACHE/models/fish-fp32/1}"
+
+# Ours come last: a tool that the machine has wins.
+PATH=$PATH:$WEIR_CACHE/venv-cmake/bin${HOME:+:$HOME/.cargo/bin}
+
+export WEIR_CACHE CARGO_TARGET_DIR ORT_DYLIB_PATH WEIR_FP32_BUNDLE PATH

@@ -1,0 +1,1 @@
+"""The export of the default fish model: published weights in, an ONNX bundle out."""

@@ -1,0 +1,1 @@
+"""The pictures that ship with the bundle, drawn by this code alone."""
