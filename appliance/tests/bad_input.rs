@@ -34,7 +34,7 @@ fn every_bad_body_is_refused_by_name() {
     let jpeg = [("content-type", "image/jpeg")];
     let none: [(&str, &str); 0] = [];
     let truncated = &picture[..picture.len() / 2];
-    let cases: Vec<Case> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("empty", &none, vec![], 400, "empty_body"),
         ("truncated JPEG", &jpeg, truncated.to_vec(), 400, "corrupt_image"),
         ("JPEG cut in its header", &jpeg, picture[..100].to_vec(), 400, "corrupt_image"),

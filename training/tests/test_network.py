@@ -1,5 +1,7 @@
 """The network and its graph: layer arithmetic on tiny cases, and the whole against plain numpy."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -67,8 +69,8 @@ def expected(state, pictures):
     rows = []
     for x in pictures:
         p = reference.probabilities(state, x[0])
-        fish = p[list(head.FISH)]
-        rows.append([*fish, 1 - fish.sum()])
+        competing = np.array([*p[list(head.FISH)], np.delete(p, list(head.FISH)).max()])
+        rows.append(competing / competing.sum())
     return np.array(rows)
 
 
@@ -77,6 +79,29 @@ def test_fp32_graph_equals_plain_numpy(network, pictures, expected):
     # Sizes 24, 12, 6, 3, 2 inside: odd ones too. The expected scores must differ enough to tell.
     assert np.ptp(expected, 0).max() > 0.01
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    "top, label",
+    [
+        (0, "tench"),
+        (6, "stingray"),
+        (7, "not_fish"),
+        (388, "not_fish"),
+        (389, "barracouta"),
+        (396, "lionfish"),
+        (398, "not_fish"),
+        (999, "not_fish"),
+    ],
+)
+def test_the_likeliest_class_wins_though_the_others_together_weigh_more(network, pictures, top, label, dtype):
+    bias = np.zeros(1000, np.float32)
+    bias[top] = 2
+    flat = dataclasses.replace(network, linear_weight=np.zeros_like(network.linear_weight), linear_bias=bias)
+    row = Model(graph.build(flat, 48, dtype).SerializeToString()).scores(pictures[:1])[0]
+    wanted = np.exp([2.0 * (name == label) for name in head.LABELS])
+    np.testing.assert_allclose(row, wanted / wanted.sum(), atol=1e-6)
 
 
 def test_a_batch_is_its_pictures(network, pictures):
@@ -96,7 +121,7 @@ def test_fp16_graph_is_near_and_takes_f16(network, pictures, expected):
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("reduce_range, largest, tolerance", [(False, 127, 0.06), (True, 63, 0.09)])
+@pytest.mark.parametrize("reduce_range, largest, tolerance", [(False, 127, 0.1), (True, 63, 0.12)])
 def test_int8_graph(network, pictures, expected, reduce_range, largest, tolerance):
     model = quantize.quantize(graph.build(network, 48), pictures, reduce_range)
     constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}

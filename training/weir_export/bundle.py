@@ -19,9 +19,10 @@ from .preprocess import CROP, MEAN, RESIZE, STD
 TRAINING = Path(__file__).resolve().parents[1]
 DESCRIPTION = "Sixteen fish of ImageNet and not_fish; EfficientNet-Lite0"
 JPEG = {"quality": 90, "subsampling": 0, "optimize": True}
-# (file, scene, label, least score)
+# (file, scene, label, least score). The least measured of all variants are 0.94 and 0.97; the rest is for other
+# processors and other calibration pictures.
 GOLDEN = (
-    ("anemone_fish.jpg", scenes.anemone_fish, "anemone_fish", 0.5),
+    ("anemone_fish.jpg", scenes.anemone_fish, "anemone_fish", 0.8),
     ("sea_floor.jpg", scenes.sea_floor, "not_fish", 0.9),
 )
 

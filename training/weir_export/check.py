@@ -58,11 +58,13 @@ def accuracy(scores: np.ndarray, truth: np.ndarray) -> dict:
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> dict:
-    """How alike two models answer the same inputs."""
+    """How alike two models answer the same inputs; a picture's difference is that of the score that differs most."""
+    differences = np.abs(a - b).max(1)
     return {
         "same_top": int((a.argmax(1) == b.argmax(1)).sum()),
         "of": len(a),
-        "largest_difference": float(np.abs(a - b).max()),
+        "largest_difference": float(differences.max()),
+        "mean_difference": float(differences.mean()),
     }
 
 

@@ -43,8 +43,8 @@ class _Graph:
 
 
 def build(network: Network, size: int = 224, dtype=np.float32) -> onnx.ModelProto:
-    """The model for `size` x `size` pixels, already normalised. With f16, softmax and what follows stay f32,
-    so that 1000 small probabilities add up to 1."""
+    """The model for `size` x `size` pixels, already normalised. With f16, all after the last layer is f32, so that
+    the scores add up to 1."""
     graph = _Graph(dtype)
     graph.constant("zero", np.zeros((), graph.dtype))
     graph.constant("six", np.full((), 6, graph.dtype))
@@ -62,18 +62,19 @@ def build(network: Network, size: int = 224, dtype=np.float32) -> onnx.ModelProt
 
 
 def _head(graph: _Graph, features, network: Network):
+    """Scores: the softmax over the fish logits and the largest other logit. Its top label is therefore the top
+    of the 1000 classes, and its scores are higher than those of the softmax over all 1000."""
     weight, bias = fish_first(network.linear_weight, network.linear_bias)
     weight = graph.constant("linear.weight", weight.astype(graph.dtype))
     bias = graph.constant("linear.bias", bias.astype(graph.dtype))
     logits = graph.node("Gemm", [features, weight, bias], "logits", transB=1)
     if graph.dtype != np.float32:
         logits = graph.node("Cast", [logits], "logits_f32", to=TensorProto.FLOAT)
-    probabilities = graph.node("Softmax", [logits], "probabilities", axis=1)
     sizes = graph.constant("head_sizes", np.array([len(FISH), len(network.linear_bias) - len(FISH)], np.int64))
-    fish, rest = graph.node("Split", [probabilities, sizes], ["fish", "rest"], axis=1)
-    axes = graph.constant("class_axis", np.array([1], np.int64))
-    not_fish = graph.node("ReduceSum", [rest, axes], "not_fish", keepdims=1)
-    graph.node("Concat", [fish, not_fish], OUTPUT, axis=1)
+    fish, rest = graph.node("Split", [logits, sizes], ["fish", "rest"], axis=1)
+    not_fish = graph.node("ReduceMax", [rest], "not_fish", axes=[1], keepdims=1)
+    competing = graph.node("Concat", [fish, not_fish], "competing", axis=1)
+    graph.node("Softmax", [competing], OUTPUT, axis=1)
 
 
 def _model(graph: _Graph, size: int) -> onnx.ModelProto:

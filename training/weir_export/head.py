@@ -21,13 +21,15 @@ FISH = {
     396: "lionfish",
     397: "puffer",
 }
+# Stands for the likeliest of the other 984 classes.
 NOT_FISH = "not_fish"
 LABELS = (*FISH.values(), NOT_FISH)
 
 
 def fish_first(weight: np.ndarray, bias: np.ndarray):
     """The linear layer (weight [classes, features], bias [classes]) with its rows in the order: fish,
-    then the rest. Softmax does not mind the order, and the head becomes one cut at row 16."""
+    then the rest. Neither the softmax nor the maximum over the rest minds the order, and the head becomes one
+    cut at row 16."""
     fish = list(FISH)
     rest = [index for index in range(len(bias)) if index not in FISH]
     return weight[fish + rest], bias[fish + rest]

@@ -22,7 +22,7 @@ from onnxruntime.quantization import (
 from .graph import INPUT, IR_VERSION
 from .preprocess import MEAN, STD
 
-# The head, from softmax on, stays in f32: its probabilities are too small for 8 bits.
+# All after the logits stays in f32: 8 bits are too coarse for logits and for scores.
 QUANTIZED_OPS = ["Conv", "Clip", "Add", "GlobalAveragePool", "Flatten", "Gemm"]
 
 

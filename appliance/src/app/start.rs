@@ -98,7 +98,10 @@ pub fn prepare_device(config: &Config) -> Result<DeviceSetup, StartError> {
     let bundle = bundle.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let model = bundle.variant(DeviceTag::Cpu, config.engine.precision)?;
     let limits = DecodeLimits {
-        max_bytes: usize::try_from(config.http.max_body.as_u64()).unwrap_or(usize::MAX),
+        // Bodies are bounded before they get here; a low http.max_body must not refuse the golden cases.
+        max_bytes: usize::try_from(config.http.max_body.as_u64())
+            .unwrap_or(usize::MAX)
+            .max(DecodeLimits::default().max_bytes),
         max_pixels: config.image.max_pixels,
         max_scans: config.image.max_scans,
     };

@@ -137,6 +137,7 @@ fn check_listen(config: &Config) -> Check {
 
 fn check_data_dir(dir: &Path) -> Vec<Check> {
     let remedy = "Remedy: choose another with --data-dir or data_dir, or give this user the right to write";
+    let was_there = dir.is_dir();
     if let Err(error) = std::fs::create_dir_all(dir) {
         return vec![failed("data directory", format!("{}: {error}. {remedy}", dir.display()))];
     }
@@ -168,6 +169,10 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
             },
             Err(error) => failed("outbox", error),
         });
+    }
+    if !was_there {
+        // A check leaves nothing behind.
+        let _ = std::fs::remove_dir(dir);
     }
     checks
 }
@@ -210,8 +215,7 @@ fn check_cpu() -> Check {
 }
 
 fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
-    let version = setup.runtime.build_info().split(',').next().unwrap_or_default().trim().to_owned();
-    checks.push(ok("onnxruntime", format!("{} ({version})", setup.runtime.library().display())));
+    checks.push(ok("onnxruntime", setup.runtime.library().display()));
     let manifest = setup.bundle.manifest();
     checks.push(ok(
         "bundle",

@@ -176,7 +176,7 @@ fn json_line(row: &Row, labels: &[String], top_k: usize) -> String {
 
 fn table() -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["file", "species", "score", "pixels", "time"]);
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["file", "species", "score", "pixels", "time"]);
     for column in [2, 3, 4] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);

@@ -118,11 +118,6 @@ impl Runtime {
         &self.library
     }
 
-    /// ONNX Runtime's own description of its build.
-    pub fn build_info(&self) -> &'static str {
-        ort::info()
-    }
-
     fn environment(&self) -> &ort::environment::Environment {
         &self.environment
     }

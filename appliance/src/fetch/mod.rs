@@ -185,7 +185,7 @@ impl Resolve for GuardedResolver {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
             let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| guard::may_reach(a.ip(), &allow));
             match (good.is_empty(), bad.first()) {
-                (true, Some(bad)) => Err(Box::new(FetchError::Refused { host, address: bad.ip() }).into()),
+                (true, Some(bad)) => Err(FetchError::Refused { host, address: bad.ip() }.into()),
                 _ => Ok(Box::new(good.into_iter()) as Addrs),
             }
         })

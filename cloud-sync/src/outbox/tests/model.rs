@@ -150,7 +150,13 @@ fn read_into(reader: &mut Reader, events: &mut BTreeMap<u64, Vec<u8>>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 96,
+        // Milliseconds: each case waits for many an fsync.
+        max_shrink_time: 30_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn nothing_acknowledged_is_ever_lost(steps in prop::collection::vec(step(), 1..40)) {
