@@ -77,7 +77,7 @@ def test_accuracy_and_agreement():
     truth = np.array([LABELS.index(label) for label in ("gar", "eel", "not_fish", "not_fish")])
     a, b = scores("gar", "not_fish", "eel", "not_fish"), scores("gar", "eel", "eel", "not_fish")
     assert check.accuracy(a, truth) == {"fish": 2, "fish_right": 1, "others": 2, "others_called_fish": 1}
-    assert check.agreement(a, b) == {"same_top": 3, "of": 4, "largest_difference": 1.0}
+    assert check.agreement(a, b) == {"same_top": 3, "of": 4, "largest_difference": 1.0, "mean_difference": 0.25}
 
 
 def test_the_limits_of_the_check():
@@ -89,9 +89,9 @@ def test_the_limits_of_the_check():
 
 
 def test_a_variant_that_strays_is_refused():
-    near = {"same_top": 90, "of": 90, "largest_difference": 0.05}
+    near = {"same_top": 90, "of": 90, "largest_difference": 0.05, "mean_difference": 0.02}
     variants._check_agreement("int8", near)
-    for bad in ({"same_top": 80}, {"largest_difference": 0.3}):
+    for bad in ({"same_top": 80}, {"largest_difference": 0.4}, {"mean_difference": 0.1}):
         with pytest.raises(ValueError, match="strays"):
             variants._check_agreement("int8", {**near, **bad})
     good = scores("anemone_fish", "not_fish")

@@ -35,7 +35,8 @@ def _check_agreement(precision, result):
     share, largest, mean = LIMITS[precision]
     print(
         f"{precision}: same top label as fp32 on {result['same_top']} of {result['of']},"
-        f" difference of a score {result['largest_difference']:.4f} at most, {result['mean_difference']:.4f} in the mean"
+        f" largest difference of a score {result['largest_difference']:.4f},"
+        f" mean {result['mean_difference']:.4f}"
     )
     if result["same_top"] < share * result["of"]:
         raise ValueError(f"{precision} strays from fp32: the same top label on at least {share:.0%} is required")
