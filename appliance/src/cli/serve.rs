@@ -32,6 +32,9 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(io_threads(&loaded.config))
         .thread_name("weir-io")
+        // Answers come from lanes and outbox, threads that are not the runtime's. By default it looks for such wake-ups
+        // once in 61 turns while it is busy, and under overload answers would wait for refusals.
+        .global_queue_interval(2)
         .enable_all()
         .build()?;
     let outcome = runtime.block_on(run_app(App::new(loaded.config)));

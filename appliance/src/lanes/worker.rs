@@ -11,6 +11,8 @@ use super::job::{Job, LaneError};
 use super::{Classified, DeviceFactory, LaneDevice};
 use crate::engine::EngineError;
 
+/// On Linux a thread has its own niceness; one step is about a tenth of the processor's time.
+const LANE_NICENESS: i32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -33,6 +35,15 @@ pub enum SkipReason {
     Deadline,
 }
 
+/// A busy lane must not keep short work waiting (reading a body, an fsync that has come back): its thread gets a lower
+/// priority than the threads that do I/O. It still gets all the time that they leave.
+fn yield_to_io() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LANE_NICENESS) {
+        tracing::debug!(%error, "the lane keeps the common priority");
+    }
+}
+
 pub(super) struct Worker {
     pub(super) lane: usize,
     pub(super) jobs: Receiver<Job>,
@@ -44,6 +55,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
     pub(super) fn run(self, ready: &Sender<Result<(), EngineError>>) {
+        yield_to_io();
         let mut device = match (self.factory)(self.lane) {
             Ok(device) => device,
             Err(error) => {
