@@ -41,12 +41,30 @@ fn every_bad_body_is_refused_by_name() {
         ("text", &jpeg, b"this is not a picture".to_vec(), 415, "unsupported_type"),
         ("HTML", &none, b"<!doctype html><p>fish</p>".to_vec(), 415, "unsupported_type"),
         ("30,000 x 30,000 PNG in 1 KB", &none, pictures::png_header(30_000, 30_000), 422, "too_many_pixels"),
-        ("30,000 x 30,000 JPEG in 1 KB", &none, pictures::jpeg_header(30_000, 30_000, false, 1), 422, "too_many_pixels"),
+        (
+            "30,000 x 30,000 JPEG in 1 KB",
+            &none,
+            pictures::jpeg_header(30_000, 30_000, false, 1),
+            422,
+            "too_many_pixels",
+        ),
         ("10,000 scans", &none, pictures::jpeg_header(512, 512, true, 10_000), 422, "too_many_scans"),
         ("PNG without pixels", &none, pictures::png_header(64, 64), 400, "corrupt_image"),
         ("multipart without file", &form, multipart("photo", &picture), 400, "missing_file"),
-        ("multipart that ends early", &form, multipart("file", &picture)[..200].to_vec(), 400, "invalid_multipart"),
-        ("multipart without boundary", &[("content-type", "multipart/form-data")], picture.clone(), 400, "invalid_multipart"),
+        (
+            "multipart that ends early",
+            &form,
+            multipart("file", &picture)[..200].to_vec(),
+            400,
+            "invalid_multipart",
+        ),
+        (
+            "multipart without boundary",
+            &[("content-type", "multipart/form-data")],
+            picture.clone(),
+            400,
+            "invalid_multipart",
+        ),
         ("a form with an empty file", &form, multipart("file", b""), 400, "empty_image"),
         ("no JSON", &json, b"{\"image\": ".to_vec(), 400, "invalid_json"),
         ("JSON of another shape", &json, b"{\"picture\": \"x\"}".to_vec(), 400, "invalid_json"),
@@ -57,7 +75,13 @@ fn every_bad_body_is_refused_by_name() {
         ("no URL", &json, b"{\"image_url\": \"not a url\"}".to_vec(), 400, "invalid_url"),
         ("a file URL", &json, b"{\"image_url\": \"file:///etc/passwd\"}".to_vec(), 400, "invalid_url"),
         ("a URL inside", &json, b"{\"image_url\": \"http://127.0.0.1:9/\"}".to_vec(), 422, "url_refused"),
-        ("a metadata URL", &json, b"{\"image_url\": \"http://169.254.169.254/\"}".to_vec(), 422, "url_refused"),
+        (
+            "a metadata URL",
+            &json,
+            b"{\"image_url\": \"http://169.254.169.254/\"}".to_vec(),
+            422,
+            "url_refused",
+        ),
     ];
     for (what, headers, body, status, code) in cases {
         let reply = daemon.post("/predict", headers, &body);
@@ -173,7 +197,9 @@ fn base64_and_forms_are_served() {
     let daemon = Daemon::start(&[]);
     let (picture, label) = sample();
     let text = base64::engine::general_purpose::STANDARD.encode(&picture);
-    for body in [format!("{{\"image\": \"{text}\"}}"), format!("{{\"image\": \"data:image/jpeg;base64,{text}\"}}")] {
+    for body in
+        [format!("{{\"image\": \"{text}\"}}"), format!("{{\"image\": \"data:image/jpeg;base64,{text}\"}}")]
+    {
         let reply = daemon.post("/predict", &[("content-type", "application/json")], body.as_bytes());
         assert_eq!(reply.json()["species"], label.as_str(), "{}", reply.text());
     }

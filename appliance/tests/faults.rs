@@ -38,7 +38,8 @@ fn on_a_small_disk(env: &[(&str, &str)]) -> Daemon {
 fn a_full_disk_refuses_and_recovers_by_policy() {
     let (picture, _) = sample();
     // Bounded far above what the disk holds, and told to lose nothing: it must refuse.
-    let daemon = on_a_small_disk(&[("WEIR__OUTBOX__WHEN_FULL", "refuse"), ("WEIR__OUTBOX__SEGMENT", "64 KiB")]);
+    let daemon =
+        on_a_small_disk(&[("WEIR__OUTBOX__WHEN_FULL", "refuse"), ("WEIR__OUTBOX__SEGMENT", "64 KiB")]);
     let mut served = 0;
     let refusal = loop {
         let reply = daemon.post("/predict?top_k=17", &[], &picture);
@@ -50,7 +51,10 @@ fn a_full_disk_refuses_and_recovers_by_policy() {
     };
     assert_eq!((refusal.status, refusal.code().as_str()), (503, "outbox_full"), "{}", refusal.text());
     assert!(refusal.header("retry-after").is_some());
-    assert!(!refusal.text().contains(daemon.data.path().to_str().unwrap()), "paths are the operator's business");
+    assert!(
+        !refusal.text().contains(daemon.data.path().to_str().unwrap()),
+        "paths are the operator's business"
+    );
     let health = daemon.get("/health").json();
     assert_eq!(health["status"], "degraded");
     assert_eq!(health["outbox"]["healthy"], false);
@@ -115,7 +119,9 @@ fn overload_is_refused_at_once_and_the_rest_is_served() {
     let replies: Vec<_> = std::thread::scope(|scope| {
         let address = daemon.address;
         let threads: Vec<_> = (0..24)
-            .map(|seed| scope.spawn(move || support::post(address, "/predict", &[], &pictures::bmp(1200, 1200, seed))))
+            .map(|seed| {
+                scope.spawn(move || support::post(address, "/predict", &[], &pictures::bmp(1200, 1200, seed)))
+            })
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
@@ -138,7 +144,8 @@ fn clients_that_go_away_cost_nothing_more() {
                 use std::io::Write;
                 let picture = pictures::bmp(1500, 1500, seed);
                 let mut stream = support::client::connect(address);
-                let head = format!("POST /predict HTTP/1.1\r\nhost: w\r\ncontent-length: {}\r\n\r\n", picture.len());
+                let head =
+                    format!("POST /predict HTTP/1.1\r\nhost: w\r\ncontent-length: {}\r\n\r\n", picture.len());
                 stream.write_all(head.as_bytes()).unwrap();
                 stream.write_all(&picture).unwrap();
                 // Gone before the answer.

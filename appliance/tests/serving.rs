@@ -15,7 +15,8 @@ use support::{Daemon, bundle, pictures, sample, wait, weir};
 fn a_photo_comes_back_as_a_species() {
     let daemon = Daemon::start(&[]);
     let (picture, label) = sample();
-    let reply = daemon.post("/predict?camera=dock-3&top_k=3&model=fish", &[("x-request-id", "mine-1")], &picture);
+    let reply =
+        daemon.post("/predict?camera=dock-3&top_k=3&model=fish", &[("x-request-id", "mine-1")], &picture);
     assert_eq!(reply.status, 200, "{}", reply.text());
     let json = reply.json();
     assert_eq!(json["species"], label.as_str());
@@ -43,11 +44,16 @@ fn the_same_picture_is_computed_once() {
     let picture = pictures::bmp(800, 800, 3);
     let replies: Vec<_> = std::thread::scope(|scope| {
         let (address, picture) = (daemon.address, &picture);
-        let threads: Vec<_> =
-            (0..10).map(|_| scope.spawn(move || support::post(address, "/predict", &[], picture).json())).collect();
+        let threads: Vec<_> = (0..10)
+            .map(|_| scope.spawn(move || support::post(address, "/predict", &[], picture).json()))
+            .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    assert_eq!(replies.iter().filter(|r| r["cached"] == false).count(), 1, "one of ten cameras' posts is computed");
+    assert_eq!(
+        replies.iter().filter(|r| r["cached"] == false).count(),
+        1,
+        "one of ten cameras' posts is computed"
+    );
     assert!(replies.iter().all(|r| r["predictions"] == replies[0]["predictions"]));
     assert_eq!(daemon.post("/predict", &[], &picture).json()["cached"], true);
     assert_eq!(daemon.post("/predict", &[], &pictures::bmp(800, 800, 4)).json()["cached"], false);
@@ -163,7 +169,8 @@ fn images_are_fetched_from_allowed_networks() {
             let mut stream = stream.unwrap();
             let mut head = [0; 2048];
             let _ = std::io::Read::read(&mut stream, &mut head);
-            let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", served.len()).as_bytes());
+            let _ = stream
+                .write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", served.len()).as_bytes());
             let _ = stream.write_all(&served);
         }
     });

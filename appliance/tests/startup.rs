@@ -69,7 +69,8 @@ fn a_damaged_bundle() {
         let manifest = std::fs::read_to_string(&path).unwrap();
         let (head, golden) = manifest.split_once("[[golden]]").unwrap();
         let line = golden.lines().find(|l| l.starts_with("label")).unwrap();
-        std::fs::write(&path, format!("{head}[[golden]]{}", golden.replacen(line, "label = \"gar\"", 1))).unwrap();
+        std::fs::write(&path, format!("{head}[[golden]]{}", golden.replacen(line, "label = \"gar\"", 1)))
+            .unwrap();
     });
     assert_says(&text, &["golden case", "expected gar"]);
 }
@@ -82,7 +83,8 @@ fn labels_that_do_not_fit_the_output() {
     let path = dir.path().join("bundle.toml");
     let manifest = std::fs::read_to_string(&path).unwrap();
     // The manifest agrees with itself, but the graph has 17 scores.
-    let manifest = manifest.replacen("\"tench\"", "\"extra\", \"tench\"", 1).replacen("[0, 17]", "[0, 18]", 1);
+    let manifest =
+        manifest.replacen("\"tench\"", "\"extra\", \"tench\"", 1).replacen("[0, 17]", "[0, 18]", 1);
     std::fs::write(&path, manifest).unwrap();
     let labels = std::fs::read_to_string(dir.path().join("labels.txt")).unwrap();
     std::fs::write(dir.path().join("labels.txt"), format!("extra\n{labels}")).unwrap();
@@ -96,7 +98,8 @@ fn a_model_that_is_no_onnx() {
     let data = tempfile::tempdir().unwrap();
     let dir = tempfile::tempdir().unwrap();
     copy(&bundle(), dir.path());
-    let hex = |bytes: &[u8]| sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let hex =
+        |bytes: &[u8]| sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
     let old = hex(&std::fs::read(dir.path().join("model.int8.onnx")).unwrap());
     std::fs::write(dir.path().join("model.int8.onnx"), b"not a model").unwrap();
     let path = dir.path().join("bundle.toml");
@@ -142,7 +145,11 @@ fn a_bad_configuration_names_key_value_and_source() {
 #[test]
 fn doctor_tells_what_works_and_what_does_not() {
     let data = tempfile::tempdir().unwrap();
-    let fine = weir().args(["doctor", "--data-dir"]).arg(data.path()).env("WEIR__HTTP__LISTEN", "127.0.0.1:0").output();
+    let fine = weir()
+        .args(["doctor", "--data-dir"])
+        .arg(data.path())
+        .env("WEIR__HTTP__LISTEN", "127.0.0.1:0")
+        .output();
     let fine = fine.unwrap();
     let text = String::from_utf8_lossy(&fine.stdout);
     assert!(fine.status.success(), "{text}");

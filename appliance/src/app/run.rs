@@ -64,7 +64,11 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
 
     app.enter(Phase::Draining);
     let grace = app.config().shutdown.grace;
-    tracing::info!(in_hand = app.in_hand(), grace_s = grace.as_secs_f32(), "stopping: finishing what is in hand");
+    tracing::info!(
+        in_hand = app.in_hand(),
+        grace_s = grace.as_secs_f32(),
+        "stopping: finishing what is in hand"
+    );
     let began = Instant::now();
     let _ = stop.send(true);
     let drained = tokio::select! {

@@ -41,7 +41,9 @@ pub enum StartError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// A golden case came out wrong.
-    #[error("golden case {file}: {reason}. The model does not compute what its bundle promises, so it is not served")]
+    #[error(
+        "golden case {file}: {reason}. The model does not compute what its bundle promises, so it is not served"
+    )]
     Golden {
         /// The case.
         file: String,
@@ -117,9 +119,11 @@ pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), StartError> {
         let wrong = |reason: String| StartError::Golden { file: case.file.clone(), reason };
         let submitted = lanes.submit(case.bytes.clone().into(), Instant::now() + GOLDEN_TIME);
         let answer = submitted.map_err(|e| wrong(e.to_string()))?.blocking_recv();
-        let (classified, _) = answer.map_err(|_| wrong("the lane ended".into()))?.map_err(|e| wrong(e.to_string()))?;
+        let (classified, _) =
+            answer.map_err(|_| wrong("the lane ended".into()))?.map_err(|e| wrong(e.to_string()))?;
         let labels = &bundle.manifest().labels;
-        let best = (0..classified.scores.len()).max_by(|&a, &b| classified.scores[a].total_cmp(&classified.scores[b]));
+        let best = (0..classified.scores.len())
+            .max_by(|&a, &b| classified.scores[a].total_cmp(&classified.scores[b]));
         let score = classified.scores.get(case.label).copied().unwrap_or(0.0);
         if best != Some(case.label) || score < case.min_score {
             return Err(wrong(format!(

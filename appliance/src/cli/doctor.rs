@@ -105,10 +105,15 @@ fn print(out: &mut impl Write, checks: &[Check]) -> std::io::Result<()> {
 
 fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     let config = &loaded.config;
-    let sources = if loaded.sources.is_empty() { "built-in defaults".into() } else { loaded.sources.join(", ") };
+    let sources =
+        if loaded.sources.is_empty() { "built-in defaults".into() } else { loaded.sources.join(", ") };
     checks.push(ok("configuration", format!("valid; set by {sources}")));
     for text in &loaded.warnings {
-        checks.push(warning("configuration", text, "remove the variable, or use a version of Weir that has this link"));
+        checks.push(warning(
+            "configuration",
+            text,
+            "remove the variable, or use a version of Weir that has this link",
+        ));
     }
     checks.push(check_listen(config));
     checks.extend(check_data_dir(&config.data_dir));
@@ -204,10 +209,14 @@ fn check_cpu() -> Check {
         let avx2 = std::arch::is_x86_feature_detected!("avx2");
         match (vnni, avx2) {
             (true, _) => ok("processor", format!("{cores} cores, AVX-512 VNNI: int8 runs at full speed")),
-            (false, true) => ok("processor", format!("{cores} cores, AVX2, no VNNI: int8 gains less than it could")),
-            (false, false) => {
-                warning("processor", format!("{cores} cores without AVX2"), "expect several times the time an image")
+            (false, true) => {
+                ok("processor", format!("{cores} cores, AVX2, no VNNI: int8 gains less than it could"))
             }
+            (false, false) => warning(
+                "processor",
+                format!("{cores} cores without AVX2"),
+                "expect several times the time an image",
+            ),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -237,7 +246,12 @@ fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
         Ok(()) if cases == 0 => warning("golden cases", "the bundle has none", "add some to bundle.toml"),
         Ok(()) => ok(
             "golden cases",
-            format!("{cases} right, {} on {} lanes when serving, {} ms to load", setup.model.precision, setup.lanes(config), started.elapsed().as_millis()),
+            format!(
+                "{cases} right, {} on {} lanes when serving, {} ms to load",
+                setup.model.precision,
+                setup.lanes(config),
+                started.elapsed().as_millis()
+            ),
         ),
         Err(error) => failed("golden cases", error),
     });

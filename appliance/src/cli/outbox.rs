@@ -48,7 +48,8 @@ pub(super) fn run(args: &OutboxArgs) -> anyhow::Result<ExitCode> {
         "there is no outbox in {}: nothing has been served from this data directory yet (--data-dir names another)",
         config.data_dir.display()
     );
-    let mut reader = Reader::open(&dir).with_context(|| format!("the outbox in {} can't be read", dir.display()))?;
+    let mut reader =
+        Reader::open(&dir).with_context(|| format!("the outbox in {} can't be read", dir.display()))?;
     let mut out = BufWriter::new(stdout().lock());
     let events = reader.tail(tail.lines)?;
     let last = events.last().map_or(0, |e| e.sequence);

@@ -139,7 +139,9 @@ fn cells(row: &Row, labels: &[String], top_k: usize) -> Vec<String> {
     match &row.outcome {
         Ok(classified) => {
             let ranked = ranked(classified, labels, top_k);
-            let column = |text: &dyn Fn(&(&str, f32)) -> String| ranked.iter().map(text).collect::<Vec<_>>().join("\n");
+            let column = |text: &dyn Fn(&(&str, f32)) -> String| {
+                ranked.iter().map(text).collect::<Vec<_>>().join("\n")
+            };
             let StageTimings { decode, preprocess, infer } = classified.timings;
             vec![
                 file,

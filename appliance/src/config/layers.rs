@@ -101,7 +101,8 @@ impl Layers {
         for layer in &layers {
             for (origin, key, value) in &layer.values {
                 check_one(origin, key, value)?;
-                builder = builder.set_override(key, value.clone()).map_err(|e| refused(origin, key, value, &e))?;
+                builder =
+                    builder.set_override(key, value.clone()).map_err(|e| refused(origin, key, value, &e))?;
             }
         }
         let sources: Vec<String> = layers.iter().map(|l| l.name.clone()).collect();
@@ -113,7 +114,8 @@ impl Layers {
             .map_err(|e| invalid("configuration", e.to_string()))?;
         config.validate().map_err(|(key, reason)| invalid(key, reason))?;
         let set = NOT_YET.iter().filter(|name| self.env.get(**name).is_some_and(|v| !v.is_empty()));
-        let warnings = set.map(|name| format!("{name} is set, but this version of Weir has no such link yet: ignored"));
+        let warnings =
+            set.map(|name| format!("{name} is set, but this version of Weir has no such link yet: ignored"));
         Ok(Loaded { config, sources, warnings: warnings.collect() })
     }
 
@@ -144,7 +146,8 @@ impl Layers {
     }
 
     fn flag_layer(&self) -> Option<Layer> {
-        let values = self.flags.iter().map(|(flag, key, text)| ((*flag).into(), (*key).into(), parse(key, text)));
+        let values =
+            self.flags.iter().map(|(flag, key, text)| ((*flag).into(), (*key).into(), parse(key, text)));
         Some(Layer { name: "flags".into(), values: values.collect() })
     }
 }

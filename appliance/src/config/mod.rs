@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub use layers::{ConfigError, Layers, Loaded};
 pub use sections::{
-    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, ModelConfig, NodeConfig,
-    OutboxConfig, PredictConfig, ShutdownConfig,
+    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, ModelConfig,
+    NodeConfig, OutboxConfig, PredictConfig, ShutdownConfig,
 };
 
 /// Everything that can be set. `weir.toml` at the root of the project documents each key.

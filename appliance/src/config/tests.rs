@@ -8,7 +8,11 @@ use bytesize::ByteSize;
 use super::{ConfigError, Layers, Loaded};
 use crate::engine::DeviceKind;
 
-fn load(file: &str, env: &[(&str, &str)], flags: &[(&'static str, &'static str, &str)]) -> Result<Loaded, ConfigError> {
+fn load(
+    file: &str,
+    env: &[(&str, &str)],
+    flags: &[(&'static str, &'static str, &str)],
+) -> Result<Loaded, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weir.toml");
     std::fs::write(&path, file).unwrap();
@@ -32,7 +36,8 @@ fn empty_means_defaults() {
 
 #[test]
 fn later_layers_win() {
-    let file = "[http]\nlisten = \"127.0.0.1:1\"\nmax_body = \"5 MiB\"\n[engine]\ndevice = \"cpu\"\nlanes = 3\n";
+    let file =
+        "[http]\nlisten = \"127.0.0.1:1\"\nmax_body = \"5 MiB\"\n[engine]\ndevice = \"cpu\"\nlanes = 3\n";
     let env = [("WEIR__HTTP__LISTEN", "127.0.0.1:2"), ("WEIR__ENGINE__LANES", "4"), ("PATH", "/bin")];
     let flags = [("--listen", "http.listen", "127.0.0.1:3")];
     let config = load(file, &env, &flags).unwrap().config;

@@ -22,7 +22,8 @@ pub fn candidates(configured: Option<&Path>) -> Vec<(PathBuf, &'static str)> {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
         return vec![(PathBuf::from(path), "ORT_DYLIB_PATH")];
     }
-    let Some(folder) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)) else {
+    let Some(folder) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf))
+    else {
         return Vec::new();
     };
     vec![

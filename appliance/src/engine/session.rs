@@ -75,10 +75,9 @@ fn check(session: &Session, model: &ModelFile) -> Result<(), EngineError> {
             session.outputs().len()
         )));
     }
-    for (what, outlet, declared) in [
-        ("input", &session.inputs()[0], &model.input),
-        ("output", &session.outputs()[0], &model.output),
-    ] {
+    for (what, outlet, declared) in
+        [("input", &session.inputs()[0], &model.input), ("output", &session.outputs()[0], &model.output)]
+    {
         if outlet.name() != declared.name {
             return Err(mismatch(format!(
                 "{what} is called `{}` in the graph and `{}` in bundle.toml",
@@ -107,5 +106,8 @@ fn check(session: &Session, model: &ModelFile) -> Result<(), EngineError> {
 /// Whether a graph's shape can take the declared one; dynamic axes are -1 in the graph and 0 in the bundle.
 fn fits(graph: &[i64], declared: &Shape) -> bool {
     graph.len() == declared.dims.len()
-        && graph.iter().zip(&declared.dims).all(|(&g, &d)| g < 1 || (d > 0 && g == i64::from(d)) || (d == 0 && g == 1))
+        && graph
+            .iter()
+            .zip(&declared.dims)
+            .all(|(&g, &d)| g < 1 || (d > 0 && g == i64::from(d)) || (d == 0 && g == 1))
 }

@@ -183,7 +183,8 @@ impl Resolve for GuardedResolver {
         Box::pin(async move {
             let host = name.as_str().to_owned();
             let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
-            let (good, bad): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| guard::may_reach(a.ip(), &allow));
+            let (good, bad): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|a| guard::may_reach(a.ip(), &allow));
             match (good.is_empty(), bad.first()) {
                 (true, Some(bad)) => Err(FetchError::Refused { host, address: bad.ip() }.into()),
                 _ => Ok(Box::new(good.into_iter()) as Addrs),

@@ -14,24 +14,50 @@ const TIME: Duration = Duration::from_secs(5);
 #[test]
 fn the_table_of_bypass_attempts() {
     let refused = [
-        "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
-        "http://0.0.0.0/", "http://10.1.2.3/", "http://172.31.255.255/", "http://192.168.1.1/", "http://100.64.0.1/",
-        "http://169.254.169.254/latest/meta-data/", "http://[::1]/", "http://[::]/", "http://[::ffff:127.0.0.1]/",
-        "http://[::ffff:a9fe:a9fe]/", "http://[::127.0.0.1]/", "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/",
-        "http://[fe80::1]/", "http://[fc00::1]/", "http://[fd00:ec2::254]/", "http://[ff02::1]/",
-        "http://[2001:db8::1]/", "http://224.0.0.1/", "http://255.255.255.255/", "http://198.18.0.1/",
-        "http://192.0.2.1/", "http://168.63.129.16/", "http://\u{ff11}\u{ff12}\u{ff17}.0.0.1/",
+        "http://127.0.0.1/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0177.0.0.1/",
+        "http://0.0.0.0/",
+        "http://10.1.2.3/",
+        "http://172.31.255.255/",
+        "http://192.168.1.1/",
+        "http://100.64.0.1/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::1]/",
+        "http://[::]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:a9fe:a9fe]/",
+        "http://[::127.0.0.1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[fe80::1]/",
+        "http://[fc00::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://[ff02::1]/",
+        "http://[2001:db8::1]/",
+        "http://224.0.0.1/",
+        "http://255.255.255.255/",
+        "http://198.18.0.1/",
+        "http://192.0.2.1/",
+        "http://168.63.129.16/",
+        "http://\u{ff11}\u{ff12}\u{ff17}.0.0.1/",
     ];
     for url in refused {
         let parsed = Url::parse(url).unwrap_or_else(|e| panic!("{url}: {e}"));
         let outcome = guard::check_url(&parsed, &[]);
         assert!(matches!(outcome, Err(FetchError::Refused { .. })), "{url}: {outcome:?}");
     }
-    for url in ["file:///etc/passwd", "ftp://example.com/", "gopher://example.com/", "http://u:p@example.com/"] {
+    for url in
+        ["file:///etc/passwd", "ftp://example.com/", "gopher://example.com/", "http://u:p@example.com/"]
+    {
         let outcome = guard::check_url(&Url::parse(url).unwrap(), &[]);
         assert!(matches!(outcome, Err(FetchError::BadUrl { .. })), "{url}: {outcome:?}");
     }
-    for url in ["http://93.184.216.34/", "https://[2606:4700::1111]/", "http://example.com/", "http://172.32.0.1/"] {
+    for url in
+        ["http://93.184.216.34/", "https://[2606:4700::1111]/", "http://example.com/", "http://172.32.0.1/"]
+    {
         guard::check_url(&Url::parse(url).unwrap(), &[]).unwrap_or_else(|e| panic!("{url}: {e}"));
     }
 }

@@ -110,7 +110,8 @@ where
     B: Buf,
     E: std::fmt::Display,
 {
-    let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    let declared =
+        headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     let too_large = BodyError::TooLarge { limit: limits.bytes };
     let declared = match declared.map(usize::try_from) {
         Some(Ok(length)) if length <= limits.bytes => length,

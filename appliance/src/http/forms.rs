@@ -52,7 +52,9 @@ fn json(body: &[u8]) -> Result<Posted, ApiError> {
         (Some(url), None) => Ok(Posted::Url(url)),
         (None, Some(image)) => base64(&image).map(Posted::Image),
         (Some(_), Some(_)) => Err(ApiError::bad_request("invalid_json", "give image_url or image, not both")),
-        (None, None) => Err(ApiError::bad_request("invalid_json", "the JSON body has neither image_url nor image")),
+        (None, None) => {
+            Err(ApiError::bad_request("invalid_json", "the JSON body has neither image_url nor image"))
+        }
     }
 }
 
@@ -62,7 +64,8 @@ fn base64(text: &str) -> Result<Bytes, ApiError> {
         _ => text,
     };
     let text = text.trim();
-    let engine = if text.ends_with('=') || text.len().is_multiple_of(4) { &STANDARD } else { &STANDARD_NO_PAD };
+    let engine =
+        if text.ends_with('=') || text.len().is_multiple_of(4) { &STANDARD } else { &STANDARD_NO_PAD };
     match engine.decode(text) {
         Ok(bytes) if bytes.is_empty() => Err(ApiError::bad_request("empty_image", "image holds no bytes")),
         Ok(bytes) => Ok(bytes.into()),
@@ -71,7 +74,8 @@ fn base64(text: &str) -> Result<Bytes, ApiError> {
 }
 
 async fn multipart(content_type: &str, body: Bytes, max_files: usize) -> Result<Posted, ApiError> {
-    let bad = |e: multer::Error| ApiError::bad_request("invalid_multipart", format!("the form can't be read: {e}"));
+    let bad =
+        |e: multer::Error| ApiError::bad_request("invalid_multipart", format!("the form can't be read: {e}"));
     let boundary = multer::parse_boundary(content_type).map_err(bad)?;
     let limit = body.len() as u64;
     // The body is in memory already and bounded, so the parts need no bounds of their own.

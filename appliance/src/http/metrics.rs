@@ -27,7 +27,9 @@ pub(super) fn handle(app: Arc<App>) -> Response {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
             response
         }
-        Err(_) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics can't be written")
-            .into_response(None),
+        Err(_) => {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics can't be written")
+                .into_response(None)
+        }
     }
 }

@@ -20,8 +20,8 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
-pub use docs::openapi_json;
 pub use body::BodyBudget;
+pub use docs::openapi_json;
 pub use server::{BindError, Server};
 
 use crate::app::App;
@@ -49,13 +49,20 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
     let root = warp::path::end().and(get_head).map(docs::root);
 
     predict
-        .or(health).unify()
-        .or(live).unify()
-        .or(ready).unify()
-        .or(metrics).unify()
-        .or(openapi).unify()
-        .or(page).unify()
-        .or(root).unify()
+        .or(health)
+        .unify()
+        .or(live)
+        .unify()
+        .or(ready)
+        .unify()
+        .or(metrics)
+        .unify()
+        .or(openapi)
+        .unify()
+        .or(page)
+        .unify()
+        .or(root)
+        .unify()
         .recover(unrouted)
         .unify()
 }
@@ -71,7 +78,11 @@ async fn unrouted(rejection: Rejection) -> Result<Response, Infallible> {
             "this route does not take that method; GET /docs lists what each takes",
         )
     } else {
-        ApiError::new(StatusCode::BAD_REQUEST, "bad_request", format!("the request can't be read: {rejection:?}"))
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            format!("the request can't be read: {rejection:?}"),
+        )
     };
     Ok(error.into_response(None))
 }

@@ -9,7 +9,9 @@ use futures_util::{Stream, StreamExt, stream};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
-use super::api::{FileOutcome, FileResult, LabelScore, ModelName, PredictManyReply, PredictReply, PredictResult};
+use super::api::{
+    FileOutcome, FileResult, LabelScore, ModelName, PredictManyReply, PredictReply, PredictResult,
+};
 use super::body::{self, BodyLimits};
 use super::forms::{self, Posted};
 use super::query::{self, PredictQuery};
@@ -69,7 +71,9 @@ where
     let config = &app.config().http;
     let limits = BodyLimits {
         bytes: usize::try_from(config.max_body.as_u64()).unwrap_or(usize::MAX),
-        time: config.body_timeout.min(asked.deadline.saturating_duration_since(start).max(Duration::from_millis(1))),
+        time: config
+            .body_timeout
+            .min(asked.deadline.saturating_duration_since(start).max(Duration::from_millis(1))),
     };
     let (body, _share) = body::read(headers, stream, limits, app.body_budget()).await.map_err(|error| {
         match asked.deadline <= Instant::now() {
@@ -104,7 +108,12 @@ fn admit<'a>(
     let service = match (app.phase(), app.service()) {
         (Phase::Ready, Some(service)) => service,
         (Phase::Draining, _) => return Err(ApiError::unavailable("draining", "the appliance is stopping")),
-        _ => return Err(ApiError::unavailable("not_ready", "the appliance is starting; GET /health/ready tells when")),
+        _ => {
+            return Err(ApiError::unavailable(
+                "not_ready",
+                "the appliance is starting; GET /health/ready tells when",
+            ));
+        }
     };
     let config = &app.config().predict;
     let query = query::parse(raw_query, &service.model, config)?;
@@ -171,7 +180,8 @@ fn result(asked: &Asked, answer: PredictAnswer) -> PredictResult {
     timings_ms.insert("total", millis(asked.start.elapsed()));
     let predictions: Vec<LabelScore> =
         answer.predictions.into_iter().map(|p| LabelScore { label: p.label, score: p.score }).collect();
-    let (species, confidence) = predictions.first().map_or_else(Default::default, |p| (p.label.clone(), p.score));
+    let (species, confidence) =
+        predictions.first().map_or_else(Default::default, |p| (p.label.clone(), p.score));
     PredictResult {
         species,
         confidence,

@@ -20,7 +20,11 @@ pub(super) struct PredictQuery {
 }
 
 /// Parses `top_k`, `model` and `camera`; anything else is refused.
-pub(super) fn parse(raw: &str, model: &ServingModel, config: &PredictConfig) -> Result<PredictQuery, ApiError> {
+pub(super) fn parse(
+    raw: &str,
+    model: &ServingModel,
+    config: &PredictConfig,
+) -> Result<PredictQuery, ApiError> {
     let mut query = PredictQuery { top_k: config.top_k.min(model.labels.len()), camera: None };
     let mut seen = Vec::new();
     for (key, value) in url::form_urlencoded::parse(raw.as_bytes()) {
@@ -57,7 +61,9 @@ fn top_k(value: &str, labels: usize) -> Result<usize, ApiError> {
 
 fn camera(value: &str) -> Result<String, ApiError> {
     if value.is_empty() || value.len() > LONGEST_NAME || value.chars().any(char::is_control) {
-        let message = format!("camera = {value:?} is not a name of 1 to {LONGEST_NAME} bytes without control characters");
+        let message = format!(
+            "camera = {value:?} is not a name of 1 to {LONGEST_NAME} bytes without control characters"
+        );
         return Err(ApiError::bad_request("invalid_query", message));
     }
     Ok(value.to_owned())
@@ -67,19 +73,28 @@ fn camera(value: &str) -> Result<String, ApiError> {
 pub(super) fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
     match given {
-        Some(id) if !id.is_empty() && id.len() <= LONGEST_NAME && id.bytes().all(|b| b.is_ascii_graphic()) => id.into(),
+        Some(id)
+            if !id.is_empty() && id.len() <= LONGEST_NAME && id.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            id.into()
+        }
         _ => Ulid::generate().to_string(),
     }
 }
 
 /// When the answer is no longer wanted: X-Deadline-Ms from `start`, or the configured deadline.
-pub(super) fn deadline(headers: &HeaderMap, start: Instant, config: &PredictConfig) -> Result<Instant, ApiError> {
+pub(super) fn deadline(
+    headers: &HeaderMap,
+    start: Instant,
+    config: &PredictConfig,
+) -> Result<Instant, ApiError> {
     let Some(value) = headers.get(DEADLINE) else { return Ok(start + config.deadline) };
     let most = config.max_deadline.as_millis();
     match value.to_str().ok().and_then(|v| v.trim().parse::<u64>().ok()) {
         Some(ms) if ms >= 1 && u128::from(ms) <= most => Ok(start + Duration::from_millis(ms)),
         _ => {
-            let message = format!("X-Deadline-Ms: {value:?} is not a whole number of milliseconds from 1 to {most}");
+            let message =
+                format!("X-Deadline-Ms: {value:?} is not a whole number of milliseconds from 1 to {most}");
             Err(ApiError::bad_request("invalid_deadline", message))
         }
     }

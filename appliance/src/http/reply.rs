@@ -90,7 +90,9 @@ impl From<PredictError> for ApiError {
                 retry_after: Some(retry_after),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
             },
-            PredictError::DeadlineExceeded => Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message),
+            PredictError::DeadlineExceeded => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
+            }
             PredictError::Stopping => Self::unavailable("draining", message),
             PredictError::Lane(lane) => lane.into(),
             PredictError::Outbox(outbox) => outbox.into(),
@@ -120,7 +122,10 @@ impl From<OutboxError> for ApiError {
         if error.is_full() {
             Self::unavailable("outbox_full", "the outbox is full, so no prediction can be acknowledged")
         } else {
-            Self::unavailable("outbox_unavailable", "the outbox can't be written, so no prediction can be acknowledged")
+            Self::unavailable(
+                "outbox_unavailable",
+                "the outbox can't be written, so no prediction can be acknowledged",
+            )
         }
     }
 }

@@ -34,8 +34,12 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrInUse => {
             "Remedy: another process has this port; stop it, or choose another with --listen or http.listen"
         }
-        io::ErrorKind::PermissionDenied => "Remedy: ports under 1024 need a privilege; choose a higher one with --listen",
-        io::ErrorKind::AddrNotAvailable => "Remedy: this box has no such address; 0.0.0.0 stands for all it has",
+        io::ErrorKind::PermissionDenied => {
+            "Remedy: ports under 1024 need a privilege; choose a higher one with --listen"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "Remedy: this box has no such address; 0.0.0.0 stands for all it has"
+        }
         _ => "Remedy: choose another address with --listen or http.listen",
     }
 }

@@ -14,7 +14,9 @@ use crate::predict::PredictError;
 
 const LIMITS: BodyLimits = BodyLimits { bytes: 10, time: Duration::from_secs(5) };
 
-fn chunks(parts: &[&'static [u8]]) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Unpin + Send + 'static {
+fn chunks(
+    parts: &[&'static [u8]],
+) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Unpin + Send + 'static {
     stream::iter(parts.iter().map(|part| Ok(Bytes::from_static(part))).collect::<Vec<_>>())
 }
 
@@ -25,7 +27,8 @@ fn length(bytes: u64) -> HeaderMap {
 #[tokio::test]
 async fn bodies_are_put_together_up_to_the_bound() {
     let budget = BodyBudget::new(100);
-    let (body, _share) = body::read(&HeaderMap::new(), chunks(&[b"01234", b"56789"]), LIMITS, &budget).await.unwrap();
+    let (body, _share) =
+        body::read(&HeaderMap::new(), chunks(&[b"01234", b"56789"]), LIMITS, &budget).await.unwrap();
     assert_eq!(&body[..], b"0123456789");
     let (body, _share) = body::read(&length(5), chunks(&[b"01234"]), LIMITS, &budget).await.unwrap();
     assert_eq!(&body[..], b"01234");

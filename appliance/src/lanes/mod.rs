@@ -104,7 +104,11 @@ impl Lanes {
     ///
     /// # Errors
     /// [`SubmitError::Full`] at the bound, [`SubmitError::Stopped`] after [`Lanes::stop`].
-    pub fn submit(&self, image: Bytes, deadline: Instant) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+    pub fn submit(
+        &self,
+        image: Bytes,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let (reply, answer) = oneshot::channel();
         let job = Job { image, deadline, queued: Instant::now(), reply };
         match self.queue.lock().as_ref().map(|queue| queue.try_send(job)) {

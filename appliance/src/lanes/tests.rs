@@ -10,8 +10,8 @@ use gpu_kernels::ImageFormat;
 use parking_lot::Mutex;
 
 use super::{
-    Classified, ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, Lanes, SkipReason, StageTimings,
-    SubmitError,
+    Classified, ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, Lanes, SkipReason,
+    StageTimings, SubmitError,
 };
 use crate::engine::EngineError;
 

@@ -19,7 +19,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Hears what lanes do; metrics implement it.
 pub trait LaneObserver: Send + Sync {
     /// A job was computed, in this time of the lane's.
-    fn computed(&self, lane: usize, busy: Duration, waited: Duration, outcome: &Result<Classified, LaneError>);
+    fn computed(
+        &self,
+        lane: usize,
+        busy: Duration,
+        waited: Duration,
+        outcome: &Result<Classified, LaneError>,
+    );
     /// A job was answered without being computed.
     fn skipped(&self, lane: usize, reason: SkipReason);
     /// A lane's device panicked and is being built anew.
@@ -128,7 +134,9 @@ impl Worker {
                 Ok(Err(error)) => {
                     tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
                 }
-                Err(_) => tracing::error!(lane = self.lane, "building the lane's device panicked; trying again"),
+                Err(_) => {
+                    tracing::error!(lane = self.lane, "building the lane's device panicked; trying again")
+                }
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);

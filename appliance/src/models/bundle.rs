@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use gpu_kernels::PreprocessSpec;
 use sha2::{Digest, Sha256};
 
-use super::manifest::{DeviceTag, InputType, Manifest, Precision, Variant};
 use super::BundleError;
+use super::manifest::{DeviceTag, InputType, Manifest, Precision, Variant};
 
 const MANIFEST: &str = "bundle.toml";
 const LABELS: &str = "labels.txt";
@@ -115,7 +115,8 @@ impl Bundle {
         let fits = |v: &&Variant| v.devices.contains(&device) && precision.is_none_or(|p| p == v.precision);
         let Some(variant) = self.manifest.variants.iter().find(fits) else {
             let precision = precision.map_or(String::new(), |p| format!(" in {p}"));
-            let available = self.manifest.variants.iter().map(|v| format!("{} for {:?}", v.precision, v.devices));
+            let available =
+                self.manifest.variants.iter().map(|v| format!("{} for {:?}", v.precision, v.devices));
             return Err(BundleError::NoVariant {
                 dir: self.dir.clone(),
                 asked: format!("{device:?}{precision}").to_lowercase(),
@@ -156,7 +157,11 @@ impl Bundle {
 fn read_text(dir: &Path, file: &str) -> Result<String, BundleError> {
     let failed = |source| BundleError::Read { dir: dir.into(), file: file.into(), source };
     let mut text = String::new();
-    File::open(dir.join(file)).map_err(failed)?.take(MANIFEST_LIMIT).read_to_string(&mut text).map_err(failed)?;
+    File::open(dir.join(file))
+        .map_err(failed)?
+        .take(MANIFEST_LIMIT)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
     Ok(text)
 }
 

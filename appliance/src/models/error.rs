@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// No bundle is configured and none of the usual places holds one.
-    #[error("no model bundle was found; looked at: {looked}. Remedy: name one in `model.bundle` or WEIR__MODEL__BUNDLE")]
+    #[error(
+        "no model bundle was found; looked at: {looked}. Remedy: name one in `model.bundle` or WEIR__MODEL__BUNDLE"
+    )]
     NotFound {
         /// The folders that were tried.
         looked: String,

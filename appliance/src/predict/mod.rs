@@ -163,7 +163,10 @@ impl PredictService {
         }
     }
 
-    async fn compute(&self, request: &PredictRequest) -> Result<(Outcome, (Duration, StageTimings)), PredictError> {
+    async fn compute(
+        &self,
+        request: &PredictRequest,
+    ) -> Result<(Outcome, (Duration, StageTimings)), PredictError> {
         // Costs microseconds here and spares the lanes what is no image.
         gpu_kernels::inspect(&request.image, &self.settings.limits)?;
         let answer = match self.lanes.submit(request.image.clone(), request.deadline) {

@@ -26,7 +26,10 @@ impl ServingModel {
         let manifest = bundle.manifest();
         // The bundle's digest covers labels and preprocess, the model's the arithmetic: together all parameters of
         // the computation.
-        let key = blake3::Hasher::new().update(bundle.digest().as_bytes()).update(model.sha256.as_bytes()).finalize();
+        let key = blake3::Hasher::new()
+            .update(bundle.digest().as_bytes())
+            .update(model.sha256.as_bytes())
+            .finalize();
         Self {
             name: manifest.name.clone(),
             version: manifest.version.clone(),

@@ -32,7 +32,8 @@ pub fn init(config: &LogConfig) -> Result<(), LoggingError> {
         .parse(&config.level)
         .map_err(|source| LoggingError::Filter { level: config.level.clone(), source })?;
     let terminal = stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_span_events(FmtSpan::NONE);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_span_events(FmtSpan::NONE);
     let json = match config.format {
         LogFormat::Json => true,
         LogFormat::Text => false,

@@ -178,10 +178,20 @@ impl Metrics {
 
     fn register(&self, r: &mut Registry) {
         r.register("http_requests", "Requests by route and status", self.requests.clone());
-        r.register_with_unit("stage_duration", "Time by stage of a request", Unit::Seconds, self.stages.clone());
+        r.register_with_unit(
+            "stage_duration",
+            "Time by stage of a request",
+            Unit::Seconds,
+            self.stages.clone(),
+        );
         r.register("batch_size", "Images in one run of the engine", self.batch_size.clone());
         r.register("cache_requests", "How the content cache answered", self.cache.clone());
-        r.register_with_unit("lane_busy", "Time a lane spent computing", Unit::Seconds, self.lane_busy.clone());
+        r.register_with_unit(
+            "lane_busy",
+            "Time a lane spent computing",
+            Unit::Seconds,
+            self.lane_busy.clone(),
+        );
         r.register("lane_restarts", "Times a lane's device was built anew", self.lane_restarts.clone());
         r.register("jobs_skipped", "Queued images answered without being computed", self.skipped.clone());
         r.register("predictions", "Predictions acknowledged, by first label", self.species.clone());
@@ -195,7 +205,12 @@ impl Metrics {
         r.register("outbox_events", "Events on disk", o.events.clone());
         r.register("outbox_backlog", "Events on disk that have not left the box", o.backlog.clone());
         r.register_with_unit("outbox_size", "Outbox on disk", Unit::Bytes, o.bytes.clone());
-        r.register_with_unit("outbox_oldest_age", "Age of the oldest event", Unit::Seconds, o.oldest_age.clone());
+        r.register_with_unit(
+            "outbox_oldest_age",
+            "Age of the oldest event",
+            Unit::Seconds,
+            o.oldest_age.clone(),
+        );
         r.register("outbox_dropped", "Events dropped at the bound since the start", o.dropped.clone());
         r.register("outbox_append_failures", "Appends that failed since the start", o.failed.clone());
         r.register("outbox_syncs", "Forced writes to the disk since the start", o.syncs.clone());
@@ -263,7 +278,13 @@ impl Metrics {
 }
 
 impl LaneObserver for Metrics {
-    fn computed(&self, lane: usize, busy: Duration, waited: Duration, outcome: &Result<Classified, LaneError>) {
+    fn computed(
+        &self,
+        lane: usize,
+        busy: Duration,
+        waited: Duration,
+        outcome: &Result<Classified, LaneError>,
+    ) {
         self.lane_busy.get_or_create(&lane_labels(lane)).inc_by(busy.as_secs_f64());
         self.stage(Stage::Queue, waited);
         if let Ok(classified) = outcome {

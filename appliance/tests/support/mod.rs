@@ -39,12 +39,16 @@ pub fn weir() -> Command {
 
 /// The default bundle.
 pub fn bundle() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1").canonicalize().expect("models/fish/1 is missing")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../models/fish/1")
+        .canonicalize()
+        .expect("models/fish/1 is missing")
 }
 
 /// The first golden picture of the default bundle and its label.
 pub fn sample() -> (Vec<u8>, String) {
-    let manifest: toml::Table = std::fs::read_to_string(bundle().join("bundle.toml")).unwrap().parse().unwrap();
+    let manifest: toml::Table =
+        std::fs::read_to_string(bundle().join("bundle.toml")).unwrap().parse().unwrap();
     let golden = &manifest["golden"][0];
     let picture = std::fs::read(bundle().join(golden["file"].as_str().unwrap())).unwrap();
     (picture, golden["label"].as_str().unwrap().to_owned())
