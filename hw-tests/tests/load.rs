@@ -100,6 +100,18 @@ fn after_an_early_reply_the_body_is_finished_where_the_server_keeps_the_connecti
 }
 
 #[test]
+fn a_closed_loop_backs_off_after_a_refusal() {
+    let server = Server::start(|exchange| {
+        exchange.read_head()?;
+        exchange.read_body()?;
+        exchange.send(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n")
+    });
+    let report = Spec { concurrency: 1, ..small(&server) }.run().unwrap();
+    let refused = count(&report, 429);
+    assert!((5..=60).contains(&refused), "{refused} requests in 0.6 s with a pause of 10 ms");
+}
+
+#[test]
 fn a_server_that_closes_after_each_reply_is_reconnected_to() {
     let server = Server::start(|exchange| {
         exchange.read_head()?;

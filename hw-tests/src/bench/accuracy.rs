@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 
 use super::result::{Section, Target};
-use super::setup::{Prediction, Setup};
+use super::setup::{Prediction, Setup, progress};
 use crate::frames::{Frame, read_file};
 
 const NOT_FISH: &str = "not_fish";
@@ -90,8 +90,11 @@ fn classify(setup: &Setup, bundle: &Path, photos: &[Photo]) -> anyhow::Result<Ve
     let mut client = server.client()?;
     let species = photos.iter().map(|photo| {
         let reply = client.post(&photo.frame)?;
-        let prediction = Prediction::of(&reply).with_context(|| photo.frame.name.clone())?;
-        Ok(prediction.species)
+        let species = Prediction::of(&reply).with_context(|| photo.frame.name.clone())?.species;
+        if species != photo.label {
+            progress(&format!("{}: {} was named {species}", bundle.display(), photo.label));
+        }
+        Ok(species)
     });
     species.collect()
 }

@@ -1,9 +1,12 @@
 //! Against what a team would glue together: FastAPI, Pillow and ONNX Runtime, in the same run.
 
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
 use anyhow::Context;
 
 use super::result::{Section, Target, median};
-use super::setup::{Prediction, Server, Setup, bench_frames, progress};
+use super::setup::{PEER_WORKERS as WORKERS, Prediction, Server, Setup, bench_frames, progress};
 use crate::frames::{Frame, Size};
 
 const ROUNDS: usize = 3;
@@ -26,12 +29,12 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         "peers",
         format!(
             "Requests a second over HTTP, 8 clients, every body unique. The peer: FastAPI, Pillow and ONNX Runtime \
-             (fp32, 2 uvicorn workers, full decode), hw-tests/peers. Medians of {ROUNDS} rounds, in turn."
+             (fp32, {WORKERS} uvicorn workers, full decode), hw-tests/peers. Medians of {ROUNDS} rounds, in turn."
         ),
     );
     for size in Size::ALL {
         let frames = bench_frames(size)?;
-        let mut rates = [const { Vec::new() }; 3];
+        let (mut rates, mut peer_cores) = ([const { Vec::new() }; 3], Vec::new());
         for round in 1..=ROUNDS {
             for ((name, server), rates) in servers.iter().zip(&mut rates) {
                 let report = server.load(&frames, true, setup.seconds())?.run()?;
@@ -44,11 +47,19 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
                     report.ok_per_s
                 ));
                 rates.push(report.ok_per_s);
+                if *name == "peer" {
+                    let usage = report.usage.as_ref().context("the peer's CPU time was not read")?;
+                    peer_cores.push(usage.cpu_s / report.seconds);
+                }
             }
         }
         let [peer, int8, fp32] = rates.map(|rates| median(&rates));
         let name = size.name();
         section.hold(format!("{name}: weir int8 / peer"), int8 / peer, "", Target::AtLeast(target(size)));
+        // A peer that was kept from its cores, by its own workers' luck or by another program, is no measure.
+        let most = available_parallelism().map_or(1, NonZero::get).min(WORKERS) as f64;
+        let busy = format!("{name}: cores that the peer kept busy");
+        section.hold(busy, median(&peer_cores), "", Target::AtLeast(0.85 * most));
         section.note(format!("{name}: weir fp32 / peer"), fp32 / peer, "");
         section.note(format!("{name}: peer"), peer, "/s");
         section.note(format!("{name}: weir int8"), int8, "/s");

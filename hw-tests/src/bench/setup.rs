@@ -15,6 +15,8 @@ use crate::load::{self, Client, Options, Reply, Request, Spec, Watch};
 
 /// How long one request of a bench may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Worker processes of the peer.
+pub(super) const PEER_WORKERS: usize = 2;
 
 /// Where things are. Paths that only some benches need are asked for when they are needed.
 #[derive(clap::Args, Clone, Debug)]
@@ -137,7 +139,7 @@ impl Setup {
         let (bundle, dir, port) = (self.fp32_bundle()?, tempfile::tempdir()?, free_port()?);
         ensure!(self.peer.is_file(), "no peer at {}: give --peer", self.peer.display());
         let mut command = Command::new(python);
-        command.arg(&self.peer).args(["--workers", "2", "--port", &port.to_string()]);
+        command.arg(&self.peer).args(["--workers", &PEER_WORKERS.to_string(), "--port", &port.to_string()]);
         command.arg("--model").arg(bundle.join("model.onnx")).arg("--labels").arg(bundle.join("labels.txt"));
         command.env("PYTHONDONTWRITEBYTECODE", "1");
         let mut daemon = Daemon::start(command, port, &dir.path().join("peer.log"))?;

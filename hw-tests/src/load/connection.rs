@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::response::{ParseError, Reply, ResponseReader};
+
+/// Most bytes handed to the system at once. On loopback one call goes on for as long as the receiver keeps up, and
+/// meanwhile no response is seen.
+const MOST_AT_ONCE: usize = 256 << 10;
 
 /// Why a request got no response.
 #[derive(Debug)]
@@ -105,16 +110,22 @@ impl Connection {
         // is no failure as long as a response can be read.
         let mut write_error = None;
         loop {
-            while sent < total && write_error.is_none() {
+            if sent < total && write_error.is_none() {
                 match send(&self.stream, prefix, rest, sent) {
                     Ok(count) => sent += count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.ready(Interest::READABLE | Interest::WRITABLE).await?;
+                    }
                     Err(error) => write_error = Some(error),
                 }
+                if sent < total {
+                    // Lets the runtime look at the socket: a server that takes all that is sent to it must not
+                    // keep a response that is already there from being seen.
+                    yield_now().await;
+                }
+            } else {
+                self.ready(Interest::READABLE).await?;
             }
-            let writing = sent < total && write_error.is_none();
-            let interest = if writing { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            self.stream.ready(interest).await.map_err(|error| Failure::Reset(error.to_string()))?;
             let buffer = self.reader.buffer();
             buffer.reserve(4096);
             let reply = match self.stream.try_read_buf(buffer) {
@@ -127,6 +138,10 @@ impl Connection {
                 return Ok(Answer { reply, unsent: total - sent });
             }
         }
+    }
+
+    async fn ready(&self, interest: Interest) -> Result<(), Failure> {
+        self.stream.ready(interest).await.map(drop).map_err(|error| Failure::Reset(error.to_string()))
     }
 
     /// Sends the last `unsent` bytes of a request that was answered early, so that the connection can be
@@ -149,11 +164,13 @@ impl Connection {
 }
 
 fn send(stream: &TcpStream, prefix: &[u8], rest: &[u8], sent: usize) -> io::Result<usize> {
-    match prefix.get(sent..) {
-        Some(left) if !left.is_empty() => {
-            stream.try_write_vectored(&[IoSlice::new(left), IoSlice::new(rest)])
-        }
-        _ => stream.try_write(&rest[sent - prefix.len()..]),
+    let left = prefix.get(sent..).unwrap_or_default();
+    let rest = &rest[sent.saturating_sub(prefix.len())..];
+    let rest = &rest[..rest.len().min(MOST_AT_ONCE)];
+    if left.is_empty() {
+        stream.try_write(rest)
+    } else {
+        stream.try_write_vectored(&[IoSlice::new(left), IoSlice::new(rest)])
     }
 }
 

@@ -21,8 +21,9 @@ use super::tally::Tally;
 use super::target::Target;
 use crate::process;
 
-/// After a failure a client waits this long, so that a dead server is not hammered.
-const AFTER_FAILURE: Duration = Duration::from_millis(10);
+/// A client waits this long after a failure, and in a closed loop after a refusal (429, 503): without it the
+/// loop would turn into a flood of requests to a server that cannot take them.
+const BACK_OFF: Duration = Duration::from_millis(10);
 /// How long the rest of a request is sent to a server that has already answered it.
 const FINISH: Duration = Duration::from_secs(1);
 
@@ -137,8 +138,9 @@ async fn drive(spec: Spec) -> anyhow::Result<Report> {
         schedule.release(shared.released.clone(), clients, stop)
     });
     let watching = tokio::task::spawn_local(watch(shared.clone(), counted.start));
-    let clients: Vec<_> =
-        (0..shared.spec.concurrency).map(|_| tokio::task::spawn_local(client(shared.clone()))).collect();
+    let clients: Vec<_> = (0..shared.spec.concurrency)
+        .map(|index| tokio::task::spawn_local(client(shared.clone(), index)))
+        .collect();
     for client in clients {
         client.await.context("a client ended badly")?;
     }
@@ -187,7 +189,10 @@ impl Shared {
     }
 }
 
-async fn client(shared: Rc<Shared>) {
+/// Client `index`. They begin one after the other, over the first half of the warm-up: connections that all come at
+/// once are often all accepted by one worker of a server that has several, which real clients seldom cause.
+async fn client(shared: Rc<Shared>, index: usize) {
+    sleep(shared.spec.warmup / 2 * index as u32 / shared.spec.concurrency as u32).await;
     let mut connection = None;
     let mut first = true;
     let mut prefix = Vec::new();
@@ -212,10 +217,13 @@ async fn client(shared: Rc<Shared>) {
                 if reply.keep_alive && (unsent == 0 || open.finish(request.rest(), unsent, FINISH).await) {
                     connection = Some(open);
                 }
+                if shared.schedule.is_none() && matches!(reply.status, 429 | 503) {
+                    sleep(BACK_OFF).await;
+                }
             }
             Err(failure) => {
                 shared.tally.borrow_mut().failure(due, &failure);
-                sleep(AFTER_FAILURE).await;
+                sleep(BACK_OFF).await;
             }
         }
     }
