@@ -172,7 +172,7 @@ fn a_body_that_stalls_is_cut_by_time() {
 }
 
 #[test]
-fn a_deadline_that_passes_is_504_and_leaves_no_event() {
+fn a_deadline_that_passes_is_504() {
     let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1")]);
     // Bodies of this size take the one lane a while, so that of many at once some must wait past their deadline.
     let replies: Vec<_> = std::thread::scope(|scope| {
@@ -189,7 +189,9 @@ fn a_deadline_that_passes_is_504_and_leaves_no_event() {
     for reply in &late {
         assert_eq!((reply.status, reply.code().as_str()), (504, "deadline_exceeded"), "{}", reply.text());
     }
-    assert_eq!(daemon.events().len(), replies.len() - late.len());
+    // A deadline that passes during the fsync leaves an event; an answer never lacks one.
+    let events = daemon.events().len();
+    assert!((replies.len() - late.len()..=replies.len()).contains(&events), "{events} events");
 }
 
 #[test]

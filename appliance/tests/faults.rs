@@ -120,7 +120,7 @@ fn overload_is_refused_at_once_and_the_rest_is_served() {
         let address = daemon.address;
         let threads: Vec<_> = (0..24)
             .map(|seed| {
-                scope.spawn(move || support::post(address, "/predict", &[], &pictures::bmp(1200, 1200, seed)))
+                scope.spawn(move || support::post(address, "/predict", &[], &pictures::bmp(700, 700, seed)))
             })
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -129,6 +129,7 @@ fn overload_is_refused_at_once_and_the_rest_is_served() {
     assert!(!good.is_empty() && !refused.is_empty(), "{} good, {} refused", good.len(), refused.len());
     for reply in &refused {
         assert_eq!((reply.status, reply.code().as_str()), (429, "overloaded"), "{}", reply.text());
+        assert!(reply.text().contains("all lanes are busy"), "{}", reply.text());
         assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
     }
     assert_eq!(daemon.events().len(), good.len());
@@ -137,17 +138,17 @@ fn overload_is_refused_at_once_and_the_rest_is_served() {
 #[test]
 fn clients_that_go_away_cost_nothing_more() {
     let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1")]);
+    let pictures: Vec<_> = (0..8).map(|seed| pictures::bmp(1500, 1500, seed)).collect();
     std::thread::scope(|scope| {
-        for seed in 0..6 {
+        for picture in &pictures {
             let address = daemon.address;
             scope.spawn(move || {
                 use std::io::Write;
-                let picture = pictures::bmp(1500, 1500, seed);
                 let mut stream = support::client::connect(address);
                 let head =
                     format!("POST /predict HTTP/1.1\r\nhost: w\r\ncontent-length: {}\r\n\r\n", picture.len());
                 stream.write_all(head.as_bytes()).unwrap();
-                stream.write_all(&picture).unwrap();
+                stream.write_all(picture).unwrap();
                 // Gone before the answer.
             });
         }

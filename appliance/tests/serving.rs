@@ -5,7 +5,7 @@
 mod support;
 
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use support::client::{connect, read};
@@ -64,11 +64,11 @@ fn the_same_picture_is_computed_once() {
 
 #[test]
 fn cached_answers_expire() {
-    let daemon = Daemon::start(&[("WEIR__CACHE__TTL", "300ms")]);
+    let daemon = Daemon::start(&[("WEIR__CACHE__TTL", "2s")]);
     let (picture, _) = sample();
     assert_eq!(daemon.post("/predict", &[], &picture).json()["cached"], false);
     assert_eq!(daemon.post("/predict", &[], &picture).json()["cached"], true);
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(2200));
     assert_eq!(daemon.post("/predict", &[], &picture).json()["cached"], false);
 }
 
@@ -118,15 +118,35 @@ fn health_metrics_and_the_contract_tell_the_truth() {
     assert_eq!(daemon.get("/").status, 307);
 }
 
+/// Sends a head and waits until the daemon asks for the body: from then on the request is in hand.
+fn begin(stream: &mut TcpStream, length: usize) {
+    let head = format!(
+        "POST /predict HTTP/1.1\r\nhost: weir\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut interim = [0; 25];
+    std::io::Read::read_exact(stream, &mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+}
+
+#[test]
+fn a_silent_connection_is_closed_and_makes_room() {
+    let daemon =
+        Daemon::start(&[("WEIR__HTTP__HEADER_TIMEOUT", "300ms"), ("WEIR__HTTP__MAX_CONNECTIONS", "1")]);
+    for first in [&b""[..], b"P", b"GET /health/live HTTP/1.1\r\nhost"] {
+        let mut silent = connect(daemon.address);
+        silent.write_all(first).unwrap();
+        assert_eq!(daemon.get("/health/live").status, 200, "after {:?}", String::from_utf8_lossy(first));
+    }
+}
+
 #[test]
 fn sigterm_finishes_what_is_in_hand_and_exits_0() {
     let mut daemon = Daemon::start(&[]);
     let picture = pictures::bmp(1000, 1000, 5);
     let mut stream = connect(daemon.address);
-    let head = format!("POST /predict HTTP/1.1\r\nhost: weir\r\ncontent-length: {}\r\n\r\n", picture.len());
-    stream.write_all(head.as_bytes()).unwrap();
+    begin(&mut stream, picture.len());
     stream.write_all(&picture[..picture.len() - 1]).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
     daemon.terminate();
     daemon.wait_for_log("stopping");
     // The listener closes first, and this request is still owed an answer.
@@ -141,8 +161,8 @@ fn sigterm_finishes_what_is_in_hand_and_exits_0() {
 fn the_grace_period_ends() {
     let mut daemon = Daemon::start(&[("WEIR__SHUTDOWN__GRACE", "300ms")]);
     let mut stream = connect(daemon.address);
-    stream.write_all(b"POST /predict HTTP/1.1\r\nhost: weir\r\ncontent-length: 100\r\n\r\nhalf").unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    begin(&mut stream, 100);
+    stream.write_all(b"half").unwrap();
     daemon.terminate();
     let status = daemon.wait(Duration::from_secs(10)).expect("it did not end");
     assert_eq!(status.code(), Some(1), "a request was abandoned, which is no good end");

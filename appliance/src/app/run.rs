@@ -1,13 +1,16 @@
 //! The daemon's life: listen, start, serve until a signal, drain, end.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{App, Phase, StartError};
 use crate::http::{BindError, Server, routes};
+
+/// The outbox gets this long to flush even if the requests used up the grace period.
+const LEAST_FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// Why the daemon ended other than by a signal and in order.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,11 @@ pub enum RunError {
         /// How many.
         abandoned: usize,
     },
+    /// Lanes and outbox did not end in time.
+    #[error(
+        "lanes and outbox did not end within the grace period (shutdown.grace); acknowledged events are safe"
+    )]
+    FlushCut,
     /// What had been accepted could not be flushed.
     #[error("the outbox could not be flushed: {0}")]
     Flush(#[source] cloud_sync::outbox::OutboxError),
@@ -77,17 +85,16 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
         () = either(&mut terminate, &mut interrupt) => false,
     };
     let abandoned = app.in_hand();
-    let flushed = tokio::task::spawn_blocking(move || match app.service() {
-        Some(service) => {
-            if drained {
-                service.lanes.stop();
-            }
-            service.outbox.close()
-        }
-        None => Ok(()),
-    });
-    if let Ok(flushed) = flushed.await {
-        flushed.map_err(RunError::Flush)?;
+    let flush = tokio::task::spawn_blocking(move || app.end_service(drained));
+    // A lane may be deep in an image whose client gave up long ago, and a disk may hang.
+    let left = grace.saturating_sub(began.elapsed()).max(LEAST_FLUSH_TIME);
+    let flushed = tokio::select! {
+        flushed = tokio::time::timeout(left, flush) => flushed,
+        () = either(&mut terminate, &mut interrupt) => return Err(RunError::FlushCut),
+    };
+    match flushed {
+        Ok(Ok(flushed)) => flushed.map_err(RunError::Flush)?,
+        Ok(Err(_)) | Err(_) => return Err(RunError::FlushCut),
     }
     if !drained && abandoned > 0 {
         return Err(RunError::Abandoned { abandoned });

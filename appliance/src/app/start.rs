@@ -187,6 +187,15 @@ impl App {
         Ok(())
     }
 
+    /// Ends lanes and outbox; blocking. Lanes that were not drained are left to end with the process.
+    pub(super) fn end_service(&self, drained: bool) -> Result<(), OutboxError> {
+        let Some(service) = self.service() else { return Ok(()) };
+        if drained {
+            service.lanes.stop();
+        }
+        service.outbox.close()
+    }
+
     fn start_lanes(&self) -> Result<(DeviceSetup, Lanes), StartError> {
         let config = self.config();
         let setup = prepare_device(config)?;

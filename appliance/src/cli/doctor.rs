@@ -56,21 +56,27 @@ fn warning(name: &'static str, found: impl Display, remedy: &str) -> Check {
     Check { name, verdict: Verdict::Warning, found: found.to_string(), remedy: Some(remedy.into()) }
 }
 
-/// Our errors name their remedy themselves, behind the word.
-fn failed(name: &'static str, error: impl Display) -> Check {
+/// Where an error knows its own remedy, that stands behind the word; else the check's general one is given.
+fn failed(name: &'static str, error: impl Display, general: &str) -> Check {
     let text = error.to_string();
     let (found, remedy) = match text.split_once("Remedy: ") {
-        Some((found, remedy)) => (found.trim_end_matches([' ', '.']).to_owned(), Some(remedy.to_owned())),
-        None => (text, None),
+        Some((found, remedy)) => (found.trim_end_matches([' ', '.']).to_owned(), remedy.to_owned()),
+        None => (text, general.to_owned()),
     };
-    Check { name, verdict: Verdict::Failed, found, remedy }
+    Check { name, verdict: Verdict::Failed, found, remedy: Some(remedy) }
 }
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let mut checks = Vec::new();
     match args.common.load(Vec::new()) {
         Ok(loaded) => check_all(&loaded, &mut checks),
-        Err(error) => checks.push(failed("configuration", error)),
+        Err(error) => {
+            checks.push(failed(
+                "configuration",
+                error,
+                "correct or remove the key; weir.toml documents each",
+            ));
+        }
     }
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -108,6 +114,9 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     let sources =
         if loaded.sources.is_empty() { "built-in defaults".into() } else { loaded.sources.join(", ") };
     checks.push(ok("configuration", format!("valid; set by {sources}")));
+    for line in changed(config) {
+        checks.push(ok("set", line));
+    }
     for text in &loaded.warnings {
         checks.push(warning(
             "configuration",
@@ -120,8 +129,30 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     checks.push(check_cpu());
     match prepare_device(config) {
         Ok(setup) => check_device(config, &setup, checks),
-        Err(error) => checks.push(failed("model", error)),
+        Err(error) => checks.push(failed(
+            "model",
+            error,
+            "copy the bundle again, or make it anew; docs/bundle.md says what it must hold",
+        )),
     }
+}
+
+/// Every setting that is not its default, as `key = value`.
+fn changed(config: &Config) -> Vec<String> {
+    let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
+    let (now, defaults) = (table(config), table(&Config::default()));
+    let mut lines = Vec::new();
+    for (section, value) in &now {
+        match (value.as_table(), defaults.get(section).and_then(toml::Value::as_table)) {
+            (Some(keys), Some(usual)) => {
+                let differ = keys.iter().filter(|(key, value)| usual.get(*key) != Some(value));
+                lines.extend(differ.map(|(key, value)| format!("{section}.{key} = {value}")));
+            }
+            _ if defaults.get(section) != Some(value) => lines.push(format!("{section} = {value}")),
+            _ => {}
+        }
+    }
+    lines
 }
 
 fn check_listen(config: &Config) -> Check {
@@ -135,16 +166,17 @@ fn check_listen(config: &Config) -> Check {
         ),
         Err(error) => failed(
             "listen",
-            format!("{address}: {error}. Remedy: choose another address with --listen or http.listen"),
+            format!("{address}: {error}"),
+            "choose another address with --listen or http.listen",
         ),
     }
 }
 
 fn check_data_dir(dir: &Path) -> Vec<Check> {
-    let remedy = "Remedy: choose another with --data-dir or data_dir, or give this user the right to write";
+    let remedy = "choose another with --data-dir or data_dir, or give this user the right to write";
     let was_there = dir.is_dir();
     if let Err(error) = std::fs::create_dir_all(dir) {
-        return vec![failed("data directory", format!("{}: {error}. {remedy}", dir.display()))];
+        return vec![failed("data directory", format!("{}: {error}", dir.display()), remedy)];
     }
     let mut checks = Vec::new();
     match sync_time_ms(dir) {
@@ -155,7 +187,7 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
              cost the last events",
         )),
         Ok(ms) => checks.push(ok("data directory", format!("{} is writable, fsync {ms:.2} ms", dir.display()))),
-        Err(error) => checks.push(failed("data directory", format!("{}: {error}. {remedy}", dir.display()))),
+        Err(error) => checks.push(failed("data directory", format!("{}: {error}", dir.display()), remedy)),
     }
     if let Ok(space) = rustix::fs::statvfs(dir) {
         let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -172,7 +204,9 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
                 Some(event) => ok("outbox", format!("readable; last event is number {}", event.sequence)),
                 None => ok("outbox", "readable, no events yet"),
             },
-            Err(error) => failed("outbox", error),
+            Err(error) => {
+                failed("outbox", error, "stop weir, move the folder away and keep it for a look, start again")
+            }
         });
     }
     if !was_there {
@@ -253,6 +287,10 @@ fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
                 started.elapsed().as_millis()
             ),
         ),
-        Err(error) => failed("golden cases", error),
+        Err(error) => failed(
+            "golden cases",
+            error,
+            "serve another bundle; this one does not compute what it promises on this box",
+        ),
     });
 }

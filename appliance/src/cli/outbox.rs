@@ -51,9 +51,10 @@ pub(super) fn run(args: &OutboxArgs) -> anyhow::Result<ExitCode> {
     let mut reader =
         Reader::open(&dir).with_context(|| format!("the outbox in {} can't be read", dir.display()))?;
     let mut out = BufWriter::new(stdout().lock());
-    let events = reader.tail(tail.lines)?;
+    // The last one is asked for in any case: following begins behind it.
+    let events = reader.tail(tail.lines.max(1))?;
     let last = events.last().map_or(0, |e| e.sequence);
-    for event in &events {
+    for event in events.iter().skip(events.len().saturating_sub(tail.lines)) {
         if !write(&mut out, event, tail.json)? {
             return Ok(ExitCode::SUCCESS);
         }

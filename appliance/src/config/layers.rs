@@ -87,7 +87,10 @@ struct Layer {
 impl Layers {
     /// The process's own environment, and nothing else.
     pub fn from_process() -> Self {
-        Self { env: std::env::vars().collect(), ..Self::default() }
+        // A variable that is no text is none of ours.
+        let text =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        Self { env: text.collect(), ..Self::default() }
     }
 
     /// Reads, lays over each other and validates.
@@ -157,11 +160,8 @@ fn parse(key: &str, text: &str) -> Value {
     let kind = if key == "fetch.allow_networks" {
         let items = text.split(',').map(str::trim).filter(|t| !t.is_empty());
         ValueKind::Array(items.map(|item| Value::new(None, item)).collect())
-    } else if let Ok(number) = text.parse::<i64>() {
-        ValueKind::I64(number)
-    } else if let Ok(flag) = text.parse::<bool>() {
-        ValueKind::Boolean(flag)
     } else {
+        // What a number or a switch is, its key's type decides: a box may well be called 007.
         ValueKind::String(text.into())
     };
     Value::new(None, kind)

@@ -9,8 +9,11 @@ mod sections;
 mod tests;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 pub use layers::{ConfigError, Layers, Loaded};
 pub use sections::{
@@ -47,6 +50,9 @@ pub struct Config {
     /// The end of the process.
     pub shutdown: ShutdownConfig,
 }
+
+/// A client that waits longer has gone.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Config {
     fn default() -> Self {
@@ -104,6 +110,11 @@ impl Config {
                 return Err((key, "0s: nothing could ever be answered".into()));
             }
         }
+        if self.predict.max_deadline > LONGEST_DEADLINE {
+            let value = humantime::format_duration(self.predict.max_deadline);
+            return Err(("predict.max_deadline", format!("{value} is more than a day")));
+        }
+        check_log_filter(&self.log.level).map_err(|reason| ("log.level", reason))?;
         if self.predict.max_deadline < self.predict.deadline {
             return Err((
                 "predict.max_deadline",
@@ -119,4 +130,14 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The filter's own parser takes a misspelt level for the name of a module, and then nothing is logged at all.
+fn check_log_filter(filter: &str) -> Result<(), String> {
+    for part in filter.split(',').map(str::trim).filter(|part| !part.contains(['=', '['])) {
+        if part.parse::<LevelFilter>().is_err() {
+            return Err(format!("{part:?} is no level; levels are error, warn, info, debug, trace and off"));
+        }
+    }
+    EnvFilter::builder().parse(filter).map(drop).map_err(|e| format!("{filter:?}: {e}"))
 }

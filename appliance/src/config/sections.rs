@@ -138,6 +138,8 @@ pub struct FetchConfig {
     pub timeout: Duration,
     /// Most redirects that are followed.
     pub max_redirects: usize,
+    /// Fetches at once; beyond it requests get 429.
+    pub max_concurrent: usize,
 }
 
 /// Logs, on standard error.
@@ -227,7 +229,13 @@ impl Default for OutboxConfig {
 
 impl Default for FetchConfig {
     fn default() -> Self {
-        Self { enabled: true, allow_networks: Vec::new(), timeout: Duration::from_secs(10), max_redirects: 3 }
+        Self {
+            enabled: true,
+            allow_networks: Vec::new(),
+            timeout: Duration::from_secs(10),
+            max_redirects: 3,
+            max_concurrent: 16,
+        }
     }
 }
 

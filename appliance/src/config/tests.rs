@@ -51,14 +51,14 @@ fn later_layers_win() {
 fn lists_numbers_and_names_from_the_environment() {
     let env = [
         ("WEIR__FETCH__ALLOW_NETWORKS", "10.0.0.0/8, 192.168.1.0/24"),
-        ("WEIR__NODE__NAME", "7"),
+        ("WEIR__NODE__NAME", "007"),
         ("WEIR__CACHE__ENABLED", "false"),
         ("WEIR__PREDICT__DEADLINE", "2s"),
         ("WEIR__HTTP__MAX_BODY", "1048576"),
     ];
     let config = load("", &env, &[]).unwrap().config;
     assert_eq!(config.fetch.allow_networks.len(), 2);
-    assert_eq!(config.node.name, "7");
+    assert_eq!(config.node.name, "007");
     assert!(!config.cache.enabled);
     assert_eq!(config.predict.deadline, Duration::from_secs(2));
     assert_eq!(config.http.max_body, ByteSize::mib(1));
@@ -104,6 +104,9 @@ fn values_out_of_range_are_refused() {
         ("[http]\nmax_inflight = \"1 MiB\"", "http.max_inflight"),
         ("[outbox]\nmax_bytes = \"1 KiB\"", "outbox.max_bytes"),
         ("[node]\nname = \"\"", "node.name"),
+        ("[log]\nlevel = \"inof\"", "log.level"),
+        ("[log]\nlevel = \"weir=loud\"", "log.level"),
+        ("[predict]\nmax_deadline = \"400days\"", "predict.max_deadline"),
     ] {
         let text = refusal(file, &[]);
         assert!(text.contains(key), "{key:?} is missing in: {text}");

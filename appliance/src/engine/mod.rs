@@ -64,12 +64,26 @@ pub enum EngineError {
         /// What differs, with both sides named.
         reason: String,
     },
+    /// Building a lane's device panicked, which is a fault of ours or of a library.
+    #[error("building the device of lane {lane} panicked")]
+    BuildPanicked {
+        /// The lane.
+        lane: usize,
+    },
     /// A lane's thread can't be started.
     #[error("a lane's thread can't be started: {0}")]
     Thread(#[source] std::io::Error),
     /// A run failed.
     #[error("inference failed: {0}")]
     Run(#[source] ort::Error),
+    /// The graph's output is dynamic and turned out not to fit.
+    #[error("the model answered with {found} scores, the bundle has {labels} labels")]
+    ScoreCount {
+        /// Scores that came out.
+        found: usize,
+        /// Labels in bundle.toml.
+        labels: usize,
+    },
     /// The scores are not numbers; nothing computed from them would be true.
     #[error("the model answered with a score that is not a finite number (label {label})")]
     NotFinite {

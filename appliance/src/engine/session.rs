@@ -57,8 +57,11 @@ impl Classifier {
     pub fn run(&mut self, scores: &mut Vec<f32>) -> Result<(), EngineError> {
         let outputs = self.session.run(ort::inputs![&self.input]).map_err(EngineError::Run)?;
         let (_, data) = outputs[0].try_extract_tensor::<f32>().map_err(EngineError::Run)?;
+        if data.len() != self.labels {
+            return Err(EngineError::ScoreCount { found: data.len(), labels: self.labels });
+        }
         scores.clear();
-        scores.extend(data.iter().take(self.labels));
+        scores.extend_from_slice(data);
         match scores.iter().position(|s| !s.is_finite()) {
             Some(label) => Err(EngineError::NotFinite { label }),
             None => Ok(()),

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, StatusCode, Url};
+use tokio::sync::Semaphore;
 
 use crate::config::FetchConfig;
 
@@ -31,8 +32,7 @@ pub enum FetchError {
     },
     /// The address is not one that this box may reach.
     #[error(
-        "image_url: {host} is at {address}, which is not a public address; an operator can allow a network in \
-         fetch.allow_networks"
+        "image_url: {host} is not at a public address; an operator can allow a network in fetch.allow_networks"
     )]
     Refused {
         /// Host as in the URL.
@@ -78,42 +78,51 @@ pub enum FetchError {
         /// Bound.
         limit: Duration,
     },
+    /// Too many fetches at once, or no memory left for another image.
+    #[error("image_url: too many images are being fetched; try again")]
+    NoRoom,
     /// The HTTP client can't be set up (no root certificates, say).
     #[error("image_url: the HTTP client can't be set up: {0}")]
     Client(String),
 }
 
+/// Asked before an image in memory grows to so many bytes; false refuses.
+pub type Room<'a> = &'a mut (dyn FnMut(usize) -> bool + Send);
+
 /// Fetches images by URL.
 pub struct Fetcher {
     config: FetchConfig,
     max_bytes: usize,
+    running: Semaphore,
     client: OnceLock<Result<Client, String>>,
 }
 
 impl Fetcher {
     /// A fetcher with these bounds; `max_bytes` is the bound on one image. The HTTP client is made on first use.
     pub fn new(config: FetchConfig, max_bytes: usize) -> Self {
-        Self { config, max_bytes, client: OnceLock::new() }
+        Self { running: Semaphore::new(config.max_concurrent), config, max_bytes, client: OnceLock::new() }
     }
 
-    /// Fetches one image within `time`, or within the configured timeout if that is shorter.
+    /// Fetches one image within `time`, or within the configured timeout if that is shorter. `room` is asked before
+    /// the image in memory grows to so many bytes, and says whether it may.
     ///
     /// # Errors
     /// [`FetchError`].
-    pub async fn fetch(&self, url: &str, time: Duration) -> Result<Bytes, FetchError> {
+    pub async fn fetch(&self, url: &str, time: Duration, room: Room<'_>) -> Result<Bytes, FetchError> {
         if !self.config.enabled {
             return Err(FetchError::Disabled);
         }
+        let _running = self.running.try_acquire().map_err(|_| FetchError::NoRoom)?;
         let url = Url::parse(url).map_err(|e| FetchError::BadUrl { reason: e.to_string() })?;
         let limit = time.min(self.config.timeout);
         let host = host_of(&url);
-        match tokio::time::timeout(limit, self.follow(url)).await {
+        match tokio::time::timeout(limit, self.follow(url, room)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(FetchError::TimedOut { host, limit }),
         }
     }
 
-    async fn follow(&self, mut url: Url) -> Result<Bytes, FetchError> {
+    async fn follow(&self, mut url: Url, room: Room<'_>) -> Result<Bytes, FetchError> {
         let client = self.client.get_or_init(|| build_client(self.config.allow_networks.clone()));
         let client = client.as_ref().map_err(|e| FetchError::Client(e.clone()))?;
         for _ in 0..=self.config.max_redirects {
@@ -128,12 +137,17 @@ impl Fetcher {
             if status != StatusCode::OK {
                 return Err(FetchError::Status { host, status: status.as_u16() });
             }
-            return self.read(host, response).await;
+            return self.read(host, response, room).await;
         }
         Err(FetchError::Redirects { limit: self.config.max_redirects })
     }
 
-    async fn read(&self, host: String, mut response: reqwest::Response) -> Result<Bytes, FetchError> {
+    async fn read(
+        &self,
+        host: String,
+        mut response: reqwest::Response,
+        room: Room<'_>,
+    ) -> Result<Bytes, FetchError> {
         let limit = self.max_bytes;
         if response.content_length().is_some_and(|length| length > limit as u64) {
             return Err(FetchError::TooLarge { host, limit });
@@ -142,6 +156,9 @@ impl Fetcher {
         while let Some(chunk) = response.chunk().await.map_err(|e| failed(&host, &e))? {
             if body.len() + chunk.len() > limit {
                 return Err(FetchError::TooLarge { host, limit });
+            }
+            if !room(body.len() + chunk.len()) {
+                return Err(FetchError::NoRoom);
             }
             body.extend_from_slice(&chunk);
         }
@@ -199,10 +216,12 @@ fn host_of(url: &Url) -> String {
 
 /// Finds our own refusal inside the client's error, or the innermost reason.
 fn failed(host: &str, error: &reqwest::Error) -> FetchError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    let mut reason = String::new();
+    // From its source on: the client's own text has the whole URL in it.
+    let mut source = std::error::Error::source(error);
+    let mut reason = "the transfer failed".to_owned();
     while let Some(inner) = source {
         if let Some(FetchError::Refused { host, address }) = inner.downcast_ref() {
+            tracing::info!(host, %address, "an image_url leads to an address that may not be reached");
             return FetchError::Refused { host: host.clone(), address: *address };
         }
         reason = inner.to_string();

@@ -102,14 +102,15 @@ fn fetcher(allow: bool) -> Fetcher {
 #[tokio::test]
 async fn fetches_within_an_allowed_network() {
     let port = server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
-    let body = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/a.jpg"), TIME).await.unwrap();
+    let body =
+        fetcher(true).fetch(&format!("http://127.0.0.1:{port}/a.jpg"), TIME, &mut |_| true).await.unwrap();
     assert_eq!(&body[..], b"hello");
 }
 
 #[tokio::test]
 async fn a_name_for_loopback_is_refused() {
     let port = server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
-    let outcome = fetcher(false).fetch(&format!("http://localhost:{port}/"), TIME).await;
+    let outcome = fetcher(false).fetch(&format!("http://localhost:{port}/"), TIME, &mut |_| true).await;
     assert!(matches!(outcome, Err(FetchError::Refused { .. })), "{outcome:?}");
 }
 
@@ -117,15 +118,15 @@ async fn a_name_for_loopback_is_refused() {
 async fn a_redirect_is_checked_anew() {
     let to_metadata = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n";
     let port = server(to_metadata).await;
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME).await;
+    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME, &mut |_| true).await;
     assert!(matches!(outcome, Err(FetchError::Refused { .. })), "{outcome:?}");
     let to_file = "HTTP/1.1 302 Found\r\nlocation: file:///etc/passwd\r\ncontent-length: 0\r\n\r\n";
     let port = server(to_file).await;
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME).await;
+    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME, &mut |_| true).await;
     assert!(matches!(outcome, Err(FetchError::BadUrl { .. })), "{outcome:?}");
     let to_itself = "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{port}/\r\ncontent-length: 0\r\n\r\n";
     let port = server(to_itself).await;
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME).await;
+    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME, &mut |_| true).await;
     assert!(matches!(outcome, Err(FetchError::Redirects { limit: 3 })), "{outcome:?}");
 }
 
@@ -139,24 +140,34 @@ async fn bounds_on_size_and_time_and_status() {
     ))
     .await;
     for port in [declared, endless] {
-        let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME).await;
+        let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME, &mut |_| true).await;
         assert!(matches!(outcome, Err(FetchError::TooLarge { limit: 100, .. })), "{outcome:?}");
     }
     let stalling = server("HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nstall").await;
     let started = Instant::now();
     let short = Duration::from_millis(200);
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{stalling}/"), short).await;
+    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{stalling}/"), short, &mut |_| true).await;
     assert!(matches!(outcome, Err(FetchError::TimedOut { .. })), "{outcome:?}");
     assert!(started.elapsed() < Duration::from_secs(3));
     let missing = server("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{missing}/"), TIME).await;
+    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{missing}/"), TIME, &mut |_| true).await;
     assert!(matches!(outcome, Err(FetchError::Status { status: 404, .. })), "{outcome:?}");
-    let outcome = fetcher(true).fetch("http://127.0.0.1:1/", TIME).await;
+    let outcome = fetcher(true).fetch("http://127.0.0.1:1/", TIME, &mut |_| true).await;
     assert!(matches!(outcome, Err(FetchError::Failed { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn memory_and_number_are_bounded() {
+    let port = server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let refused = fetcher(true).fetch(&url, TIME, &mut |bytes| bytes < 5).await;
+    assert!(matches!(refused, Err(FetchError::NoRoom)), "{refused:?}");
+    let none = Fetcher::new(FetchConfig { max_concurrent: 0, ..FetchConfig::default() }, 100);
+    assert!(matches!(none.fetch(&url, TIME, &mut |_| true).await, Err(FetchError::NoRoom)));
 }
 
 #[tokio::test]
 async fn switched_off_means_off() {
     let off = Fetcher::new(FetchConfig { enabled: false, ..FetchConfig::default() }, 100);
-    assert!(matches!(off.fetch("http://example.com/", TIME).await, Err(FetchError::Disabled)));
+    assert!(matches!(off.fetch("http://example.com/", TIME, &mut |_| true).await, Err(FetchError::Disabled)));
 }

@@ -53,7 +53,8 @@ impl BodyBudget {
 }
 
 impl Share {
-    fn grow_to(&mut self, bytes: usize) -> Result<(), BodyError> {
+    /// Makes the share at least this large.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), BodyError> {
         let more = bytes.saturating_sub(self.bytes);
         let used = self.budget.used.fetch_add(more, Ordering::Relaxed);
         self.bytes += more;
@@ -92,10 +93,20 @@ where
     match tokio::time::timeout(limits.time, collected).await {
         Ok(Ok(body)) => Ok((body, share)),
         Ok(Err(error)) => {
-            discard(headers, stream);
+            // A client that waits for "100 Continue" has been told to send once the stream was asked for a chunk; what
+            // the head alone refused was not.
+            if !(headers.contains_key(EXPECT)
+                && matches!(error, BodyError::TooLarge { .. })
+                && share.bytes == 0)
+            {
+                drain(stream);
+            }
             Err(error)
         }
-        Err(_) => Err(BodyError::TimedOut { limit: limits.time }),
+        Err(_) => {
+            drain(stream);
+            Err(BodyError::TimedOut { limit: limits.time })
+        }
     }
 }
 
@@ -118,13 +129,13 @@ where
         Some(_) => return Err(too_large),
         None => 0,
     };
-    share.grow_to(declared)?;
     let broken = |e: E| BodyError::Broken { reason: e.to_string() };
     let mut first = match stream.next().await {
         Some(chunk) => chunk.map_err(broken)?,
         None => return Ok(Bytes::new()),
     };
     if declared > 0 && first.remaining() == declared {
+        share.grow_to(declared)?;
         return Ok(first.copy_to_bytes(declared));
     }
     let mut body = BytesMut::with_capacity(declared);
@@ -147,7 +158,7 @@ where
     }
 }
 
-/// Takes a refused body off the connection, bounded in bytes and time, and keeps none of it.
+/// Takes a body that was refused by its head off the connection.
 pub(super) fn discard<S, B, E>(headers: &HeaderMap, stream: S)
 where
     S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
@@ -155,9 +166,18 @@ where
     E: Send,
 {
     // A client that waits for "100 Continue" sends nothing if it is not told to.
-    if headers.contains_key(EXPECT) {
-        return;
+    if !headers.contains_key(EXPECT) {
+        drain(stream);
     }
+}
+
+/// Bounded in bytes and time, and nothing is kept.
+fn drain<S, B, E>(stream: S)
+where
+    S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
+    B: Buf + Send,
+    E: Send,
+{
     let mut stream = stream;
     tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
         let mut seen = 0;

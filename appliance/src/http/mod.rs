@@ -16,7 +16,10 @@ mod tests;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use warp::http::StatusCode;
+use bytes::Buf;
+use futures_util::Stream;
+use warp::http::{HeaderMap, StatusCode};
+use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
@@ -26,6 +29,9 @@ pub use server::{BindError, Server};
 
 use crate::app::App;
 use reply::ApiError;
+
+const ROUTES: [&str; 8] =
+    ["/", "/predict", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs"];
 
 /// All routes.
 pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
@@ -43,10 +49,17 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
     let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
     let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
     let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
-    let metrics = warp::path!("metrics").and(get_head).and(state).map(metrics::handle);
+    let metrics = warp::path!("metrics").and(get_head).and(state.clone()).map(metrics::handle);
     let openapi = warp::path!("openapi.json").and(get_head).map(docs::openapi);
     let page = warp::path!("docs").and(get_head).map(docs::page);
     let root = warp::path::end().and(get_head).map(docs::root);
+
+    let fallback = warp::any()
+        .and(state)
+        .and(warp::path::full())
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .map(unrouted);
 
     predict
         .or(health)
@@ -63,26 +76,34 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .unify()
         .or(root)
         .unify()
-        .recover(unrouted)
+        .or(fallback)
+        .unify()
+        .recover(unreadable)
         .unify()
 }
 
-/// What no route took: 404 or 405, in the shape of every other error.
-async fn unrouted(rejection: Rejection) -> Result<Response, Infallible> {
-    let error = if rejection.is_not_found() {
-        ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route; GET /docs lists them")
-    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+/// What no route took: 405 on a path that there is, else 404. A body is taken off the connection as with every refusal.
+fn unrouted<S, B>(app: Arc<App>, path: FullPath, headers: HeaderMap, body: S) -> Response
+where
+    S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
+    B: Buf + Send,
+{
+    body::discard(&headers, Box::pin(body));
+    let error = if ROUTES.contains(&path.as_str()) {
         ApiError::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
             "this route does not take that method; GET /docs lists what each takes",
         )
     } else {
-        ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            format!("the request can't be read: {rejection:?}"),
-        )
+        ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route; GET /docs lists them")
     };
-    Ok(error.into_response(None))
+    app.metrics().request("other", error.status.as_u16());
+    error.into_response(None)
+}
+
+/// What not even the fallback could take, in the shape of every other error.
+async fn unreadable(rejection: Rejection) -> Result<Response, Infallible> {
+    let message = format!("the request can't be read: {rejection:?}");
+    Ok(ApiError::bad_request("bad_request", message).into_response(None))
 }

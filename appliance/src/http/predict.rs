@@ -25,6 +25,8 @@ struct Asked {
     id: String,
     query: PredictQuery,
     start: Instant,
+    /// As X-Deadline-Ms says; without it the configured deadline counts from when the body is there, so that a camera
+    /// on a slow line is not told that it was late.
     deadline: Instant,
 }
 
@@ -61,40 +63,38 @@ where
     B: Buf + Send,
 {
     let _in_hand = app.request_in_hand();
-    let (service, asked) = match admit(app, headers, raw_query, start, id) {
+    let (service, query, named) = match admit(app, headers, raw_query, start) {
         Ok(admitted) => admitted,
         Err(error) => {
             body::discard(headers, stream);
             return Err(error);
         }
     };
-    let config = &app.config().http;
-    let limits = BodyLimits {
-        bytes: usize::try_from(config.max_body.as_u64()).unwrap_or(usize::MAX),
-        time: config
-            .body_timeout
-            .min(asked.deadline.saturating_duration_since(start).max(Duration::from_millis(1))),
-    };
-    let (body, _share) = body::read(headers, stream, limits, app.body_budget()).await.map_err(|error| {
-        match asked.deadline <= Instant::now() {
-            true => PredictError::DeadlineExceeded.into(),
-            false => ApiError::from(error),
-        }
+    let config = app.config();
+    let time =
+        named.map_or(config.http.body_timeout, |d| d.duration_since(start).min(config.http.body_timeout));
+    let bytes = usize::try_from(config.http.max_body.as_u64()).unwrap_or(usize::MAX);
+    let read = body::read(headers, stream, BodyLimits { bytes, time }, app.body_budget()).await;
+    let (body, mut share) = read.map_err(|error| match named {
+        Some(deadline) if deadline <= Instant::now() => PredictError::DeadlineExceeded.into(),
+        _ => ApiError::from(error),
     })?;
     app.metrics().stage(Stage::Read, start.elapsed());
-    let response = match forms::parse(headers, body, config.max_files).await? {
-        Posted::Image(image) => one(service, &asked, image).await?,
+    let deadline = named.unwrap_or_else(|| Instant::now() + config.predict.deadline);
+    let asked = Asked { id: id.to_owned(), query, start, deadline };
+    match forms::parse(headers, body, config.http.max_files).await? {
+        Posted::Image(image) => one(service, &asked, image).await,
         Posted::Url(url) => {
-            let time = asked.deadline.saturating_duration_since(Instant::now());
-            one(service, &asked, app.fetcher().fetch(&url, time).await?).await?
+            let time = deadline.saturating_duration_since(Instant::now());
+            let image = app.fetcher().fetch(&url, time, &mut |bytes| share.grow_to(bytes).is_ok()).await?;
+            one(service, &asked, image).await
         }
         Posted::Files(mut files) if files.len() == 1 => {
             let image = files.pop().map(|(_, image)| image).unwrap_or_default();
-            one(service, &asked, image).await?
+            one(service, &asked, image).await
         }
         Posted::Files(files) => many(service, &asked, files).await,
-    };
-    Ok(response)
+    }
 }
 
 /// Everything that can be refused before the body is read.
@@ -103,8 +103,7 @@ fn admit<'a>(
     headers: &HeaderMap,
     raw_query: &str,
     start: Instant,
-    id: &str,
-) -> Result<(&'a PredictService, Asked), ApiError> {
+) -> Result<(&'a PredictService, PredictQuery, Option<Instant>), ApiError> {
     let service = match (app.phase(), app.service()) {
         (Phase::Ready, Some(service)) => service,
         (Phase::Draining, _) => return Err(ApiError::unavailable("draining", "the appliance is stopping")),
@@ -121,7 +120,7 @@ fn admit<'a>(
     if let Some(refusal) = service.overloaded() {
         return Err(refusal.into());
     }
-    Ok((service, Asked { id: id.to_owned(), query, start, deadline }))
+    Ok((service, query, deadline))
 }
 
 async fn one(service: &PredictService, asked: &Asked, image: Bytes) -> Result<Response, ApiError> {
@@ -140,23 +139,40 @@ async fn one(service: &PredictService, asked: &Asked, image: Bytes) -> Result<Re
     Ok(json(StatusCode::OK, &reply, Some(&asked.id)))
 }
 
-/// Several files: as many at once as there are lanes, so that one form does not fill the queue by itself.
-async fn many(service: &PredictService, asked: &Asked, files: Vec<(String, Bytes)>) -> Response {
+/// Several files: as many at once as there are lanes, so that one form does not fill the queue by itself. If none is
+/// answered and all for reasons of one status, that is the status of the whole.
+async fn many(
+    service: &PredictService,
+    asked: &Asked,
+    files: Vec<(String, Bytes)>,
+) -> Result<Response, ApiError> {
     let predictions = stream::iter(files.into_iter().enumerate()).map(|(index, (file, image))| async move {
         let request = request(asked, format!("{}-{}", asked.id, index + 1), image);
-        let outcome = match service.predict(request).await {
+        (file, service.predict(request).await.map_err(ApiError::from))
+    });
+    let mut answers: Vec<_> = predictions.buffered(service.lanes.count().max(1)).collect().await;
+    let status =
+        |(_, answer): &(String, Result<_, ApiError>)| answer.as_ref().err().map(|error| error.status);
+    let first = answers.first().and_then(status);
+    if first.is_some()
+        && answers.iter().all(|answer| status(answer) == first)
+        && let Some((_, Err(error))) = answers.pop()
+    {
+        return Err(error);
+    }
+    let results = answers.into_iter().map(|(file, answer)| {
+        let outcome = match answer {
             Ok(answer) => FileOutcome::Seen(result(asked, answer)),
             Err(error) => {
-                let error = ApiError::from(error);
                 log_refusal(&asked.id, &error);
                 FileOutcome::Failed(error.body())
             }
         };
         FileResult { file, outcome }
     });
-    let results = predictions.buffered(service.lanes.count().max(1)).collect().await;
-    let reply = PredictManyReply { request_id: asked.id.clone(), model: model(service), results };
-    json(StatusCode::OK, &reply, Some(&asked.id))
+    let reply =
+        PredictManyReply { request_id: asked.id.clone(), model: model(service), results: results.collect() };
+    Ok(json(StatusCode::OK, &reply, Some(&asked.id)))
 }
 
 fn request(asked: &Asked, request_id: String, image: Bytes) -> PredictRequest {
@@ -201,11 +217,11 @@ fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
+/// Under overload or with a full disk refusals come by the thousand: the metrics count them, the log does not.
 fn log_refusal(id: &str, error: &ApiError) {
     let status = error.status.as_u16();
-    if error.status == StatusCode::TOO_MANY_REQUESTS {
-        // Under overload these come by the thousand; the metrics count them.
-        tracing::debug!(request_id = id, status, code = error.code, "refused");
+    if error.retry_after.is_some() {
+        tracing::debug!(request_id = id, status, code = error.code, "refused for now");
     } else if error.status.is_server_error() {
         tracing::warn!(request_id = id, status, code = error.code, error = error.message, "failed");
     } else {

@@ -82,16 +82,16 @@ pub(super) fn request_id(headers: &HeaderMap) -> String {
     }
 }
 
-/// When the answer is no longer wanted: X-Deadline-Ms from `start`, or the configured deadline.
+/// When the answer is no longer wanted, if X-Deadline-Ms says so: counted from `start`, the body included.
 pub(super) fn deadline(
     headers: &HeaderMap,
     start: Instant,
     config: &PredictConfig,
-) -> Result<Instant, ApiError> {
-    let Some(value) = headers.get(DEADLINE) else { return Ok(start + config.deadline) };
+) -> Result<Option<Instant>, ApiError> {
+    let Some(value) = headers.get(DEADLINE) else { return Ok(None) };
     let most = config.max_deadline.as_millis();
     match value.to_str().ok().and_then(|v| v.trim().parse::<u64>().ok()) {
-        Some(ms) if ms >= 1 && u128::from(ms) <= most => Ok(start + Duration::from_millis(ms)),
+        Some(ms) if ms >= 1 && u128::from(ms) <= most => Ok(Some(start + Duration::from_millis(ms))),
         _ => {
             let message =
                 format!("X-Deadline-Ms: {value:?} is not a whole number of milliseconds from 1 to {most}");

@@ -41,6 +41,11 @@ impl ApiError {
         Self { retry_after: Some(Duration::from_secs(1)), ..base }
     }
 
+    fn overloaded(message: String, retry_after: Duration) -> Self {
+        let base = Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message);
+        Self { retry_after: Some(retry_after), ..base }
+    }
+
     pub(super) fn body(&self) -> ErrorBody {
         ErrorBody { error: self.message.clone(), code: self.code.to_owned() }
     }
@@ -69,8 +74,8 @@ pub(super) fn json<T: Serialize>(status: StatusCode, body: &T, request_id: Optio
     response
 }
 
-impl From<DecodeError> for ApiError {
-    fn from(error: DecodeError) -> Self {
+impl From<&DecodeError> for ApiError {
+    fn from(error: &DecodeError) -> Self {
         let status = match error.code() {
             "unsupported_type" | "unsupported_image" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "image_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
@@ -81,27 +86,34 @@ impl From<DecodeError> for ApiError {
     }
 }
 
-impl From<PredictError> for ApiError {
-    fn from(error: PredictError) -> Self {
+impl From<&PredictError> for ApiError {
+    fn from(error: &PredictError) -> Self {
         let message = error.to_string();
         match error {
+            PredictError::Shared(error) => error.as_ref().into(),
             PredictError::Image(image) => image.into(),
-            PredictError::Overloaded { retry_after, .. } => Self {
-                retry_after: Some(retry_after),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
-            },
+            PredictError::Overloaded { retry_after, .. } => Self::overloaded(message, *retry_after),
             PredictError::DeadlineExceeded => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
             }
             PredictError::Stopping => Self::unavailable("draining", message),
+            PredictError::NoScores => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", message)
+            }
             PredictError::Lane(lane) => lane.into(),
             PredictError::Outbox(outbox) => outbox.into(),
         }
     }
 }
 
-impl From<LaneError> for ApiError {
-    fn from(error: LaneError) -> Self {
+impl From<PredictError> for ApiError {
+    fn from(error: PredictError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&LaneError> for ApiError {
+    fn from(error: &LaneError) -> Self {
         let message = error.to_string();
         match error {
             LaneError::DeadlinePassed => Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message),
@@ -115,17 +127,24 @@ impl From<LaneError> for ApiError {
     }
 }
 
-impl From<OutboxError> for ApiError {
-    fn from(error: OutboxError) -> Self {
-        // The message may name paths of this box, which are the operator's business: they are in the log.
-        tracing::error!(%error, "a prediction could not be recorded");
-        if error.is_full() {
-            Self::unavailable("outbox_full", "the outbox is full, so no prediction can be acknowledged")
-        } else {
-            Self::unavailable(
+impl From<&OutboxError> for ApiError {
+    fn from(error: &OutboxError) -> Self {
+        // The message may name paths of this box, which are the operator's business. The outbox itself says once in the
+        // log what is wrong; at this level it would be said for every request, to a disk that may be full.
+        tracing::debug!(%error, "a prediction could not be recorded");
+        match error {
+            OutboxError::Busy { .. } => Self::overloaded(
+                "too many answers wait to be recorded; try again".into(),
+                Duration::from_secs(1),
+            ),
+            OutboxError::Closed => Self::unavailable("draining", "the appliance is stopping"),
+            error if error.is_full() => {
+                Self::unavailable("outbox_full", "the outbox is full, so no prediction can be acknowledged")
+            }
+            _ => Self::unavailable(
                 "outbox_unavailable",
                 "the outbox can't be written, so no prediction can be acknowledged",
-            )
+            ),
         }
     }
 }
@@ -142,6 +161,7 @@ impl From<FetchError> for ApiError {
             FetchError::Failed { .. } | FetchError::Status { .. } | FetchError::Redirects { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "fetch_failed")
             }
+            FetchError::NoRoom => return Self::overloaded(message, Duration::from_secs(1)),
             FetchError::Client(_) => (StatusCode::INTERNAL_SERVER_ERROR, "fetch_unavailable"),
         };
         Self::new(status, code, message)
@@ -155,10 +175,7 @@ impl From<BodyError> for ApiError {
             BodyError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message),
             BodyError::TimedOut { .. } => Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message),
             BodyError::Broken { .. } => Self::bad_request("body_incomplete", message),
-            BodyError::NoRoom => Self {
-                retry_after: Some(Duration::from_secs(1)),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message)
-            },
+            BodyError::NoRoom => Self::overloaded(message, Duration::from_secs(1)),
         }
     }
 }

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
@@ -19,6 +19,8 @@ use crate::config::HttpConfig;
 
 /// A request's head may have this many bytes; cookies and proxies' headers fit, a flood does not.
 const HEAD_BYTES: usize = 64 << 10;
+/// Most that is read from a connection at once: a photo arrives in a few reads.
+const READ_BYTES: usize = 512 << 10;
 
 /// Why the server can't listen.
 #[derive(Debug, thiserror::Error)]
@@ -76,14 +78,14 @@ impl Server {
     where
         F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
     {
-        let mut builder = Builder::new(TokioExecutor::new());
+        // HTTP/1 alone: telling versions apart would wait without bound for a connection's first byte.
+        let mut builder = Builder::new();
         builder
-            .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
-            .max_buf_size(512 << 10)
+            .max_buf_size(READ_BYTES)
+            .max_header_size(HEAD_BYTES)
             .max_headers(100);
-        builder.http2().timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES as u32);
         let service = TowerToHyperService::new(warp::service(routes));
         let graceful = GracefulShutdown::new();
         loop {
@@ -94,7 +96,7 @@ impl Server {
             let Some((stream, permit)) = accepted else { continue };
             // Small answers must not wait for more to be sent with them.
             let _ = stream.set_nodelay(true);
-            let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+            let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
             let watched = graceful.watch(connection);
             tokio::spawn(async move {
                 if let Err(error) = watched.await {

@@ -12,6 +12,7 @@ use super::body::{self, BodyBudget, BodyError, BodyLimits};
 use super::reply::ApiError;
 use crate::predict::PredictError;
 
+const NO_TIME: BodyLimits = BodyLimits { bytes: 10, time: Duration::from_millis(10) };
 const LIMITS: BodyLimits = BodyLimits { bytes: 10, time: Duration::from_secs(5) };
 
 fn chunks(
@@ -44,6 +45,9 @@ async fn all_bodies_together_are_bounded_and_give_their_share_back() {
     let (_, share) = body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &budget).await.unwrap();
     let second = body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &budget).await;
     assert!(matches!(second, Err(BodyError::NoRoom)));
+    let promised =
+        body::read(&length(10), stream::pending::<Result<Bytes, Infallible>>(), NO_TIME, &budget).await;
+    assert!(matches!(promised, Err(BodyError::TimedOut { .. })), "what has not come takes no room");
     let chunked = body::read(&HeaderMap::new(), chunks(&[b"0123", b"4567"]), LIMITS, &budget).await;
     assert!(matches!(chunked, Err(BodyError::NoRoom)));
     drop(share);

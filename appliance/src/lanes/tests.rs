@@ -92,7 +92,7 @@ fn refuses_beyond_the_bound_at_once() {
 #[test]
 fn cancelled_and_late_jobs_are_not_computed() {
     let (lanes, counts) = start(1, 8);
-    let busy = lanes.submit(image(50), soon()).unwrap();
+    let busy = lanes.submit(image(200), soon()).unwrap();
     drop(lanes.submit(image(1), soon()).unwrap());
     let late = lanes.submit(image(1), Instant::now() + Duration::from_millis(5)).unwrap();
     let last = lanes.submit(image(1), soon()).unwrap();
@@ -142,6 +142,16 @@ fn stop_finishes_what_was_accepted() {
     lanes.stop();
     assert!(answers.into_iter().all(|a| a.blocking_recv().unwrap().is_ok()));
     assert_eq!(lanes.submit(image(0), soon()).unwrap_err(), SubmitError::Stopped);
+}
+
+#[test]
+fn a_panic_while_starting_stops_the_start() {
+    let factory: DeviceFactory = Arc::new(|lane| match lane {
+        0 => panic!("simulated fault"),
+        _ => Ok(Box::new(Simulated)),
+    });
+    let Err(error) = Lanes::start(2, 4, factory, Arc::new(Counts::default())) else { panic!("started") };
+    assert!(matches!(error, EngineError::BuildPanicked { lane: 0 }));
 }
 
 #[test]

@@ -62,16 +62,17 @@ impl Worker {
     /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
     pub(super) fn run(self, ready: &Sender<Result<(), EngineError>>) {
         yield_to_io();
-        let mut device = match (self.factory)(self.lane) {
+        let built = catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane)));
+        let mut device = match built.unwrap_or(Err(EngineError::BuildPanicked { lane: self.lane })) {
             Ok(device) => device,
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return;
             }
         };
+        self.alive.fetch_add(1, Ordering::Relaxed);
         let _ = ready.send(Ok(()));
         loop {
-            self.alive.fetch_add(1, Ordering::Relaxed);
             let panicked = self.serve(device.as_mut());
             self.alive.fetch_sub(1, Ordering::Relaxed);
             if !panicked {
@@ -84,6 +85,7 @@ impl Worker {
                 Some(new) => device = new,
                 None => return,
             }
+            self.alive.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -135,7 +137,7 @@ impl Worker {
                     tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
                 }
                 Err(_) => {
-                    tracing::error!(lane = self.lane, "building the lane's device panicked; trying again")
+                    tracing::error!(lane = self.lane, "building the lane's device panicked; trying again");
                 }
             }
             std::thread::sleep(pause);

@@ -175,6 +175,9 @@ impl Manifest {
                 self.output.name
             ));
         }
+        if self.labels.is_empty() {
+            return Err("there are no labels".into());
+        }
         let mut seen = std::collections::HashSet::new();
         for label in &self.labels {
             if label.is_empty() || label.chars().any(char::is_control) {
@@ -196,7 +199,13 @@ impl Manifest {
     }
 
     fn check_shapes(&self) -> Result<(), String> {
-        let [_, channels, height, width] = self.input.shape;
+        let [batch, channels, height, width] = self.input.shape;
+        if batch > 1 || self.output.shape[0] > 1 {
+            return Err(format!(
+                "input shape {:?} and output shape {:?}: the batch dimension must be 0 (any) or 1",
+                self.input.shape, self.output.shape
+            ));
+        }
         let crop = self.preprocess.crop;
         if channels != 3 || height != crop || width != crop {
             return Err(format!(

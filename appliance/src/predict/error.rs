@@ -1,5 +1,6 @@
 //! Why an image has no answer; `http::reply` turns these into statuses in one place.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloud_sync::outbox::OutboxError;
@@ -30,9 +31,22 @@ pub enum PredictError {
     /// The event could not be made durable, so the answer may not be given.
     #[error("the answer was computed but could not be recorded: {0}")]
     Outbox(#[from] OutboxError),
+    /// The model gave no scores, so there is nothing to answer.
+    #[error("the model gave no scores")]
+    NoScores,
+    /// The failure of another request with the same picture, which this one would have met too.
+    #[error(transparent)]
+    Shared(Arc<PredictError>),
     /// The appliance is stopping.
     #[error("the appliance is stopping")]
     Stopping,
+}
+
+impl PredictError {
+    /// Whether any other request with the same picture would fail in the same way, so that it need not try.
+    pub(super) fn is_of_the_image(&self) -> bool {
+        matches!(self, Self::Image(_) | Self::Lane(LaneError::Panicked | LaneError::Classify(_)))
+    }
 }
 
 impl From<LaneError> for PredictError {

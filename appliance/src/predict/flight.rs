@@ -6,10 +6,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::Outcome;
+use super::{Outcome, PredictError};
 
 type Key = [u8; 32];
-type Landed = Option<Arc<Outcome>>;
+/// What came of it: an outcome, or a failure that anybody with this picture would meet.
+pub(super) type Landing = Result<Arc<Outcome>, Arc<PredictError>>;
+type Landed = Option<Landing>;
 type Table = Mutex<HashMap<Key, watch::Receiver<Landed>>>;
 
 /// Pictures being computed now.
@@ -46,8 +48,8 @@ impl Flights {
 }
 
 impl Leader {
-    pub(super) fn land(self, outcome: Arc<Outcome>) {
-        self.sender.send_replace(Some(outcome));
+    pub(super) fn land(self, landing: Landing) {
+        self.sender.send_replace(Some(landing));
     }
 }
 
@@ -59,7 +61,7 @@ impl Drop for Leader {
 }
 
 impl Follower {
-    /// The outcome, or None if the leader went away without one.
+    /// What the leader landed, or None if the leader went away without one.
     pub(super) async fn landed(mut self) -> Landed {
         match self.0.wait_for(Option::is_some).await {
             Ok(landed) => landed.clone(),

@@ -109,7 +109,7 @@ impl PredictService {
     /// Answers one request; when this returns Ok the answer's event is durable.
     ///
     /// # Errors
-    /// [`PredictError`]; then there is no event.
+    /// [`PredictError`]; then there is no event, unless the deadline passed while the event was on its way to the disk.
     pub async fn predict(&self, request: PredictRequest) -> Result<PredictAnswer, PredictError> {
         let digest = blake3::hash(&request.image);
         let key = self.model.cache_key(&digest);
@@ -136,31 +136,49 @@ impl PredictService {
         };
         let deadline = tokio::time::Instant::from_std(request.deadline);
         loop {
-            if let Some(outcome) = self.cache.get(key).and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-                self.metrics.cache(CacheOutcome::Hit);
-                return Ok(Computed { outcome: Arc::new(outcome), timing: None });
+            if let Some(hit) = self.cached(key) {
+                return Ok(hit);
             }
             match self.flights.join(key) {
                 Role::Leader(leader) => {
+                    // Another flight may have landed between the look above and this one's beginning.
+                    if let Some(hit) = self.cached(key) {
+                        return Ok(hit);
+                    }
                     self.metrics.cache(CacheOutcome::Miss);
-                    let (outcome, timing) = self.compute(request).await?;
+                    let (outcome, timing) = match self.compute(request).await {
+                        Ok(computed) => computed,
+                        Err(error) if error.is_of_the_image() => {
+                            let error = Arc::new(error);
+                            leader.land(Err(Arc::clone(&error)));
+                            return Err(PredictError::Shared(error));
+                        }
+                        Err(error) => return Err(error),
+                    };
                     if let Ok(bytes) = serde_json::to_vec(&outcome) {
                         self.cache.put(key, bytes.into(), ttl);
                     }
                     let outcome = Arc::new(outcome);
-                    leader.land(Arc::clone(&outcome));
+                    leader.land(Ok(Arc::clone(&outcome)));
                     return Ok(Computed { outcome, timing: Some(timing) });
                 }
                 Role::Follower(follower) => {
                     let landed = timeout_at(deadline, follower.landed()).await;
-                    if let Some(outcome) = landed.map_err(|_| PredictError::DeadlineExceeded)? {
+                    if let Some(landing) = landed.map_err(|_| PredictError::DeadlineExceeded)? {
                         self.metrics.cache(CacheOutcome::Shared);
+                        let outcome = landing.map_err(PredictError::Shared)?;
                         return Ok(Computed { outcome, timing: None });
                     }
-                    // The first one failed or went away; one of those who waited goes first now.
+                    // The first one was refused, late or went away; one of those who waited goes first now.
                 }
             }
         }
+    }
+
+    fn cached(&self, key: &[u8; 32]) -> Option<Computed> {
+        let outcome = serde_json::from_slice(&self.cache.get(key)?).ok()?;
+        self.metrics.cache(CacheOutcome::Hit);
+        Some(Computed { outcome: Arc::new(outcome), timing: None })
     }
 
     async fn compute(
@@ -196,7 +214,7 @@ impl PredictService {
         predictions: &[Score],
         cached: bool,
     ) -> Result<(), PredictError> {
-        let Some(first) = predictions.first() else { return Ok(()) };
+        let Some(first) = predictions.first() else { return Err(PredictError::NoScores) };
         let started = Instant::now();
         let event = Event::new(
             self.settings.node.clone(),

@@ -18,9 +18,9 @@ async fn followers_get_what_the_leader_lands() {
     let Role::Follower(second) = flights.join(&[1; 32]) else { panic!("the third must follow") };
     assert!(matches!(flights.join(&[2; 32]), Role::Leader(_)), "another picture is another flight");
     let waiting = tokio::spawn(first.landed());
-    leader.land(outcome(0.5));
-    assert_eq!(waiting.await.unwrap().unwrap().scores, [0.5]);
-    assert_eq!(second.landed().await.unwrap().scores, [0.5], "also one who looks late");
+    leader.land(Ok(outcome(0.5)));
+    assert_eq!(waiting.await.unwrap().unwrap().unwrap().scores, [0.5]);
+    assert_eq!(second.landed().await.unwrap().unwrap().scores, [0.5], "also one who looks late");
     assert!(matches!(flights.join(&[1; 32]), Role::Leader(_)), "a flight that has landed is over");
 }
 

@@ -8,9 +8,9 @@ use super::{Size, scene};
 /// the sizes of `Size::typical_bytes`: small sensors are noisy and lightly compressed, 4K the reverse.
 fn tuning(size: Size) -> (i32, f32) {
     match size {
-        Size::Vga => (91, 6.3),
-        Size::P1080 => (89, 6.2),
-        Size::Uhd => (85, 5.5),
+        Size::Vga => (95, 1.8),
+        Size::P1080 => (94, 1.8),
+        Size::Uhd => (89, 1.8),
     }
 }
 
