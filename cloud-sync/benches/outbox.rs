@@ -90,5 +90,5 @@ fn crowd(outbox: &Arc<Outbox>) -> Vec<Duration> {
 fn percentiles(mut latencies: Vec<Duration>) -> String {
     latencies.sort_unstable();
     let at = |part: usize| latencies[(latencies.len() * part / 100).min(latencies.len() - 1)];
-    format!("p50 {:.2?}, p99 {:.2?}", at(50), at(99))
+    format!("p50 {:.2?}, p99 {:.2?}, max {:.2?}", at(50), at(99), at(100))
 }

@@ -13,6 +13,8 @@ pub const MIN_MAX_BYTES: u64 = 64 << 10;
 const MIN_SEGMENT_BYTES: u64 = 4 << 10;
 /// More would let one fsync write so much that a lone append feels it.
 const MAX_GROUP_BYTES: u64 = 1 << 20;
+/// More would let one growth of a segment hold up the appends behind it, less would make it frequent.
+const MAX_STEP_BYTES: u64 = 1 << 20;
 
 /// What an append does when the outbox has reached `max_bytes`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +101,12 @@ impl OutboxConfig {
         let max_payload = usize::try_from(largest_record - record::HEADER_LEN as u64)
             .unwrap_or(record::MAX_PAYLOAD)
             .min(record::MAX_PAYLOAD);
-        Ok(Settled { group_bytes: half.min(MAX_GROUP_BYTES), max_payload, config: self })
+        let step_bytes = match self.durability {
+            Durability::Fsync => (self.segment_bytes / 8).min(MAX_STEP_BYTES),
+            // Nothing waits for an fsync here that zeros ahead could make cheaper.
+            Durability::OsBuffered => 0,
+        };
+        Ok(Settled { group_bytes: half.min(MAX_GROUP_BYTES), step_bytes, max_payload, config: self })
     }
 }
 
@@ -109,6 +116,8 @@ pub(super) struct Settled {
     pub(super) config: OutboxConfig,
     /// A group takes no further event once it has this many bytes.
     pub(super) group_bytes: u64,
+    /// How many zeros are put ahead of the records at a time.
+    pub(super) step_bytes: u64,
     /// Most bytes of one event.
     pub(super) max_payload: usize,
 }

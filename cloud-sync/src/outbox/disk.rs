@@ -64,7 +64,7 @@ impl Disk {
 
     pub(super) fn sync(&self, segment: &SegmentFile) -> io::Result<()> {
         #[cfg(test)]
-        self.fault(Op::Sync { segment })?;
+        self.fault(Op::Sync { segment, path: &self.path(segment.first) })?;
         segment.file.sync_data()
     }
 

@@ -15,9 +15,10 @@ use super::segment;
 pub struct Stats {
     /// Events on disk.
     pub events: u64,
-    /// Events on disk that the consumer has not committed.
+    /// Events on disk that the consumer has not committed. In a segment with damage those that are lost
+    /// may count as well.
     pub backlog: u64,
-    /// Bytes of all segments.
+    /// Bytes of all segment files, with the zeros that stand ahead of the writer in the newest.
     pub bytes: u64,
     /// Segment files.
     pub segments: usize,
@@ -56,6 +57,7 @@ pub(super) struct SegmentMeta {
     /// Sequence of the last event, `first - 1` when there is none.
     pub(super) last: u64,
     pub(super) events: u64,
+    /// Length of the file.
     pub(super) bytes: u64,
     pub(super) oldest_ms: u64,
     pub(super) newest_ms: u64,
@@ -130,19 +132,24 @@ impl Ledger {
     }
 
     /// Counts events that have become durable at the end of the newest segment.
-    pub(super) fn add_events(&mut self, count: u64, bytes: u64, now_ms: u64) {
+    pub(super) fn add_events(&mut self, count: u64, now_ms: u64) {
         let Some(newest) = self.segments.back_mut() else { return };
         if newest.events == 0 {
             newest.oldest_ms = now_ms;
         }
         newest.last += count;
         newest.events += count;
-        newest.bytes += bytes;
         newest.newest_ms = newest.newest_ms.max(now_ms);
-        self.bytes += bytes;
         self.counters.last_sequence = newest.last;
         self.counters.appended += count;
         self.counters.error = None;
+    }
+
+    /// Notes the length that the file of the newest segment has now.
+    pub(super) fn resize_newest(&mut self, bytes: u64) {
+        let Some(newest) = self.segments.back_mut() else { return };
+        self.bytes = self.bytes - newest.bytes + bytes;
+        newest.bytes = bytes;
     }
 
     pub(super) fn remove_oldest(&mut self, reason: Reason, committed: u64) -> Option<SegmentMeta> {

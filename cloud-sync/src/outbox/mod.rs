@@ -11,26 +11,30 @@
 //! <dir>/00000000000000000001.seg   events 1, 2, 3, ...
 //! <dir>/00000000000000000412.seg   events 412, ...
 //! ```
-//! A segment is a header and records; see `segment` and `record` for the bytes.
+//! A segment is a header and records; see `segment` and `record` for the bytes. The one that is being
+//! written has zeros behind them, which the next records overwrite (`ahead` says why).
 //!
 //! # Invariants
 //!
 //! 1. An acknowledged event is readable after any crash, until retention deletes it (and counts it).
 //! 2. Sequences rise in the order of appending, by one within a segment, and are never used twice. They
 //!    have gaps where appends failed.
-//! 3. A segment is only ever written at its end. A failed write or fsync ends it for good (`writer`).
-//! 4. Every segment but the last is complete. A torn tail is cut off when the outbox is opened; damage
-//!    elsewhere is passed over, never a reason not to start (`recovery`).
-//! 5. Size, age, and the number of waiting appends are bounded (`retention`, [`OutboxConfig`]).
+//! 3. Records are only ever written behind the last one of a segment, where nothing is or durable zeros are.
+//!    A failed write or fsync ends the segment for good (`writer`).
+//! 4. Every segment but the last is complete, and ends with its last record. A torn tail and zeros are cut
+//!    off when the outbox is opened; damage elsewhere is passed over, never a reason not to start (`recovery`).
+//! 5. Size (of the files, so with the zeros), age, and the number of waiting appends are bounded (`retention`, [`OutboxConfig`]).
 //! 6. An append that failed may still be seen by a reader, under a sequence of its own. Consumers must
 //!    live with at-least-once anyhow.
 //!
 //! # Map
 //!
-//! `append` the wait for an acknowledgement; `writer` the one thread that writes; `retention` what it
-//! deletes; `disk` its file operations; `recovery` what opening does; `cursor` the consumer's position;
-//! `ledger` the numbers; `reader` reading, from any process; `record`, `segment` the format.
+//! `append` the wait for an acknowledgement; `writer` the one thread that writes; `ahead` the space that it
+//! prepares; `retention` what it deletes; `disk` its file operations; `recovery` what opening does; `cursor`
+//! the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
+//! the format.
 
+mod ahead;
 mod append;
 mod config;
 mod cursor;

@@ -7,13 +7,17 @@
 //!        16  u64  time of the append, milliseconds since 1970
 //!        24       payload
 //! ```
-//! All numbers are little-endian. A run of zeros, which a crash can leave at the end of a file, is not a
-//! record: the sum over zeros is not zero.
+//! All numbers are little-endian. Sequences start at 1. So a run of zeros, as it stands ahead of the writer
+//! and as a crash can leave it, is never a record, and none starts with sixteen of them. (The sum over
+//! zeros is not zero either.)
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes before the payload.
 pub(super) const HEADER_LEN: usize = 24;
+
+/// A record has a byte that is not zero among so many at its start: its sequence ends there.
+pub(super) const NONZERO_WITHIN: usize = 16;
 
 /// Most bytes of a payload. It bounds what a reader takes into memory for a damaged length.
 pub(super) const MAX_PAYLOAD: usize = 1 << 20;

@@ -2,6 +2,12 @@
 //!
 //! - Bytes behind the last good record of the last segment are a torn tail: a group that was being
 //!   written and was never acknowledged. They are cut off, so that the next record follows a good one.
+//! - Zeros behind the last good record, or behind a torn tail, are space that the writer had put ahead of
+//!   itself. They are cut off and not mentioned. They are not used again: whether they are really on the
+//!   disk, and not just a length, is not known after a crash.
+//! - After a loss of power zeros may also stand for a part of the last group and records of it behind
+//!   them: the disk writes in the order it likes. That is damage in the last segment, reported like any
+//!   other, since nobody can tell it from the loss of what was acknowledged.
 //! - Damage anywhere else (a bad sector, a flipped bit) is reported and left as it is; what can be read
 //!   around it stays. It is never a reason not to start.
 //! - The numbering goes on behind everything that was ever seen: the last record, the names of the
@@ -29,7 +35,8 @@ pub struct Recovery {
     pub segments: usize,
     /// Sequence of the last event, 0 when there is none.
     pub last_sequence: u64,
-    /// Bytes of a torn tail that were cut off; no acknowledged event was among them.
+    /// Bytes of a torn tail that were cut off, up to the last that was not zero; no acknowledged event was
+    /// among them.
     pub truncated_bytes: u64,
     /// Stretches that could not be read and were passed over.
     pub damaged: Vec<Damage>,
@@ -61,7 +68,7 @@ struct Walked {
     meta: SegmentMeta,
     /// It was read to its end, has no header and no record: nothing is lost by starting it over.
     blank: bool,
-    /// Where the good records end, and how many bytes stand behind.
+    /// Where the good records end, and how many bytes stand behind before nothing but zeros follow.
     end: u64,
     unread: u64,
     damaged: Vec<Damage>,
@@ -84,6 +91,9 @@ pub(super) fn resume(disk: &Disk, settled: &Settled, cursor: u64) -> Result<Resu
             if walked.unread > 0 {
                 let path = disk.path(first);
                 walked.damaged.push(Damage { path, offset: walked.end, bytes: walked.unread });
+            }
+            if walked.damaged.is_empty() {
+                cut_zeros(disk, &mut walked);
             }
             resumed.report.damaged.append(&mut walked.damaged);
             resumed.ledger.add_segment(walked.meta);
@@ -142,8 +152,19 @@ fn walk(disk: &Disk, first: u64) -> Result<Walked, OutboxError> {
     Ok(Walked { meta, blank, end, unread, damaged })
 }
 
+/// Cuts off the zeros behind the records of a closed segment; a crash or a failure kept the writer from it.
+/// They cost only space, so a disk that does not let go of them is no reason not to start.
+fn cut_zeros(disk: &Disk, closed: &mut Walked) {
+    if closed.end < closed.meta.bytes
+        && let Ok(segment) = disk.open(closed.meta.first)
+        && segment.file.set_len(closed.end).and_then(|()| segment.file.sync_all()).is_ok()
+    {
+        closed.meta.bytes = closed.end;
+    }
+}
+
 impl Resumed {
-    /// Cuts the torn tail of the last segment, and goes on writing in it if it is whole.
+    /// Cuts the torn tail and the zeros of the last segment, and goes on writing in it if it is whole.
     fn take_last(&mut self, disk: &Disk, settled: &Settled, mut last: Walked) -> Result<(), OutboxError> {
         let path = disk.path(last.meta.first);
         let fail = |action| {
@@ -157,7 +178,7 @@ impl Resumed {
         }
         let segment = disk.open(last.meta.first).map_err(fail("open"))?;
         if keep < last.meta.bytes {
-            self.report.truncated_bytes += last.meta.bytes - keep;
+            self.report.truncated_bytes += (last.end + last.unread).saturating_sub(keep);
             last.meta.bytes = keep;
             segment.file.set_len(keep).map_err(fail("truncate"))?;
         }
@@ -171,7 +192,7 @@ impl Resumed {
         }
         if whole && follows_on && has_room {
             // A blank file is written anew rather than replaced: a reader may hold it open.
-            self.active = Some(Active { segment, length: keep });
+            self.active = Some(Active { segment, length: keep, file_bytes: keep, step: settled.step_bytes });
         } else if keep == 0 {
             disk.remove(segment.first).map_err(fail("remove"))?;
         }

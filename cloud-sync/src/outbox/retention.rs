@@ -20,10 +20,12 @@ pub(super) fn is_past(then_ms: u64, age: Duration, now_ms: u64) -> bool {
 }
 
 impl Writer {
-    /// Makes `bytes` fit under `max_bytes`, or says why they cannot.
+    /// Makes `bytes` fit under `max_bytes`, or says why they cannot. The zeros ahead of the writer do not
+    /// count: the bytes go where they are, or they are cut off before the next segment is started.
     pub(super) fn make_room(&mut self, bytes: u64) -> Result<(), OutboxError> {
         let max_bytes = self.settled.config.max_bytes;
-        while self.shared.ledger.lock().bytes + bytes > max_bytes {
+        let ahead = self.active.as_ref().map_or(0, |active| active.file_bytes - active.length);
+        while self.shared.ledger.lock().bytes - ahead + bytes > max_bytes {
             let oldest = self.oldest_closed();
             let may_go = oldest.is_some_and(|oldest| {
                 self.settled.config.when_full == WhenFull::DropOldest || self.is_committed(&oldest)

@@ -10,6 +10,11 @@
 //! Records follow without a gap, and their sequences follow one another by one. That lets a reader that
 //! has lost its place (a damaged record) find the next record with certainty: it tries every offset until
 //! one holds a plausible header whose sum agrees.
+//!
+//! Zeros may follow the records of the segment that is being written (see `writer`), and those of one
+//! that could not be closed in good order. No record starts with sixteen zeros (its sequence is at least
+//! 1), so zeros up to the end of the file say that there is no further record, or none yet. Zeros with
+//! something else behind them are damage like any other.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -24,6 +29,7 @@ pub(super) const FORMAT_VERSION: u32 = 1;
 const MAGIC: &[u8; 8] = b"WEIROBX\0";
 const SUFFIX: &str = ".seg";
 const READ_AHEAD: usize = 64 << 10;
+static ZEROS: [u8; 4 << 10] = [0; 4 << 10];
 
 pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
     dir.join(format!("{first:020}{SUFFIX}"))
@@ -80,7 +86,8 @@ pub(super) enum Step {
     Record(RecordHeader),
     /// `bytes` from `offset` are not records; a good one follows.
     Damage { offset: u64, bytes: u64 },
-    /// No good record from `offset` to the end, `unread` bytes on. More may be written there later.
+    /// No good record from `offset` to the end. `unread` bytes from there are not zeros alone; what stands
+    /// behind them is. More may be written there later.
     End { offset: u64, unread: u64 },
 }
 
@@ -151,16 +158,24 @@ impl Scan {
         if let Some(header) = self.record_at(self.offset)? {
             return Ok(self.take(header));
         }
-        let found = self.search()?;
-        // The writer may have been at it: what is good now was only half there a moment ago, or it was
-        // restarted and has written something else over a torn tail. So look again, at the file.
+        // What was read ahead may have been zeros then: look again, at the file.
         self.window.clear();
         if let Some(header) = self.record_at(self.offset)? {
             return Ok(self.take(header));
         }
         let offset = self.offset;
+        if self.next_nonzero(offset)?.is_none() {
+            return Ok(Step::End { offset, unread: 0 });
+        }
+        let found = self.search()?;
+        // The writer may have been at it: what is good now was only half there a moment ago, or it was
+        // restarted and has written something else over a torn tail. So look once more.
+        self.window.clear();
+        if let Some(header) = self.record_at(offset)? {
+            return Ok(self.take(header));
+        }
         let Some(at) = found else {
-            let unread = self.file.metadata()?.len().saturating_sub(offset);
+            let unread = self.nonzero_end(offset)? - offset;
             return Ok(Step::End { offset, unread });
         };
         self.skipped += at - offset;
@@ -180,12 +195,54 @@ impl Scan {
     fn search(&mut self) -> io::Result<Option<u64>> {
         let length = self.file.metadata()?.len();
         let last_possible = length.saturating_sub(record::HEADER_LEN as u64);
-        for at in self.offset + 1..=last_possible {
+        let mut at = self.offset + 1;
+        while at <= last_possible {
             if self.record_at(at)?.is_some() {
                 return Ok(Some(at));
             }
+            at += 1;
+            let ahead = self.bytes(at, record::NONZERO_WITHIN)?;
+            if ahead == &ZEROS[..ahead.len()] {
+                let Some(nonzero) = self.next_nonzero(at)? else { break };
+                at = at.max(nonzero + 1 - record::NONZERO_WITHIN as u64);
+            }
         }
         Ok(None)
+    }
+
+    /// The first byte from `from` on that is not zero.
+    fn next_nonzero(&mut self, from: u64) -> io::Result<Option<u64>> {
+        let mut at = from;
+        loop {
+            let bytes = self.bytes(at, ZEROS.len())?;
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            // Comparing a whole block first is many times faster than a look at each byte.
+            if bytes != &ZEROS[..bytes.len()]
+                && let Some(index) = bytes.iter().position(|byte| *byte != 0)
+            {
+                return Ok(Some(at + index as u64));
+            }
+            at += bytes.len() as u64;
+        }
+    }
+
+    /// The end of what stands from `from` on and is not zero; `from` when there is nothing but zeros.
+    fn nonzero_end(&mut self, from: u64) -> io::Result<u64> {
+        let (mut at, mut end) = (from, from);
+        loop {
+            let bytes = self.bytes(at, ZEROS.len())?;
+            if bytes.is_empty() {
+                return Ok(end);
+            }
+            if bytes != &ZEROS[..bytes.len()]
+                && let Some(index) = bytes.iter().rposition(|byte| *byte != 0)
+            {
+                end = at + index as u64 + 1;
+            }
+            at += bytes.len() as u64;
+        }
     }
 
     fn record_at(&mut self, at: u64) -> io::Result<Option<RecordHeader>> {
@@ -206,8 +263,7 @@ impl Scan {
         Ok(good.then_some(header))
     }
 
-    /// `count` bytes from `at`, fewer at the end of the file. `at` never falls below an earlier one,
-    /// unless the window was cleared in between.
+    /// `count` bytes from `at`, fewer at the end of the file. Going back before the window reads it anew.
     fn bytes(&mut self, at: u64, count: usize) -> io::Result<&[u8]> {
         let mut start = usize::try_from(at.saturating_sub(self.window_at)).unwrap_or(usize::MAX);
         if at < self.window_at || start > self.window.len() {

@@ -4,6 +4,10 @@
 //! the group is answered. Under load the groups grow and the cost of an fsync is shared; a lone append
 //! waits for nobody.
 //!
+//! The active segment has zeros ahead of its records, written and forced to the disk before (`ahead`), and
+//! appends overwrite them. So an fsync has only the group to write; were the file to grow with each group
+//! it would have to wait for the file system's journal, and with it for what other processes write.
+//!
 //! What holds after any failure:
 //!
 //! - An append is answered with a sequence only when its bytes are where [`Durability`] says.
@@ -50,6 +54,10 @@ pub(super) struct Active {
     pub(super) segment: SegmentFile,
     /// Bytes known to be good; 0 as long as not even the header was written.
     pub(super) length: u64,
+    /// Length of the file: from `length` on there are zeros, and they are durable.
+    pub(super) file_bytes: u64,
+    /// How many zeros are put ahead at a time; fewer each time that they did not fit.
+    pub(super) step: u64,
 }
 
 /// Everything the thread owns.
@@ -89,6 +97,9 @@ impl Writer {
                 Ok(Job::Append(first)) => {
                     open = self.collect(first, jobs, &mut group);
                     self.serve(&mut group, &mut buffer);
+                    if open && jobs.is_empty() {
+                        self.stay_ahead();
+                    }
                 }
                 Ok(Job::Close) | Err(RecvTimeoutError::Disconnected) => open = false,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -180,9 +191,7 @@ impl Writer {
         let mut ledger = self.shared.ledger.lock();
         self.freed_in_vain = false;
         let had_failed = ledger.counters.error.is_some();
-        let before = ledger.segments.back().map_or(0, |s| s.bytes);
-        let total = self.active.as_ref().map_or(before, |active| active.length);
-        ledger.add_events(group.len() as u64, total - before, now);
+        ledger.add_events(group.len() as u64, now);
         if had_failed {
             info!("the outbox keeps events again");
         }
@@ -190,22 +199,29 @@ impl Writer {
     }
 
     /// Writes `bytes` at the end of `active`, makes them as durable as configured and keeps the segment
-    /// active. A segment that was new is in the ledger afterwards, with its header as its only bytes.
+    /// active. Where the file has to grow for them it grows by a step more, in the same fsync. A segment
+    /// that was new is in the ledger afterwards, without events.
     fn put(&mut self, mut active: Active, bytes: &[u8]) -> Result<(), Failure> {
         let is_new = active.length == 0;
         let path = self.disk.path(active.segment.first);
         if let Err(e) = self.disk.write(&active.segment, active.length, bytes) {
             let error = OutboxError::storage("write", &path, bytes.len() as u64, e);
-            let undone = self.disk.truncate(&active.segment, active.length).is_ok();
+            let undone = self.cut(&mut active).is_ok();
             self.active = undone.then_some(active);
             return Err(Failure { error, undone });
         }
+        let end = active.length + bytes.len() as u64;
+        let file_bytes =
+            if end > active.file_bytes { self.put_zeros(&mut active, end) } else { active.file_bytes };
         let forced = self.force(&active.segment, is_new);
         if forced.is_ok() {
+            let mut ledger = self.shared.ledger.lock();
             if is_new {
-                self.shared.ledger.lock().add_segment(SegmentMeta::new(active.segment.first, now_ms()));
+                ledger.add_segment(SegmentMeta::new(active.segment.first, now_ms()));
             }
-            active.length += bytes.len() as u64;
+            ledger.resize_newest(file_bytes);
+            active.length = end;
+            active.file_bytes = file_bytes;
         }
         self.active = Some(active);
         forced.map_err(|e| {
@@ -221,7 +237,7 @@ impl Writer {
         if is_new { self.disk.sync_dir() } else { Ok(()) }
     }
 
-    fn timed_sync(&self, segment: &SegmentFile) -> io::Result<()> {
+    pub(super) fn timed_sync(&self, segment: &SegmentFile) -> io::Result<()> {
         let start = Instant::now();
         self.disk.sync(segment)?;
         self.shared.ledger.lock().add_sync(start.elapsed());
@@ -237,7 +253,7 @@ impl Writer {
             .disk
             .create(first)
             .map_err(|e| OutboxError::storage("create", &self.disk.path(first), segment::HEADER_LEN, e))?;
-        Ok(Active { segment, length: 0 })
+        Ok(Active { segment, length: 0, file_bytes: 0, step: self.settled.step_bytes })
     }
 
     /// Starts a segment without events, so that the numbering outlives the segments before it.
@@ -251,25 +267,38 @@ impl Writer {
         })
     }
 
-    /// Closes the active segment in good order. What was only buffered is forced to the disk.
+    /// Closes the active segment in good order: without zeros behind its records. What was only buffered
+    /// is forced to the disk.
     pub(super) fn close_segment(&mut self) -> Result<(), OutboxError> {
-        let Some(active) = self.active.take_if(|active| active.length > 0) else { return Ok(()) };
+        let Some(mut active) = self.active.take_if(|active| active.length > 0) else { return Ok(()) };
+        let cut = active.file_bytes > active.length && self.cut(&mut active).is_ok();
         if self.settled.config.durability == Durability::OsBuffered {
             let path = self.disk.path(active.segment.first);
             self.timed_sync(&active.segment).map_err(|e| OutboxError::storage("sync", &path, 0, e))?;
+        } else if cut {
+            // Every event in it is durable already. Zeros that stay, or come back, cost only space until
+            // the outbox is opened the next time: no reason to fail an append.
+            let _ = self.timed_sync(&active.segment);
         }
         Ok(())
     }
 
     /// Gives up the active segment after a failure: it ends at its last durable length. Nothing is
     /// built on whether that succeeds, and nothing better can be done when it does not.
-    fn abandon(&mut self) {
-        let Some(active) = self.active.take() else { return };
-        let _ = if active.length == 0 {
-            self.disk.remove(active.segment.first)
-        } else {
-            self.disk.truncate(&active.segment, active.length)
-        };
+    pub(super) fn abandon(&mut self) {
+        let Some(mut active) = self.active.take() else { return };
+        let _ =
+            if active.length == 0 { self.disk.remove(active.segment.first) } else { self.cut(&mut active) };
+    }
+
+    /// Cuts `active` back to what is known to be good in it.
+    fn cut(&self, active: &mut Active) -> io::Result<()> {
+        self.disk.truncate(&active.segment, active.length)?;
+        active.file_bytes = active.length;
+        if active.length > 0 {
+            self.shared.ledger.lock().resize_newest(active.length);
+        }
+        Ok(())
     }
 }
 

@@ -121,7 +121,8 @@ fn a_failed_fsync_is_never_tried_again_on_the_same_segment() {
 #[test]
 fn a_segment_whose_creation_is_not_durable_is_not_acknowledged_from() {
     let rig = rig(WhenFull::DropOldest);
-    rig.faults.fail_in(3, BROKEN);
+    // Behind the creation, the write, the zeros and their sync: the sync of the directory.
+    rig.faults.fail_in(4, BROKEN);
     let error = rig.append("one").unwrap_err();
     assert!(matches!(&error, OutboxError::Io { action: "sync", .. }), "{error:?}");
     assert_eq!(rig.outbox.stats().segments, 0);

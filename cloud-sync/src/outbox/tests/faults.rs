@@ -16,7 +16,7 @@ use crate::outbox::{Outbox, OutboxConfig, OutboxError, Recovery, segment};
 pub(in crate::outbox) enum Op<'a> {
     Create { first: u64 },
     Write { segment: &'a SegmentFile, offset: u64, bytes: &'a [u8] },
-    Sync { segment: &'a SegmentFile },
+    Sync { segment: &'a SegmentFile, path: &'a Path },
     Truncate,
     Remove,
     SyncDir,
@@ -29,8 +29,52 @@ pub(in crate::outbox) enum Fault {
     NoSpace { percent: u8 },
     /// An input/output error; a write as above.
     Broken { percent: u8 },
-    /// Only for a sync: it fails, and what it should have made durable has turned into zeros.
+    /// Only for a sync: it fails, and what it should have made durable has turned into what was there
+    /// before, zeros where nothing was.
     Lost,
+}
+
+/// What a loss of power leaves of that which was written and is not durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::outbox) enum Survives {
+    /// So many percent, from the front; behind them is what was there before.
+    First(u64),
+    /// Any sectors, drawn with this seed. The others hold what was there before, or zeros where nothing
+    /// was. The length of the file is the old one or the new one.
+    Scattered(u64),
+}
+
+const SECTOR: usize = 64;
+
+impl Survives {
+    fn of(self, old: &[u8], new: &[u8]) -> Vec<u8> {
+        match self {
+            Self::First(percent) => {
+                let same = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+                let (longer, shorter) = (old.len().max(new.len()), old.len().min(new.len()));
+                let end = if longer > shorter {
+                    longer
+                } else {
+                    (same..longer).rfind(|at| old[*at] != new[*at]).map_or(same, |at| at + 1)
+                };
+                let cut = same + (end - same) * usize::try_from(percent).unwrap() / 100;
+                if percent == 100 {
+                    return new.to_vec();
+                }
+                let cut = cut.min(new.len());
+                [&new[..cut], old.get(cut..).unwrap_or_default()].concat()
+            }
+            Self::Scattered(seed) => {
+                let draw = |at: usize| (seed ^ at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40 & 1 == 1;
+                let length = if draw(usize::MAX) { old.len() } else { new.len() };
+                let byte = |at: usize| {
+                    let kept = if draw(at / SECTOR) { new } else { old };
+                    kept.get(at).copied().unwrap_or(0)
+                };
+                (0..length).map(byte).collect()
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -38,8 +82,12 @@ struct Known {
     operations: usize,
     script: BTreeMap<usize, Fault>,
     full: bool,
-    /// How much of each segment would outlive a loss of power.
-    durable: BTreeMap<u64, u64>,
+    /// How long a file may become.
+    longest: Option<u64>,
+    /// Writes that made a file longer.
+    growths: usize,
+    /// What of each segment would certainly outlive a loss of power.
+    durable: BTreeMap<u64, Vec<u8>>,
     /// Created, and not yet durable as an entry of the directory.
     unlinked: HashSet<u64>,
 }
@@ -66,8 +114,17 @@ impl Faults {
         self.0.lock().full = full;
     }
 
+    /// From now on there is no space for a file beyond so many bytes.
+    pub(super) fn set_longest(&self, bytes: u64) {
+        self.0.lock().longest = Some(bytes);
+    }
+
     pub(super) fn operations(&self) -> usize {
         self.0.lock().operations
+    }
+
+    pub(super) fn growths(&self) -> usize {
+        self.0.lock().growths
     }
 
     pub(in crate::outbox) fn before(&self, op: Op<'_>) -> io::Result<()> {
@@ -75,7 +132,12 @@ impl Faults {
         let fault = {
             let at = known.operations;
             known.operations += 1;
-            let full = known.full && matches!(op, Op::Create { .. } | Op::Write { .. });
+            let too_long = |end: u64| known.longest.is_some_and(|longest| end > longest);
+            let full = match op {
+                Op::Create { .. } => known.full,
+                Op::Write { offset, bytes, .. } => known.full || too_long(offset + bytes.len() as u64),
+                _ => false,
+            };
             known.script.remove(&at).or(full.then_some(Fault::NoSpace { percent: 30 }))
         };
         if let Some(fault) = fault {
@@ -84,14 +146,18 @@ impl Faults {
         match op {
             Op::Create { first } => {
                 known.unlinked.insert(first);
-                known.durable.insert(first, 0);
+                known.durable.insert(first, Vec::new());
             }
-            Op::Sync { segment } => {
+            Op::Sync { segment, path } => {
                 // Taken before the sync itself, on the only thread that writes.
-                known.durable.insert(segment.first, segment.file.metadata()?.len());
+                known.durable.insert(segment.first, fs::read(path)?);
             }
             Op::SyncDir => known.unlinked.clear(),
-            Op::Write { .. } | Op::Truncate | Op::Remove => {}
+            Op::Write { segment, offset, bytes } => {
+                let longer = offset + bytes.len() as u64 > segment.file.metadata()?.len();
+                known.growths += usize::from(longer);
+            }
+            Op::Truncate | Op::Remove => {}
         }
         Ok(())
     }
@@ -100,23 +166,21 @@ impl Faults {
     fn settle(&self, dir: &Path) {
         let mut known = self.0.lock();
         for first in segment::list(dir).unwrap() {
-            known.durable.insert(first, fs::metadata(segment::path(dir, first)).unwrap().len());
+            known.durable.insert(first, fs::read(segment::path(dir, first)).unwrap());
         }
     }
 
-    /// Copies the outbox as it might look after a loss of power now: of what is not durable in each
-    /// segment only `percent` remains, and segments whose creation is not durable are gone.
-    pub(super) fn lose_power(&self, from: &Path, to: &Path, percent: u64) {
+    /// Copies the outbox as it might look after a loss of power now. Segments whose creation is not durable
+    /// are gone.
+    pub(super) fn lose_power(&self, from: &Path, to: &Path, survives: Survives) {
         let known = self.0.lock();
         for first in segment::list(from).unwrap() {
             if known.unlinked.contains(&first) {
                 continue;
             }
-            let bytes = fs::read(segment::path(from, first)).unwrap();
-            let length = bytes.len() as u64;
-            let durable = known.durable.get(&first).copied().unwrap_or(length).min(length);
-            let keep = usize::try_from(durable + (length - durable) * percent / 100).unwrap();
-            fs::write(segment::path(to, first), &bytes[..keep]).unwrap();
+            let written = fs::read(segment::path(from, first)).unwrap();
+            let durable = known.durable.get(&first).unwrap_or(&written);
+            fs::write(segment::path(to, first), survives.of(durable, &written)).unwrap();
         }
         if let Ok(cursor) = fs::read(from.join("cursor")) {
             fs::write(to.join("cursor"), cursor).unwrap();
@@ -136,11 +200,11 @@ impl Fault {
                 let part = &bytes[..bytes.len() * usize::from(percent.min(99)) / 100];
                 segment.file.write_all_at(part, *offset).unwrap();
             }
-            Op::Sync { segment } if self == Self::Lost => {
-                let durable = known.durable.get(&segment.first).copied().unwrap_or(0);
+            Op::Sync { segment, .. } if self == Self::Lost => {
+                let mut content = known.durable.get(&segment.first).cloned().unwrap_or_default();
                 let length = segment.file.metadata().unwrap().len();
-                let zeros = vec![0; usize::try_from(length - durable).unwrap()];
-                segment.file.write_all_at(&zeros, durable).unwrap();
+                content.resize(usize::try_from(length).unwrap(), 0);
+                segment.file.write_all_at(&content, 0).unwrap();
             }
             _ => {}
         }

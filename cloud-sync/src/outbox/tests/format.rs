@@ -43,9 +43,11 @@ fn open(dir: &Path) -> (Outbox, Recovery) {
 #[test]
 fn a_tail_torn_at_any_byte_is_cut_and_the_rest_is_there() {
     let (whole, starts) = bytes(1, 4);
-    for cut in 0..whole.len() {
+    let cases = (0..whole.len()).flat_map(|cut| [0, 1, 25, 5000].map(|zeros| (cut, zeros)));
+    for (cut, zeros) in cases {
         let dir = tempdir().unwrap();
-        fs::write(segment::path(dir.path(), 1), &whole[..cut]).unwrap();
+        let torn = [&whole[..cut], &vec![0; zeros]].concat();
+        fs::write(segment::path(dir.path(), 1), &torn).unwrap();
         let complete = starts.iter().skip(1).filter(|start| **start <= cut).count() as u64;
         let events: Vec<u64> = (1..=complete).collect();
         assert_eq!(read(dir.path()), events, "before recovery, cut at {cut}");
@@ -53,9 +55,14 @@ fn a_tail_torn_at_any_byte_is_cut_and_the_rest_is_there() {
         assert_eq!(follower.by_ref().count() as u64, complete);
 
         let (outbox, found) = open(dir.path());
-        let end = if cut < starts[0] { 0 } else { starts[complete as usize] };
+        // Zeros may make up for what was cut of the header.
+        let whole_header = cut >= starts[0] || torn.starts_with(&whole[..starts[0]]);
+        let end = if whole_header { starts[complete as usize] } else { 0 };
+        let last = torn.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        // Of a header that is not whole every byte counts, and zeros behind the last byte never do.
+        let lost = if whole_header { last.saturating_sub(end) } else { torn.len().min(starts[0]).max(last) };
         assert_eq!(found.events, complete, "cut at {cut}");
-        assert_eq!(found.truncated_bytes, (cut - end) as u64, "cut at {cut}");
+        assert_eq!(found.truncated_bytes, lost as u64, "cut at {cut}, {zeros} zeros");
         assert_eq!(found.damaged, [], "cut at {cut}");
         assert_eq!(fs::metadata(segment::path(dir.path(), 1)).unwrap().len(), end as u64, "cut at {cut}");
         assert_eq!(outbox.append(payload(complete + 1)).wait().unwrap(), complete + 1);
@@ -66,15 +73,52 @@ fn a_tail_torn_at_any_byte_is_cut_and_the_rest_is_there() {
 }
 
 #[test]
-fn zeros_behind_the_last_record_are_a_torn_tail() {
+fn zeros_behind_the_last_record_are_no_torn_tail() {
     let dir = tempdir().unwrap();
     let (mut whole, _) = bytes(1, 3);
     whole.resize(whole.len() + 5000, 0);
     fs::write(segment::path(dir.path(), 1), &whole).unwrap();
     let (outbox, found) = open(dir.path());
-    assert_eq!((found.events, found.truncated_bytes), (3, 5000));
+    assert_eq!((found.events, found.truncated_bytes, found.damaged.len()), (3, 0, 0));
+    assert_eq!(fs::metadata(segment::path(dir.path(), 1)).unwrap().len(), whole.len() as u64 - 5000);
     assert_eq!(outbox.append(payload(4)).wait().unwrap(), 4);
     assert_eq!(read(dir.path()), [1, 2, 3, 4]);
+}
+
+#[test]
+fn zeros_behind_a_closed_segment_are_cut_and_are_no_damage() {
+    let dir = tempdir().unwrap();
+    let (mut whole, _) = bytes(1, 3);
+    let length = whole.len() as u64;
+    whole.resize(whole.len() + 5000, 0);
+    fs::write(segment::path(dir.path(), 1), &whole).unwrap();
+    fs::write(segment::path(dir.path(), 4), bytes(4, 1).0).unwrap();
+    let mut reader = Reader::open(dir.path()).unwrap();
+    assert_eq!((reader.by_ref().count(), reader.damaged_bytes()), (4, 0));
+    let (outbox, found) = open(dir.path());
+    assert_eq!((found.events, found.truncated_bytes, found.damaged.len()), (4, 0, 0));
+    assert_eq!(fs::metadata(segment::path(dir.path(), 1)).unwrap().len(), length);
+    assert_eq!(outbox.stats().bytes, length + bytes(4, 1).0.len() as u64);
+}
+
+#[test]
+fn a_record_behind_zeros_is_found_wherever_it_starts() {
+    let gaps = (1..70).chain(4070..4110).chain(65_500..65_560).chain([300_000]);
+    for gap in gaps {
+        let dir = tempdir().unwrap();
+        let (mut whole, _) = bytes(1, 1);
+        let (at, sequence) = (whole.len() as u64, 2);
+        whole.resize(whole.len() + gap, 0);
+        // An empty payload, so that its header starts with zeros as well.
+        record::encode(sequence, 1_700_000_000_000, b"", &mut whole);
+        fs::write(segment::path(dir.path(), 1), &whole).unwrap();
+        fs::write(segment::path(dir.path(), 3), bytes(3, 1).0).unwrap();
+        let events: Vec<_> = Reader::open(dir.path()).unwrap().map(|event| event.unwrap().sequence).collect();
+        assert_eq!(events, [1, 2, 3], "{gap} zeros");
+        let found = open(dir.path()).1;
+        assert_eq!(found.damaged.len(), 1);
+        assert_eq!((found.damaged[0].offset, found.damaged[0].bytes), (at, gap as u64));
+    }
 }
 
 #[test]

@@ -25,6 +25,13 @@ pub struct JpegHeader {
     pub several_scans: bool,
 }
 
+impl JpegHeader {
+    /// Baseline Huffman coding of three components in one scan: what nearly every camera sends.
+    pub(super) fn is_plain(&self) -> bool {
+        self.components == 3 && !(self.progressive || self.arithmetic || self.lossless || self.several_scans)
+    }
+}
+
 impl From<JpegHeader> for ImageHeader {
     fn from(header: JpegHeader) -> Self {
         let JpegHeader { width, height, orientation, .. } = header;

@@ -9,12 +9,15 @@ pub(super) mod code {
     pub(crate) const DHT: u8 = 0xC4;
     pub(crate) const JPG: u8 = 0xC8;
     pub(crate) const DAC: u8 = 0xCC;
+    pub(crate) const SOF1: u8 = 0xC1;
+    pub(crate) const SOF2: u8 = 0xC2;
     pub(crate) const SOF15: u8 = 0xCF;
     pub(crate) const RST0: u8 = 0xD0;
     pub(crate) const RST7: u8 = 0xD7;
     pub(crate) const SOI: u8 = 0xD8;
     pub(crate) const EOI: u8 = 0xD9;
     pub(crate) const SOS: u8 = 0xDA;
+    pub(crate) const DQT: u8 = 0xDB;
     pub(crate) const DRI: u8 = 0xDD;
     pub(crate) const APP0: u8 = 0xE0;
     pub(crate) const APP1: u8 = 0xE1;
@@ -51,6 +54,11 @@ impl<'a> Markers<'a> {
     /// Starts behind the SOI that every JPEG opens with.
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 2 }
+    }
+
+    /// Where the next segment is looked for; after an SOS its entropy-coded data begins here.
+    pub(super) fn position(&self) -> usize {
+        self.at
     }
 
     /// The next segment, or `None` where the stream ends before it is whole. Bytes between segments that

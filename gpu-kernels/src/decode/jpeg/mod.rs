@@ -1,8 +1,10 @@
-//! JPEG through libjpeg-turbo: at the smallest scale that is fast, and with a verdict on its warnings.
+//! JPEG at the smallest scale that is fast: through libjpeg-turbo, with a verdict on its warnings, and the plain kind at a
+//! quarter or an eighth through our own [`shrink`].
 
 mod header;
 mod markers;
 mod mend;
+mod shrink;
 
 pub use header::{JpegHeader, jpeg_header};
 
@@ -11,6 +13,7 @@ use turbojpeg::{Decompressor, PixelFormat, ScalingFactor};
 use super::buffer::Buffer;
 use super::{DecodeError, DecodeLimits, samples};
 use crate::image::{Image, ImageFormat};
+use shrink::ShrinkDecoder;
 
 /// The scales for which libjpeg-turbo has vectorised inverse transforms, smallest first.
 ///
@@ -24,6 +27,7 @@ const SCALES: [ScalingFactor; 4] =
 #[derive(Debug)]
 pub(super) struct JpegDecoder {
     turbo: Decompressor,
+    shrink: ShrinkDecoder,
     mended: Vec<u8>,
 }
 
@@ -32,11 +36,11 @@ impl JpegDecoder {
         let mut turbo = Decompressor::new().map_err(DecodeError::Setup)?;
         // The second line behind the count of `jpeg_header`; to the library 0 means no limit.
         turbo.set_scan_limit(limits.max_scans.clamp(1, i32::MAX as u32)).map_err(DecodeError::Setup)?;
-        Ok(Self { turbo, mended: Vec::new() })
+        Ok(Self { turbo, shrink: ShrinkDecoder::default(), mended: Vec::new() })
     }
 
     pub(super) fn retained_bytes(&self) -> usize {
-        self.mended.capacity()
+        self.mended.capacity() + self.shrink.retained_bytes()
     }
 
     /// Decodes `bytes`, whose header is `header`, into `pixels`. CMYK passes through `samples`.
@@ -53,7 +57,12 @@ impl JpegDecoder {
         let width = scale.scale(header.width as usize);
         let height = scale.scale(header.height as usize);
         let rgb = pixels.take(3 * width * height);
-        if header.components == 4 {
+        if let Some(eighths) = reduced(scale)
+            && header.is_plain()
+            && self.shrink.decode(bytes, eighths, rgb, width).is_some()
+        {
+            // Done; what our own decoder does not take, or finds odd, the library judges.
+        } else if header.components == 4 {
             let cmyk = samples.take(4 * width * height);
             self.decode_into(bytes, cmyk, (width, height), PixelFormat::CMYK)?;
             samples::inverted_cmyk_to_rgb(cmyk, rgb);
@@ -113,6 +122,15 @@ impl JpegDecoder {
     ) -> Result<(), turbojpeg::Error> {
         let pitch = width * format.size();
         self.turbo.decompress(bytes, turbojpeg::Image { pixels: out, width, pitch, height, format })
+    }
+}
+
+/// The scales that [`ShrinkDecoder`] serves, in eighths.
+fn reduced(scale: ScalingFactor) -> Option<usize> {
+    match scale {
+        ScalingFactor::ONE_EIGHTH => Some(1),
+        ScalingFactor::ONE_QUARTER => Some(2),
+        _ => None,
     }
 }
 

@@ -1,0 +1,132 @@
+//! The entropy-coded data without its stuffing, and a reader of its bits.
+
+use memchr::memchr;
+
+/// Zeros behind each segment, so that a load of eight bytes near its end stays inside.
+const PAD: usize = 16;
+
+/// The scan's data with every stuffed zero taken out, cut at the restart markers.
+#[derive(Debug, Default)]
+pub(super) struct EntropyData {
+    clean: Vec<u8>,
+    /// Start and end of each segment in `clean`, padding left out.
+    cuts: Vec<(usize, usize)>,
+}
+
+/// Most that is kept from image to image.
+const KEEP: usize = 32 << 20;
+
+impl EntropyData {
+    pub(super) fn capacity(&self) -> usize {
+        self.clean.capacity()
+    }
+
+    /// Takes the scan up to its first marker that is no restart marker. `None` for fill bytes and for restart markers out
+    /// of order, which this decoder leaves to libjpeg-turbo.
+    pub(super) fn collect(&mut self, scan: &[u8]) -> Option<()> {
+        if self.clean.capacity() > KEEP {
+            self.clean = Vec::new();
+        }
+        self.clean.clear();
+        self.cuts.clear();
+        self.clean.reserve(scan.len() + PAD);
+        let (mut rest, mut start, mut expected) = (scan, 0, 0u8);
+        while let Some(at) = memchr(0xFF, rest) {
+            match rest.get(at + 1) {
+                Some(0) => self.clean.extend_from_slice(&rest[..=at]),
+                Some(&marker @ 0xD0..=0xD7) => {
+                    (marker == 0xD0 + expected).then_some(())?;
+                    expected = (expected + 1) % 8;
+                    self.clean.extend_from_slice(&rest[..at]);
+                    start = self.cut(start);
+                }
+                Some(0xFF) => return None,
+                _ => {
+                    rest = &rest[..at];
+                    break;
+                }
+            }
+            rest = &rest[at + 2..];
+        }
+        self.clean.extend_from_slice(rest);
+        self.cut(start);
+        Some(())
+    }
+
+    fn cut(&mut self, start: usize) -> usize {
+        self.cuts.push((start, self.clean.len()));
+        self.clean.resize(self.clean.len() + PAD, 0);
+        self.clean.len()
+    }
+
+    pub(super) fn segments(&self) -> impl Iterator<Item = Bits<'_>> {
+        self.cuts.iter().map(|&(start, end)| Bits {
+            bytes: &self.clean[start..end + PAD],
+            at: 0,
+            end: (end - start) * 8,
+            window: 0,
+            left: 0,
+        })
+    }
+}
+
+/// Reads a segment from its most significant bit on.
+#[derive(Debug)]
+pub(super) struct Bits<'a> {
+    bytes: &'a [u8],
+    /// Bits consumed.
+    at: usize,
+    /// Bits that there are.
+    end: usize,
+    /// The next bits, at the top.
+    window: u64,
+    /// How many of them are valid.
+    left: usize,
+}
+
+impl Bits<'_> {
+    /// Makes at least 32 bits available: a symbol of at most 16 and its value of at most 15. `None` far behind the end.
+    #[inline(always)]
+    pub(super) fn refill(&mut self) -> Option<()> {
+        if self.left < 32 {
+            let bytes = self.bytes.get(self.at / 8..)?.first_chunk::<8>()?;
+            self.window = u64::from_be_bytes(*bytes) << (self.at % 8);
+            self.left = 64 - self.at % 8;
+        }
+        Some(())
+    }
+
+    /// The next `count` bits, at most 16, without consuming them.
+    #[inline(always)]
+    pub(super) fn peek(&self, count: usize) -> usize {
+        (self.window >> (64 - count)) as usize
+    }
+
+    #[inline(always)]
+    pub(super) fn consume(&mut self, count: usize) {
+        self.window <<= count;
+        self.left = self.left.wrapping_sub(count);
+        self.at += count;
+    }
+
+    /// A value of `size` bits, at most 15, in T.81's signed form (F.2.2.1, EXTEND).
+    #[inline(always)]
+    pub(super) fn signed(&mut self, size: usize) -> i32 {
+        if size == 0 {
+            return 0;
+        }
+        let value = self.peek(size) as i32;
+        self.consume(size);
+        if value < 1 << (size - 1) { value - (1 << size) + 1 } else { value }
+    }
+
+    /// Whether no bit was read that is not there.
+    pub(super) fn is_within(&self) -> bool {
+        self.at <= self.end
+    }
+
+    /// Whether all was read but the ones that fill the last byte.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.is_within() && self.end - self.at < 8
+    }
+}

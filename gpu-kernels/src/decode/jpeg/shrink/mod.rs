@@ -1,0 +1,181 @@
+//! Baseline JPEG straight to a quarter or an eighth of its size.
+//!
+//! At these scales nearly all of libjpeg-turbo's time goes into Huffman symbols whose coefficients are then not used. Here
+//! they are skipped several at a time through a table ([`tables`]), which about halves the time of a 4K frame
+//! (docs/performance.md). What is computed is the same: the inverse DCT of each block's lowest frequencies ([`idct`]),
+//! chroma enlarged by taking more of its own frequencies, JFIF's colour conversion.
+//!
+//! Only the plain case is served: 8-bit baseline, one scan, YCbCr at 4:2:0 or 4:4:4. Whatever else there is, and anything
+//! at all that is odd about the data, gives `None`, and libjpeg-turbo decides what the image is worth.
+//!
+//! Source: ITU-T T.81, annexes A (scan order), F.2.2 (Huffman decoding) and K.
+
+mod bits;
+mod frame;
+mod idct;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use bits::{Bits, EntropyData};
+use frame::{Component, Frame};
+use tables::{Huffman, TableCache};
+
+/// Decodes reduced images; keeps its buffers and tables from image to image.
+#[derive(Debug, Default)]
+pub(super) struct ShrinkDecoder {
+    tables: TableCache,
+    data: EntropyData,
+    /// One row of MCUs, a plane a component.
+    strips: [Vec<u8>; 3],
+}
+
+/// How much of a plane one block of a component gives at the chosen scale, and which frequencies that takes.
+#[derive(Clone, Copy, Debug)]
+struct BlockPlan {
+    /// Pixels a side: 1, 2 or 4.
+    side: usize,
+    /// Last coefficient in zigzag order that is used.
+    last: usize,
+}
+
+impl BlockPlan {
+    fn of(side: usize) -> Option<Self> {
+        match side {
+            1 => Some(Self { side, last: 0 }),
+            2 => Some(Self { side, last: 4 }),
+            4 => Some(Self { side, last: 24 }),
+            _ => None,
+        }
+    }
+}
+
+impl ShrinkDecoder {
+    pub(super) fn retained_bytes(&self) -> usize {
+        self.data.capacity() + self.strips.iter().map(Vec::capacity).sum::<usize>()
+    }
+
+    /// Decodes at `eighths`/8 of the size (1 or 2) into `rgb`, whose rows hold `width` pixels; `None` if the image is not
+    /// of the plain kind or anything about it is odd.
+    pub(super) fn decode(
+        &mut self,
+        bytes: &[u8],
+        eighths: usize,
+        rgb: &mut [u8],
+        width: usize,
+    ) -> Option<()> {
+        let frame = Frame::read(bytes)?;
+        let luma = BlockPlan::of(eighths)?;
+        let chroma = BlockPlan::of(eighths * frame.subsampling)?;
+        let plans = [luma, chroma, chroma];
+        self.data.collect(frame.scan)?;
+        let tables = self.tables.build(&frame)?;
+
+        let per_mcu = eighths * frame.subsampling;
+        let stride = frame.mcus_per_row * per_mcu;
+        for strip in &mut self.strips {
+            strip.resize(stride * per_mcu, 0);
+        }
+        let mut predictions = [0; 3];
+        let mut segments = self.data.segments();
+        let mut bits = segments.next()?;
+        let mut left = frame.restart_interval;
+        for out in rgb.chunks_mut(width * 3 * per_mcu).take(frame.mcu_rows) {
+            for mcu in 0..frame.mcus_per_row {
+                if frame.restart_interval > 0 {
+                    if left == 0 {
+                        bits.is_used_up().then_some(())?;
+                        bits = segments.next()?;
+                        predictions = [0; 3];
+                        left = frame.restart_interval;
+                    }
+                    left -= 1;
+                }
+                for (index, component) in frame.components.iter().enumerate() {
+                    let (dc, ac) = (tables.dc(component), tables.ac(component));
+                    let plan = plans[index];
+                    for block in 0..component.across * component.across {
+                        let (row, column) = (block / component.across, block % component.across);
+                        let at = row * plan.side * stride + mcu * per_mcu + column * plan.side;
+                        let target = &mut self.strips[index][at..];
+                        decode_block(
+                            &mut bits,
+                            (dc, ac),
+                            component,
+                            plan,
+                            &mut predictions[index],
+                            target,
+                            stride,
+                        )?;
+                    }
+                }
+            }
+            bits.is_within().then_some(())?;
+            colour(&self.strips, stride, out, width);
+        }
+        segments.next().is_none().then_some(())
+    }
+}
+
+/// Reads one block and writes its pixels; the coefficients behind the last one used are only skipped.
+#[inline(always)]
+fn decode_block(
+    bits: &mut Bits<'_>,
+    (dc, ac): (&Huffman, &Huffman),
+    component: &Component,
+    plan: BlockPlan,
+    prediction: &mut i32,
+    target: &mut [u8],
+    stride: usize,
+) -> Option<()> {
+    bits.refill()?;
+    let size = usize::from(dc.symbol(bits)?);
+    (size <= 11).then_some(())?;
+    *prediction = prediction.wrapping_add(bits.signed(size));
+    let quant = &component.quant;
+    let mut coefficients = [0i32; idct::PLACES];
+    coefficients[0] = i32::from(*prediction as i16) * quant[0];
+    let mut k = 1;
+    while k <= plan.last {
+        bits.refill()?;
+        let symbol = ac.symbol(bits)?;
+        let (run, size) = (usize::from(symbol >> 4), usize::from(symbol & 15));
+        if size == 0 {
+            if run != 15 {
+                k = 64;
+                break;
+            }
+            k += 16;
+            continue;
+        }
+        k += run;
+        (k < 64).then_some(())?;
+        let value = bits.signed(size);
+        if let Some(place) = idct::PLACE.get(k).filter(|_| k <= plan.last) {
+            coefficients[usize::from(*place)] = value * quant[k];
+        }
+        k += 1;
+    }
+    ac.skip_rest(bits, k)?;
+    match plan.side {
+        1 => idct::one(&coefficients, target),
+        2 => idct::two(&coefficients, target, stride),
+        _ => idct::four(&coefficients, target, stride),
+    }
+    Some(())
+}
+
+/// JFIF's YCbCr to RGB, in 16-bit fixed point.
+fn colour(strips: &[Vec<u8>; 3], stride: usize, out: &mut [u8], width: usize) {
+    let [luma, blue, red] = strips;
+    for (row, line) in out.chunks_exact_mut(width * 3).enumerate() {
+        let from = row * stride..row * stride + width;
+        let (luma, blue, red) = (&luma[from.clone()], &blue[from.clone()], &red[from]);
+        for (pixel, ((&y, &cb), &cr)) in line.chunks_exact_mut(3).zip(luma.iter().zip(blue).zip(red)) {
+            let (y, cb, cr) = ((i32::from(y) << 16) + 32768, i32::from(cb) - 128, i32::from(cr) - 128);
+            pixel[0] = ((y + 91_881 * cr) >> 16).clamp(0, 255) as u8;
+            pixel[1] = ((y - 22_554 * cb - 46_802 * cr) >> 16).clamp(0, 255) as u8;
+            pixel[2] = ((y + 116_130 * cb) >> 16).clamp(0, 255) as u8;
+        }
+    }
+}
