@@ -70,6 +70,12 @@ impl EntropyData {
     }
 }
 
+/// T.81's signed form of a value of `size` bits, 1 to 15 (F.2.2.1, EXTEND).
+#[inline(always)]
+pub(super) fn extend(value: i32, size: usize) -> i32 {
+    if value < 1 << (size - 1) { value - (1 << size) + 1 } else { value }
+}
+
 /// Reads a segment from its most significant bit on.
 #[derive(Debug)]
 pub(super) struct Bits<'a> {
@@ -109,7 +115,7 @@ impl Bits<'_> {
         self.at += count;
     }
 
-    /// A value of `size` bits, at most 15, in T.81's signed form (F.2.2.1, EXTEND).
+    /// A signed value of `size` bits, at most 15.
     #[inline(always)]
     pub(super) fn signed(&mut self, size: usize) -> i32 {
         if size == 0 {
@@ -117,7 +123,7 @@ impl Bits<'_> {
         }
         let value = self.peek(size) as i32;
         self.consume(size);
-        if value < 1 << (size - 1) { value - (1 << size) + 1 } else { value }
+        extend(value, size)
     }
 
     /// Whether no bit was read that is not there.

@@ -3,6 +3,9 @@
 //! A coefficient of the 8-point transform times N/8 is one of the N-point transform (both orthonormal), since the low
 //! frequencies of a signal are those of the same signal sampled less often.
 
+/// Bound on a dequantized coefficient, above what any 8-bit image has, so that no sum below overflows.
+pub(super) const BOUND: i32 = 1 << 14;
+
 /// The 4 x 4 lowest coefficients and one place for those that are not among them.
 pub(super) const PLACES: usize = 17;
 
@@ -28,28 +31,31 @@ pub(super) fn two(coefficients: &[i32; PLACES], target: &mut [u8], stride: usize
 
 /// Four by four.
 pub(super) fn four(coefficients: &[i32; PLACES], target: &mut [u8], stride: usize) {
-    let mut columns = [0f32; 16];
+    let mut columns = [0i32; 16];
     for x in 0..4 {
-        let at = |y: usize| coefficients[4 * y + x] as f32;
+        let at = |y: usize| coefficients[4 * y + x];
         for (y, value) in four_points([at(0), at(1), at(2), at(3)]).into_iter().enumerate() {
-            columns[4 * y + x] = value;
+            columns[4 * y + x] = (value + (1 << (POINT - 1))) >> POINT;
         }
     }
     for y in 0..4 {
         let row = [columns[4 * y], columns[4 * y + 1], columns[4 * y + 2], columns[4 * y + 3]];
         for (pixel, value) in target[y * stride..y * stride + 4].iter_mut().zip(four_points(row)) {
-            // A half for N/8, and a quarter for the two passes, each of which doubles.
-            *pixel = level((value * 0.125).round() as i32);
+            // Three more bits: a half for N/8, and a quarter for the two passes, each of which doubles.
+            *pixel = level((value + (1 << (POINT + 2))) >> (POINT + 3));
         }
     }
 }
 
+/// Binary digits behind the point of what a pass gives.
+const POINT: i32 = 12;
+
 /// The 4-point inverse DCT, twice the orthonormal one.
-fn four_points([f0, f1, f2, f3]: [f32; 4]) -> [f32; 4] {
+fn four_points([f0, f1, f2, f3]: [i32; 4]) -> [i32; 4] {
     // sqrt(2) cos(pi/8) and sqrt(2) sin(pi/8).
-    const C: f32 = 1.306_563;
-    const S: f32 = 0.541_196_1;
-    let (even, odd) = ((f0 + f2, f0 - f2), (C * f1 + S * f3, S * f1 - C * f3));
+    const C: i32 = 5352;
+    const S: i32 = 2217;
+    let (even, odd) = (((f0 + f2) << POINT, (f0 - f2) << POINT), (C * f1 + S * f3, S * f1 - C * f3));
     [even.0 + odd.0, even.1 + odd.1, even.1 - odd.1, even.0 - odd.0]
 }
 

@@ -134,25 +134,20 @@ fn decode_block(
     *prediction = prediction.wrapping_add(bits.signed(size));
     let quant = &component.quant;
     let mut coefficients = [0i32; idct::PLACES];
-    coefficients[0] = i32::from(*prediction as i16) * quant[0];
+    coefficients[0] = bounded(i32::from(*prediction as i16) * quant[0]);
     let mut k = 1;
     while k <= plan.last {
         bits.refill()?;
-        let symbol = ac.symbol(bits)?;
-        let (run, size) = (usize::from(symbol >> 4), usize::from(symbol & 15));
-        if size == 0 {
-            if run != 15 {
-                k = 64;
-                break;
-            }
-            k += 16;
-            continue;
+        let (run, value) = ac.coefficient(bits)?;
+        if k + run > 63 {
+            // Either the end of the block, or a run that leads out of it.
+            (run == 64).then_some(())?;
+            k = 64;
+            break;
         }
         k += run;
-        (k < 64).then_some(())?;
-        let value = bits.signed(size);
-        if let Some(place) = idct::PLACE.get(k).filter(|_| k <= plan.last) {
-            coefficients[usize::from(*place)] = value * quant[k];
+        if k <= plan.last {
+            coefficients[usize::from(idct::PLACE[k])] = bounded(value * quant[k]);
         }
         k += 1;
     }
@@ -163,6 +158,10 @@ fn decode_block(
         _ => idct::four(&coefficients, target, stride),
     }
     Some(())
+}
+
+fn bounded(coefficient: i32) -> i32 {
+    coefficient.clamp(-idct::BOUND, idct::BOUND)
 }
 
 /// JFIF's YCbCr to RGB, in 16-bit fixed point.

@@ -1,6 +1,6 @@
 //! Huffman tables: one symbol at a time where values are wanted, as many as fit where they are not.
 
-use super::bits::Bits;
+use super::bits::{Bits, extend};
 use super::frame::{Component, Frame};
 
 /// Bits that one look-up sees. Two tables of this size stay in a first-level cache.
@@ -23,6 +23,9 @@ pub(super) struct Huffman {
     /// By the next [`SEEN`] bits: bits of all whole symbols in them and of their values (low byte), coefficients that they
     /// cover (second byte), [`ENDS`] if an EOB is the last of them; 0 where not even one is whole.
     several: Vec<u32>,
+    /// By the next [`SEEN`] bits, where an AC symbol and its value are whole in them: the value (upper 16 bits), the run
+    /// (second byte) and the bits of both (low byte); 0 elsewhere.
+    valued: Vec<u32>,
     /// First code, first index and count of each length.
     lengths: [(u32, usize, usize); 16],
 }
@@ -39,8 +42,13 @@ impl Huffman {
             next <<= 1;
         }
         (index == code.symbols.len()).then_some(())?;
-        let mut table =
-            Self { code: code.clone(), first: vec![0; 1 << SEEN], several: vec![0; 1 << SEEN], lengths };
+        let mut table = Self {
+            code: code.clone(),
+            first: vec![0; 1 << SEEN],
+            several: vec![0; 1 << SEEN],
+            valued: vec![0; 1 << SEEN],
+            lengths,
+        };
         for seen in 0..1 << SEEN {
             if let Some((length, symbol)) = table.lookup(seen, SEEN) {
                 table.first[seen] = (length as u16) << 8 | u16::from(symbol);
@@ -48,6 +56,7 @@ impl Huffman {
         }
         for seen in 0..1 << SEEN {
             table.several[seen] = table.whole_symbols(seen);
+            table.valued[seen] = table.whole_value(seen);
         }
         Some(table)
     }
@@ -81,6 +90,34 @@ impl Huffman {
             used += length + size;
         }
         if used == 0 || covered > 63 { 0 } else { used as u32 | (covered << 8) as u32 }
+    }
+
+    fn whole_value(&self, seen: usize) -> u32 {
+        let Some((length, symbol)) = self.lookup(seen, SEEN) else { return 0 };
+        let size = usize::from(symbol & 15);
+        if size == 0 || length + size > SEEN {
+            return 0;
+        }
+        let value = extend((seen >> (SEEN - length - size) & ((1 << size) - 1)) as i32, size);
+        ((value as u32) << 16) | u32::from(symbol >> 4) << 8 | (length + size) as u32
+    }
+
+    /// The next AC coefficient: how many zeros come before it, and its value. A run of 64 stands for an EOB, and a ZRL is
+    /// 15 zeros before a zero. Needs a refilled reader.
+    #[inline(always)]
+    pub(super) fn coefficient(&self, bits: &mut Bits<'_>) -> Option<(usize, i32)> {
+        let entry = self.valued[bits.peek(SEEN)];
+        if entry != 0 {
+            bits.consume((entry & 0xFF) as usize);
+            return Some(((entry >> 8 & 0xFF) as usize, entry as i32 >> 16));
+        }
+        let symbol = self.symbol(bits)?;
+        let (run, size) = (usize::from(symbol >> 4), usize::from(symbol & 15));
+        match (run, size) {
+            (15, 0) => Some((15, 0)),
+            (_, 0) => Some((64, 0)),
+            _ => Some((run, bits.signed(size))),
+        }
     }
 
     /// Decodes one symbol; needs a refilled reader.

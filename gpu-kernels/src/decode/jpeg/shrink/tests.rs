@@ -11,7 +11,7 @@ fn picture(width: usize, height: usize, seed: usize) -> Vec<u8> {
         .flat_map(|y| (0..width).map(move |x| (x, y)))
         .flat_map(|(x, y)| {
             let wave = |f: f32, p: f32| ((x as f32 * f + y as f32 * p + seed as f32).sin() * 50.0) as i32;
-            let grain = ((x * 7919 + y * 104_729 + seed) * 2_654_435_761 >> 7) as i32 % 17 - 8;
+            let grain = (((x * 7919 + y * 104_729 + seed) * 2_654_435_761) >> 7) as i32 % 17 - 8;
             let base = 128 + wave(0.02, 0.03) + wave(0.3, 0.1) / 3 + grain;
             [base, base + wave(0.01, 0.05) / 2, 255 - base].map(|level| level.clamp(0, 255) as u8)
         })
