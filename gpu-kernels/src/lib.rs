@@ -11,7 +11,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`image`](mod@crate::image) | [`Image`], [`ImageFormat`], [`Orientation`]: what passes between the stages |
-//! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo, the rest through the `image` crate |
+//! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo or straight to a small scale, the rest through the `image` crate |
 //! | [`preprocess`] | the one definition of what is computed ([`Placement`]), and the CPU that computes it |
 //!
 //! # Where the GPU half goes
