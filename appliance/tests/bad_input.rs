@@ -96,8 +96,10 @@ fn every_bad_body_is_refused_by_name() {
 fn an_image_is_known_by_its_bytes() {
     let daemon = Daemon::start(&[]);
     for content_type in ["image/jpeg", "application/json", "text/plain", "application/octet-stream"] {
-        let reply = daemon.post("/predict", &[("content-type", content_type)], &pictures::bmp(64, 64, 1));
-        assert_eq!(reply.status, 200, "{content_type}: {}", reply.text());
+        for picture in [pictures::png(100), pictures::bmp(64, 64, 1)] {
+            let reply = daemon.post("/predict", &[("content-type", content_type)], &picture);
+            assert_eq!(reply.status, 200, "{content_type}: {}", reply.text());
+        }
     }
 }
 

@@ -36,6 +36,30 @@ pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     file
 }
 
+/// A sound PNG of a gradient, 3 x 8 bits, its data stored without compression.
+pub fn png(side: u8) -> Vec<u8> {
+    let mut raw = Vec::new();
+    for y in 0..side {
+        raw.push(0);
+        raw.extend((0..side).flat_map(|x| [x, y, x ^ y]));
+    }
+    let length = raw.len() as u16;
+    let mut data = vec![0x78, 0x01, 1];
+    data.extend_from_slice(&length.to_le_bytes());
+    data.extend_from_slice(&(!length).to_le_bytes());
+    data.extend_from_slice(&raw);
+    let (a, b) = raw.iter().fold((1u32, 0u32), |(a, b), &byte| {
+        let a = (a + u32::from(byte)) % 65521;
+        (a, (b + a) % 65521)
+    });
+    data.extend_from_slice(&((b << 16) | a).to_be_bytes());
+    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+    chunk(&mut file, b"IHDR", &[0, 0, 0, side, 0, 0, 0, side, 8, 2, 0, 0, 0]);
+    chunk(&mut file, b"IDAT", &data);
+    chunk(&mut file, b"IEND", &[]);
+    file
+}
+
 fn chunk(file: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) {
     file.extend_from_slice(&(data.len() as u32).to_be_bytes());
     let start = file.len();
