@@ -53,12 +53,11 @@ impl Drop for InHand<'_> {
 impl App {
     /// The daemon before anything is loaded.
     pub fn new(config: Config) -> Arc<Self> {
-        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let max_body = size(config.http.max_body.as_u64());
+        let max_inflight = usize::try_from(config.http.max_inflight.as_u64()).unwrap_or(usize::MAX);
         Arc::new(Self {
             metrics: Arc::new(Metrics::new()),
-            body_budget: BodyBudget::new(size(config.http.max_inflight.as_u64())),
-            fetcher: Fetcher::new(config.fetch.clone(), max_body),
+            body_budget: BodyBudget::new(max_inflight),
+            fetcher: Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()),
             phase: AtomicU8::new(0),
             service: OnceLock::new(),
             device: OnceLock::new(),

@@ -101,9 +101,7 @@ pub fn prepare_device(config: &Config) -> Result<DeviceSetup, StartError> {
     let model = bundle.variant(DeviceTag::Cpu, config.engine.precision)?;
     let limits = DecodeLimits {
         // Bodies are bounded before they get here; a low http.max_body must not refuse the golden cases.
-        max_bytes: usize::try_from(config.http.max_body.as_u64())
-            .unwrap_or(usize::MAX)
-            .max(DecodeLimits::default().max_bytes),
+        max_bytes: config.http.max_body_bytes().max(DecodeLimits::default().max_bytes),
         max_pixels: config.image.max_pixels,
         max_scans: config.image.max_scans,
     };

@@ -174,6 +174,13 @@ pub struct ShutdownConfig {
     pub grace: Duration,
 }
 
+impl HttpConfig {
+    /// [`Self::max_body`] as a length in memory.
+    pub fn max_body_bytes(&self) -> usize {
+        usize::try_from(self.max_body.as_u64()).unwrap_or(usize::MAX)
+    }
+}
+
 impl Default for NodeConfig {
     fn default() -> Self {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();

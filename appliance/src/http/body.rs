@@ -87,33 +87,42 @@ where
     B: Buf + Send,
     E: std::fmt::Display + Send,
 {
+    // What the head alone refuses is refused before the stream is asked for a chunk, which would tell a client that
+    // waits for "100 Continue" to send.
+    let declared = match declared_length(headers, limits.bytes) {
+        Ok(declared) => declared,
+        Err(error) => {
+            discard(headers, stream);
+            return Err(error);
+        }
+    };
     let mut stream = stream;
     let mut share = budget.share();
-    let collected = collect(headers, &mut stream, limits, &mut share);
-    match tokio::time::timeout(limits.time, collected).await {
-        Ok(Ok(body)) => Ok((body, share)),
-        Ok(Err(error)) => {
-            // A client that waits for "100 Continue" has been told to send once the stream was asked for a chunk; what
-            // the head alone refused was not.
-            if !(headers.contains_key(EXPECT)
-                && matches!(error, BodyError::TooLarge { .. })
-                && share.bytes == 0)
-            {
-                drain(stream);
-            }
-            Err(error)
-        }
-        Err(_) => {
-            drain(stream);
-            Err(BodyError::TimedOut { limit: limits.time })
-        }
+    let collected = collect(&mut stream, declared, limits.bytes, &mut share);
+    let error = match tokio::time::timeout(limits.time, collected).await {
+        Ok(Ok(body)) => return Ok((body, share)),
+        Ok(Err(error)) => error,
+        Err(_) => BodyError::TimedOut { limit: limits.time },
+    };
+    drain(stream);
+    Err(error)
+}
+
+/// Content-Length, or 0 where there is none.
+fn declared_length(headers: &HeaderMap, limit: usize) -> Result<usize, BodyError> {
+    let declared =
+        headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    match declared.map(usize::try_from) {
+        Some(Ok(length)) if length <= limit => Ok(length),
+        Some(_) => Err(BodyError::TooLarge { limit }),
+        None => Ok(0),
     }
 }
 
 async fn collect<S, B, E>(
-    headers: &HeaderMap,
     stream: &mut S,
-    limits: BodyLimits,
+    declared: usize,
+    limit: usize,
     share: &mut Share,
 ) -> Result<Bytes, BodyError>
 where
@@ -121,14 +130,6 @@ where
     B: Buf,
     E: std::fmt::Display,
 {
-    let declared =
-        headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
-    let too_large = BodyError::TooLarge { limit: limits.bytes };
-    let declared = match declared.map(usize::try_from) {
-        Some(Ok(length)) if length <= limits.bytes => length,
-        Some(_) => return Err(too_large),
-        None => 0,
-    };
     let broken = |e: E| BodyError::Broken { reason: e.to_string() };
     let mut first = match stream.next().await {
         Some(chunk) => chunk.map_err(broken)?,
@@ -141,8 +142,8 @@ where
     let mut body = BytesMut::with_capacity(declared);
     let mut chunk = first;
     loop {
-        if body.len() + chunk.remaining() > limits.bytes {
-            return Err(too_large);
+        if body.len() + chunk.remaining() > limit {
+            return Err(BodyError::TooLarge { limit });
         }
         share.grow_to(body.len() + chunk.remaining())?;
         while chunk.has_remaining() {

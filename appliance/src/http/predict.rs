@@ -73,7 +73,7 @@ where
     let config = app.config();
     let time =
         named.map_or(config.http.body_timeout, |d| d.duration_since(start).min(config.http.body_timeout));
-    let bytes = usize::try_from(config.http.max_body.as_u64()).unwrap_or(usize::MAX);
+    let bytes = config.http.max_body_bytes();
     let read = body::read(headers, stream, BodyLimits { bytes, time }, app.body_budget()).await;
     let (body, mut share) = read.map_err(|error| match named {
         Some(deadline) if deadline <= Instant::now() => PredictError::DeadlineExceeded.into(),
