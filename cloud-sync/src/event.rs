@@ -67,6 +67,10 @@ impl Event {
 pub enum EventBody {
     /// A photo was classified and the answer acknowledged.
     Prediction(Prediction),
+    /// An image of a batch has its result.
+    BatchItem(BatchItem),
+    /// A batch is finished.
+    Batch(BatchSummary),
     /// A kind that a newer appliance wrote: its fields as they came, `kind` among them.
     #[serde(untagged)]
     Unknown(Map<String, Value>),
@@ -78,6 +82,8 @@ impl EventBody {
     pub fn kind(&self) -> &str {
         match self {
             Self::Prediction(_) => "prediction",
+            Self::BatchItem(_) => "batch_item",
+            Self::Batch(_) => "batch",
             Self::Unknown(fields) => fields.get("kind").and_then(Value::as_str).unwrap_or_default(),
         }
     }
@@ -90,6 +96,8 @@ impl TryFrom<Map<String, Value>> for EventBody {
     fn try_from(fields: Map<String, Value>) -> Result<Self, Self::Error> {
         match fields.get("kind").and_then(Value::as_str) {
             Some("prediction") => serde_json::from_value(Value::Object(fields)).map(Self::Prediction),
+            Some("batch_item") => serde_json::from_value(Value::Object(fields)).map(Self::BatchItem),
+            Some("batch") => serde_json::from_value(Value::Object(fields)).map(Self::Batch),
             _ => Ok(Self::Unknown(fields)),
         }
     }
@@ -114,6 +122,68 @@ pub struct Prediction {
     pub predictions: Vec<Score>,
     /// Whether the answer came from the content cache.
     pub cached: bool,
+}
+
+/// The result of one image of a batch: what was recognised, or why nothing was.
+///
+/// It stands the same, line by line, in the batch's results object and, as an event, in the results topic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchItem {
+    /// The batch.
+    pub request_id: String,
+    /// The image's place in the batch, from 0.
+    pub index: u64,
+    /// Where the image came from, as the batch named it.
+    pub image_url: String,
+    /// The camera that the batch named, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub camera: Option<String>,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: ItemOutcome,
+}
+
+/// What became of an image of a batch; on the wire the field `status` says which.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum ItemOutcome {
+    /// It was classified.
+    Ok {
+        /// The label of the best score.
+        species: String,
+        /// The best score, 0 to 1.
+        confidence: f32,
+        /// The best labels, best first.
+        predictions: Vec<Score>,
+        /// The model that answered.
+        model: ModelRef,
+        /// The photo.
+        image: ImageRef,
+    },
+    /// It was not, and will not be.
+    Failed {
+        /// The reason, for programs: `snake_case`.
+        code: String,
+        /// The reason, for people.
+        error: String,
+    },
+}
+
+/// How a batch ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchSummary {
+    /// The batch.
+    pub request_id: String,
+    /// `completed`, or `failed` when no image was classified.
+    pub status: String,
+    /// Images.
+    pub total: u64,
+    /// Images classified.
+    pub completed: u64,
+    /// Images failed.
+    pub failed: u64,
+    /// Where the results are.
+    pub results_uri: String,
 }
 
 /// Which model answered.

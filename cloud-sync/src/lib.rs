@@ -6,17 +6,19 @@
 //! |---|---|
 //! | [`event`] | the versioned records that leave the box |
 //! | [`outbox`] | append-before-acknowledge log of events, on disk |
-//! | [`state`] | the embedded state store: the content cache |
-//!
-//! Where the rest belongs as it comes:
-//!
-//! - what sends events away (Kafka, S3) reads with [`outbox::Reader`] up to
-//!   [`outbox::Outbox::last_sequence`] and then calls [`outbox::Outbox::commit`]; it becomes a module
-//!   beside [`outbox`] and never a part of it, so that no request can wait for a network;
-//! - a second state store (Redis) becomes a sibling of [`state::EmbeddedState`]; the trait over both
-//!   comes with it, and batch status and locks with the batches that need them;
-//! - batch queues, blob stores and model registries become one module each.
+//! | [`queue`] | batch work and its results: embedded, or Kafka |
+//! | [`state`] | the content cache and how far batches are: embedded, or Redis |
+//! | [`blob`] | objects under keys: a directory, or S3 |
+//! | [`kafka`] | what everything that speaks to Kafka shares |
+//! | [`health`], [`error`], [`backoff`], [`secret`] | whether a link works, why not, when to try again; passwords |
 
+pub mod backoff;
+pub mod blob;
+pub mod error;
 pub mod event;
+pub mod health;
+pub mod kafka;
 pub mod outbox;
+pub mod queue;
+pub mod secret;
 pub mod state;

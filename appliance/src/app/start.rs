@@ -169,9 +169,9 @@ impl App {
         let _ = self.device.set(setup.device);
         let service = PredictService {
             model,
-            lanes,
+            lanes: Arc::new(lanes),
             cache: EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() }),
-            outbox,
+            outbox: Arc::new(outbox),
             metrics: Arc::clone(self.metrics()),
             settings: PredictSettings {
                 node: config.node.name.clone(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use cloud_sync::event::EventBody;
+use cloud_sync::event::{EventBody, ItemOutcome};
 use cloud_sync::outbox::{Reader, StoredEvent};
 
 use super::Common;
@@ -94,6 +94,32 @@ fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Resu
                 p.camera.as_deref().unwrap_or("-"),
                 if p.cached { "  cached" } else { "" },
                 format_args!("  {}/{}", p.model.name, p.model.version),
+            ),
+            EventBody::BatchItem(item) => {
+                let (what, score) = match &item.outcome {
+                    ItemOutcome::Ok { species, confidence, .. } => {
+                        (species.as_str(), format!("{confidence:.3}"))
+                    }
+                    ItemOutcome::Failed { code, .. } => (code.as_str(), "failed".to_owned()),
+                };
+                format!(
+                    "{:>8}  {}  {}#{}  {what:<18} {score}  {}",
+                    stored.sequence,
+                    humantime::format_rfc3339_millis(event.time),
+                    item.request_id,
+                    item.index,
+                    item.camera.as_deref().unwrap_or("-"),
+                )
+            }
+            EventBody::Batch(batch) => format!(
+                "{:>8}  {}  {}  batch {}: {} of {} classified, {} failed",
+                stored.sequence,
+                humantime::format_rfc3339_millis(event.time),
+                batch.request_id,
+                batch.status,
+                batch.completed,
+                batch.total,
+                batch.failed,
             ),
             EventBody::Unknown(_) => format!("{:>8}  {}", stored.sequence, event.body.kind()),
         },

@@ -3,6 +3,7 @@
 //! Layers, later ones over earlier ones: built-in defaults, weir.toml, environment (`WEIR__HTTP__LISTEN`), flags. An
 //! unknown key or a bad value is refused with the key, the value and the layer that it came from.
 
+mod cloud;
 mod layers;
 mod sections;
 #[cfg(test)]
@@ -15,6 +16,10 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+pub use cloud::{
+    BatchConfig, CaptureConfig, CaptureRule, KafkaSection, Mechanism, Protocol, QueueChoice, RedisSection,
+    S3Section,
+};
 pub use layers::{ConfigError, Layers, Loaded};
 pub use sections::{
     CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, ModelConfig,
@@ -45,6 +50,16 @@ pub struct Config {
     pub outbox: OutboxConfig,
     /// `image_url`: what may be fetched.
     pub fetch: FetchConfig,
+    /// Batch requests.
+    pub batch: BatchConfig,
+    /// The Kafka broker.
+    pub kafka: KafkaSection,
+    /// The Redis server.
+    pub redis: RedisSection,
+    /// The object storage.
+    pub s3: S3Section,
+    /// Images kept for training.
+    pub capture: CaptureConfig,
     /// Logs.
     pub log: LogConfig,
     /// The end of the process.
@@ -67,6 +82,11 @@ impl Default for Config {
             cache: CacheConfig::default(),
             outbox: OutboxConfig::default(),
             fetch: FetchConfig::default(),
+            batch: BatchConfig::default(),
+            kafka: KafkaSection::default(),
+            redis: RedisSection::default(),
+            s3: S3Section::default(),
+            capture: CaptureConfig::default(),
             log: LogConfig::default(),
             shutdown: ShutdownConfig::default(),
         }

@@ -37,11 +37,11 @@ pub struct PredictService {
     /// The model that serves.
     pub model: ServingModel,
     /// Its lanes.
-    pub lanes: Lanes,
+    pub lanes: Arc<Lanes>,
     /// The content cache.
     pub cache: EmbeddedState,
     /// Where events are made durable.
-    pub outbox: Outbox,
+    pub outbox: Arc<Outbox>,
     /// What can be seen from outside.
     pub metrics: Arc<Metrics>,
     /// How it serves.

@@ -1,8 +1,86 @@
-//! State that the appliance keeps between requests: now the content cache, in this process.
+//! State between requests: the content cache, and how far each batch is. Embedded, or in Redis.
 //!
-//! One implementation, so a struct and no trait. A store in Redis becomes a sibling of `embedded`, and
-//! batch status and locks join when something uses them.
+//! What both implementations promise, and the contract suite checks on both: every call is one atomic
+//! step, with any number of processes calling; repeating a call changes nothing (deliveries are
+//! repeated); a batch is forgotten when its time to live has passed since its last change.
 
+mod batch;
 mod embedded;
 
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use batch::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created};
 pub use embedded::{EmbeddedState, StateConfig, StateStats};
+
+use crate::error::SyncResult;
+
+/// A store of state that several processes may share.
+#[async_trait]
+pub trait StateStore: Send + Sync + fmt::Debug {
+    /// The cached value under a digest.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn get(&self, key: &[u8; 32]) -> SyncResult<Option<Bytes>>;
+
+    /// Keeps a value for `ttl`, in place of what was there. A `ttl` of zero removes it.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn put(&self, key: &[u8; 32], value: Bytes, ttl: Duration) -> SyncResult<()>;
+
+    /// Notes a batch as queued, unless one of this id is there.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn create_batch(&self, spec: &BatchSpec) -> SyncResult<Created>;
+
+    /// Notes that all messages of a batch are in the queue. Does nothing where the batch is not known.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn batch_submitted(&self, request_id: &str) -> SyncResult<()>;
+
+    /// Notes that a worker begins with a chunk: the batch is processing, unless it is further already.
+    /// Creates the batch (submitted) where it is not known.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn start_chunk(&self, spec: &BatchSpec, chunk: u32) -> SyncResult<ChunkStart>;
+
+    /// Notes that a chunk is done, by the delivery at `position`, with so many images classified and
+    /// failed. Only the first call for a chunk counts. Creates the batch where it is not known.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn complete_chunk(
+        &self,
+        spec: &BatchSpec,
+        chunk: u32,
+        position: &str,
+        completed: u64,
+        failed: u64,
+    ) -> SyncResult<ChunkDone>;
+
+    /// Notes how a batch ended. Only the first call counts. Creates the batch where it is not known.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<()>;
+
+    /// How far a batch is; `None` when it is not known (any more).
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn batch(&self, request_id: &str) -> SyncResult<Option<BatchStatus>>;
+
+    /// Forgets a batch that was created and could not be submitted.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn forget_batch(&self, request_id: &str) -> SyncResult<()>;
+}

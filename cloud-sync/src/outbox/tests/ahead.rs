@@ -64,7 +64,8 @@ fn the_file_grows_by_the_step_and_not_by_the_append() {
     let mut lengths = Vec::new();
     for n in 1..=400 {
         assert_eq!(put(&outbox, PAYLOAD), Some(n));
-        lengths.push(extent(dir.path(), 1).1);
+        // Not the file's own length: zeros come behind the answer, and a file system may show half of a write.
+        lengths.push(outbox.stats().bytes);
     }
     assert!(lengths.is_sorted());
     lengths.dedup();

@@ -1,0 +1,137 @@
+//! Objects under keys: a directory, or S3.
+//!
+//! What both implementations promise, and the contract suite checks on both: an object is seen whole or
+//! not at all, never in part, by any reader at any time and after any crash; the newest put wins; what
+//! [`BlobStore::put`] has acknowledged is durable; keys cannot lead out of the store.
+
+use std::fmt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::SyncResult;
+
+/// Longest key, in bytes (S3's own bound is 1024; a prefix may come before it).
+pub const MAX_KEY_BYTES: usize = 900;
+
+/// The name of an object: parts of letters, digits and `-_.=+@~!,()` between single slashes; no part is `.` or
+/// `..` or ends in the suffix of a file being written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlobKey(String);
+
+/// A key that no store takes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not an object key: {key:?}: {reason}")]
+pub struct InvalidKey {
+    key: String,
+    reason: &'static str,
+}
+
+impl BlobKey {
+    /// Takes `key` as a name.
+    ///
+    /// # Errors
+    /// When it is empty or longer than [`MAX_KEY_BYTES`], or has a part or a character that it must not.
+    pub fn new(key: impl Into<String>) -> Result<Self, InvalidKey> {
+        let key = key.into();
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "/-_.=+@~!,()".contains(c);
+        let reason = if key.is_empty() || key.len() > MAX_KEY_BYTES {
+            "it must have 1 to 900 bytes"
+        } else if !key.chars().all(allowed) {
+            "it may hold letters, digits, slashes and -_.=+@~!,() only"
+        } else if key.split('/').any(|part| matches!(part, "" | "." | "..") || part.ends_with(PARTIAL)) {
+            "a part between slashes is empty, '.', '..' or ends in '.partial~'"
+        } else {
+            return Ok(Self(key));
+        };
+        Err(InvalidKey { key: key.chars().take(200).collect(), reason })
+    }
+
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BlobKey {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(&self.0)
+    }
+}
+
+/// How the names of files end that are still being written.
+pub(crate) const PARTIAL: &str = ".partial~";
+
+/// What a store knows of an object without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobInfo {
+    /// Its key.
+    pub key: String,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was put.
+    pub modified: Option<SystemTime>,
+}
+
+/// Part of a listing, in the order of the keys' bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlobPage {
+    /// At most 1000 objects.
+    pub objects: Vec<BlobInfo>,
+    /// Where the next page begins; `None` when this is the last.
+    pub next: Option<String>,
+}
+
+/// A store of objects.
+#[async_trait]
+pub trait BlobStore: Send + Sync + fmt::Debug {
+    /// Puts an object that is in memory, in place of any under the same key.
+    ///
+    /// # Errors
+    /// When the store is out of reach, full, or refuses it. Then the old object, if any, is still there.
+    async fn put(&self, key: &BlobKey, bytes: Bytes, content_type: &str) -> SyncResult<()>;
+
+    /// Puts the content of a file; a large one in several parts, a few of them at once, so that memory
+    /// stays bounded.
+    ///
+    /// # Errors
+    /// As for [`BlobStore::put`], and when the file cannot be read.
+    async fn put_file(&self, key: &BlobKey, file: &Path, content_type: &str) -> SyncResult<()>;
+
+    /// An object, whole. `None` when there is none.
+    ///
+    /// # Errors
+    /// When the store is out of reach; permanent when the object has more than `max_bytes`.
+    async fn get(&self, key: &BlobKey, max_bytes: u64) -> SyncResult<Option<Bytes>>;
+
+    /// Copies an object into a file that it makes or overwrites, in bounded memory. Returns the bytes,
+    /// `None` when there is no such object.
+    ///
+    /// # Errors
+    /// When the store is out of reach or the file cannot be written. The file may hold a part then.
+    async fn get_file(&self, key: &BlobKey, file: &Path) -> SyncResult<Option<u64>>;
+
+    /// Whether there is an object, and how long it is.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn head(&self, key: &BlobKey) -> SyncResult<Option<BlobInfo>>;
+
+    /// The objects whose keys begin with `prefix`; `next` comes from the page before.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn list(&self, prefix: &str, next: Option<&str>) -> SyncResult<BlobPage>;
+
+    /// Removes an object; one that is not there is as good as removed.
+    ///
+    /// # Errors
+    /// When the store is out of reach or refuses.
+    async fn delete(&self, key: &BlobKey) -> SyncResult<()>;
+
+    /// How the outside world names the object: `s3://bucket/key` or `file:///...`.
+    fn uri(&self, key: &BlobKey) -> String;
+}
