@@ -15,7 +15,7 @@ use crate::engine::{DeviceChoice, EngineError, Runtime, choose_device};
 use crate::lanes::cpu::CpuPipeline;
 use crate::lanes::{DeviceFactory, Lanes};
 use crate::models::{Bundle, BundleError, DeviceTag, ModelFile, find_bundle};
-use crate::predict::{Flights, PredictService, PredictSettings, ServingModel};
+use crate::predict::{ContentCache, Flights, PredictService, PredictSettings, ServingModel};
 use crate::telemetry::ModelLabels;
 
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
@@ -170,7 +170,7 @@ impl App {
         let service = PredictService {
             model,
             lanes: Arc::new(lanes),
-            cache: EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() }),
+            cache: ContentCache::local(EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() })),
             outbox: Arc::new(outbox),
             metrics: Arc::clone(self.metrics()),
             settings: PredictSettings {

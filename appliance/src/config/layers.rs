@@ -10,17 +10,33 @@ use super::Config;
 const DEFAULT_FILE: &str = "weir.toml";
 const ENV_PREFIX: &str = "WEIR__";
 
-/// Variables of the deployment whose links this version does not have yet; being told beats being ignored.
-const NOT_YET: [&str; 8] = [
-    "MLFLOW_TRACKING_URI",
-    "REDIS_HOST",
-    "REDIS_PORT",
-    "KAFKA_BOOTSTRAP_SERVERS",
-    "KAFKA_USER",
-    "KAFKA_PASSWORD",
-    "KAFKA_TOPIC",
-    "KAFKA_GROUP_ID",
+/// The deployment's usual names for settings. `WEIR__SECTION__KEY` goes before them; of two for the same key the
+/// later one.
+const ALIASES: [(&str, &str); 17] = [
+    ("REDIS_HOST", "redis.host"),
+    ("REDIS_PORT", "redis.port"),
+    ("REDIS_USER", "redis.user"),
+    ("REDIS_PASSWORD", "redis.password"),
+    ("REDIS_CA_FILE", "redis.ca_file"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "kafka.bootstrap_servers"),
+    ("KAFKA_USER", "kafka.user"),
+    ("KAFKA_PASSWORD", "kafka.password"),
+    ("KAFKA_CA_FILE", "kafka.ca_file"),
+    ("KAFKA_TOPIC", "kafka.requests_topic"),
+    ("KAFKA_RESULTS_TOPIC", "kafka.results_topic"),
+    ("KAFKA_GROUP_ID", "kafka.group_id"),
+    ("S3_BUCKET", "s3.bucket"),
+    ("AWS_ENDPOINT_URL", "s3.endpoint"),
+    ("AWS_ENDPOINT_URL_S3", "s3.endpoint"),
+    ("AWS_DEFAULT_REGION", "s3.region"),
+    ("AWS_REGION", "s3.region"),
 ];
+
+/// Variables of the deployment whose links this version does not have yet; being told beats being ignored.
+const NOT_YET: [&str; 1] = ["MLFLOW_TRACKING_URI"];
+
+/// Keys that are lists; in a variable commas separate them.
+const LISTS: [&str; 2] = ["fetch.allow_networks", "s3.allow_buckets"];
 
 /// Where settings come from, before they are read.
 #[derive(Clone, Debug, Default)]
@@ -138,13 +154,19 @@ impl Layers {
     }
 
     fn env_layer(&self) -> Result<Option<Layer>, ConfigError> {
+        let given = |name| self.env.get(name).map(|text| text.trim()).filter(|text| !text.is_empty());
+        let aliased = ALIASES.iter().filter_map(|(name, key)| Some((*name, *key, given(*name)?)));
+        let aliases: Vec<_> = aliased
+            .map(|(name, key, text)| (name.into(), key.into(), parse(key, unlinked(key, text))))
+            .collect();
         let mut values = Vec::new();
         for (name, text) in &self.env {
             let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
             let key = rest.to_lowercase().replace("__", ".");
             values.push((name.clone(), key.clone(), parse(&key, text)));
         }
-        values.sort_by(|a, b| a.0.cmp(&b.0));
+        values.sort_by(|a: &(String, String, Value), b| a.0.cmp(&b.0));
+        values.splice(0..0, aliases);
         Ok(Some(Layer { name: "environment".into(), values }))
     }
 
@@ -157,7 +179,7 @@ impl Layers {
 
 /// Text from a variable or a flag as the value it stands for.
 fn parse(key: &str, text: &str) -> Value {
-    let kind = if key == "fetch.allow_networks" {
+    let kind = if LISTS.contains(&key) {
         let items = text.split(',').map(str::trim).filter(|t| !t.is_empty());
         ValueKind::Array(items.map(|item| Value::new(None, item)).collect())
     } else {
@@ -165,6 +187,14 @@ fn parse(key: &str, text: &str) -> Value {
         ValueKind::String(text.into())
     };
     Value::new(None, kind)
+}
+
+/// Beside a Service named `redis`, Kubernetes sets REDIS_PORT to an address (`tcp://10.2.0.7:6379`) in every pod.
+fn unlinked<'a>(key: &str, text: &'a str) -> &'a str {
+    match text.strip_prefix("tcp://").and_then(|address| address.rsplit_once(':')) {
+        Some((_, port)) if key == "redis.port" => port,
+        _ => text,
+    }
 }
 
 fn flatten(prefix: &str, map: Map<String, Value>, out: &mut impl FnMut(String, Value)) {

@@ -145,6 +145,7 @@ impl Config {
                 ),
             ));
         }
+        self.validate_links()?;
         if self.node.name.is_empty() || self.node.name.len() > 253 {
             return Err(("node.name", format!("{:?}: 1 to 253 characters", self.node.name)));
         }

@@ -122,9 +122,74 @@ fn a_file_that_is_not_there_or_not_toml_is_refused() {
 
 #[test]
 fn variables_of_links_that_are_not_there_yet_are_reported() {
-    let loaded = load("", &[("REDIS_HOST", "redis"), ("KAFKA_PASSWORD", "do-not-show")], &[]).unwrap();
-    assert_eq!(loaded.warnings.len(), 2);
-    assert!(loaded.warnings.iter().all(|w| !w.contains("do-not-show")));
+    let loaded = load("", &[("MLFLOW_TRACKING_URI", "http://mlflow:5000")], &[]).unwrap();
+    assert_eq!(loaded.warnings.len(), 1);
+}
+
+#[test]
+fn the_deployments_own_names_are_taken() {
+    let env = [
+        ("KAFKA_BOOTSTRAP_SERVERS", "broker:9091"),
+        ("KAFKA_USER", "kafka_user"),
+        ("KAFKA_PASSWORD", "do-not-show"),
+        ("KAFKA_TOPIC", "requests"),
+        ("KAFKA_GROUP_ID", "workers"),
+        ("REDIS_HOST", "redis.ml-inference.svc.cluster.local"),
+        // What Kubernetes sets beside a Service of that name.
+        ("REDIS_PORT", "tcp://10.2.0.7:6380"),
+        ("AWS_REGION", "ru-central1"),
+        ("AWS_ENDPOINT_URL", "http://general"),
+        ("AWS_ENDPOINT_URL_S3", "http://special"),
+        ("S3_BUCKET", ""),
+        ("WEIR__KAFKA__GROUP_ID", "mine"),
+    ];
+    let loaded = load("", &env, &[]).unwrap();
+    let config = &loaded.config;
+    assert_eq!(
+        (config.kafka.bootstrap_servers.as_str(), config.kafka.user.as_str()),
+        ("broker:9091", "kafka_user")
+    );
+    assert_eq!(config.kafka.password.expose(), "do-not-show");
+    assert_eq!((config.kafka.requests_topic.as_str(), config.kafka.group_id.as_str()), ("requests", "mine"));
+    assert_eq!(
+        (config.redis.host.as_str(), config.redis.port),
+        ("redis.ml-inference.svc.cluster.local", 6380)
+    );
+    assert_eq!((config.s3.region.as_str(), config.s3.endpoint.as_str()), ("ru-central1", "http://special"));
+    assert_eq!(config.s3.bucket, "");
+    assert!(loaded.warnings.is_empty());
+    assert!(!format!("{config:?}").contains("do-not-show"));
+    assert!(!toml::to_string(config).unwrap().contains("do-not-show"));
+    let text = refusal("", &[("REDIS_PORT", "many")]);
+    assert!(text.contains("REDIS_PORT") && text.contains("many"), "{text}");
+}
+
+#[test]
+fn links_that_cannot_be_are_refused() {
+    let kafka = "[kafka]\nbootstrap_servers = \"b:1\"\n";
+    for (file, key) in [
+        (format!("{kafka}user = \"u\""), "kafka.password"),
+        (format!("{kafka}security_protocol = \"SASL_SSL\""), "kafka.user"),
+        (
+            format!("{kafka}user = \"u\"\npassword = \"p\"\nsecurity_protocol = \"SSL\""),
+            "kafka.security_protocol",
+        ),
+        (format!("{kafka}password = \"p\"\npassword_file = \"f\""), "kafka.password_file"),
+        ("[kafka]\nrequests_topic = \"a b\"".into(), "kafka.requests_topic"),
+        ("[kafka]\nrequests_topic = \"t\"\nresults_topic = \"t\"".into(), "kafka.results_topic"),
+        ("[kafka]\nsecurity_protocol = \"sasl\"".into(), "kafka.security_protocol"),
+        (format!("{kafka}[batch]\nqueue = \"kafka\""), "redis.host"),
+        ("[batch]\nchunk = 0".into(), "batch.chunk"),
+        ("[batch]\nqueue = \"rabbit\"".into(), "batch.queue"),
+        ("[s3]\nendpoint = \"minio:9000\"".into(), "s3.endpoint"),
+        ("[capture]\nbelow = 1.5".into(), "capture.below"),
+        ("[capture]\nsample = -0.1".into(), "capture.sample"),
+        ("[redis]\nprefix = \"a{b\"".into(), "redis.prefix"),
+    ] {
+        let text = refusal(&file, &[]);
+        assert!(text.contains(key), "{key:?} is missing in: {text}");
+        assert!(!text.contains("\"p\""), "{text}");
+    }
 }
 
 #[test]
@@ -155,5 +220,10 @@ fn the_documented_file_holds_every_key_with_its_default() {
     expected.engine.onnxruntime.clone_from(&loaded.engine.onnxruntime);
     expected.model.bundle.clone_from(&loaded.model.bundle);
     expected.fetch.allow_networks.clone_from(&loaded.fetch.allow_networks);
+    expected.kafka.password_file.clone_from(&loaded.kafka.password_file);
+    expected.kafka.ca_file.clone_from(&loaded.kafka.ca_file);
+    expected.redis.password_file.clone_from(&loaded.redis.password_file);
+    expected.redis.ca_file.clone_from(&loaded.redis.ca_file);
+    expected.s3.ca_file.clone_from(&loaded.s3.ca_file);
     assert_eq!(toml::to_string(&loaded).unwrap(), toml::to_string(&expected).unwrap());
 }

@@ -1,0 +1,211 @@
+//! The servers that tests need, real ones: those of the whole test run, or private ones that a test may stop.
+//!
+//! `scripts/services` does the work. `WEIR_SERVICES` names the `services.json` of an instance that runs
+//! already (`scripts/test` starts one); without it a test process starts its own, and the instance ends
+//! with the process. A server that does not start is a failed test, never a skipped one.
+
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "tests are the only callers")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+/// The broker.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Kafka {
+    /// `host:port` of the SASL_SSL listener.
+    pub bootstrap: String,
+    /// The user, who logs in with SCRAM-SHA-512.
+    pub user: String,
+    password_file: PathBuf,
+    /// The authority that signed the broker's certificate.
+    pub ca_file: PathBuf,
+    /// The topic of batch work.
+    pub requests_topic: String,
+    /// The topic of results.
+    pub results_topic: String,
+    /// What Kafka's own tools need to log in.
+    pub client_properties: PathBuf,
+}
+
+/// The Redis server.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Redis {
+    /// Its address.
+    pub host: String,
+    /// The port without encryption.
+    pub port: u16,
+    /// The port with encryption.
+    pub tls_port: u16,
+    password_file: PathBuf,
+    /// The authority that signed its certificate.
+    pub ca_file: PathBuf,
+}
+
+/// The S3 server.
+#[derive(Debug, Clone, Deserialize)]
+pub struct S3 {
+    /// Its URL.
+    pub endpoint: String,
+    /// Its region.
+    pub region: String,
+    /// A bucket that is there.
+    pub bucket: String,
+    access_key_file: PathBuf,
+    secret_key_file: PathBuf,
+    /// The keys as AWS's tools read them (`AWS_SHARED_CREDENTIALS_FILE`).
+    pub credentials_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct Started {
+    kafka: Option<Kafka>,
+    redis: Option<Redis>,
+    s3: Option<S3>,
+}
+
+/// Servers that run.
+#[derive(Debug)]
+pub struct Services {
+    dir: PathBuf,
+    started: Started,
+    /// What is to be stopped and removed with this value; nothing for the shared ones.
+    own: Option<TempDir>,
+}
+
+/// The servers of the whole test run. Use names of your own on them, and never stop one.
+pub fn shared() -> &'static Services {
+    static SHARED: OnceLock<Services> = OnceLock::new();
+    SHARED.get_or_init(|| match std::env::var_os("WEIR_SERVICES") {
+        Some(file) => {
+            let file = PathBuf::from(file);
+            let dir = file.parent().expect("WEIR_SERVICES names a file in a folder").to_path_buf();
+            Services { started: read(&file), dir, own: None }
+        }
+        // Never dropped: its watcher stops it when this process is gone.
+        None => Services::own(&["kafka", "redis", "s3"]),
+    })
+}
+
+impl Services {
+    /// Starts servers for one test: of `kafka`, `redis`, `s3`. They end when the value is dropped, or when
+    /// the process ends, however it does.
+    pub fn own(only: &[&str]) -> Self {
+        let own = tempfile::Builder::new().prefix("weir-services-").tempdir().unwrap();
+        let dir = own.path().join("run");
+        let owner = std::process::id().to_string();
+        let only = only.join(",");
+        control(&dir, &["up", "--ports", "free", "--only", &only, "--redis-tls", "--owner", &owner]);
+        Self { started: read(&dir.join("services.json")), dir, own: Some(own) }
+    }
+
+    /// The broker; a panic when it is not among those that were started.
+    pub fn kafka(&self) -> &Kafka {
+        self.started.kafka.as_ref().expect("kafka was not started")
+    }
+
+    /// The Redis server; a panic when it is not among those that were started.
+    pub fn redis(&self) -> &Redis {
+        self.started.redis.as_ref().expect("redis was not started")
+    }
+
+    /// The S3 server; a panic when it is not among those that were started.
+    pub fn s3(&self) -> &S3 {
+        self.started.s3.as_ref().expect("s3 was not started")
+    }
+
+    /// Ends one server in good order; it can be started again with its data, on its port.
+    pub fn stop(&self, name: &str) {
+        self.only_own();
+        control(&self.dir, &["stop", name]);
+    }
+
+    /// Ends one server with SIGKILL.
+    pub fn kill(&self, name: &str) {
+        self.only_own();
+        control(&self.dir, &["stop", name, "--kill"]);
+    }
+
+    /// Freezes one: its port stays open and nothing answers, as when a machine hangs.
+    pub fn pause(&self, name: &str) {
+        self.only_own();
+        control(&self.dir, &["pause", name]);
+    }
+
+    /// Lets a frozen one go on.
+    pub fn resume(&self, name: &str) {
+        self.only_own();
+        control(&self.dir, &["resume", name]);
+    }
+
+    /// Starts one again and waits until it answers.
+    pub fn start(&self, name: &str) {
+        self.only_own();
+        control(&self.dir, &["start", name]);
+    }
+
+    fn only_own(&self) {
+        assert!(self.own.is_some(), "the shared servers stay up: start your own with Services::own");
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        if self.own.is_some() {
+            control(&self.dir, &["down"]);
+        }
+    }
+}
+
+impl Kafka {
+    /// The user's password.
+    pub fn password(&self) -> String {
+        secret(&self.password_file)
+    }
+}
+
+impl Redis {
+    /// The password of the default user.
+    pub fn password(&self) -> String {
+        secret(&self.password_file)
+    }
+}
+
+impl S3 {
+    /// The id of the access key.
+    pub fn access_key(&self) -> String {
+        secret(&self.access_key_file)
+    }
+
+    /// The secret of the access key.
+    pub fn secret_key(&self) -> String {
+        secret(&self.secret_key_file)
+    }
+}
+
+/// The program that starts and stops servers.
+pub fn program() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/services")
+}
+
+fn secret(file: &Path) -> String {
+    std::fs::read_to_string(file).unwrap().trim().to_owned()
+}
+
+fn read(file: &Path) -> Started {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+fn control(dir: &Path, arguments: &[&str]) {
+    let (command, rest) = arguments.split_first().expect("a command");
+    let done = Command::new(program()).arg(command).arg("--dir").arg(dir).args(rest).output().unwrap();
+    let words = String::from_utf8_lossy(&done.stderr);
+    // A drop must not panic while another panic is under way.
+    if !done.status.success() && !std::thread::panicking() {
+        panic!("scripts/services {}: {}\n{words}", arguments.join(" "), done.status);
+    }
+}
