@@ -102,6 +102,11 @@ impl Services {
         Self { started: read(&dir.join("services.json")), dir, own: Some(own) }
     }
 
+    /// The instance's folder, for `scripts/services ... --dir`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The broker; a panic when it is not among those that were started.
     pub fn kafka(&self) -> &Kafka {
         self.started.kafka.as_ref().expect("kafka was not started")
@@ -208,4 +213,13 @@ fn control(dir: &Path, arguments: &[&str]) {
     if !done.status.success() && !std::thread::panicking() {
         panic!("scripts/services {}: {}\n{words}", arguments.join(" "), done.status);
     }
+}
+
+/// The folder of downloads and build output, by the same rule as `scripts/lib/env.sh`.
+pub fn cache() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("WEIR_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("weir")))
+        .or_else(|| Some(set("HOME")?.join(".cache/weir")))
+        .expect("neither WEIR_CACHE, XDG_CACHE_HOME nor HOME is set")
 }

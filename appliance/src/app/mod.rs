@@ -1,5 +1,7 @@
 //! Wiring: the parts of the daemon, the order in which they start, and the order in which they end. Nothing else.
 
+mod cloud;
+mod links;
 mod run;
 mod start;
 
@@ -7,13 +9,17 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::batch::BatchService;
 use crate::config::Config;
 use crate::engine::DeviceChoice;
 use crate::fetch::Fetcher;
 use crate::http::BodyBudget;
-use crate::predict::PredictService;
+use crate::lanes::Lanes;
+use crate::predict::{PredictService, ServingModel};
 use crate::telemetry::Metrics;
 
+pub use cloud::Cloud;
+pub use links::{LinkError, Links};
 pub use run::{RunError, run};
 pub use start::{DeviceSetup, StartError, check_golden, outbox_dir, prepare_device};
 
@@ -28,14 +34,35 @@ pub enum Phase {
     Draining,
 }
 
+/// What this process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `weir serve`: answers requests; works batches off where their queue is embedded.
+    Serve,
+    /// `weir worker`: works batches off, and answers for its health only.
+    Worker,
+}
+
+/// A model on its lanes.
+pub struct Engine {
+    /// The model.
+    pub model: ServingModel,
+    /// Its lanes.
+    pub lanes: Arc<Lanes>,
+}
+
 /// What the routes share.
 pub struct App {
+    role: Role,
     config: Config,
     metrics: Arc<Metrics>,
     body_budget: Arc<BodyBudget>,
     fetcher: Fetcher,
     phase: AtomicU8,
+    engine: OnceLock<Engine>,
     service: OnceLock<PredictService>,
+    batches: OnceLock<Arc<BatchService>>,
+    cloud: OnceLock<Cloud>,
     device: OnceLock<DeviceChoice>,
     started: Instant,
     in_hand: AtomicUsize,
@@ -52,19 +79,28 @@ impl Drop for InHand<'_> {
 
 impl App {
     /// The daemon before anything is loaded.
-    pub fn new(config: Config) -> Arc<Self> {
+    pub fn new(role: Role, config: Config) -> Arc<Self> {
         let max_inflight = usize::try_from(config.http.max_inflight.as_u64()).unwrap_or(usize::MAX);
         Arc::new(Self {
+            role,
             metrics: Arc::new(Metrics::new()),
             body_budget: BodyBudget::new(max_inflight),
             fetcher: Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()),
             phase: AtomicU8::new(0),
+            engine: OnceLock::new(),
             service: OnceLock::new(),
+            batches: OnceLock::new(),
+            cloud: OnceLock::new(),
             device: OnceLock::new(),
             started: Instant::now(),
             in_hand: AtomicUsize::new(0),
             config,
         })
+    }
+
+    /// What this process is for.
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// The configuration.
@@ -87,7 +123,27 @@ impl App {
         &self.fetcher
     }
 
-    /// The prediction service; None while starting.
+    /// The model on its lanes; None while starting.
+    pub fn engine(&self) -> Option<&Engine> {
+        self.engine.get()
+    }
+
+    /// The batch service; None while starting, and where batches are switched off.
+    pub fn batches(&self) -> Option<&Arc<BatchService>> {
+        self.batches.get()
+    }
+
+    /// Gives the routes their batch service; once.
+    pub(crate) fn serve_batches(&self, service: Arc<BatchService>) {
+        let _ = self.batches.set(service);
+    }
+
+    /// Links and what uses them; None while starting.
+    pub fn cloud(&self) -> Option<&Cloud> {
+        self.cloud.get()
+    }
+
+    /// The prediction service; None while starting, and in a worker.
     pub fn service(&self) -> Option<&PredictService> {
         self.service.get()
     }
@@ -112,7 +168,7 @@ impl App {
     }
 
     /// Moves on to `phase`; never back.
-    fn enter(&self, phase: Phase) {
+    pub(crate) fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::AcqRel);
     }
 

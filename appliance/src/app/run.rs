@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use warp::Filter;
 
-use super::{App, Phase, StartError};
-use crate::http::{BindError, Server, routes};
+use super::{App, Phase, Role, StartError};
+use crate::http::{BindError, Server, routes, worker_routes};
 
 /// The outbox gets this long to flush even if the requests used up the grace period.
 const LEAST_FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -50,10 +51,14 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     let server = Server::bind(&app.config().http).await?;
     let address = server.address();
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(server.run(routes(Arc::clone(&app)), stopped));
+    let routes = match app.role() {
+        Role::Serve => routes(Arc::clone(&app)).boxed(),
+        Role::Worker => worker_routes(Arc::clone(&app)).boxed(),
+    };
+    let serving = tokio::spawn(server.run(routes, stopped));
 
     let starting = Arc::clone(&app);
-    let start = tokio::task::spawn_blocking(move || starting.start_service());
+    let start = tokio::task::spawn_blocking(move || starting.start());
     tokio::select! {
         started = start => match started {
             Ok(started) => started?,
@@ -66,7 +71,13 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     tracing::info!(
         listen = %address,
         start_ms = u64::try_from(app.uptime().as_millis()).unwrap_or(u64::MAX),
-        "ready: POST an image to http://{address}/predict, or open http://{address}/docs"
+        "{}",
+        match app.role() {
+            Role::Serve => {
+                format!("ready: POST an image to http://{address}/predict, or open http://{address}/docs")
+            }
+            Role::Worker => format!("ready: working batches off; http://{address}/health says how it goes"),
+        }
     );
     either(&mut terminate, &mut interrupt).await;
 
@@ -84,6 +95,12 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
         // A second signal means now.
         () = either(&mut terminate, &mut interrupt) => false,
     };
+    // Batch work ends before the lanes that it needs. What is unfinished is given back.
+    let left = grace.saturating_sub(began.elapsed()).max(LEAST_FLUSH_TIME);
+    tokio::select! {
+        () = app.end_cloud(left) => {}
+        () = either(&mut terminate, &mut interrupt) => {}
+    }
     let abandoned = app.in_hand();
     let flush = tokio::task::spawn_blocking(move || app.end_service(drained));
     // A lane may be deep in an image whose client gave up long ago, and a disk may hang.

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use cloud_sync::capture::{Capture, CaptureError};
+use cloud_sync::error::SyncError;
 use cloud_sync::outbox::{Outbox, OutboxConfig, OutboxError, Recovery};
-use cloud_sync::state::{EmbeddedState, StateConfig};
+use cloud_sync::state::{EmbeddedState, StateConfig, StateStore};
 use gpu_kernels::DecodeLimits;
 
-use super::App;
+use super::cloud::{self, Around};
+use super::{App, Engine, LinkError, Links, Role};
+use crate::batch::spool::SpoolError;
 use crate::config::Config;
 use crate::engine::{DeviceChoice, EngineError, Runtime, choose_device};
 use crate::lanes::cpu::CpuPipeline;
@@ -40,6 +44,21 @@ pub enum StartError {
     /// The engine or the device is not usable.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A link can't be used as it is configured.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A store in the data directory can't be used.
+    #[error("{}", .0.in_full())]
+    Store(#[from] SyncError),
+    /// The folder for captured images can't be used.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The folder for bodies can't be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// A worker needs all three links.
+    #[error("weir worker needs Kafka, Redis and S3. Remedy: set kafka.bootstrap_servers, redis.host and s3.bucket")]
+    WorkerWithoutKafka,
     /// A golden case came out wrong.
     #[error(
         "golden case {file}: {reason}. The model does not compute what its bundle promises, so it is not served"
@@ -137,17 +156,40 @@ pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), StartError> {
 }
 
 impl App {
-    /// Starts everything behind the HTTP server; blocking. When it returns Ok the daemon is ready.
-    pub(super) fn start_service(&self) -> Result<(), StartError> {
+    /// Starts everything behind the HTTP server; blocking, on a thread of the runtime. When it returns Ok the daemon is
+    /// ready.
+    pub(super) fn start(&self) -> Result<(), StartError> {
         let config = self.config();
+        let links = Links::open(config)?;
         let (opened, prepared) = std::thread::scope(|scope| {
-            let outbox = scope.spawn(|| open_outbox(config));
+            let outbox = scope.spawn(|| match self.role() {
+                Role::Serve => open_outbox(config).map(|outbox| Some(Arc::new(outbox))),
+                Role::Worker => make_data_dir(config).map(|()| None),
+            });
             let prepared = self.start_lanes();
             (outbox.join(), prepared)
         });
         let outbox = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let (setup, lanes) = prepared?;
-        let model = ServingModel::new(&setup.bundle, &setup.model);
+        let engine = Engine { model: ServingModel::new(&setup.bundle, &setup.model), lanes: Arc::new(lanes) };
+        self.announce(&setup, &engine);
+        let capture = match outbox {
+            Some(_) => cloud::open_capture(config, &links)?,
+            None => None,
+        };
+        let around = Around { app: self, setup: &setup, engine: &engine, outbox: outbox.as_ref() };
+        let cloud = cloud::start(&links, capture.clone(), &around)?;
+        if let Some(outbox) = outbox {
+            let _ = self.service.set(self.prediction_service(&links, &setup, &engine, outbox, capture));
+        }
+        let _ = self.cloud.set(cloud);
+        let _ = self.device.set(setup.device);
+        let _ = self.engine.set(engine);
+        Ok(())
+    }
+
+    fn announce(&self, setup: &DeviceSetup, engine: &Engine) {
+        let (model, lanes) = (&engine.model, &engine.lanes);
         self.metrics().model(&ModelLabels {
             name: model.name.clone(),
             version: model.version.clone(),
@@ -166,12 +208,31 @@ impl App {
             onnxruntime = %setup.runtime.library().display(),
             "model loaded, warmed and checked"
         );
-        let _ = self.device.set(setup.device);
-        let service = PredictService {
-            model,
-            lanes: Arc::new(lanes),
-            cache: ContentCache::local(EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() })),
-            outbox: Arc::new(outbox),
+    }
+
+    fn prediction_service(
+        &self,
+        links: &Links,
+        setup: &DeviceSetup,
+        engine: &Engine,
+        outbox: Arc<Outbox>,
+        capture: Option<Arc<Capture>>,
+    ) -> PredictService {
+        let config = self.config();
+        let local = EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() });
+        let cache = match &links.redis {
+            Some(redis) => {
+                let store = Arc::clone(&redis.of) as Arc<dyn StateStore>;
+                ContentCache::shared(local, store, config.redis.cache_timeout)
+            }
+            None => ContentCache::local(local),
+        };
+        PredictService {
+            model: engine.model.clone(),
+            lanes: Arc::clone(&engine.lanes),
+            cache,
+            outbox,
+            capture,
             metrics: Arc::clone(self.metrics()),
             settings: PredictSettings {
                 node: config.node.name.clone(),
@@ -180,18 +241,22 @@ impl App {
             },
             flights: Flights::default(),
             mean_busy_us: AtomicU64::new(0),
-        };
-        let _ = self.service.set(service);
-        Ok(())
+        }
+    }
+
+    /// Ends batch work and what sends and captures. What is unfinished is taken up by the next start, or by others.
+    pub(super) async fn end_cloud(&self, within: Duration) {
+        if let Some(cloud) = self.cloud() {
+            cloud.end(within).await;
+        }
     }
 
     /// Ends lanes and outbox; blocking. Lanes that were not drained are left to end with the process.
     pub(super) fn end_service(&self, drained: bool) -> Result<(), OutboxError> {
-        let Some(service) = self.service() else { return Ok(()) };
-        if drained {
-            service.lanes.stop();
+        if let Some(engine) = self.engine().filter(|_| drained) {
+            engine.lanes.stop();
         }
-        service.outbox.close()
+        self.service().map_or(Ok(()), |service| service.outbox.close())
     }
 
     fn start_lanes(&self) -> Result<(DeviceSetup, Lanes), StartError> {
@@ -209,10 +274,14 @@ impl App {
     }
 }
 
+fn make_data_dir(config: &Config) -> Result<(), StartError> {
+    let dir = &config.data_dir;
+    std::fs::create_dir_all(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })
+}
+
 /// Makes the data directory and opens the outbox in it.
 fn open_outbox(config: &Config) -> Result<Outbox, StartError> {
-    let dir = &config.data_dir;
-    std::fs::create_dir_all(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })?;
+    make_data_dir(config)?;
     let (outbox, recovery) = Outbox::open(outbox_config(config))?;
     report(&recovery);
     Ok(outbox)

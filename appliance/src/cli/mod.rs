@@ -4,6 +4,7 @@ mod doctor;
 mod outbox;
 mod predict;
 mod serve;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ pub struct Cli {
 enum Command {
     /// Serve predictions over HTTP until SIGTERM or Ctrl-C.
     Serve(serve::ServeArgs),
+    /// Work batches off that wait in Kafka, until SIGTERM or Ctrl-C.
+    Worker(worker::WorkerArgs),
     /// Classify image files here, without a server.
     Predict(predict::PredictArgs),
     /// Check what is configured, what works and what does not, with the remedy.
@@ -69,6 +72,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(args) => serve::run(&args),
+            Command::Worker(args) => worker::run(&args),
             Command::Predict(args) => predict::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             Command::Outbox(args) => outbox::run(&args),

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::Common;
-use crate::app::{App, run as run_app};
-use crate::config::Config;
+use crate::app::{App, Role, run as run_app};
+use crate::config::{Config, Loaded};
 use crate::telemetry::init_logging;
 
 /// More I/O threads than this gain nothing: the lanes do the work.
@@ -23,7 +23,11 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let flags = args.listen.iter().map(|listen| ("--listen", "http.listen", listen.clone())).collect();
-    let loaded = args.common.load(flags)?;
+    run_daemon(Role::Serve, args.common.load(flags)?)
+}
+
+/// Runs the daemon in one of its roles until SIGTERM or Ctrl-C.
+pub(super) fn run_daemon(role: Role, loaded: Loaded) -> anyhow::Result<ExitCode> {
     init_logging(&loaded.config.log)?;
     tracing::info!(version = crate::VERSION, sources = loaded.sources.join(", "), "weir starts");
     for warning in &loaded.warnings {
@@ -37,7 +41,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         .global_queue_interval(2)
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(run_app(App::new(loaded.config)));
+    let outcome = runtime.block_on(run_app(App::new(role, loaded.config)));
     // Connections that outlived the grace period must not hold up the end.
     runtime.shutdown_background();
     outcome?;

@@ -82,6 +82,9 @@ pub struct KafkaSection {
     pub publish_events: bool,
     /// Largest record that is sent or taken.
     pub max_message: ByteSize,
+    /// How long a worker may be silent before its work goes to others.
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
 }
 
 /// How a Kafka connection is secured.
@@ -230,6 +233,7 @@ impl Default for KafkaSection {
             group_id: "ml-workers".into(),
             publish_events: true,
             max_message: ByteSize::mib(16),
+            session_timeout: Duration::from_secs(45),
         }
     }
 }
@@ -367,6 +371,9 @@ impl Config {
                 "kafka.max_message",
                 format!("{} is not between 64 KiB and 256 MiB", kafka.max_message),
             ));
+        }
+        if !(1..=1800).contains(&kafka.session_timeout.as_secs()) {
+            return Err(("kafka.session_timeout", "not between 1s and 30m".into()));
         }
         if kafka.group_id.is_empty() {
             return Err(("kafka.group_id", "empty: workers share their work by it".into()));

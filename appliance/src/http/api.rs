@@ -123,8 +123,76 @@ pub(super) struct HealthReply {
     pub(super) cache: Option<CacheHealth>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) outbox: Option<OutboxHealth>,
-    /// Links to the cloud by name; none are configured in this version.
-    pub(super) links: BTreeMap<String, String>,
+    /// The configured links to the cloud by name. That one is down is a normal state, and no reason to restart.
+    pub(super) links: BTreeMap<String, LinkHealthReply>,
+    /// Events on their way to Kafka; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) uplink: Option<UplinkHealth>,
+    /// Images on their way to the object storage; absent where none are captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) capture: Option<CaptureHealth>,
+    /// Batch work; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) batches: Option<BatchHealth>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LinkHealthReply {
+    /// `up`, `down`, or `unused` while nothing was tried yet.
+    pub(super) status: &'static str,
+    /// Since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) since: Option<String>,
+    /// Calls that failed since the start.
+    pub(super) failures: u64,
+    /// The newest failure; it stays when the link is back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_error: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct UplinkHealth {
+    /// Events that wait.
+    pub(super) backlog: u64,
+    /// Seconds since the oldest of them happened.
+    pub(super) oldest_age_s: f64,
+    /// Events sent since the start.
+    pub(super) sent: u64,
+    /// Events that Kafka refused for good; they lie in the data directory.
+    pub(super) dead_lettered: u64,
+    /// Events that retention dropped before they were sent.
+    pub(super) lost: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CaptureHealth {
+    /// Images that wait.
+    pub(super) waiting: u64,
+    /// Their bytes on disk.
+    pub(super) bytes: u64,
+    /// Images sent since the start.
+    pub(super) sent: u64,
+    /// Images not kept for want of room.
+    pub(super) skipped: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct BatchHealth {
+    /// `embedded` or `kafka`.
+    pub(super) queue: &'static str,
+    /// Messages that wait for work, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) waiting: Option<u64>,
+    /// Messages out for work by this process.
+    pub(super) inflight: u64,
+    /// Whether it takes no more because enough are out.
+    pub(super) paused: bool,
+    /// Images classified since the start.
+    pub(super) completed: u64,
+    /// Images failed since the start.
+    pub(super) failed: u64,
+    /// Messages that were no work.
+    pub(super) dead_letters: u64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

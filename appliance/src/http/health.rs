@@ -2,21 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde_json::json as object;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
-use super::api::{CacheHealth, DeviceHealth, HealthReply, ModelHealth, OutboxHealth, QueueHealth};
+use super::api::{
+    BatchHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply, ModelHealth, OutboxHealth,
+    QueueHealth, UplinkHealth,
+};
 use super::reply::json;
 use crate::VERSION;
-use crate::app::{App, Phase};
+use crate::app::{App, Cloud, Engine, Phase};
 use crate::predict::PredictService;
 
 /// The whole state; 503 while not ready.
 pub(super) fn full(app: Arc<App>) -> Response {
-    let status = match (app.phase(), app.service()) {
-        (Phase::Ready, Some(service)) if is_degraded(service) => "degraded",
+    let status = match (app.phase(), app.engine()) {
+        (Phase::Ready, Some(engine)) if is_degraded(&app, engine) => "degraded",
         (Phase::Ready, Some(_)) => "ready",
         (Phase::Draining, _) => "draining",
         _ => "starting",
@@ -32,9 +36,18 @@ pub(super) fn full(app: Arc<App>) -> Response {
         cache: None,
         outbox: None,
         links: BTreeMap::new(),
+        uplink: None,
+        capture: None,
+        batches: None,
     };
+    if let Some(engine) = app.engine() {
+        describe_engine(&mut reply, &app, engine);
+    }
     if let Some(service) = app.service() {
-        describe(&mut reply, &app, service);
+        describe_service(&mut reply, service);
+    }
+    if let Some(cloud) = app.cloud() {
+        describe_cloud(&mut reply, cloud);
     }
     finish(&app, "health", ready_status(&app), &reply)
 }
@@ -57,17 +70,18 @@ fn finish<T: serde::Serialize>(app: &App, route: &'static str, status: StatusCod
 }
 
 fn ready_status(app: &App) -> StatusCode {
-    let ready = app.phase() == Phase::Ready && app.service().is_some_and(|s| s.lanes.alive() > 0);
+    let ready = app.phase() == Phase::Ready && app.engine().is_some_and(|engine| engine.lanes.alive() > 0);
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// It answers, but something is wrong.
-fn is_degraded(service: &PredictService) -> bool {
-    service.lanes.alive() < service.lanes.count() || service.outbox.stats().error.is_some()
+/// It answers, but something is wrong. A link that is away is not: that is a normal state.
+fn is_degraded(app: &App, engine: &Engine) -> bool {
+    let outbox_fails = app.service().is_some_and(|service| service.outbox.stats().error.is_some());
+    engine.lanes.alive() < engine.lanes.count() || outbox_fails
 }
 
-fn describe(reply: &mut HealthReply, app: &App, service: &PredictService) {
-    let (lanes, model) = (&service.lanes, &service.model);
+fn describe_engine(reply: &mut HealthReply, app: &App, engine: &Engine) {
+    let (lanes, model) = (&engine.lanes, &engine.model);
     if let Some(device) = app.device() {
         reply.device = Some(DeviceHealth {
             kind: device.kind.to_string(),
@@ -84,6 +98,9 @@ fn describe(reply: &mut HealthReply, app: &App, service: &PredictService) {
         labels: model.labels.len(),
     });
     reply.queue = Some(QueueHealth { depth: lanes.depth(), capacity: lanes.capacity() });
+}
+
+fn describe_service(reply: &mut HealthReply, service: &PredictService) {
     let cache = service.cache.stats();
     reply.cache = Some(CacheHealth { entries: cache.entries, bytes: cache.bytes });
     let outbox = service.outbox.stats();
@@ -95,5 +112,47 @@ fn describe(reply: &mut HealthReply, app: &App, service: &PredictService) {
         bytes: outbox.bytes,
         dropped: outbox.dropped_by_size + outbox.dropped_by_age,
         oldest_age_s: outbox.oldest.and_then(|t| t.elapsed().ok()).map(|age| age.as_secs()),
+    });
+}
+
+fn describe_cloud(reply: &mut HealthReply, cloud: &Cloud) {
+    let since = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
+    for link in cloud.links() {
+        let state = link.state();
+        let status = match state.up {
+            Some(true) => "up",
+            Some(false) => "down",
+            None => "unused",
+        };
+        let health = LinkHealthReply {
+            status,
+            since: state.since.map(since),
+            failures: state.failures,
+            last_error: state.last_error,
+        };
+        reply.links.insert(link.link().name().to_owned(), health);
+    }
+    let readings = cloud.readings();
+    reply.uplink = readings.uplink.map(|uplink| UplinkHealth {
+        backlog: uplink.backlog,
+        oldest_age_s: uplink.oldest_age_s,
+        sent: uplink.sent,
+        dead_lettered: uplink.dead_lettered,
+        lost: uplink.lost,
+    });
+    reply.capture = readings.capture.map(|capture| CaptureHealth {
+        waiting: capture.waiting,
+        bytes: capture.bytes,
+        sent: capture.sent,
+        skipped: capture.skipped,
+    });
+    reply.batches = readings.batch.map(|batch| BatchHealth {
+        queue: cloud.queue_kind(),
+        waiting: batch.waiting,
+        inflight: batch.inflight,
+        paused: batch.paused,
+        completed: batch.completed,
+        failed: batch.failed,
+        dead_letters: batch.dead_letters,
     });
 }

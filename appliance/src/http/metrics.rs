@@ -7,18 +7,19 @@ use warp::http::{Response as HttpResponse, StatusCode};
 use warp::reply::Response;
 
 use super::reply::ApiError;
-use crate::app::App;
+use crate::app::{App, Cloud};
 use crate::telemetry::Gauges;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(super) fn handle(app: Arc<App>) -> Response {
-    let gauges = app.service().map(|service| Gauges {
-        queue_depth: service.lanes.depth(),
-        queue_capacity: service.lanes.capacity(),
-        lanes_alive: service.lanes.alive(),
-        cache: service.cache.stats(),
-        outbox: service.outbox.stats(),
+    let gauges = app.engine().map(|engine| Gauges {
+        queue_depth: engine.lanes.depth(),
+        queue_capacity: engine.lanes.capacity(),
+        lanes_alive: engine.lanes.alive(),
+        cache: app.service().map(|service| service.cache.stats()),
+        outbox: app.service().map(|service| service.outbox.stats()),
+        cloud: app.cloud().map(Cloud::readings).unwrap_or_default(),
     });
     app.metrics().request("metrics", StatusCode::OK.as_u16());
     match app.metrics().render(gauges.as_ref()) {

@@ -15,9 +15,10 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use cloud_sync::capture::{Capture, Captured};
 use cloud_sync::event::{Event, EventBody, ImageRef, Prediction, Score};
 use cloud_sync::outbox::Outbox;
 use gpu_kernels::DecodeLimits;
@@ -43,6 +44,8 @@ pub struct PredictService {
     pub cache: ContentCache,
     /// Where events are made durable.
     pub outbox: Arc<Outbox>,
+    /// Keeps images for training, where that is configured.
+    pub capture: Option<Arc<Capture>>,
     /// What can be seen from outside.
     pub metrics: Arc<Metrics>,
     /// How it serves.
@@ -120,6 +123,7 @@ impl PredictService {
         self.record(&request, &digest, &computed.outcome, &predictions, cached).await?;
         if let Some(first) = predictions.first() {
             self.metrics.prediction(&first.label);
+            self.capture(&request, &digest, &computed.outcome.format, first);
         }
         let (queue, stages) = computed.timing.unzip();
         Ok(PredictAnswer { predictions, cached, queue, stages })
@@ -263,6 +267,25 @@ impl PredictService {
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
         order.truncate(top_k.max(1));
         order.into_iter().map(|i| Score { label: self.model.labels[i].clone(), score: scores[i] }).collect()
+    }
+
+    /// Offers the image to the next training set; never waits.
+    fn capture(&self, request: &PredictRequest, digest: &blake3::Hash, format: &str, first: &Score) {
+        let Some(capture) = &self.capture else { return };
+        let digest = digest.to_hex();
+        if capture.wants(&digest, first.score) {
+            capture.offer(Captured {
+                bytes: request.image.clone(),
+                digest: digest.to_string(),
+                format: format.to_owned(),
+                camera: request.camera.clone(),
+                species: first.label.clone(),
+                confidence: first.score,
+                model: self.model.event_ref(),
+                request_id: request.request_id.clone(),
+                time: SystemTime::now(),
+            });
+        }
     }
 
     fn learn(&self, busy: Duration) {

@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::cloud::{CloudGauges, CloudReadings};
 use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
 
 /// A stage of a request, in the order of the flow.
@@ -100,10 +101,12 @@ pub struct Gauges {
     pub queue_capacity: usize,
     /// Lanes whose device works.
     pub lanes_alive: usize,
-    /// The content cache.
-    pub cache: StateStats,
-    /// The outbox.
-    pub outbox: OutboxStats,
+    /// The content cache; a worker has none.
+    pub cache: Option<StateStats>,
+    /// The outbox; a worker has none.
+    pub outbox: Option<OutboxStats>,
+    /// Links and batches.
+    pub cloud: CloudReadings,
 }
 
 /// All metrics.
@@ -124,6 +127,7 @@ pub struct Metrics {
     cache_entries: Gauge,
     cache_bytes: Gauge,
     outbox: OutboxGauges,
+    cloud: CloudGauges,
 }
 
 #[derive(Default)]
@@ -169,6 +173,7 @@ impl Metrics {
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
             outbox: OutboxGauges::default(),
+            cloud: CloudGauges::default(),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -215,6 +220,7 @@ impl Metrics {
         r.register("outbox_append_failures", "Appends that failed since the start", o.failed.clone());
         r.register("outbox_syncs", "Forced writes to the disk since the start", o.syncs.clone());
         r.register_with_unit("outbox_sync_time", "Time in forced writes", Unit::Seconds, o.sync_time.clone());
+        self.cloud.register(r);
         r.register("outbox_healthy", "1 while events can be made durable", o.healthy.clone());
     }
 
@@ -262,9 +268,12 @@ impl Metrics {
         self.queue_depth.set(int(gauges.queue_depth as u64));
         self.queue_capacity.set(int(gauges.queue_capacity as u64));
         self.lanes_alive.set(int(gauges.lanes_alive as u64));
-        self.cache_entries.set(int(gauges.cache.entries));
-        self.cache_bytes.set(int(gauges.cache.bytes));
-        let (to, from) = (&self.outbox, &gauges.outbox);
+        self.cloud.set(&gauges.cloud);
+        if let Some(cache) = gauges.cache {
+            self.cache_entries.set(int(cache.entries));
+            self.cache_bytes.set(int(cache.bytes));
+        }
+        let (to, Some(from)) = (&self.outbox, &gauges.outbox) else { return };
         to.events.set(int(from.events));
         to.backlog.set(int(from.backlog));
         to.bytes.set(int(from.bytes));

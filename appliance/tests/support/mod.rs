@@ -3,6 +3,8 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
 pub mod client;
+pub mod cloud;
+pub mod images;
 pub mod pictures;
 
 use std::io::{BufRead, BufReader, Read};
@@ -30,7 +32,8 @@ pub struct Daemon {
 /// The `weir` command with nothing of the tester's own configuration in it.
 pub fn weir() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR__")) {
+    let of_a_deployment = ["WEIR__", "KAFKA_", "REDIS_", "AWS_", "S3_"];
+    for (name, _) in std::env::vars().filter(|(name, _)| of_a_deployment.iter().any(|p| name.starts_with(p))) {
         command.env_remove(name);
     }
     command.env("WEIR__MODEL__BUNDLE", bundle()).stdin(Stdio::null());

@@ -1,5 +1,7 @@
 //! `weir doctor`: checks everything that `weir serve` will need, and says what to do about what does not work.
 
+mod links;
+
 use std::fmt::Display;
 use std::io::Write;
 use std::net::TcpListener;
@@ -126,6 +128,7 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     }
     checks.push(check_listen(config));
     checks.extend(check_data_dir(&config.data_dir));
+    checks.extend(links::check_links(config));
     checks.push(check_cpu());
     match prepare_device(config) {
         Ok(setup) => check_device(config, &setup, checks),

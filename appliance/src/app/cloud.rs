@@ -1,0 +1,268 @@
+//! What goes on behind the requests: batches and the work on them, events on their way to Kafka, images on theirs to S3.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloud_sync::blob::{BlobStore, DirStore};
+use cloud_sync::capture::{Capture, CaptureConfig, CaptureError, CaptureRule as Rule};
+use cloud_sync::error::SyncError;
+use cloud_sync::health::LinkHealth;
+use cloud_sync::outbox::Outbox;
+use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, KafkaQueue, KafkaQueueConfig};
+use cloud_sync::state::{EmbeddedStore, StateConfig};
+use cloud_sync::uplink::{Uplink, UplinkConfig};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{App, DeviceSetup, Engine, Links, Role, StartError};
+use crate::batch::load::{LoadLimits, Loader};
+use crate::batch::patience::Patience;
+use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
+use crate::batch::{BatchService, BatchStores, spool_dir};
+use crate::config::{CaptureRule, Config, QueueChoice};
+use crate::telemetry::{BatchReading, CaptureReading, CloudReadings, UplinkReading};
+
+/// Pause after the first failed try to load an image.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Links and what uses them.
+pub struct Cloud {
+    links: Vec<LinkHealth>,
+    uplink: Option<Uplink>,
+    capture: Option<Arc<Capture>>,
+    work: Option<Work>,
+}
+
+/// The queue of batch work, and the work on it where this process does it.
+struct Work {
+    queue: Arc<dyn JobQueue>,
+    kind: &'static str,
+    stats: Option<Arc<WorkerStats>>,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// The folder of the embedded blob store in a data directory.
+pub fn blob_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("blobs")
+}
+
+impl Cloud {
+    /// The links that are configured, each with its health.
+    pub fn links(&self) -> &[LinkHealth] {
+        &self.links
+    }
+
+    /// Where batch work waits: `embedded`, `kafka` or `none`.
+    pub fn queue_kind(&self) -> &'static str {
+        self.work.as_ref().map_or("none", |work| work.kind)
+    }
+
+    /// How everything stands, at the pace of a metrics scrape.
+    pub fn readings(&self) -> CloudReadings {
+        CloudReadings {
+            links: self.links.iter().map(|link| (link.link().name(), link.state())).collect(),
+            uplink: self.uplink.as_ref().map(|uplink| {
+                let status = uplink.status();
+                UplinkReading {
+                    backlog: status.backlog,
+                    oldest_age_s: status.oldest_age.map_or(0.0, |age| age.as_secs_f64()),
+                    sent: status.sent,
+                    dead_lettered: status.dead_lettered,
+                    lost: status.lost,
+                }
+            }),
+            capture: self.capture.as_ref().map(|capture| {
+                let stats = capture.stats();
+                CaptureReading {
+                    waiting: stats.spooled,
+                    bytes: stats.bytes,
+                    sent: stats.sent,
+                    skipped: stats.skipped,
+                }
+            }),
+            batch: self.work.as_ref().map(|work| {
+                let queue = work.queue.stats();
+                let counts = work.stats.as_ref().map(|stats| stats.counts()).unwrap_or_default();
+                BatchReading {
+                    waiting: queue.waiting,
+                    inflight: queue.inflight,
+                    paused: queue.paused,
+                    partitions: u64::from(queue.partitions),
+                    completed: counts.classified,
+                    failed: counts.failed,
+                    dead_letters: counts.dead_letters,
+                }
+            }),
+        }
+    }
+
+    /// Ends batch work, capture and uplink, in this order: what one leaves behind, the next still sends.
+    pub async fn end(&self, within: Duration) {
+        if let Some(work) = &self.work {
+            let running = work.running.lock().take();
+            match running {
+                Some(Running { stop, task }) => {
+                    let _ = stop.send(true);
+                    let _ = tokio::time::timeout(within, task).await;
+                }
+                None => work.queue.close().await,
+            }
+        }
+        if let Some(capture) = &self.capture {
+            capture.close(within.min(Duration::from_secs(2))).await;
+        }
+        if let Some(uplink) = &self.uplink {
+            uplink.stop(within.min(Duration::from_secs(5))).await;
+        }
+    }
+}
+
+/// What the start of links and batches needs of the rest.
+pub(super) struct Around<'a> {
+    pub(super) app: &'a App,
+    pub(super) setup: &'a DeviceSetup,
+    pub(super) engine: &'a Engine,
+    /// Where a serving process makes events durable; a worker has none.
+    pub(super) outbox: Option<&'a Arc<Outbox>>,
+}
+
+/// Starts what is configured; blocking, on a thread of the runtime.
+///
+/// # Errors
+/// When a store in the data directory can't be used. That a server is away is no error.
+pub(super) fn start(
+    links: &Links,
+    capture: Option<Arc<Capture>>,
+    around: &Around<'_>,
+) -> Result<Cloud, StartError> {
+    let config = around.app.config();
+    let uplink = match (&links.kafka, around.outbox) {
+        (Some(kafka), Some(outbox)) if config.kafka.publish_events => Some(Uplink::start(
+            UplinkConfig::new(&config.node.name, config.data_dir.join("dead-letter")),
+            &kafka.of,
+            Arc::clone(outbox),
+            kafka.health.clone(),
+        )?),
+        _ => None,
+    };
+    let work = config.batch.enabled.then(|| start_batches(links, around)).transpose()?;
+    Ok(Cloud { links: links.health(), uplink, capture, work })
+}
+
+fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError> {
+    let config = around.app.config();
+    let (choice, reason) = links.queue(config);
+    let (stores, kind) = match (choice, &links.kafka, &links.redis, &links.s3, around.outbox) {
+        (QueueChoice::Kafka, Some(kafka), Some(redis), Some(s3), _) => {
+            let queue = KafkaQueueConfig { inflight: config.batch.inflight, ..KafkaQueueConfig::new(&config.node.name) };
+            let queue = KafkaQueue::open(&kafka.of, queue, kafka.health.clone())?;
+            let (state, blob) = (Arc::clone(&redis.of), Arc::clone(&s3.of));
+            (BatchStores { queue: Arc::new(queue), state, blob }, "kafka")
+        }
+        (_, _, _, _, Some(outbox)) => (embedded_stores(config, outbox)?, "embedded"),
+        _ => return Err(StartError::WorkerWithoutKafka),
+    };
+    tracing::info!(queue = kind, reason, "batches are taken");
+    let queue = Arc::clone(&stores.queue);
+    let works = around.app.role() == Role::Worker || kind == "embedded";
+    if around.app.role() == Role::Serve {
+        let labels = around.engine.model.labels.len();
+        around.app.serve_batches(BatchService::open(stores.clone(), config, labels)?);
+    }
+    let stats = Arc::new(WorkerStats::default());
+    let running = works.then(|| {
+        let worker = worker(stores, links, around, Arc::clone(&stats));
+        let (stop, mut stopped) = watch::channel(false);
+        let task = Handle::current().spawn(worker.run(async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }));
+        Running { stop, task }
+    });
+    Ok(Work { queue, kind, stats: works.then_some(stats), running: Mutex::new(running) })
+}
+
+fn embedded_stores(config: &Config, outbox: &Arc<Outbox>) -> Result<BatchStores, SyncError> {
+    let dir = &config.data_dir;
+    let queue = EmbeddedQueueConfig {
+        inflight: config.batch.inflight,
+        max_bytes: config.batch.max_queued.as_u64(),
+        ..EmbeddedQueueConfig::new(dir.join("queue.redb"))
+    };
+    // The content cache is the prediction service's; this store keeps batches only.
+    let state =
+        EmbeddedStore::open(dir.join("batches.redb"), StateConfig { max_bytes: 0 }, config.batch.status_ttl)?;
+    Ok(BatchStores {
+        queue: Arc::new(EmbeddedQueue::open(queue, Arc::clone(outbox))?),
+        state: Arc::new(state),
+        blob: Arc::new(DirStore::open(blob_dir(dir))?),
+    })
+}
+
+fn worker(stores: BatchStores, links: &Links, around: &Around<'_>, stats: Arc<WorkerStats>) -> Worker {
+    let config = around.app.config();
+    let patience = Arc::new(Patience::default());
+    let limits = LoadLimits {
+        max_bytes: config.http.max_body_bytes(),
+        max_inflight: config.http.max_inflight.as_u64(),
+        loads: config.batch.loads,
+        attempts: config.batch.attempts,
+        pause: FIRST_PAUSE,
+    };
+    let mut buckets: BTreeMap<String, Arc<dyn BlobStore>> = BTreeMap::new();
+    if let Some(s3) = &links.s3 {
+        for name in std::iter::once(&config.s3.bucket).chain(&config.s3.allow_buckets) {
+            buckets.insert(name.clone(), Arc::new(s3.of.bucket(name)));
+        }
+    }
+    let own = Arc::clone(&stores.blob);
+    Worker {
+        loader: Loader::new(config.fetch.clone(), limits, own, buckets, Arc::clone(&patience)),
+        queue: stores.queue,
+        state: stores.state,
+        blob: stores.blob,
+        lanes: Arc::clone(&around.engine.lanes),
+        model: around.engine.model.clone(),
+        settings: WorkerSettings {
+            node: config.node.name.clone(),
+            top_k: config.predict.top_k,
+            limits: around.setup.limits,
+            grace: config.shutdown.grace.mul_f32(0.7),
+            spool: spool_dir(config),
+        },
+        config: config.batch.clone(),
+        stats,
+        patience,
+    }
+}
+
+/// Opens the capture of images, where a rule asks for one.
+///
+/// # Errors
+/// When its folder can't be used.
+pub(super) fn open_capture(config: &Config, links: &Links) -> Result<Option<Arc<Capture>>, StartError> {
+    let rule = match config.capture.rule {
+        CaptureRule::None => return Ok(None),
+        CaptureRule::All => Rule::All,
+        CaptureRule::Below => Rule::Below(config.capture.below),
+        CaptureRule::Sample => Rule::Sample(config.capture.sample),
+    };
+    let store: Arc<dyn BlobStore> = match &links.s3 {
+        Some(s3) => Arc::clone(&s3.of) as Arc<dyn BlobStore>,
+        None => Arc::new(DirStore::open(blob_dir(&config.data_dir))?),
+    };
+    let capture = CaptureConfig {
+        max_bytes: config.capture.max_bytes.as_u64(),
+        ..CaptureConfig::new(config.data_dir.join("captured"), rule, &config.node.name)
+    };
+    let opened: Result<Capture, CaptureError> = Capture::open(capture, store, &Handle::current());
+    Ok(Some(Arc::new(opened?)))
+}

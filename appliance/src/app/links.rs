@@ -1,0 +1,171 @@
+//! The links that are configured: from settings and secret files to what the clients need, each with its health.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloud_sync::blob::{S3Config, S3Store};
+use cloud_sync::error::{Link, SyncError};
+use cloud_sync::health::LinkHealth;
+use cloud_sync::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
+use cloud_sync::secret::Secret;
+use cloud_sync::state::{RedisConfig, RedisStore};
+
+use crate::config::{Config, Mechanism, Protocol, QueueChoice};
+
+/// Longest that one call to Redis takes, connecting included.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a link can't be used as it is configured. That a server is away is no such reason.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// A file that a setting names can't be read.
+    #[error("{key} = {}: {source}. Remedy: correct the path, or make the file readable for this user", path.display())]
+    File {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The client refuses the settings.
+    #[error("{}", .0.in_full())]
+    Settings(#[from] SyncError),
+}
+
+/// A link with the health that its own calls show.
+#[derive(Debug)]
+pub struct Linked<T> {
+    /// What uses it.
+    pub of: T,
+    /// How it is.
+    pub health: LinkHealth,
+}
+
+impl<T> Linked<T> {
+    fn new(link: Link, open: impl FnOnce(LinkHealth) -> Result<T, LinkError>) -> Result<Self, LinkError> {
+        let health = LinkHealth::new(link);
+        Ok(Self { of: open(health.clone())?, health })
+    }
+}
+
+/// The links that are configured.
+#[derive(Debug)]
+pub struct Links {
+    /// The broker.
+    pub kafka: Option<Linked<KafkaConfig>>,
+    /// Redis.
+    pub redis: Option<Linked<Arc<RedisStore>>>,
+    /// The object storage.
+    pub s3: Option<Linked<Arc<S3Store>>>,
+}
+
+impl Links {
+    /// Reads the secrets and prepares the clients. Nothing is connected yet, so no server need be there.
+    ///
+    /// # Errors
+    /// [`LinkError`], naming the setting.
+    pub fn open(config: &Config) -> Result<Self, LinkError> {
+        let kafka = (!config.kafka.bootstrap_servers.is_empty())
+            .then(|| Linked::new(Link::Kafka, |_| kafka_config(config)));
+        let redis = (!config.redis.host.is_empty())
+            .then(|| Linked::new(Link::Redis, |health| Ok(Arc::new(RedisStore::open(redis_config(config)?, health)?))));
+        let s3 = (!config.s3.bucket.is_empty())
+            .then(|| Linked::new(Link::S3, |health| Ok(Arc::new(S3Store::open(s3_config(config)?, health)?))));
+        Ok(Self { kafka: kafka.transpose()?, redis: redis.transpose()?, s3: s3.transpose()? })
+    }
+
+    /// Where batch work waits, and why there.
+    pub fn queue(&self, config: &Config) -> (QueueChoice, &'static str) {
+        let all = self.kafka.is_some() && self.redis.is_some() && self.s3.is_some();
+        match config.batch.queue {
+            QueueChoice::Auto if all => (QueueChoice::Kafka, "Kafka, Redis and S3 are configured"),
+            QueueChoice::Auto => (QueueChoice::Embedded, "not all of Kafka, Redis and S3 are configured"),
+            told => (told, "batch.queue says so"),
+        }
+    }
+
+    /// The health of each.
+    pub fn health(&self) -> Vec<LinkHealth> {
+        let kafka = self.kafka.as_ref().map(|link| link.health.clone());
+        let redis = self.redis.as_ref().map(|link| link.health.clone());
+        let s3 = self.s3.as_ref().map(|link| link.health.clone());
+        [kafka, redis, s3].into_iter().flatten().collect()
+    }
+}
+
+/// # Errors
+/// When a secret file can't be read.
+fn kafka_config(config: &Config) -> Result<KafkaConfig, LinkError> {
+    let kafka = &config.kafka;
+    readable("kafka.ca_file", kafka.ca_file.as_deref())?;
+    Ok(KafkaConfig {
+        bootstrap_servers: kafka.bootstrap_servers.clone(),
+        protocol: match kafka.security_protocol {
+            Protocol::Auto if kafka.user.is_empty() => SecurityProtocol::Plaintext,
+            Protocol::Auto | Protocol::SaslSsl => SecurityProtocol::SaslSsl,
+            Protocol::Plaintext => SecurityProtocol::Plaintext,
+            Protocol::Ssl => SecurityProtocol::Ssl,
+            Protocol::SaslPlaintext => SecurityProtocol::SaslPlaintext,
+        },
+        mechanism: match kafka.sasl_mechanism {
+            Mechanism::ScramSha512 => SaslMechanism::ScramSha512,
+            Mechanism::ScramSha256 => SaslMechanism::ScramSha256,
+            Mechanism::Plain => SaslMechanism::Plain,
+        },
+        user: kafka.user.clone(),
+        password: secret("kafka.password_file", &kafka.password, kafka.password_file.as_deref())?,
+        ca_file: kafka.ca_file.clone(),
+        requests_topic: kafka.requests_topic.clone(),
+        results_topic: kafka.results_topic.clone(),
+        group_id: kafka.group_id.clone(),
+        client_id: config.node.name.clone(),
+        max_message_bytes: usize::try_from(kafka.max_message.as_u64()).unwrap_or(usize::MAX),
+        session_timeout: kafka.session_timeout,
+    })
+}
+
+fn redis_config(config: &Config) -> Result<RedisConfig, LinkError> {
+    let redis = &config.redis;
+    readable("redis.ca_file", redis.ca_file.as_deref())?;
+    Ok(RedisConfig {
+        host: redis.host.clone(),
+        port: redis.port,
+        tls: redis.tls,
+        ca_file: redis.ca_file.clone(),
+        user: redis.user.clone(),
+        password: secret("redis.password_file", &redis.password, redis.password_file.as_deref())?,
+        database: redis.database,
+        prefix: redis.prefix.clone(),
+        status_ttl: config.batch.status_ttl,
+        timeout: REDIS_TIMEOUT,
+    })
+}
+
+fn s3_config(config: &Config) -> Result<S3Config, LinkError> {
+    let s3 = &config.s3;
+    readable("s3.ca_file", s3.ca_file.as_deref())?;
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Ok(S3Config {
+        prefix: s3.prefix.clone(),
+        endpoint: given(&s3.endpoint),
+        region: given(&s3.region),
+        ca_file: s3.ca_file.clone(),
+        ..S3Config::new(&s3.bucket)
+    })
+}
+
+fn secret(key: &'static str, given: &Secret, file: Option<&Path>) -> Result<Secret, LinkError> {
+    let Some(path) = file else { return Ok(given.clone()) };
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|source| LinkError::File { key, path: path.into(), source })?;
+    // An editor ends a file with a line end; no password does.
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+fn readable(key: &'static str, file: Option<&Path>) -> Result<(), LinkError> {
+    let Some(path) = file else { return Ok(()) };
+    let opened = std::fs::File::open(path).map(drop);
+    opened.map_err(|source| LinkError::File { key, path: path.into(), source })
+}

@@ -1,0 +1,76 @@
+//! The links as a user needs them: connect, log in, produce and consume, put and get.
+
+use std::time::Duration;
+
+use cloud_sync::check::CheckStep;
+use cloud_sync::kafka;
+
+use super::{Check, failed, ok, warning};
+use crate::app::Links;
+use crate::config::{Config, QueueChoice};
+
+/// Longest that the check of one link takes.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Checks every link that is configured.
+pub(super) fn check_links(config: &Config) -> Vec<Check> {
+    let links = match Links::open(config) {
+        Ok(links) => links,
+        Err(error) => return vec![failed("links", error, "correct the setting")],
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![failed("links", error, "look at this user's limits on threads and files")],
+    };
+    let mut checks = Vec::new();
+    if let Some(kafka) = &links.kafka {
+        let of = &config.kafka;
+        checks.push(ok("kafka", format!("{} as {}", of.bootstrap_servers, named(&of.user))));
+        add(&mut checks, "kafka", kafka::check(&kafka.of, TIMEOUT));
+    }
+    if let Some(redis) = &links.redis {
+        checks.push(ok("redis", format!("{}:{}", config.redis.host, config.redis.port)));
+        add(&mut checks, "redis", runtime.block_on(redis.of.check()));
+    }
+    if let Some(s3) = &links.s3 {
+        checks.push(ok("s3", format!("bucket {} {}", config.s3.bucket, config.s3.endpoint)));
+        add(&mut checks, "s3", runtime.block_on(s3.of.check()));
+    }
+    if config.batch.enabled {
+        let (queue, reason) = links.queue(config);
+        let where_to = match queue {
+            QueueChoice::Kafka => "worked off by weir worker, from Kafka",
+            QueueChoice::Auto | QueueChoice::Embedded => "worked off by this process, from its data directory",
+        };
+        checks.push(match (queue, links.kafka.is_some()) {
+            (QueueChoice::Embedded, true) if config.batch.queue == QueueChoice::Auto => warning(
+                "batches",
+                format!("{where_to}: {reason}"),
+                "fine for an edge box: set batch.queue = \"embedded\" to say so; else set redis.host and s3.bucket",
+            ),
+            _ => ok("batches", format!("{where_to} ({reason})")),
+        });
+    }
+    checks
+}
+
+fn named(user: &str) -> &str {
+    if user.is_empty() { "nobody" } else { user }
+}
+
+fn add(checks: &mut Vec<Check>, link: &'static str, steps: Vec<CheckStep>) {
+    for CheckStep { what, outcome } in steps {
+        checks.push(match outcome {
+            Ok(remark) if remark.is_empty() => ok(link, what),
+            Ok(remark) => ok(link, format!("{what}: {remark}")),
+            Err(error) => {
+                let general = if error.is_transient() {
+                    "is the server up, and can this machine reach it?"
+                } else {
+                    "correct the settings of this link; weir.toml documents each"
+                };
+                failed(link, format!("{what}: {}", error.in_full()), general)
+            }
+        });
+    }
+}

@@ -1,0 +1,175 @@
+//! The cloud for tests of the whole daemon: names of one's own on real servers, workers, and what the topics hold.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Message, TopicPartitionList};
+use serde_json::Value;
+use tempfile::TempDir;
+use test_services::Services;
+
+use super::{Daemon, weir};
+
+/// Partitions of the topics, as the deployment has them.
+pub const PARTITIONS: i32 = 3;
+
+/// Topics, a Redis prefix and an S3 prefix that nobody else uses, on servers that others may share.
+pub struct Cloud<'a> {
+    pub services: &'a Services,
+    pub requests: String,
+    pub results: String,
+    pub name: String,
+}
+
+impl<'a> Cloud<'a> {
+    pub fn new(services: &'a Services) -> Self {
+        let name = format!("test-{}", ulid::Ulid::new().to_string().to_lowercase());
+        let (requests, results) = (format!("{name}-requests"), format!("{name}-results"));
+        let cloud = Self { services, requests, results, name };
+        let admin: AdminClient<_> = cloud.kafka().create().unwrap();
+        let topic = |name| {
+            NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)).set("max.message.bytes", "20971520")
+        };
+        let topics = [topic(cloud.requests.as_str()), topic(cloud.results.as_str())];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let made = runtime.block_on(admin.create_topics(&topics, &AdminOptions::new())).unwrap();
+        made.into_iter().for_each(|topic| drop(topic.unwrap()));
+        cloud
+    }
+
+    /// The deployment's own variables.
+    pub fn env(&self) -> Vec<(String, String)> {
+        let (kafka, redis, s3) = (self.services.kafka(), self.services.redis(), self.services.s3());
+        let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+        [
+            ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap.clone()),
+            ("KAFKA_USER", kafka.user.clone()),
+            ("KAFKA_PASSWORD", kafka.password()),
+            ("KAFKA_CA_FILE", path(&kafka.ca_file)),
+            ("KAFKA_TOPIC", self.requests.clone()),
+            ("KAFKA_RESULTS_TOPIC", self.results.clone()),
+            ("KAFKA_GROUP_ID", format!("{}-workers", self.name)),
+            ("REDIS_HOST", redis.host.clone()),
+            ("REDIS_PORT", redis.port.to_string()),
+            ("REDIS_PASSWORD", redis.password()),
+            ("WEIR__REDIS__PREFIX", self.name.clone()),
+            ("AWS_ENDPOINT_URL_S3", s3.endpoint.clone()),
+            ("AWS_REGION", s3.region.clone()),
+            ("AWS_ACCESS_KEY_ID", s3.access_key()),
+            ("AWS_SECRET_ACCESS_KEY", s3.secret_key()),
+            ("S3_BUCKET", s3.bucket.clone()),
+            ("WEIR__S3__PREFIX", self.name.clone()),
+            ("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    fn start(&self, command: &str, more: &[(&str, &str)]) -> Daemon {
+        let data = TempDir::new().unwrap();
+        let mut program = weir();
+        program.args([command, "--listen", "127.0.0.1:0", "--data-dir"]).arg(data.path());
+        program.env("WEIR__LOG__FORMAT", "json").envs(self.env()).envs(more.iter().copied());
+        Daemon::spawn(program, data)
+    }
+
+    /// The API.
+    pub fn serve(&self, more: &[(&str, &str)]) -> Daemon {
+        self.start("serve", more)
+    }
+
+    /// A worker.
+    pub fn worker(&self, more: &[(&str, &str)]) -> Daemon {
+        self.start("worker", more)
+    }
+
+    /// How a client of this broker logs in.
+    pub fn kafka(&self) -> ClientConfig {
+        let kafka = self.services.kafka();
+        let mut client = ClientConfig::new();
+        client
+            .set("bootstrap.servers", &kafka.bootstrap)
+            .set("security.protocol", "SASL_SSL")
+            .set("sasl.mechanism", "SCRAM-SHA-512")
+            .set("sasl.username", &kafka.user)
+            .set("sasl.password", kafka.password())
+            .set("ssl.ca.location", kafka.ca_file.to_str().unwrap());
+        client
+    }
+
+    /// Puts messages into the requests topic, as any producer may.
+    pub fn produce(&self, messages: &[&[u8]]) {
+        let producer: BaseProducer = self.kafka().set("message.max.bytes", "20000000").create().unwrap();
+        for message in messages {
+            producer.send(BaseRecord::<(), _>::to(&self.requests).payload(*message)).map_err(|(e, _)| e).unwrap();
+        }
+        producer.flush(Duration::from_secs(30)).unwrap();
+    }
+
+    /// Everything in the results topic that a consumer of committed records sees, once `enough` says so and for a
+    /// moment longer.
+    pub fn results(&self, patience: Duration, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let consumer: BaseConsumer = self
+            .kafka()
+            .set("group.id", format!("{}-reader-{}", self.name, ulid::Ulid::new()))
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .create()
+            .unwrap();
+        let mut partitions = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            let from = rdkafka::Offset::Beginning;
+            partitions.add_partition_offset(&self.results, partition, from).unwrap();
+        }
+        consumer.assign(&partitions).unwrap();
+        let (mut seen, mut until) = (Vec::new(), Instant::now() + patience);
+        let mut complete = false;
+        while Instant::now() < until {
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => seen.push(serde_json::from_slice(message.payload().unwrap()).unwrap()),
+                Some(Err(error)) => eprintln!("the reader of results: {error}"),
+                None if !complete && enough(&seen) => {
+                    complete = true;
+                    // Whatever comes twice comes now.
+                    until = Instant::now() + Duration::from_secs(2);
+                }
+                None => {}
+            }
+        }
+        assert!(complete, "the results topic holds {} records, and that is not enough", seen.len());
+        seen
+    }
+}
+
+/// How often each image of a batch is in these records.
+pub fn images(records: &[Value], request_id: &str) -> HashMap<u64, usize> {
+    let mut counts = HashMap::new();
+    for record in records.iter().filter(|r| r["kind"] == "batch_item" && r["request_id"] == request_id) {
+        *counts.entry(record["index"].as_u64().unwrap()).or_default() += 1;
+    }
+    counts
+}
+
+/// Polls a batch until it is finished.
+pub fn finished(api: &Daemon, request_id: &str, patience: Duration) -> Value {
+    let until = Instant::now() + patience;
+    loop {
+        let reply = api.get(&format!("/batch/status/{request_id}"));
+        let status = if reply.status == 200 { reply.json() } else { Value::Null };
+        if status["status"] == "completed" || status["status"] == "failed" {
+            return status;
+        }
+        assert!(Instant::now() < until, "batch {request_id} is not finished: {}", reply.text());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// The lines of a batch's results object, as the API gives them.
+pub fn lines(api: &Daemon, request_id: &str) -> Vec<Value> {
+    let reply = api.get(&format!("/batch/results/{request_id}"));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
