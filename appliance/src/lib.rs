@@ -2,9 +2,10 @@
 //!
 //! A photo flows through these modules in this order, and never back:
 //! [`http`] -> [`predict`] (cache, single flight, admission) -> [`lanes`] (decode, preprocess, [`engine`])
-//! -> outbox -> reply. [`app`] wires them; [`config`] says what can be set; [`telemetry`] what can be seen.
+//! -> outbox -> reply. A batch goes [`http`] -> [`batch`] -> queue, and from there to a worker. [`app`] wires them; [`config`] says what can be set; [`telemetry`] what can be seen.
 
 pub mod app;
+pub mod batch;
 pub mod cli;
 pub mod config;
 pub mod engine;

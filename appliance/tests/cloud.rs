@@ -96,9 +96,16 @@ fn bad_messages_are_dead_lettered_and_the_partition_goes_on() {
     let _worker = cloud.worker(&[]);
     let huge = vec![b'x'; 10 << 20];
     let urls: Vec<String> = (0..3).map(|n| pictures.good(n)).collect();
-    let old_form = json!({"request_id": "old", "image_urls": urls, "timestamp": 1.5, "num_images": 3}).to_string();
-    let messages: [&[u8]; 6] =
-        [b"not json", b"{}", &huge, b"{\"image_urls\": 7}", b"{\"image_url\": \"file:///etc/passwd\"}", old_form.as_bytes()];
+    let old_form =
+        json!({"request_id": "old", "image_urls": urls, "timestamp": 1.5, "num_images": 3}).to_string();
+    let messages: [&[u8]; 6] = [
+        b"not json",
+        b"{}",
+        &huge,
+        b"{\"image_urls\": 7}",
+        b"{\"image_url\": \"file:///etc/passwd\"}",
+        old_form.as_bytes(),
+    ];
     cloud.produce(&messages);
     let status = finished(&api, "old", PATIENCE);
     assert_eq!((&status["status"], &status["completed"]), (&json!("completed"), &json!(3)));
@@ -106,7 +113,9 @@ fn bad_messages_are_dead_lettered_and_the_partition_goes_on() {
     let records = cloud.results(PATIENCE, |seen| failed(seen) >= 5 && images(seen, "old").len() == 3);
     assert_eq!(failed(&records), 5, "each bad message has one failed item");
     for record in records.iter().filter(|r| r["status"] == "failed") {
-        assert!(!record["error"].as_str().unwrap().is_empty() && !record["code"].as_str().unwrap().is_empty());
+        assert!(
+            !record["error"].as_str().unwrap().is_empty() && !record["code"].as_str().unwrap().is_empty()
+        );
     }
 }
 

@@ -6,14 +6,20 @@
 //! |---|---|
 //! | [`event`] | the versioned records that leave the box |
 //! | [`outbox`] | append-before-acknowledge log of events, on disk |
+//! | [`uplink`] | from the outbox to the results topic, in its own time |
 //! | [`queue`] | batch work and its results: embedded, or Kafka |
 //! | [`state`] | the content cache and how far batches are: embedded, or Redis |
 //! | [`blob`] | objects under keys: a directory, or S3 |
+//! | [`capture`] | images kept for the next training set, spooled and sent to the blob store |
 //! | [`kafka`] | what everything that speaks to Kafka shares |
+//! | [`check`] | what a check of a link found, step by step |
 //! | [`health`], [`error`], [`backoff`], [`secret`] | whether a link works, why not, when to try again; passwords |
 
 pub mod backoff;
 pub mod blob;
+pub mod capture;
+pub mod check;
+mod database;
 pub mod error;
 pub mod event;
 pub mod health;
@@ -22,3 +28,4 @@ pub mod outbox;
 pub mod queue;
 pub mod secret;
 pub mod state;
+pub mod uplink;

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{App, DeviceSetup, Engine, Links, Role, StartError};
+use super::{App, DeviceSetup, Engine, Links, Role, StartError, outbox_dir};
 use crate::batch::load::{LoadLimits, Loader};
 use crate::batch::patience::Patience;
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
@@ -29,10 +29,13 @@ use crate::telemetry::{BatchReading, CaptureReading, CloudReadings, UplinkReadin
 /// Pause after the first failed try to load an image.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long a batch may take to get into Kafka; its client waits for it.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Links and what uses them.
 pub struct Cloud {
     links: Vec<LinkHealth>,
-    uplink: Option<Uplink>,
+    uplink: Option<Arc<Uplink>>,
     capture: Option<Arc<Capture>>,
     work: Option<Work>,
 }
@@ -51,7 +54,7 @@ struct Running {
 }
 
 /// The folder of the embedded blob store in a data directory.
-pub fn blob_dir(data_dir: &Path) -> PathBuf {
+fn blob_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("blobs")
 }
 
@@ -74,7 +77,7 @@ impl Cloud {
                 let status = uplink.status();
                 UplinkReading {
                     backlog: status.backlog,
-                    oldest_age_s: status.oldest_age.map_or(0.0, |age| age.as_secs_f64()),
+                    oldest_age_s: status.oldest.map_or(0.0, |age| age.as_secs_f64()),
                     sent: status.sent,
                     dead_lettered: status.dead_lettered,
                     lost: status.lost,
@@ -121,7 +124,9 @@ impl Cloud {
             capture.close(within.min(Duration::from_secs(2))).await;
         }
         if let Some(uplink) = &self.uplink {
-            uplink.stop(within.min(Duration::from_secs(5))).await;
+            let uplink = Arc::clone(uplink);
+            let stopped = move || uplink.stop(within.min(Duration::from_secs(5)));
+            let _ = tokio::task::spawn_blocking(stopped).await;
         }
     }
 }
@@ -146,12 +151,12 @@ pub(super) fn start(
 ) -> Result<Cloud, StartError> {
     let config = around.app.config();
     let uplink = match (&links.kafka, around.outbox) {
-        (Some(kafka), Some(outbox)) if config.kafka.publish_events => Some(Uplink::start(
-            UplinkConfig::new(&config.node.name, config.data_dir.join("dead-letter")),
-            &kafka.of,
-            Arc::clone(outbox),
-            kafka.health.clone(),
-        )?),
+        (Some(kafka), Some(outbox)) if config.kafka.publish_events => {
+            let dir = &config.data_dir;
+            let uplink = UplinkConfig::new(&config.node.name, outbox_dir(dir), dir.join("dead-letter"));
+            let health = kafka.health.clone();
+            Some(Arc::new(Uplink::start(uplink, kafka.of.clone(), Arc::clone(outbox), health)?))
+        }
         _ => None,
     };
     let work = config.batch.enabled.then(|| start_batches(links, around)).transpose()?;
@@ -163,8 +168,12 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
     let (choice, reason) = links.queue(config);
     let (stores, kind) = match (choice, &links.kafka, &links.redis, &links.s3, around.outbox) {
         (QueueChoice::Kafka, Some(kafka), Some(redis), Some(s3), _) => {
-            let queue = KafkaQueueConfig { inflight: config.batch.inflight, ..KafkaQueueConfig::new(&config.node.name) };
-            let queue = KafkaQueue::open(&kafka.of, queue, kafka.health.clone())?;
+            let queue = KafkaQueueConfig {
+                inflight: config.batch.inflight,
+                node: config.node.name.clone(),
+                submit_timeout: SUBMIT_TIMEOUT,
+            };
+            let queue = KafkaQueue::new(&kafka.of, &queue, kafka.health.clone());
             let (state, blob) = (Arc::clone(&redis.of), Arc::clone(&s3.of));
             (BatchStores { queue: Arc::new(queue), state, blob }, "kafka")
         }
@@ -179,14 +188,15 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
         around.app.serve_batches(BatchService::open(stores.clone(), config, labels)?);
     }
     let stats = Arc::new(WorkerStats::default());
-    let running = works.then(|| {
-        let worker = worker(stores, links, around, Arc::clone(&stats));
+    let running = works.then(|| -> Result<Running, SyncError> {
+        let worker = worker(stores, links, around, Arc::clone(&stats))?;
         let (stop, mut stopped) = watch::channel(false);
         let task = Handle::current().spawn(worker.run(async move {
             let _ = stopped.wait_for(|stop| *stop).await;
         }));
-        Running { stop, task }
+        Ok(Running { stop, task })
     });
+    let running = running.transpose()?;
     Ok(Work { queue, kind, stats: works.then_some(stats), running: Mutex::new(running) })
 }
 
@@ -195,11 +205,11 @@ fn embedded_stores(config: &Config, outbox: &Arc<Outbox>) -> Result<BatchStores,
     let queue = EmbeddedQueueConfig {
         inflight: config.batch.inflight,
         max_bytes: config.batch.max_queued.as_u64(),
-        ..EmbeddedQueueConfig::new(dir.join("queue.redb"))
+        dir: dir.join("batches"),
     };
     // The content cache is the prediction service's; this store keeps batches only.
     let state =
-        EmbeddedStore::open(dir.join("batches.redb"), StateConfig { max_bytes: 0 }, config.batch.status_ttl)?;
+        EmbeddedStore::open(dir.join("batches"), StateConfig { max_bytes: 0 }, config.batch.status_ttl)?;
     Ok(BatchStores {
         queue: Arc::new(EmbeddedQueue::open(queue, Arc::clone(outbox))?),
         state: Arc::new(state),
@@ -207,7 +217,12 @@ fn embedded_stores(config: &Config, outbox: &Arc<Outbox>) -> Result<BatchStores,
     })
 }
 
-fn worker(stores: BatchStores, links: &Links, around: &Around<'_>, stats: Arc<WorkerStats>) -> Worker {
+fn worker(
+    stores: BatchStores,
+    links: &Links,
+    around: &Around<'_>,
+    stats: Arc<WorkerStats>,
+) -> Result<Worker, SyncError> {
     let config = around.app.config();
     let patience = Arc::new(Patience::default());
     let limits = LoadLimits {
@@ -220,11 +235,11 @@ fn worker(stores: BatchStores, links: &Links, around: &Around<'_>, stats: Arc<Wo
     let mut buckets: BTreeMap<String, Arc<dyn BlobStore>> = BTreeMap::new();
     if let Some(s3) = &links.s3 {
         for name in std::iter::once(&config.s3.bucket).chain(&config.s3.allow_buckets) {
-            buckets.insert(name.clone(), Arc::new(s3.of.bucket(name)));
+            buckets.insert(name.clone(), Arc::new(s3.of.bucket(name)?));
         }
     }
     let own = Arc::clone(&stores.blob);
-    Worker {
+    Ok(Worker {
         loader: Loader::new(config.fetch.clone(), limits, own, buckets, Arc::clone(&patience)),
         queue: stores.queue,
         state: stores.state,
@@ -241,7 +256,7 @@ fn worker(stores: BatchStores, links: &Links, around: &Around<'_>, stats: Arc<Wo
         config: config.batch.clone(),
         stats,
         patience,
-    }
+    })
 }
 
 /// Opens the capture of images, where a rule asks for one.

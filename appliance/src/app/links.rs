@@ -11,6 +11,8 @@ use cloud_sync::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
 use cloud_sync::secret::Secret;
 use cloud_sync::state::{RedisConfig, RedisStore};
 
+use tokio::runtime::Handle;
+
 use crate::config::{Config, Mechanism, Protocol, QueueChoice};
 
 /// Longest that one call to Redis takes, connecting included.
@@ -62,17 +64,21 @@ pub struct Links {
 }
 
 impl Links {
-    /// Reads the secrets and prepares the clients. Nothing is connected yet, so no server need be there.
+    /// Reads the secrets and prepares the clients; blocking. Nothing is connected yet, so no server need be there.
     ///
     /// # Errors
     /// [`LinkError`], naming the setting.
-    pub fn open(config: &Config) -> Result<Self, LinkError> {
+    pub fn open(config: &Config, runtime: &Handle) -> Result<Self, LinkError> {
         let kafka = (!config.kafka.bootstrap_servers.is_empty())
             .then(|| Linked::new(Link::Kafka, |_| kafka_config(config)));
-        let redis = (!config.redis.host.is_empty())
-            .then(|| Linked::new(Link::Redis, |health| Ok(Arc::new(RedisStore::open(redis_config(config)?, health)?))));
-        let s3 = (!config.s3.bucket.is_empty())
-            .then(|| Linked::new(Link::S3, |health| Ok(Arc::new(S3Store::open(s3_config(config)?, health)?))));
+        let redis = (!config.redis.host.is_empty()).then(|| {
+            Linked::new(Link::Redis, |health| Ok(Arc::new(RedisStore::open(redis_config(config)?, health)?)))
+        });
+        let s3 = (!config.s3.bucket.is_empty()).then(|| {
+            Linked::new(Link::S3, |health| {
+                Ok(Arc::new(runtime.block_on(S3Store::open(s3_config(config)?, health))?))
+            })
+        });
         Ok(Self { kafka: kafka.transpose()?, redis: redis.transpose()?, s3: s3.transpose()? })
     }
 

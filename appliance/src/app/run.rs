@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use warp::Filter;
 
 use super::{App, Phase, Role, StartError};
 use crate::http::{BindError, Server, routes, worker_routes};
@@ -51,11 +50,10 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     let server = Server::bind(&app.config().http).await?;
     let address = server.address();
     let (stop, stopped) = watch::channel(false);
-    let routes = match app.role() {
-        Role::Serve => routes(Arc::clone(&app)).boxed(),
-        Role::Worker => worker_routes(Arc::clone(&app)).boxed(),
+    let serving = match app.role() {
+        Role::Serve => tokio::spawn(server.run(routes(Arc::clone(&app)), stopped)),
+        Role::Worker => tokio::spawn(server.run(worker_routes(Arc::clone(&app)), stopped)),
     };
-    let serving = tokio::spawn(server.run(routes, stopped));
 
     let starting = Arc::clone(&app);
     let start = tokio::task::spawn_blocking(move || starting.start());

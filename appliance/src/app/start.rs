@@ -9,7 +9,9 @@ use cloud_sync::capture::{Capture, CaptureError};
 use cloud_sync::error::SyncError;
 use cloud_sync::outbox::{Outbox, OutboxConfig, OutboxError, Recovery};
 use cloud_sync::state::{EmbeddedState, StateConfig, StateStore};
+use cloud_sync::uplink::UplinkError;
 use gpu_kernels::DecodeLimits;
+use tokio::runtime::Handle;
 
 use super::cloud::{self, Around};
 use super::{App, Engine, LinkError, Links, Role};
@@ -50,6 +52,9 @@ pub enum StartError {
     /// A store in the data directory can't be used.
     #[error("{}", .0.in_full())]
     Store(#[from] SyncError),
+    /// The uplink can't be started.
+    #[error("the uplink can't be started: {0}")]
+    Uplink(#[from] UplinkError),
     /// The folder for captured images can't be used.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -57,7 +62,9 @@ pub enum StartError {
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// A worker needs all three links.
-    #[error("weir worker needs Kafka, Redis and S3. Remedy: set kafka.bootstrap_servers, redis.host and s3.bucket")]
+    #[error(
+        "weir worker needs Kafka, Redis and S3. Remedy: set kafka.bootstrap_servers, redis.host and s3.bucket"
+    )]
     WorkerWithoutKafka,
     /// A golden case came out wrong.
     #[error(
@@ -160,7 +167,7 @@ impl App {
     /// ready.
     pub(super) fn start(&self) -> Result<(), StartError> {
         let config = self.config();
-        let links = Links::open(config)?;
+        let links = Links::open(config, &Handle::current())?;
         let (opened, prepared) = std::thread::scope(|scope| {
             let outbox = scope.spawn(|| match self.role() {
                 Role::Serve => open_outbox(config).map(|outbox| Some(Arc::new(outbox))),

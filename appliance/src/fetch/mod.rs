@@ -6,11 +6,13 @@ pub mod guard;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, StatusCode, Url};
@@ -86,6 +88,31 @@ pub enum FetchError {
     Client(String),
 }
 
+impl FetchError {
+    /// The reason for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Disabled => "fetch_disabled",
+            Self::BadUrl { .. } => "invalid_url",
+            Self::Refused { .. } => "url_refused",
+            Self::TooLarge { .. } => "image_too_large",
+            Self::TimedOut { .. } => "fetch_timeout",
+            Self::Failed { .. } | Self::Status { .. } | Self::Redirects { .. } => "fetch_failed",
+            Self::NoRoom => "overloaded",
+            Self::Client(_) => "fetch_unavailable",
+        }
+    }
+
+    /// Whether the same URL may well be fetched a little later: the other side was slow, away or overloaded.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::Failed { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            _ => false,
+        }
+    }
+}
+
 /// Asked before an image in memory grows to so many bytes; false refuses.
 pub type Room<'a> = &'a mut (dyn FnMut(usize) -> bool + Send);
 
@@ -94,13 +121,19 @@ pub struct Fetcher {
     config: FetchConfig,
     max_bytes: usize,
     running: Semaphore,
+    lookup: Arc<dyn Lookup>,
     client: OnceLock<Result<Client, String>>,
 }
 
 impl Fetcher {
     /// A fetcher with these bounds; `max_bytes` is the bound on one image. The HTTP client is made on first use.
     pub fn new(config: FetchConfig, max_bytes: usize) -> Self {
-        Self { running: Semaphore::new(config.max_concurrent), config, max_bytes, client: OnceLock::new() }
+        Self::with_lookup(config, max_bytes, Arc::new(SystemLookup))
+    }
+
+    fn with_lookup(config: FetchConfig, max_bytes: usize, lookup: Arc<dyn Lookup>) -> Self {
+        let running = Semaphore::new(config.max_concurrent);
+        Self { running, lookup, config, max_bytes, client: OnceLock::new() }
     }
 
     /// Fetches one image within `time`, or within the configured timeout if that is shorter. `room` is asked before
@@ -123,7 +156,11 @@ impl Fetcher {
     }
 
     async fn follow(&self, mut url: Url, room: Room<'_>) -> Result<Bytes, FetchError> {
-        let client = self.client.get_or_init(|| build_client(self.config.allow_networks.clone()));
+        let build = || {
+            let lookup = Arc::clone(&self.lookup);
+            build_client(GuardedResolver { allow: self.config.allow_networks.clone().into(), lookup })
+        };
+        let client = self.client.get_or_init(build);
         let client = client.as_ref().map_err(|e| FetchError::Client(e.clone()))?;
         for _ in 0..=self.config.max_redirects {
             guard::check_url(&url, &self.config.allow_networks)?;
@@ -173,7 +210,7 @@ fn redirect_target(from: &Url, response: &reqwest::Response) -> Result<Url, Fetc
     from.join(location).map_err(|_| bad("to something that is no URL"))
 }
 
-fn build_client(allow: Vec<IpNet>) -> Result<Client, String> {
+fn build_client(resolver: GuardedResolver) -> Result<Client, String> {
     // A second installation is refused, which is as good: then there is a provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
@@ -181,7 +218,7 @@ fn build_client(allow: Vec<IpNet>) -> Result<Client, String> {
         .redirect(reqwest::redirect::Policy::none())
         // A proxy would resolve and connect in our stead, past the guard.
         .no_proxy()
-        .dns_resolver(Arc::new(GuardedResolver { allow: allow.into() }))
+        .dns_resolver(Arc::new(resolver))
         .pool_max_idle_per_host(4)
         .connect_timeout(Duration::from_secs(5))
         .build()
@@ -192,19 +229,37 @@ fn build_client(allow: Vec<IpNet>) -> Result<Client, String> {
 /// connected to.
 struct GuardedResolver {
     allow: Arc<[IpNet]>,
+    lookup: Arc<dyn Lookup>,
+}
+
+/// Addresses of a name: the system's resolver, or the table of a test.
+trait Lookup: Send + Sync {
+    fn lookup(&self, host: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
+}
+
+struct SystemLookup;
+
+impl Lookup for SystemLookup {
+    fn lookup(&self, host: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
+            Ok(found.map(|address| address.ip()).collect())
+        })
+    }
 }
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let allow = Arc::clone(&self.allow);
+        let host = name.as_str().to_owned();
+        let found = self.lookup.lookup(host.clone());
         Box::pin(async move {
-            let host = name.as_str().to_owned();
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
             let (good, bad): (Vec<_>, Vec<_>) =
-                found.into_iter().partition(|a| guard::may_reach(a.ip(), &allow));
+                found.await?.into_iter().partition(|address| guard::may_reach(*address, &allow));
             match (good.is_empty(), bad.first()) {
-                (true, Some(bad)) => Err(FetchError::Refused { host, address: bad.ip() }.into()),
-                _ => Ok(Box::new(good.into_iter()) as Addrs),
+                (true, Some(&address)) => Err(FetchError::Refused { host, address }.into()),
+                // The client puts the URL's port in place of 0.
+                _ => Ok(Box::new(good.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs),
             }
         })
     }

@@ -1,7 +1,12 @@
 //! Attempts to get past the guard, and the transfer's bounds against a real server on loopback.
 
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use reqwest::Url;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -170,4 +175,202 @@ async fn memory_and_number_are_bounded() {
 async fn switched_off_means_off() {
     let off = Fetcher::new(FetchConfig { enabled: false, ..FetchConfig::default() }, 100);
     assert!(matches!(off.fetch("http://example.com/", TIME, &mut |_| true).await, Err(FetchError::Disabled)));
+}
+
+/// Names with their addresses, look-up by look-up; the last one stays.
+struct Names {
+    table: std::collections::HashMap<&'static str, Vec<Vec<IpAddr>>>,
+    asked: parking_lot::Mutex<std::collections::HashMap<String, usize>>,
+}
+
+impl super::Lookup for Names {
+    fn lookup(&self, host: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        let mut asked = self.asked.lock();
+        let times = asked.entry(host.clone()).or_default();
+        let answers = self.table.get(host.as_str());
+        let found = answers.and_then(|answers| answers.get((*times).min(answers.len() - 1)).cloned());
+        *times += 1;
+        Box::pin(async move { found.ok_or_else(|| io::Error::other("no such name")) })
+    }
+}
+
+fn names(table: &[(&'static str, &[&[&str]])]) -> Arc<Names> {
+    let addresses = |list: &&[&str]| list.iter().map(|a| a.parse().unwrap()).collect();
+    let entry =
+        |(name, answers): &(&'static str, &[&[&str]])| (*name, answers.iter().map(addresses).collect());
+    Arc::new(Names { table: table.iter().map(entry).collect(), asked: Default::default() })
+}
+
+/// Takes 127.0.0.2 alone for a public address.
+fn careful(names: &Arc<Names>) -> Fetcher {
+    let allow_networks = vec!["127.0.0.2/32".parse().unwrap()];
+    let config = FetchConfig { allow_networks, ..FetchConfig::default() };
+    Fetcher::with_lookup(config, 100, Arc::clone(names) as _)
+}
+
+/// Servers on one port of 127.0.0.1 and 127.0.0.2 that answer with their own number.
+async fn two_servers() -> (u16, Arc<AtomicUsize>) {
+    let public = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let port = public.local_addr().unwrap().port();
+    let private = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let touched = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&touched);
+    tokio::spawn(async move {
+        while private.accept().await.is_ok() {
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = public.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\npublic")
+                .await;
+        }
+    });
+    (port, touched)
+}
+
+#[tokio::test]
+async fn names_that_lead_inside_are_refused() {
+    let names = names(&[
+        ("loopback.example", &[&["127.0.0.1"]]),
+        ("loopback6.example", &[&["::1"]]),
+        ("metadata.example", &[&["169.254.169.254"]]),
+        ("private.example", &[&["10.0.0.5", "192.168.1.1"]]),
+        ("mapped.example", &[&["::ffff:127.0.0.1"]]),
+        ("nat64.example", &[&["64:ff9b::a9fe:a9fe"]]),
+        ("6to4.example", &[&["2002:7f00:1::"]]),
+        ("unspecified.example", &[&["0.0.0.0"]]),
+        ("localhost", &[&["127.0.0.1"]]),
+        ("localhost.", &[&["127.0.0.1"]]),
+    ]);
+    let fetcher = careful(&names);
+    let hosts: Vec<_> = names.table.keys().copied().collect();
+    for host in hosts {
+        for url in [format!("http://{host}/"), format!("https://{host}:8443/x"), format!("http://{host}:1/")]
+        {
+            let outcome = fetcher.fetch(&url, TIME, &mut |_| true).await;
+            assert!(matches!(outcome, Err(FetchError::Refused { .. })), "{url}: {outcome:?}");
+        }
+    }
+    let outcome = fetcher.fetch("http://nowhere.example/", TIME, &mut |_| true).await;
+    assert!(matches!(outcome, Err(FetchError::Failed { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_name_that_changes_its_address_gains_nothing() {
+    let names = names(&[("rebind.example", &[&["127.0.0.2"], &["127.0.0.1"]])]);
+    let (port, touched) = two_servers().await;
+    let (fetcher, url) = (careful(&names), format!("http://rebind.example:{port}/"));
+    let body = fetcher.fetch(&url, TIME, &mut |_| true).await.unwrap();
+    assert_eq!(&body[..], b"public", "what was checked is what is connected to");
+    assert_eq!(names.asked.lock()["rebind.example"], 1, "one look-up a connection");
+    let again = fetcher.fetch(&url, TIME, &mut |_| true).await;
+    assert!(matches!(again, Err(FetchError::Refused { .. })), "{again:?}");
+    assert_eq!(touched.load(Ordering::SeqCst), 0, "the private server was reached");
+}
+
+#[tokio::test]
+async fn of_several_addresses_only_the_public_ones_are_tried() {
+    let names = names(&[("both.example", &[&["127.0.0.1", "127.0.0.2", "169.254.169.254"]])]);
+    let (port, touched) = two_servers().await;
+    for _ in 0..5 {
+        let body = careful(&names).fetch(&format!("http://both.example:{port}/"), TIME, &mut |_| true).await;
+        assert_eq!(&body.unwrap()[..], b"public");
+    }
+    assert_eq!(touched.load(Ordering::SeqCst), 0, "the private server was reached");
+}
+
+#[tokio::test]
+async fn redirects_lead_nowhere_that_a_url_may_not() {
+    let names = names(&[("inside.example", &[&["127.0.0.1"]])]);
+    let table = [
+        ("http://127.0.0.1/", true),
+        ("http://2130706433/", true),
+        ("http://[::ffff:127.0.0.1]/", true),
+        ("http://169.254.169.254/latest/meta-data/", true),
+        ("http://inside.example/", true),
+        ("//inside.example/", true),
+        ("http://u:p@127.0.0.2/", false),
+        ("file:///etc/passwd", false),
+        ("gopher://127.0.0.2:6379/_FLUSHALL", false),
+        ("ftp://127.0.0.2/", false),
+    ];
+    for (location, by_address) in table {
+        let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer = format!("HTTP/1.1 307 X\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let outcome = careful(&names).fetch(&url, TIME, &mut |_| true).await;
+        match by_address {
+            true => assert!(matches!(outcome, Err(FetchError::Refused { .. })), "{location}: {outcome:?}"),
+            false => assert!(matches!(outcome, Err(FetchError::BadUrl { .. })), "{location}: {outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn forms_of_url_that_confuse_parsers() {
+    let names = names(&[]);
+    let fetcher = careful(&names);
+    let refused = [
+        "http://127.0.0.1./",
+        "http://0x7f.1/",
+        "http://0x7f.0.0.0x1/",
+        "http://017700000001/",
+        "http://127.0.0.1:80/",
+        "http://127.0.0.1:65535/",
+        "http:127.0.0.1/",
+        "http:\\\\127.0.0.1\\",
+        "http://127.0.0.1\\@127.0.0.2/",
+        "HTTP://127.0.0.1/",
+        "http://127.0.0.1#@127.0.0.2/",
+        "http://127.0.0.1?@127.0.0.2/",
+        "http://%31%32%37.0.0.1/",
+        "http://①②⑦.0.0.1/",
+        "http://127。0。0。1/",
+        "http://[0:0:0:0:0:ffff:7f00:1]/",
+        "http://[::7f00:1]/",
+        "http://[64:ff9b::10.0.0.1]/",
+        "http://[2002:a9fe:a9fe::]/",
+        "http://[64:ff9b:1::7f00:1]/",
+        "http://[2001:0:7f00:1::]/",
+        "http://[fec0::1]/",
+    ];
+    for url in refused {
+        let outcome = fetcher.fetch(url, TIME, &mut |_| true).await;
+        assert!(matches!(outcome, Err(FetchError::Refused { .. })), "{url}: {outcome:?}");
+    }
+    let bad = [
+        "http://127.0.0.2:80@127.0.0.1/",
+        "http://127.0.0.2@127.0.0.1/",
+        "http://:p@127.0.0.2/",
+        "http://[fe80::1%25eth0]/",
+        "http://[fe80::1%eth0]/",
+        "http://127.0.0.1:99999/",
+        "http://256.0.0.1/",
+        "http:///",
+        "http://",
+        "file:///etc/passwd",
+        "file://127.0.0.2/etc/passwd",
+        "gopher://127.0.0.2/",
+        "dict://127.0.0.2:11211/stat",
+        "data:image/png;base64,AAAA",
+        "javascript:alert(1)",
+        "ldap://127.0.0.2/",
+        "/etc/passwd",
+        "127.0.0.2/x",
+        "",
+        "http://exa mple.com/",
+    ];
+    for url in bad {
+        let outcome = fetcher.fetch(url, TIME, &mut |_| true).await;
+        assert!(matches!(outcome, Err(FetchError::BadUrl { .. })), "{url}: {outcome:?}");
+    }
 }

@@ -14,6 +14,9 @@ pub(super) struct ErrorBody {
     /// For a program.
     #[schema(example = "corrupt_image")]
     pub(super) code: String,
+    /// The batch that it is about: the same request may be sent again under this id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) request_id: Option<String>,
 }
 
 /// A JSON request: one of the two.

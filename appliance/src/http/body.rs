@@ -1,31 +1,38 @@
-//! Request bodies under bounds: on one body's size, on all bodies together, and on the time a body may take.
+//! Request bodies under bounds: on one body's size, on all bodies together, and on the time a body may take. A large one
+//! goes to a file.
 //!
 //! A body that is refused is still taken off the connection for a moment, in the background and without being kept:
 //! a server that closes with unread data in its socket resets the connection, and the client never sees why.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
+use tokio::fs::File;
+use tokio::io::{AsyncWriteExt, BufWriter};
 use warp::http::HeaderMap;
 use warp::http::header::{CONTENT_LENGTH, EXPECT};
 
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_BYTES: usize = 64 << 20;
+const WRITE_BYTES: usize = 256 << 10;
 
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("the body is larger than {limit} bytes (http.max_body)")]
-    TooLarge { limit: usize },
+    #[error("the body is larger than {limit} bytes ({key})")]
+    TooLarge { limit: usize, key: &'static str },
     #[error("the body did not arrive whole within {} s (http.body_timeout)", limit.as_secs_f32())]
     TimedOut { limit: Duration },
     #[error("the connection ended within the body: {reason}")]
     Broken { reason: String },
     #[error("bodies of other requests fill the memory for bodies (http.max_inflight); try again")]
     NoRoom,
+    #[error("the disk has no room for the body: {0}")]
+    Disk(#[source] io::Error),
 }
 
 /// Memory for bodies, all requests together.
@@ -72,7 +79,15 @@ impl Drop for Share {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
     pub(super) bytes: usize,
+    /// The setting that `bytes` comes from.
+    pub(super) key: &'static str,
     pub(super) time: Duration,
+}
+
+impl BodyLimits {
+    fn exceeded(self) -> BodyError {
+        BodyError::TooLarge { limit: self.bytes, key: self.key }
+    }
 }
 
 /// Reads a body whole. On an error the rest is drained in the background.
@@ -89,7 +104,7 @@ where
 {
     // What the head alone refuses is refused before the stream is asked for a chunk, which would tell a client that
     // waits for "100 Continue" to send.
-    let declared = match declared_length(headers, limits.bytes) {
+    let declared = match declared_length(headers, limits) {
         Ok(declared) => declared,
         Err(error) => {
             discard(headers, stream);
@@ -98,7 +113,7 @@ where
     };
     let mut stream = stream;
     let mut share = budget.share();
-    let collected = collect(&mut stream, declared, limits.bytes, &mut share);
+    let collected = collect(&mut stream, declared, limits, &mut share);
     let error = match tokio::time::timeout(limits.time, collected).await {
         Ok(Ok(body)) => return Ok((body, share)),
         Ok(Err(error)) => error,
@@ -108,13 +123,60 @@ where
     Err(error)
 }
 
+/// Reads a body into a file and returns its length. On an error the rest is drained in the background.
+pub(super) async fn read_to_file<S, B, E>(
+    headers: &HeaderMap,
+    stream: S,
+    limits: BodyLimits,
+    file: File,
+) -> Result<u64, BodyError>
+where
+    S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
+    B: Buf + Send,
+    E: std::fmt::Display + Send,
+{
+    if let Err(error) = declared_length(headers, limits) {
+        discard(headers, stream);
+        return Err(error);
+    }
+    let mut stream = stream;
+    let error = match tokio::time::timeout(limits.time, store(&mut stream, limits, file)).await {
+        Ok(Ok(length)) => return Ok(length),
+        Ok(Err(error)) => error,
+        Err(_) => BodyError::TimedOut { limit: limits.time },
+    };
+    drain(stream);
+    Err(error)
+}
+
+async fn store<S, B, E>(stream: &mut S, limits: BodyLimits, file: File) -> Result<u64, BodyError>
+where
+    S: Stream<Item = Result<B, E>> + Unpin,
+    B: Buf,
+    E: std::fmt::Display,
+{
+    // Small chunks from a slow client would each be a write of their own.
+    let mut file = BufWriter::with_capacity(WRITE_BYTES, file);
+    let mut length = 0;
+    while let Some(chunk) = stream.next().await {
+        let mut chunk = chunk.map_err(|e| BodyError::Broken { reason: e.to_string() })?;
+        length += chunk.remaining();
+        if length > limits.bytes {
+            return Err(limits.exceeded());
+        }
+        file.write_all_buf(&mut chunk).await.map_err(BodyError::Disk)?;
+    }
+    file.flush().await.map_err(BodyError::Disk)?;
+    Ok(length as u64)
+}
+
 /// Content-Length, or 0 where there is none.
-fn declared_length(headers: &HeaderMap, limit: usize) -> Result<usize, BodyError> {
+fn declared_length(headers: &HeaderMap, limits: BodyLimits) -> Result<usize, BodyError> {
     let declared =
         headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     match declared.map(usize::try_from) {
-        Some(Ok(length)) if length <= limit => Ok(length),
-        Some(_) => Err(BodyError::TooLarge { limit }),
+        Some(Ok(length)) if length <= limits.bytes => Ok(length),
+        Some(_) => Err(limits.exceeded()),
         None => Ok(0),
     }
 }
@@ -122,7 +184,7 @@ fn declared_length(headers: &HeaderMap, limit: usize) -> Result<usize, BodyError
 async fn collect<S, B, E>(
     stream: &mut S,
     declared: usize,
-    limit: usize,
+    limits: BodyLimits,
     share: &mut Share,
 ) -> Result<Bytes, BodyError>
 where
@@ -142,8 +204,8 @@ where
     let mut body = BytesMut::with_capacity(declared);
     let mut chunk = first;
     loop {
-        if body.len() + chunk.remaining() > limit {
-            return Err(BodyError::TooLarge { limit });
+        if body.len() + chunk.remaining() > limits.bytes {
+            return Err(limits.exceeded());
         }
         share.grow_to(body.len() + chunk.remaining())?;
         while chunk.has_remaining() {

@@ -7,6 +7,7 @@ use warp::http::{Response as HttpResponse, StatusCode};
 use warp::reply::Response;
 
 use super::api::{ErrorBody, HealthReply, PredictBody, PredictManyReply, PredictReply};
+use super::batch::{BatchAccepted, BatchBody, BatchForm, BatchStatusReply};
 
 const PAGE: &str = include_str!("docs.html");
 
@@ -18,10 +19,21 @@ const PAGE: &str = include_str!("docs.html");
         description = "Fish classification: post a photo, get a species. Errors are always {\"error\", \"code\"}.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    paths(predict, health, health_live, health_ready, metrics),
-    components(schemas(PredictBody, PredictReply, PredictManyReply, ErrorBody, HealthReply)),
+    paths(predict, batch_predict, batch_status, batch_results, health, health_live, health_ready, metrics),
+    components(schemas(
+        PredictBody,
+        PredictReply,
+        PredictManyReply,
+        BatchBody,
+        BatchForm,
+        BatchAccepted,
+        BatchStatusReply,
+        ErrorBody,
+        HealthReply
+    )),
     tags(
         (name = "predict", description = "Images in, species out"),
+        (name = "batch", description = "Many images in, species out later"),
         (name = "operate", description = "For load balancers, supervisors and Prometheus")
     )
 )]
@@ -77,6 +89,79 @@ struct FormBody {
     /// The images; the field may be repeated.
     file: Vec<Vec<u8>>,
 }
+
+/// Submit a batch.
+///
+/// JSON with `image_urls`, or multipart/form-data with one or more fields called `file`. When the answer comes, the work
+/// is in the queue durably. The same `request_id` with the same content is the same batch, however often it is sent: an
+/// answer that did not arrive is had by sending the same again.
+#[utoipa::path(
+    post,
+    path = "/batch/predict",
+    tag = "batch",
+    params(
+        ("request_id" = Option<String>, Query, description = "Your id for the batch; also in the body"),
+        ("camera" = Option<String>, Query, description = "Camera that took the pictures; also in the body"),
+        ("top_k" = Option<u32>, Query, description = "How many labels each result has; also in the body"),
+        ("X-Request-Id" = Option<String>, Header, description = "Your id for this HTTP request, not for the batch")
+    ),
+    request_body(
+        description = "URLs or files",
+        content((BatchBody = "application/json"), (BatchForm = "multipart/form-data"))
+    ),
+    responses(
+        (status = 202, description = "Taken, now or before; Location says where its status is", body = BatchAccepted),
+        (status = 400, description = "empty_body, invalid_json, invalid_multipart, invalid_query, invalid_url, no_images, body_incomplete", body = ErrorBody),
+        (status = 403, description = "batch_disabled", body = ErrorBody),
+        (status = 408, description = "body_timeout", body = ErrorBody),
+        (status = 409, description = "request_id_taken: by a batch with other content", body = ErrorBody),
+        (status = 413, description = "body_too_large, too_many_images, image_too_large, batch_too_large", body = ErrorBody),
+        (status = 415, description = "unsupported_type", body = ErrorBody),
+        (status = 429, description = "overloaded, queue_full; Retry-After says when to come back", body = ErrorBody),
+        (status = 500, description = "internal", body = ErrorBody),
+        (status = 503, description = "not_ready, draining, link_unavailable, spool_unavailable; send the same again after Retry-After, with the request_id of the error", body = ErrorBody)
+    )
+)]
+#[allow(dead_code)]
+fn batch_predict() {}
+
+/// How far a batch is.
+#[utoipa::path(
+    get,
+    path = "/batch/status/{id}",
+    tag = "batch",
+    params(("id" = String, Path, description = "Id of the batch")),
+    responses(
+        (status = 200, description = "Where it stands", body = BatchStatusReply),
+        (status = 403, description = "batch_disabled", body = ErrorBody),
+        (status = 404, description = "unknown_batch", body = ErrorBody),
+        (status = 500, description = "internal", body = ErrorBody),
+        (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody)
+    )
+)]
+#[allow(dead_code)]
+fn batch_status() {}
+
+/// The results of a finished batch.
+///
+/// One line of JSON an image, in the order of the images: `request_id`, `index`, `image_url`, and `status` `ok` with
+/// what was seen, or `failed` with `code` and `error`.
+#[utoipa::path(
+    get,
+    path = "/batch/results/{id}",
+    tag = "batch",
+    params(("id" = String, Path, description = "Id of the batch")),
+    responses(
+        (status = 200, description = "JSON lines", body = String, content_type = "application/x-ndjson"),
+        (status = 403, description = "batch_disabled", body = ErrorBody),
+        (status = 404, description = "unknown_batch, batch_not_finished", body = ErrorBody),
+        (status = 429, description = "overloaded: too many downloads at once", body = ErrorBody),
+        (status = 500, description = "internal", body = ErrorBody),
+        (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody)
+    )
+)]
+#[allow(dead_code)]
+fn batch_results() {}
 
 /// How the appliance is: version, device, models, queue, outbox, links.
 #[utoipa::path(get, path = "/health", tag = "operate", responses(

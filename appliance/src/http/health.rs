@@ -9,8 +9,8 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::api::{
-    BatchHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply, ModelHealth, OutboxHealth,
-    QueueHealth, UplinkHealth,
+    BatchHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply, ModelHealth,
+    OutboxHealth, QueueHealth, UplinkHealth,
 };
 use super::reply::json;
 use crate::VERSION;

@@ -1,6 +1,7 @@
 //! The HTTP contract: routes by resource, bodies under bounds, errors in one shape.
 
 mod api;
+mod batch;
 mod body;
 mod docs;
 mod forms;
@@ -30,8 +31,19 @@ pub use server::{BindError, Server};
 use crate::app::App;
 use reply::ApiError;
 
-const ROUTES: [&str; 8] =
-    ["/", "/predict", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs"];
+const ROUTES: [&str; 9] = [
+    "/",
+    "/predict",
+    "/batch/predict",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+];
+/// Routes that go on with an id.
+const ROUTES_BY_ID: [&str; 2] = ["/batch/status/", "/batch/results/"];
 
 /// All routes.
 pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
@@ -43,9 +55,20 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .and(warp::post())
         .and(state.clone())
         .and(warp::header::headers_cloned())
-        .and(raw_query)
+        .and(raw_query.clone())
         .and(warp::body::stream())
         .then(predict::handle);
+    let batch_predict = warp::path!("batch" / "predict")
+        .and(warp::post())
+        .and(state.clone())
+        .and(warp::header::headers_cloned())
+        .and(raw_query)
+        .and(warp::body::stream())
+        .then(batch::submit);
+    let batch_status =
+        warp::path!("batch" / "status" / String).and(get_head).and(state.clone()).then(batch::status);
+    let batch_results =
+        warp::path!("batch" / "results" / String).and(warp::get()).and(state.clone()).then(batch::results);
     let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
     let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
     let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
@@ -62,6 +85,12 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .map(unrouted);
 
     predict
+        .or(batch_predict)
+        .unify()
+        .or(batch_status)
+        .unify()
+        .or(batch_results)
+        .unify()
         .or(health)
         .unify()
         .or(live)
@@ -82,6 +111,45 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .unify()
 }
 
+/// The routes of a worker: how it is, and nothing to ask of it.
+pub fn worker_routes(
+    app: Arc<App>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
+    let get_head = warp::get().or(warp::head()).unify();
+    let state = warp::any().map(move || Arc::clone(&app));
+    let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
+    let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
+    let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
+    let metrics = warp::path!("metrics").and(get_head).and(state.clone()).map(metrics::handle);
+    let fallback = warp::any()
+        .and(state)
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .map(not_a_workers);
+    health
+        .or(live)
+        .unify()
+        .or(ready)
+        .unify()
+        .or(metrics)
+        .unify()
+        .or(fallback)
+        .unify()
+        .recover(unreadable)
+        .unify()
+}
+
+fn not_a_workers<S, B>(app: Arc<App>, headers: HeaderMap, body: S) -> Response
+where
+    S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
+    B: Buf + Send,
+{
+    body::discard(&headers, Box::pin(body));
+    let message = "this is a worker: it answers GET /health, /health/live, /health/ready and /metrics only";
+    app.metrics().request("other", StatusCode::NOT_FOUND.as_u16());
+    ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response(None)
+}
+
 /// What no route took: 405 on a path that there is, else 404. A body is taken off the connection as with every refusal.
 fn unrouted<S, B>(app: Arc<App>, path: FullPath, headers: HeaderMap, body: S) -> Response
 where
@@ -89,7 +157,10 @@ where
     B: Buf + Send,
 {
     body::discard(&headers, Box::pin(body));
-    let error = if ROUTES.contains(&path.as_str()) {
+    let by_id = |route: &&str| {
+        path.as_str().strip_prefix(*route).is_some_and(|id| !id.is_empty() && !id.contains('/'))
+    };
+    let error = if ROUTES.contains(&path.as_str()) || ROUTES_BY_ID.iter().any(by_id) {
         ApiError::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",

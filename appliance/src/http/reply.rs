@@ -9,6 +9,9 @@ use warp::reply::Response;
 
 use super::api::ErrorBody;
 use super::body::BodyError;
+use crate::batch::BatchError;
+use crate::batch::intake::{IntakeError, OptionError, Place};
+use crate::batch::spool::SpoolError;
 use crate::fetch::FetchError;
 use crate::lanes::{ClassifyError, LaneError};
 use crate::predict::PredictError;
@@ -18,6 +21,11 @@ use gpu_kernels::DecodeError;
 /// Header that carries the request's id, in both directions.
 pub(super) const REQUEST_ID: &str = "x-request-id";
 
+/// A link or a full queue is not back after a second.
+const LINK_PAUSE: Duration = Duration::from_secs(5);
+/// Paths are the operator's business.
+const NO_SPOOL: &str = "the appliance's disk has no room for this at the moment";
+
 /// An error as the client sees it.
 #[derive(Clone, Debug)]
 pub(super) struct ApiError {
@@ -25,11 +33,13 @@ pub(super) struct ApiError {
     pub(super) code: &'static str,
     pub(super) message: String,
     pub(super) retry_after: Option<Duration>,
+    /// The batch that the error is about, where the client needs its id to try again.
+    pub(super) batch: Option<String>,
 }
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry_after: None }
+        Self { status, code, message: message.into(), retry_after: None, batch: None }
     }
 
     pub(super) fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
@@ -47,7 +57,7 @@ impl ApiError {
     }
 
     pub(super) fn body(&self) -> ErrorBody {
-        ErrorBody { error: self.message.clone(), code: self.code.to_owned() }
+        ErrorBody { error: self.message.clone(), code: self.code.to_owned(), request_id: self.batch.clone() }
     }
 
     pub(super) fn into_response(self, request_id: Option<&str>) -> Response {
@@ -115,13 +125,14 @@ impl From<PredictError> for ApiError {
 impl From<&LaneError> for ApiError {
     fn from(error: &LaneError) -> Self {
         let message = error.to_string();
+        let code = error.code();
         match error {
-            LaneError::DeadlinePassed => Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message),
-            LaneError::NoDevice => Self::unavailable("no_device", message),
-            LaneError::Panicked => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "lane_failed", message),
+            LaneError::DeadlinePassed => Self::new(StatusCode::GATEWAY_TIMEOUT, code, message),
+            LaneError::NoDevice => Self::unavailable(code, message),
             LaneError::Classify(ClassifyError::Decode(image)) => image.into(),
-            LaneError::Classify(ClassifyError::Preprocess(_) | ClassifyError::Engine(_)) => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", message)
+            LaneError::Panicked
+            | LaneError::Classify(ClassifyError::Preprocess(_) | ClassifyError::Engine(_)) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message)
             }
         }
     }
@@ -152,19 +163,19 @@ impl From<&OutboxError> for ApiError {
 impl From<FetchError> for ApiError {
     fn from(error: FetchError) -> Self {
         let message = error.to_string();
-        let (status, code) = match error {
-            FetchError::Disabled => (StatusCode::FORBIDDEN, "fetch_disabled"),
-            FetchError::BadUrl { .. } => (StatusCode::BAD_REQUEST, "invalid_url"),
-            FetchError::Refused { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "url_refused"),
-            FetchError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "image_too_large"),
-            FetchError::TimedOut { .. } => (StatusCode::GATEWAY_TIMEOUT, "fetch_timeout"),
-            FetchError::Failed { .. } | FetchError::Status { .. } | FetchError::Redirects { .. } => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "fetch_failed")
-            }
+        let status = match &error {
+            FetchError::Disabled => StatusCode::FORBIDDEN,
+            FetchError::BadUrl { .. } => StatusCode::BAD_REQUEST,
+            FetchError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            FetchError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
+            FetchError::Refused { .. }
+            | FetchError::Failed { .. }
+            | FetchError::Status { .. }
+            | FetchError::Redirects { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             FetchError::NoRoom => return Self::overloaded(message, Duration::from_secs(1)),
-            FetchError::Client(_) => (StatusCode::INTERNAL_SERVER_ERROR, "fetch_unavailable"),
+            FetchError::Client(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, code, message)
+        Self::new(status, error.code(), message)
     }
 }
 
@@ -176,6 +187,93 @@ impl From<BodyError> for ApiError {
             BodyError::TimedOut { .. } => Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message),
             BodyError::Broken { .. } => Self::bad_request("body_incomplete", message),
             BodyError::NoRoom => Self::overloaded(message, Duration::from_secs(1)),
+            BodyError::Disk(error) => {
+                tracing::warn!(%error, "a body could not be spooled");
+                Self::unavailable("spool_unavailable", NO_SPOOL)
+            }
         }
+    }
+}
+
+impl From<BatchError> for ApiError {
+    fn from(error: BatchError) -> Self {
+        let (message, batch) = (error.to_string(), error.request_id().map(str::to_owned));
+        let base = match error {
+            BatchError::Intake(intake) => intake.into(),
+            BatchError::Spool(spool) => spool.into(),
+            BatchError::Id(_) | BatchError::Unknown { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "unknown_batch", message)
+            }
+            BatchError::NotFinished { .. } => Self::new(StatusCode::NOT_FOUND, "batch_not_finished", message),
+            BatchError::IdTaken { .. } => Self::new(StatusCode::CONFLICT, "request_id_taken", message),
+            BatchError::Busy { .. } | BatchError::BeingSubmitted { .. } => {
+                Self::overloaded(message, Duration::from_secs(1))
+            }
+            BatchError::TooMuch { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "batch_too_large", message)
+            }
+            BatchError::QueueFull { .. } => {
+                let base = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message);
+                Self { retry_after: Some(LINK_PAUSE), ..base }
+            }
+            BatchError::Link { source, .. } => {
+                // Hosts and buckets are the operator's business: the client is told which link, the log the rest.
+                tracing::warn!(
+                    batch,
+                    error = source.in_full(),
+                    "a batch request met a link that does not work"
+                );
+                let base = Self::unavailable("link_unavailable", message);
+                Self { retry_after: Some(LINK_PAUSE), ..base }
+            }
+            BatchError::Internal(reason) => {
+                tracing::error!(batch, error = reason, "a batch request failed");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the batch could not be handled")
+            }
+        };
+        Self { batch, ..base }
+    }
+}
+
+impl From<IntakeError> for ApiError {
+    fn from(error: IntakeError) -> Self {
+        let message = error.to_string();
+        let code = match error {
+            IntakeError::Option(option) => return option.into(),
+            IntakeError::Spool(spool) => return spool.into(),
+            IntakeError::TooMany { .. } => {
+                return Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_images", message);
+            }
+            IntakeError::FileTooLarge { .. } => {
+                return Self::new(StatusCode::PAYLOAD_TOO_LARGE, "image_too_large", message);
+            }
+            IntakeError::UnsupportedType { .. } => {
+                return Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_type", message);
+            }
+            IntakeError::EmptyBody => "empty_body",
+            IntakeError::Json(_) => "invalid_json",
+            IntakeError::Form(_) | IntakeError::LongField { .. } => "invalid_multipart",
+            IntakeError::LongString { .. } | IntakeError::BadUrl { .. } => "invalid_url",
+            IntakeError::NoImages { .. } => "no_images",
+        };
+        Self::bad_request(code, message)
+    }
+}
+
+impl From<OptionError> for ApiError {
+    fn from(error: OptionError) -> Self {
+        let code = match error.place {
+            Place::Query => "invalid_query",
+            Place::Json => "invalid_json",
+            Place::Form => "invalid_multipart",
+        };
+        Self::bad_request(code, error.to_string())
+    }
+}
+
+impl From<SpoolError> for ApiError {
+    fn from(error: SpoolError) -> Self {
+        tracing::warn!(%error, "a file could not be spooled");
+        Self::unavailable("spool_unavailable", NO_SPOOL)
     }
 }

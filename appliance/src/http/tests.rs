@@ -12,8 +12,8 @@ use super::body::{self, BodyBudget, BodyError, BodyLimits};
 use super::reply::ApiError;
 use crate::predict::PredictError;
 
-const NO_TIME: BodyLimits = BodyLimits { bytes: 10, time: Duration::from_millis(10) };
-const LIMITS: BodyLimits = BodyLimits { bytes: 10, time: Duration::from_secs(5) };
+const NO_TIME: BodyLimits = BodyLimits { bytes: 10, key: "http.max_body", time: Duration::from_millis(10) };
+const LIMITS: BodyLimits = BodyLimits { bytes: 10, key: "http.max_body", time: Duration::from_secs(5) };
 
 fn chunks(
     parts: &[&'static [u8]],
@@ -34,9 +34,9 @@ async fn bodies_are_put_together_up_to_the_bound() {
     let (body, _share) = body::read(&length(5), chunks(&[b"01234"]), LIMITS, &budget).await.unwrap();
     assert_eq!(&body[..], b"01234");
     let over = body::read(&HeaderMap::new(), chunks(&[b"01234", b"567890"]), LIMITS, &budget).await;
-    assert!(matches!(over, Err(BodyError::TooLarge { limit: 10 })));
+    assert!(matches!(over, Err(BodyError::TooLarge { limit: 10, .. })));
     let declared = body::read(&length(11), chunks(&[]), LIMITS, &budget).await;
-    assert!(matches!(declared, Err(BodyError::TooLarge { limit: 10 })));
+    assert!(matches!(declared, Err(BodyError::TooLarge { limit: 10, .. })));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Classified, ClassifyError};
 
@@ -27,9 +27,25 @@ pub enum LaneError {
     NoDevice,
 }
 
+impl LaneError {
+    /// The reason for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::DeadlinePassed => "deadline_exceeded",
+            Self::NoDevice => "no_device",
+            Self::Panicked => "lane_failed",
+            Self::Classify(ClassifyError::Decode(image)) => image.code(),
+            Self::Classify(ClassifyError::Preprocess(_) | ClassifyError::Engine(_)) => "inference_failed",
+        }
+    }
+}
+
 pub(super) struct Job {
     pub(super) image: Bytes,
-    pub(super) deadline: Instant,
+    /// None for batch work, which waits as long as it must.
+    pub(super) deadline: Option<Instant>,
     pub(super) queued: Instant,
     pub(super) reply: oneshot::Sender<LaneReply>,
+    /// Its place among the batch jobs that wait; given back when a lane takes the job.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }

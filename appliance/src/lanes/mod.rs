@@ -1,7 +1,8 @@
-//! Lanes: threads that own a device each, behind one bounded queue. Only a lane touches a device.
+//! Lanes: threads that own a device each, behind two bounded queues: real-time work, and batch work, which a lane takes
+//! only while no real-time job waits. Only a lane touches a device.
 //!
 //! Invariants:
-//! - The queue is bounded; a submit beyond its bound is refused at once ([`SubmitError::Full`]).
+//! - The queues are bounded; a submit beyond the bound is refused at once ([`SubmitError::Full`]), a batch submit waits.
 //! - A job whose client has gone, or whose deadline has passed, is answered without being computed.
 //! - A panic inside a device ends that device, not the thread: the job is answered with [`LaneError::Panicked`], the
 //!   device is built anew, and the other lanes go on.
@@ -22,7 +23,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
 pub use job::{LaneError, LaneReply};
@@ -31,14 +32,25 @@ pub use worker::{LaneObserver, SkipReason};
 use crate::engine::EngineError;
 use job::Job;
 
+/// Batch jobs that may wait, a lane: enough that no lane idles while the next image is on its way, few enough that the
+/// images in memory stay few.
+const BATCH_JOBS_A_LANE: usize = 2;
+
 /// The lanes of one model on one device.
 pub struct Lanes {
-    queue: Mutex<Option<Sender<Job>>>,
+    queues: Mutex<Option<Queues>>,
     depth: Receiver<Job>,
+    batch_depth: Receiver<Job>,
+    batch_room: Arc<Semaphore>,
     capacity: usize,
     alive: Arc<AtomicUsize>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
+}
+
+struct Queues {
+    real_time: Sender<Job>,
+    batch: Sender<Job>,
 }
 
 /// Why a job was not taken.
@@ -67,6 +79,8 @@ impl Lanes {
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
         let (send, receive) = bounded::<Job>(capacity.max(1));
+        let batch_capacity = (count * BATCH_JOBS_A_LANE).max(1);
+        let (send_batch, receive_batch) = bounded::<Job>(batch_capacity);
         let alive = Arc::new(AtomicUsize::new(0));
         let (ready, started) = bounded(count);
         let mut threads = Vec::with_capacity(count);
@@ -74,6 +88,7 @@ impl Lanes {
             let worker = worker::Worker {
                 lane,
                 jobs: receive.clone(),
+                batch: receive_batch.clone(),
                 factory: Arc::clone(&factory),
                 observer: Arc::clone(&observer),
                 alive: Arc::clone(&alive),
@@ -84,8 +99,10 @@ impl Lanes {
         }
         drop(ready);
         let lanes = Self {
-            queue: Mutex::new(Some(send)),
+            queues: Mutex::new(Some(Queues { real_time: send, batch: send_batch })),
             depth: receive,
+            batch_depth: receive_batch,
+            batch_room: Arc::new(Semaphore::new(batch_capacity)),
             capacity: capacity.max(1),
             alive,
             threads: Mutex::new(threads),
@@ -110,25 +127,47 @@ impl Lanes {
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { image, deadline, queued: Instant::now(), reply };
-        match self.queue.lock().as_ref().map(|queue| queue.try_send(job)) {
+        let job = Job { image, deadline: Some(deadline), queued: Instant::now(), reply, place: None };
+        match self.queues.lock().as_ref().map(|queues| queues.real_time.try_send(job)) {
             Some(Ok(())) => Ok(answer),
             Some(Err(TrySendError::Full(_))) => Err(SubmitError::Full { capacity: self.capacity }),
             Some(Err(TrySendError::Disconnected(_))) | None => Err(SubmitError::Stopped),
         }
     }
 
-    /// Whether a submit would be refused now: lets a caller refuse before it reads a body.
+    /// Queues an encoded image of a batch as soon as there is room; it is computed when no real-time job waits, and it
+    /// has no deadline. Dropping the receiver cancels the job, and dropping the future takes it back.
+    ///
+    /// # Errors
+    /// [`SubmitError::Stopped`] after [`Lanes::stop`].
+    pub async fn submit_batch(&self, image: Bytes) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+        let place = Arc::clone(&self.batch_room).acquire_owned().await;
+        let place = place.map_err(|_| SubmitError::Stopped)?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place) };
+        match self.queues.lock().as_ref().map(|queues| queues.batch.try_send(job)) {
+            Some(Ok(())) => Ok(answer),
+            // There are as many places in the queue as permits, so it cannot be full for who holds one.
+            Some(Err(_)) | None => Err(SubmitError::Stopped),
+        }
+    }
+
+    /// Whether a real-time submit would be refused now: lets a caller refuse before it reads a body.
     pub fn is_full(&self) -> bool {
         self.depth.len() >= self.capacity
     }
 
-    /// Jobs that wait.
+    /// Real-time jobs that wait.
     pub fn depth(&self) -> usize {
         self.depth.len()
     }
 
-    /// Bound of the queue.
+    /// Batch jobs that wait.
+    pub fn batch_depth(&self) -> usize {
+        self.batch_depth.len()
+    }
+
+    /// Bound of the real-time queue.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -145,7 +184,8 @@ impl Lanes {
 
     /// Stops taking jobs, finishes those that wait, and joins the threads.
     pub fn stop(&self) {
-        self.queue.lock().take();
+        self.batch_room.close();
+        self.queues.lock().take();
         for thread in self.threads.lock().drain(..) {
             // A worker contains its devices' panics; nothing is left to say about one that did not.
             let _ = thread.join();

@@ -144,6 +144,99 @@ fn stop_finishes_what_was_accepted() {
     assert_eq!(lanes.submit(image(0), soon()).unwrap_err(), SubmitError::Stopped);
 }
 
+/// Notes the order in which images come; the number is the second byte.
+struct Noting(Arc<Mutex<Vec<u8>>>);
+
+impl LaneDevice for Noting {
+    fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
+        self.0.lock().push(image[1]);
+        Simulated.classify(image)
+    }
+}
+
+#[tokio::test]
+async fn real_time_goes_before_batch_work_that_waited_longer() {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&order);
+    let factory: DeviceFactory = Arc::new(move |_| Ok(Box::new(Noting(Arc::clone(&noted)))));
+    let lanes = Arc::new(Lanes::start(1, 8, factory, Arc::new(Counts::default())).unwrap());
+    let busy = lanes.submit(Bytes::from_static(&[100, 0]), soon()).unwrap();
+    while lanes.depth() > 0 {
+        tokio::task::yield_now().await;
+    }
+    // The batch queue is full and more waits before it.
+    let mut batch: Vec<_> = (10..16)
+        .map(|n| {
+            let lanes = Arc::clone(&lanes);
+            tokio::spawn(async move { lanes.submit_batch(Bytes::from(vec![5, n])).await.unwrap().await })
+        })
+        .collect();
+    while lanes.batch_depth() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let urgent: Vec<_> = (1..5).map(|n| lanes.submit(Bytes::from(vec![5, n]), soon()).unwrap()).collect();
+    assert!(!lanes.is_full(), "batch work takes no room from real-time work");
+    for answer in urgent {
+        assert!(answer.await.unwrap().is_ok());
+    }
+    assert!(busy.await.unwrap().is_ok());
+    assert_eq!(order.lock()[..5], [0, 1, 2, 3, 4]);
+    // And when nothing urgent waits, batch work has the lane.
+    for answer in batch.drain(..) {
+        assert!(answer.await.unwrap().unwrap().is_ok());
+    }
+    assert_eq!(order.lock().len(), 11);
+    assert_eq!(lanes.batch_depth(), 0);
+}
+
+#[tokio::test]
+async fn batch_work_waits_for_room_and_is_cancelled_by_dropping_it() {
+    let (lanes, counts) = start(1, 8);
+    let busy = lanes.submit(image(150), soon()).unwrap();
+    while lanes.depth() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let kept = lanes.submit_batch(image(1)).await.unwrap();
+    drop(lanes.submit_batch(image(1)).await.unwrap());
+    let waiting = tokio::time::timeout(Duration::from_millis(20), lanes.submit_batch(image(1))).await;
+    assert!(waiting.is_err(), "there is room for two batch jobs a lane");
+    assert_eq!(lanes.batch_depth(), 2);
+    let later = lanes.submit_batch(image(2)).await.unwrap();
+    assert!(busy.await.unwrap().is_ok());
+    assert_eq!(kept.await.unwrap().unwrap().0.scores, [1.0]);
+    assert_eq!(later.await.unwrap().unwrap().0.scores, [2.0]);
+    assert_eq!(counts.skipped.lock().get(&SkipReason::Cancelled), Some(&1));
+    assert_eq!(counts.computed.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn stop_answers_batch_work_too_and_wakes_who_waits_for_room() {
+    let (lanes, _) = start(1, 8);
+    let lanes = Arc::new(lanes);
+    let busy = lanes.submit(image(100), soon()).unwrap();
+    while lanes.depth() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let accepted = [lanes.submit_batch(image(1)).await.unwrap(), lanes.submit_batch(image(1)).await.unwrap()];
+    let waiting = tokio::spawn({
+        let lanes = Arc::clone(&lanes);
+        async move { lanes.submit_batch(image(1)).await.map(|_| ()) }
+    });
+    tokio::task::yield_now().await;
+    tokio::task::spawn_blocking({
+        let lanes = Arc::clone(&lanes);
+        move || lanes.stop()
+    })
+    .await
+    .unwrap();
+    assert!(busy.await.unwrap().is_ok());
+    for answer in accepted {
+        assert!(answer.await.unwrap().is_ok());
+    }
+    assert_eq!(waiting.await.unwrap(), Err(SubmitError::Stopped));
+    assert_eq!(lanes.submit_batch(image(1)).await.unwrap_err(), SubmitError::Stopped);
+}
+
 #[test]
 fn a_panic_while_starting_stops_the_start() {
     let factory: DeviceFactory = Arc::new(|lane| match lane {

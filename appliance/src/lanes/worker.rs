@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased};
 
 use super::job::{Job, LaneError};
 use super::{Classified, DeviceFactory, LaneDevice};
@@ -53,6 +53,7 @@ fn yield_to_io() {
 pub(super) struct Worker {
     pub(super) lane: usize,
     pub(super) jobs: Receiver<Job>,
+    pub(super) batch: Receiver<Job>,
     pub(super) factory: DeviceFactory,
     pub(super) observer: Arc<dyn LaneObserver>,
     pub(super) alive: Arc<AtomicUsize>,
@@ -91,7 +92,7 @@ impl Worker {
 
     /// Serves jobs; returns true when the device panicked, false when the queue was closed.
     fn serve(&self, device: &mut dyn LaneDevice) -> bool {
-        while let Ok(job) = self.jobs.recv() {
+        while let Some(job) = self.next() {
             let Some(job) = self.still_wanted(job) else { continue };
             let started = Instant::now();
             let waited = started.duration_since(job.queued);
@@ -111,12 +112,31 @@ impl Worker {
         false
     }
 
+    /// The next job: a batch job only when no real-time job waits. None when both queues are closed and empty.
+    fn next(&self) -> Option<Job> {
+        select_biased! {
+            recv(self.jobs) -> job => match job {
+                Ok(job) => Some(job),
+                // Both queues are closed at the same moment, so this ends.
+                Err(_) => self.batch.recv().ok(),
+            },
+            recv(self.batch) -> job => match job {
+                Ok(job) => Some(job),
+                Err(_) => self.jobs.recv().ok(),
+            },
+        }
+        .map(|mut job| {
+            job.place.take();
+            job
+        })
+    }
+
     fn still_wanted(&self, job: Job) -> Option<Job> {
         if job.reply.is_closed() {
             self.observer.skipped(self.lane, SkipReason::Cancelled);
             return None;
         }
-        if job.deadline <= Instant::now() {
+        if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             self.observer.skipped(self.lane, SkipReason::Deadline);
             let _ = job.reply.send(Err(LaneError::DeadlinePassed));
             return None;
@@ -150,12 +170,14 @@ impl Worker {
 
     /// With no device on any lane the jobs would wait for ever, so they are answered. Err when the queue is closed.
     fn refuse_waiting(&self) -> Result<(), ()> {
-        loop {
-            match self.jobs.try_recv() {
+        let refuse_all = |jobs: &Receiver<Job>| loop {
+            match jobs.try_recv() {
                 Ok(job) => drop(job.reply.send(Err(LaneError::NoDevice))),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(()),
             }
-        }
+        };
+        let (jobs, batch) = (refuse_all(&self.jobs), refuse_all(&self.batch));
+        jobs.and(batch)
     }
 }

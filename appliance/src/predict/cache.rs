@@ -40,7 +40,8 @@ impl ContentCache {
     /// A cache in this process before one that others share, which gets `timeout` to answer.
     pub fn shared(local: EmbeddedState, store: Arc<dyn StateStore>, timeout: Duration) -> Self {
         let puts = Arc::new(Semaphore::new(MOST_PUTS));
-        let shared = Shared { store, timeout, began: Instant::now(), paused_until_ms: AtomicU64::new(0), puts };
+        let shared =
+            Shared { store, timeout, began: Instant::now(), paused_until_ms: AtomicU64::new(0), puts };
         Self { local, shared: Some(shared) }
     }
 

@@ -118,7 +118,7 @@ impl PredictService {
         let digest = blake3::hash(&request.image);
         let key = self.model.cache_key(&digest);
         let computed = self.outcome(&key, &request).await?;
-        let predictions = self.best(&computed.outcome.scores, request.top_k);
+        let predictions = self.model.best(&computed.outcome.scores, request.top_k);
         let cached = computed.timing.is_none();
         self.record(&request, &digest, &computed.outcome, &predictions, cached).await?;
         if let Some(first) = predictions.first() {
@@ -259,14 +259,6 @@ impl PredictService {
         appended.map_err(|_| PredictError::DeadlineExceeded)??;
         self.metrics.stage(Stage::Outbox, started.elapsed());
         Ok(())
-    }
-
-    /// The `top_k` best labels, best first; equal scores keep the labels' order.
-    fn best(&self, scores: &[f32], top_k: usize) -> Vec<Score> {
-        let mut order: Vec<usize> = (0..scores.len().min(self.model.labels.len())).collect();
-        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-        order.truncate(top_k.max(1));
-        order.into_iter().map(|i| Score { label: self.model.labels[i].clone(), score: scores[i] }).collect()
     }
 
     /// Offers the image to the next training set; never waits.

@@ -1,6 +1,6 @@
 //! The identity of the model that serves, as answers, events and cache keys need it.
 
-use cloud_sync::event::ModelRef;
+use cloud_sync::event::{ModelRef, Score};
 
 use crate::models::{Bundle, ModelFile, Precision};
 
@@ -48,5 +48,13 @@ impl ServingModel {
     /// The model as events name it.
     pub fn event_ref(&self) -> ModelRef {
         ModelRef { name: self.name.clone(), version: self.version.clone(), digest: self.digest.clone() }
+    }
+
+    /// The `top_k` best labels, best first; equal scores keep the labels' order.
+    pub fn best(&self, scores: &[f32], top_k: usize) -> Vec<Score> {
+        let mut order: Vec<usize> = (0..scores.len().min(self.labels.len())).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        order.truncate(top_k.max(1));
+        order.into_iter().map(|i| Score { label: self.labels[i].clone(), score: scores[i] }).collect()
     }
 }

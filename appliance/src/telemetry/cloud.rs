@@ -98,7 +98,11 @@ pub(super) struct CloudGauges {
 impl CloudGauges {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register("link_up", "1 while the newest call over the link worked", self.link_up.clone());
-        r.register("link_failures", "Calls over the link that failed since the start", self.link_failures.clone());
+        r.register(
+            "link_failures",
+            "Calls over the link that failed since the start",
+            self.link_failures.clone(),
+        );
         r.register("uplink_backlog", "Events that have not reached Kafka", self.uplink_backlog.clone());
         r.register_with_unit(
             "uplink_oldest_age",
@@ -107,17 +111,37 @@ impl CloudGauges {
             self.uplink_oldest_age.clone(),
         );
         r.register("uplink_sent", "Events sent to Kafka since the start", self.uplink_sent.clone());
-        r.register("uplink_dead_lettered", "Events that Kafka refused for good", self.uplink_dead_lettered.clone());
-        r.register("uplink_lost", "Events that retention dropped before they were sent", self.uplink_lost.clone());
+        r.register(
+            "uplink_dead_lettered",
+            "Events that Kafka refused for good",
+            self.uplink_dead_lettered.clone(),
+        );
+        r.register(
+            "uplink_lost",
+            "Events that retention dropped before they were sent",
+            self.uplink_lost.clone(),
+        );
         r.register("capture_waiting", "Captured images that wait to be sent", self.capture_waiting.clone());
         r.register_with_unit("capture_size", "Their size on disk", Unit::Bytes, self.capture_size.clone());
         r.register("capture_sent", "Captured images sent since the start", self.capture_sent.clone());
         r.register("capture_skipped", "Images not captured for want of room", self.capture_skipped.clone());
         r.register("batch_waiting", "Batch messages that wait for work", self.batch_waiting.clone());
         r.register("batch_inflight", "Batch messages out for work", self.batch_inflight.clone());
-        r.register("batch_paused", "1 while enough batch messages are out for work", self.batch_paused.clone());
-        r.register("batch_partitions", "Partitions that this process works on", self.batch_partitions.clone());
-        r.register("batch_images_completed", "Batch images classified since the start", self.batch_completed.clone());
+        r.register(
+            "batch_paused",
+            "1 while enough batch messages are out for work",
+            self.batch_paused.clone(),
+        );
+        r.register(
+            "batch_partitions",
+            "Partitions that this process works on",
+            self.batch_partitions.clone(),
+        );
+        r.register(
+            "batch_images_completed",
+            "Batch images classified since the start",
+            self.batch_completed.clone(),
+        );
         r.register("batch_images_failed", "Batch images failed since the start", self.batch_failed.clone());
         r.register("batch_dead_letters", "Batch messages that were no work", self.batch_dead_letters.clone());
     }

@@ -47,6 +47,24 @@ pub enum CacheOutcome {
     Shared,
 }
 
+/// How a submission of a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum BatchOutcome {
+    /// It is in the queue.
+    Accepted,
+    /// It had been taken before.
+    Repeated,
+    /// The request was wrong.
+    Refused,
+    /// A link, the queue or the disk did not take it.
+    Unavailable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BatchLabels {
+    outcome: BatchOutcome,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     route: &'static str,
@@ -116,6 +134,8 @@ pub struct Metrics {
     stages: Family<StageLabels, Histogram>,
     batch_size: Histogram,
     cache: Family<OutcomeLabels, Counter>,
+    batches: Family<BatchLabels, Counter>,
+    batch_images: Family<BatchLabels, Counter>,
     lane_busy: Family<LaneLabels, Counter<f64, AtomicU64>>,
     lane_restarts: Family<LaneLabels, Counter>,
     skipped: Family<SkipLabels, Counter>,
@@ -162,6 +182,8 @@ impl Metrics {
             stages,
             batch_size: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
             cache: Family::default(),
+            batches: Family::default(),
+            batch_images: Family::default(),
             lane_busy: Family::default(),
             lane_restarts: Family::default(),
             skipped: Family::default(),
@@ -190,6 +212,8 @@ impl Metrics {
             self.stages.clone(),
         );
         r.register("batch_size", "Images in one run of the engine", self.batch_size.clone());
+        r.register("batches_submitted", "Submissions of batches by outcome", self.batches.clone());
+        r.register("batch_images_submitted", "Images of those batches", self.batch_images.clone());
         r.register("cache_requests", "How the content cache answered", self.cache.clone());
         r.register_with_unit(
             "lane_busy",
@@ -237,6 +261,12 @@ impl Metrics {
     /// Counts how the cache answered.
     pub fn cache(&self, outcome: CacheOutcome) {
         self.cache.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Counts a submission of a batch of so many images; 0 where that is not known.
+    pub fn batch(&self, outcome: BatchOutcome, images: u64) {
+        self.batches.get_or_create(&BatchLabels { outcome }).inc();
+        self.batch_images.get_or_create(&BatchLabels { outcome }).inc_by(images);
     }
 
     /// Counts an acknowledged prediction.

@@ -6,4 +6,4 @@ mod metrics;
 
 pub use cloud::{BatchReading, CaptureReading, CloudReadings, UplinkReading};
 pub use logging::{LoggingError, init as init_logging};
-pub use metrics::{CacheOutcome, Gauges, Metrics, ModelLabels, Stage};
+pub use metrics::{BatchOutcome, CacheOutcome, Gauges, Metrics, ModelLabels, Stage};

@@ -104,7 +104,10 @@ impl<'a> Cloud<'a> {
     pub fn produce(&self, messages: &[&[u8]]) {
         let producer: BaseProducer = self.kafka().set("message.max.bytes", "20000000").create().unwrap();
         for message in messages {
-            producer.send(BaseRecord::<(), _>::to(&self.requests).payload(*message)).map_err(|(e, _)| e).unwrap();
+            producer
+                .send(BaseRecord::<(), _>::to(&self.requests).payload(*message))
+                .map_err(|(e, _)| e)
+                .unwrap();
         }
         producer.flush(Duration::from_secs(30)).unwrap();
     }

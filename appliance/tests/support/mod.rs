@@ -33,7 +33,8 @@ pub struct Daemon {
 pub fn weir() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
     let of_a_deployment = ["WEIR__", "KAFKA_", "REDIS_", "AWS_", "S3_"];
-    for (name, _) in std::env::vars().filter(|(name, _)| of_a_deployment.iter().any(|p| name.starts_with(p))) {
+    for (name, _) in std::env::vars().filter(|(name, _)| of_a_deployment.iter().any(|p| name.starts_with(p)))
+    {
         command.env_remove(name);
     }
     command.env("WEIR__MODEL__BUNDLE", bundle()).stdin(Stdio::null());

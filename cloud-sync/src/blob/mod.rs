@@ -4,17 +4,28 @@
 //! not at all, never in part, by any reader at any time and after any crash; the newest put wins; what
 //! [`BlobStore::put`] has acknowledged is durable; keys cannot lead out of the store.
 
+mod dir;
+mod s3;
+
 use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use ulid::Ulid;
 
-use crate::error::SyncResult;
+pub use dir::DirStore;
+pub use s3::{S3Config, S3Store};
+
+use crate::check::Steps;
+use crate::error::{Link, SyncError, SyncResult};
 
 /// Longest key, in bytes (S3's own bound is 1024; a prefix may come before it).
 pub const MAX_KEY_BYTES: usize = 900;
+
+/// Longest part of a key between slashes, in bytes: a file system takes names of 255.
+pub const MAX_PART_BYTES: usize = 240;
 
 /// The name of an object: parts of letters, digits and `-_.=+@~!,()` between single slashes; no part is `.` or
 /// `..` or ends in the suffix of a file being written.
@@ -43,6 +54,8 @@ impl BlobKey {
             "it may hold letters, digits, slashes and -_.=+@~!,() only"
         } else if key.split('/').any(|part| matches!(part, "" | "." | "..") || part.ends_with(PARTIAL)) {
             "a part between slashes is empty, '.', '..' or ends in '.partial~'"
+        } else if key.split('/').any(|part| part.len() > MAX_PART_BYTES) {
+            "a part between slashes has more than 240 bytes"
         } else {
             return Ok(Self(key));
         };
@@ -134,4 +147,44 @@ pub trait BlobStore: Send + Sync + fmt::Debug {
 
     /// How the outside world names the object: `s3://bucket/key` or `file:///...`.
     fn uri(&self, key: &BlobKey) -> String;
+}
+
+/// A file that is to become an object, and its length.
+pub(crate) async fn open_source(path: &Path) -> SyncResult<(std::fs::File, u64)> {
+    let failed = || SyncError::permanent(Link::Disk, format!("cannot read {}", path.display()));
+    let file = tokio::fs::File::open(path).await.map_err(|error| failed().because(error))?;
+    let metadata = file.metadata().await.map_err(|error| failed().because(error))?;
+    if !metadata.is_file() {
+        return Err(failed().because("it is not a regular file"));
+    }
+    Ok((file.into_std().await, metadata.len()))
+}
+
+/// The refusal of an object that is too large to be read whole.
+pub(crate) fn too_large(link: Link, uri: &str, bytes: u64, bound: u64) -> SyncError {
+    SyncError::permanent(link, format!("{uri} has {bytes} bytes or more, {bound} are allowed"))
+}
+
+/// Puts a small object, reads it, and removes it again: each a step of a check.
+pub(crate) async fn probe(store: &dyn BlobStore, link: Link, steps: &mut Steps) {
+    let name = format!("weir-check/{}.txt", Ulid::generate());
+    let Ok(key) = BlobKey::new(name) else { return };
+    let content = Bytes::from_static(b"Written by a check of this link, which removes it again.\n");
+    let uri = store.uri(&key);
+    let put = store.put(&key, content.clone(), "text/plain").await;
+    if steps.note("put an object", put, |()| uri.clone()).is_none() {
+        return;
+    }
+    let got = store.get(&key, 4096).await.and_then(|got| match got {
+        Some(got) if got == content => Ok(got.len()),
+        other => {
+            let found = other.map_or_else(|| "nothing".into(), |got| format!("{} other bytes", got.len()));
+            let what = format!("{uri} was put and {found} came back: is something else writing there?");
+            Err(SyncError::permanent(link, what))
+        }
+    });
+    steps.note("get it and compare", got, |bytes| format!("{bytes} bytes, the same"));
+    // Also after a get that failed: nothing is to be left behind.
+    let deleted = store.delete(&key).await;
+    steps.note("remove it", deleted, |()| "done".into());
 }

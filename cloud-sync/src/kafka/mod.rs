@@ -1,5 +1,15 @@
-//! What everything that speaks to Kafka shares: where the broker is, and how to log in.
+//! What everything that speaks to Kafka shares: where the broker is, how to log in, transactions.
 
+mod check;
+mod errors;
+mod position;
 mod settings;
+mod transaction;
+mod watch;
 
+pub use check::{CheckStep, check};
+pub(crate) use errors::{Trouble, down, explain, noted};
+pub(crate) use position::committed;
+pub use position::{Bookmark, Position};
 pub use settings::{KafkaConfig, SaslMechanism, SecurityProtocol};
+pub use transaction::{PublishError, Record, TransactionalProducer};

@@ -49,7 +49,7 @@ mod segment;
 mod writer;
 
 use std::fs::{self, File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -75,6 +75,7 @@ use writer::{Job, Pending, Writer};
 /// An open outbox. It can be shared between threads; one process at a time may have it open.
 #[derive(Debug)]
 pub struct Outbox {
+    dir: PathBuf,
     jobs: Sender<Job>,
     shared: Arc<Shared>,
     /// None once closed: another process may own the directory then.
@@ -121,6 +122,7 @@ impl Outbox {
             .spawn(move || writer.run(&waiting))
             .map_err(|e| OutboxError::io("start the writer of", &path, e))?;
         let outbox = Self {
+            dir: path,
             jobs,
             shared,
             cursor: Mutex::new(Some(cursor)),
@@ -129,6 +131,18 @@ impl Outbox {
             max_pending,
         };
         Ok((outbox, resumed.report))
+    }
+
+    /// Its directory: what a [`Reader`] of it opens.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Most bytes that one event may have.
+    #[must_use]
+    pub fn max_payload(&self) -> usize {
+        self.max_payload
     }
 
     /// Hands `payload` to the writer at once, and returns the wait for its acknowledgement.

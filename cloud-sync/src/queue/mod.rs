@@ -13,12 +13,17 @@
 //! 4. **Nothing blocks.** Jobs may be settled in any order; a job that takes long holds back neither the
 //!    work on others nor, embedded, their acknowledgement.
 
+mod embedded;
+mod kafka;
+
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::embedded::{EmbeddedQueue, EmbeddedQueueConfig, QueueFull};
+pub use self::kafka::{KafkaQueue, KafkaQueueConfig};
 use crate::error::SyncResult;
 
 /// A job on its way into the queue.
@@ -42,6 +47,15 @@ pub struct Delivery {
     pub time: Option<SystemTime>,
     /// The implementation's own name for it.
     pub(crate) receipt: Receipt,
+}
+
+impl Delivery {
+    /// A delivery of an implementation outside this crate, which finds its jobs again by their position.
+    #[must_use]
+    pub fn new(position: impl Into<String>, payload: Bytes, time: Option<SystemTime>) -> Self {
+        let receipt = Receipt { partition: 0, offset: 0, epoch: 0 };
+        Self { position: position.into(), payload, time, receipt }
+    }
 }
 
 /// How an implementation finds a delivery again.

@@ -1,4 +1,8 @@
-//! The state store inside this process: bounded by bytes, every entry with its own time to live.
+//! The state store of this machine: the content cache in memory, batches in a file.
+
+mod batches;
+mod record;
+mod store;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,6 +11,8 @@ use bytes::Bytes;
 use moka::Expiry;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+
+pub use store::EmbeddedStore;
 
 /// Key of an entry: a digest made by the caller.
 type Key = [u8; 32];

@@ -6,6 +6,7 @@
 
 mod batch;
 mod embedded;
+mod redis;
 
 use std::fmt;
 use std::time::Duration;
@@ -13,8 +14,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::redis::{RedisConfig, RedisStore};
 pub use batch::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created};
-pub use embedded::{EmbeddedState, StateConfig, StateStats};
+pub use embedded::{EmbeddedState, EmbeddedStore, StateConfig, StateStats};
 
 use crate::error::SyncResult;
 

@@ -1,0 +1,110 @@
+//! Why a batch was not taken, or has nothing to show; `http::reply` turns these into statuses in one place.
+
+use cloud_sync::blob::InvalidKey;
+use cloud_sync::error::SyncError;
+
+use super::intake::IntakeError;
+use super::layout::InvalidId;
+use super::spool::SpoolError;
+
+/// Why a batch was not taken, or has nothing to show.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// The request is wrong.
+    #[error(transparent)]
+    Intake(#[from] IntakeError),
+    /// A different batch has the id.
+    #[error("request_id {request_id} belongs to a batch with other images, camera or top_k; choose another")]
+    IdTaken {
+        /// The id.
+        request_id: String,
+    },
+    /// The same batch is being submitted by another request at this moment.
+    #[error("batch {request_id} is being submitted by another request; ask for its status, or try again")]
+    BeingSubmitted {
+        /// The id.
+        request_id: String,
+    },
+    /// As many as allowed are at it.
+    #[error("{limit} {what} are under way already; try again")]
+    Busy {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// There is no room for more batch work. Nothing was taken.
+    #[error("the queue of batch work is full (batch.max_queued); try again when some of it is done")]
+    QueueFull {
+        /// The batch.
+        request_id: String,
+        /// What the queue said.
+        source: SyncError,
+    },
+    /// It does not even fit into an empty queue. Nothing was taken.
+    #[error(
+        "the batch is larger than the queue of batch work, which holds {limit} bytes (batch.max_queued); send it in several"
+    )]
+    TooMuch {
+        /// The queue's bound.
+        limit: u64,
+    },
+    /// A store or the queue does not work. What was begun is finished by the same request, sent again.
+    #[error("the link to {} does not work at the moment; send the same again later", source.link())]
+    Link {
+        /// The batch.
+        request_id: String,
+        /// What failed.
+        source: SyncError,
+    },
+    /// Neither the state store nor the blob store knows it.
+    #[error("there is no batch {request_id:?} here, or it has been forgotten")]
+    Unknown {
+        /// The id.
+        request_id: String,
+    },
+    /// It has no results yet.
+    #[error(
+        "batch {request_id} is not finished; its results are there when its status is completed or failed"
+    )]
+    NotFinished {
+        /// The id.
+        request_id: String,
+    },
+    /// This machine's disk has no room for the body or the results.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The id can't be a batch's.
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    /// A fault of ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl BatchError {
+    /// A link failed while working for a batch.
+    pub(super) fn link(request_id: &str) -> impl Fn(SyncError) -> Self {
+        let request_id = request_id.to_owned();
+        move |source| Self::Link { request_id: request_id.clone(), source }
+    }
+
+    /// The batch, where the client may need the id to try again.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            Self::IdTaken { request_id }
+            | Self::BeingSubmitted { request_id }
+            | Self::QueueFull { request_id, .. }
+            | Self::Link { request_id, .. } => Some(request_id),
+            _ => None,
+        }
+    }
+}
+
+/// Ids are checked before keys are made of them.
+impl From<InvalidKey> for BatchError {
+    fn from(error: InvalidKey) -> Self {
+        Self::Internal(error.to_string())
+    }
+}

@@ -1,0 +1,184 @@
+//! The multipart form of a batch. It is read from the spooled body twice: once to check it and to know the digest, and
+//! once more to store the files, when the batch has its id.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, stream};
+use multer::{Field, Multipart};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::options::{BatchOptions, Place};
+use super::{IntakeBounds, IntakeError};
+use crate::batch::spool::Spool;
+use tempfile::TempPath;
+
+/// Longest text field: more than any option may have.
+const MAX_TEXT_BYTES: usize = 4096;
+/// Read from the body at once.
+const BLOCK_BYTES: usize = 64 << 10;
+/// Most that may be read of the body without anything of a file or text coming out: the head of a part is far shorter.
+const MAX_HEAD_BYTES: usize = 256 << 10;
+
+/// The fields that are images.
+const FILE_FIELDS: [&str; 2] = ["file", "files"];
+
+/// A form in a file.
+#[derive(Debug)]
+pub struct Form {
+    pub(super) body: TempPath,
+    pub(super) boundary: String,
+}
+
+/// What a first reading of a form finds.
+pub(super) struct Found {
+    pub(super) options: BatchOptions,
+    pub(super) files: u64,
+    pub(super) digest: blake3::Hash,
+}
+
+/// Reads a form part by part in bounded memory.
+pub(in crate::batch) struct FormReader {
+    parts: Multipart<'static>,
+    allowance: Arc<AtomicUsize>,
+}
+
+impl Form {
+    /// Reads the form from its beginning.
+    pub(in crate::batch) async fn read(&self) -> Result<FormReader, IntakeError> {
+        FormReader::open(&self.body, &self.boundary).await
+    }
+
+    /// Reads the form once, to check everything in it.
+    pub(super) async fn inspect(&self, bounds: IntakeBounds) -> Result<Found, IntakeError> {
+        let mut form = self.read().await?;
+        let mut found =
+            Found { options: BatchOptions::default(), files: 0, digest: blake3::Hasher::new().finalize() };
+        let mut digests = blake3::Hasher::new();
+        while let Some(mut part) = form.next().await? {
+            if is_file(&part) {
+                if found.files == bounds.max_images {
+                    return Err(IntakeError::TooMany { what: "files", limit: bounds.max_images });
+                }
+                let (length, digest) = form.measure(&mut part, found.files, bounds.max_file).await?;
+                digests.update(&length.to_le_bytes()).update(digest.as_bytes());
+                found.files += 1;
+            } else if let Some(text) = form.text(&mut part).await? {
+                let name = part.name().unwrap_or_default();
+                found.options.set(Place::Form, name, &text, bounds.labels)?;
+            }
+        }
+        if found.files == 0 {
+            return Err(IntakeError::NoImages { what: "the form has no field called file" });
+        }
+        found.digest = digests.finalize();
+        Ok(found)
+    }
+}
+
+fn is_file(part: &Field<'_>) -> bool {
+    part.name().is_some_and(|name| FILE_FIELDS.contains(&name))
+}
+
+impl FormReader {
+    async fn open(body: &Path, boundary: &str) -> Result<Self, IntakeError> {
+        let file = File::open(body).await.map_err(multer_io)?;
+        let allowance = Arc::new(AtomicUsize::new(0));
+        let parts = Multipart::new(blocks(file, Arc::clone(&allowance)), boundary);
+        Ok(Self { parts, allowance })
+    }
+
+    /// What has come out was taken: as much again may be read.
+    fn allow(&self) {
+        self.allowance.store(MAX_HEAD_BYTES, Ordering::Relaxed);
+    }
+
+    async fn next(&mut self) -> Result<Option<Field<'static>>, IntakeError> {
+        self.allow();
+        self.parts.next_field().await.map_err(IntakeError::Form)
+    }
+
+    async fn chunk(&self, part: &mut Field<'static>) -> Result<Option<Bytes>, IntakeError> {
+        self.allow();
+        part.chunk().await.map_err(IntakeError::Form)
+    }
+
+    async fn measure(
+        &self,
+        part: &mut Field<'static>,
+        index: u64,
+        limit: u64,
+    ) -> Result<(u64, blake3::Hash), IntakeError> {
+        let mut hasher = blake3::Hasher::new();
+        while let Some(chunk) = self.chunk(part).await? {
+            hasher.update(&chunk);
+            if hasher.count() > limit {
+                let name: String = part.file_name().unwrap_or("file").chars().take(100).collect();
+                return Err(IntakeError::FileTooLarge { index, name, limit });
+            }
+        }
+        Ok((hasher.count(), hasher.finalize()))
+    }
+
+    /// The text of a part that is an option; other parts are passed over.
+    async fn text(&self, part: &mut Field<'static>) -> Result<Option<String>, IntakeError> {
+        let wanted = part.name().is_some_and(|name| ["request_id", "camera", "top_k"].contains(&name));
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = self.chunk(part).await? {
+            if wanted && bytes.len() + chunk.len() > MAX_TEXT_BYTES {
+                let name = part.name().unwrap_or_default().to_owned();
+                return Err(IntakeError::LongField { name, limit: MAX_TEXT_BYTES });
+            }
+            if wanted {
+                bytes.extend_from_slice(&chunk);
+            }
+        }
+        Ok(wanted.then(|| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Copies the next file of the form into the spool; `None` after the last.
+    pub(in crate::batch) async fn next_file(
+        &mut self,
+        spool: &Spool,
+    ) -> Result<Option<TempPath>, IntakeError> {
+        while let Some(mut part) = self.next().await? {
+            let wanted = is_file(&part);
+            let mut copy = if wanted { Some(spool.file().await?) } else { None };
+            while let Some(chunk) = self.chunk(&mut part).await? {
+                if let Some((file, _)) = &mut copy {
+                    file.write_all(&chunk).await.map_err(|e| spool.failed(e))?;
+                }
+            }
+            if let Some((mut file, path)) = copy {
+                file.flush().await.map_err(|e| spool.failed(e))?;
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn multer_io(error: io::Error) -> IntakeError {
+    IntakeError::Form(multer::Error::StreamReadFailed(Box::new(error)))
+}
+
+/// The body in blocks. The form's reader takes whatever is there before it looks at it, and keeps what it has no end
+/// of: so there is nothing more to be had at once after each block, and nothing at all beyond the allowance.
+fn blocks(file: File, allowance: Arc<AtomicUsize>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold((file, allowance), |(mut file, allowance)| async move {
+        tokio::task::yield_now().await;
+        let mut block = BytesMut::with_capacity(BLOCK_BYTES);
+        let count = file.read_buf(&mut block).await?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let left = allowance.load(Ordering::Relaxed).checked_sub(count);
+        let left = left.ok_or_else(|| io::Error::other("a part has a head of more than 256 KiB"))?;
+        allowance.store(left, Ordering::Relaxed);
+        Ok(Some((block.freeze(), (file, allowance))))
+    })
+}

@@ -1,0 +1,119 @@
+//! Where everything of a batch lies in the blob store, and which ids a batch may have.
+//!
+//! | key | what |
+//! |---|---|
+//! | `batches/<id>/batch.json` | what was submitted: the durable record |
+//! | `batches/<id>/files/<index>` | an image that was posted as a file |
+//! | `batches/<id>/parts/<chunk>.jsonl` | results of one chunk, until the batch is finished |
+//! | `results/<id>.jsonl` | the results, one line an image, in the order of the images |
+//! | `dead-letter/<day>/<position>.json` | a message or images that could not be worked on, and why |
+
+use cloud_sync::blob::{BlobKey, InvalidKey};
+
+/// Longest id of a batch, in bytes.
+pub const MAX_ID_BYTES: usize = 128;
+
+/// An id that no batch can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "request_id = {id:?} is not 1 to {MAX_ID_BYTES} letters, digits, '_', '.' or '-' that do not begin with '.'"
+)]
+pub struct InvalidId {
+    id: String,
+}
+
+/// Whether a batch can have this id: it is a part of object keys, of URLs and of Redis keys.
+///
+/// # Errors
+/// [`InvalidId`], with the beginning of what was given.
+pub fn check_id(id: &str) -> Result<(), InvalidId> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(allowed) && !id.starts_with('.') {
+        return Ok(());
+    }
+    Err(InvalidId { id: id.chars().take(MAX_ID_BYTES).collect() })
+}
+
+/// The durable record of a batch.
+///
+/// # Errors
+/// When `id` is none that [`check_id`] takes; so for every function here.
+pub fn batch_key(id: &str) -> Result<BlobKey, InvalidKey> {
+    BlobKey::new(format!("batches/{id}/batch.json"))
+}
+
+/// The posted file that is the image at `index`.
+///
+/// # Errors
+/// As for [`batch_key`].
+pub fn file_key(id: &str, index: u64) -> Result<BlobKey, InvalidKey> {
+    BlobKey::new(format!("batches/{id}/files/{index:08}"))
+}
+
+/// What the keys of a batch's posted files begin with.
+#[must_use]
+pub fn files_prefix(id: &str) -> String {
+    format!("batches/{id}/files/")
+}
+
+/// The results of one chunk.
+///
+/// # Errors
+/// As for [`batch_key`].
+pub fn part_key(id: &str, chunk: u32) -> Result<BlobKey, InvalidKey> {
+    BlobKey::new(format!("batches/{id}/parts/{chunk:06}.jsonl"))
+}
+
+/// What the keys of a batch's parts begin with.
+#[must_use]
+pub fn parts_prefix(id: &str) -> String {
+    format!("batches/{id}/parts/")
+}
+
+/// The results of a batch.
+///
+/// # Errors
+/// As for [`batch_key`].
+pub fn results_key(id: &str) -> Result<BlobKey, InvalidKey> {
+    BlobKey::new(format!("results/{id}.jsonl"))
+}
+
+/// What could not be worked on of the delivery at `position`; `day` is `yyyy-mm-dd`.
+///
+/// # Errors
+/// When `day` or `position` has what a key must not.
+pub fn dead_letter_key(day: &str, position: &str) -> Result<BlobKey, InvalidKey> {
+    BlobKey::new(format!("dead-letter/{day}/{position}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_plain_names() {
+        let long = "a".repeat(128);
+        for id in ["1", "01JD", "day-3_v1.2", "a..b", "-", long.as_str()] {
+            assert_eq!(check_id(id), Ok(()), "{id}");
+            assert!(batch_key(id).is_ok() && file_key(id, 0).is_ok() && part_key(id, 0).is_ok(), "{id}");
+            assert!(results_key(id).is_ok(), "{id}");
+        }
+        let longer = "a".repeat(129);
+        for id in ["", ".", "..", ".hidden", "a/b", "a b", "a\n", "ä", "a%2e", "a:b", longer.as_str()] {
+            let error = check_id(id).unwrap_err().to_string();
+            assert!(error.contains("request_id") && error.contains("128"), "{error}");
+        }
+    }
+
+    #[test]
+    fn keys_sort_as_their_numbers_do() {
+        assert_eq!(file_key("b", 7).unwrap().as_str(), "batches/b/files/00000007");
+        assert!(file_key("b", 99).unwrap() < file_key("b", 100).unwrap());
+        assert_eq!(part_key("b", 12).unwrap().as_str(), "batches/b/parts/000012.jsonl");
+        assert!(part_key("b", 12).unwrap().as_str().starts_with(&parts_prefix("b")));
+        assert_eq!(
+            dead_letter_key("2026-01-31", "requests-0-17").unwrap().as_str(),
+            "dead-letter/2026-01-31/requests-0-17.json"
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! Batches: taken, put into the queue, asked about.
+//!
+//! A batch flows through these modules in this order: [`spool`] (the body, on disk) -> [`intake`] (read under bounds)
+//! -> `submit` (state, blobs, queue) -> a worker -> `status` and `results`. [`layout`] says where everything lies.
+//!
+//! Invariants:
+//! - The same `request_id` with the same content is the same batch, however often and wherever it is sent.
+//! - What is answered with 202 is in the queue, durably. A submission that was broken off is finished by sending it
+//!   again.
+//! - No list of images is ever in memory as a whole.
+
+mod error;
+pub mod intake;
+mod jobs;
+pub mod layout;
+pub mod load;
+pub mod message;
+pub mod patience;
+mod record;
+mod results;
+pub mod spool;
+mod status;
+mod submit;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cloud_sync::blob::BlobStore;
+use cloud_sync::queue::JobQueue;
+use cloud_sync::state::StateStore;
+use parking_lot::Mutex;
+use tempfile::TempPath;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub use error::BatchError;
+pub use record::BatchRecord;
+pub use results::ResultsFile;
+pub use status::BatchView;
+pub use submit::Accepted;
+
+pub(crate) use record::rfc3339_text;
+
+use crate::config::{BatchConfig, Config};
+use intake::{BatchOptions, Intake, IntakeBounds};
+use spool::{Spool, SpoolError};
+
+/// Submissions at once: each may have two bodies on the disk.
+const MAX_SUBMISSIONS: usize = 8;
+/// Results being given out at once: each has a copy on the disk.
+const MAX_DOWNLOADS: usize = 4;
+/// Statuses being put together from the blob store at once.
+const MAX_RECOVERIES: usize = 2;
+
+/// The three stores that batches need.
+#[derive(Debug, Clone)]
+pub struct BatchStores {
+    /// Where the work waits.
+    pub queue: Arc<dyn JobQueue>,
+    /// How far each batch is.
+    pub state: Arc<dyn StateStore>,
+    /// Files, records and results.
+    pub blob: Arc<dyn BlobStore>,
+}
+
+/// What takes batches and answers for them.
+pub struct BatchService {
+    /// Where the work waits.
+    pub queue: Arc<dyn JobQueue>,
+    /// How far each batch is.
+    pub state: Arc<dyn StateStore>,
+    /// Files, records and results.
+    pub blob: Arc<dyn BlobStore>,
+    /// Bounds and sizes.
+    pub config: BatchConfig,
+    spool: Spool,
+    bounds: IntakeBounds,
+    submissions: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+    recoveries: Semaphore,
+    /// Ids of the batches that are being submitted by this process.
+    submitting: Mutex<HashSet<String>>,
+}
+
+impl fmt::Debug for BatchService {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("BatchService").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+/// Where bodies and results are spooled in a data directory.
+pub fn spool_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("spool")
+}
+
+impl BatchService {
+    /// A service on these stores; blocking. `labels` is how many labels the model has. One process at a time may have
+    /// the data directory.
+    ///
+    /// # Errors
+    /// When the spool folder can't be used.
+    pub fn open(stores: BatchStores, config: &Config, labels: usize) -> Result<Arc<Self>, SpoolError> {
+        Ok(Arc::new(Self {
+            queue: stores.queue,
+            state: stores.state,
+            blob: stores.blob,
+            spool: Spool::open(spool_dir(config))?,
+            bounds: IntakeBounds {
+                max_images: config.batch.max_images,
+                max_file: config.http.max_body.as_u64(),
+                labels,
+            },
+            config: config.batch.clone(),
+            submissions: Arc::new(Semaphore::new(MAX_SUBMISSIONS)),
+            downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
+            recoveries: Semaphore::new(MAX_RECOVERIES),
+            submitting: Mutex::default(),
+        }))
+    }
+
+    /// Lets one more submission in, for as long as the permit lives.
+    ///
+    /// # Errors
+    /// [`BatchError::Busy`] at the bound.
+    pub fn admit(&self) -> Result<OwnedSemaphorePermit, BatchError> {
+        let permit = Arc::clone(&self.submissions).try_acquire_owned();
+        permit.map_err(|_| BatchError::Busy { what: "batch submissions", limit: MAX_SUBMISSIONS })
+    }
+
+    /// Where a body is to be put.
+    pub fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// How many labels a result may have.
+    pub fn labels(&self) -> usize {
+        self.bounds.labels
+    }
+
+    /// Reads a body that was put into the spool.
+    ///
+    /// # Errors
+    /// [`BatchError::Intake`], with the first thing that is wrong.
+    pub async fn read(
+        &self,
+        body: TempPath,
+        content_type: &str,
+        query: BatchOptions,
+    ) -> Result<Intake, BatchError> {
+        Ok(intake::read(body, content_type, query, &self.spool, self.bounds).await?)
+    }
+}

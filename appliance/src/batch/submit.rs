@@ -1,0 +1,260 @@
+//! A batch into the stores, in the order in which a broken-off submission can be taken up again: the id is claimed,
+//! then files and record are stored, then the work is queued, and only then is the batch submitted.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cloud_sync::error::{Link, SyncError};
+use cloud_sync::queue::QueueFull;
+use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, Created};
+use tokio::task::JoinSet;
+use ulid::Ulid;
+
+use super::intake::{Form, Images, Intake};
+use super::jobs::{Jobs, Source, chunks};
+use super::layout::{batch_key, file_key, files_prefix, results_key};
+use super::record::{self, BatchRecord};
+use super::status::BatchView;
+use super::{BatchError, BatchService};
+
+/// Files on their way into the blob store at once, a submission.
+const UPLOADS: usize = 8;
+/// What a URL of the form `blob:<index>` takes at most, with its quotes.
+const FILE_URL_BYTES: u64 = 32;
+
+/// A batch that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its id.
+    pub request_id: String,
+    /// Where it stands; not always queued, for a batch that was sent before.
+    pub phase: BatchPhase,
+    /// Images.
+    pub total: u64,
+    /// Whether it had been taken already.
+    pub repeated: bool,
+}
+
+impl Accepted {
+    fn again(spec: &BatchSpec, phase: BatchPhase) -> Self {
+        Self { request_id: spec.request_id.clone(), phase, total: spec.total, repeated: true }
+    }
+}
+
+/// The id of a batch that this process is submitting, until dropped.
+struct Claim<'a> {
+    service: &'a BatchService,
+    id: String,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.service.submitting.lock().remove(&self.id);
+    }
+}
+
+impl BatchService {
+    /// Takes a batch: when this returns, its work is in the queue. To be run to its end even if the client has gone.
+    ///
+    /// # Errors
+    /// [`BatchError`]; after [`BatchError::Link`] the same submission can be sent again and goes on.
+    pub async fn submit(&self, intake: Intake) -> Result<Accepted, BatchError> {
+        let given = intake.options.request_id.clone();
+        let claim = self.claim(given.clone().unwrap_or_else(|| Ulid::generate().to_string()))?;
+        let id = &claim.id;
+        let recorded = match given {
+            None => None,
+            Some(_) => match self.known(id, &intake.digest).await? {
+                Known::Taken(accepted) => return Ok(accepted),
+                Known::Recorded(record) => Some(record),
+                Known::Not => None,
+            },
+        };
+        let longest = match &intake.images {
+            Images::Urls(list) => list.longest,
+            Images::Files(_) => FILE_URL_BYTES,
+        };
+        // What was recorded is cut as it was then: some of its messages may be in the queue.
+        let (spec, created, was_recorded) = match recorded {
+            Some(record) => (record.spec, record.created, true),
+            None => {
+                let chunks = chunks(intake.total, self.config.chunk, longest);
+                let (request_id, digest) = (id.clone(), intake.digest.clone());
+                (BatchSpec { request_id, total: intake.total, chunks, digest }, now(), false)
+            }
+        };
+        let claimed = self.state.create_batch(&spec).await.map_err(BatchError::link(id))?;
+        let (spec, created, is_new) = match claimed {
+            Created::New => (spec, created, !was_recorded),
+            Created::Existing(status) => match judge(*status, &intake.digest)? {
+                Judged::Known(accepted) => return Ok(accepted),
+                Judged::BrokenOff(status) => (status.spec, status.created, false),
+            },
+        };
+        let (camera, top_k) = (intake.options.camera.clone(), intake.options.top_k);
+        let record = BatchRecord { spec, camera, top_k, created };
+        if let Err(error) = self.fill(&record, &intake.images).await {
+            // After a link's failure the same request goes on from here; after any other there is nothing to go on with.
+            if is_new && !matches!(error, BatchError::Link { .. }) {
+                self.undo(id).await;
+            }
+            return Err(error);
+        }
+        let spec = record.spec;
+        self.state.batch_submitted(id).await.map_err(BatchError::link(id))?;
+        tracing::info!(batch = id, images = spec.total, messages = spec.chunks, "batch taken");
+        let phase = BatchPhase::Queued;
+        Ok(Accepted { request_id: spec.request_id, phase, total: spec.total, repeated: false })
+    }
+
+    /// Two requests with one id at once would store their files over each other's.
+    fn claim(&self, id: String) -> Result<Claim<'_>, BatchError> {
+        if self.submitting.lock().insert(id.clone()) {
+            return Ok(Claim { service: self, id });
+        }
+        Err(BatchError::BeingSubmitted { request_id: id })
+    }
+
+    /// Whether a batch of this id has been taken before, even if the state store has forgotten it since.
+    async fn known(&self, id: &str, digest: &str) -> Result<Known, BatchError> {
+        let link = BatchError::link(id);
+        let Some(json) = self.blob.get(&batch_key(id)?, record::MAX_BYTES).await.map_err(&link)? else {
+            return Ok(Known::Not);
+        };
+        let record: BatchRecord = serde_json::from_slice(&json).map_err(|e| unreadable_record(id, e))?;
+        if record.spec.digest != digest {
+            return Err(BatchError::IdTaken { request_id: id.to_owned() });
+        }
+        if let Some(status) = self.state.batch(id).await.map_err(&link)? {
+            return match judge(status, digest)? {
+                Judged::Known(accepted) => Ok(Known::Taken(accepted)),
+                Judged::BrokenOff(_) => Ok(Known::Recorded(record)),
+            };
+        }
+        if self.blob.head(&results_key(id)?).await.map_err(&link)?.is_none() {
+            return Ok(Known::Recorded(record));
+        }
+        let BatchView { phase, .. } = self.status(id).await?;
+        Ok(Known::Taken(Accepted::again(&record.spec, phase)))
+    }
+
+    /// Stores files and record, then queues the work.
+    async fn fill(&self, record: &BatchRecord, images: &Images) -> Result<(), BatchError> {
+        let id = &record.spec.request_id;
+        let link = BatchError::link(id);
+        if let Images::Files(form) = images {
+            self.store_files(id, form).await?;
+        }
+        let json = record.to_json().map_err(|e| BatchError::Internal(e.to_string()))?;
+        self.blob.put(&batch_key(id)?, json, "application/json").await.map_err(&link)?;
+        let source = match images {
+            Images::Urls(list) => Source::Urls(list.read().map_err(|e| self.spool.failed(e))?),
+            Images::Files(_) => Source::Files,
+        };
+        let queued = self.queue.submit(&mut Jobs::new(record, source)).await;
+        queued.map(drop).map_err(|e| not_queued(id, e))
+    }
+
+    /// Stores the files of a form, a few at once.
+    async fn store_files(&self, id: &str, form: &Form) -> Result<(), BatchError> {
+        let mut form = form.read().await?;
+        let mut uploads = JoinSet::new();
+        let mut index = 0;
+        let stored = |done: Result<Result<(), SyncError>, _>| match done {
+            Ok(stored) => stored.map_err(BatchError::link(id)),
+            Err(error) => Err(BatchError::Internal(format!("a file of batch {id} was not stored: {error}"))),
+        };
+        while let Some(file) = form.next_file(&self.spool).await? {
+            if uploads.len() == UPLOADS
+                && let Some(done) = uploads.join_next().await
+            {
+                stored(done)?;
+            }
+            let (blob, key) = (Arc::clone(&self.blob), file_key(id, index)?);
+            uploads.spawn(async move { blob.put_file(&key, &file, "application/octet-stream").await });
+            index += 1;
+        }
+        while let Some(done) = uploads.join_next().await {
+            stored(done)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a batch that was not taken has left. What can't be removed now is overwritten when the batch comes
+    /// again, and lies about otherwise.
+    async fn undo(&self, id: &str) {
+        if let Err(error) = self.try_undo(id).await {
+            tracing::warn!(batch = id, error = %error, "what a refused batch has left could not be removed");
+        }
+    }
+
+    async fn try_undo(&self, id: &str) -> Result<(), BatchError> {
+        let link = BatchError::link(id);
+        // The record first: without it the batch is unknown once the state store has forgotten it.
+        self.blob.delete(&batch_key(id)?).await.map_err(&link)?;
+        self.state.forget_batch(id).await.map_err(&link)?;
+        let mut next = None;
+        loop {
+            let page = self.blob.list(&files_prefix(id), next.as_deref()).await.map_err(&link)?;
+            for object in page.objects {
+                let key = cloud_sync::blob::BlobKey::new(object.key)?;
+                self.blob.delete(&key).await.map_err(&link)?;
+            }
+            next = page.next;
+            if next.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What the blob store has of a batch before it is submitted.
+enum Known {
+    /// Nothing.
+    Not,
+    /// Its record; whether all of its work is in the queue can't be told.
+    Recorded(BatchRecord),
+    /// It was taken.
+    Taken(Accepted),
+}
+
+enum Judged {
+    /// It is being worked on, or finished.
+    Known(Accepted),
+    /// Its submission did not get to its end.
+    BrokenOff(BatchStatus),
+}
+
+/// What it means that there is a batch of this id.
+fn judge(status: BatchStatus, digest: &str) -> Result<Judged, BatchError> {
+    if status.spec.digest != digest {
+        return Err(BatchError::IdTaken { request_id: status.spec.request_id });
+    }
+    if status.submitted || status.phase.is_final() {
+        return Ok(Judged::Known(Accepted::again(&status.spec, status.phase)));
+    }
+    Ok(Judged::BrokenOff(status))
+}
+
+/// What it means that the queue did not take the work.
+fn not_queued(id: &str, source: SyncError) -> BatchError {
+    match QueueFull::of(&source).map(|full| full.max_bytes) {
+        Some(_) if source.is_transient() => BatchError::QueueFull { request_id: id.to_owned(), source },
+        Some(limit) => BatchError::TooMuch { limit },
+        None => BatchError::Link { request_id: id.to_owned(), source },
+    }
+}
+
+pub(super) fn unreadable_record(id: &str, error: serde_json::Error) -> BatchError {
+    let what = format!("the record of batch {id} can't be read");
+    BatchError::Link {
+        request_id: id.to_owned(),
+        source: SyncError::permanent(Link::Disk, what).because(error),
+    }
+}
+
+/// Now, in whole milliseconds as in all that is written.
+fn now() -> SystemTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

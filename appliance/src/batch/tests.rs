@@ -1,0 +1,332 @@
+//! Submissions on stores that fail at every step, and statuses of batches that the state store does not know.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cloud_sync::state::BatchPhase;
+use serde_json::Value;
+
+use super::testing::MemoryStores;
+use super::*;
+use crate::config::Config;
+
+struct Bench {
+    service: Arc<BatchService>,
+    stores: MemoryStores,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let stores = MemoryStores::default();
+        let service = open(&dir, &stores, 4);
+        Self { service, stores, dir }
+    }
+
+    async fn submit(&self, body: &str) -> Result<Accepted, BatchError> {
+        let intake = self.read("application/json", body.as_bytes()).await?;
+        self.service.submit(intake).await
+    }
+
+    async fn post_files(&self, files: &[&str]) -> Result<Accepted, BatchError> {
+        let intake = self.read("multipart/form-data; boundary=b", form("files-1", files).as_bytes()).await?;
+        self.service.submit(intake).await
+    }
+
+    async fn read(&self, content_type: &str, body: &[u8]) -> Result<Intake, BatchError> {
+        let (mut file, path) = self.service.spool().create().unwrap().into_parts();
+        file.write_all(body).unwrap();
+        self.service.read(path, content_type, BatchOptions::default()).await
+    }
+
+    /// The messages in the queue.
+    fn messages(&self) -> Vec<Value> {
+        let jobs = self.stores.queue.jobs.lock();
+        jobs.iter().map(|job| serde_json::from_slice(&job.payload).unwrap()).collect()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.stores.blob.objects.lock().keys().cloned().collect()
+    }
+
+    /// Nothing stays in the spool.
+    fn assert_tidy(&self) {
+        assert_eq!(std::fs::read_dir(self.dir.path().join("spool")).unwrap().count(), 0);
+    }
+}
+
+fn open(dir: &tempfile::TempDir, stores: &MemoryStores, chunk: usize) -> Arc<BatchService> {
+    let mut config = Config { data_dir: dir.path().to_path_buf(), ..Config::default() };
+    config.batch.chunk = chunk;
+    BatchService::open(stores.stores(), &config, 17).unwrap()
+}
+
+fn body(id: &str, images: usize) -> String {
+    let urls: Vec<String> = (0..images).map(|i| format!("http://cameras/{i}.jpg")).collect();
+    serde_json::json!({"request_id": id, "image_urls": urls, "camera": "dock-3", "top_k": 2}).to_string()
+}
+
+fn form(id: &str, files: &[&str]) -> String {
+    let mut body: String = files
+        .iter()
+        .map(|f| {
+            format!("--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n{f}\r\n")
+        })
+        .collect();
+    body += &format!("--b\r\nContent-Disposition: form-data; name=\"request_id\"\r\n\r\n{id}\r\n--b--\r\n");
+    body
+}
+
+/// The messages, put together, are the batch: each image once, in its place.
+fn assert_whole(messages: &[Value], images: usize) {
+    let mut seen = vec![false; images];
+    for message in messages {
+        let first = usize::try_from(message["first"].as_u64().unwrap()).unwrap();
+        for (i, url) in message["image_urls"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(url.as_str().unwrap(), format!("http://cameras/{}.jpg", first + i));
+            seen[first + i] = true;
+        }
+    }
+    assert!(seen.iter().all(|s| *s), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_batch_becomes_messages_a_record_and_a_status() {
+    let bench = Bench::new();
+    let taken = bench.submit(&body("mine", 10)).await.unwrap();
+    let expected =
+        Accepted { request_id: "mine".into(), phase: BatchPhase::Queued, total: 10, repeated: false };
+    assert_eq!(taken, expected);
+    let messages = bench.messages();
+    assert_eq!(messages.len(), 3, "10 images, at most 4 a message");
+    assert_whole(&messages, 10);
+    for (chunk, message) in messages.iter().enumerate() {
+        assert_eq!((&message["request_id"], &message["camera"]), (&"mine".into(), &"dock-3".into()));
+        assert_eq!((&message["total"], &message["chunks"]), (&10.into(), &3.into()));
+        assert_eq!((&message["chunk"], &message["top_k"]), (&chunk.into(), &2.into()));
+        assert_eq!(message["digest"].as_str().unwrap().len(), 64);
+        assert!(humantime::parse_rfc3339(message["submitted_at"].as_str().unwrap()).is_ok());
+    }
+    let jobs: Vec<_> = bench.stores.queue.jobs.lock().iter().map(|job| job.key.clone()).collect();
+    assert_eq!(jobs, ["mine/0", "mine/1", "mine/2"]);
+    assert_eq!(bench.keys(), ["batches/mine/batch.json"]);
+    let status = bench.service.status("mine").await.unwrap();
+    assert_eq!((status.phase, status.total, status.completed), (BatchPhase::Queued, 10, 0));
+    bench.assert_tidy();
+}
+
+#[tokio::test]
+async fn files_are_stored_under_their_places_before_the_work_is_queued() {
+    let bench = Bench::new();
+    let files: Vec<String> = (0..11).map(|i| format!("image {i}")).collect();
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let taken = bench.post_files(&files).await.unwrap();
+    assert_eq!((taken.request_id.as_str(), taken.total), ("files-1", 11));
+    {
+        let objects = bench.stores.blob.objects.lock();
+        for (i, file) in files.iter().enumerate() {
+            assert_eq!(objects[&format!("batches/files-1/files/{i:08}")], file.as_bytes());
+        }
+    }
+    let urls: Vec<Value> = bench
+        .messages()
+        .iter()
+        .flat_map(|message| message["image_urls"].as_array().unwrap().clone())
+        .collect();
+    assert_eq!(urls, (0..11).map(|i| Value::from(format!("blob:{i}"))).collect::<Vec<_>>());
+    assert!(bench.post_files(&files).await.unwrap().repeated);
+    assert!(matches!(bench.post_files(&files[1..]).await, Err(BatchError::IdTaken { .. })));
+    bench.assert_tidy();
+}
+
+#[tokio::test]
+async fn the_same_id_is_the_same_batch_and_nothing_else() {
+    let bench = Bench::new();
+    bench.submit(&body("mine", 10)).await.unwrap();
+    let again = bench.submit(&body("mine", 10)).await.unwrap();
+    assert!(again.repeated);
+    assert_eq!(bench.messages().len(), 3, "the work is queued once");
+    let other = bench.submit(&body("mine", 9)).await.unwrap_err();
+    assert!(matches!(&other, BatchError::IdTaken { request_id } if request_id == "mine"), "{other}");
+
+    bench.stores.finish("mine", "{\"status\":\"ok\"}\n", None);
+    let finished = bench.submit(&body("mine", 10)).await.unwrap();
+    assert_eq!((finished.phase, finished.repeated), (BatchPhase::Completed, true));
+
+    // The state store forgets; the record does not.
+    bench.stores.state.batches.lock().clear();
+    let forgotten = bench.submit(&body("mine", 10)).await.unwrap();
+    assert_eq!((forgotten.phase, forgotten.repeated), (BatchPhase::Completed, true));
+    bench.stores.state.batches.lock().clear();
+    assert!(matches!(bench.submit(&body("mine", 9)).await, Err(BatchError::IdTaken { .. })));
+    assert_eq!(bench.messages().len(), 3);
+
+    let ids: HashSet<_> = [
+        bench.submit(r#"{"image_urls": ["http://a/1"]}"#).await.unwrap().request_id,
+        bench.submit(r#"{"image_urls": ["http://a/1"]}"#).await.unwrap().request_id,
+    ]
+    .into();
+    assert_eq!(ids.len(), 2, "without an id every batch is a new one");
+}
+
+#[tokio::test]
+async fn a_submission_that_broke_off_anywhere_is_finished_by_repeating_it() {
+    type Break = fn(&MemoryStores);
+    let breaks: [(&str, Break); 7] = [
+        ("s3", |stores| stores.blob.faults.fail("get", 1)),
+        ("redis", |stores| stores.state.faults.fail("create_batch", 1)),
+        ("s3", |stores| stores.blob.faults.fail("put", 1)),
+        ("kafka", |stores| stores.queue.breaks_after.store(1, Ordering::Relaxed)),
+        ("kafka", |stores| stores.queue.breaks_after.store(3, Ordering::Relaxed)),
+        ("redis", |stores| stores.state.faults.fail("batch_submitted", 1)),
+        ("redis", |stores| {
+            stores.queue.breaks_after.store(2, Ordering::Relaxed);
+            stores.state.faults.fail("batch", 1);
+        }),
+    ];
+    for (i, (link, break_it)) in breaks.into_iter().enumerate() {
+        let bench = Bench::new();
+        break_it(&bench.stores);
+        let mut error = bench.submit(&body("mine", 10)).await.unwrap_err();
+        if i == 6 {
+            // The second one looks at the status of what the first has left, and that fails too.
+            error = bench.submit(&body("mine", 10)).await.unwrap_err();
+        }
+        assert_eq!(error.request_id(), Some("mine"));
+        assert!(error.to_string().contains(link) && !error.to_string().contains("10.20"), "{i}: {error}");
+        let taken = bench.submit(&body("mine", 10)).await.unwrap_or_else(|e| panic!("{i}: {e}"));
+        assert!(!taken.repeated, "{i}");
+        assert_whole(&bench.messages(), 10);
+        assert!(bench.stores.state.batches.lock()["mine"].submitted, "{i}");
+        assert!(bench.submit(&body("mine", 10)).await.unwrap().repeated, "{i}");
+        bench.assert_tidy();
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_cut_the_same_way_when_it_is_submitted_again() {
+    let bench = Bench::new();
+    bench.stores.queue.breaks_after.store(2, Ordering::Relaxed);
+    bench.submit(&body("mine", 10)).await.unwrap_err();
+    // Another configuration, after a restart.
+    let Bench { service, stores, dir } = bench;
+    drop(service);
+    let bench = Bench { service: open(&dir, &stores, 100), stores, dir };
+    bench.submit(&body("mine", 10)).await.unwrap();
+    let messages = bench.messages();
+    assert_eq!(messages.len(), 2 + 3);
+    assert_eq!(messages[0], messages[2]);
+    assert_eq!(messages[1], messages[3]);
+}
+
+#[tokio::test]
+async fn a_full_queue_takes_nothing_and_leaves_nothing() {
+    let bench = Bench::new();
+    bench.stores.queue.limit.store(100, Ordering::Relaxed);
+    for _ in 0..2 {
+        let error = bench.submit(&body("mine", 10)).await.unwrap_err();
+        assert!(
+            matches!(&error, BatchError::QueueFull { request_id, .. } if request_id == "mine"),
+            "{error}"
+        );
+        let error = bench.post_files(&["a", "b", "c", "d", "e"]).await.unwrap_err();
+        assert!(matches!(error, BatchError::QueueFull { .. }), "{error}");
+        assert!(bench.messages().is_empty() && bench.keys().is_empty(), "{:?}", bench.keys());
+        assert!(matches!(bench.service.status("mine").await, Err(BatchError::Unknown { .. })));
+    }
+    // What was taken before stays, even if the state store has forgotten it and the queue is full.
+    bench.stores.queue.limit.store(0, Ordering::Relaxed);
+    bench.submit(&body("kept", 10)).await.unwrap();
+    bench.stores.state.batches.lock().clear();
+    bench.stores.queue.limit.store(100, Ordering::Relaxed);
+    assert!(matches!(bench.submit(&body("kept", 10)).await, Err(BatchError::QueueFull { .. })));
+    assert_eq!(bench.keys(), ["batches/kept/batch.json"]);
+    bench.stores.blob.objects.lock().clear();
+    bench.stores.queue.limit.store(50, Ordering::Relaxed);
+    assert!(matches!(bench.submit(&body("mine", 10)).await, Err(BatchError::TooMuch { limit: 50 })));
+    assert!(bench.keys().is_empty());
+    bench.stores.queue.limit.store(0, Ordering::Relaxed);
+    bench.submit(&body("mine", 9)).await.unwrap();
+    bench.post_files(&["a"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn submissions_are_bounded_and_one_at_a_time_for_an_id() {
+    let bench = Bench::new();
+    let permits: Vec<_> = (0..MAX_SUBMISSIONS).map(|_| bench.service.admit().unwrap()).collect();
+    assert!(matches!(bench.service.admit(), Err(BatchError::Busy { limit: MAX_SUBMISSIONS, .. })));
+    drop(permits);
+    assert!(bench.service.admit().is_ok());
+
+    bench.service.submitting.lock().insert("mine".into());
+    let error = bench.submit(&body("mine", 1)).await.unwrap_err();
+    assert!(matches!(error, BatchError::BeingSubmitted { .. }), "{error}");
+    bench.service.submitting.lock().clear();
+    bench.submit(&body("mine", 1)).await.unwrap();
+    assert!(bench.service.submitting.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_status_is_one_call_to_the_state_store() {
+    let bench = Bench::new();
+    bench.submit(&body("mine", 2)).await.unwrap();
+    for call in ["get", "get_file", "head", "list"] {
+        bench.stores.blob.faults.fail(call, u32::MAX);
+    }
+    let before = bench.stores.state.calls.load(Ordering::Relaxed);
+    bench.service.status("mine").await.unwrap();
+    assert_eq!(bench.stores.state.calls.load(Ordering::Relaxed), before + 1);
+    let error = bench.service.status("other").await.unwrap_err();
+    assert!(matches!(error, BatchError::Link { .. }), "whether it exists can't be told: {error}");
+    bench.stores.state.faults.fail("batch", 1);
+    assert!(matches!(bench.service.status("mine").await, Err(BatchError::Link { .. })));
+}
+
+#[tokio::test]
+async fn a_status_that_was_lost_is_put_together_from_the_blobs() {
+    let bench = Bench::new();
+    bench.submit(&body("mine", 10)).await.unwrap();
+    let known = bench.service.status("mine").await.unwrap();
+    let lose = || bench.stores.state.batches.lock().clear();
+    let put = |key: &str, lines: &str| {
+        bench.stores.blob.objects.lock().insert(key.to_owned(), lines.to_owned().into());
+    };
+    lose();
+    let queued = bench.service.status("mine").await.unwrap();
+    assert_eq!((queued.phase, queued.total, queued.completed), (BatchPhase::Queued, 10, 0));
+    let millis = |t: Option<std::time::SystemTime>| rfc3339_text(t.unwrap());
+    assert_eq!(millis(queued.created)[..19], millis(known.created)[..19]);
+
+    let line = |status: &str| format!("{{\"index\":0,\"status\":\"{status}\",\"image_url\":\"status\"}}\n");
+    // More parts than a page of the listing has.
+    for chunk in 0..7 {
+        put(&format!("batches/mine/parts/{chunk:06}.jsonl"), &line("ok"));
+    }
+    put("batches/mine/parts/000007.jsonl", &(line("failed") + &line("ok")));
+    let processing = bench.service.status("mine").await.unwrap();
+    assert_eq!(processing.phase, BatchPhase::Processing);
+    assert_eq!((processing.total, processing.completed, processing.failed), (10, 8, 1));
+    assert!(processing.results_uri.is_none());
+    assert!(bench.stores.state.batches.lock().is_empty(), "a worker has the say while there is work");
+
+    put("results/mine.jsonl", &(line("ok").repeat(7) + &line("failed").repeat(3)));
+    let finished = bench.service.status("mine").await.unwrap();
+    assert_eq!(finished.phase, BatchPhase::Completed);
+    assert_eq!((finished.total, finished.completed, finished.failed), (10, 7, 3));
+    assert_eq!(finished.results_uri.as_deref(), Some("memory://results/mine.jsonl"));
+    bench.stores.blob.objects.lock().clear();
+    let kept = bench.service.status("mine").await.unwrap();
+    assert_eq!((kept.phase, kept.completed), (BatchPhase::Completed, 7), "it is counted once");
+
+    // A batch that came in by another way has results and no record.
+    put("results/foreign.jsonl", &line("failed"));
+    let foreign = bench.service.status("foreign").await.unwrap();
+    assert_eq!((foreign.phase, foreign.total, foreign.failed), (BatchPhase::Failed, 1, 1));
+    for id in ["none", "../etc", "", "a b"] {
+        assert!(matches!(bench.service.status(id).await, Err(BatchError::Unknown { .. })), "{id}");
+    }
+    bench.assert_tidy();
+}

@@ -1,0 +1,122 @@
+//! What could not be worked on, kept where a person can look at it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use cloud_sync::event::{BatchItem, ItemOutcome};
+use cloud_sync::queue::Delivery;
+use serde::Serialize;
+
+use super::{Setback, Worker, WorkerStats};
+use crate::batch::layout;
+use crate::batch::message::BatchMessage;
+
+/// So much of a message is kept.
+const MOST_OF_A_MESSAGE: usize = 64 << 10;
+
+/// A message that is no batch work.
+#[derive(Serialize)]
+struct BadMessage<'a> {
+    position: &'a str,
+    reason: &'a str,
+    message_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    /// The message where it is no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_base64: Option<String>,
+}
+
+/// Images of a message that have failed.
+#[derive(Serialize)]
+struct BadImages<'a> {
+    position: &'a str,
+    request_id: &'a str,
+    images: Vec<BadImage<'a>>,
+}
+
+#[derive(Serialize)]
+struct BadImage<'a> {
+    index: u64,
+    image_url: &'a str,
+    code: &'a str,
+    error: &'a str,
+}
+
+impl Worker {
+    /// Keeps a message that is no batch work. The same message makes the same object.
+    pub(super) async fn keep_message(&self, delivery: &Delivery, reason: &str) -> Result<(), Setback> {
+        let payload = &delivery.payload;
+        let kept = &payload[..payload.len().min(MOST_OF_A_MESSAGE)];
+        // A cut may go through a character; all before it is still text.
+        let text = match std::str::from_utf8(kept) {
+            Ok(text) => Some(text),
+            Err(error) if error.error_len().is_none() => {
+                std::str::from_utf8(&kept[..error.valid_up_to()]).ok()
+            }
+            Err(_) => None,
+        };
+        let letter = BadMessage {
+            position: &delivery.position,
+            reason,
+            message_bytes: payload.len(),
+            message: text,
+            message_base64: text.is_none().then(|| STANDARD.encode(kept)),
+        };
+        tracing::warn!(
+            position = delivery.position,
+            reason,
+            "a message is no batch work; kept as a dead letter"
+        );
+        WorkerStats::count(&self.stats.dead_letters);
+        self.put_letter(delivery, delivery.time, serde_json::to_vec(&letter)?).await
+    }
+
+    /// Keeps what is known of a message's failed images, if there are any.
+    pub(super) async fn keep_failures(
+        &self,
+        delivery: &Delivery,
+        message: &BatchMessage,
+        items: &[BatchItem],
+    ) -> Result<(), Setback> {
+        let images: Vec<_> = items.iter().filter_map(bad_image).collect();
+        if images.is_empty() {
+            return Ok(());
+        }
+        let request_id = &message.spec.request_id;
+        let letter = BadImages { position: &delivery.position, request_id, images };
+        let time = message.submitted().or(delivery.time);
+        self.put_letter(delivery, time, serde_json::to_vec(&letter)?).await
+    }
+
+    async fn put_letter(
+        &self,
+        delivery: &Delivery,
+        time: Option<SystemTime>,
+        letter: Vec<u8>,
+    ) -> Result<(), Setback> {
+        let time = humantime::format_rfc3339_seconds(time.unwrap_or(UNIX_EPOCH)).to_string();
+        let day = time.get(..10).unwrap_or_default();
+        let key = match layout::dead_letter_key(day, &delivery.position) {
+            Ok(key) => key,
+            Err(_) => {
+                layout::dead_letter_key(day, &BatchMessage::unreadable(&delivery.position).spec.request_id)?
+            }
+        };
+        let letter = Bytes::from(letter);
+        let put = || self.blob.put(&key, letter.clone(), "application/json");
+        self.patience.insist("keeping a dead letter", put).await;
+        Ok(())
+    }
+}
+
+fn bad_image(item: &BatchItem) -> Option<BadImage<'_>> {
+    match &item.outcome {
+        ItemOutcome::Ok { .. } => None,
+        ItemOutcome::Failed { code, error } => {
+            Some(BadImage { index: item.index, image_url: &item.image_url, code, error })
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The end of a batch: one object with all results, the outcome in the state store, and the summary that is published.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cloud_sync::blob::BlobKey;
+use cloud_sync::event::BatchSummary;
+use cloud_sync::queue::{Delivery, ResultRecord};
+use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone};
+
+use super::chunk::{Found, Seen};
+use super::results::{Kept, LINES, Tally, on_disk};
+use super::{Setback, Worker, WorkerStats};
+use crate::batch::layout;
+use crate::batch::message::BatchMessage;
+
+impl Worker {
+    /// Finishes the batch if the chunk that is done now was its last. Returns the summary where this delivery is the
+    /// one to publish it.
+    pub(super) async fn finish(
+        &self,
+        delivery: &Delivery,
+        message: &BatchMessage,
+        seen: &Seen,
+        done: &ChunkDone,
+        found: &Found,
+    ) -> Result<Option<ResultRecord>, Setback> {
+        let spec = &message.spec;
+        let outcome = if spec.chunks == 1 {
+            let tally = Tally::of(&found.items, self.inline(spec))?;
+            Some(self.outcome(&layout::results_key(&spec.request_id)?, tally))
+        } else if seen.start.finished {
+            self.known_outcome(spec).await?
+        } else if found.in_results {
+            self.outcome_of_results(spec).await?
+        } else if done.to_finish {
+            self.assemble(spec).await?
+        } else if self.may_be_lost(message, seen, done).await? {
+            self.recovered(message).await?
+        } else {
+            None
+        };
+        let Some(outcome) = outcome else { return Ok(None) };
+        let finish = || self.state.finish_batch(spec, &outcome);
+        self.patience.insist("noting that a batch is finished", finish).await;
+        self.clear_away(spec).await?;
+        if !self.may_publish(delivery, spec).await {
+            return Ok(None);
+        }
+        WorkerStats::count(&self.stats.batches);
+        let summary = BatchSummary {
+            request_id: spec.request_id.clone(),
+            status: if outcome.phase == BatchPhase::Failed { "failed" } else { "completed" }.to_owned(),
+            total: spec.total,
+            completed: outcome.completed,
+            failed: outcome.failed,
+            results_uri: outcome.results_uri,
+        };
+        self.summary(delivery, message, summary).map(Some)
+    }
+
+    /// Notes, for whoever works on the batch, that the state store has lost what it knew of it: from now on the parts
+    /// say when it is complete.
+    pub(super) async fn note_loss(&self, message: &BatchMessage) -> Result<(), Setback> {
+        let key = lost_key(&message.spec)?;
+        let put = || self.blob.put(&key, bytes::Bytes::from_static(b"{}"), "application/json");
+        self.patience.insist("noting a loss of state", put).await;
+        Ok(())
+    }
+
+    /// Whether the state store may have lost what it knew of the batch, so that its counts never reach the total.
+    async fn may_be_lost(
+        &self,
+        message: &BatchMessage,
+        seen: &Seen,
+        done: &ChunkDone,
+    ) -> Result<bool, Setback> {
+        if seen.start.created {
+            return Ok(true);
+        }
+        let key = lost_key(&message.spec)?;
+        let noted = || self.blob.head(&key);
+        if self.patience.insist("looking for results", noted).await.is_some() {
+            return Ok(true);
+        }
+        // A loss while the chunk was worked on shows as a batch that began anew, with this chunk as its first.
+        if done.chunks_done > 1 {
+            return Ok(false);
+        }
+        let known = || self.state.batch(&message.spec.request_id);
+        let known = self.patience.insist("asking for a batch", known).await;
+        let born = |status: Option<&BatchStatus>| status.map(|status| status.created);
+        let lost = born(known.as_ref()) != born(seen.known.as_ref());
+        if lost {
+            self.note_loss(message).await?;
+        }
+        Ok(lost)
+    }
+
+    /// The outcome of a batch that the state store has lost, if the blob store has all of it.
+    async fn recovered(&self, message: &BatchMessage) -> Result<Option<BatchOutcome>, Setback> {
+        let spec = &message.spec;
+        let parts = self.parts(spec).await;
+        let keys = (0..spec.chunks).map(|chunk| layout::part_key(&spec.request_id, chunk));
+        let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+        if keys.iter().all(|key| parts.contains(key.as_str())) {
+            tracing::warn!(request_id = spec.request_id, "finishing a batch that the state store had lost");
+            return self.assemble(spec).await;
+        }
+        // It was finished before, and the parts were being removed.
+        match self.kept(&layout::results_key(&spec.request_id)?, 0, message).await {
+            Kept::Theirs(_) => self.outcome_of_results(spec).await,
+            Kept::Others | Kept::Nothing => Ok(None),
+        }
+    }
+
+    async fn parts(&self, spec: &BatchSpec) -> BTreeSet<String> {
+        let prefix = layout::parts_prefix(&spec.request_id);
+        let (mut parts, mut next) = (BTreeSet::new(), None);
+        loop {
+            let list = || self.blob.list(&prefix, next.as_deref());
+            let page = self.patience.insist("listing results", list).await;
+            parts.extend(page.objects.into_iter().map(|object| object.key));
+            match page.next {
+                Some(more) => next = Some(more),
+                None => return parts,
+            }
+        }
+    }
+
+    /// Puts the parts together into the one object of results. None when they are not all there any more and nobody
+    /// else has done it.
+    async fn assemble(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
+        let whole = Arc::new(self.spool_file().await);
+        for chunk in 0..spec.chunks {
+            let Some(part) = self.spooled(&layout::part_key(&spec.request_id, chunk)?).await else {
+                // Another worker has seen the end of the batch too and was faster.
+                let outcome = self.outcome_of_results(spec).await?;
+                if outcome.is_none() {
+                    tracing::error!(request_id = spec.request_id, chunk, "the results of a chunk are gone");
+                }
+                return Ok(outcome);
+            };
+            let part = part.to_path_buf();
+            self.append(whole.to_path_buf(), part, chunk == 0).await;
+        }
+        let tally = self.tally(&whole, self.inline(spec)).await;
+        let key = layout::results_key(&spec.request_id)?;
+        let put = || self.blob.put_file(&key, &whole, LINES);
+        self.patience.insist("writing the results of a batch", put).await;
+        Ok(Some(self.outcome(&key, tally)))
+    }
+
+    /// Appends a part to the whole. A try that failed in the middle is taken back first.
+    async fn append(&self, whole: PathBuf, part: PathBuf, first: bool) {
+        let length = || on_disk(whole.clone(), |whole| std::fs::metadata(whole).map(|m| m.len()));
+        let length = if first { 0 } else { self.patience.insist("joining results", length).await };
+        let append = || {
+            let part = part.clone();
+            on_disk(whole.clone(), move |whole| {
+                let mut to = std::fs::OpenOptions::new().append(true).open(whole)?;
+                to.set_len(length)?;
+                std::io::copy(&mut std::fs::File::open(&part)?, &mut to)?;
+                to.flush()
+            })
+        };
+        self.patience.insist("joining results", append).await;
+    }
+
+    async fn known_outcome(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
+        let known = || self.state.batch(&spec.request_id);
+        let known = self.patience.insist("asking for a batch", known).await;
+        match known.and_then(|status| status.outcome) {
+            Some(outcome) => Ok(Some(outcome)),
+            None => self.outcome_of_results(spec).await,
+        }
+    }
+
+    /// The outcome as the results object itself tells it; None when there is none or it is another batch's.
+    async fn outcome_of_results(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
+        let key = layout::results_key(&spec.request_id)?;
+        let Some(file) = self.spooled(&key).await else { return Ok(None) };
+        let tally = self.tally(&file, self.inline(spec)).await;
+        Ok((tally.images() == spec.total).then(|| self.outcome(&key, tally)))
+    }
+
+    async fn tally(&self, file: &Path, inline: u64) -> Tally {
+        let count = || on_disk(file.to_path_buf(), move |file| Tally::of_file(file, inline));
+        self.patience.insist("counting results", count).await
+    }
+
+    fn inline(&self, spec: &BatchSpec) -> u64 {
+        if spec.total <= self.config.inline_results { spec.total } else { 0 }
+    }
+
+    fn outcome(&self, key: &BlobKey, tally: Tally) -> BatchOutcome {
+        BatchOutcome {
+            phase: if tally.completed == 0 { BatchPhase::Failed } else { BatchPhase::Completed },
+            completed: tally.completed,
+            failed: tally.failed,
+            results_uri: self.blob.uri(key),
+            results: tally.inline,
+        }
+    }
+
+    /// Removes what the batch needed only on its way.
+    async fn clear_away(&self, spec: &BatchSpec) -> Result<(), Setback> {
+        if spec.chunks == 1 {
+            return Ok(());
+        }
+        let lost = lost_key(spec)?;
+        for part in self.parts(spec).await {
+            // What lies there under a name that is no key of ours is not ours.
+            let Ok(key) = BlobKey::new(part) else { continue };
+            self.patience.insist("removing parts", || self.blob.delete(&key)).await;
+        }
+        self.patience.insist("removing parts", || self.blob.delete(&lost)).await;
+        Ok(())
+    }
+
+    /// Whether this delivery publishes the summary. Several may see the end of a batch, and each again after a crash;
+    /// the first to claim it has it, whatever happens. The claim is kept as the one chunk of a batch whose id no
+    /// client can choose.
+    async fn may_publish(&self, delivery: &Delivery, spec: &BatchSpec) -> bool {
+        if spec.chunks == 1 {
+            return true;
+        }
+        let claim = BatchSpec {
+            request_id: format!("{}~summary", spec.request_id),
+            total: 0,
+            chunks: 1,
+            digest: String::new(),
+        };
+        let complete = || self.state.complete_chunk(&claim, 0, &delivery.position, 0, 0);
+        self.patience.insist("claiming the summary of a batch", complete).await.owner == delivery.position
+    }
+}
+
+fn lost_key(spec: &BatchSpec) -> Result<BlobKey, cloud_sync::blob::InvalidKey> {
+    BlobKey::new(format!("batches/{}/state-lost.json", spec.request_id))
+}

@@ -1,0 +1,85 @@
+//! One image of a batch: load it, classify it, say what became of it.
+
+use std::sync::atomic::Ordering;
+
+use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
+
+use super::{Setback, Worker};
+use crate::batch::load::Loaded;
+use crate::batch::message::BatchMessage;
+use crate::lanes::{Classified, LaneError};
+
+impl Worker {
+    /// The result of the image that stands at `offset` in the message.
+    pub(super) async fn item(&self, message: &BatchMessage, offset: usize) -> Result<BatchItem, Setback> {
+        let url = message.image_urls.get(offset).map_or("", String::as_str);
+        let outcome = match self.loader.load(&message.spec.request_id, url).await {
+            Ok(loaded) => self.classify(loaded, message.top_k.unwrap_or(self.settings.top_k)).await?,
+            Err(failure) => failed(failure.code, failure.error),
+        };
+        let counter = match &outcome {
+            ItemOutcome::Ok { .. } => &self.stats.classified,
+            ItemOutcome::Failed { .. } => &self.stats.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(item(message, offset, outcome))
+    }
+
+    async fn classify(&self, image: Loaded, top_k: usize) -> Result<ItemOutcome, Setback> {
+        // Costs microseconds here and spares the lanes what is no image.
+        if let Err(error) = gpu_kernels::inspect(&image.bytes, &self.settings.limits) {
+            return Ok(failed(error.code(), error.to_string()));
+        }
+        let mut panicked = false;
+        let mut backoff = self.patience.backoff();
+        loop {
+            let answer = self.lanes.submit_batch(image.bytes.clone()).await;
+            let answer = answer.map_err(|_| Setback::Stopping)?.await.map_err(|_| Setback::Stopping)?;
+            match answer {
+                Ok((classified, _)) => return Ok(self.answer(&image, &classified, top_k)),
+                // It may have been the device's fault; twice in a row it is the image's.
+                Err(LaneError::Panicked) if !panicked => panicked = true,
+                // Not the image's fault.
+                Err(LaneError::NoDevice | LaneError::DeadlinePassed) => {
+                    tokio::time::sleep(backoff.fail()).await;
+                }
+                Err(error) => return Ok(failed(error.code(), error.to_string())),
+            }
+        }
+    }
+
+    fn answer(&self, image: &Loaded, classified: &Classified, top_k: usize) -> ItemOutcome {
+        let predictions = self.model.best(&classified.scores, top_k);
+        let Some(best) = predictions.first() else {
+            return failed("inference_failed", "the model gave no scores");
+        };
+        ItemOutcome::Ok {
+            species: best.label.clone(),
+            confidence: best.score,
+            predictions: predictions.clone(),
+            model: self.model.event_ref(),
+            image: ImageRef {
+                digest: blake3::hash(&image.bytes).to_hex().to_string(),
+                format: classified.format.to_string(),
+                bytes: image.bytes.len() as u64,
+                width: classified.width,
+                height: classified.height,
+            },
+        }
+    }
+}
+
+/// The result of the image that stands at `offset` in the message.
+pub(super) fn item(message: &BatchMessage, offset: usize, outcome: ItemOutcome) -> BatchItem {
+    BatchItem {
+        request_id: message.spec.request_id.clone(),
+        index: message.first + offset as u64,
+        image_url: message.image_urls.get(offset).cloned().unwrap_or_default(),
+        camera: message.camera.clone(),
+        outcome,
+    }
+}
+
+pub(super) fn failed(code: &str, error: impl Into<String>) -> ItemOutcome {
+    ItemOutcome::Failed { code: code.to_owned(), error: error.into() }
+}

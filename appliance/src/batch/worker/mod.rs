@@ -1,0 +1,182 @@
+//! The work on batches: take messages from the queue, classify their images, write the results, publish them.
+//!
+//! Invariants:
+//! - A message leaves the queue only when its results are durable in the blob store and noted in the state store, and
+//!   in the same step in which they are published ([`JobQueue::settle`]).
+//! - Every step may be repeated, by anybody, after a crash at any point, and comes to the same bytes and counts.
+//! - Of all deliveries of a chunk one owns it: the first that the state store saw complete it. Only the owner publishes.
+//! - While one of the appliance's own stores is away, work waits and nothing fails.
+
+mod chunk;
+mod dead_letter;
+mod finish;
+mod image;
+mod results;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cloud_sync::blob::BlobStore;
+use cloud_sync::queue::{Delivery, JobQueue};
+use cloud_sync::state::StateStore;
+use futures_util::FutureExt;
+use gpu_kernels::DecodeLimits;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+pub use stats::{WorkerCounts, WorkerStats};
+
+use super::load::Loader;
+use super::patience::Patience;
+use crate::config::BatchConfig;
+use crate::lanes::Lanes;
+use crate::predict::ServingModel;
+
+/// How long to wait for the next message before looking whether to stop.
+const RECEIVE_WAIT: Duration = Duration::from_millis(500);
+/// A queue that has nothing to give may say so at once; then it is asked again after this time.
+const IDLE_PAUSE: Duration = Duration::from_millis(50);
+
+/// A message that made the work panic is given back after this time.
+const FAULT_PAUSE: Duration = Duration::from_secs(5);
+
+/// What works batches off.
+pub struct Worker {
+    /// Where messages come from and results go.
+    pub queue: Arc<dyn JobQueue>,
+    /// How far each batch is.
+    pub state: Arc<dyn StateStore>,
+    /// Where results are written.
+    pub blob: Arc<dyn BlobStore>,
+    /// Loads the images.
+    pub loader: Loader,
+    /// Classify them.
+    pub lanes: Arc<Lanes>,
+    /// What the lanes run.
+    pub model: ServingModel,
+    /// How it works.
+    pub settings: WorkerSettings,
+    /// What batches may be.
+    pub config: BatchConfig,
+    /// What it has done.
+    pub stats: Arc<WorkerStats>,
+    /// How it waits for its stores.
+    pub patience: Arc<Patience>,
+}
+
+/// How a worker works.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Name of this box in events.
+    pub node: String,
+    /// Predictions an image where a message does not say.
+    pub top_k: usize,
+    /// Bounds on images.
+    pub limits: DecodeLimits,
+    /// How long work in hand may go on after the signal to stop.
+    pub grace: Duration,
+    /// Folder for results on their way; made if it is missing.
+    pub spool: PathBuf,
+}
+
+/// Why a message was left unfinished; it comes again.
+#[derive(Debug, thiserror::Error)]
+enum Setback {
+    /// The lanes take no more work.
+    #[error("the lanes are stopping")]
+    Stopping,
+    /// The work panicked.
+    #[error("the work on it failed")]
+    Fault,
+    /// A result can't be written down.
+    #[error("a result can't be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// An id that was checked makes no key.
+    #[error(transparent)]
+    Key(#[from] cloud_sync::blob::InvalidKey),
+}
+
+impl Worker {
+    /// Works until `shutdown`, then finishes what is in hand within the grace period, gives the rest back and leaves
+    /// the queue.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+        let worker = Arc::new(self);
+        let (abandon, abandoned) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        {
+            let receiving = worker.receive_all(&mut tasks, &abandoned);
+            tokio::pin!(receiving, shutdown);
+            tokio::select! {
+                () = &mut receiving => {}
+                // A receive that is cut off could leave a message in nobody's hands, so it is waited for.
+                () = &mut shutdown => {
+                    worker.stats.stop();
+                    receiving.await;
+                }
+            }
+        }
+        let grace = worker.settings.grace;
+        let all_done = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(grace, all_done).await.is_err() {
+            tracing::info!(
+                messages = tasks.len(),
+                "the grace period is over; unfinished batch work is given back"
+            );
+            let _ = abandon.send(true);
+            while tasks.join_next().await.is_some() {}
+        }
+        worker.queue.close().await;
+    }
+
+    /// Takes messages, each into a task of its own, until the flag is raised.
+    async fn receive_all(self: &Arc<Self>, tasks: &mut JoinSet<()>, abandoned: &watch::Receiver<bool>) {
+        let places = Arc::new(Semaphore::new(self.config.inflight.max(1)));
+        let mut backoff = self.patience.backoff();
+        while !self.stats.is_stopping() {
+            while tasks.try_join_next().is_some() {}
+            let place = tokio::time::timeout(RECEIVE_WAIT, Arc::clone(&places).acquire_owned()).await;
+            let Ok(Ok(place)) = place else { continue };
+            let asked = Instant::now();
+            match self.queue.receive(RECEIVE_WAIT).await {
+                Ok(Some(delivery)) => {
+                    backoff.succeed();
+                    let (worker, mut abandoned) = (Arc::clone(self), abandoned.clone());
+                    tasks.spawn(async move {
+                        let _place = place;
+                        worker.work_on(delivery, &mut abandoned).await;
+                    });
+                }
+                Ok(None) => {
+                    backoff.succeed();
+                    tokio::time::sleep(IDLE_PAUSE.saturating_sub(asked.elapsed())).await;
+                }
+                Err(error) => {
+                    tracing::error!(error = error.in_full(), "batch work can't be received");
+                    tokio::time::sleep(backoff.fail().max(IDLE_PAUSE).min(RECEIVE_WAIT * 4)).await;
+                }
+            }
+        }
+    }
+
+    /// Works on one message and gives it back if it must be left unfinished.
+    async fn work_on(&self, delivery: Delivery, abandoned: &mut watch::Receiver<bool>) {
+        let _in_hand = self.stats.in_hand();
+        let outcome = tokio::select! {
+            outcome = AssertUnwindSafe(self.process(&delivery)).catch_unwind() => outcome.unwrap_or(Err(Setback::Fault)),
+            _ = abandoned.wait_for(|abandoned| *abandoned) => Err(Setback::Stopping),
+        };
+        if let Err(setback) = outcome {
+            if matches!(setback, Setback::Fault) {
+                tracing::error!(position = delivery.position, "the work on a message panicked");
+                tokio::time::sleep(FAULT_PAUSE).await;
+            }
+            tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
+            self.queue.release(delivery).await;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What a worker has done and has in hand, for metrics.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+/// Counters of a worker.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    pub(super) classified: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) batches: AtomicU64,
+    pub(super) dead_letters: AtomicU64,
+    pub(super) duplicates: AtomicU64,
+    pub(super) lost: AtomicU64,
+    pub(super) refused_results: AtomicU64,
+    in_hand: AtomicU64,
+    stopping: AtomicBool,
+    rate: Mutex<Option<(Instant, u64)>>,
+}
+
+/// A snapshot of [`WorkerStats`]; all but `in_hand` and `images_per_second` count since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WorkerCounts {
+    /// Images classified. One that a crash made it do again counts again.
+    pub classified: u64,
+    /// Images failed for good.
+    pub failed: u64,
+    /// Batches finished.
+    pub batches: u64,
+    /// Messages that could not be read.
+    pub dead_letters: u64,
+    /// Messages whose chunk another message had done.
+    pub duplicates: u64,
+    /// Messages that had moved to another worker when they were done.
+    pub lost: u64,
+    /// Results that the results topic refused.
+    pub refused_results: u64,
+    /// Messages being worked on.
+    pub in_hand: u64,
+    /// Images done a second, since the snapshot before.
+    pub images_per_second: f64,
+}
+
+impl WorkerStats {
+    /// A snapshot, at the pace of a metrics scrape.
+    pub fn counts(&self) -> WorkerCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (classified, failed) = (load(&self.classified), load(&self.failed));
+        let now = Instant::now();
+        let before = self.rate.lock().replace((now, classified + failed));
+        let images_per_second = before.map_or(0.0, |(then, images)| {
+            let seconds = now.duration_since(then).as_secs_f64();
+            if seconds > 0.0 { (classified + failed - images) as f64 / seconds } else { 0.0 }
+        });
+        WorkerCounts {
+            classified,
+            failed,
+            batches: load(&self.batches),
+            dead_letters: load(&self.dead_letters),
+            duplicates: load(&self.duplicates),
+            lost: load(&self.lost),
+            refused_results: load(&self.refused_results),
+            in_hand: load(&self.in_hand),
+            images_per_second,
+        }
+    }
+
+    pub(super) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a message in hand until the guard is dropped.
+    pub(super) fn in_hand(&self) -> InHand<'_> {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+        InHand(&self.in_hand)
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(super) struct InHand<'a>(&'a AtomicU64);
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,139 @@
+//! A crash before and after every call to a store, with and without the loss of the state store's data.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cloud_sync::event::ItemOutcome;
+
+use super::world::{World, pictures};
+
+const IMAGES: usize = 8;
+
+fn submit(world: &World) {
+    let url = |i: usize| if i % 3 == 2 { "nothing".to_owned() } else { format!("{}/{i}", world.base) };
+    let urls: Vec<_> = (0..IMAGES).map(url).collect();
+    world.submit("b", &urls, 3);
+}
+
+/// The results object and the dead letters of a run without a crash.
+async fn undisturbed(base: &str) -> (Bytes, Vec<(String, Bytes)>) {
+    let world = World::new(base, i64::MAX);
+    submit(&world);
+    world.work().await;
+    (world.results("b").unwrap(), letters(&world))
+}
+
+fn letters(world: &World) -> Vec<(String, Bytes)> {
+    let objects = world.stores.objects.lock();
+    let letters = objects.iter().filter(|(key, _)| key.starts_with("dead-letter/"));
+    letters.map(|(key, letter)| (key.clone(), letter.clone())).collect()
+}
+
+/// Runs a worker that crashes at a passage, then another to the end. False when there is no such passage any more.
+async fn crash_and_recover(world: &mut World, lose_state: bool) -> bool {
+    submit(world);
+    let worker = world.start();
+    let crashed = tokio::select! {
+        () = world.trip.tripped.notified() => true,
+        () = world.idle() => false,
+    };
+    worker.abort();
+    let _ = worker.await;
+    if crashed {
+        if lose_state {
+            world.stores.batches.lock().clear();
+        }
+        world.mended();
+        world.work().await;
+    }
+    crashed
+}
+
+fn check(world: &World, expected: &(Bytes, Vec<(String, Bytes)>), at: i64) {
+    assert_eq!(world.results("b").as_ref(), Some(&expected.0), "results after a crash at {at}");
+    assert_eq!(letters(world), expected.1, "dead letters after a crash at {at}");
+    let (items, summaries) = world.published("b");
+    assert_eq!(items, world.items("b"), "published after a crash at {at}: each image once");
+    let ids: HashSet<_> = summaries.iter().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), 1, "summaries after a crash at {at}: {summaries:?}");
+    let failed = items.iter().filter(|i| matches!(i.outcome, ItemOutcome::Failed { .. })).count() as u64;
+    for (_, summary) in &summaries {
+        assert_eq!((summary.completed, summary.failed), (IMAGES as u64 - failed, failed), "at {at}");
+    }
+    let status = world.stores.batches.lock()["b"].status.clone();
+    let outcome = status.outcome.unwrap_or_else(|| panic!("no outcome after a crash at {at}"));
+    assert_eq!((outcome.completed, outcome.failed), (IMAGES as u64 - failed, failed), "at {at}");
+    let left: Vec<_> =
+        world.stores.objects.lock().keys().filter(|k| k.starts_with("batches/")).cloned().collect();
+    assert_eq!(left, Vec::<String>::new(), "left over after a crash at {at}");
+}
+
+#[tokio::test]
+async fn after_a_crash_anywhere_each_image_has_one_result() {
+    let base = pictures().await;
+    let expected = undisturbed(&base).await;
+    let mut crashes = 0;
+    for at in 0.. {
+        let mut world = World::new(&base, at);
+        if !crash_and_recover(&mut world, false).await {
+            break;
+        }
+        crashes += 1;
+        check(&world, &expected, at);
+        assert_eq!(world.published("b").1.len(), 1, "summaries after a crash at {at}");
+    }
+    assert!(crashes > 50, "only {crashes} places to crash at");
+}
+
+#[tokio::test]
+async fn a_state_store_that_lost_its_data_costs_no_result() {
+    let base = pictures().await;
+    let expected = undisturbed(&base).await;
+    for at in 0.. {
+        let mut world = World::new(&base, at);
+        let crashed = crash_and_recover(&mut world, true).await;
+        // Where every message was settled before the loss, nobody is left to see it.
+        if crashed && world.stores.batches.lock().contains_key("b") {
+            check(&world, &expected, at);
+        }
+        if !crashed {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn state_that_is_lost_while_a_worker_works_costs_no_result() {
+    let base = pictures().await;
+    let expected = undisturbed(&base).await;
+    for pause in 0..20 {
+        let world = World::new(&base, i64::MAX);
+        submit(&world);
+        let worker = world.start();
+        tokio::time::sleep(Duration::from_micros(pause * 250)).await;
+        let before = world.stores.settled.lock().len();
+        world.stores.batches.lock().clear();
+        world.idle().await;
+        worker.abort();
+        let _ = worker.await;
+        if before < 3 {
+            check(&world, &expected, -1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_workers_share_a_batch() {
+    let base = pictures().await;
+    let expected = undisturbed(&base).await;
+    let world = World::new(&base, i64::MAX);
+    submit(&world);
+    let workers = [world.start(), world.start()];
+    world.idle().await;
+    for worker in workers {
+        worker.abort();
+    }
+    check(&world, &expected, -1);
+    assert_eq!(world.published("b").1.len(), 1);
+}

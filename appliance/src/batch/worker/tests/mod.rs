@@ -1,0 +1,263 @@
+//! The worker's promises, with stores that can be cut off at every call.
+
+mod crashes;
+mod embedded;
+mod stores;
+mod world;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cloud_sync::event::ItemOutcome;
+use cloud_sync::state::BatchPhase;
+use serde_json::{Value, json};
+
+use world::{MODEL, World, picture, pictures};
+
+/// What became of each image: the label's place, or the code of the failure.
+fn outcomes(world: &World, id: &str) -> Vec<String> {
+    let outcome = |outcome: &ItemOutcome| match outcome {
+        ItemOutcome::Ok { species, .. } => species.clone(),
+        ItemOutcome::Failed { code, .. } => code.clone(),
+    };
+    world.items(id).iter().map(|item| outcome(&item.outcome)).collect()
+}
+
+fn label(seen: usize) -> String {
+    MODEL.labels[seen].clone()
+}
+
+fn letters(world: &World) -> Vec<Value> {
+    let objects = world.stores.objects.lock();
+    let letters = objects.iter().filter(|(key, _)| key.starts_with("dead-letter/"));
+    letters.map(|(_, letter)| serde_json::from_slice(letter).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn every_form_of_message_is_worked_off() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let base = &world.base;
+    let bare = world.stores.send(json!({"image_url": format!("{base}/3")}).to_string());
+    world.stores.send(
+        json!({"request_id": "two", "image_urls": [format!("{base}/1"), format!("{base}/2")]}).to_string(),
+    );
+    world.stores.send(
+        json!({"request_id": "old", "image_urls": [format!("{base}/4")], "timestamp": "2024-05-01T10:00:00",
+               "num_images": 1, "camera": "dock", "top_k": 1})
+        .to_string(),
+    );
+    let urls: Vec<_> = (0..5).map(|i| format!("{base}/{i}")).collect();
+    world.submit("cut", &urls, 2);
+    world.work().await;
+    assert_eq!(outcomes(&world, &bare), [label(3)]);
+    assert_eq!(outcomes(&world, "two"), [label(1), label(2)]);
+    assert_eq!(outcomes(&world, "old"), [label(4)]);
+    assert_eq!(outcomes(&world, "cut"), (0..5).map(label).collect::<Vec<_>>());
+    for (id, total) in [(bare.as_str(), 1), ("two", 2), ("old", 1), ("cut", 5)] {
+        let (items, summaries) = world.published(id);
+        assert_eq!(items, world.items(id));
+        let [(_, summary)] = summaries.as_slice() else { panic!("{id}: {summaries:?}") };
+        assert_eq!((summary.total, summary.completed, summary.failed), (total, total, 0));
+        assert_eq!(summary.results_uri, format!("memory://results/{id}.jsonl"));
+        let status = world.stores.batches.lock()[id].status.clone();
+        let outcome = status.outcome.unwrap();
+        assert_eq!((status.phase, outcome.completed), (BatchPhase::Completed, total));
+        let inline: Vec<cloud_sync::event::BatchItem> =
+            serde_json::from_str(&outcome.results.unwrap()).unwrap();
+        assert_eq!(inline, world.items(id));
+    }
+    let old = &world.items("old")[0];
+    let ItemOutcome::Ok { predictions, confidence, image, .. } = &old.outcome else { panic!("{old:?}") };
+    assert_eq!((predictions.len(), *confidence, image.bytes), (1, 0.75, 70));
+    let published = world.stores.published.lock().clone();
+    let key = |id: &str| {
+        published.iter().find(|r| r.payload.windows(id.len()).any(|w| w == id.as_bytes())).unwrap()
+    };
+    assert_eq!((key("\"old\"").key.as_str(), key("\"two\"").key.as_str()), ("dock", "two"));
+    assert!(letters(&world).is_empty());
+    assert!(!world.stores.objects.lock().keys().any(|key| key.contains("/parts/")), "parts are left over");
+}
+
+#[tokio::test]
+async fn every_third_image_is_bad_and_each_says_why() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let base = world.base.clone();
+    world.stores.objects.lock().insert("batches/mixed/files/00000001".into(), picture(5).into());
+    world.stores.objects.lock().insert("fish/6.bmp".into(), picture(6).into());
+    world.stores.objects.lock().insert("fish/large.bmp".into(), vec![0; 2000].into());
+    let table = [
+        (format!("{base}/0"), label(0)),
+        (format!("{base}/1"), label(1)),
+        (format!("{base}/missing"), "fetch_failed".into()),
+        ("blob:1".into(), label(5)),
+        ("s3://allowed/fish/6.bmp".into(), label(6)),
+        (format!("{base}/text"), "unsupported_type".into()),
+        (format!("{base}/2"), label(2)),
+        (format!("{base}/3"), label(3)),
+        (format!("{base}/busy"), "fetch_failed".into()),
+        (format!("{base}/4"), label(4)),
+        (format!("{base}/5"), label(5)),
+        ("http://127.0.0.1:1/".into(), "fetch_failed".into()),
+        (format!("{base}/6"), label(6)),
+        (format!("{base}/7"), label(7)),
+        ("http://10.0.0.1/".into(), "url_refused".into()),
+        (format!("{base}/8"), label(8)),
+        (format!("{base}/9"), label(9)),
+        ("file:///etc/passwd".into(), "invalid_url".into()),
+        ("s3://other/fish/6.bmp".into(), "url_refused".into()),
+        ("s3://allowed/fish/none.bmp".into(), "not_found".into()),
+        ("s3://allowed/fish/large.bmp".into(), "image_too_large".into()),
+        ("s3://allowed".into(), "invalid_url".into()),
+        ("s3://allowed/../x".into(), "invalid_url".into()),
+        ("blob:x".into(), "invalid_url".into()),
+        ("blob:2".into(), "not_found".into()),
+        ("nothing".into(), "invalid_url".into()),
+        (format!("{base}/255"), "lane_failed".into()),
+    ];
+    let urls: Vec<_> = table.iter().map(|(url, _)| url.clone()).collect();
+    world.submit("mixed", &urls, 10);
+    world.work().await;
+    let expected: Vec<_> = table.iter().map(|(_, outcome)| outcome.clone()).collect();
+    assert_eq!(outcomes(&world, "mixed"), expected);
+    let (items, summaries) = world.published("mixed");
+    assert_eq!(items, world.items("mixed"));
+    let bad = table.iter().filter(|(_, outcome)| !MODEL.labels.contains(outcome)).count() as u64;
+    assert_eq!((summaries[0].1.completed, summaries[0].1.failed), (table.len() as u64 - bad, bad));
+    let letters = letters(&world);
+    assert_eq!(letters.len(), 3, "one a message with failures");
+    let images: Vec<_> = letters.iter().flat_map(|l| l["images"].as_array().unwrap()).collect();
+    assert_eq!(images.len() as u64, bad);
+    assert!(images.iter().all(|i| i["error"].as_str().is_some_and(|e| !e.is_empty())));
+    assert!(world.stores.object("dead-letter/2026-01-31/requests-0-0.json").is_some());
+    assert_eq!(world.stats.counts().failed, bad);
+}
+
+#[tokio::test]
+async fn what_is_no_batch_work_is_kept_and_the_rest_goes_on() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let long = "x".repeat(200_000);
+    let positions = [
+        world.stores.send("not json"),
+        world.stores.send(r#"{"request_id": "b"}"#),
+        world.stores.send(vec![0xff, 0xfe, 0x00]),
+        world.stores.send(format!("\"{long}")),
+    ];
+    world.stores.send(json!({"request_id": "good", "image_urls": [format!("{}/1", world.base)]}).to_string());
+    world.work().await;
+    assert_eq!(outcomes(&world, "good"), [label(1)]);
+    for position in &positions {
+        assert_eq!(outcomes(&world, position), ["invalid_message"]);
+        let (items, summaries) = world.published(position);
+        assert_eq!((items.len(), summaries.len()), (1, 1));
+        assert_eq!(summaries[0].1.status, "failed");
+        let key = format!("dead-letter/2023-11-14/{position}.json");
+        let letter: Value = serde_json::from_slice(&world.stores.object(&key).unwrap()).unwrap();
+        assert_eq!(letter["position"], json!(position));
+    }
+    let letters = letters(&world);
+    assert_eq!(
+        (&letters[0]["message"], letters[1]["reason"].as_str().unwrap().contains("image_url")),
+        (&json!("not json"), true)
+    );
+    assert_eq!(letters[2]["message_base64"], json!("//4A"));
+    assert_eq!(
+        (letters[3]["message"].as_str().unwrap().len(), &letters[3]["message_bytes"]),
+        (64 << 10, &json!(200_001))
+    );
+    assert_eq!(world.stats.counts().dead_letters, 4);
+}
+
+#[tokio::test]
+async fn the_same_message_twice_is_published_once() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let urls: Vec<_> = (0..6).map(|i| format!("{}/{i}", world.base)).collect();
+    world.submit("b", &urls, 2);
+    world.submit("b", &urls, 2);
+    world.work().await;
+    world.submit("b", &urls, 2);
+    world.work().await;
+    let (items, summaries) = world.published("b");
+    assert_eq!((items.len(), summaries.len()), (6, 1));
+    assert_eq!(items, world.items("b"));
+    assert_eq!(world.stats.counts().duplicates, 6);
+    assert!(letters(&world).is_empty());
+}
+
+#[tokio::test]
+async fn another_batch_of_the_same_id_is_refused_and_spoils_nothing() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let url = |i: usize| format!("{}/{i}", world.base);
+    world.submit("b", &[url(1), url(2), url(3)], 2);
+    world.work().await;
+    let before = world.results("b");
+    let same_size =
+        world.stores.send(json!({"request_id": "b", "image_urls": [url(4), url(5), url(6)]}).to_string());
+    let other_size = world.stores.send(json!({"request_id": "b", "image_urls": [url(7)]}).to_string());
+    world.work().await;
+    assert_eq!(world.results("b"), before);
+    assert_eq!(world.published("b").0.len(), 3);
+    for position in [same_size, other_size] {
+        assert_eq!(outcomes(&world, &position), ["invalid_message"]);
+    }
+    assert!(letters(&world)[0]["reason"].as_str().unwrap().contains("another batch"));
+}
+
+#[tokio::test]
+async fn stores_that_are_away_are_waited_for_and_fail_nothing() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let urls: Vec<_> = (0..6)
+        .map(|i| if i % 2 == 0 { format!("s3://allowed/{i}") } else { format!("{}/{i}", world.base) })
+        .collect();
+    for i in [0_u8, 2, 4] {
+        world.stores.objects.lock().insert(i.to_string(), picture(i).into());
+    }
+    world.submit("b", &urls, 3);
+    world.trip.outage.store(40, Ordering::SeqCst);
+    let worker = world.start();
+    while world.trip.calls.load(Ordering::SeqCst) < 45 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.trip.outage.store(30, Ordering::SeqCst);
+    world.idle().await;
+    worker.abort();
+    assert_eq!(world.trip.outage.load(Ordering::SeqCst), 0, "the outage was not met");
+    assert_eq!(outcomes(&world, "b"), (0..6).map(label).collect::<Vec<_>>());
+    assert_eq!(world.published("b").0.len(), 6);
+    assert!(letters(&world).is_empty());
+}
+
+#[tokio::test]
+async fn a_result_that_the_topic_refuses_does_not_hold_back_the_others() {
+    let world = World::new(&pictures().await, i64::MAX);
+    // The topic of this world takes 100,000 bytes, which only the record with the long URL goes beyond.
+    let mut worker = world.worker();
+    worker.settings.node = "n".repeat(97_000);
+    let urls = ["x".repeat(4000), format!("{}/1", world.base)];
+    world.stores.send(json!({"request_id": "b", "image_urls": urls}).to_string());
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    world.idle().await;
+    running.abort();
+    assert_eq!(world.stats.counts().refused_results, 1);
+    let (items, summaries) = world.published("b");
+    assert_eq!((items.len(), items[0].index, summaries.len()), (1, 1, 1));
+    assert_eq!(outcomes(&world, "b"), ["invalid_url".to_owned(), label(1)]);
+}
+
+#[tokio::test]
+async fn a_stop_finishes_or_gives_back_what_is_in_hand() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let urls: Vec<_> = (0..6).map(|i| format!("{}/{i}", world.base)).collect();
+    world.submit("b", &urls, 2);
+    // The stores are away for longer than the grace period lasts.
+    world.trip.outage.store(usize::MAX, Ordering::SeqCst);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(world.worker().run(async { drop(stopped.await) }));
+    while world.stores.out.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), running).await.expect("it does not stop").unwrap();
+    assert!(world.stores.out.lock().is_empty(), "something is in nobody's hands");
+    assert_eq!(world.stores.jobs.lock().len(), 3);
+    assert_eq!(world.stats.counts().in_hand, 0);
+}

@@ -1,0 +1,224 @@
+//! Objects as files in a directory.
+
+mod list;
+mod names;
+mod partial;
+mod tree;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, fsync, openat, unlinkat};
+use rustix::io::Errno;
+use url::Url;
+
+use partial::Partial;
+use tree::{Place, Tree};
+
+use super::{BlobInfo, BlobKey, BlobPage, BlobStore};
+use crate::check::{CheckStep, Steps};
+use crate::error::{Link, SyncError, SyncResult};
+
+/// A store in a directory of this machine. Clones are the same store; several processes may share the
+/// directory.
+///
+/// An object is one file, called as its key (where that has a last part without a dot, or another part
+/// with one, a `$` is added to that part's name). Files that the store has not made are not listed.
+#[derive(Debug, Clone)]
+pub struct DirStore {
+    tree: Arc<Tree>,
+}
+
+impl DirStore {
+    /// Opens the store in a directory, which is made where it is not there, and removes what a crash has
+    /// left of files that were being written. It reads and writes the disk: for the start of a process.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or read.
+    pub fn open(path: impl AsRef<Path>) -> SyncResult<Self> {
+        let path = path.as_ref();
+        let failed = |error| failure(format!("cannot open the store in {}", path.display()), error);
+        std::fs::create_dir_all(path).map_err(failed)?;
+        let tree = Tree::new(path.canonicalize().map_err(failed)?);
+        let removed = partial::clean(&tree).map_err(failed)?;
+        if removed > 0 {
+            tracing::info!(path = %path.display(), removed, "removed files that a crash had left half written");
+        }
+        Ok(Self { tree: Arc::new(tree) })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.tree.root
+    }
+
+    /// Tries what a user of the store needs: puts an object, reads it, removes it.
+    pub async fn check(&self) -> Vec<CheckStep> {
+        let mut steps = Steps::default();
+        super::probe(self, Link::Disk, &mut steps).await;
+        steps.finish()
+    }
+
+    /// Does `work` on a thread that may wait for the disk; `what` is tried on `key`.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        key: &str,
+        work: impl FnOnce(&Tree) -> io::Result<T> + Send + 'static,
+    ) -> SyncResult<T> {
+        let tree = Arc::clone(&self.tree);
+        let result = tokio::task::spawn_blocking(move || work(&tree)).await;
+        let result = result.unwrap_or_else(|lost| Err(io::Error::other(lost)));
+        result.map_err(|error| failure(format!("cannot {what} {key:?} in {}", self.path().display()), error))
+    }
+
+    async fn write(
+        &self,
+        key: &BlobKey,
+        fill: impl FnOnce(&mut File) -> io::Result<()> + Send + 'static,
+    ) -> SyncResult<()> {
+        let place = Place::of(key);
+        self.on_disk("write", key.as_str(), move |tree| {
+            let mut partial = Partial::create(tree)?;
+            fill(&mut partial.file)?;
+            partial.finish(tree, &place)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl BlobStore for DirStore {
+    async fn put(&self, key: &BlobKey, bytes: Bytes, _content_type: &str) -> SyncResult<()> {
+        self.write(key, move |file| file.write_all(&bytes)).await
+    }
+
+    async fn put_file(&self, key: &BlobKey, file: &Path, _content_type: &str) -> SyncResult<()> {
+        let (mut from, _) = super::open_source(file).await?;
+        self.write(key, move |to| io::copy(&mut from, to).map(drop)).await
+    }
+
+    async fn get(&self, key: &BlobKey, max_bytes: u64) -> SyncResult<Option<Bytes>> {
+        let place = Place::of(key);
+        let read = self.on_disk("read", key.as_str(), move |tree| {
+            let Some((file, stat)) = open(tree, &place)? else { return Ok(None) };
+            let bytes = length(&stat);
+            if bytes > max_bytes {
+                return Ok(Some(Err(bytes)));
+            }
+            let mut content = Vec::with_capacity(usize::try_from(bytes).map_err(io::Error::other)?);
+            // One more than it should be shows a file that somebody writes to in place.
+            file.take(max_bytes.saturating_add(1)).read_to_end(&mut content)?;
+            let bytes = content.len() as u64;
+            Ok(Some(if bytes > max_bytes { Err(bytes) } else { Ok(Bytes::from(content)) }))
+        });
+        match read.await? {
+            None => Ok(None),
+            Some(Ok(content)) => Ok(Some(content)),
+            Some(Err(bytes)) => Err(super::too_large(Link::Disk, &self.uri(key), bytes, max_bytes)),
+        }
+    }
+
+    async fn get_file(&self, key: &BlobKey, file: &Path) -> SyncResult<Option<u64>> {
+        let place = Place::of(key);
+        let opened = self.on_disk("read", key.as_str(), move |tree| open(tree, &place)).await?;
+        let Some((mut from, _)) = opened else { return Ok(None) };
+        let failed = || SyncError::permanent(Link::Disk, format!("cannot write {}", file.display()));
+        let to = tokio::fs::File::create(file).await.map_err(|error| failed().because(error))?;
+        let mut to = to.into_std().await;
+        self.on_disk("copy", key.as_str(), move |_| io::copy(&mut from, &mut to).map(Some)).await
+    }
+
+    async fn head(&self, key: &BlobKey) -> SyncResult<Option<BlobInfo>> {
+        let (place, name) = (Place::of(key), key.as_str().to_owned());
+        self.on_disk("look at", key.as_str(), move |tree| {
+            let found = open(tree, &place)?;
+            Ok(found.map(|(_, stat)| BlobInfo { key: name, bytes: length(&stat), modified: modified(&stat) }))
+        })
+        .await
+    }
+
+    async fn list(&self, prefix: &str, next: Option<&str>) -> SyncResult<BlobPage> {
+        let (begin, after) = (prefix.to_owned(), next.map(str::to_owned));
+        self.on_disk("list", prefix, move |tree| list::page(tree, &begin, after.as_deref())).await
+    }
+
+    async fn delete(&self, key: &BlobKey) -> SyncResult<()> {
+        let place = Place::of(key);
+        self.on_disk("remove", key.as_str(), move |tree| {
+            let Some(folder) = tree.folder(&place)? else { return Ok(()) };
+            match unlinkat(&folder, place.file.as_str(), AtFlags::empty()) {
+                Ok(()) => fsync(&folder)?,
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+            tree.prune(&place)
+        })
+        .await
+    }
+
+    fn uri(&self, key: &BlobKey) -> String {
+        let path: PathBuf = self.path().join(Place::of(key).relative());
+        // The root is absolute since `open`, so there is always a URL.
+        Url::from_file_path(&path).map_or_else(|()| path.display().to_string(), String::from)
+    }
+}
+
+/// The file of an object; `None` when there is none.
+fn open(tree: &Tree, place: &Place) -> io::Result<Option<(File, Stat)>> {
+    let Some(folder) = tree.folder(place)? else { return Ok(None) };
+    // Not blocking: a pipe that somebody put there must not hold the thread.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(folder, place.file.as_str(), flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let stat = fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(Some((File::from(file), stat)))
+}
+
+fn length(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or_default()
+}
+
+fn modified(stat: &Stat) -> Option<SystemTime> {
+    let seconds = u64::try_from(stat.st_mtime).ok()?;
+    let nanos = u32::try_from(stat.st_mtime_nsec).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+/// What to do where the store finds what it has not made.
+const NOT_OURS: &str = "a file or a symbolic link is where a folder or an object should be; take it away";
+
+/// What a failed call on the disk means.
+fn failure(what: String, error: io::Error) -> SyncError {
+    use io::ErrorKind as Kind;
+    let remedy = match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => Some("free some space"),
+        Kind::FileTooLarge => Some("it is more than the file system or the limits of this process allow"),
+        Kind::PermissionDenied => Some("give this user the right to read and write there"),
+        Kind::ReadOnlyFilesystem => Some("mount it writable"),
+        Kind::NotADirectory => Some(NOT_OURS),
+        _ if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Some(NOT_OURS),
+        Kind::IsADirectory => Some("a folder that the store has not made is in its place; take it away"),
+        Kind::CrossesDevices => Some("the whole store must be on one file system"),
+        Kind::InvalidInput | Kind::NotFound | Kind::InvalidFilename => None,
+        // What is left (input/output errors, no memory, too many open files) may be over later.
+        _ => return SyncError::transient(Link::Disk, what).because(error),
+    };
+    let what = remedy.map_or_else(|| what.clone(), |remedy| format!("{what} ({remedy})"));
+    match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => SyncError::transient(Link::Disk, what).because(error),
+        _ => SyncError::permanent(Link::Disk, what).because(error),
+    }
+}

@@ -1,0 +1,97 @@
+//! A listing of a directory store, in the order of the keys' bytes.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, Dir, FileType, Stat, statat};
+use rustix::io::Errno;
+
+use super::modified;
+use super::names;
+use super::tree::{Tree, below};
+use crate::blob::{BlobInfo, BlobPage};
+
+/// Objects on a page, as S3 has it.
+const PAGE: usize = 1000;
+
+/// The page after the key `after`.
+pub(super) fn page(tree: &Tree, prefix: &str, after: Option<&str>) -> io::Result<BlobPage> {
+    let mut walk = Walk { prefix, after: after.unwrap_or_default(), objects: Vec::new() };
+    walk.folder(tree.root()?, "")?;
+    let more = walk.objects.len() > PAGE;
+    walk.objects.truncate(PAGE);
+    let next = walk.objects.last().filter(|_| more).map(|object| object.key.clone());
+    Ok(BlobPage { objects: walk.objects, next })
+}
+
+struct Walk<'a> {
+    prefix: &'a str,
+    after: &'a str,
+    objects: Vec<BlobInfo>,
+}
+
+impl Walk<'_> {
+    /// Goes through a folder whose keys all begin with `base`.
+    fn folder(&mut self, folder: OwnedFd, base: &str) -> io::Result<()> {
+        let mut found = Vec::new();
+        for entry in Dir::read_from(&folder)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let kind = match entry.file_type() {
+                // Some file systems do not say.
+                FileType::Unknown => match stat(&folder, name)? {
+                    Some(stat) => FileType::from_raw_mode(stat.st_mode),
+                    None => continue,
+                },
+                kind => kind,
+            };
+            let key = match kind {
+                FileType::RegularFile => names::part_of_file(name).map(|part| format!("{base}{part}")),
+                FileType::Directory if name != "." && name != ".." => {
+                    names::part_of_folder(name).map(|part| format!("{base}{part}/"))
+                }
+                _ => None,
+            };
+            if let Some(key) = key.filter(|key| self.wanted(key)) {
+                found.push((key, name.to_owned()));
+            }
+        }
+        // A folder sorts as what its keys have in common, slash included: that is the order of the keys.
+        found.sort_unstable();
+        for (key, name) in found {
+            if self.objects.len() > PAGE {
+                break;
+            }
+            if key.ends_with('/') {
+                match below(&folder, &name) {
+                    Ok(next) => self.folder(next, &key)?,
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            } else if let Some(stat) = stat(&folder, &name)? {
+                let bytes = u64::try_from(stat.st_size).unwrap_or_default();
+                self.objects.push(BlobInfo { key, bytes, modified: modified(&stat) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the object, or something in the folder, of this key can be on the page.
+    fn wanted(&self, key: &str) -> bool {
+        if key.ends_with('/') {
+            (key.starts_with(self.prefix) || self.prefix.starts_with(key))
+                && (key > self.after || self.after.starts_with(key))
+        } else {
+            key.starts_with(self.prefix) && key > self.after
+        }
+    }
+}
+
+/// What is known of a file; `None` when it has gone meanwhile.
+fn stat(folder: &OwnedFd, name: &str) -> io::Result<Option<Stat>> {
+    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,132 @@
+//! The folders of a directory store: found part by part, never through a symbolic link.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Mode, OFlags, fsync, mkdirat, open, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::names;
+use crate::blob::BlobKey;
+
+/// Most folders that are remembered as durable; then it begins anew.
+const REMEMBERED: usize = 4096;
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// The directory tree of a store.
+#[derive(Debug)]
+pub(super) struct Tree {
+    pub(super) root: PathBuf,
+    /// Folders whose entry in their parent is known to be on disk. The lock also keeps the making and the
+    /// removing of folders apart, so that what it says stays true.
+    durable: Mutex<HashSet<String>>,
+}
+
+/// Where an object is: the path of its folder below the root, and the name of its file.
+pub(super) struct Place {
+    folders: Vec<String>,
+    pub(super) file: String,
+}
+
+impl Place {
+    pub(super) fn of(key: &BlobKey) -> Self {
+        let mut parts: Vec<&str> = key.as_str().split('/').collect();
+        let last = parts.pop().unwrap_or_default();
+        Self { folders: parts.into_iter().map(names::of_folder).collect(), file: names::of_file(last) }
+    }
+
+    /// The path below the root, as a person may open it.
+    pub(super) fn relative(&self) -> PathBuf {
+        self.folders.iter().chain([&self.file]).collect()
+    }
+}
+
+impl Tree {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root, durable: Mutex::default() }
+    }
+
+    /// The root. It is opened each time: a disk that went away must not look like an empty store.
+    pub(super) fn root(&self) -> io::Result<OwnedFd> {
+        open(&self.root, FOLDER, Mode::empty()).map_err(|error| match error {
+            // Otherwise it would pass for an object that is not there.
+            Errno::NOENT => io::Error::other(format!("the store's folder {} is gone", self.root.display())),
+            other => other.into(),
+        })
+    }
+
+    /// The folder of an object; `None` when it is not there.
+    pub(super) fn folder(&self, place: &Place) -> io::Result<Option<OwnedFd>> {
+        let mut folder = self.root()?;
+        for name in &place.folders {
+            match below(&folder, name) {
+                Ok(next) => folder = next,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(folder))
+    }
+
+    /// The folder of an object, made durably where it is not there.
+    pub(super) fn make_folder(&self, place: &Place) -> io::Result<OwnedFd> {
+        let path = place.folders.join("/");
+        if self.durable.lock().contains(&path)
+            && let Some(folder) = self.folder(place)?
+        {
+            return Ok(folder);
+        }
+        let mut durable = self.durable.lock();
+        let mut folder = self.root()?;
+        let mut path = String::new();
+        for name in &place.folders {
+            path.push_str(name);
+            let made = match mkdirat(&folder, name.as_str(), Mode::from_raw_mode(0o777)) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(error) => return Err(error.into()),
+            };
+            let next = below(&folder, name)?;
+            // Somebody else may have made it a moment ago, and not be done with this.
+            if made || !durable.contains(&path) {
+                fsync(&folder)?;
+                if durable.len() >= REMEMBERED {
+                    durable.clear();
+                }
+                durable.insert(path.clone());
+            }
+            path.push('/');
+            folder = next;
+        }
+        Ok(folder)
+    }
+
+    /// Removes the folders of an object from the innermost on, as far as they are empty.
+    pub(super) fn prune(&self, place: &Place) -> io::Result<()> {
+        let mut durable = self.durable.lock();
+        let mut chain = vec![self.root()?];
+        for name in &place.folders {
+            match chain.last().map(|folder| below(folder, name)) {
+                Some(Ok(next)) => chain.push(next),
+                _ => return Ok(()),
+            }
+        }
+        for depth in (0..place.folders.len()).rev() {
+            match unlinkat(&chain[depth], place.folders[depth].as_str(), AtFlags::REMOVEDIR) {
+                Ok(()) => durable.remove(&place.folders[..=depth].join("/")),
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// A folder in a folder. A symbolic link is an error: it could lead out of the store.
+pub(super) fn below(folder: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    openat(folder, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())
+}

@@ -1,0 +1,129 @@
+//! What an error of the S3 client means for a caller, and what a person can do about it.
+
+use std::error::Error;
+
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+
+use crate::error::{Link, SyncError};
+
+/// An error, and whether it is about the link as a whole: the credentials or the bucket, not this object.
+pub(super) struct Failure {
+    pub(super) error: SyncError,
+    pub(super) of_the_link: bool,
+}
+
+impl From<SyncError> for Failure {
+    fn from(error: SyncError) -> Self {
+        let of_the_link = error.is_transient();
+        Self { error, of_the_link }
+    }
+}
+
+/// Whether the storage says that there is no such object (and not: no such bucket).
+pub(super) fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    match error.as_service_error().and_then(ProvideErrorMetadata::code) {
+        Some("NoSuchKey" | "NotFound") => true,
+        // The answer to HEAD has no body, so there is no code.
+        None => status == Some(404),
+        Some(_) => false,
+    }
+}
+
+/// The error of `what`: "cannot put s3://bucket/key".
+pub(super) fn classify<E>(what: String, error: SdkError<E, HttpResponse>) -> Failure
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    let status = error.raw_response().map_or(0, |response| response.status().as_u16());
+    if let Some(service) = error.as_service_error() {
+        let code = service.code().unwrap_or(match status {
+            403 => "AccessDenied",
+            404 => "NotFound",
+            _ => "error",
+        });
+        let said = match service.message() {
+            Some(message) if !message.is_empty() => format!("{code} ({status}): {message}"),
+            _ => format!("{code} ({status})"),
+        };
+        return refused(what, code, status).because(said);
+    }
+    let chain = chain(&error);
+    let has = |text: &str| chain.contains(text);
+    let transient = |what: String| (SyncError::transient(Link::S3, what), true);
+    let permanent = |what: String, of_the_link| (SyncError::permanent(Link::S3, what), of_the_link);
+    let (error, of_the_link) = match &error {
+        SdkError::DispatchFailure(_) if has("certificate") => {
+            transient(format!("{what} (its certificate is not trusted: name the file of its authority)"))
+        }
+        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_)
+            if !has("no providers in chain provided credentials") && !has("credentials") =>
+        {
+            transient(what)
+        }
+        // The chain says so both when there are none and when none could be reached.
+        _ if has("timed out") => transient(what),
+        _ if has("credentials") => permanent(
+            format!("{what} (no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"),
+            true,
+        ),
+        _ => permanent(what, false),
+    };
+    Failure { error: error.because(chain), of_the_link }
+}
+
+impl Failure {
+    fn because(self, source: String) -> Self {
+        Self { error: self.error.because(source), ..self }
+    }
+}
+
+/// What the storage's own refusal means.
+fn refused(what: String, code: &str, status: u16) -> Failure {
+    let permanent = |remedy: &str| Failure {
+        error: SyncError::permanent(Link::S3, format!("{what} ({remedy})")),
+        of_the_link: true,
+    };
+    let transient = |remedy: &str| {
+        let what = if remedy.is_empty() { what.clone() } else { format!("{what} ({remedy})") };
+        Failure { error: SyncError::transient(Link::S3, what), of_the_link: true }
+    };
+    match code {
+        "NoSuchBucket" => permanent("there is no such bucket: make it, or correct the name"),
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => {
+            permanent("access denied: give the key the rights to get, put, delete and list there")
+        }
+        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "XAdminUserNotFound" => {
+            permanent("the keys are refused: correct access key and secret")
+        }
+        "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
+            permanent("the bucket is elsewhere: correct region and endpoint")
+        }
+        "ExpiredToken" | "TokenRefreshRequired" => transient("the credentials have expired: renew them"),
+        "RequestTimeTooSkewed" => transient("the clocks differ: set the time of this machine"),
+        "InsufficientStorage" | "QuotaExceeded" | "XMinioStorageFull" => {
+            transient("the storage is full: free some space, or raise the quota")
+        }
+        "SlowDown" | "RequestTimeout" | "OperationAborted" | "InternalError" | "ServiceUnavailable" => {
+            transient("")
+        }
+        _ if status >= 500 || status == 429 || status == 408 => transient(""),
+        _ => Failure { error: SyncError::permanent(Link::S3, what), of_the_link: false },
+    }
+}
+
+/// The texts of an error and its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,182 @@
+//! Where the object storage is, and the client made from that.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient, StalledStreamProtectionConfig,
+};
+use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::blob::BlobKey;
+use crate::error::{Link, SyncError, SyncResult};
+
+/// Longest prefix: what S3 allows for a key beyond [`crate::blob::MAX_KEY_BYTES`].
+const MAX_PREFIX_BYTES: usize = 120;
+
+/// The object storage, and what a store has of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Config {
+    /// The bucket.
+    pub bucket: String,
+    /// What comes before every key, with a slash between; may be empty.
+    pub prefix: String,
+    /// URL of a storage that is not Amazon's. Otherwise `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL` count.
+    pub endpoint: Option<String>,
+    /// The region; otherwise as the environment and the profile say, else `us-east-1`.
+    pub region: Option<String>,
+    /// PEM file of the authorities that may have signed the storage's certificate; the system's when absent.
+    pub ca_file: Option<PathBuf>,
+    /// A file of AWS's credentials format, of which the default profile is used. Otherwise the usual chain:
+    /// environment, profile, web identity, container, instance.
+    pub credentials_file: Option<PathBuf>,
+    /// Whether the bucket is part of the path, not of the host name. Otherwise: when there is an endpoint.
+    pub path_style: Option<bool>,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for the answer to one attempt; a large body gets more by its length.
+    pub attempt_timeout: Duration,
+    /// Attempts of one call, at least 1.
+    pub attempts: u32,
+}
+
+impl S3Config {
+    /// A bucket with everything else as usual.
+    #[must_use]
+    pub fn new(bucket: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            prefix: String::new(),
+            endpoint: None,
+            region: None,
+            ca_file: None,
+            credentials_file: None,
+            path_style: None,
+            connect_timeout: Duration::from_secs(3),
+            attempt_timeout: Duration::from_secs(30),
+            attempts: 3,
+        }
+    }
+
+    /// The prefix as it stands before keys: empty, or with a slash at its end.
+    ///
+    /// # Errors
+    /// When it is no beginning of a key.
+    pub(super) fn key_prefix(&self) -> SyncResult<String> {
+        let prefix = self.prefix.trim_matches('/');
+        if prefix.is_empty() {
+            return Ok(String::new());
+        }
+        let refused = || SyncError::permanent(Link::S3, format!("the prefix {prefix:?} cannot be"));
+        if prefix.len() > MAX_PREFIX_BYTES {
+            return Err(refused().because(format!("it may have {MAX_PREFIX_BYTES} bytes")));
+        }
+        BlobKey::new(prefix).map_err(|error| refused().because(error))?;
+        Ok(format!("{prefix}/"))
+    }
+
+    /// The client. It does not connect yet, nor look for credentials.
+    ///
+    /// # Errors
+    /// When a setting cannot be or a file cannot be read.
+    pub(super) async fn client(&self) -> SyncResult<Client> {
+        if let Some(endpoint) = &self.endpoint {
+            let url = url::Url::parse(endpoint);
+            if !url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+                let what = format!("the endpoint {endpoint:?} is no http:// or https:// URL");
+                return Err(SyncError::permanent(Link::S3, what));
+            }
+        }
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(self.connect_timeout)
+            .operation_attempt_timeout(self.attempt_timeout)
+            .build();
+        let retries = RetryConfig::standard()
+            .with_max_attempts(self.attempts.max(1))
+            .with_initial_backoff(Duration::from_millis(100))
+            .with_max_backoff(Duration::from_secs(2));
+        let region = RegionProviderChain::first_try(self.region.clone().map(Region::new))
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::builder().build())
+            .or_else("us-east-1");
+        let web = http_client(TrustStore::default())?;
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(web.clone())
+            .region(region)
+            .timeout_config(timeouts)
+            .retry_config(retries)
+            // The servers that are not Amazon's often do not know the newer checksums, and over TLS and with
+            // a signed payload they add nothing. Nor are the answers to be hashed on a worker's busy cores.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            // Downloads have a bound of their own, see `download`.
+            .stalled_stream_protection(
+                StalledStreamProtectionConfig::enabled().upload_enabled(true).download_enabled(false).build(),
+            );
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        if let Some(file) = &self.credentials_file {
+            readable(file)?;
+            let files = EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build();
+            let credentials = ProfileFileCredentialsProvider::builder()
+                .configure(&ProviderConfig::without_region().with_http_client(web));
+            // The profile is of that file, whatever the environment says of others.
+            let credentials = credentials.profile_files(files).profile_name("default");
+            loader = loader.credentials_provider(credentials.build());
+        }
+        let shared = loader.load().await;
+        let of_env = || std::env::var_os("AWS_ENDPOINT_URL_S3").is_some_and(|url| !url.is_empty());
+        let path_style = self.path_style.unwrap_or_else(|| shared.endpoint_url().is_some() || of_env());
+        let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
+        if let Some(file) = &self.ca_file {
+            // For the storage only: the services that give out credentials are not behind it.
+            config = config.http_client(http_client(authorities(file)?)?);
+        }
+        Ok(Client::from_conf(config.build()))
+    }
+}
+
+fn http_client(trusted: TrustStore) -> SyncResult<SharedHttpClient> {
+    let context = TlsContext::builder().with_trust_store(trusted).build();
+    let context = context
+        .map_err(|error| SyncError::permanent(Link::S3, "cannot set up TLS").because(error.to_string()))?;
+    Ok(Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context).build_https())
+}
+
+/// The authorities of a PEM file. They are tried here, because the client takes the process down over one
+/// that it cannot read.
+fn authorities(file: &Path) -> SyncResult<TrustStore> {
+    let failed = || SyncError::permanent(Link::S3, format!("cannot use the CA file {}", file.display()));
+    let pem = std::fs::read(file).map_err(|error| failed().because(error))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| failed().because(error.to_string()))?;
+        roots.add(certificate).map_err(|error| failed().because(error))?;
+    }
+    if roots.is_empty() {
+        return Err(failed().because("it holds no PEM certificate"));
+    }
+    Ok(TrustStore::empty().with_pem_certificate(pem))
+}
+
+fn readable(file: &Path) -> SyncResult<()> {
+    std::fs::File::open(file).map(drop).map_err(|error| {
+        let what = format!("cannot read the credentials file {}", file.display());
+        SyncError::permanent(Link::S3, what).because(error)
+    })
+}

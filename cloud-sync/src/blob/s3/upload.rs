@@ -1,0 +1,196 @@
+//! Objects on their way into S3: small ones in one request, large ones in parts.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use aws_sdk_s3::config::Builder;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::S3Store;
+use super::download::time_for;
+use super::failure::{Failure, classify};
+use crate::blob::open_source;
+use crate::error::{Link, SyncError};
+
+/// Objects of more bytes go in parts.
+const SINGLE: u64 = 16 << 20;
+
+/// Least bytes of a part.
+const PART: u64 = 8 << 20;
+
+/// Most parts of an object, S3's own bound.
+const PARTS: u64 = 10_000;
+
+/// Parts under way at once: three fill a line that one leaves idle between, and bound the memory.
+const AT_ONCE: usize = 3;
+
+/// What is to become an object.
+pub(super) enum Source {
+    Memory(Bytes),
+    File(Arc<File>, u64),
+}
+
+impl Source {
+    /// The content of a file as it is now.
+    pub(super) async fn open(path: &Path) -> Result<Self, SyncError> {
+        let (file, length) = open_source(path).await?;
+        Ok(Self::File(Arc::new(file), length))
+    }
+
+    fn length(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(_, length) => *length,
+        }
+    }
+
+    /// The bytes from `from` on, `length` of them.
+    async fn part(&self, from: u64, length: u64) -> Result<Bytes, SyncError> {
+        let failed = || SyncError::permanent(Link::Disk, "cannot read a part of the file to be uploaded");
+        // Parts are within the content, which is in memory or of which only one part is.
+        let (Ok(begin), Ok(size)) = (usize::try_from(from), usize::try_from(length)) else {
+            return Err(failed().because("it is too large for this machine"));
+        };
+        match self {
+            Self::Memory(bytes) => Ok(bytes.slice(begin..begin + size)),
+            Self::File(file, _) => {
+                let file = Arc::clone(file);
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut part = vec![0; size];
+                    file.read_exact_at(&mut part, from).map(|()| Bytes::from(part))
+                });
+                let read = read.await.map_err(|lost| failed().because(lost))?;
+                read.map_err(|error| failed().because(error))
+            }
+        }
+    }
+}
+
+/// An object under way.
+pub(super) struct Upload<'a> {
+    pub(super) store: &'a S3Store,
+    pub(super) key: &'a str,
+    pub(super) content_type: &'a str,
+}
+
+impl Upload<'_> {
+    pub(super) async fn send(&self, source: Source) -> Result<(), Failure> {
+        let length = source.length();
+        if length > SINGLE {
+            return self.in_parts(&source, length).await;
+        }
+        let body = source.part(0, length).await?;
+        let put = self.store.client.put_object().bucket(&self.store.bucket).key(self.key);
+        let put = put.content_type(self.content_type).body(ByteStream::from(body));
+        let sent = match self.patience(length) {
+            Some(config) => put.customize().config_override(config).send().await,
+            None => put.send().await,
+        };
+        sent.map(drop).map_err(|error| classify(self.failed(), error))
+    }
+
+    async fn in_parts(&self, source: &Source, length: u64) -> Result<(), Failure> {
+        let S3Store { client, bucket, .. } = self.store;
+        let begun = client.create_multipart_upload().bucket(bucket).key(self.key);
+        let begun = begun.content_type(self.content_type).send().await;
+        let begun = begun.map_err(|error| classify(self.failed(), error))?;
+        let Some(id) = begun.upload_id else {
+            let what = format!("{}: the storage began an upload without an id", self.failed());
+            return Err(SyncError::permanent(Link::S3, what).into());
+        };
+        let mut begun = Begun { store: self.store.clone(), key: self.key.to_owned(), id: Some(id.clone()) };
+        let size = PART.max(length.div_ceil(PARTS));
+        let parts: Result<Vec<CompletedPart>, Failure> = stream::iter(0..length.div_ceil(size))
+            .map(|n| self.part(source, &id, n, n * size, size.min(length - n * size)))
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await;
+        let done = match parts {
+            Ok(parts) => {
+                let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+                let complete = client.complete_multipart_upload().bucket(bucket).key(self.key);
+                let complete = complete.upload_id(&id).multipart_upload(parts).customize();
+                // The storage puts the parts together before it answers.
+                let complete = complete.config_override(self.patience(length).unwrap_or_default());
+                complete.send().await.map(drop).map_err(|error| classify(self.failed(), error))
+            }
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => begun.id = None,
+            Err(_) => begun.abort().await,
+        }
+        done
+    }
+
+    async fn part(
+        &self,
+        source: &Source,
+        id: &str,
+        n: u64,
+        from: u64,
+        length: u64,
+    ) -> Result<CompletedPart, Failure> {
+        let body = source.part(from, length).await?;
+        // S3 counts from 1; there are at most 10,000.
+        let number = i32::try_from(n + 1).unwrap_or(i32::MAX);
+        let part = self.store.client.upload_part().bucket(&self.store.bucket).key(self.key);
+        let part = part.upload_id(id).part_number(number).body(ByteStream::from(body)).customize();
+        let part = part.config_override(self.patience(length).unwrap_or_default()).send().await;
+        let part = part.map_err(|error| classify(format!("{} (part {number})", self.failed()), error))?;
+        Ok(CompletedPart::builder().part_number(number).set_e_tag(part.e_tag).build())
+    }
+
+    /// More time for a body of so many bytes; none for one that the usual time is enough for.
+    fn patience(&self, bytes: u64) -> Option<Builder> {
+        const USUAL: u64 = 256 << 10;
+        (bytes > USUAL).then(|| {
+            let timeouts = TimeoutConfig::builder()
+                .connect_timeout(self.store.connect_timeout)
+                .operation_attempt_timeout(self.store.attempt_timeout + time_for(bytes));
+            Builder::new().timeout_config(timeouts.build())
+        })
+    }
+
+    fn failed(&self) -> String {
+        format!("cannot put s3://{}/{}", self.store.bucket, self.key)
+    }
+}
+
+/// A multipart upload that has begun: the storage keeps (and bills) its parts until it is ended.
+struct Begun {
+    store: S3Store,
+    key: String,
+    id: Option<String>,
+}
+
+impl Begun {
+    /// Has the storage forget the parts. When that fails they are left to the bucket's lifecycle rule.
+    async fn abort(&mut self) {
+        let Some(id) = self.id.take() else { return };
+        let abort = self.store.client.abort_multipart_upload().bucket(&self.store.bucket).key(&self.key);
+        if let Err(error) = abort.upload_id(id).send().await {
+            let Failure { error, .. } = classify(
+                format!("cannot abort the upload of s3://{}/{}", self.store.bucket, self.key),
+                error,
+            );
+            tracing::warn!(error = error.in_full(), "parts of an object are left in the storage");
+        }
+    }
+}
+
+impl Drop for Begun {
+    /// Whoever waited for the upload has given up.
+    fn drop(&mut self) {
+        if let (Some(id), Ok(runtime)) = (self.id.take(), tokio::runtime::Handle::try_current()) {
+            let mut left = Self { store: self.store.clone(), key: self.key.clone(), id: Some(id) };
+            runtime.spawn(async move { left.abort().await });
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Images kept as raw material for the next training set: chosen by rule, spooled on disk, sent to the
+//! object storage in their own time.
+//!
+//! ```text
+//! offer -> (bounded channel) -> one writer thread -> <dir>/spool -> uploader task -> BlobStore
+//!                                                                       \-> <dir>/dead, what is refused for good
+//! ```
+//! Capture is best effort: an image that finds the channel or the disk full is counted and left out, and a
+//! request never waits for it. What is in the spool outlives the process and any time without a network.
+//!
+//! An image becomes two objects, `datasets/captured/<yyyy-mm-dd>/<camera>/<digest>.<ext>` and, put after it,
+//! `<digest>.json` with what the model said: where the second is, the first is whole. The same image (by
+//! digest) is sent once: `sent` remembers more than 100,000 of them, and what it has forgotten the storage
+//! still knows for the same day and camera.
+//!
+//! # Map
+//!
+//! `rule` which images; `item` one image, its sidecar and its names; `spool` the folder; `writer` the thread
+//! that fills it; `sent` the memory of what is done; `upload` the task that empties it; `stats` the numbers.
+
+mod error;
+mod item;
+mod rule;
+mod sent;
+mod spool;
+mod stats;
+mod upload;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use error::CaptureError;
+pub use item::Captured;
+pub use rule::CaptureRule;
+pub use stats::CaptureStats;
+
+use crate::backoff::Backoff;
+use crate::blob::BlobStore;
+use item::Digest;
+use sent::Sent;
+use spool::Spool;
+use stats::Counters;
+use upload::Uploader;
+use writer::Writer;
+
+/// Most images that wait for the writer.
+const MAX_WAITING: usize = 64;
+/// Most bytes of images that wait for the writer: they are held in memory.
+const MAX_WAITING_BYTES: u64 = 64 << 20;
+
+/// How images are captured.
+#[derive(Debug, Clone)]
+pub struct CaptureConfig {
+    /// The folder of the spool; made if it is missing. Nothing else may be kept there.
+    pub dir: PathBuf,
+    /// Which images.
+    pub rule: CaptureRule,
+    /// Most bytes of images that wait to be sent; beyond it new ones are left out. What is refused for good
+    /// may take a tenth of it besides.
+    pub max_bytes: u64,
+    /// The name of this node, for the sidecar.
+    pub node: String,
+    /// How long to wait after the first failure of the storage.
+    pub first_wait: Duration,
+    /// The longest wait between two tries.
+    pub longest_wait: Duration,
+}
+
+impl CaptureConfig {
+    /// The defaults: 2 GiB, tries again after half a second and then ever later, up to a minute.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, rule: CaptureRule, node: impl Into<String>) -> Self {
+        Self {
+            dir: dir.into(),
+            rule,
+            max_bytes: 2 << 30,
+            node: node.into(),
+            first_wait: Duration::from_millis(500),
+            longest_wait: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A running capture: the writer, the spool and the uploader.
+#[derive(Debug)]
+pub struct Capture {
+    rule: CaptureRule,
+    max_bytes: u64,
+    images: Mutex<Option<Sender<Captured>>>,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    uploader: Mutex<Option<JoinHandle<()>>>,
+    stop: watch::Sender<bool>,
+    spool: Arc<Spool>,
+    sent: Arc<Sent>,
+    counters: Arc<Counters>,
+}
+
+impl Capture {
+    /// Opens the spool, clears what a crash has left half done, and starts the writer and, on `runtime`, the
+    /// uploader. Needs no network. Blocks while it lists the spool; not for async code.
+    ///
+    /// # Errors
+    /// [`CaptureError::Setting`], and [`CaptureError::Io`] when the folder cannot be used.
+    pub fn open(
+        config: CaptureConfig,
+        store: Arc<dyn BlobStore>,
+        runtime: &Handle,
+    ) -> Result<Self, CaptureError> {
+        config.rule.check()?;
+        if config.max_bytes == 0 {
+            let bound = "more than nothing".into();
+            return Err(CaptureError::Setting { setting: "max_bytes", value: "0".into(), bound });
+        }
+        let counters = Arc::new(Counters::default());
+        let spool = Arc::new(Spool::open(&config.dir, config.max_bytes / 10)?);
+        let sent = Arc::new(Sent::open(&config.dir)?);
+        let (images, waiting) = crossbeam_channel::bounded(MAX_WAITING);
+        let (stop, stopped) = watch::channel(false);
+        let uploader = Uploader {
+            store,
+            spool: Arc::clone(&spool),
+            sent: Arc::clone(&sent),
+            counters: Arc::clone(&counters),
+            backoff: Backoff::new(config.first_wait, config.longest_wait),
+            stopped,
+        };
+        let writer = Writer {
+            node: config.node,
+            spool: Arc::clone(&spool),
+            counters: Arc::clone(&counters),
+            well: true,
+        };
+        let writer = std::thread::Builder::new()
+            .name("capture".into())
+            .spawn(move || writer.run(&waiting))
+            .map_err(|e| CaptureError::io("start the writer of", &config.dir, e))?;
+        Ok(Self {
+            rule: config.rule,
+            max_bytes: config.max_bytes,
+            images: Mutex::new(Some(images)),
+            writer: Mutex::new(Some(writer)),
+            uploader: Mutex::new(Some(runtime.spawn(uploader.run()))),
+            stop,
+            spool,
+            sent,
+            counters,
+        })
+    }
+
+    /// Whether the rule takes an image: for callers that would have to copy it first.
+    #[must_use]
+    pub fn wants(&self, digest: &str, confidence: f32) -> bool {
+        Digest::parse(digest).is_some_and(|digest| self.rule.takes(digest, confidence))
+    }
+
+    /// Takes an image that has been answered, if the rule wants it. Never blocks and never fails: what does
+    /// not fit is counted as skipped.
+    pub fn offer(&self, image: Captured) {
+        let Some(digest) = Digest::parse(&image.digest) else {
+            tracing::warn!(digest = image.digest, "not captured: the digest is not 64 hex digits");
+            self.counters.skip();
+            return;
+        };
+        if !self.rule.takes(digest, image.confidence) {
+            return;
+        }
+        if self.sent.contains(digest) {
+            self.counters.deduplicate();
+            return;
+        }
+        let bytes = image.bytes.len() as u64;
+        if !self.counters.reserve(bytes, MAX_WAITING_BYTES, self.spool.bytes(), self.max_bytes) {
+            self.counters.skip();
+            return;
+        }
+        // Cloned, so that a writer that is behind cannot make one offer wait for another.
+        let images = self.images.lock().clone();
+        if !images.is_some_and(|images| images.try_send(image).is_ok()) {
+            self.counters.release(bytes);
+            self.counters.skip();
+        }
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn stats(&self) -> CaptureStats {
+        self.counters.stats(&self.spool)
+    }
+
+    /// Writes what waits and ends: the uploader finishes the images that it has begun, as long as that takes
+    /// no more than `within`. The rest stays in the spool for the next start.
+    pub async fn close(&self, within: Duration) {
+        self.images.lock().take();
+        let writer = self.writer.lock().take();
+        let uploader = self.uploader.lock().take();
+        let all = async {
+            if let Some(writer) = writer {
+                // A writer that has panicked has nothing left to finish.
+                let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+            }
+            self.stop.send_replace(true);
+            if let Some(mut uploader) = uploader {
+                let _ = (&mut uploader).await;
+            }
+        };
+        if tokio::time::timeout(within, all).await.is_err() {
+            self.stop.send_replace(true);
+            tracing::warn!("the uploader of captured images was left before it had finished");
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests;

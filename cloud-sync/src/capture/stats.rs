@@ -1,0 +1,93 @@
+//! What capture holds and how it fared.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::spool::Spool;
+
+/// A snapshot. Counters run since capture was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CaptureStats {
+    /// Images in the spool.
+    pub spooled: u64,
+    /// Bytes of the spool, sidecars among them.
+    pub bytes: u64,
+    /// Images put into the storage.
+    pub sent: u64,
+    /// Images that the rule took and that were left out: the writer was behind, the spool at its bound, the
+    /// disk full, or what was in the spool had been damaged.
+    pub skipped: u64,
+    /// Images that were in the spool or in the storage already.
+    pub deduplicated: u64,
+    /// Images that the storage refused for good.
+    pub dead: u64,
+    /// Images in the folder of the dead, from earlier runs as well.
+    pub dead_kept: u64,
+    /// What the storage or the disk last said; none once an image has been sent after it.
+    pub last_error: Option<String>,
+}
+
+/// The counters behind it, and the bytes that wait for the writer.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    waiting_bytes: AtomicU64,
+    sent: AtomicU64,
+    skipped: AtomicU64,
+    deduplicated: AtomicU64,
+    dead: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Counters {
+    /// Takes room for `bytes` in memory and in the spool, if there is any.
+    pub(super) fn reserve(&self, bytes: u64, max_waiting: u64, spooled: u64, max_spooled: u64) -> bool {
+        let fits = |waiting: u64| {
+            let after = waiting.saturating_add(bytes);
+            // One image may be larger than all that may wait: alone it gets through.
+            let memory = after <= max_waiting || waiting == 0;
+            (memory && spooled.saturating_add(after) <= max_spooled).then_some(after)
+        };
+        self.waiting_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+    }
+
+    /// Gives back what [`Self::reserve`] took.
+    pub(super) fn release(&self, bytes: u64) {
+        self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    pub(super) fn send(&self) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        self.last_error.lock().take();
+    }
+
+    pub(super) fn skip(&self) {
+        self.skipped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn deduplicate(&self) {
+        self.deduplicated.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn bury(&self) {
+        self.dead.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn fail(&self, error: String) {
+        self.last_error.lock().replace(error);
+    }
+
+    pub(super) fn stats(&self, spool: &Spool) -> CaptureStats {
+        CaptureStats {
+            spooled: spool.images(),
+            bytes: spool.bytes(),
+            sent: self.sent.load(Ordering::Relaxed),
+            skipped: self.skipped.load(Ordering::Relaxed),
+            deduplicated: self.deduplicated.load(Ordering::Relaxed),
+            dead: self.dead.load(Ordering::Relaxed),
+            dead_kept: spool.dead_images(),
+            last_error: self.last_error.lock().clone(),
+        }
+    }
+}

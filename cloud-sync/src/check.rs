@@ -1,0 +1,42 @@
+//! What a check of a link found, step by step: for `weir doctor`.
+
+use crate::error::SyncResult;
+
+/// One thing that was tried on a link.
+#[derive(Debug)]
+pub struct CheckStep {
+    /// What was tried, in words: "put an object".
+    pub what: &'static str,
+    /// What came of it: a remark for a person, or what is wrong and what to do.
+    pub outcome: SyncResult<String>,
+}
+
+/// Steps of a check; it ends at the first that fails.
+#[derive(Debug, Default)]
+pub(crate) struct Steps(Vec<CheckStep>);
+
+impl Steps {
+    /// Notes a step. Returns its value, `None` when it failed.
+    pub(crate) fn note<T>(
+        &mut self,
+        what: &'static str,
+        result: SyncResult<T>,
+        remark: impl FnOnce(&T) -> String,
+    ) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.0.push(CheckStep { what, outcome: Ok(remark(&value)) });
+                Some(value)
+            }
+            Err(error) => {
+                self.0.push(CheckStep { what, outcome: Err(error) });
+                None
+            }
+        }
+    }
+
+    /// All steps so far.
+    pub(crate) fn finish(self) -> Vec<CheckStep> {
+        self.0
+    }
+}

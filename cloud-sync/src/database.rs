@@ -1,0 +1,209 @@
+//! One redb file: opened and checked, closed and opened again after the disk has failed it.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use parking_lot::RwLock;
+use redb::backends::FileBackend;
+use redb::{Builder, Durability, ReadTransaction, StorageBackend, WriteTransaction};
+
+use crate::error::{Link, SyncError, SyncResult};
+
+/// Memory for pages of one file, read or about to be written. What is more goes to the file early.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// A file of tables. Every call blocks on the disk: not for async code.
+///
+/// redb takes no further call after a failed read or write, because it cannot know what is on the disk.
+/// So the file is let go then, and the next call opens it again, which repairs it: every committed
+/// transaction is there whole, every other not at all.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    handle: RwLock<Handle>,
+    #[cfg(test)]
+    pub(crate) disk_full: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+#[derive(Debug)]
+enum Handle {
+    Open(redb::Database),
+    /// It failed, or is not open yet.
+    Away,
+    /// For good.
+    Closed,
+}
+
+/// Why a transaction was given up.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The file failed.
+    File(redb::Error),
+    /// The caller does not want it.
+    Refused(SyncError),
+}
+
+impl From<SyncError> for Stop {
+    fn from(error: SyncError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<redb::StorageError> for Stop {
+    fn from(error: redb::StorageError) -> Self {
+        Self::File(error.into())
+    }
+}
+
+impl From<redb::TableError> for Stop {
+    fn from(error: redb::TableError) -> Self {
+        Self::File(error.into())
+    }
+}
+
+impl Database {
+    /// Opens the file, makes it if it is not there (its folder too), and checks all of it.
+    ///
+    /// # Errors
+    /// Permanent where it is another process's, damaged or no such file; transient where the disk is full.
+    pub(crate) fn open(path: PathBuf) -> SyncResult<Self> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(|e| at(&path, "make the folder of", &e.into()))?;
+        }
+        let database = Self {
+            path,
+            handle: RwLock::new(Handle::Away),
+            #[cfg(test)]
+            disk_full: std::sync::Arc::default(),
+        };
+        database.reopen()?;
+        Ok(database)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A look at the newest committed state. It waits for no writer.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&ReadTransaction) -> Result<T, Stop>) -> SyncResult<T> {
+        self.with(|file| {
+            let transaction = redb::ReadableDatabase::begin_read(file).map_err(|e| Stop::File(e.into()))?;
+            look(&transaction)
+        })
+    }
+
+    /// A change: all of it or nothing. One writer at a time, others wait. It is on the disk when this
+    /// returns, unless `durability` says otherwise.
+    pub(crate) fn write<T>(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, Stop>,
+    ) -> SyncResult<T> {
+        self.with(|file| {
+            let mut transaction = file.begin_write().map_err(|e| Stop::File(e.into()))?;
+            transaction.set_durability(durability).map_err(|e| Stop::File(e.into()))?;
+            let value = change(&transaction)?;
+            transaction.commit().map_err(|e| Stop::File(e.into()))?;
+            Ok(value)
+        })
+    }
+
+    /// Lets go of the file for good, once the calls under way are through.
+    pub(crate) fn close(&self) {
+        *self.handle.write() = Handle::Closed;
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&redb::Database) -> Result<T, Stop>) -> SyncResult<T> {
+        if matches!(*self.handle.read(), Handle::Away) {
+            self.reopen()?;
+        }
+        let worked = match &*self.handle.read() {
+            Handle::Open(file) => work(file),
+            Handle::Away => Err(Stop::File(redb::Error::PreviousIo)),
+            Handle::Closed => Err(Stop::File(redb::Error::DatabaseClosed)),
+        };
+        worked.map_err(|stop| match stop {
+            Stop::Refused(error) => error,
+            Stop::File(error) => {
+                self.let_go();
+                at(&self.path, "use", &error)
+            }
+        })
+    }
+
+    fn let_go(&self) {
+        let mut handle = self.handle.write();
+        if matches!(*handle, Handle::Open(_)) {
+            *handle = Handle::Away;
+        }
+    }
+
+    fn reopen(&self) -> SyncResult<()> {
+        let mut handle = self.handle.write();
+        if matches!(*handle, Handle::Away) {
+            *handle = Handle::Open(self.open_file().map_err(|error| at(&self.path, "open", &error))?);
+        }
+        Ok(())
+    }
+
+    fn open_file(&self) -> Result<redb::Database, redb::Error> {
+        let is_new = !self.path.exists();
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&self.path)?;
+        if let Some(dir) = self.path.parent().filter(|_| is_new) {
+            // Else a loss of power could take the file with all that was forced into it.
+            File::open(dir)?.sync_all()?;
+        }
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        // It reads the whole file. The files are small, and redb trusts what it has not checked: a damaged
+        // page would be found by a panic in the middle of work.
+        builder.set_check_integrity_on_open(true);
+        Ok(builder.create_with_backend(self.backend(FileBackend::new(file)?))?)
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests put faults there")]
+    fn backend(&self, file: FileBackend) -> impl StorageBackend + use<> {
+        file
+    }
+
+    #[cfg(test)]
+    fn backend(&self, file: FileBackend) -> impl StorageBackend + use<> {
+        tests::FullDisk { file, full: std::sync::Arc::clone(&self.disk_full) }
+    }
+}
+
+fn at(path: &Path, what: &str, error: &redb::Error) -> SyncError {
+    let path = path.display();
+    let permanent = |text: String| SyncError::permanent(Link::Disk, text);
+    match error {
+        redb::Error::DatabaseAlreadyOpen => permanent(format!("{path} is in use by another process")),
+        redb::Error::Corrupted(_) => {
+            permanent(format!("{path} is damaged: move it away to start with an empty one"))
+                .because(error.to_string())
+        }
+        redb::Error::Io(io) => match io.kind() {
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                permanent(format!("{path} is damaged or no file of ours: move it away to start anew"))
+                    .because(error.to_string())
+            }
+            ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory => {
+                permanent(format!("cannot {what} {path}")).because(error.to_string())
+            }
+            _ => SyncError::transient(Link::Disk, format!("cannot {what} {path}")).because(error.to_string()),
+        },
+        redb::Error::PreviousIo
+        | redb::Error::TransactionInProgress
+        | redb::Error::TransactionPoisoned
+        | redb::Error::RepairAborted => {
+            SyncError::transient(Link::Disk, format!("cannot {what} {path}")).because(error.to_string())
+        }
+        redb::Error::DatabaseClosed => permanent(format!("{path} is closed")),
+        _ => permanent(format!("{path} was written by another version of this program"))
+            .because(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! What librdkafka says, as errors that name the broker, the topic and what to do; never the password.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+use super::KafkaConfig;
+use crate::error::{Link, SyncError};
+use crate::health::LinkHealth;
+
+/// What a client's own threads reported since the last call that worked.
+///
+/// librdkafka tries again for ever by itself: a call only sees a timeout, and the cause (a refused
+/// password, a certificate) goes past it in a callback.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble(Mutex<Option<Report>>);
+
+#[derive(Debug, Clone)]
+struct Report {
+    code: Code,
+    reason: String,
+    first: Instant,
+    last: Instant,
+}
+
+impl Trouble {
+    /// The client reported something.
+    pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
+        let Some(code) = error.rdkafka_error_code() else { return };
+        let now = Instant::now();
+        let mut report = self.0.lock();
+        match report.as_mut() {
+            // Silence, and "all brokers are down", follow every other report: they explain less.
+            Some(_) if is_silence(code) => {}
+            Some(report) if report.code == code => {
+                report.last = now;
+                reason.clone_into(&mut report.reason);
+            }
+            _ => *report = Some(Report { code, reason: reason.to_owned(), first: now, last: now }),
+        }
+    }
+
+    /// A call worked: what was before explains nothing any more.
+    pub(crate) fn clear(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// The permanent error that has been reported again and again for at least `lasting`: a broker that
+    /// is starting refuses passwords too, for a moment.
+    pub(crate) fn lasting(
+        &self,
+        config: &KafkaConfig,
+        attempt: &str,
+        lasting: Duration,
+    ) -> Option<SyncError> {
+        let report = self.0.lock().clone()?;
+        if report.last.duration_since(report.first) < lasting {
+            return None;
+        }
+        let error = describe(config, attempt, report.code, &report.reason);
+        (!error.is_transient()).then_some(error)
+    }
+}
+
+/// The link does not do what it is there for, for the moment or until somebody puts it right.
+pub(crate) fn down(health: &LinkHealth, error: &SyncError) {
+    if health.failed(error) {
+        tracing::warn!(link = error.link().name(), error = error.in_full(), "the link is down");
+    }
+}
+
+/// `error`, after it has counted against the link if it is the link's.
+pub(crate) fn noted(health: &LinkHealth, error: SyncError) -> SyncError {
+    if error.is_transient() {
+        down(health, &error);
+    }
+    error
+}
+
+/// `error`, met while trying to `attempt` ("publish to topic x"), in words for the person who runs it.
+pub(crate) fn explain(
+    config: &KafkaConfig,
+    attempt: &str,
+    error: KafkaError,
+    trouble: Option<&Trouble>,
+) -> SyncError {
+    let code = match &error {
+        KafkaError::AdminOp(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    };
+    // The text of a refused setting holds its value: for `sasl.password` that is the password.
+    if let KafkaError::ClientConfig(_, _, key, _) = &error {
+        let what = format!("cannot {attempt}: librdkafka does not take the setting {key}: correct its value");
+        return SyncError::permanent(Link::Kafka, what);
+    }
+    if let KafkaError::ClientCreation(reason) = &error {
+        let file = config.ca_file.as_ref().filter(|_| reason.contains("ssl.ca.location"));
+        let file = file.map(|file| format!(": {} is not a CA file", file.display())).unwrap_or_default();
+        return SyncError::permanent(Link::Kafka, format!("cannot {attempt}{file}: {reason}"));
+    }
+    let Some(code) = code else {
+        return SyncError::transient(Link::Kafka, at(config, attempt)).because(error);
+    };
+    let cause = trouble.filter(|_| is_silence(code)).and_then(|trouble| trouble.0.lock().clone());
+    match cause {
+        Some(report) => describe(config, attempt, report.code, &report.reason),
+        None => describe(config, attempt, code, "").because(error),
+    }
+}
+
+/// Whether the code only says that nothing came back in time.
+fn is_silence(code: Code) -> bool {
+    use Code::{
+        AllBrokersDown, BrokerTransportFailure, MessageTimedOut, OperationTimedOut, RequestTimedOut,
+        WaitingForCoordinator,
+    };
+    let silence = [
+        AllBrokersDown,
+        BrokerTransportFailure,
+        MessageTimedOut,
+        OperationTimedOut,
+        RequestTimedOut,
+        WaitingForCoordinator,
+    ];
+    silence.contains(&code)
+}
+
+fn at(config: &KafkaConfig, attempt: &str) -> String {
+    format!("cannot {attempt} at {}", config.bootstrap_servers)
+}
+
+/// The error of one code: whether it stays, and what to do about it.
+fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> SyncError {
+    let user = &config.user;
+    let remedy = match code {
+        Code::Authentication | Code::SaslAuthenticationFailed => Some(format!(
+            "user `{user}` is refused with {}: check the user, the password and the mechanism",
+            config.mechanism.name()
+        )),
+        Code::UnsupportedSASLMechanism => {
+            Some(format!("the broker does not offer {}: use one that it does", config.mechanism.name()))
+        }
+        Code::SSL if is_certificate(reason) => Some(match &config.ca_file {
+            Some(file) => format!(
+                "the broker's certificate is not one of {}: give the authority that signed it as the CA file, \
+                 and use a host name that the certificate names",
+                file.display()
+            ),
+            None => "the broker's certificate is not signed by an authority that this system knows: give the CA file"
+                .to_owned(),
+        }),
+        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition => {
+            Some("there is no such topic: create it, or correct its name".to_owned())
+        }
+        Code::TopicAuthorizationFailed => {
+            Some(format!("user `{user}` may not use the topic: grant READ, WRITE and DESCRIBE on it"))
+        }
+        Code::GroupAuthorizationFailed => {
+            Some(format!("user `{user}` may not use the consumer group: grant READ on it"))
+        }
+        Code::TransactionalIdAuthorizationFailed => Some(format!(
+            "user `{user}` may not use transactions: grant WRITE on the transactional ids that begin with `weir-`"
+        )),
+        Code::ClusterAuthorizationFailed => {
+            Some(format!("user `{user}` may not write idempotently: grant IDEMPOTENT_WRITE on the cluster"))
+        }
+        Code::InvalidTransactionTimeout => Some(
+            "the broker allows only shorter transactions: raise its transaction.max.timeout.ms to 60000"
+                .to_owned(),
+        ),
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => Some(format!(
+            "the record is larger than allowed: here {} bytes are, and the topic has its own max.message.bytes",
+            config.max_message_bytes
+        )),
+        Code::InvalidRecord | Code::InvalidTimestamp => Some("the broker does not take this record".to_owned()),
+        Code::UnsupportedVersion | Code::UnsupportedFeature => {
+            Some("the broker is too old: Kafka 2.5 or newer is needed".to_owned())
+        }
+        _ => None,
+    };
+    let mut text = at(config, attempt);
+    let permanent = remedy.is_some();
+    if let Some(remedy) = remedy {
+        text = format!("{text}: {remedy}");
+    }
+    if !reason.is_empty() {
+        text = format!("{text} ({reason})");
+    }
+    if permanent { SyncError::permanent(Link::Kafka, text) } else { SyncError::transient(Link::Kafka, text) }
+}
+
+/// Whether a TLS failure is about the certificate. A broker that goes away in a handshake is a TLS
+/// failure as well, and passes.
+fn is_certificate(reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    [
+        "certificate verify failed",
+        "verify broker certificate",
+        "did not provide a certificate",
+        "hostname mismatch",
+    ]
+    .iter()
+    .any(|sign| reason.contains(sign))
+}
+
+/// Whether a code refuses this very record, however often it is sent.
+pub(super) fn refuses_record(code: Code) -> bool {
+    is_too_large(code) || matches!(code, Code::InvalidRecord | Code::InvalidTimestamp)
+}
+
+/// Whether a code says that the record, or the batch that it was sent in, is too large.
+pub(super) fn is_too_large(code: Code) -> bool {
+    matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize)
+}
+
+/// Whether a code says that the consumer group has moved on without this member.
+pub(super) fn is_lost_group(code: Code) -> bool {
+    let lost =
+        [Code::IllegalGeneration, Code::UnknownMemberId, Code::FencedInstanceId, Code::RebalanceInProgress];
+    lost.contains(&code)
+}

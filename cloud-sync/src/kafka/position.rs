@@ -1,0 +1,174 @@
+//! Offsets that move in the same transaction as what is published.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::KafkaConfig;
+use super::errors::explain;
+use super::watch::Watch;
+use crate::error::{Link, SyncError, SyncResult};
+use crate::health::LinkHealth;
+
+/// Offsets of a consumer group, to be committed with a transaction.
+pub struct Position<'a> {
+    pub(super) group: &'a ConsumerGroupMetadata,
+    pub(super) offsets: TopicPartitionList,
+}
+
+impl<'a> Position<'a> {
+    /// `offsets` are pairs of a partition and the offset of the next message that the group has not done.
+    pub(crate) fn new(
+        group: &'a ConsumerGroupMetadata,
+        topic: &str,
+        offsets: &[(i32, i64)],
+    ) -> SyncResult<Self> {
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for &(partition, offset) in offsets {
+            list.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(|error| {
+                let what = format!("offset {offset} of {topic}-{partition} cannot be committed");
+                SyncError::permanent(Link::Kafka, what).because(error)
+            })?;
+        }
+        Ok(Self { group, offsets: list })
+    }
+}
+
+impl fmt::Debug for Position<'_> {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "Position({:?})", self.offsets)
+    }
+}
+
+/// A number kept at the broker that moves in the same transaction as the records it stands for: the
+/// committed offset of a group of its own on partition 0 of a topic.
+///
+/// Whoever dies between publishing and writing down what was published reads it when they are back. The
+/// group has no members; Kafka forgets it when it has not moved for `offsets.retention.minutes` (7 days).
+pub struct Bookmark {
+    config: KafkaConfig,
+    group: String,
+    topic: String,
+    health: LinkHealth,
+    metadata: ConsumerGroupMetadata,
+}
+
+impl fmt::Debug for Bookmark {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "Bookmark({} on {})", self.group, self.topic)
+    }
+}
+
+impl Bookmark {
+    /// The bookmark of `group` on `topic`. Needs no broker.
+    ///
+    /// # Errors
+    /// When the settings of the client are refused (permanent).
+    pub fn new(config: &KafkaConfig, group: &str, topic: &str, health: LinkHealth) -> SyncResult<Self> {
+        let consumer = idle_consumer(config, group, Watch::default())?;
+        let metadata = consumer.group_metadata().ok_or_else(|| {
+            SyncError::permanent(Link::Kafka, format!("the client has no consumer group `{group}`"))
+        })?;
+        let (group, topic) = (group.to_owned(), topic.to_owned());
+        Ok(Self { config: config.clone(), group, topic, health, metadata })
+    }
+
+    /// The number; `None` when there is none yet. An open transaction that moves it is waited for, at
+    /// most `timeout`: call [`super::TransactionalProducer::recover`] before, which ends the own ones.
+    ///
+    /// # Errors
+    /// When the broker is out of reach, or refuses.
+    pub fn read(&self, timeout: Duration) -> SyncResult<Option<i64>> {
+        let found = committed(&self.config, &self.group, &self.topic, &[0], timeout);
+        Ok(self.health.note(found)?.first().copied().flatten())
+    }
+
+    /// The position that moves the number to `value`, for [`super::TransactionalProducer::publish`].
+    ///
+    /// # Errors
+    /// When `value` is negative (permanent).
+    pub fn at(&self, value: i64) -> SyncResult<Position<'_>> {
+        if value < 0 {
+            let what = format!("a bookmark cannot stand at {value}: offsets begin at 0");
+            return Err(SyncError::permanent(Link::Kafka, what));
+        }
+        Position::new(&self.metadata, &self.topic, &[(0, value)])
+    }
+}
+
+/// The committed offsets of `group`, one a partition. Waits for transactions that are under way.
+///
+/// # Errors
+/// When the broker is out of reach for `timeout`, or refuses.
+pub(crate) fn committed(
+    config: &KafkaConfig,
+    group: &str,
+    topic: &str,
+    partitions: &[i32],
+    timeout: Duration,
+) -> SyncResult<Vec<Option<i64>>> {
+    let watch = Watch::default();
+    let consumer = idle_consumer(config, group, watch.clone())?;
+    let attempt = format!("read the offsets of group {group} on topic {topic}");
+    let deadline = Instant::now() + timeout;
+    let found = loop {
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &partition in partitions {
+            list.add_partition(topic, partition);
+        }
+        match consumer.committed_offsets(list, deadline.saturating_duration_since(Instant::now())) {
+            Ok(found) => break found,
+            // The group's first use: its coordinator is being chosen.
+            Err(error) if is_settling(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => {
+                hear_out(&consumer);
+                return Err(explain(config, &attempt, error, Some(watch.trouble())));
+            }
+        }
+    };
+    let mut offsets = Vec::with_capacity(partitions.len());
+    for &partition in partitions {
+        let place = found.find_partition(topic, partition);
+        if let Some(Err(error)) =
+            place.as_ref().map(rdkafka::topic_partition_list::TopicPartitionListElem::error)
+        {
+            return Err(explain(config, &attempt, error, None));
+        }
+        offsets.push(match place.map(|place| place.offset()) {
+            Some(Offset::Offset(offset)) => Some(offset),
+            _ => None,
+        });
+    }
+    Ok(offsets)
+}
+
+fn is_settling(error: &KafkaError) -> bool {
+    let settling = [Code::NotCoordinator, Code::CoordinatorNotAvailable, Code::CoordinatorLoadInProgress];
+    error.rdkafka_error_code().is_some_and(|code| settling.contains(&code))
+}
+
+/// The reports of the client's threads lie in its queue until it is polled.
+pub(super) fn hear_out(consumer: &BaseConsumer<Watch>) {
+    // Not until a poll brings nothing: one that brings a log line says the same.
+    for _ in 0..20 {
+        consumer.poll(Duration::from_millis(5));
+    }
+}
+
+/// A consumer that belongs to `group` without joining it.
+pub(super) fn idle_consumer(
+    config: &KafkaConfig,
+    group: &str,
+    watch: Watch,
+) -> SyncResult<BaseConsumer<Watch>> {
+    let mut client = config.client();
+    client.set("group.id", group).set("enable.auto.commit", "false").set("isolation.level", "read_committed");
+    client
+        .create_with_context(watch)
+        .map_err(|error| explain(config, &format!("set up a client of group {group}"), error, None))
+}

@@ -1,0 +1,385 @@
+//! Records published in transactions: all of a group or none, together with where their reader stands.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+
+use super::errors::{explain, is_lost_group, is_too_large, noted, refuses_record};
+use super::watch::Watch;
+use super::{KafkaConfig, Position};
+use crate::error::{Link, SyncError, SyncResult};
+use crate::health::LinkHealth;
+
+/// How long an abort may take before the client is given up instead.
+const ABORT: Duration = Duration::from_secs(3);
+/// Largest batch of records in one request. Below the broker's own bound on a batch (1 MiB unless set).
+const LARGEST_BATCH: usize = 900_000;
+/// Batches are not made smaller than this when a topic refuses them.
+const SMALLEST_BATCH: usize = 16_384;
+/// What a record takes in a batch besides key and payload: lengths, the header, the batch's own head.
+const FRAMING: usize = 512;
+
+/// One record to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// What decides the partition.
+    pub key: &'a [u8],
+    /// Names the record: it goes along as the header `id`.
+    pub id: &'a str,
+    /// The message.
+    pub payload: &'a [u8],
+}
+
+/// Why a group of records was not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// This one record is refused for good. Nothing of the group was published: publish it without.
+    #[error("record {index} of the group is refused")]
+    Refused {
+        /// Its place in the group.
+        index: usize,
+        /// Why.
+        #[source]
+        error: SyncError,
+    },
+    /// The consumer group has moved on without the member that the position speaks for. Nothing was
+    /// published.
+    #[error("the consumer group has moved on")]
+    Lost(#[source] SyncError),
+    /// Nothing was published.
+    #[error("the group was not published")]
+    Failed(#[source] SyncError),
+    /// The group was published or was not: the broker went away while it committed. To know which, call
+    /// [`TransactionalProducer::recover`] until it works, then read the committed position.
+    #[error("whether the group was published is not known")]
+    Unknown(#[source] SyncError),
+}
+
+/// Publishes groups of records, each in a transaction of its own: acknowledged by all in-sync replicas,
+/// compressed with gzip, and visible to readers of committed records all at once.
+///
+/// Every call blocks, at most about the time given to [`TransactionalProducer::open`]: it belongs on a
+/// thread of its own. Opening needs no broker; the first call does.
+pub struct TransactionalProducer {
+    config: KafkaConfig,
+    id: String,
+    health: LinkHealth,
+    timeout: Duration,
+    /// Made at the first call, and again after an error that ends it.
+    client: Option<ThreadedProducer<Watch>>,
+    /// Whether `client` has fenced its predecessors and ended their transactions.
+    ready: bool,
+    largest_batch: usize,
+}
+
+impl fmt::Debug for TransactionalProducer {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "TransactionalProducer({})", self.id)
+    }
+}
+
+/// What went wrong inside a transaction, before the position is known.
+enum Failure {
+    /// The client library's own error.
+    Client(KafkaError),
+    /// A record could not be sent, or came back.
+    Record,
+    /// The time is up.
+    Late,
+}
+
+impl From<KafkaError> for Failure {
+    fn from(error: KafkaError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl TransactionalProducer {
+    /// A producer whose `transactional_id` is used by nobody else: a newer one with the same id ends the
+    /// transactions of the older and shuts it out. `timeout` bounds each call, and a transaction that
+    /// was left open (by a process that died) ends after a third more than it.
+    #[must_use]
+    pub fn open(config: &KafkaConfig, transactional_id: &str, timeout: Duration, health: LinkHealth) -> Self {
+        Self {
+            config: config.clone(),
+            id: transactional_id.to_owned(),
+            health,
+            timeout,
+            client: None,
+            ready: false,
+            largest_batch: LARGEST_BATCH,
+        }
+    }
+
+    /// Ends whatever an earlier producer with this id, or an earlier call, left open, published or not.
+    /// Afterwards the committed position tells what was published.
+    ///
+    /// # Errors
+    /// When the broker is out of reach, or refuses.
+    pub fn recover(&mut self) -> SyncResult<()> {
+        self.drop_client();
+        let prepared = self.prepare(Instant::now() + self.timeout).map(|_| ());
+        self.health.note(prepared)
+    }
+
+    /// Publishes `records`, in order, to `topic`, and moves `position` with them: all or nothing.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish(
+        &mut self,
+        topic: &str,
+        records: &[Record<'_>],
+        position: Option<&Position<'_>>,
+    ) -> Result<(), PublishError> {
+        let deadline = Instant::now() + self.timeout;
+        let health = self.health.clone();
+        loop {
+            let prepared = self.prepare(deadline);
+            let client = health.note(prepared).map_err(PublishError::Failed)?;
+            let Err(failure) = fill(client, topic, records, position, deadline) else {
+                return self.commit(topic, deadline);
+            };
+            if let Some(error) = self.give_up(topic, records, failure) {
+                return Err(error);
+            }
+            tracing::info!(
+                topic,
+                bytes = self.largest_batch,
+                "smaller batches: the topic refused larger ones"
+            );
+        }
+    }
+
+    /// The client, ready to begin a transaction.
+    fn prepare(&mut self, deadline: Instant) -> SyncResult<&ThreadedProducer<Watch>> {
+        let client = match self.client.take() {
+            Some(client) if self.ready => return Ok(self.client.insert(client)),
+            Some(client) => client,
+            None => self.connect()?,
+        };
+        let begun = client.init_transactions(remaining(deadline));
+        let watch = watch(&client);
+        match begun {
+            Ok(()) => {
+                watch.trouble().clear();
+                self.ready = true;
+                Ok(self.client.insert(client))
+            }
+            Err(error) => {
+                let attempt = format!("begin transactions as {}", self.id);
+                let told = explain(&self.config, &attempt, error.clone(), Some(watch.trouble()));
+                // A call that only timed out goes on in the background: the next takes it up again.
+                if matches!(&error, KafkaError::Transaction(error) if error.is_retriable())
+                    && !is_fatal(&client)
+                {
+                    self.client = Some(client);
+                }
+                Err(told)
+            }
+        }
+    }
+
+    fn connect(&self) -> SyncResult<ThreadedProducer<Watch>> {
+        let mut client = self.config.client();
+        let transaction = self.timeout + self.timeout / 3;
+        client
+            .set("transactional.id", &self.id)
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("compression.type", "gzip")
+            .set("transaction.timeout.ms", transaction.as_millis().to_string())
+            .set("message.timeout.ms", self.timeout.as_millis().to_string())
+            .set("topic.metadata.propagation.max.ms", "10000")
+            // What waits here is in memory twice, with the caller's own: two full requests a partition do.
+            .set("queue.buffering.max.kbytes", buffer_kbytes(&self.config).to_string())
+            .set("queue.buffering.max.messages", "20000")
+            .set("linger.ms", "5")
+            .set("batch.size", self.largest_batch.to_string())
+            // As Java's clients spread keys, so that a key stays on its partition whoever writes.
+            .set("partitioner", "murmur2_random")
+            .set("delivery.report.only.error", "true");
+        client
+            .create_with_context(Watch::default())
+            .map_err(|error| explain(&self.config, "set up a producer", error, None))
+    }
+
+    fn commit(&mut self, topic: &str, deadline: Instant) -> Result<(), PublishError> {
+        let Some(client) = self.client.as_ref() else {
+            let what = "the producer is gone before it committed";
+            return Err(PublishError::Failed(SyncError::transient(Link::Kafka, what)));
+        };
+        let committed = loop {
+            match client.commit_transaction(remaining(deadline)) {
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {}
+                other => break other,
+            }
+        };
+        let Err(error) = committed else {
+            watch(client).trouble().clear();
+            self.health.note(Ok(())).ok();
+            return Ok(());
+        };
+        let attempt = format!("commit to topic {topic}");
+        let told = explain(&self.config, &attempt, error.clone(), Some(watch(client).trouble()));
+        if matches!(&error, KafkaError::Transaction(error) if error.txn_requires_abort()) {
+            self.abort();
+            return Err(PublishError::Failed(noted(&self.health, told)));
+        }
+        self.drop_client();
+        Err(PublishError::Unknown(noted(&self.health, told)))
+    }
+
+    /// Aborts, and says why; `None` when the same is worth another try with smaller batches.
+    fn give_up(&mut self, topic: &str, records: &[Record<'_>], failure: Failure) -> Option<PublishError> {
+        let watch = self.client.as_ref().map(|client| watch(client).clone()).unwrap_or_default();
+        self.abort();
+        let attempt = format!("publish to topic {topic}");
+        let error = match failure {
+            Failure::Client(error) => error,
+            Failure::Late => KafkaError::MessageProduction(Code::MessageTimedOut),
+            Failure::Record => {
+                // All are here: an abort waits for what is under way.
+                let mut back = watch.take_refused();
+                back.retain(|(_, code)| !matches!(code, Code::PurgeQueue | Code::PurgeInflight));
+                if self.shrinks(&back) {
+                    return None;
+                }
+                if let Some((index, code)) = to_blame(&back, records) {
+                    let record = records.get(index).map_or("", |record| record.id);
+                    let size = records.get(index).map_or(0, size);
+                    let attempt = format!("publish record {record} of {size} bytes to topic {topic}");
+                    let error = explain(&self.config, &attempt, KafkaError::MessageProduction(code), None);
+                    return Some(PublishError::Refused { index, error });
+                }
+                KafkaError::MessageProduction(back.first().map_or(Code::Fail, |(_, code)| *code))
+            }
+        };
+        let lost = error.rdkafka_error_code().is_some_and(is_lost_group);
+        let told = explain(&self.config, &attempt, error, Some(watch.trouble()));
+        Some(if lost { PublishError::Lost(told) } else { PublishError::Failed(noted(&self.health, told)) })
+    }
+
+    /// Whether the next try has smaller batches: a batch comes back whole, and says nothing about which
+    /// of its records was too large.
+    fn shrinks(&mut self, back: &[(usize, Code)]) -> bool {
+        let too_large = back.iter().filter(|(_, code)| is_too_large(*code)).count();
+        if too_large < 2 || self.largest_batch <= SMALLEST_BATCH {
+            return false;
+        }
+        self.largest_batch = (self.largest_batch / 4).max(SMALLEST_BATCH);
+        self.drop_client();
+        true
+    }
+
+    fn abort(&mut self) {
+        let aborted = self.client.as_ref().is_some_and(|client| {
+            !is_fatal(client) && client.abort_transaction(ABORT.min(self.timeout)).is_ok()
+        });
+        if !aborted {
+            self.drop_client();
+        }
+    }
+
+    /// Whatever is open ends when the next client of the same id begins.
+    fn drop_client(&mut self) {
+        self.ready = false;
+        self.client = None;
+    }
+}
+
+/// One transaction up to its commit.
+fn fill(
+    client: &ThreadedProducer<Watch>,
+    topic: &str,
+    records: &[Record<'_>],
+    position: Option<&Position<'_>>,
+    deadline: Instant,
+) -> Result<(), Failure> {
+    let watch = watch(client);
+    watch.take_refused();
+    client.begin_transaction()?;
+    for (index, record) in records.iter().enumerate() {
+        send(client, topic, index, record, deadline)?;
+        if watch.has_refused() {
+            return Err(Failure::Record);
+        }
+    }
+    if let Some(position) = position {
+        client.send_offsets_to_transaction(&position.offsets, position.group, remaining(deadline))?;
+    }
+    while client.in_flight_count() > 0 {
+        if watch.has_refused() {
+            return Err(Failure::Record);
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::Late);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if watch.has_refused() { Err(Failure::Record) } else { Ok(()) }
+}
+
+fn send(
+    client: &ThreadedProducer<Watch>,
+    topic: &str,
+    index: usize,
+    record: &Record<'_>,
+    deadline: Instant,
+) -> Result<(), Failure> {
+    let id = Header { key: "id", value: Some(record.id) };
+    let mut message = BaseRecord::with_opaque_to(topic, index)
+        .key(record.key)
+        .payload(record.payload)
+        .headers(OwnedHeaders::new_with_capacity(1).insert(id));
+    loop {
+        match client.send(message) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
+                if watch(client).has_refused() {
+                    return Err(Failure::Record);
+                }
+                if Instant::now() >= deadline {
+                    return Err(Failure::Late);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+                message = back;
+            }
+            Err((KafkaError::MessageProduction(code), _)) if refuses_record(code) => {
+                watch(client).refuse(index, code);
+                return Err(Failure::Record);
+            }
+            Err((error, _)) => return Err(error.into()),
+        }
+    }
+}
+
+/// Which of the records that came back is refused itself: the largest of those.
+fn to_blame(back: &[(usize, Code)], records: &[Record<'_>]) -> Option<(usize, Code)> {
+    let refused = back.iter().filter(|(_, code)| refuses_record(*code));
+    refused.max_by_key(|(index, _)| records.get(*index).map_or(0, size)).copied()
+}
+
+fn watch(client: &ThreadedProducer<Watch>) -> &Watch {
+    client.client().context()
+}
+
+fn is_fatal(client: &ThreadedProducer<Watch>) -> bool {
+    client.client().fatal_error().is_some()
+}
+
+fn size(record: &Record<'_>) -> usize {
+    record.key.len() + record.payload.len() + record.id.len() + FRAMING
+}
+
+fn remaining(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
+/// Room for the largest record, and for a few full requests.
+fn buffer_kbytes(config: &KafkaConfig) -> usize {
+    (config.max_message_bytes / 1024 + 1).max(8 * 1024)
+}

@@ -1,0 +1,190 @@
+//! The jobs on disk: the tables of `queue.redb` and every transaction on them. All of it blocks.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use redb::{Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+use tokio::sync::mpsc;
+use ulid::Ulid;
+
+use super::full::{self, QueueFull};
+use crate::database::{Database, Stop};
+use crate::error::{Link, SyncError, SyncResult};
+
+/// Sequence -> when it was submitted (milliseconds since 1970), and the payload.
+const JOBS: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("jobs");
+/// Sequence of a job whose results are being published -> last sequence of the outbox before any of them.
+const MARKS: TableDefinition<'_, u64, u64> = TableDefinition::new("marks");
+/// The rest, each under its name.
+const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
+
+const FORMAT: &str = "format";
+const FORMAT_VERSION: u128 = 1;
+/// Random and made once, so that a job of a queue that was deleted is never taken for one of this queue.
+const IDENTITY: &str = "identity";
+/// Sequence of the next job. None is used twice, however often the queue runs empty.
+const NEXT: &str = "next";
+/// Bytes of all payloads.
+const BYTES: &str = "bytes";
+
+/// What a submission sends to the thread that writes it.
+#[derive(Debug)]
+pub(super) enum Draft {
+    /// More jobs.
+    Jobs(Vec<Bytes>),
+    /// That was all: commit. Without it the submission was given up.
+    End,
+}
+
+/// A job as it was read.
+#[derive(Debug)]
+pub(super) struct StoredJob {
+    pub(super) sequence: u64,
+    pub(super) submitted: SystemTime,
+    pub(super) payload: Bytes,
+}
+
+/// From where in the outbox results of a job may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// None has been published: the mark was set just now.
+    Fresh,
+    /// Behind this sequence, for the mark is of an earlier try.
+    Behind(u64),
+}
+
+/// The file with the jobs.
+#[derive(Debug)]
+pub(super) struct JobFile {
+    database: Database,
+    identity: Ulid,
+    max_bytes: u64,
+}
+
+impl JobFile {
+    /// Opens the file and returns it with the number of its jobs.
+    pub(super) fn open(path: PathBuf, max_bytes: u64) -> SyncResult<(Self, u64)> {
+        let database = Database::open(path)?;
+        let (identity, jobs) = database.write(Durability::Immediate, |txn| {
+            let mut meta = txn.open_table(META)?;
+            txn.open_table(MARKS)?;
+            let format = meta.get(FORMAT)?.map_or(FORMAT_VERSION, |found| found.value());
+            if format != FORMAT_VERSION {
+                let path = database.path().display();
+                let text = format!("{path} has format {format}, this program knows {FORMAT_VERSION}");
+                return Err(SyncError::permanent(Link::Disk, text).into());
+            }
+            let identity = meta.get(IDENTITY)?.map_or_else(|| Ulid::generate().into(), |found| found.value());
+            meta.insert(FORMAT, format)?;
+            meta.insert(IDENTITY, identity)?;
+            Ok((Ulid::from(identity), txn.open_table(JOBS)?.len()?))
+        })?;
+        Ok((Self { database, identity, max_bytes }, jobs))
+    }
+
+    #[cfg(test)]
+    pub(super) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The name of a job for the world.
+    pub(super) fn position(&self, sequence: u64) -> String {
+        format!("queue-{}-{sequence}", self.identity)
+    }
+
+    /// Takes all that `drafts` brings, or nothing, and returns how many jobs that was.
+    pub(super) fn submit(&self, mut drafts: mpsc::Receiver<Draft>) -> SyncResult<u64> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        self.database.write(Durability::Immediate, |txn| {
+            let mut meta = txn.open_table(META)?;
+            let mut jobs = txn.open_table(JOBS)?;
+            let first = meta.get(NEXT)?.map_or(1, |found| found.value() as u64);
+            let before = meta.get(BYTES)?.map_or(0, |found| found.value() as u64);
+            let (mut next, mut bytes) = (first, before);
+            loop {
+                match drafts.blocking_recv() {
+                    Some(Draft::Jobs(payloads)) => {
+                        for payload in payloads {
+                            bytes += payload.len() as u64;
+                            // One that does not fit is read on, unwritten: whether it ever can is to be said.
+                            if bytes <= self.max_bytes {
+                                jobs.insert(next, (now, &payload[..]))?;
+                                next += 1;
+                            }
+                        }
+                        if bytes - before > self.max_bytes {
+                            return Err(self.full(before, bytes).into());
+                        }
+                    }
+                    Some(Draft::End) if bytes > self.max_bytes => {
+                        return Err(self.full(before, bytes).into());
+                    }
+                    Some(Draft::End) => break,
+                    None => {
+                        let text = "the submission was given up before its end";
+                        return Err(SyncError::transient(Link::Disk, text).into());
+                    }
+                }
+            }
+            meta.insert(NEXT, u128::from(next))?;
+            meta.insert(BYTES, u128::from(bytes))?;
+            Ok(next - first)
+        })
+    }
+
+    fn full(&self, waiting: u64, bytes: u64) -> SyncError {
+        let full = QueueFull { waiting, needed: bytes - waiting, max_bytes: self.max_bytes };
+        full::error(self.database.path(), full)
+    }
+
+    /// The first job at `from` or behind it.
+    pub(super) fn first_from(&self, from: u64) -> SyncResult<Option<StoredJob>> {
+        self.database.read(|txn| {
+            let jobs = txn.open_table(JOBS)?;
+            let Some(row) = jobs.range(from..)?.next() else { return Ok(None) };
+            let (sequence, job) = row?;
+            let (millis, payload) = job.value();
+            Ok(Some(StoredJob {
+                sequence: sequence.value(),
+                submitted: UNIX_EPOCH + Duration::from_millis(millis),
+                payload: Bytes::copy_from_slice(payload),
+            }))
+        })
+    }
+
+    /// Notes that from now on results of a job may be in the outbox, behind `last`, unless that is noted.
+    pub(super) fn mark(&self, sequence: u64, last: u64) -> SyncResult<Mark> {
+        let find = |marks: Option<redb::AccessGuard<'_, u64>>| marks.map(|found| Mark::Behind(found.value()));
+        if let Some(mark) = self.database.read(|txn| Ok(find(txn.open_table(MARKS)?.get(sequence)?)))? {
+            return Ok(mark);
+        }
+        self.database.write(Durability::Immediate, |txn| {
+            txn.open_table(MARKS)?.insert(sequence, last)?;
+            Ok(Mark::Fresh)
+        })
+    }
+
+    /// Takes a job out.
+    pub(super) fn remove(&self, sequence: u64) -> SyncResult<()> {
+        self.database.write(Durability::Immediate, |txn| remove(txn, sequence))
+    }
+
+    /// Lets go of the file.
+    pub(super) fn close(&self) {
+        self.database.close();
+    }
+}
+
+fn remove(txn: &WriteTransaction, sequence: u64) -> Result<(), Stop> {
+    let mut jobs = txn.open_table(JOBS)?;
+    let removed = jobs.remove(sequence)?.map(|job| job.value().1.len());
+    txn.open_table(MARKS)?.remove(sequence)?;
+    if let Some(length) = removed {
+        let mut meta = txn.open_table(META)?;
+        let bytes = meta.get(BYTES)?.map_or(0, |found| found.value());
+        meta.insert(BYTES, bytes.saturating_sub(length as u128))?;
+    }
+    Ok(())
+}

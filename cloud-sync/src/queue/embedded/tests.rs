@@ -1,0 +1,317 @@
+//! What is special to the queue in a file: its bound, its disk, and settlements that were cut short.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::file::Mark;
+use super::*;
+use crate::outbox::{OutboxConfig, OutboxError, Reader, WhenFull};
+
+const SOON: Duration = Duration::from_secs(5);
+
+struct Place {
+    dir: TempDir,
+    outbox: Arc<Outbox>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut OutboxConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = OutboxConfig::new(dir.path().join("outbox"));
+        change(&mut config);
+        Self { outbox: Arc::new(Outbox::open(config).unwrap().0), dir }
+    }
+
+    fn config(&self) -> EmbeddedQueueConfig {
+        EmbeddedQueueConfig { dir: self.dir.path().join("queue"), inflight: 8, max_bytes: 1 << 20 }
+    }
+
+    fn open(&self) -> EmbeddedQueue {
+        EmbeddedQueue::open(self.config(), Arc::clone(&self.outbox)).unwrap()
+    }
+
+    fn published(&self) -> Vec<String> {
+        let id = |payload: &[u8]| {
+            serde_json::from_slice::<Value>(payload).unwrap()["id"].as_str().map(str::to_owned)
+        };
+        let events = Reader::open(self.outbox.dir()).unwrap();
+        events.filter_map(|event| id(&event.unwrap().payload)).collect()
+    }
+}
+
+fn job(bytes: usize) -> SyncResult<NewJob> {
+    Ok(NewJob { key: "k".into(), payload: vec![b'x'; bytes].into() })
+}
+
+async fn submit(queue: &EmbeddedQueue, sizes: &[usize]) -> SyncResult<u64> {
+    queue.submit(&mut sizes.iter().map(|bytes| job(*bytes))).await
+}
+
+async fn receive(queue: &EmbeddedQueue) -> Delivery {
+    queue.receive(SOON).await.unwrap().unwrap()
+}
+
+fn result(id: &str, bytes: usize) -> ResultRecord {
+    let payload = format!(r#"{{"id":"{id}","filler":"{}"}}"#, "x".repeat(bytes));
+    ResultRecord { id: id.into(), key: String::new(), payload: payload.into() }
+}
+
+fn results(ids: &[&str]) -> Vec<ResultRecord> {
+    ids.iter().map(|id| result(id, 0)).collect()
+}
+
+#[tokio::test]
+async fn a_full_queue_says_so_and_takes_nothing() {
+    let place = Place::new();
+    let queue = place.open();
+    submit(&queue, &[600_000, 400_000]).await.unwrap();
+    let error = submit(&queue, &[10_000, 30_000, 10_000]).await.unwrap_err();
+    assert!(error.is_transient() && error.in_full().contains("is full"), "{}", error.in_full());
+    let expected = QueueFull { waiting: 1_000_000, needed: 50_000, max_bytes: 1 << 20 };
+    assert_eq!(QueueFull::of(&error), Some(&expected));
+    assert_eq!(queue.stats().waiting, Some(2));
+    let error = submit(&queue, &[600_000, 600_000]).await.unwrap_err();
+    assert!(!error.is_transient() && QueueFull::of(&error).is_some(), "{}", error.in_full());
+
+    // Out for work it still takes its room; settled it does not, also after a restart.
+    let first = receive(&queue).await;
+    assert!(submit(&queue, &[50_000]).await.is_err());
+    assert_eq!(queue.settle(&first, Vec::new()).await.unwrap(), Settled::Done);
+    drop(queue);
+    let queue = place.open();
+    submit(&queue, &[600_000, 48_576]).await.unwrap();
+    assert!(QueueFull::of(&submit(&queue, &[1]).await.unwrap_err()).is_some());
+    assert_eq!(queue.stats().waiting, Some(3));
+}
+
+#[tokio::test]
+async fn settings_out_of_bounds_and_files_of_others_are_refused() {
+    let place = Place::new();
+    let refused = |config: EmbeddedQueueConfig| {
+        let error = EmbeddedQueue::open(config, Arc::clone(&place.outbox)).unwrap_err();
+        assert!(!error.is_transient());
+        error.in_full()
+    };
+    assert!(refused(EmbeddedQueueConfig { inflight: 0, ..place.config() }).contains("inflight is 0"));
+    assert!(refused(EmbeddedQueueConfig { max_bytes: 0, ..place.config() }).contains("max_bytes is 0"));
+    let queue = place.open();
+    let text = refused(place.config());
+    assert!(text.contains("queue.redb is in use"), "{text}");
+    drop(queue);
+    std::fs::write(place.dir.path().join("queue/queue.redb"), "something else").unwrap();
+    let text = refused(place.config());
+    assert!(text.contains("queue.redb is damaged or no file of ours"), "{text}");
+}
+
+#[tokio::test]
+async fn a_full_disk_passes_and_nothing_is_lost_or_doubled() {
+    let place = Place::new();
+    let queue = place.open();
+    submit(&queue, &[10, 10]).await.unwrap();
+    let (first, second) = (receive(&queue).await, receive(&queue).await);
+    let full = Arc::clone(&queue.shared.file.database().disk_full);
+    full.store(true, Ordering::SeqCst);
+    for error in
+        [submit(&queue, &[500_000]).await.map(drop), queue.settle(&first, results(&["a"])).await.map(drop)]
+    {
+        let error = error.unwrap_err();
+        assert!(error.is_transient() && error.in_full().contains("queue.redb"), "{}", error.in_full());
+    }
+    full.store(false, Ordering::SeqCst);
+    // What is out stays out.
+    assert!(queue.receive(Duration::ZERO).await.unwrap().is_none());
+    assert_eq!(queue.settle(&first, results(&["a"])).await.unwrap(), Settled::Done);
+    assert_eq!(queue.settle(&second, results(&["b"])).await.unwrap(), Settled::Done);
+    submit(&queue, &[500_000]).await.unwrap();
+    assert_eq!(receive(&queue).await.payload.len(), 500_000);
+    assert_eq!(place.published(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_full_outbox_passes_and_nothing_is_doubled() {
+    let place = Place::with(|config| {
+        config.max_bytes = 64 << 10;
+        config.segment_bytes = 16 << 10;
+        config.when_full = WhenFull::Refuse;
+    });
+    let queue = place.open();
+    submit(&queue, &[10]).await.unwrap();
+    let delivery = receive(&queue).await;
+    let ids: Vec<_> = (0..20).map(|n| format!("id-{n}")).collect();
+    let results = || ids.iter().map(|id| result(id, 5000)).collect::<Vec<_>>();
+    let error = queue.settle(&delivery, results()).await.unwrap_err();
+    assert!(error.is_transient(), "{}", error.in_full());
+    let source = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<OutboxError>());
+    assert!(source.is_some_and(OutboxError::is_full), "{}", error.in_full());
+    let before = place.published();
+    assert!(!before.is_empty() && before.len() < 20, "{before:?}");
+    assert_eq!(queue.stats().inflight, 1);
+
+    // The uplink moves on, and what it has sent makes room.
+    let mut seen = before;
+    let start = Instant::now();
+    loop {
+        place.outbox.commit(place.outbox.last_sequence()).unwrap();
+        let settled = queue.settle(&delivery, results()).await;
+        for id in place.published() {
+            if !seen.contains(&id) {
+                seen.push(id);
+            }
+        }
+        match settled {
+            Ok(settled) => break assert_eq!(settled, Settled::Done),
+            Err(error) => assert!(error.is_transient() && start.elapsed() < SOON, "{}", error.in_full()),
+        }
+    }
+    seen.sort_by_key(|id| ids.iter().position(|other| other == id));
+    assert_eq!(seen, ids);
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_published_is_named_and_nothing_is_published() {
+    let place = Place::new();
+    let queue = place.open();
+    submit(&queue, &[10]).await.unwrap();
+    let delivery = receive(&queue).await;
+    let bad = |id: &str, payload: &'static [u8]| ResultRecord {
+        payload: Bytes::from_static(payload),
+        ..result(id, 0)
+    };
+    for (bad, why) in [
+        (result("large", 2 << 20), "\"large\" has 2097"),
+        (bad("torn", b"{\"id\":\"torn\""), "\"torn\" is no JSON"),
+        (bad("nameless", b"{}"), "\"nameless\" is no JSON with a field \"id\""),
+        (bad("one", b"{\"id\":\"two\"}"), "\"one\" has the id \"two\""),
+    ] {
+        let error = queue.settle(&delivery, vec![result("good", 0), bad]).await.unwrap_err();
+        assert!(!error.is_transient() && error.in_full().contains(why), "{}", error.in_full());
+    }
+    assert_eq!(place.published(), Vec::<String>::new());
+    assert_eq!(queue.settle(&delivery, results(&["good", "good"])).await.unwrap(), Settled::Done);
+    assert_eq!(place.published(), ["good"]);
+}
+
+/// What a settlement has done when it is cut short behind its second step, after `done` of its results.
+async fn cut_short(place: &Place, done: &[&str]) {
+    let queue = place.open();
+    submit(&queue, &[10]).await.unwrap();
+    let sequence = queue.sequence(&receive(&queue).await).unwrap();
+    let mark = queue.shared.file.mark(sequence, place.outbox.last_sequence()).unwrap();
+    assert_eq!(mark, Mark::Fresh);
+    for id in done {
+        place.outbox.append(result(id, 0).payload.into()).await.unwrap();
+        place.outbox.append(b"{\"kind\":\"of somebody else\"}".to_vec()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_settlement_that_was_cut_short_publishes_what_is_missing() {
+    let place = Place::new();
+    // Of before the mark: the same names do not count.
+    place.outbox.append(result("b", 0).payload.into()).await.unwrap();
+    for (done, added) in [(&[][..], &["a", "b", "c"][..]), (&["a"], &["b", "c"]), (&["a", "b", "c"], &[])] {
+        cut_short(&place, done).await;
+        let before = place.published().len();
+        let queue = place.open();
+        let delivery = receive(&queue).await;
+        assert_eq!(queue.settle(&delivery, results(&["a", "b", "c"])).await.unwrap(), Settled::Done);
+        assert_eq!(place.published()[before..], *added);
+        assert_eq!(queue.stats(), QueueStats { waiting: Some(0), partitions: 1, ..QueueStats::default() });
+    }
+}
+
+#[tokio::test]
+async fn an_outbox_that_was_deleted_since_is_looked_through_from_its_start() {
+    let mut place = Place::new();
+    for _ in 0..20 {
+        place.outbox.append(b"{\"id\":\"x\"}".to_vec()).await.unwrap();
+    }
+    cut_short(&place, &["a"]).await;
+    drop(std::mem::replace(&mut place.outbox, Arc::new(open_outbox(&place.dir.path().join("other")))));
+    place.outbox.append(result("b", 0).payload.into()).await.unwrap();
+    let queue = place.open();
+    let delivery = receive(&queue).await;
+    assert_eq!(queue.settle(&delivery, results(&["a", "b"])).await.unwrap(), Settled::Done);
+    assert_eq!(place.published(), ["b", "a"]);
+}
+
+fn open_outbox(dir: &Path) -> Outbox {
+    Outbox::open(OutboxConfig::new(dir)).unwrap().0
+}
+
+#[tokio::test]
+async fn a_delivery_of_an_earlier_handle_is_lost() {
+    let place = Place::new();
+    let queue = place.open();
+    submit(&queue, &[10]).await.unwrap();
+    let old = receive(&queue).await;
+    queue.close().await;
+    assert_eq!(queue.settle(&old, results(&["a"])).await.unwrap(), Settled::Lost);
+    assert!(queue.receive(Duration::ZERO).await.unwrap_err().in_full().contains("closed"));
+    assert!(submit(&queue, &[10]).await.unwrap_err().in_full().contains("closed"));
+    let queue = place.open();
+    let new = receive(&queue).await;
+    assert_eq!((&new.position, &new.payload), (&old.position, &old.payload));
+    assert_eq!(queue.settle(&old, results(&["a"])).await.unwrap(), Settled::Lost);
+    queue.release(old).await;
+    assert_eq!(queue.stats().inflight, 1);
+    assert_eq!(queue.settle(&new, results(&["a"])).await.unwrap(), Settled::Done);
+    assert_eq!(place.published(), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settlement_that_is_given_up_happens_or_not_and_never_twice() {
+    let place = Place::new();
+    let queue = place.open();
+    let (mut done, mut given_up) = (0, 0);
+    for n in 0..40_u64 {
+        submit(&queue, &[10]).await.unwrap();
+        let id = format!("id-{n}");
+        let patience = Duration::from_micros(n * 97 % 4000);
+        loop {
+            let Some(delivery) = queue.receive(Duration::ZERO).await.unwrap() else {
+                // Out until the settlement that nobody waits for any more is through, and then done or back.
+                if queue.stats() == (QueueStats { waiting: Some(0), partitions: 1, ..QueueStats::default() })
+                {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            };
+            let settling = queue.settle(&delivery, results(&[&id]));
+            match tokio::time::timeout(patience, settling).await {
+                Ok(settled) => {
+                    assert_eq!(settled.unwrap(), Settled::Done);
+                    done += 1;
+                }
+                Err(_) => {
+                    queue.release(delivery).await;
+                    given_up += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(place.published(), (0..40).map(|n| format!("id-{n}")).collect::<Vec<_>>());
+    assert!(given_up > 0, "{done} done, none given up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submission_that_is_given_up_leaves_nothing() {
+    let place = Place::new();
+    let config = EmbeddedQueueConfig { max_bytes: u64::MAX, ..place.config() };
+    let queue = EmbeddedQueue::open(config, Arc::clone(&place.outbox)).unwrap();
+    let mut endless = std::iter::repeat_with(|| job(100));
+    tokio::time::timeout(Duration::from_millis(30), queue.submit(&mut endless)).await.unwrap_err();
+    assert_eq!(submit(&queue, &[7]).await.unwrap(), 1);
+    assert_eq!(queue.stats().waiting, Some(1));
+    assert_eq!(receive(&queue).await.payload.len(), 7);
+    assert!(queue.receive(Duration::ZERO).await.unwrap().is_none());
+}

@@ -1,0 +1,132 @@
+//! The thread that commits: results and offsets in one transaction, several jobs at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer;
+
+use super::ledger::{Group, Ledger, Outcome};
+use super::shared::Shared;
+use crate::backoff::Backoff;
+use crate::error::SyncResult;
+use crate::kafka::{Position, PublishError, Record, TransactionalProducer, committed, down};
+
+/// How long one try may take. Short: what a process that died left open holds up readers for a third
+/// longer than this.
+const TRY: Duration = Duration::from_secs(8);
+/// How long to wait for the new generation of a group that has moved on.
+const REBALANCE: Duration = Duration::from_millis(50);
+
+/// Runs until the queue is left, or closed and everything that was ready is committed.
+pub(super) fn run(shared: &Arc<Shared>, transactional_id: &str) {
+    let mut producer =
+        TransactionalProducer::open(&shared.config, transactional_id, TRY, shared.health.clone());
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    while let Some(group) = shared.wait_for(Ledger::next_group) {
+        let (outcome, wait) = publish(shared, &mut producer, &group, &mut backoff);
+        eprintln!(
+            "{:?} {transactional_id} {:?} -> {outcome:?}",
+            std::time::SystemTime::now(),
+            group.offsets()
+        );
+        shared.with(|ledger| ledger.finish(group, outcome));
+        if wait.is_some_and(|wait| !shared.pause(wait)) {
+            return;
+        }
+    }
+}
+
+/// One try, and how long to wait before the next.
+fn publish(
+    shared: &Shared,
+    producer: &mut TransactionalProducer,
+    group: &Group,
+    backoff: &mut Backoff,
+) -> (Outcome, Option<Duration>) {
+    let offsets = group.offsets();
+    let Some(consumer) = shared.consumer() else { return (Outcome::Aborted, Some(REBALANCE)) };
+    // In this order: the broker does not check the offsets of a member that has just been thrown out, as
+    // its metadata names no generation any more. If it was, then either the assignment is marked lost
+    // by now, or the partitions have gone from the ledger.
+    let metadata = consumer.group_metadata();
+    let lost = consumer.assignment_lost();
+    drop(consumer);
+    let owned = shared.look(|ledger| ledger.owns(group));
+    let Some(metadata) = metadata.filter(|_| owned && !lost) else {
+        return (Outcome::Aborted, Some(REBALANCE));
+    };
+    let position = match Position::new(&metadata, &shared.config.requests_topic, &offsets) {
+        Ok(position) => position,
+        Err(error) => {
+            down(&shared.health, &error);
+            return (Outcome::Aborted, Some(backoff.fail()));
+        }
+    };
+    let (jobs, records) = records(group);
+    match producer.publish(&shared.config.results_topic, &records, Some(&position)) {
+        Ok(()) => {
+            backoff.succeed();
+            (Outcome::Committed, None)
+        }
+        Err(PublishError::Refused { index, error }) => {
+            (Outcome::Refused(jobs.get(index).copied().unwrap_or_default(), error), None)
+        }
+        Err(PublishError::Lost(error)) => {
+            eprintln!("lost {}", error.in_full());
+            tracing::debug!(error = error.in_full(), "the group has moved on: once more");
+            (Outcome::Aborted, Some(REBALANCE))
+        }
+        Err(PublishError::Failed(error)) => {
+            // Also what stays: a password or a topic can be put right, and the results are still here.
+            eprintln!("failed {}", error.in_full());
+            if !error.is_transient() {
+                down(&shared.health, &error);
+            }
+            (Outcome::Aborted, Some(backoff.fail()))
+        }
+        Err(PublishError::Unknown(error)) => {
+            eprintln!("unknown {}", error.in_full());
+            tracing::debug!(error = error.in_full(), "a commit was not answered");
+            (find_out(shared, producer, &offsets, backoff), None)
+        }
+    }
+}
+
+/// The records of a group, and the number of the job that each belongs to.
+fn records(group: &Group) -> (Vec<usize>, Vec<Record<'_>>) {
+    let all =
+        group.jobs.iter().enumerate().flat_map(|(job, (_, results))| results.iter().map(move |r| (job, r)));
+    all.map(|(job, result)| {
+        (job, Record { key: result.key.as_bytes(), id: &result.id, payload: &result.payload })
+    })
+    .unzip()
+}
+
+/// Whether a transaction was committed whose commit was not answered: its offsets tell.
+fn find_out(
+    shared: &Shared,
+    producer: &mut TransactionalProducer,
+    offsets: &[(i32, i64)],
+    backoff: &mut Backoff,
+) -> Outcome {
+    let partitions: Vec<_> = offsets.iter().map(|(partition, _)| *partition).collect();
+    loop {
+        let config = &shared.config;
+        let read = |()| committed(config, &config.group_id, &config.requests_topic, &partitions, TRY);
+        let found: SyncResult<Vec<_>> = producer.recover().and_then(read);
+        match found {
+            Ok(found) => {
+                backoff.succeed();
+                let all =
+                    offsets.iter().zip(found).all(|((_, end), found)| found.is_some_and(|at| at >= *end));
+                return if all { Outcome::Committed } else { Outcome::Aborted };
+            }
+            Err(error) => {
+                down(&shared.health, &error);
+                if !shared.pause(backoff.fail()) {
+                    return Outcome::Unknown;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The thread that polls: messages in, partitions come and go, how far behind this member is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use super::shared::{Phase, Shared};
+use crate::error::SyncResult;
+use crate::kafka::{down, explain};
+
+/// How often the ends of the partitions are asked for.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often the broker is asked while it gives this member nothing, and how long an answer may take.
+const KNOCK: Duration = Duration::from_secs(1);
+/// Longest single poll: after it the thread sees what has changed.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What librdkafka calls back, on the thread that polls.
+pub(super) struct Callbacks {
+    shared: Arc<Shared>,
+    /// New partitions are never paused.
+    reassigned: AtomicBool,
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.shared.trouble.note(&error, reason);
+        tracing::debug!(target: "librdkafka", %error, "{reason}");
+    }
+}
+
+impl ConsumerContext for Callbacks {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => {
+                let partitions = numbers(list);
+                tracing::info!(?partitions, topic = self.shared.config.requests_topic, "partitions are ours");
+                self.shared.with(|ledger| ledger.assign(&partitions));
+                self.reassigned.store(true, Ordering::Relaxed);
+            }
+            // Before librdkafka lets go of them, so that nothing of them is committed afterwards.
+            Rebalance::Revoke(list) => {
+                let partitions = numbers(list);
+                tracing::info!(
+                    ?partitions,
+                    topic = self.shared.config.requests_topic,
+                    "partitions have gone"
+                );
+                self.shared.with(|ledger| ledger.revoke(&partitions));
+            }
+            Rebalance::Error(error) => tracing::warn!(%error, "the partitions could not be shared out"),
+        }
+    }
+}
+
+fn numbers(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
+}
+
+/// Runs until the queue is left.
+pub(super) fn run(shared: &Arc<Shared>) {
+    while shared.phase() == Phase::Open {
+        let consumer = match join(shared) {
+            Ok(consumer) => Arc::new(consumer),
+            Err(error) => {
+                down(&shared.health, &error);
+                if !shared.pause(LOOK) {
+                    break;
+                }
+                continue;
+            }
+        };
+        shared.set_consumer(Some(Arc::clone(&consumer)));
+        poll(shared, &consumer);
+        shared.set_consumer(None);
+        // The last owner's drop leaves the group; the committer may be that for a moment.
+        drop(consumer);
+        shared.with(|ledger| {
+            let all = ledger.partitions();
+            ledger.revoke(&all);
+        });
+    }
+}
+
+fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> {
+    let config = &shared.config;
+    let mut client = config.client();
+    let ahead = (config.max_message_bytes / 1024).max(8 * 1024);
+    client
+        .set("group.id", &config.group_id)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", config.session_timeout.as_millis().to_string())
+        .set("heartbeat.interval.ms", (config.session_timeout.as_millis() / 4).max(1).to_string())
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("isolation.level", "read_committed")
+        // Memory for what is fetched ahead. A larger message comes through all the same, alone.
+        .set("queued.max.messages.kbytes", ahead.to_string())
+        .set("queued.min.messages", "100")
+        .set("fetch.message.max.bytes", "1048576")
+        .set("fetch.max.bytes", (config.max_message_bytes.max(8 << 20)).to_string())
+        // The default waits for a second whenever enough has been fetched ahead.
+        .set("fetch.queue.backoff.ms", "20")
+        .set("fetch.wait.max.ms", "250");
+    let attempt = format!("consume topic {} as group {}", config.requests_topic, config.group_id);
+    let callbacks = Callbacks { shared: Arc::clone(shared), reassigned: AtomicBool::new(false) };
+    let consumer: BaseConsumer<_> =
+        client.create_with_context(callbacks).map_err(|error| explain(config, &attempt, error, None))?;
+    consumer.subscribe(&[&config.requests_topic]).map_err(|error| explain(config, &attempt, error, None))?;
+    Ok(consumer)
+}
+
+/// Polls until the queue is left, or this consumer is of no use any more.
+fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
+    let mut paused = false;
+    let mut look_at = Instant::now();
+    while shared.phase() != Phase::Leaving {
+        if consumer.context().reassigned.swap(false, Ordering::Relaxed) {
+            set_paused(consumer, paused);
+            look_at = Instant::now();
+        }
+        if shared.look(|ledger| ledger.wants_more(paused)) == paused {
+            paused = set_paused(consumer, !paused).unwrap_or(paused);
+        }
+        match consumer.poll(POLL) {
+            Some(Ok(message)) => take_in(shared, &message),
+            Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
+                tracing::error!(%error, "the consumer is of no use any more: a new one joins");
+                return;
+            }
+            Some(Err(error)) => shared.trouble.note(&error, ""),
+            None => {}
+        }
+        if Instant::now() >= look_at {
+            let known = look(shared, consumer);
+            look_at = Instant::now() + if known { LOOK } else { KNOCK };
+        }
+    }
+}
+
+fn take_in(shared: &Shared, message: &BorrowedMessage<'_>) {
+    let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
+    let millis = message.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
+    let time = millis.and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
+    shared.with(|ledger| ledger.take_in(message.partition(), message.offset(), payload, time));
+}
+
+/// Stops or starts fetching from all partitions. `None` when that did not work, and is to be tried again.
+fn set_paused(consumer: &BaseConsumer<Callbacks>, pause: bool) -> Option<bool> {
+    let all = consumer.assignment().ok()?;
+    let done = if pause { consumer.pause(&all) } else { consumer.resume(&all) };
+    done.ok().map(|()| pause)
+}
+
+/// Asks the broker how it stands: for the health of the link, and for what waits. Whether it said.
+fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> bool {
+    let partitions = shared.look(|ledger| ledger.partitions());
+    let asked = if partitions.is_empty() {
+        find_topic(shared, consumer)
+    } else {
+        partitions.iter().try_for_each(|&partition| find_end(shared, consumer, partition))
+    };
+    match asked {
+        Ok(()) => {
+            shared.trouble.clear();
+            shared.health.note(Ok(())).is_ok() && !partitions.is_empty()
+        }
+        Err(error) => {
+            shared.trouble.note(&error, "");
+            let attempt = format!("consume topic {}", shared.config.requests_topic);
+            let error = explain(&shared.config, &attempt, error, Some(&shared.trouble));
+            down(&shared.health, &error);
+            false
+        }
+    }
+}
+
+fn find_topic(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Result<(), KafkaError> {
+    let topic = &shared.config.requests_topic;
+    let metadata = consumer.fetch_metadata(Some(topic), KNOCK)?;
+    match metadata.topics().first().and_then(rdkafka::metadata::MetadataTopic::error) {
+        Some(code) => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::from(code))),
+        None => Ok(()),
+    }
+}
+
+fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32) -> Result<(), KafkaError> {
+    let topic = &shared.config.requests_topic;
+    let (low, high) = consumer.fetch_watermarks(topic, partition, KNOCK)?;
+    let begin = if shared.look(|ledger| ledger.is_untouched(partition)) {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition(topic, partition);
+        let found = consumer.committed_offsets(list, KNOCK)?;
+        match found.find_partition(topic, partition).map(|place| place.offset()) {
+            Some(Offset::Offset(offset)) => Some(offset),
+            _ => Some(low),
+        }
+    } else {
+        None
+    };
+    shared.look(|ledger| ledger.note_end(partition, begin, high));
+    Ok(())
+}

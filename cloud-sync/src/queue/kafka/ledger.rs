@@ -1,0 +1,347 @@
+//! Which jobs are here, out, settled or being committed, a partition at a time. No Kafka in it.
+//!
+//! A partition's committed offset says "everything before is done". So a job that is settled before an
+//! earlier one of its partition is held, with its results, until the earlier one is settled too.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::error::{Link, SyncError, SyncResult};
+use crate::queue::{Receipt, ResultRecord, Settled};
+
+/// Records of one transaction, about: a job's own are never split.
+const GROUP_RECORDS: usize = 5_000;
+/// Bytes of one transaction, about.
+const GROUP_BYTES: usize = 4 << 20;
+/// Jobs that may wait here for somebody to take them.
+const MOST_STAGED: usize = 64;
+/// Bytes that may wait here, and one job more.
+const MOST_STAGED_BYTES: usize = 4 << 20;
+
+/// Where the answer to a settlement goes. Nobody may be there any more.
+pub(super) type Waiter = oneshot::Sender<SyncResult<Settled>>;
+
+/// Everything that this member of the group has.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    inflight: usize,
+    /// Counts assignments, so that those of a partition that left and came back differ.
+    epochs: u64,
+    /// The epoch of each partition that is ours.
+    ours: BTreeMap<i32, u64>,
+    /// Also those that are not ours any more, until their last commit has ended.
+    held: BTreeMap<(i32, u64), Partition>,
+    /// What can be handed out, in that order.
+    stage: VecDeque<Receipt>,
+    staged_bytes: usize,
+    handing_out: bool,
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    jobs: BTreeMap<i64, Job>,
+    /// Everything before it has been taken in: it comes again after a pause.
+    next: Option<i64>,
+    /// Everything before it is committed.
+    done: i64,
+    /// The newest end of the partition that is known.
+    end: Option<i64>,
+}
+
+#[derive(Debug)]
+enum Job {
+    Staged { payload: Bytes, time: Option<SystemTime> },
+    Out,
+    Settled { results: Vec<ResultRecord>, waiters: Vec<Waiter> },
+    Committing { waiters: Vec<Waiter> },
+}
+
+/// A job for somebody to work on.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) receipt: Receipt,
+    pub(super) payload: Bytes,
+    pub(super) time: Option<SystemTime>,
+}
+
+/// What the next transaction holds.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) jobs: Vec<(Receipt, Vec<ResultRecord>)>,
+}
+
+impl Group {
+    /// The offset of each partition after this group.
+    pub(super) fn offsets(&self) -> Vec<(i32, i64)> {
+        let mut offsets = BTreeMap::new();
+        for (receipt, _) in &self.jobs {
+            offsets.insert(receipt.partition, receipt.offset + 1);
+        }
+        offsets.into_iter().collect()
+    }
+}
+
+/// How a transaction came out.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Results and offsets are visible.
+    Committed,
+    /// Neither is.
+    Aborted,
+    /// Nobody will find out which.
+    Unknown,
+    /// Neither is, and this job of the group cannot be published as it is.
+    Refused(usize, SyncError),
+}
+
+impl Ledger {
+    pub(super) fn new(inflight: usize) -> Self {
+        let (ours, held, stage) = Default::default();
+        Self { inflight: inflight.max(1), epochs: 0, ours, held, stage, staged_bytes: 0, handing_out: true }
+    }
+
+    /// These partitions are ours from now on.
+    pub(super) fn assign(&mut self, partitions: &[i32]) {
+        for &partition in partitions {
+            self.epochs += 1;
+            self.ours.insert(partition, self.epochs);
+            self.held.insert((partition, self.epochs), Partition::default());
+        }
+    }
+
+    /// These are not ours any more: what is out of them is lost.
+    pub(super) fn revoke(&mut self, partitions: &[i32]) {
+        for &partition in partitions {
+            let Some(epoch) = self.ours.remove(&partition) else { continue };
+            self.stage.retain(|receipt| receipt.partition != partition);
+            let Some(held) = self.held.get_mut(&(partition, epoch)) else { continue };
+            for (offset, job) in std::mem::take(&mut held.jobs) {
+                match job {
+                    Job::Settled { waiters, .. } => answer(waiters, || Ok(Settled::Lost)),
+                    // Answered by how the transaction comes out.
+                    Job::Committing { .. } => drop(held.jobs.insert(offset, job)),
+                    Job::Staged { .. } | Job::Out => {}
+                }
+            }
+            if held.jobs.is_empty() {
+                self.held.remove(&(partition, epoch));
+            }
+        }
+        self.staged_bytes = self.stage.iter().map(|receipt| self.staged_size(*receipt)).sum();
+    }
+
+    /// The partitions that are ours.
+    pub(super) fn partitions(&self) -> Vec<i32> {
+        self.ours.keys().copied().collect()
+    }
+
+    /// A message has come. One that was here before is passed over.
+    pub(super) fn take_in(&mut self, partition: i32, offset: i64, payload: Bytes, time: Option<SystemTime>) {
+        let Some(&epoch) = self.ours.get(&partition) else { return };
+        let Some(held) = self.held.get_mut(&(partition, epoch)) else { return };
+        if held.next.is_some_and(|next| offset < next) {
+            return;
+        }
+        held.next = Some(offset + 1);
+        self.staged_bytes += payload.len();
+        held.jobs.insert(offset, Job::Staged { payload, time });
+        self.stage.push_back(Receipt { partition, offset, epoch });
+    }
+
+    /// The next job, unless as many as allowed are out.
+    pub(super) fn hand_out(&mut self) -> Option<Handed> {
+        if !self.handing_out || self.out() >= self.inflight {
+            return None;
+        }
+        let receipt = self.stage.pop_front()?;
+        let job = self.job(receipt)?;
+        let Job::Staged { payload, time } = std::mem::replace(job, Job::Out) else { return None };
+        self.staged_bytes -= payload.len();
+        Some(Handed { receipt, payload, time })
+    }
+
+    /// A job comes back undone. It is the next to go out: those behind it on its partition cannot be
+    /// committed before it.
+    pub(super) fn release(&mut self, receipt: Receipt, payload: Bytes, time: Option<SystemTime>) {
+        let size = payload.len();
+        match self.job(receipt) {
+            Some(job) if matches!(job, Job::Out) => *job = Job::Staged { payload, time },
+            _ => return,
+        }
+        self.staged_bytes += size;
+        self.stage.push_front(receipt);
+    }
+
+    /// A job is done. `waiter` hears when its results are visible, or that it is lost.
+    pub(super) fn settle(&mut self, receipt: Receipt, results: Vec<ResultRecord>, waiter: Waiter) {
+        let ours = self.ours.get(&receipt.partition) == Some(&receipt.epoch);
+        let Some(held) = self.held.get_mut(&(receipt.partition, receipt.epoch)) else {
+            return answer(vec![waiter], || Ok(Settled::Lost));
+        };
+        match held.jobs.get_mut(&receipt.offset) {
+            Some(job @ Job::Out) if ours => *job = Job::Settled { results, waiters: vec![waiter] },
+            // Settled once more, as after a wait that was given up: the first results count.
+            Some(Job::Settled { waiters, .. } | Job::Committing { waiters }) => waiters.push(waiter),
+            None if receipt.offset < held.done => answer(vec![waiter], || Ok(Settled::Done)),
+            _ => answer(vec![waiter], || Ok(Settled::Lost)),
+        }
+    }
+
+    /// What can be committed now: of each partition the settled jobs that no unsettled one precedes.
+    pub(super) fn next_group(&mut self) -> Option<Group> {
+        let (mut group, mut records, mut bytes) = (Group::default(), 0, 0);
+        for (&partition, &epoch) in &self.ours {
+            let Some(held) = self.held.get_mut(&(partition, epoch)) else { continue };
+            for (&offset, job) in &mut held.jobs {
+                if records >= GROUP_RECORDS || bytes >= GROUP_BYTES {
+                    break;
+                }
+                let Job::Settled { results, waiters } = job else { break };
+                let (results, waiters) = (std::mem::take(results), std::mem::take(waiters));
+                *job = Job::Committing { waiters };
+                records += results.len();
+                bytes += results.iter().map(|result| result.payload.len()).sum::<usize>();
+                group.jobs.push((Receipt { partition, offset, epoch }, results));
+            }
+        }
+        (!group.jobs.is_empty()).then_some(group)
+    }
+
+    /// Whether every partition of `group` is still ours.
+    pub(super) fn owns(&self, group: &Group) -> bool {
+        group.jobs.iter().all(|(receipt, _)| self.ours.get(&receipt.partition) == Some(&receipt.epoch))
+    }
+
+    /// The transaction of `group` has ended.
+    pub(super) fn finish(&mut self, group: Group, outcome: Outcome) {
+        let (committed, unknown) =
+            (matches!(outcome, Outcome::Committed), matches!(outcome, Outcome::Unknown));
+        let (refused, mut error) = match outcome {
+            Outcome::Refused(index, error) => (Some(index), Some(error)),
+            _ => (None, None),
+        };
+        for (index, (receipt, results)) in group.jobs.into_iter().enumerate() {
+            let ours = self.ours.get(&receipt.partition) == Some(&receipt.epoch);
+            let key = (receipt.partition, receipt.epoch);
+            let Some(held) = self.held.get_mut(&key) else { continue };
+            let Some(Job::Committing { waiters }) = held.jobs.remove(&receipt.offset) else { continue };
+            if committed {
+                held.done = held.done.max(receipt.offset + 1);
+                answer(waiters, || Ok(Settled::Done));
+            } else if unknown {
+                held.jobs.insert(receipt.offset, Job::Out);
+                answer(waiters, || Err(left_behind()));
+            } else if !ours {
+                answer(waiters, || Ok(Settled::Lost));
+            } else if refused == Some(index) {
+                held.jobs.insert(receipt.offset, Job::Out);
+                answer_error(waiters, error.take());
+            } else {
+                held.jobs.insert(receipt.offset, Job::Settled { results, waiters });
+            }
+            if !ours && held.jobs.is_empty() {
+                self.held.remove(&key);
+            }
+        }
+    }
+
+    /// What is here now is the end: every settlement that is not committed is lost.
+    pub(super) fn close(&mut self) {
+        self.handing_out = false;
+        let all = self.partitions();
+        self.revoke(&all);
+    }
+
+    /// Nothing more goes out.
+    pub(super) fn stop_handing_out(&mut self) {
+        self.handing_out = false;
+    }
+
+    /// Jobs that somebody works on, or that wait for their commit.
+    pub(super) fn out(&self) -> usize {
+        self.ours
+            .iter()
+            .filter_map(|(&partition, &epoch)| self.held.get(&(partition, epoch)))
+            .flat_map(|held| held.jobs.values())
+            .filter(|job| !matches!(job, Job::Staged { .. }))
+            .count()
+    }
+
+    /// Whether as many are out as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.out() >= self.inflight
+    }
+
+    /// Whether to fetch, when fetching is `paused` or not: with a gap between stop and start, since a
+    /// stop throws away what the client has fetched ahead.
+    pub(super) fn wants_more(&self, paused: bool) -> bool {
+        let most = (self.inflight / 2).clamp(1, MOST_STAGED);
+        let (jobs, bytes) =
+            if paused { (most / 2 + 1, MOST_STAGED_BYTES / 2) } else { (most, MOST_STAGED_BYTES) };
+        self.handing_out && !self.is_full() && self.stage.len() < jobs && self.staged_bytes < bytes
+    }
+
+    /// Where the partitions end that are ours, and where those begin of which nothing has come yet.
+    pub(super) fn note_end(&mut self, partition: i32, begin: Option<i64>, end: i64) {
+        let Some(epoch) = self.ours.get(&partition) else { return };
+        if let Some(held) = self.held.get_mut(&(partition, *epoch)) {
+            held.end = Some(end);
+            held.next = held.next.or(begin);
+        }
+    }
+
+    /// Of this partition nothing has come yet.
+    pub(super) fn is_untouched(&self, partition: i32) -> bool {
+        let epoch = self.ours.get(&partition).copied().unwrap_or_default();
+        self.held.get(&(partition, epoch)).is_some_and(|held| held.next.is_none())
+    }
+
+    /// Jobs of our partitions that are not out; `None` while one partition's end is not known.
+    pub(super) fn waiting(&self) -> Option<u64> {
+        let mut waiting = self.stage.len() as u64;
+        for (&partition, &epoch) in &self.ours {
+            let held = self.held.get(&(partition, epoch))?;
+            waiting += u64::try_from(held.end? - held.next?).unwrap_or_default();
+        }
+        (!self.ours.is_empty()).then_some(waiting)
+    }
+
+    fn job(&mut self, receipt: Receipt) -> Option<&mut Job> {
+        if self.ours.get(&receipt.partition) != Some(&receipt.epoch) {
+            return None;
+        }
+        self.held.get_mut(&(receipt.partition, receipt.epoch))?.jobs.get_mut(&receipt.offset)
+    }
+
+    fn staged_size(&self, receipt: Receipt) -> usize {
+        let held = self.held.get(&(receipt.partition, receipt.epoch));
+        match held.and_then(|held| held.jobs.get(&receipt.offset)) {
+            Some(Job::Staged { payload, .. }) => payload.len(),
+            _ => 0,
+        }
+    }
+}
+
+fn answer(waiters: Vec<Waiter>, with: impl Fn() -> SyncResult<Settled>) {
+    for waiter in waiters {
+        // Nobody waits any more: then nobody needs to know.
+        let _ = waiter.send(with());
+    }
+}
+
+fn left_behind() -> SyncError {
+    let what = "the queue was closed before the broker said whether the results are published";
+    SyncError::transient(Link::Kafka, what)
+}
+
+/// The first hears the error itself, others what it says.
+fn answer_error(waiters: Vec<Waiter>, mut error: Option<SyncError>) {
+    let Some((link, text)) = error.as_ref().map(|error| (error.link(), error.in_full())) else { return };
+    for waiter in waiters {
+        let again = || SyncError::permanent(link, text.clone());
+        let _ = waiter.send(Err(error.take().unwrap_or_else(again)));
+    }
+}

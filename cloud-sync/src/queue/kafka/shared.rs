@@ -1,0 +1,133 @@
+//! What the handle, the consumer's thread and the committer's thread share.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rdkafka::consumer::BaseConsumer;
+use tokio::sync::Notify;
+
+use super::consumer::Callbacks;
+use super::ledger::Ledger;
+use crate::health::LinkHealth;
+use crate::kafka::{KafkaConfig, Trouble};
+
+/// How far the queue is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// Working.
+    Open,
+    /// What is settled is being committed, until then; nothing is handed out.
+    Closing(Instant),
+    /// Nothing more is committed: the group is being left.
+    Leaving,
+}
+
+/// The shared state. Locked for moments only, never across a call to the broker.
+pub(super) struct Shared {
+    pub(super) config: KafkaConfig,
+    pub(super) health: LinkHealth,
+    pub(super) trouble: Arc<Trouble>,
+    /// A job may have become free to be received.
+    pub(super) arrived: Notify,
+    state: Mutex<State>,
+    /// A group may have become ready to commit, or the phase has changed.
+    changed: Condvar,
+}
+
+struct State {
+    ledger: Ledger,
+    phase: Phase,
+    consumer: Option<Arc<BaseConsumer<Callbacks>>>,
+}
+
+impl Shared {
+    pub(super) fn new(config: KafkaConfig, health: LinkHealth, inflight: usize) -> Self {
+        let state = State { ledger: Ledger::new(inflight), phase: Phase::Open, consumer: None };
+        Self {
+            config,
+            health,
+            trouble: Arc::default(),
+            arrived: Notify::new(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Looks at the ledger or changes it, then wakes whoever may have waited for the change.
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let result = change(&mut self.state.lock().ledger);
+        self.changed.notify_all();
+        self.arrived.notify_waiters();
+        result
+    }
+
+    /// Looks at the ledger.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&mut Ledger) -> T) -> T {
+        look(&mut self.state.lock().ledger)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.state.lock().phase
+    }
+
+    /// Goes on to `phase`, never back.
+    pub(super) fn enter(&self, phase: Phase) {
+        let mut state = self.state.lock();
+        state.phase = state.phase.max(phase);
+        state.ledger.stop_handing_out();
+        drop(state);
+        self.changed.notify_all();
+        self.arrived.notify_waiters();
+    }
+
+    pub(super) fn consumer(&self) -> Option<Arc<BaseConsumer<Callbacks>>> {
+        self.state.lock().consumer.clone()
+    }
+
+    pub(super) fn set_consumer(&self, consumer: Option<Arc<BaseConsumer<Callbacks>>>) {
+        self.state.lock().consumer = consumer;
+    }
+
+    /// Waits until `ready` finds something. `None` once there is nothing and the queue is on its way out.
+    pub(super) fn wait_for<T>(&self, mut ready: impl FnMut(&mut Ledger) -> Option<T>) -> Option<T> {
+        let mut state = self.state.lock();
+        loop {
+            if state.phase == Phase::Leaving {
+                return None;
+            }
+            if let Some(found) = ready(&mut state.ledger) {
+                return Some(found);
+            }
+            if state.phase != Phase::Open {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Waits for `wait`, less when the queue is to be left meanwhile. Whether it is still to be used.
+    pub(super) fn pause(&self, wait: Duration) -> bool {
+        let until = Instant::now() + wait;
+        let mut state = self.state.lock();
+        loop {
+            let until = match state.phase {
+                Phase::Open => until,
+                Phase::Closing(end) => until.min(end),
+                Phase::Leaving => return false,
+            };
+            if Instant::now() >= until {
+                return !is_over(&state);
+            }
+            self.changed.wait_until(&mut state, until);
+        }
+    }
+}
+
+fn is_over(state: &MutexGuard<'_, State>) -> bool {
+    match state.phase {
+        Phase::Open => false,
+        Phase::Closing(end) => Instant::now() >= end,
+        Phase::Leaving => true,
+    }
+}

@@ -1,0 +1,183 @@
+//! The ledger of jobs: what may be committed, handed out and lost, without a broker.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::ledger::{Handed, Ledger, Outcome};
+use crate::error::{Link, SyncError, SyncResult};
+use crate::queue::{Receipt, ResultRecord, Settled};
+
+type Answer = oneshot::Receiver<SyncResult<Settled>>;
+
+fn ledger(inflight: usize, partitions: &[i32], messages: i64) -> Ledger {
+    let mut ledger = Ledger::new(inflight);
+    ledger.assign(partitions);
+    for offset in 0..messages {
+        for &partition in partitions {
+            ledger.take_in(partition, offset, Bytes::from(format!("{partition}-{offset}")), None);
+        }
+    }
+    ledger
+}
+
+fn all(ledger: &mut Ledger) -> Vec<Handed> {
+    std::iter::from_fn(|| ledger.hand_out()).collect()
+}
+
+fn settle(ledger: &mut Ledger, receipt: Receipt) -> Answer {
+    let (waiter, answer) = oneshot::channel();
+    let id = format!("{}-{}", receipt.partition, receipt.offset);
+    let results = vec![ResultRecord { id, key: "k".into(), payload: Bytes::from_static(b"{}") }];
+    ledger.settle(receipt, results, waiter);
+    answer
+}
+
+fn said(answer: &mut Answer) -> Option<Settled> {
+    match answer.try_recv() {
+        Ok(answer) => Some(answer.unwrap()),
+        Err(TryRecvError::Empty) => None,
+        Err(TryRecvError::Closed) => panic!("nobody will answer"),
+    }
+}
+
+#[test]
+fn what_precedes_on_the_same_partition_is_waited_for_and_nothing_else() {
+    let mut ledger = ledger(10, &[0, 1], 3);
+    let out = all(&mut ledger);
+    assert_eq!((out.len(), ledger.out()), (6, 6));
+    let at = |partition, offset| {
+        out.iter().map(|job| job.receipt).find(|r| (r.partition, r.offset) == (partition, offset)).unwrap()
+    };
+    let mut late = [settle(&mut ledger, at(0, 2)), settle(&mut ledger, at(0, 1))];
+    assert!(ledger.next_group().is_none());
+    let mut other = settle(&mut ledger, at(1, 0));
+    let group = ledger.next_group().unwrap();
+    assert_eq!(group.offsets(), [(1, 1)]);
+    ledger.finish(group, Outcome::Committed);
+    assert_eq!(said(&mut other), Some(Settled::Done));
+    let mut first = settle(&mut ledger, at(0, 0));
+    let group = ledger.next_group().unwrap();
+    assert_eq!(group.offsets(), [(0, 3)]);
+    let ids: Vec<_> = group.jobs.iter().flat_map(|(_, results)| results).map(|r| r.id.as_str()).collect();
+    assert_eq!(ids, ["0-0", "0-1", "0-2"]);
+    assert!(late.iter_mut().all(|answer| said(answer).is_none()));
+    ledger.finish(group, Outcome::Committed);
+    assert!(late.iter_mut().chain([&mut first]).all(|answer| said(answer) == Some(Settled::Done)));
+    assert_eq!(ledger.out(), 2);
+    assert_eq!(said(&mut settle(&mut ledger, at(0, 1))), Some(Settled::Done), "settled long ago");
+}
+
+#[test]
+fn a_transaction_that_was_aborted_is_formed_again_with_what_came_since() {
+    let mut ledger = ledger(10, &[0], 2);
+    let out = all(&mut ledger);
+    let mut first = settle(&mut ledger, out[0].receipt);
+    let group = ledger.next_group().unwrap();
+    let mut again = settle(&mut ledger, out[0].receipt);
+    let mut second = settle(&mut ledger, out[1].receipt);
+    assert!(ledger.next_group().is_none(), "one transaction at a time");
+    ledger.finish(group, Outcome::Aborted);
+    assert_eq!(said(&mut first), None);
+    let group = ledger.next_group().unwrap();
+    assert_eq!((group.offsets(), group.jobs[0].1.len()), (vec![(0, 2)], 1));
+    ledger.finish(group, Outcome::Committed);
+    for answer in [&mut first, &mut again, &mut second] {
+        assert_eq!(said(answer), Some(Settled::Done));
+    }
+}
+
+#[test]
+fn one_refused_job_is_out_again_and_holds_back_only_those_behind_it() {
+    let mut ledger = ledger(10, &[0, 1], 3);
+    let out = all(&mut ledger);
+    let mut answers: Vec<_> = out.iter().map(|job| settle(&mut ledger, job.receipt)).collect();
+    let group = ledger.next_group().unwrap();
+    let index = group.jobs.iter().position(|(r, _)| (r.partition, r.offset) == (0, 1)).unwrap();
+    let error = SyncError::permanent(Link::Kafka, "record 0-1 is too large");
+    ledger.finish(group, Outcome::Refused(index, error));
+    let place = out.iter().position(|job| (job.receipt.partition, job.receipt.offset) == (0, 1)).unwrap();
+    let error = answers.remove(place).try_recv().unwrap().unwrap_err();
+    assert!(error.in_full().contains("record 0-1") && !error.is_transient());
+    let group = ledger.next_group().unwrap();
+    assert_eq!(group.offsets(), [(0, 1), (1, 3)]);
+    ledger.finish(group, Outcome::Committed);
+    assert_eq!(answers.iter_mut().filter_map(said).count(), 4);
+    answers.push(settle(&mut ledger, out[place].receipt));
+    let group = ledger.next_group().unwrap();
+    assert_eq!(group.offsets(), [(0, 3)]);
+    ledger.finish(group, Outcome::Committed);
+    assert_eq!(ledger.out(), 0);
+}
+
+#[test]
+fn a_partition_that_goes_takes_its_jobs_along_and_comes_back_as_another() {
+    let mut ledger = ledger(10, &[0, 1], 2);
+    let out = all(&mut ledger);
+    let of = |partition| out.iter().map(|job| job.receipt).filter(move |r| r.partition == partition);
+    let zero: Vec<_> = of(0).collect();
+    let mut committing = settle(&mut ledger, zero[0]);
+    let group = ledger.next_group().unwrap();
+    let mut held = settle(&mut ledger, zero[1]);
+    ledger.revoke(&[0]);
+    assert_eq!(said(&mut held), Some(Settled::Lost));
+    assert!(!ledger.owns(&group));
+    assert_eq!(said(&mut committing), None, "how the transaction comes out is not known yet");
+    assert_eq!(ledger.out(), 2);
+    ledger.assign(&[0]);
+    ledger.take_in(0, 0, Bytes::from_static(b"again"), None);
+    let again = ledger.hand_out().unwrap();
+    assert_eq!((again.receipt.offset, &again.payload[..]), (0, &b"again"[..]));
+    assert_eq!(said(&mut settle(&mut ledger, zero[0])), None);
+    ledger.finish(group, Outcome::Aborted);
+    assert_eq!(said(&mut committing), Some(Settled::Lost));
+    assert_eq!(said(&mut settle(&mut ledger, zero[1])), Some(Settled::Lost), "of an older assignment");
+    assert!(ledger.next_group().is_none());
+    ledger.close();
+    assert_eq!((ledger.out(), ledger.hand_out().is_none()), (0, true));
+}
+
+#[test]
+fn what_is_released_goes_out_first_and_messages_that_come_twice_count_once() {
+    let mut ledger = ledger(2, &[0], 4);
+    let mut out = all(&mut ledger);
+    assert_eq!((out.len(), ledger.is_full()), (2, true));
+    ledger.take_in(0, 1, Bytes::from_static(b"repeat"), None);
+    ledger.take_in(0, 3, Bytes::from_static(b"repeat"), None);
+    let first = out.remove(0);
+    ledger.release(first.receipt, first.payload, None);
+    assert_eq!(ledger.hand_out().unwrap().receipt.offset, 0);
+    assert!(ledger.hand_out().is_none());
+    let done = [settle(&mut ledger, first.receipt), settle(&mut ledger, out[0].receipt)];
+    let group = ledger.next_group().unwrap();
+    ledger.finish(group, Outcome::Committed);
+    drop(done);
+    let rest: Vec<_> = all(&mut ledger).iter().map(|job| job.receipt.offset).collect();
+    assert_eq!(rest, [2, 3]);
+}
+
+#[test]
+fn fetching_stops_when_enough_are_out_or_waiting_and_starts_when_half_is_gone() {
+    let mut ledger = Ledger::new(8);
+    ledger.assign(&[0]);
+    assert!(ledger.wants_more(false));
+    for offset in 0..4 {
+        ledger.take_in(0, offset, Bytes::from_static(b"x"), None);
+    }
+    assert!(!ledger.wants_more(false));
+    ledger.hand_out().unwrap();
+    assert!(!ledger.wants_more(true), "a gap between stop and start");
+    ledger.hand_out().unwrap();
+    assert!(ledger.wants_more(true));
+    ledger.take_in(0, 4, vec![0; 5 << 20].into(), None);
+    assert!(!ledger.wants_more(false), "large ones wait one by one");
+    all(&mut ledger);
+    for offset in 5..8 {
+        ledger.take_in(0, offset, Bytes::new(), None);
+    }
+    all(&mut ledger);
+    assert!(ledger.is_full() && !ledger.wants_more(true) && !ledger.wants_more(false));
+    assert_eq!(ledger.waiting(), None);
+    ledger.note_end(0, Some(0), 20);
+    assert_eq!(ledger.waiting(), Some(12));
+}

@@ -1,0 +1,268 @@
+//! The batches on disk: the tables of `batches.redb` and every transaction on them. All of it blocks.
+//!
+//! # What is durable when
+//!
+//! Every change is forced to the disk before its call returns, but for one: that a worker has begun
+//! ([`Batches::start`]). A worker that sees its chunk completed lets the queue forget the job, and the queue
+//! is another file; so a completed chunk and an outcome must be on the disk by then, or nobody would ever
+//! repeat them. That a batch is there and submitted must be on the disk before its client is answered. That
+//! work has begun is said again by the delivery that repeats the work when it is lost, and is forced to the
+//! disk along with the next change that is.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use redb::{Durability, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::record::{Record, millis};
+use crate::database::{Database, Stop};
+use crate::error::{Link, SyncError, SyncResult};
+
+/// Id -> the batch, as JSON.
+const BATCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("batches");
+/// Id and number of a chunk that is done -> position of the delivery that completed it first.
+const CHUNKS: TableDefinition<'_, (&str, u32), &str> = TableDefinition::new("chunks");
+/// Whether it is finished, when it changed last, id: the batches in the order in which they are forgotten.
+const BY_AGE: TableDefinition<'_, (bool, u64, &str), ()> = TableDefinition::new("by_age");
+/// The rest, each under its name.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const FORMAT: &str = "format";
+const FORMAT_VERSION: u64 = 1;
+/// Bytes of all batches and chunks.
+const BYTES: &str = "bytes";
+
+/// Batches whose time is over that one change forgets at most: it must not take long.
+const SWEEP: usize = 16;
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Time to live since the last change.
+    pub(super) ttl: Duration,
+    /// Bytes of batches and chunks. Beyond it the finished ones that changed longest ago are forgotten
+    /// before their time, and where none is finished new ones are refused.
+    pub(super) max_bytes: u64,
+}
+
+/// The file with the batches.
+#[derive(Debug)]
+pub(super) struct Batches {
+    database: Database,
+    bounds: Bounds,
+}
+
+/// A change under way, of one batch.
+pub(super) struct Change<'a> {
+    txn: &'a WriteTransaction,
+    bounds: Bounds,
+    id: &'a str,
+    pub(super) now: u64,
+}
+
+/// What a change has led to.
+#[derive(Debug)]
+pub(super) struct Changed<T> {
+    pub(super) value: T,
+    /// The batch as it is now, if it is there.
+    pub(super) record: Option<Record>,
+    /// Others that were forgotten on the way.
+    pub(super) forgotten: Vec<String>,
+}
+
+impl Batches {
+    pub(super) fn open(path: PathBuf, bounds: Bounds) -> SyncResult<Self> {
+        let database = Database::open(path)?;
+        database.write(Durability::Immediate, |txn| {
+            let mut meta = txn.open_table(META)?;
+            txn.open_table(BATCHES)?;
+            txn.open_table(CHUNKS)?;
+            txn.open_table(BY_AGE)?;
+            let format = meta.get(FORMAT)?.map_or(FORMAT_VERSION, |found| found.value());
+            if format != FORMAT_VERSION {
+                let path = database.path().display();
+                let text = format!("{path} has format {format}, this program knows {FORMAT_VERSION}");
+                return Err(SyncError::permanent(Link::Disk, text).into());
+            }
+            meta.insert(FORMAT, format)?;
+            Ok(())
+        })?;
+        Ok(Self { database, bounds })
+    }
+
+    pub(super) fn ttl(&self) -> Duration {
+        self.bounds.ttl
+    }
+
+    /// A batch and, if one is asked for, who completed a chunk of it.
+    pub(super) fn look(&self, id: &str, chunk: Option<u32>) -> SyncResult<Option<(Record, Option<String>)>> {
+        self.database.read(|txn| {
+            let batches = txn.open_table(BATCHES)?;
+            let Some(found) = batches.get(id)? else { return Ok(None) };
+            let record = parse(id, found.value())?;
+            if record.is_past(self.bounds.ttl, millis(SystemTime::now())) {
+                return Ok(None);
+            }
+            let Some(chunk) = chunk else { return Ok(Some((record, None))) };
+            let owner = txn.open_table(CHUNKS)?.get((id, chunk))?.map(|owner| owner.value().to_owned());
+            Ok(Some((record, owner)))
+        })
+    }
+
+    /// Changes one batch, atomically. `work` is given the batch, unless it is not known or its time is over,
+    /// and returns what it shall be.
+    pub(super) fn change<T>(
+        &self,
+        id: &str,
+        durability: Durability,
+        work: impl FnOnce(&Change<'_>, Option<Record>) -> Result<(T, Option<Record>), Stop>,
+    ) -> SyncResult<Changed<T>> {
+        self.database.write(durability, |txn| {
+            let now = millis(SystemTime::now());
+            let change = Change { txn, bounds: self.bounds, id, now };
+            let mut found = read(txn, id)?;
+            if let Some(record) = found.take_if(|record| record.is_past(self.bounds.ttl, now)) {
+                forget(txn, record.is_final(), record.updated, id)?;
+            }
+            let (value, record) = work(&change, found.clone())?;
+            let record = change.store(found, record)?;
+            Ok(Changed { value, record, forgotten: sweep(txn, self.bounds, now, id)? })
+        })
+    }
+}
+
+impl Change<'_> {
+    /// Refuses a batch more where there is no room for it.
+    pub(super) fn check_room(&self) -> Result<(), Stop> {
+        let (bytes, max_bytes) = (bytes(self.txn)?, self.bounds.max_bytes);
+        if bytes < max_bytes {
+            return Ok(());
+        }
+        let text = format!("no room for batch {:?}: {bytes} bytes of unfinished batches are kept", self.id);
+        Err(SyncError::transient(Link::Disk, format!("{text}, the bound is {max_bytes}")).into())
+    }
+
+    pub(super) fn owner(&self, chunk: u32) -> Result<Option<String>, Stop> {
+        let chunks = self.txn.open_table(CHUNKS)?;
+        Ok(chunks.get((self.id, chunk))?.map(|owner| owner.value().to_owned()))
+    }
+
+    pub(super) fn own(&self, chunk: u32, position: &str) -> Result<(), Stop> {
+        self.txn.open_table(CHUNKS)?.insert((self.id, chunk), position)?;
+        add_bytes(self.txn, chunk_bytes(self.id, position), 0)
+    }
+
+    fn store(&self, found: Option<Record>, record: Option<Record>) -> Result<Option<Record>, Stop> {
+        if found == record {
+            return Ok(record);
+        }
+        let Some(mut record) = record else {
+            let Some(old) = found else { return Ok(None) };
+            forget(self.txn, old.is_final(), old.updated, self.id)?;
+            return Ok(None);
+        };
+        let mut by_age = self.txn.open_table(BY_AGE)?;
+        if let Some(old) = found {
+            by_age.remove((old.is_final(), old.updated, self.id))?;
+        }
+        // A clock that was put back must not make a batch older than it is.
+        record.updated = record.updated.max(self.now);
+        by_age.insert((record.is_final(), record.updated, self.id), ())?;
+        let json = serde_json::to_vec(&record).map_err(|e| broken(self.id, e))?;
+        let mut batches = self.txn.open_table(BATCHES)?;
+        let before = batches.insert(self.id, &json[..])?.map_or(0, |old| batch_bytes(self.id, old.value()));
+        add_bytes(self.txn, batch_bytes(self.id, &json), before)?;
+        Ok(Some(record))
+    }
+}
+
+/// Forgets some of the batches whose time is over, and finished ones while there are too many bytes; never
+/// `current`, which has just been changed.
+fn sweep(txn: &WriteTransaction, bounds: Bounds, now: u64, current: &str) -> Result<Vec<String>, Stop> {
+    let ttl = u64::try_from(bounds.ttl.as_millis()).unwrap_or(u64::MAX);
+    let past = now.checked_sub(ttl);
+    let mut excess = bytes(txn)?.saturating_sub(bounds.max_bytes);
+    let mut rows = Vec::new();
+    {
+        let by_age = txn.open_table(BY_AGE)?;
+        let batches = txn.open_table(BATCHES)?;
+        for is_final in [true, false] {
+            for row in by_age.range((is_final, 0, "")..(is_final, u64::MAX, ""))? {
+                let (key, _) = row?;
+                let (_, updated, id) = key.value();
+                let is_over = past.is_some_and(|past| updated <= past);
+                if rows.len() == SWEEP || !is_over && (!is_final || excess == 0) {
+                    break;
+                }
+                if id != current {
+                    let size = batches.get(id)?.map_or(0, |json| batch_bytes(id, json.value()));
+                    excess = excess.saturating_sub(size);
+                    rows.push((is_final, updated, id.to_owned()));
+                }
+            }
+        }
+    }
+    for (is_final, updated, id) in &rows {
+        forget(txn, *is_final, *updated, id)?;
+    }
+    Ok(rows.into_iter().map(|(.., id)| id).collect())
+}
+
+fn forget(txn: &WriteTransaction, is_final: bool, updated: u64, id: &str) -> Result<(), Stop> {
+    txn.open_table(BY_AGE)?.remove((is_final, updated, id))?;
+    let mut freed = txn.open_table(BATCHES)?.remove(id)?.map_or(0, |json| batch_bytes(id, json.value()));
+    txn.open_table(CHUNKS)?.retain_in((id, 0)..=(id, u32::MAX), |(id, _), owner| {
+        freed += chunk_bytes(id, owner);
+        false
+    })?;
+    add_bytes(txn, 0, freed)
+}
+
+fn read(txn: &WriteTransaction, id: &str) -> Result<Option<Record>, Stop> {
+    txn.open_table(BATCHES)?.get(id)?.map(|json| parse(id, json.value())).transpose()
+}
+
+fn parse(id: &str, json: &[u8]) -> Result<Record, Stop> {
+    serde_json::from_slice(json).map_err(|e| broken(id, e))
+}
+
+fn broken(id: &str, error: serde_json::Error) -> Stop {
+    let text = format!("what is kept of batch {id:?} is of another version of this program");
+    SyncError::permanent(Link::Disk, text).because(error).into()
+}
+
+fn batch_bytes(id: &str, json: &[u8]) -> u64 {
+    // The id stands in two tables.
+    (2 * id.len() + json.len() + 16) as u64
+}
+
+fn chunk_bytes(id: &str, owner: &str) -> u64 {
+    (id.len() + owner.len() + 8) as u64
+}
+
+fn bytes(txn: &WriteTransaction) -> Result<u64, Stop> {
+    Ok(txn.open_table(META)?.get(BYTES)?.map_or(0, |found| found.value()))
+}
+
+fn add_bytes(txn: &WriteTransaction, more: u64, less: u64) -> Result<(), Stop> {
+    let now = (bytes(txn)? + more).saturating_sub(less);
+    txn.open_table(META)?.insert(BYTES, now)?;
+    Ok(())
+}
+
+#[cfg(test)]
+impl Batches {
+    pub(super) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Rows of every table, and the bytes that are counted.
+    pub(super) fn size(&self) -> (u64, u64, u64, u64) {
+        use redb::ReadableTableMetadata;
+        let size = self.database.read(|txn| {
+            let bytes = txn.open_table(META)?.get(BYTES)?.map_or(0, |found| found.value());
+            let batches = txn.open_table(BATCHES)?.len()?;
+            Ok((batches, txn.open_table(CHUNKS)?.len()?, txn.open_table(BY_AGE)?.len()?, bytes))
+        });
+        size.unwrap()
+    }
+}

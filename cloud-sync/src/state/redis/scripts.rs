@@ -1,0 +1,139 @@
+//! What happens to a batch in Redis: each step one Lua script, so that it is atomic for every process.
+//!
+//! A batch is a hash, and which chunks are done (chunk -> position of its delivery) a second one beside it.
+//! Times are Redis's own, in milliseconds: the workers' clocks differ. They never run backwards.
+
+use redis::Script;
+
+/// The fields of a batch's hash that make up its status, in the order in which they are read.
+pub(super) const FIELDS: [&str; 12] = [
+    "request_id",
+    "total",
+    "chunks",
+    "digest",
+    "phase",
+    "submitted",
+    "completed",
+    "failed",
+    "done",
+    "created",
+    "updated",
+    "outcome",
+];
+
+/// What all scripts share. KEYS: the batch, its chunks. ARGV: milliseconds to live, then, where the script
+/// may create the batch, its id, total, chunks and digest, then its own.
+const COMMON: &str = r"
+local batch, chunks = KEYS[1], KEYS[2]
+
+local function has(field)
+    return redis.call('HEXISTS', batch, field) == 1
+end
+
+local function touch()
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    local before = tonumber(redis.call('HGET', batch, 'updated') or '0')
+    if before > now then
+        now = before
+    end
+    redis.call('HSET', batch, 'updated', string.format('%.0f', now))
+    redis.call('HSETNX', batch, 'created', string.format('%.0f', now))
+    redis.call('PEXPIRE', batch, ARGV[1])
+    redis.call('PEXPIRE', chunks, ARGV[1])
+end
+
+local function create(submitted)
+    if redis.call('EXISTS', batch) == 1 then
+        return false
+    end
+    redis.call('DEL', chunks)
+    redis.call('HSET', batch, 'request_id', ARGV[2], 'total', ARGV[3], 'chunks', ARGV[4], 'digest', ARGV[5],
+        'phase', 'queued', 'submitted', submitted, 'completed', '0', 'failed', '0', 'done', '0')
+    touch()
+    return true
+end
+
+local function begin()
+    if redis.call('HGET', batch, 'phase') == 'queued' then
+        redis.call('HSET', batch, 'phase', 'processing')
+    end
+end
+";
+
+/// -> {created, the fields of the one that was there}
+const CREATE: &str = r"
+if create('0') then
+    return {1, false}
+end
+return {0, redis.call('HMGET', batch, unpack(ARGV, 6))}
+";
+
+const SUBMITTED: &str = r"
+if redis.call('HGET', batch, 'submitted') == '0' then
+    redis.call('HSET', batch, 'submitted', '1')
+    touch()
+end
+return 0
+";
+
+/// ARGV: chunk -> {created, position that completed it, has an outcome}
+const START: &str = r"
+local created = create('1')
+begin()
+local finished = has('outcome')
+if not finished then
+    touch()
+end
+return {created and 1 or 0, redis.call('HGET', chunks, ARGV[6]), finished and 1 or 0}
+";
+
+/// ARGV: chunk, position, classified, failed -> {position that completed it, chunks done, to finish}
+const COMPLETE: &str = r"
+create('1')
+local finished = has('outcome')
+if redis.call('HSETNX', chunks, ARGV[6], ARGV[7]) == 1 then
+    redis.call('HINCRBY', batch, 'done', 1)
+    if not finished then
+        redis.call('HINCRBY', batch, 'completed', ARGV[8])
+        redis.call('HINCRBY', batch, 'failed', ARGV[9])
+        begin()
+    end
+    touch()
+end
+local done = redis.call('HGET', batch, 'done')
+local all = done == redis.call('HGET', batch, 'chunks')
+return {redis.call('HGET', chunks, ARGV[6]), done, (all and not finished) and 1 or 0}
+";
+
+/// ARGV: outcome, phase, classified, failed
+const FINISH: &str = r"
+create('1')
+if not has('outcome') then
+    redis.call('HSET', batch, 'outcome', ARGV[6], 'phase', ARGV[7], 'completed', ARGV[8], 'failed', ARGV[9])
+    touch()
+end
+return 0
+";
+
+/// The scripts, each with the name under which Redis keeps it.
+pub(super) struct Scripts {
+    pub(super) create: Script,
+    pub(super) submitted: Script,
+    pub(super) start: Script,
+    pub(super) complete: Script,
+    pub(super) finish: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        let script = |own: &str| Script::new(&format!("{COMMON}{own}"));
+        Self {
+            create: script(CREATE),
+            submitted: script(SUBMITTED),
+            start: script(START),
+            complete: script(COMPLETE),
+            finish: script(FINISH),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Where Redis is and how to log in.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates,
+};
+
+use crate::error::{Link, SyncError, SyncResult};
+use crate::secret::Secret;
+
+/// Where Redis is, how to log in, and how long things are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Name or address of the server.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+    /// PEM file of the authorities that may have signed the server's certificate; the system's when absent.
+    pub ca_file: Option<PathBuf>,
+    /// The user; empty for the default one.
+    pub user: String,
+    /// Their password; empty for none.
+    pub password: Secret,
+    /// Number of the database.
+    pub database: u16,
+    /// What all keys begin with, before a colon.
+    pub prefix: String,
+    /// How long a batch is kept after its last change.
+    pub status_ttl: Duration,
+    /// Longest that a call takes, connecting included.
+    pub timeout: Duration,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 6379,
+            tls: false,
+            ca_file: None,
+            user: String::new(),
+            password: Secret::default(),
+            database: 0,
+            prefix: "weir".into(),
+            status_ttl: Duration::from_secs(7 * 24 * 3600),
+            timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+impl RedisConfig {
+    /// # Errors
+    /// When a setting cannot be.
+    pub(super) fn validate(&self) -> SyncResult<()> {
+        let refuse = |what: String| Err(SyncError::permanent(Link::Redis, what));
+        let prefix = &self.prefix;
+        let plain = |c: char| c.is_ascii_graphic() && !"{}".contains(c);
+        if prefix.is_empty() || prefix.len() > 100 || !prefix.chars().all(plain) {
+            return refuse(format!(
+                "the prefix {prefix:?} must be 1 to 100 letters, digits or signs, no braces"
+            ));
+        }
+        if self.host.is_empty() || self.timeout.is_zero() || self.status_ttl < Duration::from_millis(1) {
+            let (host, timeout, ttl) = (&self.host, self.timeout, self.status_ttl);
+            return refuse(format!(
+                "host {host:?}, timeout {timeout:?} and status_ttl {ttl:?}: none may be empty or zero"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A client for these settings, not connected.
+    pub(super) fn client(&self) -> SyncResult<Client> {
+        let config = self;
+        let at = format!("{}:{}", config.host, config.port);
+        let failed = |error: redis::RedisError| {
+            SyncError::permanent(Link::Redis, format!("the settings for {at} cannot be")).because(error)
+        };
+        let mut login = RedisConnectionInfo::default().set_db(i64::from(config.database));
+        if !config.user.is_empty() {
+            login = login.set_username(&config.user);
+        }
+        if !config.password.is_empty() {
+            login = login.set_password(config.password.expose());
+        }
+        let (host, port) = (config.host.clone(), config.port);
+        let address = if config.tls {
+            // The client library takes the process's provider, of which there may be none yet. An error says
+            // only that there is one.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        };
+        let info: ConnectionInfo = address.into_connection_info().map_err(failed)?.set_redis_settings(login);
+        match &config.ca_file {
+            Some(file) if config.tls => {
+                let what = || format!("cannot read the CA file {}", file.display());
+                let pem = std::fs::read(file)
+                    .map_err(|error| SyncError::permanent(Link::Redis, what()).because(error))?;
+                if !pem.windows(10).any(|window| window == b"-----BEGIN") {
+                    return Err(
+                        SyncError::permanent(Link::Redis, what()).because("it holds no PEM certificate")
+                    );
+                }
+                Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem) })
+            }
+            _ => Client::open(info),
+        }
+        .map_err(failed)
+    }
+}

@@ -1,0 +1,178 @@
+//! Events that can never be published, kept for people to look at: a line of JSON each.
+//!
+//! `<dir>/events-<yyyy-mm-dd>.jsonl`, and when that is full `events-<yyyy-mm-dd>.<n>.jsonl`. Together they
+//! are bounded: the oldest file goes first. Each line is forced to the disk, since the outbox forgets the
+//! event afterwards.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+
+use crate::outbox::StoredEvent;
+
+#[derive(Debug)]
+pub(super) struct DeadLetters {
+    dir: PathBuf,
+    max_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Letter<'a> {
+    /// When it was given up; RFC 3339.
+    time: String,
+    sequence: u64,
+    /// When it was appended to the outbox.
+    appended: String,
+    reason: &'a str,
+    payload_base64: String,
+}
+
+/// One file of letters. They are in order of age: by day, then by number.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    day: String,
+    number: u32,
+}
+
+impl DeadLetters {
+    pub(super) fn new(dir: PathBuf, max_bytes: u64) -> Self {
+        Self { dir, max_bytes }
+    }
+
+    /// Writes an event durably; returns how many letters were deleted to make room for it.
+    pub(super) fn bury(&self, event: &StoredEvent, reason: &str) -> io::Result<u64> {
+        let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let mut line = serde_json::to_vec(&Letter {
+            sequence: event.sequence,
+            appended: humantime::format_rfc3339_millis(event.appended).to_string(),
+            reason,
+            payload_base64: STANDARD.encode(&event.payload),
+            time: now.clone(),
+        })?;
+        line.push(b'\n');
+        fs::create_dir_all(&self.dir)?;
+        let day = now.get(..10).unwrap_or("undated").to_owned();
+        let (dropped, path) = self.make_room(&day, line.len() as u64)?;
+        let mut file = File::options().create(true).append(true).open(&path)?;
+        let before = file.metadata()?.len();
+        // Half a line would run into the next one.
+        file.write_all(&line).inspect_err(|_| drop(file.set_len(before)))?;
+        file.sync_all()?;
+        if before == 0 {
+            File::open(&self.dir)?.sync_all()?;
+        }
+        Ok(dropped)
+    }
+
+    /// Deletes the oldest files until `bytes` more fit, and says into which file they go.
+    fn make_room(&self, day: &str, bytes: u64) -> io::Result<(u64, PathBuf)> {
+        let mut files = self.list()?;
+        let mut total: u64 = files.iter().map(|(_, bytes)| bytes).sum();
+        let mut dropped = 0;
+        while total + bytes > self.max_bytes && !files.is_empty() {
+            let (name, freed) = files.remove(0);
+            let path = self.dir.join(name.file());
+            dropped += fs::read(&path)?.iter().filter(|byte| **byte == b'\n').count() as u64;
+            fs::remove_file(&path)?;
+            total -= freed;
+        }
+        let newest = files.into_iter().rfind(|(name, _)| name.day == day);
+        let name = match newest {
+            // Deleting one file must not delete them all.
+            Some((Name { day, number }, held)) if held + bytes > self.max_bytes / 4 => {
+                Name { day, number: number + 1 }
+            }
+            Some((name, _)) => name,
+            None => Name { day: day.to_owned(), number: 0 },
+        };
+        Ok((dropped, self.dir.join(name.file())))
+    }
+
+    /// The files with their lengths, oldest first.
+    fn list(&self) -> io::Result<Vec<(Name, u64)>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if let Some(name) = Name::parse(&entry.path()) {
+                files.push((name, entry.metadata()?.len()));
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+impl Name {
+    fn parse(path: &Path) -> Option<Self> {
+        let stem = path.file_name()?.to_str()?.strip_prefix("events-")?.strip_suffix(".jsonl")?;
+        let (day, number) = match stem.split_once('.') {
+            Some((day, number)) => (day, number.parse().ok()?),
+            None => (stem, 0),
+        };
+        Some(Self { day: day.to_owned(), number })
+    }
+
+    fn file(&self) -> String {
+        match self.number {
+            0 => format!("events-{}.jsonl", self.day),
+            number => format!("events-{}.{number}.jsonl", self.day),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn event(sequence: u64) -> StoredEvent {
+        StoredEvent { sequence, appended: SystemTime::UNIX_EPOCH, payload: b"\xffnot json".to_vec() }
+    }
+
+    #[test]
+    fn a_letter_has_the_event_whole_and_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::new(dir.path().join("made/for/it"), 1 << 20);
+        assert_eq!(dead.bury(&event(7), "not JSON").unwrap(), 0);
+        assert_eq!(dead.bury(&event(8), "too \"large\"\n").unwrap(), 0);
+        let files = dead.list().unwrap();
+        assert_eq!(files.len(), 1);
+        let text = fs::read_to_string(dead.dir.join(files[0].0.file())).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!((&lines[0]["sequence"], &lines[0]["reason"]), (&7.into(), &"not JSON".into()));
+        assert_eq!(lines[0]["appended"], "1970-01-01T00:00:00.000Z");
+        let payload = STANDARD.decode(lines[1]["payload_base64"].as_str().unwrap()).unwrap();
+        assert_eq!(payload, b"\xffnot json");
+    }
+
+    #[test]
+    fn letters_are_bounded_and_the_oldest_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::new(dir.path().to_owned(), 4000);
+        fs::write(dir.path().join("events-2020-01-01.jsonl"), "old\nold\nold\n").unwrap();
+        fs::write(dir.path().join("other.txt"), "x".repeat(9000)).unwrap();
+        let mut dropped = 0;
+        for sequence in 1..=100 {
+            dropped += dead.bury(&event(sequence), "no").unwrap();
+            let total: u64 = dead.list().unwrap().iter().map(|(_, bytes)| bytes).sum();
+            assert!(total <= 4000, "{total}");
+        }
+        let kept: Vec<u64> = (dead.list().unwrap().iter())
+            .flat_map(|(name, _)| {
+                let text = fs::read_to_string(dir.path().join(name.file())).unwrap();
+                let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+                lines.into_iter().map(|l| l["sequence"].as_u64().unwrap())
+            })
+            .collect();
+        assert_eq!(kept, ((101 - kept.len() as u64)..=100).collect::<Vec<_>>());
+        assert!(kept.len() > 10);
+        assert_eq!(dropped, 3 + 100 - kept.len() as u64);
+        assert!(dir.path().join("other.txt").exists());
+    }
+}

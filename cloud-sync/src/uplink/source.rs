@@ -1,0 +1,130 @@
+//! The outbox as the uplink reads it: in groups, only what is durable, from behind what was sent.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::outbox::{Outbox, OutboxError, Reader, StoredEvent};
+
+/// Times that a segment which cannot be read is tried before it is passed over.
+const TRIES: u32 = 4;
+
+/// Events on their way.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) events: Vec<StoredEvent>,
+    /// When these are sent, everything up to this is.
+    pub(super) upto: u64,
+    /// Events before these that could not be read.
+    pub(super) unreadable: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Source {
+    outbox: Arc<Outbox>,
+    reader: Reader,
+    /// Everything up to this was given out.
+    at: u64,
+    /// Read already, for the next group.
+    held: Option<StoredEvent>,
+    failures: u32,
+}
+
+impl Source {
+    pub(super) fn open(dir: &Path, outbox: Arc<Outbox>) -> Result<Self, OutboxError> {
+        Ok(Self { reader: Reader::open(dir)?, outbox, at: 0, held: None, failures: 0 })
+    }
+
+    /// Goes behind `at`.
+    pub(super) fn seek(&mut self, at: u64) {
+        self.at = at;
+        self.held = None;
+        self.reader.seek(at + 1);
+    }
+
+    /// When the next event was appended, if there is one. Nothing is given out.
+    pub(super) fn oldest(&mut self) -> Option<SystemTime> {
+        // From the disk each time: what was read earlier may have been deleted meanwhile.
+        self.seek(self.at);
+        let event = self.reader.try_next().ok().flatten();
+        let appended =
+            event.filter(|event| event.sequence <= self.outbox.last_sequence()).map(|e| e.appended);
+        self.seek(self.at);
+        appended
+    }
+
+    /// The next events, up to `max_events` and `max_bytes`, at least one if there is any.
+    pub(super) fn gather(&mut self, max_events: usize, max_bytes: usize) -> Result<Group, OutboxError> {
+        // A reader sees events before they are durable: those must not leave.
+        let limit = self.outbox.last_sequence();
+        let mut group = Group { upto: self.at, ..Group::default() };
+        let mut bytes = 0;
+        while self.at < limit && group.events.len() < max_events {
+            let event = match self.read() {
+                Ok(event) => event,
+                // What was read before it goes first.
+                Err(_) if !group.events.is_empty() => {
+                    self.seek(self.at);
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            let Some(event) = event.filter(|event| self.hold_behind(limit, event)) else {
+                // Up to the limit there is nothing more: deleted by retention, or damaged.
+                group.unreadable += self.passed_over(limit + 1);
+                self.at = limit;
+                break;
+            };
+            if !group.events.is_empty() && bytes + event.payload.len() > max_bytes {
+                self.held = Some(event);
+                break;
+            }
+            group.unreadable += self.passed_over(event.sequence);
+            bytes += event.payload.len();
+            self.at = event.sequence;
+            group.events.push(event);
+        }
+        group.upto = self.at;
+        Ok(group)
+    }
+
+    /// Whether `event` may go; if not, it is kept for later.
+    fn hold_behind(&mut self, limit: u64, event: &StoredEvent) -> bool {
+        let may_go = event.sequence <= limit;
+        if !may_go {
+            self.held = Some(event.clone());
+        }
+        may_go
+    }
+
+    fn read(&mut self) -> Result<Option<StoredEvent>, OutboxError> {
+        if let Some(held) = self.held.take() {
+            return Ok(Some(held));
+        }
+        let next = self.reader.try_next().and_then(|event| match event {
+            Some(event) => Ok(Some(event)),
+            // There should be one. The reader may have stood where a segment was just deleted: look anew.
+            None => {
+                self.reader.seek(self.at + 1);
+                self.reader.try_next()
+            }
+        });
+        next.or_else(|error| {
+            self.failures += 1;
+            if self.failures < TRIES {
+                self.seek(self.at);
+                return Err(error);
+            }
+            let after = self.at;
+            tracing::error!(%error, after, "a part of the outbox cannot be read and is left out");
+            // The reader stands behind the segment now.
+            self.reader.try_next()
+        })
+    }
+
+    /// Events between the last and `next` that a segment which cannot be read has taken along.
+    fn passed_over(&mut self, next: u64) -> u64 {
+        let failures = std::mem::take(&mut self.failures);
+        if failures >= TRIES { next - self.at - 1 } else { 0 }
+    }
+}

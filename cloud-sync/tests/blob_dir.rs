@@ -1,0 +1,212 @@
+//! The blob store in a directory: the contract, and what a disk does to it.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+#[path = "contract/blob.rs"]
+mod contract;
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cloud_sync::blob::{BlobStore, DirStore};
+use cloud_sync::check::CheckStep;
+use contract::{content, key, keys, put};
+use tempfile::{TempDir, tempdir};
+
+struct InDirectory(TempDir);
+
+#[async_trait]
+impl contract::Harness for InDirectory {
+    async fn new() -> Self {
+        Self(tempdir().unwrap())
+    }
+
+    async fn open(&self) -> [Arc<dyn BlobStore>; 2] {
+        [open(self.0.path()), open(self.0.path())]
+    }
+
+    async fn check(&self) -> Vec<CheckStep> {
+        DirStore::open(self.0.path()).unwrap().check().await
+    }
+}
+
+contract::suite!(InDirectory);
+
+fn open(path: &Path) -> Arc<dyn BlobStore> {
+    Arc::new(DirStore::open(path).unwrap())
+}
+
+/// Every file below a folder, as a path relative to it.
+fn files(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else {
+                found.push(entry.path().strip_prefix(dir).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn an_object_and_objects_below_it_can_both_be_there() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let mut names = ["a", "a/b", "a/b/c", "a.b", "a.b/c", "a.b/c.d/e", "a.b/c.d"];
+    for name in names.iter().chain(names.iter().rev()) {
+        put(&store, name, &Bytes::from(name.to_string())).await;
+    }
+    names.sort_unstable();
+    assert_eq!(keys(&store, "").await, names);
+    for name in names {
+        assert_eq!(store.get(&key(name), 100).await.unwrap().unwrap(), name.as_bytes());
+    }
+    for (n, name) in names.iter().enumerate() {
+        store.delete(&key(name)).await.unwrap();
+        assert_eq!(keys(&store, "").await, names[n + 1..]);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the folder of partial files");
+}
+
+#[tokio::test]
+async fn files_are_called_as_their_keys_and_the_uri_leads_to_them() {
+    let dir = tempdir().unwrap();
+    let root = dir.path().join("with space");
+    let store = open(&root);
+    put(&store, "results/b-1/results.jsonl", &content(10)).await;
+    put(&store, "10.0.0.5/plain", &content(10)).await;
+    assert_eq!(files(&root), ["10.0.0.5$/plain$", "results/b-1/results.jsonl"]);
+    for name in ["results/b-1/results.jsonl", "10.0.0.5/plain"] {
+        let uri = store.uri(&key(name));
+        assert!(uri.starts_with("file:///"), "{uri}");
+        let path = url::Url::parse(&uri).unwrap().to_file_path().unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), content(10));
+    }
+}
+
+#[tokio::test]
+async fn what_a_crash_has_left_is_not_listed_and_removed_at_the_next_start() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    put(&store, "o.bin", &content(10)).await;
+    let left = dir.path().join(".partial~/01JD.partial~");
+    std::fs::write(&left, "half of").unwrap();
+    assert_eq!(keys(&store, "").await, ["o.bin"]);
+    // Not what another process is writing at this moment: that one holds a lock.
+    let live = dir.path().join(".partial~/live.partial~");
+    let lock = std::fs::File::create(&live).unwrap();
+    lock.lock().unwrap();
+    let store = open(dir.path());
+    assert!(!left.exists() && live.exists());
+    assert_eq!(keys(&store, "").await, ["o.bin"]);
+    drop(lock);
+    open(dir.path());
+    assert!(!live.exists());
+}
+
+#[tokio::test]
+async fn a_symbolic_link_is_not_followed() {
+    let (dir, outside) = (tempdir().unwrap(), tempdir().unwrap());
+    std::fs::write(outside.path().join("secret.txt"), "secret").unwrap();
+    let store = open(dir.path());
+    symlink(outside.path(), dir.path().join("out")).unwrap();
+    symlink(outside.path().join("secret.txt"), dir.path().join("link.txt")).unwrap();
+    assert_eq!(keys(&store, "").await, [""; 0]);
+    for error in [
+        store.get(&key("out/secret.txt"), 100).await.unwrap_err(),
+        store.get(&key("link.txt"), 100).await.unwrap_err(),
+        store.put(&key("out/new.txt"), content(5), "").await.unwrap_err(),
+        store.delete(&key("out/secret.txt")).await.unwrap_err(),
+    ] {
+        assert!(!error.is_transient() && error.in_full().contains("symbolic link"), "{}", error.in_full());
+    }
+    // A put takes the place of a link, not of what it leads to.
+    put(&store, "link.txt", &content(5)).await;
+    assert_eq!(std::fs::read(outside.path().join("secret.txt")).unwrap(), b"secret");
+    assert_eq!(files(outside.path()), ["secret.txt"]);
+    assert_eq!(store.get(&key("link.txt"), 100).await.unwrap(), Some(content(5)));
+}
+
+#[tokio::test]
+async fn what_others_put_there_is_neither_listed_nor_read() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    std::fs::create_dir(dir.path().join("photo.jpg")).unwrap();
+    std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+    std::fs::write(dir.path().join("stray"), "x").unwrap();
+    let pipe = Command::new("mkfifo").arg(dir.path().join("pipe.bin")).status().unwrap();
+    assert!(pipe.success());
+    assert_eq!(keys(&store, "").await, [""; 0]);
+    for name in ["photo.jpg", "pipe.bin"] {
+        let error = store.get(&key(name), 100).await.unwrap_err();
+        assert!(error.in_full().contains("not a regular file"), "{}", error.in_full());
+    }
+    let error = store.put(&key("photo.jpg"), content(5), "").await.unwrap_err();
+    assert!(!error.is_transient() && error.in_full().contains("take it away"), "{}", error.in_full());
+    assert_eq!(files(&dir.path().join(".partial~")), [""; 0], "nothing is left of the failed put");
+}
+
+#[tokio::test]
+async fn a_store_whose_folder_is_gone_says_so() {
+    let dir = tempdir().unwrap();
+    let root = dir.path().join("store");
+    let store = open(&root);
+    put(&store, "o.bin", &content(5)).await;
+    std::fs::rename(&root, dir.path().join("elsewhere")).unwrap();
+    for error in [
+        store.get(&key("o.bin"), 100).await.unwrap_err(),
+        store.put(&key("o.bin"), content(5), "").await.unwrap_err(),
+        store.list("", None).await.unwrap_err(),
+    ] {
+        assert!(error.is_transient() && error.in_full().contains("is gone"), "{}", error.in_full());
+    }
+    assert!(!root.exists());
+    std::fs::rename(dir.path().join("elsewhere"), &root).unwrap();
+    assert_eq!(store.get(&key("o.bin"), 100).await.unwrap(), Some(content(5)));
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let error = DirStore::open(dir.path().join("file/store")).unwrap_err();
+    assert!(error.in_full().contains("file/store"), "{}", error.in_full());
+}
+
+/// Set in the process that runs under a limit: the folder of its store.
+const LIMITED: &str = "WEIR_TEST_LIMITED_STORE";
+
+/// A disk that takes no more, by a limit on the size of files: the write fails half way, as on a full disk.
+#[test]
+fn a_put_that_fails_half_way_leaves_the_old_object_and_nothing_else() {
+    let dir = tempdir().unwrap();
+    let me = std::env::current_exe().unwrap();
+    let run = Command::new("sh")
+        .arg("-c")
+        // 64 blocks of 512 bytes, and the signal that comes with the limit ignored.
+        .arg("trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact the_process_under_a_limit --nocapture")
+        .arg(me)
+        .env(LIMITED, dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && said.contains("the limit was met"), "{said}");
+    assert_eq!(std::fs::read(dir.path().join("k/o.bin")).unwrap(), content(1000));
+    assert_eq!(files(dir.path()), ["k/o.bin"]);
+}
+
+/// Does nothing by itself: the test above runs it in a process of its own.
+#[tokio::test]
+async fn the_process_under_a_limit() {
+    let Some(path) = std::env::var_os(LIMITED) else { return };
+    let store = open(Path::new(&path));
+    put(&store, "k/o.bin", &content(1000)).await;
+    let error = store.put(&key("k/o.bin"), content(1 << 20), "").await.unwrap_err();
+    assert!(error.in_full().contains("k/o.bin"), "{}", error.in_full());
+    assert_eq!(store.get(&key("k/o.bin"), 1 << 20).await.unwrap(), Some(content(1000)));
+    println!("the limit was met: {}", error.in_full());
+}

@@ -1,0 +1,290 @@
+//! What only the queue in Kafka does: members come and go, transactions are fenced, credentials are refused.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cloud_sync::error::{Link, SyncResult};
+use cloud_sync::health::LinkHealth;
+use cloud_sync::kafka::KafkaConfig;
+use cloud_sync::queue::{Delivery, JobQueue, KafkaQueue, NewJob, ResultRecord, Settled};
+use cloud_sync::secret::Secret;
+use test_services::Services;
+
+use super::support::{committed, config_of, ids, make_topic, nobody, queue_config};
+
+const ARRIVES: Duration = Duration::from_secs(60);
+
+fn with_topics(services: &Services, partitions: i32) -> KafkaConfig {
+    let config = config_of(services);
+    make_topic(&config, &config.requests_topic, partitions, &[("max.message.bytes", "20971520")]);
+    make_topic(&config, &config.results_topic, 3, &[]);
+    config
+}
+
+fn open(config: &KafkaConfig, inflight: usize) -> Arc<KafkaQueue> {
+    Arc::new(KafkaQueue::new(config, &queue_config(inflight), LinkHealth::new(Link::Kafka)))
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("job-{n:05}")).collect()
+}
+
+async fn submit(queue: &KafkaQueue, names: &[String]) -> SyncResult<u64> {
+    let job = |name: &String| Ok(NewJob { key: name.clone(), payload: name.clone().into() });
+    queue.submit(&mut names.iter().map(job)).await
+}
+
+async fn receive(queue: &KafkaQueue) -> Delivery {
+    let start = Instant::now();
+    while start.elapsed() < ARRIVES {
+        if let Some(delivery) = queue.receive(Duration::from_secs(1)).await.unwrap() {
+            return delivery;
+        }
+    }
+    panic!("no job: {:?}", queue.stats());
+}
+
+fn results(delivery: &Delivery) -> Vec<ResultRecord> {
+    let id = String::from_utf8(delivery.payload.to_vec()).unwrap();
+    vec![ResultRecord { key: id.clone(), payload: format!(r#"{{"id":"{id}"}}"#).into(), id }]
+}
+
+/// Takes jobs and settles each in a task of its own, until `stop`. Returns how many were done.
+async fn work(queue: Arc<KafkaQueue>, each: Duration, stop: Arc<AtomicBool>) -> usize {
+    let mut tasks = tokio::task::JoinSet::new();
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(Some(delivery)) = queue.receive(Duration::from_millis(100)).await else { continue };
+        let queue = Arc::clone(&queue);
+        tasks.spawn(async move {
+            tokio::time::sleep(each).await;
+            let results = results(&delivery);
+            queue.settle(&delivery, results).await.unwrap() == Settled::Done
+        });
+    }
+    tasks.join_all().await.into_iter().filter(|done| *done).count()
+}
+
+async fn published(config: &KafkaConfig) -> Vec<String> {
+    let config = config.clone();
+    tokio::task::spawn_blocking(move || ids(&config, &config.results_topic)).await.unwrap()
+}
+
+async fn until_published(config: &KafkaConfig, count: usize) -> Vec<String> {
+    let start = Instant::now();
+    loop {
+        let seen = published(config).await;
+        if seen.len() >= count {
+            return seen;
+        }
+        assert!(start.elapsed() < ARRIVES, "{} of {count} results", seen.len());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_members_share_and_the_jobs_of_one_that_leaves_go_to_the_other() {
+    let config = with_topics(test_services::shared(), 4);
+    let (stays, leaves) = (open(&config, 8), open(&config, 8));
+    let all = names(400);
+    submit(&stays, &all).await.unwrap();
+    let each = Duration::from_millis(15);
+    let stop = Arc::new(AtomicBool::new(false));
+    let workers =
+        [&stays, &leaves].map(|queue| tokio::spawn(work(Arc::clone(queue), each, Arc::clone(&stop))));
+    let start = Instant::now();
+    while leaves.stats().partitions < 2 || stays.stats().partitions < 2 {
+        assert!(start.elapsed() < ARRIVES, "{:?} {:?}", stays.stats(), leaves.stats());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(stays.stats().waiting.is_some_and(|waiting| waiting < 400));
+    let left = Instant::now();
+    leaves.close().await;
+    assert!(left.elapsed() < Duration::from_secs(9), "{:?}", left.elapsed());
+    let watched = Arc::clone(&stays);
+    let begun = Instant::now();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            eprintln!("{:?} {:?}", begun.elapsed(), watched.stats());
+        }
+    });
+    eprintln!("left after {:?} {:?}", left.elapsed(), start.elapsed());
+    assert_eq!(until_published(&config, 400).await, all);
+    // At once: nobody waited for a session to time out.
+    assert_eq!((stays.stats().partitions, leaves.stats().partitions), (4, 0));
+    stop.store(true, Ordering::Relaxed);
+    stays.close().await;
+    let mut done = 0;
+    for worker in workers {
+        done += worker.await.unwrap();
+    }
+    assert_eq!((done, published(&config).await), (400, all));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_while_the_broker_is_away_killed_or_frozen() {
+    let services = Services::own(&["kafka"]);
+    let config = with_topics(&services, 3);
+    let queue = open(&config, 16);
+    let all = names(1500);
+    submit(&queue, &all).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let worker = tokio::spawn(work(Arc::clone(&queue), Duration::from_millis(60), Arc::clone(&stop)));
+    for (number, fault) in ["stop", "kill", "pause"].into_iter().enumerate() {
+        let start = Instant::now();
+        let enough = 100 * (number + 1);
+        until_published(&config, enough).await;
+        assert!(start.elapsed() < ARRIVES);
+        let services = &services;
+        tokio::task::block_in_place(move || {
+            match fault {
+                "stop" => services.stop("kafka"),
+                "kill" => services.kill("kafka"),
+                _ => services.pause("kafka"),
+            }
+            std::thread::sleep(Duration::from_secs(3));
+            if fault == "pause" { services.resume("kafka") } else { services.start("kafka") }
+        });
+    }
+    assert_eq!(until_published(&config, all.len()).await, all);
+    // New jobs, too: the same queue still works.
+    submit(&queue, &["after".to_owned()]).await.unwrap();
+    assert_eq!(until_published(&config, all.len() + 1).await.len(), all.len() + 1);
+    stop.store(true, Ordering::Relaxed);
+    queue.close().await;
+    worker.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_password_and_an_unknown_topic_are_told_by_receive_and_submit() {
+    let right = config_of(test_services::shared());
+    let wrong = KafkaConfig { password: Secret::new("wrong-horse-battery"), ..right.clone() };
+    for (config, word) in [(&wrong, &right.user), (&right, &right.requests_topic)] {
+        let queue = KafkaQueue::new(
+            config,
+            &cloud_sync::queue::KafkaQueueConfig {
+                submit_timeout: Duration::from_secs(12),
+                ..queue_config(1)
+            },
+            LinkHealth::new(Link::Kafka),
+        );
+        let start = Instant::now();
+        let received = loop {
+            match queue.receive(Duration::from_millis(500)).await {
+                Ok(job) => assert!(job.is_none() && start.elapsed() < ARRIVES),
+                Err(error) => break error,
+            }
+        };
+        let submitted = submit(&queue, &names(1)).await.unwrap_err();
+        for error in [received, submitted] {
+            let text = error.in_full();
+            assert!(!error.is_transient() && text.contains(word.as_str()), "{text}");
+            assert!(!text.contains(config.password.expose()), "{text}");
+        }
+        queue.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_not_there_is_waited_for_and_shows_in_the_health() {
+    let health = LinkHealth::new(Link::Kafka);
+    let config =
+        cloud_sync::queue::KafkaQueueConfig { submit_timeout: Duration::from_secs(2), ..queue_config(1) };
+    let queue = KafkaQueue::new(&nobody(), &config, health.clone());
+    for _ in 0..4 {
+        assert!(queue.receive(Duration::from_secs(1)).await.unwrap().is_none());
+    }
+    assert_eq!(health.state().up, Some(false));
+    let start = Instant::now();
+    let error = submit(&queue, &names(1)).await.unwrap_err();
+    assert!(error.is_transient() && error.in_full().contains("127.0.0.1"), "{}", error.in_full());
+    assert!(start.elapsed() < Duration::from_secs(6));
+    queue.close().await;
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_of_ten_megabytes_comes_through_and_so_do_its_neighbours() {
+    let config = with_topics(test_services::shared(), 1);
+    let queue = open(&config, 4);
+    let mut large = vec![0; 10 << 20];
+    fastrand::Rng::with_seed(1).fill(&mut large);
+    let payloads = [Bytes::from_static(b"before"), large.into(), Bytes::from_static(b"after")];
+    let job = |payload: &Bytes| Ok(NewJob { key: "k".into(), payload: payload.clone() });
+    queue.submit(&mut payloads.iter().map(job)).await.unwrap();
+    for payload in &payloads {
+        let delivery = receive(&queue).await;
+        assert!(&delivery.payload == payload, "{} bytes", delivery.payload.len());
+        assert_eq!(queue.settle(&delivery, Vec::new()).await.unwrap(), Settled::Done);
+    }
+    let error = queue.submit(&mut [job(&vec![0; 17 << 20].into())].into_iter()).await.unwrap_err();
+    let text = error.in_full();
+    assert!(!error.is_transient() && text.contains("17825792") && text.contains("16777216"), "{text}");
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_that_the_broker_refuses_is_told_to_its_job_alone() {
+    let config = with_topics(test_services::shared(), 1);
+    let queue = open(&config, 8);
+    let all = names(4);
+    submit(&queue, &all).await.unwrap();
+    let mut settling = Vec::new();
+    for n in 0..4 {
+        let delivery = receive(&queue).await;
+        let mut results = results(&delivery);
+        if n == 1 {
+            let mut noise = vec![0; 3 << 20];
+            fastrand::Rng::with_seed(1).fill(&mut noise);
+            results.push(ResultRecord { id: "too-large".into(), key: "k".into(), payload: noise.into() });
+        }
+        let queue = Arc::clone(&queue);
+        settling.push(tokio::spawn(async move { (queue.settle(&delivery, results).await, delivery) }));
+    }
+    let refused = settling.remove(1).await.unwrap();
+    let error = refused.0.unwrap_err();
+    assert!(!error.is_transient() && error.in_full().contains("too-large"), "{}", error.in_full());
+    assert_eq!(queue.settle(&refused.1, results(&refused.1)).await.unwrap(), Settled::Done);
+    for task in settling {
+        assert_eq!(task.await.unwrap().0.unwrap(), Settled::Done);
+    }
+    assert_eq!(published(&config).await, all);
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_saturated_member_stops_fetching_and_goes_on_where_it_stopped() {
+    let config = with_topics(test_services::shared(), 2);
+    let queue = open(&config, 4);
+    let all = names(200);
+    submit(&queue, &all).await.unwrap();
+    let mut seen = BTreeSet::new();
+    let mut out = Vec::new();
+    while seen.len() < 200 {
+        while out.len() < 4 && seen.len() < 200 {
+            let delivery = receive(&queue).await;
+            assert!(seen.insert(delivery.position.clone()), "{} came twice", delivery.position);
+            out.push(delivery);
+        }
+        assert!(queue.stats().paused || seen.len() == 200);
+        if seen.len() % 40 == 0 {
+            // Long enough for the client to be paused and to throw away what it had fetched ahead.
+            assert!(queue.receive(Duration::from_millis(150)).await.unwrap().is_none());
+        }
+        let done = out.drain(..).map(|delivery| {
+            let queue = Arc::clone(&queue);
+            async move {
+                let results = results(&delivery);
+                assert_eq!(queue.settle(&delivery, results).await.unwrap(), Settled::Done);
+            }
+        });
+        futures_util::future::join_all(done).await;
+    }
+    let read = config.clone();
+    let seen = tokio::task::spawn_blocking(move || committed(&read, &read.results_topic)).await.unwrap();
+    assert_eq!(seen.len(), 200);
+    queue.close().await;
+}

@@ -1,0 +1,165 @@
+//! The transactional producer: all or nothing, who is to blame, what is said when nothing works.
+
+use std::time::{Duration, Instant};
+
+use cloud_sync::error::Link;
+use cloud_sync::health::LinkHealth;
+use cloud_sync::kafka::{Bookmark, KafkaConfig, PublishError, Record, TransactionalProducer};
+use cloud_sync::secret::Secret;
+
+use super::support::{committed, config_of, ids, make_topic, nobody, unique};
+
+const CALL: Duration = Duration::from_secs(20);
+
+fn shared() -> KafkaConfig {
+    config_of(test_services::shared())
+}
+
+fn producer(config: &KafkaConfig, id: &str) -> TransactionalProducer {
+    TransactionalProducer::open(config, id, CALL, LinkHealth::new(Link::Kafka))
+}
+
+fn record<'a>(key: &'a str, id: &'a str, payload: &'a [u8]) -> Record<'a> {
+    Record { key: key.as_bytes(), id, payload }
+}
+
+#[test]
+fn a_group_and_its_position_are_published_together_and_in_order() {
+    let config = shared();
+    let topic = &config.results_topic;
+    make_topic(&config, topic, 3, &[]);
+    let health = LinkHealth::new(Link::Kafka);
+    let mut producer = TransactionalProducer::open(&config, &unique("id"), CALL, health.clone());
+    let bookmark = Bookmark::new(&config, &unique("uplink"), topic, health.clone()).unwrap();
+    producer.recover().unwrap();
+    assert_eq!(bookmark.read(CALL).unwrap(), None);
+    let names: Vec<_> = (0..5000).map(|i| (format!("camera-{}", i % 7), format!("id-{i:05}"))).collect();
+    for (number, group) in names.chunks(2000).enumerate() {
+        let records: Vec<_> = group.iter().map(|(key, id)| record(key, id, id.as_bytes())).collect();
+        let upto = i64::try_from(number * 2000 + group.len()).unwrap();
+        producer.publish(topic, &records, Some(&bookmark.at(upto).unwrap())).unwrap();
+        assert_eq!(bookmark.read(CALL).unwrap(), Some(upto));
+    }
+    let seen = committed(&config, topic);
+    assert_eq!(seen.len(), 5000);
+    for camera in 0..7 {
+        let key = format!("camera-{camera}");
+        let of: Vec<_> = seen.iter().filter(|seen| seen.key == key).collect();
+        assert!(of.is_sorted_by_key(|seen| &seen.id), "{key} is out of order");
+        assert!(of.iter().all(|seen| seen.partition == of[0].partition), "{key} is on two partitions");
+    }
+    assert_eq!(health.state().up, Some(true));
+    assert!(bookmark.at(-1).is_err());
+}
+
+#[test]
+fn a_record_that_is_too_large_is_named_and_nothing_of_its_group_is_seen() {
+    let mut config = shared();
+    config.max_message_bytes = 1_000_000;
+    let topic = &config.results_topic;
+    make_topic(&config, topic, 1, &[("max.message.bytes", "100000"), ("compression.type", "uncompressed")]);
+    let mut producer = producer(&config, &unique("id"));
+    // Does not compress: the topic's bound is on what arrives.
+    let noise: Vec<u8> = (0..2_000_000).map(|_| fastrand::u8(..)).collect();
+    let ids_: Vec<_> = (0..200).map(|i| format!("id-{i:03}")).collect();
+    let mut records: Vec<_> = ids_.iter().map(|id| record("k", id, &noise[..3000])).collect();
+    for (index, payload) in [(120, &noise[..]), (130, &noise[..200_000])] {
+        // 2 MB are refused here, 200 KB by the topic.
+        records[index].payload = payload;
+    }
+    for index in [120, 130] {
+        match producer.publish(topic, &records, None) {
+            Err(PublishError::Refused { index: at, error }) => {
+                assert_eq!(at, index);
+                let text = error.in_full();
+                assert!(text.contains(&ids_[index]) && text.contains(topic.as_str()), "{text}");
+                assert!(!error.is_transient());
+            }
+            other => panic!("{other:?}"),
+        }
+        records[index].payload = b"small";
+    }
+    assert_eq!(ids(&config, topic), Vec::<String>::new());
+    // 200 records of 3 KB are more than the topic takes at once: they arrive in smaller batches.
+    producer.publish(topic, &records, None).unwrap();
+    assert_eq!(ids(&config, topic), ids_);
+}
+
+#[test]
+fn a_newer_producer_of_the_same_id_shuts_the_older_out_and_ends_what_it_left_open() {
+    let config = shared();
+    let topic = &config.results_topic;
+    make_topic(&config, topic, 1, &[]);
+    let id = unique("id");
+    let mut old = producer(&config, &id);
+    old.publish(topic, &[record("k", "1", b"1")], None).unwrap();
+    let mut new = producer(&config, &id);
+    new.publish(topic, &[record("k", "2", b"2")], None).unwrap();
+    let error = old.publish(topic, &[record("k", "3", b"3")], None).unwrap_err();
+    assert!(matches!(error, PublishError::Failed(_) | PublishError::Unknown(_)), "{error:?}");
+    assert_eq!(ids(&config, topic), ["1", "2"]);
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_a_bounded_transient_error_and_a_link_that_is_down() {
+    let config = nobody();
+    let health = LinkHealth::new(Link::Kafka);
+    let mut producer =
+        TransactionalProducer::open(&config, "weir-test", Duration::from_secs(2), health.clone());
+    let bookmark = Bookmark::new(&config, "weir-test", "results", health.clone()).unwrap();
+    let begun = Instant::now();
+    for _ in 0..2 {
+        match producer.publish("results", &[record("k", "1", b"1")], None) {
+            Err(PublishError::Failed(error)) => {
+                assert!(error.is_transient(), "{}", error.in_full());
+                assert!(error.in_full().contains(&config.bootstrap_servers), "{}", error.in_full());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(bookmark.read(Duration::from_secs(1)).unwrap_err().is_transient());
+    assert_eq!(health.state().up, Some(false));
+    drop(producer);
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_refused_password_and_a_strange_certificate_say_what_to_do_and_never_the_password() {
+    let right = shared();
+    let wrong = KafkaConfig { password: Secret::new("wrong-horse-battery"), ..right.clone() };
+    let other_ca = std::env::temp_dir().join(unique("no-ca.pem"));
+    std::fs::write(&other_ca, "").unwrap();
+    let missing = KafkaConfig { ca_file: Some(other_ca.clone()), ..right.clone() };
+    let system = KafkaConfig { ca_file: None, ..right.clone() };
+    for (config, word) in [(wrong, right.user.as_str()), (missing, "no-ca.pem"), (system, "CA file")] {
+        let mut producer = TransactionalProducer::open(
+            &config,
+            "weir-test",
+            Duration::from_secs(4),
+            LinkHealth::new(Link::Kafka),
+        );
+        match producer.publish("results", &[record("k", "1", b"1")], None) {
+            Err(PublishError::Failed(error)) => {
+                let text = error.in_full();
+                assert!(!error.is_transient(), "{text}");
+                assert!(text.contains(word), "{text}");
+                assert!(!text.contains(config.password.expose()), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    std::fs::remove_file(other_ca).unwrap();
+}
+
+#[test]
+fn an_unknown_topic_is_a_permanent_error_that_names_it() {
+    let config = shared();
+    let topic = unique("nowhere");
+    let mut producer = producer(&config, &unique("id"));
+    match producer.publish(&topic, &[record("k", "1", b"1")], None) {
+        Err(PublishError::Failed(error)) => {
+            assert!(!error.is_transient() && error.in_full().contains(&topic), "{}", error.in_full());
+        }
+        other => panic!("{other:?}"),
+    }
+}

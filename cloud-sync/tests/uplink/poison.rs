@@ -1,0 +1,82 @@
+//! Events that nobody can publish: they go to the dead letters and hold up nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use cloud_sync::event::{Event, EventBody};
+use serde_json::{Map, Value};
+use tempfile::tempdir;
+
+use crate::broker::{config_of, ids, make_topic};
+use crate::support::{append, drain, event, open, start};
+
+fn letters(dir: &Path) -> BTreeMap<u64, (String, Vec<u8>)> {
+    let mut letters = BTreeMap::new();
+    for entry in fs::read_dir(dir.join("dead")).unwrap() {
+        for line in fs::read_to_string(entry.unwrap().path()).unwrap().lines() {
+            let letter: Value = serde_json::from_str(line).unwrap();
+            let payload = STANDARD.decode(letter["payload_base64"].as_str().unwrap()).unwrap();
+            let reason = letter["reason"].as_str().unwrap().to_owned();
+            assert!(letters.insert(letter["sequence"].as_u64().unwrap(), (reason, payload)).is_none());
+        }
+    }
+    letters
+}
+
+#[test]
+fn poison_goes_to_the_dead_letters_and_its_neighbours_arrive() {
+    let dir = tempdir().unwrap();
+    let kafka = config_of(test_services::shared());
+    let topic = [("max.message.bytes", "100000"), ("compression.type", "uncompressed")];
+    make_topic(&kafka, &kafka.results_topic, 3, &topic);
+    let outbox = open(dir.path());
+    let mut expected = append(&outbox, (0..20).map(|n| event(n, Some("dock"))));
+    let not_json = outbox.append(b"\xff\x00 not json".to_vec()).wait().unwrap();
+    expected.extend(append(&outbox, (20..40).map(|n| event(n, Some("dock")))));
+    // Does not compress, so the topic's bound holds for what arrives.
+    let noise: Vec<u8> = (0..300_000).map(|_| fastrand::u8(..)).collect();
+    let fields = Map::from_iter([
+        ("kind".to_owned(), Value::from("huge")),
+        ("noise".to_owned(), Value::from(STANDARD.encode(noise))),
+    ]);
+    let huge = Event::new("box-1", EventBody::Unknown(fields));
+    let too_large = outbox.append_event(&huge).wait().unwrap();
+    expected.extend(append(&outbox, (40..60).map(|n| event(n, Some("dock")))));
+    let empty = outbox.append(Vec::new()).wait().unwrap();
+    let uplink = start(dir.path(), &kafka, &outbox);
+    let status = drain(&uplink, &outbox);
+    assert_eq!((status.sent, status.dead_lettered, status.dead_letters_dropped), (60, 3, 0));
+    expected.sort();
+    assert_eq!(ids(&kafka, &kafka.results_topic), expected);
+    let letters = letters(dir.path());
+    assert_eq!(letters.keys().copied().collect::<Vec<_>>(), [not_json, too_large, empty]);
+    assert!(letters[&not_json].0.starts_with("not a JSON object: "), "{}", letters[&not_json].0);
+    assert_eq!(letters[&not_json].1, b"\xff\x00 not json");
+    let (reason, payload) = &letters[&too_large];
+    assert!(reason.contains("too large") || reason.contains("larger than allowed"), "{reason}");
+    assert!(reason.contains(&huge.id.to_string()), "{reason}");
+    assert_eq!(payload, &huge.to_json().unwrap());
+}
+
+#[test]
+fn nothing_but_poison_does_not_come_again_after_a_restart() {
+    let dir = tempdir().unwrap();
+    let kafka = config_of(test_services::shared());
+    make_topic(&kafka, &kafka.results_topic, 1, &[]);
+    let outbox = open(dir.path());
+    for _ in 0..3 {
+        outbox.append(b"[]".to_vec()).wait().unwrap();
+    }
+    let uplink = start(dir.path(), &kafka, &outbox);
+    let status = drain(&uplink, &outbox);
+    assert_eq!((status.sent, status.dead_lettered, status.backlog), (0, 3, 0));
+    assert!(uplink.stop(crate::support::BOUND));
+    let uplink = start(dir.path(), &kafka, &outbox);
+    let expected = append(&outbox, [event(1, None)]);
+    assert_eq!(drain(&uplink, &outbox).dead_lettered, 0);
+    assert_eq!(letters(dir.path()).len(), 3);
+    assert_eq!(ids(&kafka, &kafka.results_topic), expected);
+}
