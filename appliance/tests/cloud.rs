@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::cloud::{Cloud, finished, images, lines};
+use support::cloud::{Cloud, finished, has_work, images, lines, metric};
 use support::images::Images;
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -21,6 +21,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let pictures = Images::serve();
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "50")]);
     let workers = [cloud.worker(&[]), cloud.worker(&[])];
+    workers.iter().for_each(has_work);
     // Every third URL is bad, in one of three ways.
     let url = |n: usize| match n % 9 {
         2 => pictures.missing(n),
@@ -61,9 +62,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let node = |r: &Value| r["node"].as_str().map(str::to_owned);
     assert!(records.iter().filter_map(node).count() == records.len());
     for worker in &workers {
-        let metrics = worker.get("/metrics").text();
-        let done = metrics.lines().find_map(|l| l.strip_prefix("weir_batch_images_completed ")).unwrap();
-        assert!(done.parse::<f64>().unwrap() > 0.0, "a worker had nothing to do");
+        assert!(metric(worker, "weir_batch_images_completed") > 0.0, "a worker had nothing to do");
     }
 }
 
@@ -109,10 +108,11 @@ fn bad_messages_are_dead_lettered_and_the_partition_goes_on() {
     cloud.produce(&messages);
     let status = finished(&api, "old", PATIENCE);
     assert_eq!((&status["status"], &status["completed"]), (&json!("completed"), &json!(3)));
-    let failed = |seen: &[Value]| seen.iter().filter(|r| r["status"] == "failed").count();
+    let bad = |r: &Value| r["kind"] == "batch_item" && r["status"] == "failed";
+    let failed = |seen: &[Value]| seen.iter().filter(|r| bad(r)).count();
     let records = cloud.results(PATIENCE, |seen| failed(seen) >= 5 && images(seen, "old").len() == 3);
     assert_eq!(failed(&records), 5, "each bad message has one failed item");
-    for record in records.iter().filter(|r| r["status"] == "failed") {
+    for record in records.iter().filter(|r| bad(r)) {
         assert!(
             !record["error"].as_str().unwrap().is_empty() && !record["code"].as_str().unwrap().is_empty()
         );

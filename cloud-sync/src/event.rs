@@ -60,10 +60,6 @@ impl Event {
 /// What happened; on the wire the field `kind` says which, beside the fields of the kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", try_from = "Map<String, Value>")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the common one: boxing it would cost, not save"
-)]
 pub enum EventBody {
     /// A photo was classified and the answer acknowledged.
     Prediction(Prediction),

@@ -77,6 +77,29 @@ async fn an_object_and_objects_below_it_can_both_be_there() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the folder of partial files");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_is_empty_again_and_again_is_no_obstacle() {
+    let dir = tempdir().unwrap();
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let store = open(dir.path());
+            tokio::spawn(async move {
+                let name = format!("shared/deep/{task}.bin");
+                for n in 0..40 {
+                    put(&store, &name, &content(n)).await;
+                    assert_eq!(store.get(&key(&name), 100).await.unwrap(), Some(content(n)));
+                    store.delete(&key(&name)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(files(dir.path()), [""; 0]);
+    assert!(!dir.path().join("shared").exists());
+}
+
 #[tokio::test]
 async fn files_are_called_as_their_keys_and_the_uri_leads_to_them() {
     let dir = tempdir().unwrap();

@@ -202,6 +202,24 @@ async fn a_storage_that_is_away_silent_or_broken_is_transient_in_bounded_time() 
     }
 }
 
+#[tokio::test]
+async fn with_tls_the_authority_decides() {
+    // Any server with TLS will do for the handshake.
+    let redis = shared().redis();
+    let tls = S3Config {
+        endpoint: Some(format!("https://{}:{}", redis.host, redis.tls_port)),
+        attempt_timeout: Duration::from_secs(2),
+        attempts: 1,
+        ..config(shared().s3())
+    };
+    let (store, _) = open(tls.clone()).await;
+    let error = store.get(&key("o.bin"), 100).await.unwrap_err();
+    assert!(error.is_transient() && error.in_full().contains("its certificate is not trusted"), "{error:?}");
+    let (store, _) = open(S3Config { ca_file: Some(redis.ca_file.clone()), ..tls }).await;
+    let error = store.get(&key("o.bin"), 100).await.unwrap_err();
+    assert!(error.is_transient() && !error.in_full().contains("certificate"), "{}", error.in_full());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storage_that_was_away_is_used_again_and_has_what_was_acknowledged() {
     let services = Services::own(&["s3"]);
@@ -248,6 +266,14 @@ async fn unfinished(s3: &S3, prefix: &str) -> usize {
     uploads.iter().filter(|upload| upload.key().is_some_and(|key| key.starts_with(prefix))).count()
 }
 
+async fn gone(s3: &S3, prefix: &str) {
+    let start = Instant::now();
+    while unfinished(s3, prefix).await > 0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "the parts are still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_in_parts_that_fails_or_is_given_up_leaves_the_old_object_and_no_parts() {
     let s3 = shared().s3();
@@ -271,7 +297,7 @@ async fn an_upload_in_parts_that_fails_or_is_given_up_leaves_the_old_object_and_
     file.set_len(1).unwrap();
     let error = upload.await.unwrap().unwrap_err();
     assert!(!error.is_transient() && error.link() == Link::Disk, "{}", error.in_full());
-    assert_eq!(unfinished(s3, &config.prefix).await, 0);
+    gone(s3, &config.prefix).await;
 
     let large = Bytes::from(vec![7; 200 << 20]);
     let upload = tokio::spawn({
@@ -284,10 +310,6 @@ async fn an_upload_in_parts_that_fails_or_is_given_up_leaves_the_old_object_and_
     }
     upload.abort();
     assert!(upload.await.unwrap_err().is_cancelled());
-    let start = Instant::now();
-    while unfinished(s3, &config.prefix).await > 0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "the parts are still there");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    gone(s3, &config.prefix).await;
     assert_eq!(store.get(&key("o.bin"), 100).await.unwrap(), Some(content(10)));
 }

@@ -77,7 +77,7 @@ async fn a_login_that_is_refused_is_permanent_and_names_the_user_and_no_password
     for (config, names) in [
         (wrong("", "hunter2-wrong"), "the default user"),
         (wrong("weir-nobody", "hunter2-wrong"), "weir-nobody"),
-        (wrong("", ""), "no password"),
+        (wrong("", ""), "none is set"),
     ] {
         let at = format!("{}:{}", config.host, config.port);
         let (store, health) = open(config);

@@ -45,7 +45,7 @@ fn kafka() -> KafkaConfig {
 
 fn drain_until_killed(dir: &Path) {
     let outbox = support::open(dir);
-    let config = UplinkConfig { group_events: 50, ..support::config(dir) };
+    let config = UplinkConfig { group_events: 20, ..support::config(dir) };
     let uplink = support::start_with(config, &kafka(), &outbox);
     loop {
         println!("{}", uplink.status().sent);

@@ -26,7 +26,7 @@ pub struct Cloud<'a> {
 
 impl<'a> Cloud<'a> {
     pub fn new(services: &'a Services) -> Self {
-        let name = format!("test-{}", ulid::Ulid::new().to_string().to_lowercase());
+        let name = format!("test-{}", ulid::Ulid::generate().to_string().to_lowercase());
         let (requests, results) = (format!("{name}-requests"), format!("{name}-results"));
         let cloud = Self { services, requests, results, name };
         let admin: AdminClient<_> = cloud.kafka().create().unwrap();
@@ -117,7 +117,7 @@ impl<'a> Cloud<'a> {
     pub fn results(&self, patience: Duration, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let consumer: BaseConsumer = self
             .kafka()
-            .set("group.id", format!("{}-reader-{}", self.name, ulid::Ulid::new()))
+            .set("group.id", format!("{}-reader-{}", self.name, ulid::Ulid::generate()))
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .create()
@@ -144,6 +144,22 @@ impl<'a> Cloud<'a> {
         }
         assert!(complete, "the results topic holds {} records, and that is not enough", seen.len());
         seen
+    }
+}
+
+/// A number among the daemon's metrics.
+pub fn metric(daemon: &Daemon, name: &str) -> f64 {
+    let text = daemon.get("/metrics").text();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).parse().unwrap()
+}
+
+/// Waits until a worker has partitions of the requests topic.
+pub fn has_work(worker: &Daemon) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while metric(worker, "weir_batch_partitions") < 1.0 {
+        assert!(Instant::now() < until, "the worker has no partitions");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

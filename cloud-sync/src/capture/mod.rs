@@ -183,7 +183,7 @@ impl Capture {
         }
         // Cloned, so that a writer that is behind cannot make one offer wait for another.
         let images = self.images.lock().clone();
-        if !images.is_some_and(|images| images.try_send(image).is_ok()) {
+        if images.is_none_or(|images| images.try_send(image).is_err()) {
             self.counters.release(bytes);
             self.counters.skip();
         }

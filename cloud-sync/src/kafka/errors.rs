@@ -21,23 +21,18 @@ struct Report {
     code: Code,
     reason: String,
     first: Instant,
-    last: Instant,
 }
 
 impl Trouble {
     /// The client reported something.
     pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        let now = Instant::now();
         let mut report = self.0.lock();
         match report.as_mut() {
             // Silence, and "all brokers are down", follow every other report: they explain less.
             Some(_) if is_silence(code) => {}
-            Some(report) if report.code == code => {
-                report.last = now;
-                reason.clone_into(&mut report.reason);
-            }
-            _ => *report = Some(Report { code, reason: reason.to_owned(), first: now, last: now }),
+            Some(report) if report.code == code => {}
+            _ => *report = Some(Report { code, reason: reason.to_owned(), first: Instant::now() }),
         }
     }
 
@@ -46,8 +41,9 @@ impl Trouble {
         *self.0.lock() = None;
     }
 
-    /// The permanent error that has been reported again and again for at least `lasting`: a broker that
-    /// is starting refuses passwords too, for a moment.
+    /// The permanent error that was reported at least `lasting` ago, if no call has worked since: a broker
+    /// that is starting refuses passwords too, for a moment. (librdkafka repeats a report only every 30
+    /// seconds, so that its absence says nothing.)
     pub(crate) fn lasting(
         &self,
         config: &KafkaConfig,
@@ -55,7 +51,7 @@ impl Trouble {
         lasting: Duration,
     ) -> Option<SyncError> {
         let report = self.0.lock().clone()?;
-        if report.last.duration_since(report.first) < lasting {
+        if report.first.elapsed() < lasting {
             return None;
         }
         let error = describe(config, attempt, report.code, &report.reason);

@@ -198,6 +198,8 @@ impl TransactionalProducer {
             .set("queue.buffering.max.kbytes", buffer_kbytes(&self.config).to_string())
             .set("queue.buffering.max.messages", "20000")
             .set("linger.ms", "5")
+            // A transaction that begins before the markers of the last are written is told to try again.
+            .set("retry.backoff.ms", "20")
             .set("batch.size", self.largest_batch.to_string())
             // As Java's clients spread keys, so that a key stays on its partition whoever writes.
             .set("partitioner", "murmur2_random")

@@ -41,7 +41,7 @@ pub enum Durability {
 /// How an outbox is kept.
 #[derive(Debug, Clone)]
 pub struct OutboxConfig {
-    /// Its directory; made if it is missing. Nothing else may be kept there.
+    /// Its directory; made if it is missing. The uplink keeps its `identity` there; nothing else may be.
     pub dir: PathBuf,
     /// Most bytes of all segments together, at least [`MIN_MAX_BYTES`].
     pub max_bytes: u64,

@@ -9,7 +9,8 @@
 //!    of the queue in one step. After any crash either both have happened or neither. (Kafka: one
 //!    transaction, so consumers with `isolation.level=read_committed` see each result once. Embedded: a
 //!    mark before, and a look at the outbox after a crash.)
-//! 3. **Bounded.** No more than `inflight` jobs are out at once; while they are, nothing is fetched.
+//! 3. **Bounded.** No more than `inflight` jobs are out at once. What is fetched ahead of them is bounded in
+//!    number and bytes.
 //! 4. **Nothing blocks.** Jobs may be settled in any order; a job that takes long holds back neither the
 //!    work on others nor, embedded, their acknowledgement.
 

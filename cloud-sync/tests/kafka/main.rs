@@ -1,5 +1,7 @@
 //! Everything that speaks to Kafka, against a real broker.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+
 mod checks;
 #[path = "../contract/queue.rs"]
 mod contract;

@@ -103,15 +103,6 @@ async fn two_members_share_and_the_jobs_of_one_that_leaves_go_to_the_other() {
     let left = Instant::now();
     leaves.close().await;
     assert!(left.elapsed() < Duration::from_secs(9), "{:?}", left.elapsed());
-    let watched = Arc::clone(&stays);
-    let begun = Instant::now();
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            eprintln!("{:?} {:?}", begun.elapsed(), watched.stats());
-        }
-    });
-    eprintln!("left after {:?} {:?}", left.elapsed(), start.elapsed());
     assert_eq!(until_published(&config, 400).await, all);
     // At once: nobody waited for a session to time out.
     assert_eq!((stays.stats().partitions, leaves.stats().partitions), (4, 0));
@@ -217,7 +208,7 @@ async fn a_message_of_ten_megabytes_comes_through_and_so_do_its_neighbours() {
     queue.submit(&mut payloads.iter().map(job)).await.unwrap();
     for payload in &payloads {
         let delivery = receive(&queue).await;
-        assert!(&delivery.payload == payload, "{} bytes", delivery.payload.len());
+        assert!(delivery.payload == *payload, "{} bytes", delivery.payload.len());
         assert_eq!(queue.settle(&delivery, Vec::new()).await.unwrap(), Settled::Done);
     }
     let error = queue.submit(&mut [job(&vec![0; 17 << 20].into())].into_iter()).await.unwrap_err();

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use cloud_sync::check::CheckStep;
+use cloud_sync::error::SyncResult;
+use cloud_sync::kafka;
 
 use super::{Check, failed, ok, warning};
 use crate::app::Links;
@@ -25,7 +27,9 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
     if let Some(kafka) = &links.kafka {
         let of = &config.kafka;
         checks.push(ok("kafka", format!("{} as {}", of.bootstrap_servers, named(&of.user))));
-        let _ = TIMEOUT; // kafka::check comes
+        for step in kafka::check(&kafka.of, TIMEOUT) {
+            checks.push(judged("kafka", &step.what, step.result));
+        }
     }
     if let Some(redis) = &links.redis {
         checks.push(ok("redis", format!("{}:{}", config.redis.host, config.redis.port)));
@@ -60,18 +64,20 @@ fn named(user: &str) -> &str {
 }
 
 fn add(checks: &mut Vec<Check>, link: &'static str, steps: Vec<CheckStep>) {
-    for CheckStep { what, outcome } in steps {
-        checks.push(match outcome {
-            Ok(remark) if remark.is_empty() => ok(link, what),
-            Ok(remark) => ok(link, format!("{what}: {remark}")),
-            Err(error) => {
-                let general = if error.is_transient() {
-                    "is the server up, and can this machine reach it?"
-                } else {
-                    "correct the settings of this link; weir.toml documents each"
-                };
-                failed(link, format!("{what}: {}", error.in_full()), general)
-            }
-        });
+    checks.extend(steps.into_iter().map(|step| judged(link, step.what, step.outcome)));
+}
+
+fn judged(link: &'static str, what: &str, outcome: SyncResult<String>) -> Check {
+    match outcome {
+        Ok(remark) if remark.is_empty() => ok(link, what),
+        Ok(remark) => ok(link, format!("{what}: {remark}")),
+        Err(error) => {
+            let general = if error.is_transient() {
+                "is the server up, and can this machine reach it?"
+            } else {
+                "correct the settings of this link; weir.toml documents each"
+            };
+            failed(link, format!("{what}: {}", error.in_full()), general)
+        }
     }
 }

@@ -60,13 +60,18 @@ impl Partial {
     pub(super) fn finish(mut self, tree: &Tree, place: &Place) -> io::Result<()> {
         self.file.sync_all()?;
         for _ in 0..TRIES {
-            let folder = tree.make_folder(place)?;
+            let folder = match tree.make_folder(place) {
+                Ok(folder) => folder,
+                // Another process removed one of the folders, empty as they were, between two steps.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             match renameat(&self.folder, self.name.as_str(), &folder, place.file.as_str()) {
                 Ok(()) => {
                     self.renamed = true;
                     return Ok(fsync(&folder)?);
                 }
-                // The folder was empty, and somebody else removed it between.
+                // The same, and the file itself is still there.
                 Err(Errno::NOENT) if statat(&self.folder, self.name.as_str(), NOFOLLOW).is_ok() => {}
                 Err(error) => return Err(error.into()),
             }

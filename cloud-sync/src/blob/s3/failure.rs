@@ -54,20 +54,17 @@ where
     let transient = |what: String| (SyncError::transient(Link::S3, what), true);
     let permanent = |what: String, of_the_link| (SyncError::permanent(Link::S3, what), of_the_link);
     let (error, of_the_link) = match &error {
-        SdkError::DispatchFailure(_) if has("certificate") => {
-            transient(format!("{what} (its certificate is not trusted: name the file of its authority)"))
-        }
-        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_)
-            if !has("no providers in chain provided credentials") && !has("credentials") =>
-        {
-            transient(what)
-        }
-        // The chain says so both when there are none and when none could be reached.
-        _ if has("timed out") => transient(what),
-        _ if has("credentials") => permanent(
+        // So the credentials' chain says that no source of it has any, or that one is set up wrong.
+        _ if has("provider was not enabled") || has("not properly configured") => permanent(
             format!("{what} (no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"),
             true,
         ),
+        SdkError::DispatchFailure(_) if has("certificate") => {
+            transient(format!("{what} (its certificate is not trusted: name the file of its authority)"))
+        }
+        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => {
+            transient(what)
+        }
         _ => permanent(what, false),
     };
     Failure { error: error.because(chain), of_the_link }
@@ -126,4 +123,33 @@ fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_transient_or_permanent_by_its_code_and_says_what_to_do() {
+        // code, status, transient, of the link, remedy
+        for (code, status, transient, of_the_link, remedy) in [
+            ("NoSuchBucket", 404, false, true, "make it"),
+            ("AccessDenied", 403, false, true, "rights"),
+            ("SignatureDoesNotMatch", 403, false, true, "access key and secret"),
+            ("AuthorizationHeaderMalformed", 400, false, true, "region"),
+            ("ExpiredToken", 400, true, true, "renew"),
+            ("RequestTimeTooSkewed", 403, true, true, "time of this machine"),
+            ("InsufficientStorage", 507, true, true, "free some space"),
+            ("SlowDown", 503, true, true, ""),
+            ("error", 429, true, true, ""),
+            ("error", 500, true, true, ""),
+            ("KeyTooLongError", 400, false, false, ""),
+        ] {
+            let failure = refused("cannot put s3://b/k".into(), code, status);
+            let found = (failure.error.is_transient(), failure.of_the_link);
+            assert_eq!(found, (transient, of_the_link), "{code}");
+            let text = failure.error.in_full();
+            assert!(text.contains("cannot put s3://b/k") && text.contains(remedy), "{text}");
+        }
+    }
 }

@@ -4,13 +4,17 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_sdk_s3::config::Builder;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+
+use tokio::runtime::Handle;
 
 use super::S3Store;
 use super::download::time_for;
@@ -29,6 +33,9 @@ const PARTS: u64 = 10_000;
 
 /// Parts under way at once: three fill a line that one leaves idle between, and bound the memory.
 const AT_ONCE: usize = 3;
+
+/// Before each of the attempts to end an upload that failed.
+const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
 
 /// What is to become an object.
 pub(super) enum Source {
@@ -97,14 +104,8 @@ impl Upload<'_> {
 
     async fn in_parts(&self, source: &Source, length: u64) -> Result<(), Failure> {
         let S3Store { client, bucket, .. } = self.store;
-        let begun = client.create_multipart_upload().bucket(bucket).key(self.key);
-        let begun = begun.content_type(self.content_type).send().await;
-        let begun = begun.map_err(|error| classify(self.failed(), error))?;
-        let Some(id) = begun.upload_id else {
-            let what = format!("{}: the storage began an upload without an id", self.failed());
-            return Err(SyncError::permanent(Link::S3, what).into());
-        };
-        let mut begun = Begun { store: self.store.clone(), key: self.key.to_owned(), id: Some(id.clone()) };
+        let mut begun = self.begin().await?;
+        let id = begun.id.clone().unwrap_or_default();
         let size = PART.max(length.div_ceil(PARTS));
         let parts: Result<Vec<CompletedPart>, Failure> = stream::iter(0..length.div_ceil(size))
             .map(|n| self.part(source, &id, n, n * size, size.min(length - n * size)))
@@ -122,11 +123,30 @@ impl Upload<'_> {
             }
             Err(error) => Err(error),
         };
-        match done {
-            Ok(()) => begun.id = None,
-            Err(_) => begun.abort().await,
+        if done.is_ok() {
+            begun.id = None;
         }
         done
+    }
+
+    /// Begins an upload in parts. It does so to the end even when the caller gives up: only who has the id
+    /// can end the upload.
+    async fn begin(&self) -> Result<Begun, Failure> {
+        let (store, key, failed) = (self.store.clone(), self.key.to_owned(), self.failed());
+        let begin = self.store.client.create_multipart_upload().bucket(&self.store.bucket).key(self.key);
+        let begin = begin.content_type(self.content_type);
+        let task = tokio::spawn(async move {
+            let begun = begin.send().await.map_err(|error| classify(failed.clone(), error))?;
+            match begun.upload_id {
+                Some(id) => Ok(Begun { store, key, id: Some(id) }),
+                None => {
+                    let what = format!("{failed}: the storage began an upload without an id");
+                    Err(SyncError::permanent(Link::S3, what).into())
+                }
+            }
+        });
+        task.await
+            .unwrap_or_else(|lost| Err(SyncError::transient(Link::S3, self.failed()).because(lost).into()))
     }
 
     async fn part(
@@ -172,25 +192,28 @@ struct Begun {
 
 impl Begun {
     /// Has the storage forget the parts. When that fails they are left to the bucket's lifecycle rule.
-    async fn abort(&mut self) {
-        let Some(id) = self.id.take() else { return };
-        let abort = self.store.client.abort_multipart_upload().bucket(&self.store.bucket).key(&self.key);
-        if let Err(error) = abort.upload_id(id).send().await {
-            let Failure { error, .. } = classify(
-                format!("cannot abort the upload of s3://{}/{}", self.store.bucket, self.key),
-                error,
-            );
-            tracing::warn!(error = error.in_full(), "parts of an object are left in the storage");
+    async fn abort(store: &S3Store, key: &str, id: &str) {
+        // S3's own advice: a part that was under way may arrive after the end, so end it again.
+        for pause in PAUSES {
+            tokio::time::sleep(pause).await;
+            let abort = store.client.abort_multipart_upload().bucket(&store.bucket).key(key).upload_id(id);
+            let Err(error) = abort.send().await else { continue };
+            if error.as_service_error().and_then(ProvideErrorMetadata::code) == Some("NoSuchUpload") {
+                return;
+            }
+            let what = format!("cannot abort the upload of s3://{}/{key}", store.bucket);
+            let error = classify(what, error).error;
+            tracing::warn!(error = error.in_full(), "parts of an object may be left in the storage");
         }
     }
 }
 
 impl Drop for Begun {
-    /// Whoever waited for the upload has given up.
+    /// It has failed, or whoever waited for it has given up.
     fn drop(&mut self) {
-        if let (Some(id), Ok(runtime)) = (self.id.take(), tokio::runtime::Handle::try_current()) {
-            let mut left = Self { store: self.store.clone(), key: self.key.clone(), id: Some(id) };
-            runtime.spawn(async move { left.abort().await });
+        if let (Some(id), Ok(runtime)) = (self.id.take(), Handle::try_current()) {
+            let (store, key) = (self.store.clone(), std::mem::take(&mut self.key));
+            runtime.spawn(async move { Self::abort(&store, &key, &id).await });
         }
     }
 }

@@ -24,11 +24,6 @@ pub(super) fn run(shared: &Arc<Shared>, transactional_id: &str) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while let Some(group) = shared.wait_for(Ledger::next_group) {
         let (outcome, wait) = publish(shared, &mut producer, &group, &mut backoff);
-        eprintln!(
-            "{:?} {transactional_id} {:?} -> {outcome:?}",
-            std::time::SystemTime::now(),
-            group.offsets()
-        );
         shared.with(|ledger| ledger.finish(group, outcome));
         if wait.is_some_and(|wait| !shared.pause(wait)) {
             return;
@@ -72,20 +67,17 @@ fn publish(
             (Outcome::Refused(jobs.get(index).copied().unwrap_or_default(), error), None)
         }
         Err(PublishError::Lost(error)) => {
-            eprintln!("lost {}", error.in_full());
             tracing::debug!(error = error.in_full(), "the group has moved on: once more");
             (Outcome::Aborted, Some(REBALANCE))
         }
         Err(PublishError::Failed(error)) => {
             // Also what stays: a password or a topic can be put right, and the results are still here.
-            eprintln!("failed {}", error.in_full());
             if !error.is_transient() {
                 down(&shared.health, &error);
             }
             (Outcome::Aborted, Some(backoff.fail()))
         }
         Err(PublishError::Unknown(error)) => {
-            eprintln!("unknown {}", error.in_full());
             tracing::debug!(error = error.in_full(), "a commit was not answered");
             (find_out(shared, producer, &offsets, backoff), None)
         }

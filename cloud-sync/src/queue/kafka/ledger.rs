@@ -17,7 +17,7 @@ const GROUP_RECORDS: usize = 5_000;
 /// Bytes of one transaction, about.
 const GROUP_BYTES: usize = 4 << 20;
 /// Jobs that may wait here for somebody to take them.
-const MOST_STAGED: usize = 64;
+const MOST_STAGED: usize = 256;
 /// Bytes that may wait here, and one job more.
 const MOST_STAGED_BYTES: usize = 4 << 20;
 
@@ -275,13 +275,14 @@ impl Ledger {
         self.out() >= self.inflight
     }
 
-    /// Whether to fetch, when fetching is `paused` or not: with a gap between stop and start, since a
-    /// stop throws away what the client has fetched ahead.
+    /// Whether to fetch, when fetching is `paused` or not. Half of what may wait lies between stop and
+    /// start: a stop throws away what the client has fetched ahead, and after a start librdkafka may take
+    /// a second until messages come again.
     pub(super) fn wants_more(&self, paused: bool) -> bool {
-        let most = (self.inflight / 2).clamp(1, MOST_STAGED);
-        let (jobs, bytes) =
-            if paused { (most / 2 + 1, MOST_STAGED_BYTES / 2) } else { (most, MOST_STAGED_BYTES) };
-        self.handing_out && !self.is_full() && self.stage.len() < jobs && self.staged_bytes < bytes
+        let part = if paused { 2 } else { 1 };
+        self.handing_out
+            && self.stage.len() < MOST_STAGED / part
+            && self.staged_bytes < MOST_STAGED_BYTES / part
     }
 
     /// Where the partitions end that are ours, and where those begin of which nothing has come yet.

@@ -34,8 +34,9 @@ use crate::kafka::KafkaConfig;
 const CLOSE: Duration = Duration::from_secs(10);
 /// Of that, how long settlements may still be committed.
 const LAST_COMMITS: Duration = Duration::from_secs(7);
-/// A refusal must have lasted for so long to be told: a broker that is starting refuses too.
-const LASTING: Duration = Duration::from_secs(3);
+/// A refusal must have lasted for so long to be told: a broker that is starting refuses too. Longer than
+/// the poll thread waits before it asks the broker again.
+const LASTING: Duration = Duration::from_secs(8);
 
 /// How this process takes part.
 #[derive(Debug, Clone, PartialEq, Eq)]

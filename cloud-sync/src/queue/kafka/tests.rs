@@ -157,27 +157,26 @@ fn what_is_released_goes_out_first_and_messages_that_come_twice_count_once() {
 }
 
 #[test]
-fn fetching_stops_when_enough_are_out_or_waiting_and_starts_when_half_is_gone() {
-    let mut ledger = Ledger::new(8);
+fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
+    let mut ledger = Ledger::new(300);
     ledger.assign(&[0]);
-    assert!(ledger.wants_more(false));
-    for offset in 0..4 {
+    let mut offset = 0;
+    while ledger.wants_more(false) {
         ledger.take_in(0, offset, Bytes::from_static(b"x"), None);
+        offset += 1;
+        assert!(offset < 1000);
     }
-    assert!(!ledger.wants_more(false));
-    ledger.hand_out().unwrap();
-    assert!(!ledger.wants_more(true), "a gap between stop and start");
-    ledger.hand_out().unwrap();
-    assert!(ledger.wants_more(true));
-    ledger.take_in(0, 4, vec![0; 5 << 20].into(), None);
+    let mut out = 0;
+    while !ledger.wants_more(true) {
+        ledger.hand_out().unwrap();
+        out += 1;
+    }
+    assert!(out > offset / 3 && out < offset, "{out} of {offset}");
+    ledger.take_in(0, offset, vec![0; 5 << 20].into(), None);
     assert!(!ledger.wants_more(false), "large ones wait one by one");
     all(&mut ledger);
-    for offset in 5..8 {
-        ledger.take_in(0, offset, Bytes::new(), None);
-    }
-    all(&mut ledger);
-    assert!(ledger.is_full() && !ledger.wants_more(true) && !ledger.wants_more(false));
+    assert!(ledger.wants_more(true));
     assert_eq!(ledger.waiting(), None);
-    ledger.note_end(0, Some(0), 20);
+    ledger.note_end(0, Some(0), offset + 13);
     assert_eq!(ledger.waiting(), Some(12));
 }

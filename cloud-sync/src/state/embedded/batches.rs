@@ -189,7 +189,7 @@ fn sweep(txn: &WriteTransaction, bounds: Bounds, now: u64, current: &str) -> Res
             for row in by_age.range((is_final, 0, "")..(is_final, u64::MAX, ""))? {
                 let (key, _) = row?;
                 let (_, updated, id) = key.value();
-                let is_over = past.is_some_and(|past| updated <= past);
+                let is_over = past.is_some_and(|past| updated < past);
                 if rows.len() == SWEEP || !is_over && (!is_final || excess == 0) {
                     break;
                 }

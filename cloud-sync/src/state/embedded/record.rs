@@ -40,7 +40,8 @@ impl Record {
     }
 
     pub(super) fn is_past(&self, ttl: Duration, now: u64) -> bool {
-        u128::from(now.saturating_sub(self.updated)) >= ttl.as_millis()
+        // Both are whole milliseconds, rounded down: one equal to it may be a fraction short of it.
+        u128::from(now.saturating_sub(self.updated)) > ttl.as_millis()
     }
 
     pub(super) fn is_final(&self) -> bool {

@@ -16,9 +16,13 @@ pub(super) fn classify(config: &RedisConfig, what: &str, error: RedisError) -> (
     };
     if is_login(&error) {
         let who = if config.user.is_empty() { "the default user" } else { config.user.as_str() };
-        let given = if config.password.is_empty() { "no password" } else { "the password" };
+        let refused = if config.password.is_empty() {
+            format!("it asks {who} for a password and none is set: correct user and password")
+        } else {
+            format!("it refuses the password of {who}: correct user and password")
+        };
         // The server's own text may repeat what it was sent.
-        return (permanent(&format!("it refuses {given} of {who}: correct user and password")), true);
+        return (permanent(&refused), true);
     }
     let found = match error.kind() {
         ErrorKind::Io if error.to_string().contains("certificate") => {
@@ -66,5 +70,40 @@ fn authority(config: &RedisConfig) -> String {
     match &config.ca_file {
         Some(file) => format!("{} must be of the authority that signed it", file.display()),
         None => "name the file of the authority that signed it".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_transient_or_permanent_by_its_kind_and_says_what_to_do() {
+        let extension =
+            |code: &str| redis::make_extension_error(code.into(), Some("the server's words".into()));
+        let server = |kind| RedisError::from((ErrorKind::Server(kind), "the server's words"));
+        let full =
+            (ErrorKind::Server(ServerErrorKind::ResponseError), "", "max number of clients reached".into());
+        // error, transient, of the link, remedy
+        for (error, transient, of_the_link, remedy) in [
+            (std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(), true, true, ""),
+            (server(ServerErrorKind::BusyLoading), true, true, ""),
+            (server(ServerErrorKind::ReadOnly), true, true, "name the primary"),
+            (server(ServerErrorKind::Moved), false, true, "cluster"),
+            (server(ServerErrorKind::NoPerm), false, true, "the right to"),
+            (server(ServerErrorKind::ResponseError), false, false, "does not take"),
+            (full.into(), true, true, "as many clients"),
+            (extension("OOM"), true, true, "maxmemory"),
+            (extension("WRONGTYPE"), false, false, "prefix of your own"),
+            (extension("WRONGPASS"), false, true, "correct user and password"),
+            (extension("NOAUTH"), false, true, "asks the default user for a password"),
+        ] {
+            let shown = format!("{error:?}");
+            let (error, found) = classify(&RedisConfig::default(), "read batch \"b\"", error);
+            assert_eq!((error.is_transient(), found), (transient, of_the_link), "{shown}");
+            let text = error.in_full();
+            assert!(text.contains("cannot read batch \"b\" at 127.0.0.1:6379"), "{text}");
+            assert!(text.contains(remedy), "{text}");
+        }
     }
 }
