@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cloud_sync::blob::{BlobKey, BlobStore};
+use cloud_sync::blob::{BlobStore, TooLarge};
+use cloud_sync::error::SyncResult;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::layout;
@@ -100,18 +101,19 @@ impl Loader {
             let invalid = || invalid(format!("image_url: {url:?} names no file of this batch"));
             let index = index.parse::<u64>().map_err(|_| invalid())?;
             let key = layout::file_key(request_id, index).map_err(|_| invalid())?;
-            return self.stored(self.own.as_ref(), &key, url).await;
+            let own = self.own.as_ref();
+            return self.stored(url, || own.get(&key, self.limits.max_bytes as u64)).await;
         }
         match url.strip_prefix("s3://") {
             Some(path) => {
                 let (store, key) = self.object(path)?;
-                self.stored(store, &key, url).await
+                self.stored(url, || store.get_any(key, self.limits.max_bytes as u64)).await
             }
             None => self.fetched(url).await,
         }
     }
 
-    fn object(&self, path: &str) -> Result<(&dyn BlobStore, BlobKey), LoadFailure> {
+    fn object<'a>(&self, path: &'a str) -> Result<(&dyn BlobStore, &'a str), LoadFailure> {
         let Some((bucket, key)) = path.split_once('/') else {
             return Err(invalid("image_url: it must be s3://bucket/key".into()));
         };
@@ -122,16 +124,22 @@ impl Loader {
             );
             return Err(LoadFailure { code: "url_refused", error });
         };
-        let key = BlobKey::new(key).map_err(|e| invalid(format!("image_url: {e}")))?;
+        // A server may take such parts for steps out of the bucket.
+        if key.is_empty() || key.split('/').any(|part| matches!(part, "." | "..")) {
+            return Err(invalid(
+                "image_url: it must be s3://bucket/key, with no part that is . or ..".into(),
+            ));
+        }
         Ok((store.as_ref(), key))
     }
 
     /// An object of a store that the appliance works with: while the store is away the image waits.
-    async fn stored(&self, store: &dyn BlobStore, key: &BlobKey, url: &str) -> Result<Loaded, LoadFailure> {
-        let limit = self.limits.max_bytes;
+    async fn stored<F>(&self, url: &str, get: impl Fn() -> F + Send) -> Result<Loaded, LoadFailure>
+    where
+        F: Future<Output = SyncResult<Option<Bytes>>> + Send,
+    {
         let _slot = self.slots.acquire().await;
-        let got = self.patience.outlast("loading an image", || store.get(key, limit as u64)).await;
-        match got {
+        match self.patience.outlast("loading an image", get).await {
             Ok(Some(bytes)) => {
                 let room = self.reserve(bytes.len()).await?;
                 Ok(Loaded { bytes, _room: room })
@@ -141,12 +149,8 @@ impl Loader {
                 error: format!("image_url: there is no object at {url}"),
             }),
             Err(refused) => {
-                let size = self.patience.outlast("looking at an image", || store.head(key)).await;
-                if size.ok().flatten().is_some_and(|info| info.bytes > limit as u64) {
-                    let error = format!("image_url: the image at {url} is larger than {limit} bytes");
-                    return Err(LoadFailure { code: "image_too_large", error });
-                }
-                Err(LoadFailure { code: "fetch_failed", error: format!("image_url: {}", refused.in_full()) })
+                let code = if TooLarge::of(&refused).is_some() { "image_too_large" } else { "fetch_failed" };
+                Err(LoadFailure { code, error: format!("image_url: {}", refused.in_full()) })
             }
         }
     }

@@ -22,6 +22,9 @@ pub struct BatchConfig {
     pub max_images: u64,
     /// Largest body of a batch request; it is read to disk, not into memory.
     pub max_body: ByteSize,
+    /// Longest time for the body of a batch request to arrive.
+    #[serde(with = "humantime_serde")]
+    pub body_timeout: Duration,
     /// Images a message: what one worker takes at once.
     pub chunk: usize,
     /// Messages out for work at once, a process.
@@ -207,6 +210,7 @@ impl Default for BatchConfig {
             queue: QueueChoice::default(),
             max_images: 200_000,
             max_body: ByteSize::mib(256),
+            body_timeout: Duration::from_secs(600),
             chunk: 256,
             inflight: 4,
             loads: 16,

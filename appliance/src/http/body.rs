@@ -23,10 +23,10 @@ const WRITE_BYTES: usize = 256 << 10;
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("the body is larger than {limit} bytes ({key})")]
-    TooLarge { limit: usize, key: &'static str },
-    #[error("the body did not arrive whole within {} s (http.body_timeout)", limit.as_secs_f32())]
-    TimedOut { limit: Duration },
+    #[error("the body is larger than {limit} bytes ({section}.max_body)")]
+    TooLarge { limit: usize, section: &'static str },
+    #[error("the body did not arrive whole within {} s ({section}.body_timeout)", limit.as_secs_f32())]
+    TimedOut { limit: Duration, section: &'static str },
     #[error("the connection ended within the body: {reason}")]
     Broken { reason: String },
     #[error("bodies of other requests fill the memory for bodies (http.max_inflight); try again")]
@@ -79,14 +79,14 @@ impl Drop for Share {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
     pub(super) bytes: usize,
-    /// The setting that `bytes` comes from.
-    pub(super) key: &'static str,
+    /// The section of the configuration that they come from.
+    pub(super) section: &'static str,
     pub(super) time: Duration,
 }
 
 impl BodyLimits {
     fn exceeded(self) -> BodyError {
-        BodyError::TooLarge { limit: self.bytes, key: self.key }
+        BodyError::TooLarge { limit: self.bytes, section: self.section }
     }
 }
 
@@ -117,7 +117,7 @@ where
     let error = match tokio::time::timeout(limits.time, collected).await {
         Ok(Ok(body)) => return Ok((body, share)),
         Ok(Err(error)) => error,
-        Err(_) => BodyError::TimedOut { limit: limits.time },
+        Err(_) => BodyError::TimedOut { limit: limits.time, section: limits.section },
     };
     drain(stream);
     Err(error)
@@ -143,7 +143,7 @@ where
     let error = match tokio::time::timeout(limits.time, store(&mut stream, limits, file)).await {
         Ok(Ok(length)) => return Ok(length),
         Ok(Err(error)) => error,
-        Err(_) => BodyError::TimedOut { limit: limits.time },
+        Err(_) => BodyError::TimedOut { limit: limits.time, section: limits.section },
     };
     drain(stream);
     Err(error)

@@ -75,8 +75,7 @@ where
         named.map_or(config.http.body_timeout, |d| d.duration_since(start).min(config.http.body_timeout));
     let bytes = config.http.max_body_bytes();
     let read =
-        body::read(headers, stream, BodyLimits { bytes, key: "http.max_body", time }, app.body_budget())
-            .await;
+        body::read(headers, stream, BodyLimits { bytes, section: "http", time }, app.body_budget()).await;
     let (body, mut share) = read.map_err(|error| match named {
         Some(deadline) if deadline <= Instant::now() => PredictError::DeadlineExceeded.into(),
         _ => ApiError::from(error),

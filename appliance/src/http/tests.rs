@@ -12,8 +12,8 @@ use super::body::{self, BodyBudget, BodyError, BodyLimits};
 use super::reply::ApiError;
 use crate::predict::PredictError;
 
-const NO_TIME: BodyLimits = BodyLimits { bytes: 10, key: "http.max_body", time: Duration::from_millis(10) };
-const LIMITS: BodyLimits = BodyLimits { bytes: 10, key: "http.max_body", time: Duration::from_secs(5) };
+const NO_TIME: BodyLimits = BodyLimits { bytes: 10, section: "http", time: Duration::from_millis(10) };
+const LIMITS: BodyLimits = BodyLimits { bytes: 10, section: "http", time: Duration::from_secs(5) };
 
 fn chunks(
     parts: &[&'static [u8]],

@@ -7,6 +7,7 @@
 mod dir;
 mod s3;
 
+use std::error::Error;
 use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
@@ -120,6 +121,18 @@ pub trait BlobStore: Send + Sync + fmt::Debug {
     /// When the store is out of reach; permanent when the object has more than `max_bytes`.
     async fn get(&self, key: &BlobKey, max_bytes: u64) -> SyncResult<Option<Bytes>>;
 
+    /// An object by its whole key, to which no prefix of this store is added, and which may have any characters that
+    /// the store allows: for objects that somebody else has put. `None` when there is none.
+    ///
+    /// # Errors
+    /// As for [`BlobStore::get`], and when the store has no such keys.
+    async fn get_any(&self, key: &str, max_bytes: u64) -> SyncResult<Option<Bytes>> {
+        match BlobKey::new(key) {
+            Ok(key) => self.get(&key, max_bytes).await,
+            Err(invalid) => Err(SyncError::permanent(Link::Disk, invalid.to_string())),
+        }
+    }
+
     /// Copies an object into a file that it makes or overwrites, in bounded memory. Returns the bytes,
     /// `None` when there is no such object.
     ///
@@ -160,9 +173,27 @@ pub(crate) async fn open_source(path: &Path) -> SyncResult<(std::fs::File, u64)>
     Ok((file.into_std().await, metadata.len()))
 }
 
+/// Why an object was not read: it is larger than the caller allows. It is the source of the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it has {bytes} bytes or more, {bound} are allowed")]
+pub struct TooLarge {
+    /// Its bytes, as far as they were read.
+    pub bytes: u64,
+    /// The bound.
+    pub bound: u64,
+}
+
+impl TooLarge {
+    /// Whether, and how, `error` is about an object that is too large.
+    #[must_use]
+    pub fn of(error: &SyncError) -> Option<&Self> {
+        error.source().and_then(<dyn Error>::downcast_ref)
+    }
+}
+
 /// The refusal of an object that is too large to be read whole.
 pub(crate) fn too_large(link: Link, uri: &str, bytes: u64, bound: u64) -> SyncError {
-    SyncError::permanent(link, format!("{uri} has {bytes} bytes or more, {bound} are allowed"))
+    SyncError::permanent(link, format!("{uri} can't be read whole")).because(TooLarge { bytes, bound })
 }
 
 /// Puts a small object, reads it, and removes it again: each a step of a check.

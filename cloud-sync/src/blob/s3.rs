@@ -154,6 +154,10 @@ impl BlobStore for S3Store {
         self.get_any(&self.full(key), max_bytes).await
     }
 
+    async fn get_any(&self, key: &str, max_bytes: u64) -> SyncResult<Option<Bytes>> {
+        Self::get_any(self, key, max_bytes).await
+    }
+
     async fn get_file(&self, key: &BlobKey, file: &Path) -> SyncResult<Option<u64>> {
         let key = self.full(key);
         let uri = self.uri_of(&key);

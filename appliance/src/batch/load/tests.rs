@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use cloud_sync::blob::{BlobInfo, BlobPage};
+use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;

@@ -93,8 +93,8 @@ where
     };
     let limits = BodyLimits {
         bytes: usize::try_from(service.config.max_body.as_u64()).unwrap_or(usize::MAX),
-        key: "batch.max_body",
-        time: app.config().http.body_timeout,
+        section: "batch",
+        time: app.config().batch.body_timeout,
     };
     body::read_to_file(headers, stream, limits, file).await?;
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();

@@ -9,7 +9,7 @@ use reqwest::{Client, Response};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::app::{App, Phase};
+use crate::app::{App, Phase, Role};
 use crate::batch::BatchService;
 use crate::batch::testing::MemoryStores;
 use crate::config::Config;
@@ -32,7 +32,7 @@ impl Bench {
         config.http.max_body = bytesize::ByteSize::b(1000);
         set(&mut config);
         let stores = MemoryStores::default();
-        let app = App::new(config);
+        let app = App::new(Role::Serve, config);
         let server = Server::bind(&app.config().http).await.unwrap();
         let address = server.address();
         let (stop, stopped) = watch::channel(false);
@@ -268,7 +268,7 @@ async fn before_and_after_serving_and_when_switched_off_batches_are_refused() {
 
 #[tokio::test]
 async fn a_body_that_takes_too_long_leaves_nothing_and_submissions_are_bounded() {
-    let bench = Bench::with(|config| config.http.body_timeout = Duration::from_millis(300)).await;
+    let bench = Bench::with(|config| config.batch.body_timeout = Duration::from_millis(300)).await;
     bench.serve();
     let never = || {
         let head = "POST /batch/predict HTTP/1.1\r\nhost: weir\r\ncontent-length: 100\r\n\r\n{\"image";

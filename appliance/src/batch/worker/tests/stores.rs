@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage, BlobStore};
+use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage, BlobStore, TooLarge};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, QueueStats, ResultRecord, Settled};
 use cloud_sync::state::{
@@ -266,7 +266,8 @@ impl BlobStore for Reach {
         self.trip.call(Link::S3).await?;
         match self.stores.object(key.as_str()) {
             Some(bytes) if bytes.len() as u64 > max_bytes => {
-                Err(SyncError::permanent(Link::S3, format!("{key} has more than {max_bytes} bytes")))
+                let too_large = TooLarge { bytes: bytes.len() as u64, bound: max_bytes };
+                Err(SyncError::permanent(Link::S3, format!("{key} can't be read")).because(too_large))
             }
             found => Ok(found),
         }
