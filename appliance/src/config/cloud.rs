@@ -156,7 +156,7 @@ pub struct RedisSection {
 }
 
 /// The object storage. Without `bucket` there is none. Credentials come from the usual AWS chain.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3Section {
     /// The bucket.
@@ -255,19 +255,6 @@ impl Default for RedisSection {
             database: 0,
             prefix: "weir".into(),
             cache_timeout: Duration::from_millis(5),
-        }
-    }
-}
-
-impl Default for S3Section {
-    fn default() -> Self {
-        Self {
-            bucket: String::new(),
-            prefix: String::new(),
-            endpoint: String::new(),
-            region: String::new(),
-            ca_file: None,
-            allow_buckets: Vec::new(),
         }
     }
 }

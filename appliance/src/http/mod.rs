@@ -55,7 +55,7 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .and(warp::post())
         .and(state.clone())
         .and(warp::header::headers_cloned())
-        .and(raw_query.clone())
+        .and(raw_query)
         .and(warp::body::stream())
         .then(predict::handle);
     let batch_predict = warp::path!("batch" / "predict")
