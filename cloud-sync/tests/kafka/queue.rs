@@ -15,7 +15,7 @@ use test_services::Services;
 
 use super::support::{committed, config_of, ids, make_topic, nobody, queue_config};
 
-const ARRIVES: Duration = Duration::from_secs(60);
+const ARRIVES: Duration = Duration::from_secs(180);
 
 fn with_topics(services: &Services, partitions: i32) -> KafkaConfig {
     let config = config_of(services);
@@ -97,6 +97,10 @@ async fn two_members_share_and_the_jobs_of_one_that_leaves_go_to_the_other() {
     let start = Instant::now();
     while leaves.stats().partitions < 2 || stays.stats().partitions < 2 {
         assert!(start.elapsed() < ARRIVES, "{:?} {:?}", stays.stats(), leaves.stats());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    while stays.stats().waiting.is_none() {
+        assert!(start.elapsed() < ARRIVES, "{:?}", stays.stats());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(stays.stats().waiting.is_some_and(|waiting| waiting < 400));

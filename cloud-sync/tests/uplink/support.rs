@@ -11,7 +11,7 @@ use cloud_sync::kafka::KafkaConfig;
 use cloud_sync::outbox::{Durability, Outbox, OutboxConfig};
 use cloud_sync::uplink::{Uplink, UplinkConfig, UplinkStatus};
 
-pub(crate) const BOUND: Duration = Duration::from_secs(60);
+pub(crate) const BOUND: Duration = Duration::from_secs(180);
 
 /// An event of about 600 bytes, as `/predict` makes them.
 pub(crate) fn event(number: usize, camera: Option<&str>) -> Event {
