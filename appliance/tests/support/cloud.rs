@@ -42,16 +42,8 @@ impl<'a> Cloud<'a> {
 
     /// The deployment's own variables.
     pub fn env(&self) -> Vec<(String, String)> {
-        let (kafka, redis, s3) = (self.services.kafka(), self.services.redis(), self.services.s3());
-        let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
-        [
-            ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap.clone()),
-            ("KAFKA_USER", kafka.user.clone()),
-            ("KAFKA_PASSWORD", kafka.password()),
-            ("KAFKA_CA_FILE", path(&kafka.ca_file)),
-            ("KAFKA_TOPIC", self.requests.clone()),
-            ("KAFKA_RESULTS_TOPIC", self.results.clone()),
-            ("KAFKA_GROUP_ID", format!("{}-workers", self.name)),
+        let (redis, s3) = (self.services.redis(), self.services.s3());
+        let others = [
             ("REDIS_HOST", redis.host.clone()),
             ("REDIS_PORT", redis.port.to_string()),
             ("REDIS_PASSWORD", redis.password()),
@@ -62,6 +54,23 @@ impl<'a> Cloud<'a> {
             ("AWS_SECRET_ACCESS_KEY", s3.secret_key()),
             ("S3_BUCKET", s3.bucket.clone()),
             ("WEIR__S3__PREFIX", self.name.clone()),
+        ];
+        let mut env = self.kafka_env();
+        env.extend(others.map(|(name, value)| (name.to_owned(), value)));
+        env
+    }
+
+    /// Those of them that are about Kafka: an edge box has no more.
+    pub fn kafka_env(&self) -> Vec<(String, String)> {
+        let kafka = self.services.kafka();
+        [
+            ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap.clone()),
+            ("KAFKA_USER", kafka.user.clone()),
+            ("KAFKA_PASSWORD", kafka.password()),
+            ("KAFKA_CA_FILE", kafka.ca_file.to_str().unwrap().to_owned()),
+            ("KAFKA_TOPIC", self.requests.clone()),
+            ("KAFKA_RESULTS_TOPIC", self.results.clone()),
+            ("KAFKA_GROUP_ID", format!("{}-workers", self.name)),
             ("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
@@ -168,6 +177,15 @@ pub fn images(records: &[Value], request_id: &str) -> HashMap<u64, usize> {
     let mut counts = HashMap::new();
     for record in records.iter().filter(|r| r["kind"] == "batch_item" && r["request_id"] == request_id) {
         *counts.entry(record["index"].as_u64().unwrap()).or_default() += 1;
+    }
+    counts
+}
+
+/// How often each prediction is in these records, by the id of its request.
+pub fn predictions(records: &[Value]) -> HashMap<String, usize> {
+    let mut counts = HashMap::new();
+    for record in records.iter().filter(|r| r["kind"] == "prediction") {
+        *counts.entry(record["request_id"].as_str().unwrap().to_owned()).or_default() += 1;
     }
     counts
 }

@@ -16,6 +16,11 @@ pub struct Images {
 
 impl Images {
     pub fn serve() -> Self {
+        Self::slow(Duration::ZERO)
+    }
+
+    /// Each picture takes this long.
+    pub fn slow(pause: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let served = Arc::new(AtomicUsize::new(0));
@@ -24,7 +29,7 @@ impl Images {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let count = Arc::clone(&count);
-                std::thread::spawn(move || answer(stream, &count));
+                std::thread::spawn(move || answer(stream, &count, pause));
             }
         });
         Self { address, served }
@@ -48,8 +53,10 @@ impl Images {
     }
 }
 
-fn answer(mut stream: TcpStream, served: &AtomicUsize) {
+fn answer(mut stream: TcpStream, served: &AtomicUsize, pause: Duration) {
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // Or every answer would wait for an acknowledgement of its head.
+    stream.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     loop {
         let mut request = String::new();
@@ -64,6 +71,7 @@ fn answer(mut stream: TcpStream, served: &AtomicUsize) {
         let good = path.strip_prefix("/good/").and_then(|name| name.strip_suffix(".bmp")?.parse().ok());
         let (status, body) = match good {
             Some(n) => {
+                std::thread::sleep(pause);
                 served.fetch_add(1, Ordering::Relaxed);
                 ("200 OK", pictures::bmp(32, 32, n))
             }

@@ -3,15 +3,16 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
 pub mod client;
+pub mod clock;
 pub mod cloud;
 pub mod images;
+pub mod load;
 pub mod pictures;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -26,7 +27,7 @@ pub struct Daemon {
     pub child: Child,
     pub address: SocketAddr,
     pub data: TempDir,
-    log: mpsc::Receiver<String>,
+    log: crossbeam_channel::Receiver<String>,
 }
 
 /// The `weir` command with nothing of the tester's own configuration in it.
@@ -76,7 +77,7 @@ impl Daemon {
     pub fn spawn(mut command: Command, data: TempDir) -> Self {
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (send, log) = mpsc::channel();
+        let (send, log) = crossbeam_channel::unbounded();
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let _ = send.send(line);
@@ -105,12 +106,24 @@ impl Daemon {
         }
     }
 
+    /// The log lines that no one has asked for yet.
+    pub fn log(&self) -> Vec<String> {
+        self.log.try_iter().collect()
+    }
+
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         post(self.address, path, headers, body)
     }
 
     pub fn get(&self, path: &str) -> Reply {
         get(self.address, path)
+    }
+
+    /// SIGKILL, and its data directory for the next one.
+    pub fn kill(mut self) -> TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.data, tempfile::tempdir().unwrap())
     }
 
     /// SIGTERM.

@@ -169,14 +169,20 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
             "the record is larger than allowed: here {} bytes are, and the topic has its own max.message.bytes",
             config.max_message_bytes
         )),
-        Code::InvalidRecord | Code::InvalidTimestamp => Some("the broker does not take this record".to_owned()),
+        Code::InvalidRecord => Some("the broker does not take this record".to_owned()),
+        Code::InvalidTimestamp => Some(
+            "the clocks differ: set the time of this machine, or let the topic go by the broker's time \
+             (message.timestamp.type=LogAppendTime)"
+                .to_owned(),
+        ),
         Code::UnsupportedVersion | Code::UnsupportedFeature => {
             Some("the broker is too old: Kafka 2.5 or newer is needed".to_owned())
         }
         _ => None,
     };
     let mut text = at(config, attempt);
-    let permanent = remedy.is_some();
+    // A clock may be put right at any time, by whatever sets it.
+    let permanent = remedy.is_some() && code != Code::InvalidTimestamp;
     if let Some(remedy) = remedy {
         text = format!("{text}: {remedy}");
     }
@@ -202,7 +208,7 @@ fn is_certificate(reason: &str) -> bool {
 
 /// Whether a code refuses this very record, however often it is sent.
 pub(super) fn refuses_record(code: Code) -> bool {
-    is_too_large(code) || matches!(code, Code::InvalidRecord | Code::InvalidTimestamp)
+    is_too_large(code) || code == Code::InvalidRecord
 }
 
 /// Whether a code says that the record, or the batch that it was sent in, is too large.

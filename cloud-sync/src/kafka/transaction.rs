@@ -250,6 +250,11 @@ impl TransactionalProducer {
                 if self.shrinks(&back) {
                     return None;
                 }
+                // Of a batch in which one record's time is refused the others come back as invalid. No record is
+                // to blame for the clock: sent again, each has the time of then.
+                if back.iter().any(|(_, code)| *code == Code::InvalidTimestamp) {
+                    back.retain(|(_, code)| *code == Code::InvalidTimestamp);
+                }
                 if let Some((index, code)) = to_blame(&back, records) {
                     let record = records.get(index).map_or("", |record| record.id);
                     let size = records.get(index).map_or(0, size);

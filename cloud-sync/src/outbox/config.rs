@@ -23,7 +23,8 @@ pub enum WhenFull {
     /// Deletes the oldest events, sent or not, and counts them. The same when the disk itself is full.
     #[default]
     DropOldest,
-    /// Fails with [`OutboxError::Bound`] until the consumer has moved on or age has freed space.
+    /// Fails with [`OutboxError::Bound`], or [`OutboxError::Full`] for the disk, until the consumer has moved
+    /// on or age has freed space.
     Refuse,
 }
 

@@ -40,12 +40,14 @@ impl Writer {
     }
 
     /// Deletes the oldest segments because the disk is full, until that has freed twice `bytes`; false
-    /// when nothing was deleted. The newest segment stays, whatever happens.
+    /// when nothing was deleted. Those that the consumer has committed go under either policy. The newest
+    /// segment stays, whatever happens.
     pub(super) fn free_space(&mut self, bytes: u64) -> bool {
+        let drops = self.settled.config.when_full == WhenFull::DropOldest && !self.freed_in_vain;
         let mut freed = 0;
-        while !self.freed_in_vain && freed < 2 * bytes && self.shared.ledger.lock().segments.len() > 1 {
+        while freed < 2 * bytes && self.shared.ledger.lock().segments.len() > 1 {
             let Some(oldest) = self.oldest_closed() else { break };
-            if self.drop_oldest(Reason::Size).is_err() {
+            if !(drops || self.is_committed(&oldest)) || self.drop_oldest(Reason::Size).is_err() {
                 break;
             }
             freed += oldest.bytes;

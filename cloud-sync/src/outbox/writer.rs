@@ -28,7 +28,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::config::{Durability, Settled, WhenFull};
+use super::config::{Durability, Settled};
 use super::disk::{Disk, SegmentFile};
 use super::error::OutboxError;
 use super::ledger::{SegmentMeta, Shared};
@@ -69,7 +69,7 @@ pub(super) struct Writer {
     pub(super) active: Option<Active>,
     pub(super) next_sequence: u64,
     /// The disk was still full after events were deleted for it: whoever fills it would get the rest
-    /// too, so none are deleted again before a write has succeeded.
+    /// too, so none that were not sent are deleted again before a write has succeeded.
     pub(super) freed_in_vain: bool,
     /// Held for as long as anything is written.
     pub(super) lock: File,
@@ -151,7 +151,6 @@ impl Writer {
         self.rotate(bytes, now)?;
         let mut written = self.attempt(group, buffer, now);
         if let Err(Failure { error: OutboxError::Full { .. }, undone: true }) = written
-            && self.settled.config.when_full == WhenFull::DropOldest
             && self.free_space(bytes)
         {
             written = self.attempt(group, buffer, now);

@@ -106,6 +106,24 @@ fn a_full_disk_makes_room_from_the_oldest_events_when_told_so() {
 }
 
 #[test]
+fn a_full_disk_makes_room_from_what_is_sent_whatever_the_policy() {
+    for when_full in [WhenFull::Refuse, WhenFull::DropOldest] {
+        let rig = rig(when_full);
+        for n in 0..6 {
+            rig.append(&format!("{n}{}", "-".repeat(1900))).unwrap();
+        }
+        let before = rig.outbox.stats();
+        assert!(before.segments >= 3, "{before:?}");
+        rig.outbox.commit(4).unwrap();
+        rig.faults.fail_in(0, FULL);
+        assert_eq!(rig.append("new").unwrap(), 7);
+        let after = rig.outbox.stats();
+        assert_eq!((after.failed, after.dropped_by_size), (0, 0), "nothing is lost that was not sent");
+        assert_eq!(after.segments, before.segments - 1);
+    }
+}
+
+#[test]
 fn a_failed_fsync_is_never_tried_again_on_the_same_segment() {
     let rig = rig(WhenFull::DropOldest);
     rig.append("one").unwrap();

@@ -12,7 +12,7 @@
 //! A crash before 1 leaves a job like any other. After it the job comes again, with its mark: its settlement
 //! then looks in the outbox behind the marked sequence for the ids of its results (the field `id` of an
 //! event), and appends only those that are missing. So results must have the same ids whenever the same work
-//! is done again. What the outbox has dropped since (its bound, its age) is not found and published again:
+//! is done again. What the outbox has dropped since (its bound, its age, a full disk) is not found and published again:
 //! for that a box has to be off, between two steps that take milliseconds, for longer than events are kept.
 //!
 //! The same holds for a settlement that failed, for the disk was full, and is tried again.

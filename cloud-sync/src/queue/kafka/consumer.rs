@@ -21,6 +21,9 @@ const LOOK: Duration = Duration::from_secs(5);
 const KNOCK: Duration = Duration::from_secs(1);
 /// Longest single poll: after it the thread sees what has changed.
 const POLL: Duration = Duration::from_millis(20);
+/// How often a member says that it is there. In the answer it hears that another has come or gone, so this
+/// is also how long partitions wait for a new owner.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// What librdkafka calls back, on the thread that polls.
 pub(super) struct Callbacks {
@@ -97,11 +100,12 @@ fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> {
     let config = &shared.config;
     let mut client = config.client();
     let ahead = (config.max_message_bytes / 1024).max(8 * 1024);
+    let heartbeat = HEARTBEAT.min(config.session_timeout / 4);
     client
         .set("group.id", &config.group_id)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", config.session_timeout.as_millis().to_string())
-        .set("heartbeat.interval.ms", (config.session_timeout.as_millis() / 4).max(1).to_string())
+        .set("heartbeat.interval.ms", heartbeat.as_millis().max(1).to_string())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")

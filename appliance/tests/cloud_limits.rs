@@ -1,0 +1,242 @@
+//! What is at a limit: messages of 10 MB, a disk that is full while the broker is away, a clock that jumps. Nothing
+//! acknowledged is lost, nothing is there twice.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::clock::Clock;
+use support::cloud::{Cloud, finished, has_work, images, lines, predictions};
+use support::images::Images;
+use support::load::{PATIENCE, RealTime, check_complete, submit, wait_until};
+use support::{Daemon, pictures};
+use test_services::Services;
+
+#[test]
+fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
+    let cloud = Cloud::new(test_services::shared());
+    let pictures = Images::serve();
+    let (api, worker) = (cloud.serve(&[]), cloud.worker(&[]));
+    has_work(&worker);
+    // 100,000 URLs that are refused without a look, but for a few.
+    let path = "a-name-that-a-camera-could-give-to-a-picture-of-fish-in-the-morning";
+    let url = |n: usize| match n % 1000 {
+        7 => pictures.good(n),
+        _ => format!("http://169.254.169.254/{n:08}/{path}.jpg"),
+    };
+    let urls: Vec<String> = (0..100_000).map(url).collect();
+    let work = json!({"request_id": "large", "image_urls": urls}).to_string().into_bytes();
+    assert!((10 << 20..12 << 20).contains(&work.len()), "{}", work.len());
+    let rubbish = json!({"image_urls": "x".repeat(10 << 20)}).to_string().into_bytes();
+    // Neighbours before and behind, more than there are partitions.
+    let small: Vec<Vec<u8>> = (0..12)
+        .map(|n| {
+            json!({"request_id": format!("small-{n}"), "image_url": pictures.good(n)})
+                .to_string()
+                .into_bytes()
+        })
+        .collect();
+    let mut messages: Vec<&[u8]> = small[..6].iter().map(Vec::as_slice).collect();
+    messages.extend([&work[..], &rubbish[..]]);
+    messages.extend(small[6..].iter().map(Vec::as_slice));
+    let began = Instant::now();
+    cloud.produce(&messages);
+    for n in 0..12 {
+        let status = finished(&api, &format!("small-{n}"), PATIENCE);
+        assert_eq!(status["status"], "completed", "{status}");
+    }
+    println!("12 neighbours were finished after {:?}", began.elapsed());
+    let status = finished(&api, "large", PATIENCE);
+    println!("100,000 URLs of one message were finished after {:?}", began.elapsed());
+    wait_until("everything is settled", || support::cloud::metric(&worker, "weir_batch_inflight") == 0.0);
+    println!("and published after {:?}", began.elapsed());
+    assert_eq!((&status["completed"], &status["failed"]), (&json!(100), &json!(99_900)), "{status}");
+    let found = lines(&api, "large");
+    assert_eq!(found.len(), 100_000);
+    for (n, line) in found.iter().enumerate() {
+        let ok = if n % 1000 == 7 { "ok" } else { "failed" };
+        assert!(
+            line["index"] == n && line["status"] == ok && line["image_url"] == url(n),
+            "line {n}: {line}"
+        );
+    }
+    let unread = |seen: &[serde_json::Value]| seen.iter().filter(|r| r["code"] == "invalid_message").count();
+    let records = cloud.results(PATIENCE, |seen| images(seen, "large").len() == 100_000 && unread(seen) == 1);
+    println!("and visible after {:?}", began.elapsed());
+    assert!(images(&records, "large").values().all(|&count| count == 1));
+    for n in 0..12 {
+        assert_eq!(images(&records, &format!("small-{n}")).values().sum::<usize>(), 1);
+    }
+}
+
+/// The daemon of an edge box, with Kafka and nothing else, whose data directory is a file system of 1 MiB. The mount
+/// lives and dies with the daemon's mount namespace.
+fn edge_on_a_small_disk(cloud: &Cloud<'_>) -> Daemon {
+    let data = tempfile::tempdir().unwrap();
+    let program = support::weir();
+    let mut command = std::process::Command::new("unshare");
+    // An ordinary user may mount in a user namespace of their own; root needs none.
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .arg("mount -t tmpfs -o size=1m weir \"$1\" && exec \"$2\" serve --listen 127.0.0.1:0 --data-dir \"$1\"")
+        .arg("sh")
+        .arg(data.path())
+        .arg(program.get_program());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let settings = [
+        ("WEIR__LOG__FORMAT", "json"),
+        ("WEIR__OUTBOX__WHEN_FULL", "refuse"),
+        ("WEIR__OUTBOX__SEGMENT", "64 KiB"),
+        // So that every request has an event of its own to keep.
+        ("WEIR__CACHE__ENABLED", "false"),
+    ];
+    command.envs(cloud.kafka_env()).envs(settings);
+    Daemon::spawn(command, data)
+}
+
+#[test]
+fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
+    let services = Services::own(&["kafka"]);
+    let cloud = Cloud::new(&services);
+    let api = edge_on_a_small_disk(&cloud);
+    let mut acknowledged = HashSet::new();
+    let mut predict = |seed: u32| {
+        let reply = api.post("/predict?top_k=17", &[], &pictures::bmp(32, 32, seed));
+        if reply.status == 200 {
+            assert!(acknowledged.insert(reply.json()["request_id"].as_str().unwrap().to_owned()));
+        }
+        reply
+    };
+    let uplink = |key: &str| api.get("/health").json()["uplink"][key].clone();
+    assert_eq!(predict(0).status, 200);
+    wait_until("the first event is sent", || uplink("sent") == 1);
+    services.stop("kafka");
+    let refusal =
+        (1..5000).map(&mut predict).find(|reply| reply.status != 200).expect("1 MiB never filled up");
+    assert_eq!((refusal.status, refusal.code().as_str()), (503, "outbox_full"), "{}", refusal.text());
+    assert!(refusal.header("retry-after").is_some());
+    let health = api.get("/health").json();
+    assert_eq!(
+        (&health["status"], &health["outbox"]["healthy"]),
+        (&json!("degraded"), &json!(false)),
+        "{health}"
+    );
+    wait_until("the link is down", || api.get("/health").json()["links"]["kafka"]["status"] == "down");
+    services.start("kafka");
+    let back = Instant::now();
+    wait_until("the backlog is sent", || uplink("backlog") == 0);
+    println!("{} events were sent {:?} after Kafka was back", uplink("sent"), back.elapsed());
+    // Nothing but requests makes it look for room, and there is as much of it as before.
+    let mut seed = 10_000;
+    wait_until("there is room again", || {
+        seed += 1;
+        predict(seed).status == 200
+    });
+    println!("there was room again after {:?}", back.elapsed());
+    for seed in 20_000..20_500 {
+        let reply = predict(seed);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    assert_eq!(api.get("/health").json()["status"], "ready");
+    let records = cloud.results(PATIENCE, |seen| predictions(seen).len() >= acknowledged.len());
+    let counts = predictions(&records);
+    let missing = acknowledged.iter().filter(|id| !counts.contains_key(*id)).count();
+    let repeated = counts.values().filter(|&&count| count > 1).count();
+    assert_eq!((missing, repeated), (0, 0), "of {} acknowledged predictions", acknowledged.len());
+    assert_eq!((uplink("lost"), uplink("dead_lettered")), (json!(0), json!(0)));
+}
+
+#[test]
+fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
+    let cloud = Cloud::new(test_services::shared());
+    let pictures = Images::slow(Duration::from_millis(20));
+    let clock = Clock::new();
+    let mut env = clock.env();
+    env.extend(
+        [("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__LOADS", "2")].map(|(k, v)| (k.into(), v.into())),
+    );
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let (api, worker) = (cloud.serve(&env), cloud.worker(&env));
+    has_work(&worker);
+    let running = AtomicBool::new(true);
+    let urls = |n: usize| -> Vec<String> { (0..300).map(|i| pictures.good(n * 300 + i)).collect() };
+    let submitted = ["as-it-was", "ahead", "in-1970"];
+    let healthy = |when: &str| {
+        for daemon in [&api, &worker] {
+            let health = daemon.get("/health");
+            assert_eq!(
+                (health.status, &health.json()["status"]),
+                (200, &json!("ready")),
+                "{when}: {}",
+                health.text()
+            );
+        }
+    };
+    let seen = std::thread::scope(|scope| {
+        let load = scope.spawn(|| RealTime::send(&api, &running, 0));
+        let under_way = |id: &str| {
+            let path = format!("/batch/status/{id}");
+            wait_until("the batch is being worked on", || {
+                pictures.served() > 20 && api.get(&path).status == 200
+            });
+        };
+        let send = |n: usize| {
+            let (api, urls) = (&api, urls(n));
+            scope.spawn(move || submit(api, submitted[n], &urls))
+        };
+        let mut senders = vec![send(0)];
+        under_way(submitted[0]);
+        clock.ahead(Duration::from_secs(3 * 24 * 3600));
+        senders.push(send(1));
+        std::thread::sleep(Duration::from_secs(4));
+        healthy("3 days ahead");
+        clock.at_1970();
+        senders.push(send(2));
+        std::thread::sleep(Duration::from_secs(4));
+        healthy("in 1970");
+        clock.right();
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        for id in submitted {
+            finished(&api, id, PATIENCE);
+        }
+        running.store(false, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    for id in submitted {
+        check_complete(&cloud, &api, id, 300);
+    }
+    for (n, daemon) in [&api, &worker].iter().enumerate() {
+        for line in daemon.log() {
+            if !line.contains("INFO") {
+                println!("DBG {n} {line}");
+            }
+        }
+    }
+    wait_until("every event is sent", || api.get("/health").json()["uplink"]["backlog"] == 0);
+    let uplink = api.get("/health").json()["uplink"].clone();
+    assert_eq!((&uplink["lost"], &uplink["dead_lettered"]), (&json!(0), &json!(0)), "{uplink}");
+    let records = cloud.results(PATIENCE, |found| predictions(found).len() >= seen.acknowledged.len());
+    let counts = predictions(&records);
+    assert!(seen.acknowledged.iter().all(|id| counts.get(id) == Some(&1)));
+    assert_eq!(counts.len(), seen.acknowledged.len());
+    healthy("at the end");
+    for daemon in [&api, &worker] {
+        let panics: Vec<String> = daemon.log().into_iter().filter(|line| line.contains("panic")).collect();
+        assert!(panics.is_empty(), "{panics:?}");
+    }
+}

@@ -1,0 +1,121 @@
+//! Servers that go and come back while batches and real-time requests are under way: nothing acknowledged is lost,
+//! nothing is there twice, and real-time requests don't notice.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use support::cloud::{Cloud, finished, has_work, predictions};
+use support::images::Images;
+use support::load::{PATIENCE, RealTime, assert_once, check_results, percentile, submit, wait_until};
+use test_services::Services;
+
+/// How long a server is away: longer than a client's own retries of one call.
+const AWAY: Duration = Duration::from_secs(6);
+/// Images of a batch.
+const IMAGES: usize = 300;
+
+#[test]
+fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
+    let services = Services::own(&["kafka", "redis", "s3"]);
+    let cloud = Cloud::new(&services);
+    let pictures = Images::slow(Duration::from_millis(20));
+    let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "20")]);
+    let workers =
+        [cloud.worker(&[("WEIR__BATCH__LOADS", "2")]), cloud.worker(&[("WEIR__BATCH__LOADS", "2")])];
+    workers.iter().for_each(has_work);
+    let running = AtomicBool::new(true);
+    let mut batches: Vec<String> = Vec::new();
+    let mut away: Vec<(Instant, Instant)> = Vec::new();
+    let urls = |n: usize| -> Vec<String> { (0..IMAGES).map(|i| pictures.good(n * IMAGES + i)).collect() };
+    let seen = std::thread::scope(|scope| {
+        let load = scope.spawn(|| RealTime::send(&api, &running, 0));
+        // How it is with everything there.
+        submit(&api, "before", &urls(0));
+        finished(&api, "before", PATIENCE);
+        batches.push("before".into());
+        for (server, hard) in [("redis", true), ("kafka", false), ("s3", true), ("kafka", true)] {
+            let name = |when: &str| format!("{server}-{hard}-{when}");
+            let (under_way, meanwhile) = (name("under-way"), name("meanwhile"));
+            submit(&api, &under_way, &urls(batches.len()));
+            let status = format!("/batch/status/{under_way}");
+            wait_until("it is being worked on", || {
+                api.get(&status).json()["completed"].as_u64().unwrap_or(0) > 0
+            });
+            let began = Instant::now();
+            if hard {
+                services.kill(server);
+            } else {
+                services.stop(server);
+            }
+            // Sent again until it is taken, which may be at once or when the server is back.
+            let later = urls(batches.len() + 1);
+            let second = scope.spawn({
+                let (api, id) = (&api, meanwhile.clone());
+                move || submit(api, &id, &later)
+            });
+            wait_until("its absence is noticed", || {
+                let links = |daemon: &support::Daemon| {
+                    daemon.get("/health").json()["links"][server]["status"] == "down"
+                };
+                links(&api) || workers.iter().any(links)
+            });
+            std::thread::sleep(AWAY.saturating_sub(began.elapsed()));
+            let health = api.get("/health");
+            assert_eq!(
+                (health.status, &health.json()["status"]),
+                (200, &"ready".into()),
+                "{}",
+                health.text()
+            );
+            let back = Instant::now();
+            away.push((began, back));
+            services.start(server);
+            println!("{server}, hard: {hard}: away for {:?}, start took {:?}", back - began, back.elapsed());
+            let up = Instant::now();
+            second.join().unwrap();
+            for id in [under_way, meanwhile] {
+                finished(&api, &id, PATIENCE);
+                batches.push(id);
+            }
+            println!("both batches were finished {:?} later", up.elapsed());
+        }
+        running.store(false, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    for request_id in &batches {
+        check_results(&api, request_id, IMAGES);
+    }
+    // Every acknowledged prediction and every image is in the topic, once.
+    let acknowledged: HashSet<&str> = seen.acknowledged.iter().map(String::as_str).collect();
+    assert_eq!(acknowledged.len(), seen.acknowledged.len());
+    let complete = |records: &[serde_json::Value]| {
+        predictions(records).len() >= acknowledged.len()
+            && records.iter().filter(|r| r["kind"] == "batch").count() >= batches.len()
+    };
+    let records = cloud.results(PATIENCE, complete);
+    for request_id in &batches {
+        assert_once(&records, request_id, IMAGES);
+    }
+    let counts = predictions(&records);
+    assert!(acknowledged.iter().all(|id| counts.contains_key(*id)));
+    assert!(counts.values().all(|&count| count == 1), "a prediction is there twice");
+
+    let is_away = |at: Instant| away.iter().any(|(from, to)| (*from..*to).contains(&at));
+    let times = |away: bool| -> Vec<Duration> {
+        seen.times.iter().filter(|(at, _)| is_away(*at) == away).map(|(_, took)| *took).collect()
+    };
+    let (during, otherwise) = (percentile(times(true), 99), percentile(times(false), 99));
+    println!(
+        "{} predictions; p99 while a server is away {during:?}, otherwise {otherwise:?}; longest {:?} and {:?}",
+        acknowledged.len(),
+        times(true).into_iter().max().unwrap(),
+        times(false).into_iter().max().unwrap(),
+    );
+    // The machine is shared by servers, workers and tests: a request that waited for a network would take seconds.
+    assert!(during < otherwise * 3 + Duration::from_millis(50), "{during:?} against {otherwise:?}");
+}
