@@ -1,161 +1,296 @@
-//! Batches through one process with nothing but a data directory: taken, worked off, killed, gone on with.
+//! Batches through one process with an empty configuration: asked for, worked off, and nothing lost or doubled when the
+//! process is killed, stopped or its clock jumps.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use serde_json::{Value, json};
-use support::cloud::{finished, lines};
+use support::clock::Clock;
+use support::cloud::{finished, images, lines, metric, predictions};
 use support::images::Images;
-use support::{Daemon, pictures, sample};
+use support::load::{
+    PATIENCE, RealTime, assert_once, check_results, percentile, post_batch, submit, wait_until,
+};
+use support::{Daemon, pictures};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const JSON: (&str, &str) = ("content-type", "application/json");
+/// The pictures of the tests are on loopback.
 const LOOPBACK: (&str, &str) = ("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8");
+/// Tests that measure run alone, the others beside each other.
+static QUIET: RwLock<()> = RwLock::new(());
 
-fn post(daemon: &Daemon, body: &Value) -> support::Reply {
-    let json = [("content-type", "application/json")];
-    daemon.post("/batch/predict", &json, body.to_string().as_bytes())
+fn urls(pictures: &Images, count: usize) -> Vec<String> {
+    (0..count).map(|n| pictures.good(n)).collect()
 }
 
-/// How often each image of a batch is among the outbox's events.
-fn published(daemon: &Daemon, request_id: &str) -> HashMap<u64, usize> {
-    let mut counts = HashMap::new();
-    for event in daemon.events() {
-        if event["kind"] == "batch_item" && event["request_id"] == request_id {
-            *counts.entry(event["index"].as_u64().unwrap()).or_default() += 1;
-        }
-    }
-    counts
+/// Waits until so many images of a batch are done.
+fn is_under_way(api: &Daemon, request_id: &str, images: u64) {
+    wait_until("the batch is under way", || {
+        let status = api.get(&format!("/batch/status/{request_id}")).json();
+        assert_ne!(status["status"], "completed", "it was over too soon");
+        status["completed"].as_u64().unwrap_or(0) >= images
+    });
 }
 
-fn resident_peak(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+/// Each image of the batch has one event in the outbox, and the batch has one.
+fn check_events(api: &Daemon, request_id: &str, total: usize) {
+    let events = api.events();
+    assert_once(&events, request_id, total);
+    let summaries = events.iter().filter(|e| e["kind"] == "batch" && e["request_id"] == request_id).count();
+    assert_eq!(summaries, 1);
 }
 
 #[test]
-fn a_batch_by_url_with_every_third_bad_has_a_result_for_each() {
-    let (daemon, pictures) = (Daemon::start(&[LOOPBACK]), Images::serve());
+fn a_batch_of_urls_is_worked_off_and_told_once() {
+    let _others = QUIET.read();
+    let pictures = Images::serve();
+    let api = Daemon::start(&[LOOPBACK, ("WEIR__BATCH__CHUNK", "20")]);
     let url = |n: usize| if n % 3 == 2 { pictures.missing(n) } else { pictures.good(n) };
-    let urls: Vec<String> = (0..60).map(url).collect();
-    let batch = json!({"request_id": "night-1", "camera": "dock-1", "top_k": 2, "image_urls": urls});
-    let accepted = post(&daemon, &batch);
-    assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(60)), "{}", accepted.text());
-    let status = finished(&daemon, "night-1", PATIENCE);
-    assert_eq!((&status["completed"], &status["failed"]), (&json!(40), &json!(20)), "{status}");
-    let inline = status["results"].as_array().expect("a small batch has its results in the status");
-    let lines = lines(&daemon, "night-1");
-    assert_eq!(inline, &lines);
+    let urls: Vec<String> = (0..90).map(url).collect();
+    let accepted = post_batch(&api, "survey", &urls);
+    assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(90)), "{}", accepted.text());
+    let status = finished(&api, "survey", PATIENCE);
+    assert_eq!((&status["completed"], &status["failed"]), (&json!(60), &json!(30)), "{status}");
+    let lines = lines(&api, "survey");
     for (n, line) in lines.iter().enumerate() {
-        let expected = if n % 3 == 2 { "failed" } else { "ok" };
-        assert_eq!((&line["index"], &line["status"]), (&json!(n), &json!(expected)), "{line}");
-        assert!(n % 3 == 2 || line["predictions"].as_array().unwrap().len() == 2);
+        assert!(line["index"] == n && line["image_url"] == url(n), "line {n}: {line}");
+        assert_eq!(line["status"] == "failed", n % 3 == 2, "line {n}: {line}");
     }
-    // The same is the same; another content is not.
-    let again = post(&daemon, &batch);
+    // At most 100 results stand in the status itself.
+    assert_eq!(status["results"].as_array().unwrap(), &lines);
+    check_events(&api, "survey", 90);
+
+    // The same again is the same batch, whatever has become of it; another under its id is refused.
+    let served = pictures.served();
+    let again = post_batch(&api, "survey", &urls);
     assert_eq!((again.status, &again.json()["status"]), (202, &json!("completed")), "{}", again.text());
-    let other = post(&daemon, &json!({"request_id": "night-1", "image_urls": [pictures.good(1)]}));
-    assert_eq!((other.status, other.code().as_str()), (409, "request_id_taken"));
-    let counts = published(&daemon, "night-1");
-    assert!(counts.len() == 60 && counts.values().all(|&count| count == 1), "{counts:?}");
-    assert_eq!(daemon.get("/batch/status/never-sent").status, 404);
+    let other = post_batch(&api, "survey", &urls[1..]);
+    assert_eq!((other.status, other.code().as_str()), (409, "request_id_taken"), "{}", other.text());
+    assert_eq!(pictures.served(), served);
+    check_events(&api, "survey", 90);
+
+    let all_bad: Vec<String> = (0..3).map(|n| pictures.missing(n)).collect();
+    submit(&api, "bad", &all_bad);
+    assert_eq!(finished(&api, "bad", PATIENCE)["status"], "failed");
+    let unknown = api.get("/batch/status/nobody");
+    assert_eq!((unknown.status, unknown.code().as_str()), (404, "unknown_batch"), "{}", unknown.text());
 }
 
 #[test]
-fn files_in_the_request_are_a_batch_too() {
-    let daemon = Daemon::start(&[]);
-    let (picture, label) = sample();
-    let mut body = Vec::new();
-    for (name, bytes) in
-        [("a.jpg", picture.as_slice()), ("b.txt", b"no picture"), ("c.bmp", &pictures::bmp(40, 30, 7))]
-    {
-        let head =
-            format!("--cut\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n");
-        body.extend_from_slice(head.as_bytes());
-        body.extend_from_slice(bytes);
-        body.extend_from_slice(b"\r\n");
-    }
-    body.extend_from_slice(b"--cut--\r\n");
-    let accepted =
-        daemon.post("/batch/predict", &[("content-type", "multipart/form-data; boundary=cut")], &body);
-    assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(3)), "{}", accepted.text());
-    let id = accepted.json()["request_id"].as_str().unwrap().to_owned();
-    let status = finished(&daemon, &id, PATIENCE);
-    assert_eq!((&status["completed"], &status["failed"]), (&json!(2), &json!(1)), "{status}");
-    let lines = lines(&daemon, &id);
-    assert_eq!((&lines[0]["species"], &lines[1]["status"]), (&json!(label), &json!("failed")));
-}
-
-#[test]
-fn killed_ten_times_inside_a_batch_it_still_has_each_result_once() {
-    let pictures = Images::serve();
-    let urls: Vec<String> = (0..500).map(|n| pictures.good(n)).collect();
-    let settings = [LOOPBACK, ("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__INFLIGHT", "2")];
-    let mut daemon = Daemon::start(&settings);
-    let accepted = post(&daemon, &json!({"request_id": "killed", "image_urls": urls}));
-    assert_eq!(accepted.status, 202, "{}", accepted.text());
-    for round in 0..10 {
-        let before = pictures.served();
-        let until = Instant::now() + PATIENCE;
-        while pictures.served() < before + 5 + 3 * round {
-            if daemon.get("/batch/status/killed").json()["status"] == "completed" {
-                break;
-            }
-            assert!(Instant::now() < until, "nobody works");
-            std::thread::sleep(Duration::from_millis(2));
+fn a_batch_of_files_is_worked_off() {
+    let _others = QUIET.read();
+    let api = Daemon::start(&[("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__INLINE_RESULTS", "10")]);
+    let form = |count: u32| {
+        let mut body =
+            b"--b\r\ncontent-disposition: form-data; name=\"request_id\"\r\n\r\nfiles\r\n".to_vec();
+        for n in 0..count {
+            let head =
+                format!("--b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{n}.bmp\"\r\n\r\n");
+            body.extend_from_slice(head.as_bytes());
+            // The last is no picture.
+            let file = if n + 1 < count { pictures::bmp(40, 30, n) } else { b"no picture at all".to_vec() };
+            body.extend_from_slice(&file);
+            body.extend_from_slice(b"\r\n");
         }
-        daemon.child.kill().unwrap();
-        daemon.child.wait().unwrap();
-        let data = std::mem::replace(&mut daemon.data, tempfile::tempdir().unwrap());
-        daemon = Daemon::start_in(data, &settings);
-    }
-    let status = finished(&daemon, "killed", PATIENCE);
-    assert_eq!((&status["completed"], &status["total"]), (&json!(500), &json!(500)), "{status}");
-    assert_eq!(lines(&daemon, "killed").len(), 500);
-    let until = Instant::now() + PATIENCE;
-    while published(&daemon, "killed").len() < 500 {
-        assert!(Instant::now() < until, "results are missing among the events");
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    assert!(published(&daemon, "killed").values().all(|&count| count == 1), "a result is there twice");
+        body.extend_from_slice(b"--b--\r\n");
+        api.post("/batch/predict", &[("content-type", "multipart/form-data; boundary=b")], &body)
+    };
+    let accepted = form(50);
+    assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(50)), "{}", accepted.text());
+    let status = finished(&api, "files", PATIENCE);
+    assert_eq!((&status["completed"], &status["failed"]), (&json!(49), &json!(1)), "{status}");
+    assert!(status["results"].is_null(), "50 are too many to stand in the status: {status}");
+    let lines = lines(&api, "files");
+    assert!(lines.iter().enumerate().all(|(n, line)| line["index"] == n));
+    assert!(lines[..49].iter().all(|line| line["status"] == "ok"));
+    check_events(&api, "files", 50);
+    assert_eq!(form(50).status, 202);
+    let other = form(49);
+    assert_eq!((other.status, other.code().as_str()), (409, "request_id_taken"), "{}", other.text());
 }
 
 #[test]
-fn a_stop_in_the_middle_is_in_order_and_the_next_start_goes_on() {
+fn ten_kills_inside_a_batch_of_500() {
+    let _others = QUIET.read();
+    let pictures = Images::slow(Duration::from_millis(20));
+    let settings = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__LOADS", "2")];
+    let urls = urls(&pictures, 500);
+    let mut api = Daemon::start(&settings);
+    submit(&api, "killed", &urls);
+    for kill in 0..10 {
+        // Each time at another point of its work.
+        let goal = pictures.served() + 3 + kill * 13 % 40;
+        wait_until("the batch is being worked on", || pictures.served() >= goal);
+        let data = api.kill();
+        api = Daemon::start_in(data, &settings);
+        let status = api.get("/batch/status/killed").json();
+        assert!(
+            matches!(status["status"].as_str(), Some("queued" | "processing")),
+            "kill {kill} came too late: {status}"
+        );
+        // Whoever does not know what became of it may ask again.
+        assert_eq!(post_batch(&api, "killed", &urls).status, 202);
+    }
+    check_results(&api, "killed", 500);
+    wait_until("the last message has left the queue", || metric(&api, "weir_batch_inflight") == 0.0);
+    check_events(&api, "killed", 500);
+    println!("{} pictures served for 500", pictures.served());
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_batch_is_in_order_and_the_next_start_goes_on() {
+    let _others = QUIET.read();
+    let pictures = Images::slow(Duration::from_millis(50));
+    // A message takes longer than the grace period.
+    let settings = [
+        LOOPBACK,
+        ("WEIR__BATCH__CHUNK", "100"),
+        ("WEIR__BATCH__LOADS", "1"),
+        ("WEIR__SHUTDOWN__GRACE", "3s"),
+    ];
+    let mut api = Daemon::start(&settings);
+    submit(&api, "stopped", &urls(&pictures, 300));
+    wait_until("the batch is being worked on", || pictures.served() >= 20);
+    let began = Instant::now();
+    api.terminate();
+    let ended = api.wait(Duration::from_secs(30)).expect("it did not end");
+    println!("it ended after {:?}", began.elapsed());
+    assert!(ended.success(), "{ended}: {:?}", api.log());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let data = api.kill();
+    let quick = [LOOPBACK, ("WEIR__BATCH__CHUNK", "100")];
+    let api = Daemon::start_in(data, &quick);
+    check_results(&api, "stopped", 300);
+    wait_until("the last message has left the queue", || metric(&api, "weir_batch_inflight") == 0.0);
+    check_events(&api, "stopped", 300);
+}
+
+#[test]
+fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
+    let _others = QUIET.read();
+    let pictures = Images::slow(Duration::from_millis(20));
+    let clock = Clock::new();
+    let mut env = clock.env();
+    let more = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__LOADS", "1")];
+    env.extend(more.map(|(name, value)| (name.into(), value.into())));
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let api = Daemon::start(&env);
+    let running = AtomicBool::new(true);
+    let batches = [("before", 400), ("ahead", 100), ("in-1970", 100)];
+    let seen = std::thread::scope(|scope| {
+        let load = scope.spawn(|| RealTime::send(&api, &running, 0));
+        let jump = |to: &str| {
+            let health = api.get("/health");
+            assert_eq!(
+                (health.status, &health.json()["status"]),
+                (200, &json!("ready")),
+                "{to}: {}",
+                health.text()
+            );
+            assert_eq!(api.get("/batch/status/before").json()["status"], "processing", "{to}");
+        };
+        submit(&api, "before", &urls(&pictures, 400));
+        is_under_way(&api, "before", 10);
+        // Longer than the status of a batch is kept: this one has changed in time, and is not forgotten.
+        clock.ahead(Duration::from_secs(3 * 24 * 3600));
+        jump("3 days ahead");
+        submit(&api, "ahead", &urls(&pictures, 100));
+        clock.at_1970();
+        jump("in 1970");
+        submit(&api, "in-1970", &urls(&pictures, 100));
+        std::thread::sleep(Duration::from_secs(1));
+        clock.right();
+        for (id, _) in batches {
+            finished(&api, id, PATIENCE);
+        }
+        running.store(false, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    for (id, total) in batches {
+        check_results(&api, id, total);
+        check_events(&api, id, total);
+    }
+    let counts: HashMap<String, usize> = predictions(&api.events());
+    assert!(seen.acknowledged.iter().all(|id| counts.get(id) == Some(&1)));
+    assert_eq!(counts.len(), seen.acknowledged.len());
+    let panics: Vec<String> = api.log().into_iter().filter(|line| line.contains("panic")).collect();
+    assert!(panics.is_empty(), "{panics:?}");
+}
+
+#[test]
+fn real_time_requests_go_before_a_large_batch() {
+    let _alone = QUIET.write();
     let pictures = Images::serve();
-    let urls: Vec<String> = (0..3000).map(|n| pictures.good(n)).collect();
-    let settings = [LOOPBACK, ("WEIR__SHUTDOWN__GRACE", "3s")];
-    let mut daemon = Daemon::start(&settings);
-    assert_eq!(post(&daemon, &json!({"request_id": "stopped", "image_urls": urls})).status, 202);
-    while pictures.served() < 50 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    daemon.terminate();
-    let ended = daemon.wait(Duration::from_secs(20)).expect("it did not end");
-    assert!(ended.success(), "{ended}");
-    let data = std::mem::replace(&mut daemon.data, tempfile::tempdir().unwrap());
-    let daemon = Daemon::start_in(data, &settings);
-    let status = finished(&daemon, "stopped", PATIENCE);
-    assert_eq!(status["completed"], json!(3000), "{status}");
+    let api = Daemon::start(&[LOOPBACK]);
+    let measure = |seed: u32| {
+        let mut seen = RealTime::default();
+        for n in 0..150 {
+            seen.one(&api, seed + n);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        seen.times.into_iter().map(|(_, took)| took).collect::<Vec<_>>()
+    };
+    measure(0);
+    let before = measure(1000);
+    submit(&api, "large", &urls(&pictures, 20_000));
+    is_under_way(&api, "large", 1);
+    let began = Instant::now();
+    let done = || metric(&api, "weir_batch_images_completed");
+    let at_first = done();
+    let meanwhile = measure(2000);
+    let rate = (done() - at_first) / began.elapsed().as_secs_f64();
+    assert_eq!(api.get("/batch/status/large").json()["status"], "processing", "the batch was too small");
+    let (before, meanwhile) = (percentile(before, 50), percentile(meanwhile, 50));
+    println!("p50 {before:?} without, {meanwhile:?} beside a batch at {rate:.0} images/s");
+    assert!(rate > 1.0, "the batch stood still");
+    // Behind the images that the lanes are given ahead it would take a hundred milliseconds and more.
+    assert!(meanwhile < before * 3 + Duration::from_millis(15), "{meanwhile:?} against {before:?}");
+}
+
+/// Resident memory at its highest, in bytes.
+fn peak(api: &Daemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", api.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
 #[test]
-fn a_hundred_thousand_urls_are_taken_without_being_held_in_memory() {
-    // Nothing may be reached, so that each fails at once and only the taking is measured.
-    let daemon = Daemon::start(&[]);
-    post(&daemon, &json!({"request_id": "warm", "image_urls": ["http://10.0.0.1/0.jpg"]}));
-    let before = resident_peak(&daemon);
-    let urls: Vec<String> = (0..100_000)
-        .map(|n| format!("http://10.1.2.3/archive/2026/november/camera-{}/{n:07}.jpg", n % 16))
-        .collect();
-    let accepted = post(&daemon, &json!({"request_id": "archive", "image_urls": urls}));
+fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
+    let _alone = QUIET.write();
+    let pictures = Images::serve();
+    let api = Daemon::start(&[LOOPBACK]);
+    // What every first time costs.
+    submit(&api, "small", &urls(&pictures, 200));
+    check_results(&api, "small", 200);
+    let before = peak(&api);
+    let body = {
+        let path = "a-name-that-a-camera-could-give-to-a-picture-of-fish-in-the-morning";
+        let urls: Vec<String> =
+            (0..100_000).map(|n| format!("http://169.254.169.254/{n:08}/{path}.jpg")).collect();
+        json!({"request_id": "large", "image_urls": urls}).to_string().into_bytes()
+    };
+    let began = Instant::now();
+    let accepted = api.post("/batch/predict", &[JSON], &body);
     assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(100_000)), "{}", accepted.text());
-    let grown = resident_peak(&daemon) - before;
-    assert!(grown < 40 << 20, "{} MiB more", grown >> 20);
-    let known = daemon.get("/batch/status/archive").json();
-    assert!(["queued", "processing", "failed"].contains(&known["status"].as_str().unwrap()), "{known}");
+    let (taken, when_taken) = (peak(&api).saturating_sub(before), began.elapsed());
+    let status = finished(&api, "large", PATIENCE);
+    assert_eq!((&status["status"], &status["failed"]), (&json!("failed"), &json!(100_000)), "{status}");
+    let (done, when_done) = (peak(&api).saturating_sub(before), began.elapsed());
+    let lines: Vec<Value> = lines(&api, "large");
+    assert_eq!(lines.len(), 100_000);
+    println!(
+        "{} bytes: taken after {when_taken:?} with {} KiB more, finished after {when_done:?} with {} KiB more",
+        body.len(),
+        taken >> 10,
+        done >> 10
+    );
+    // The body has 10 MB and its results 60; working them off has buffers of its own.
+    assert!(taken < 30 << 20 && done < 96 << 20, "{taken} and {done} bytes more");
+    assert_eq!(images(&api.events(), "large").len(), 100_000);
 }

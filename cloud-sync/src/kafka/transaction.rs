@@ -143,7 +143,7 @@ impl TransactionalProducer {
             let Err(failure) = fill(client, topic, records, position, deadline) else {
                 return self.commit(topic, deadline);
             };
-            if let Some(error) = self.give_up(topic, records, failure) {
+            if let Some(error) = self.give_up(topic, records, failure, deadline) {
                 return Err(error);
             }
             tracing::info!(
@@ -236,38 +236,67 @@ impl TransactionalProducer {
     }
 
     /// Aborts, and says why; `None` when the same is worth another try with smaller batches.
-    fn give_up(&mut self, topic: &str, records: &[Record<'_>], failure: Failure) -> Option<PublishError> {
+    fn give_up(
+        &mut self,
+        topic: &str,
+        records: &[Record<'_>],
+        failure: Failure,
+        deadline: Instant,
+    ) -> Option<PublishError> {
         let watch = self.client.as_ref().map(|client| watch(client).clone()).unwrap_or_default();
         self.abort();
         let attempt = format!("publish to topic {topic}");
+        // All are here: an abort waits for what is under way.
+        let mut back = watch.take_refused();
+        back.retain(|(_, code)| !matches!(code, Code::PurgeQueue | Code::PurgeInflight));
         let error = match failure {
-            Failure::Client(error) => error,
-            Failure::Late => KafkaError::MessageProduction(Code::MessageTimedOut),
-            Failure::Record => {
-                // All are here: an abort waits for what is under way.
-                let mut back = watch.take_refused();
-                back.retain(|(_, code)| !matches!(code, Code::PurgeQueue | Code::PurgeInflight));
+            // Unless a record came back meanwhile: then that is why the transaction takes no more.
+            Failure::Client(error) if back.is_empty() => error,
+            Failure::Late if back.is_empty() => KafkaError::MessageProduction(Code::MessageTimedOut),
+            _ => {
                 if self.shrinks(&back) {
                     return None;
                 }
-                // Of a batch in which one record's time is refused the others come back as invalid. No record is
-                // to blame for the clock: sent again, each has the time of then.
-                if back.iter().any(|(_, code)| *code == Code::InvalidTimestamp) {
-                    back.retain(|(_, code)| *code == Code::InvalidTimestamp);
+                let blamed = to_blame(&back, records)
+                    .and_then(|(index, code)| Some((index, records.get(index)?, code)))
+                    .map(|(index, record, code)| match code {
+                        Code::InvalidRecord => (index, record, self.verdict(topic, record, deadline)),
+                        code => (index, record, code),
+                    });
+                match blamed {
+                    Some((index, record, code)) if refuses_record(code) => {
+                        let (id, size) = (record.id, size(record));
+                        let attempt = format!("publish record {id} of {size} bytes to topic {topic}");
+                        let error =
+                            explain(&self.config, &attempt, KafkaError::MessageProduction(code), None);
+                        return Some(PublishError::Refused { index, error });
+                    }
+                    Some((_, _, code)) => KafkaError::MessageProduction(code),
+                    None => KafkaError::MessageProduction(back.first().map_or(Code::Fail, |(_, code)| *code)),
                 }
-                if let Some((index, code)) = to_blame(&back, records) {
-                    let record = records.get(index).map_or("", |record| record.id);
-                    let size = records.get(index).map_or(0, size);
-                    let attempt = format!("publish record {record} of {size} bytes to topic {topic}");
-                    let error = explain(&self.config, &attempt, KafkaError::MessageProduction(code), None);
-                    return Some(PublishError::Refused { index, error });
-                }
-                KafkaError::MessageProduction(back.first().map_or(Code::Fail, |(_, code)| *code))
             }
         };
         let lost = error.rdkafka_error_code().is_some_and(is_lost_group);
         let told = explain(&self.config, &attempt, error, Some(watch.trouble()));
         Some(if lost { PublishError::Lost(told) } else { PublishError::Failed(noted(&self.health, told)) })
+    }
+
+    /// Why a record comes back that is sent alone, in a transaction that is aborted. Where the broker refuses
+    /// several of a batch, librdkafka says of each only that it is invalid, even if all that is wrong is the
+    /// clock that they were sent by: then no record is to blame, and sent later each has the time of then.
+    fn verdict(&mut self, topic: &str, record: &Record<'_>, deadline: Instant) -> Code {
+        let Some(client) = self.client.as_ref().filter(|_| self.ready) else { return Code::MessageTimedOut };
+        let watch = watch(client).clone();
+        let alone = fill(client, topic, std::slice::from_ref(record), None, deadline);
+        self.abort();
+        let code = match alone {
+            // Taken, for this time.
+            Ok(()) => None,
+            Err(Failure::Client(error)) => error.rdkafka_error_code(),
+            Err(Failure::Record) => watch.take_refused().first().map(|(_, code)| *code),
+            Err(Failure::Late) => Some(Code::MessageTimedOut),
+        };
+        code.unwrap_or(Code::Fail)
     }
 
     /// Whether the next try has smaller batches: a batch comes back whole, and says nothing about which

@@ -181,8 +181,8 @@ impl Outbox {
     /// back does nothing. Blocks for an fsync; not for async code.
     ///
     /// # Errors
-    /// [`OutboxError::Commit`] beyond the last acknowledged event, and what writing a file gives. The
-    /// cursor then stays where it was.
+    /// [`OutboxError::Commit`] beyond the last acknowledged event, and what writing a file gives. Then the
+    /// commit holds for as long as this process lives, and the next one is written anew.
     pub fn commit(&self, upto: u64) -> Result<(), OutboxError> {
         let last = self.shared.last_sequence();
         if upto > last {
@@ -190,9 +190,10 @@ impl Outbox {
         }
         let mut cursor = self.cursor.lock();
         let cursor = cursor.as_mut().ok_or(OutboxError::Closed)?;
-        cursor.store(upto)?;
-        self.shared.committed.store(cursor.upto(), Ordering::Release);
-        Ok(())
+        let stored = cursor.store(upto);
+        // It has them all the same: on a full disk that is what makes room again, also for the cursor.
+        self.shared.committed.fetch_max(upto, Ordering::AcqRel);
+        stored
     }
 
     /// Up to where the consumer has committed, 0 before the first.
