@@ -49,6 +49,15 @@ pub fn own_cpu_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// CPU time that the whole machine has used since its start, with what a host has taken from it.
+///
+/// # Errors
+/// When the system does not say.
+pub fn machine_cpu_time() -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    parse_machine_cpu_time(&stat, rustix::param::clock_ticks_per_second())
+}
+
 /// Resident memory of a process.
 ///
 /// # Errors
@@ -86,6 +95,16 @@ fn parse_cpu_time(stat: &str, ticks_per_second: u64) -> anyhow::Result<Duration>
     Ok(Duration::from_secs_f64((user + system) as f64 / ticks_per_second as f64))
 }
 
+fn parse_machine_cpu_time(stat: &str, ticks_per_second: u64) -> anyhow::Result<Duration> {
+    let all = stat.lines().find_map(|line| line.strip_prefix("cpu ")).context("/proc/stat without cpu")?;
+    // user nice system idle iowait irq softirq steal; what comes after is contained in user and nice.
+    let fields: Result<Vec<u64>, _> = all.split_whitespace().take(8).map(str::parse).collect();
+    let fields = fields.with_context(|| format!("/proc/stat line {all:?}"))?;
+    let busy = fields.iter().enumerate().filter(|(field, _)| !matches!(field, 3 | 4));
+    let ticks: u64 = busy.map(|(_, ticks)| ticks).sum();
+    Ok(Duration::from_secs_f64(ticks as f64 / ticks_per_second as f64))
+}
+
 fn parse_memory(status: &str) -> anyhow::Result<Memory> {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -108,6 +127,14 @@ mod tests {
     #[test]
     fn a_short_stat_line_is_an_error() {
         assert!(parse_cpu_time("7 (weir) S 1 7", 100).is_err());
+    }
+
+    #[test]
+    fn the_machine_is_busy_with_all_but_idle_and_waiting() {
+        let stat = "cpu  100 20 30 5000 600 1 2 47 9 9\ncpu0 50 10 15 2500 300 0 1 2 0 0\n";
+        assert_eq!(parse_machine_cpu_time(stat, 100).unwrap(), Duration::from_secs(2));
+        assert!(parse_machine_cpu_time("intr 7\n", 100).is_err());
+        assert!(machine_cpu_time().unwrap() > own_cpu_time());
     }
 
     #[test]

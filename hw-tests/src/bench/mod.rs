@@ -2,6 +2,7 @@
 
 mod accuracy;
 mod cache;
+mod cloud;
 mod crash;
 mod limit;
 mod memory;
@@ -48,10 +49,18 @@ pub enum Which {
     Overload,
     /// kill -9 under load: no acknowledged prediction is lost.
     Crash,
+    /// Events made durable a second, and what that costs a prediction.
+    Outbox,
+    /// Batch images a second from Kafka and S3, against the limit.
+    Worker,
+    /// Latency of a batch's status while workers have all cores.
+    Status,
+    /// A million events that waited for the broker.
+    Uplink,
 }
 
 impl Which {
-    const EACH: [Self; 9] = [
+    const EACH: [Self; 13] = [
         Self::Accuracy,
         Self::Limit,
         Self::Serve,
@@ -61,6 +70,10 @@ impl Which {
         Self::Cache,
         Self::Overload,
         Self::Crash,
+        Self::Outbox,
+        Self::Worker,
+        Self::Status,
+        Self::Uplink,
     ];
 
     fn run(self, setup: &Setup) -> anyhow::Result<Vec<Section>> {
@@ -83,6 +96,10 @@ impl Which {
             Self::Cache => cache::run(setup),
             Self::Overload => overload::run(setup),
             Self::Crash => crash::run(setup),
+            Self::Outbox => cloud::outbox::run(setup),
+            Self::Worker => cloud::worker::run(setup),
+            Self::Status => cloud::status::run(setup),
+            Self::Uplink => cloud::uplink::run(setup),
         };
         let section = section.with_context(|| format!("bench {self:?}"))?;
         write!(std::io::stdout(), "{section}")?;

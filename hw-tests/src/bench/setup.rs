@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Worker processes of the peer.
 pub(super) const PEER_WORKERS: usize = 2;
 
+/// How the names of a deployment's variables begin.
+const DEPLOYMENT: [&str; 5] = ["AWS_", "KAFKA_", "MLFLOW_", "REDIS_", "S3_"];
+
 /// Where things are. Paths that only some benches need are asked for when they are needed.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Setup {
@@ -110,9 +113,19 @@ impl Setup {
     /// A `weir serve` command on a port, with a data folder. Its working folder is the data folder, so that
     /// no weir.toml of the checkout has a say.
     pub(super) fn weir_command(&self, bundle: &Path, port: u16, data: &Path) -> anyhow::Result<Command> {
+        self.command("serve", bundle, port, data)
+    }
+
+    fn command(&self, name: &str, bundle: &Path, port: u16, data: &Path) -> anyhow::Result<Command> {
         let bundle = bundle.canonicalize().with_context(|| format!("no bundle at {}", bundle.display()))?;
         let mut command = Command::new(self.weir()?);
-        command.args(["serve", "--listen", &format!("127.0.0.1:{port}")]).arg("--data-dir").arg(data);
+        // What is measured uses the servers of its bench, or none, whatever deployment this shell is set up for.
+        for (name, _) in std::env::vars_os() {
+            if DEPLOYMENT.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+                command.env_remove(name);
+            }
+        }
+        command.args([name, "--listen", &format!("127.0.0.1:{port}")]).arg("--data-dir").arg(data);
         command.env("WEIR__MODEL__BUNDLE", bundle).current_dir(data);
         Ok(command)
     }
@@ -126,8 +139,28 @@ impl Setup {
 
     /// The same in a folder that stays.
     pub(super) fn start_weir_in(&self, bundle: &Path, dir: &Path) -> anyhow::Result<Daemon> {
+        self.start_in("serve", bundle, &[], dir)
+    }
+
+    /// `weir serve` or `weir worker` on the default bundle, with these variables and a data folder of its own.
+    pub(super) fn start_with(&self, name: &str, variables: &[(&str, String)]) -> anyhow::Result<Server> {
+        let dir = tempfile::tempdir()?;
+        let daemon = self.start_in(name, &self.bundle, variables, dir.path())?;
+        Ok(Server { daemon, watch_children: false, _dir: Some(dir) })
+    }
+
+    /// The same on any bundle, in a folder that stays.
+    pub(super) fn start_in(
+        &self,
+        name: &str,
+        bundle: &Path,
+        variables: &[(&str, String)],
+        dir: &Path,
+    ) -> anyhow::Result<Daemon> {
         let port = free_port()?;
-        let mut daemon = Daemon::start(self.weir_command(bundle, port, dir)?, port, &dir.join("weir.log"))?;
+        let mut command = self.command(name, bundle, port, dir)?;
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        let mut daemon = Daemon::start(command, port, &dir.join("weir.log"))?;
         daemon.wait_ready("/health/ready")?;
         Ok(daemon)
     }

@@ -62,6 +62,18 @@ impl Request {
         Ok(Self { prefix, rest: rest.to_vec(), tagged: options.unique })
     }
 
+    /// A POST of JSON.
+    #[must_use]
+    pub fn json(target: &Target, body: Vec<u8>) -> Self {
+        let head = format!(
+            "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            target.path,
+            target.host,
+            body.len()
+        );
+        Self { prefix: head.into_bytes(), rest: body, tagged: false }
+    }
+
     /// A GET without a body.
     #[must_use]
     pub fn get(target: &Target) -> Self {
@@ -130,6 +142,15 @@ mod tests {
         let (head, _) = parts(&Request::post(&target, &frame(b"x"), &options).unwrap(), 0, 0);
         assert!(head.starts_with("POST /predict?top_k=3&camera=dock+3%26x HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("X-Deadline-Ms: 250\r\n"), "{head}");
+    }
+
+    #[test]
+    fn json_is_sent_as_such_and_whole() {
+        let request = Request::json(&Target::local(80, "/batch/predict"), b"{}".to_vec());
+        let (head, body) = parts(&request, 0, 0);
+        assert!(head.starts_with("POST /batch/predict HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("Content-Type: application/json\r\nContent-Length: 2\r\n"), "{head}");
+        assert_eq!(body, b"{}");
     }
 
     #[test]

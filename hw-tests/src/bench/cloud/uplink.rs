@@ -1,0 +1,87 @@
+//! A long time without a network, then the broker is back: how fast a backlog drains, and how much memory that takes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::events;
+use super::metrics::Metrics;
+use super::servers::Servers;
+use crate::bench::result::{Section, Target};
+use crate::bench::setup::{Setup, progress};
+use crate::process::{cpu_time, memory};
+
+const EVENTS: u64 = 1_000_000;
+/// Room for all of them in the outbox, in bytes.
+const ROOM: u64 = 4 << 30;
+/// A drain that takes longer than this is given up.
+const PATIENCE: Duration = Duration::from_secs(300);
+const AGAIN: Duration = Duration::from_millis(100);
+
+pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
+    let servers = Servers::start(&["kafka"]);
+    let dir = tempfile::tempdir()?;
+    progress(&format!("writing {EVENTS} events"));
+    let length = events::fill(&dir.path().join("outbox"), ROOM, EVENTS)?;
+    let mut section = Section::new(
+        "uplink",
+        format!(
+            "{EVENTS} prediction events of {length:.0} bytes wait in the outbox when `weir serve` is started on it; Kafka \
+             (SASL_SSL, gzip) on the same cores. From the start of the process until none waits."
+        ),
+    );
+    let mut variables = servers.kafka();
+    variables.push(("WEIR__OUTBOX__MAX_BYTES", ROOM.to_string()));
+    let start = Instant::now();
+    let daemon = setup.start_in("serve", &setup.bundle, &variables, dir.path())?;
+    let mut client = crate::load::Client::new(daemon.target("/"), Duration::from_secs(30))?;
+    let sent = loop {
+        let metrics = Metrics::of(&mut client)?;
+        let (waiting, sent) = (metrics.value("weir_uplink_backlog")?, metrics.value("weir_uplink_sent")?);
+        if waiting == 0.0 && sent > 0.0 {
+            break sent;
+        }
+        ensure!(
+            start.elapsed() < PATIENCE,
+            "{waiting} events still wait after {PATIENCE:?}, {sent} are sent"
+        );
+        std::thread::sleep(AGAIN);
+    };
+    let took = start.elapsed().as_secs_f64();
+    let (cpu, peak) = (cpu_time(daemon.pid())?, memory(daemon.pid())?.peak);
+    let missing = EVENTS as f64 - records(&servers)? as f64;
+    section.hold("until none waits", took, "s", Target::Below(120.0));
+    section.hold("peak resident memory", peak as f64 / 1e6, "MB", Target::Below(250.0));
+    // Either sign: one that is there twice is as wrong as one that is not there.
+    section.hold("events less records in the topic", missing.abs(), "", Target::AtMost(0.0));
+    section.hold("events less those counted as sent", (EVENTS as f64 - sent).abs(), "", Target::AtMost(0.0));
+    section.note("events a second", EVENTS as f64 / took, "");
+    section.note("CPU time of weir", cpu.as_secs_f64(), "s");
+    Ok(section)
+}
+
+/// How many records the topic of results holds.
+fn records(servers: &Servers) -> anyhow::Result<i64> {
+    let kafka = servers.services.kafka();
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &kafka.bootstrap)
+        .set("security.protocol", "SASL_SSL")
+        .set("sasl.mechanism", "SCRAM-SHA-512")
+        .set("sasl.username", &kafka.user)
+        .set("sasl.password", kafka.password())
+        .set("ssl.ca.location", kafka.ca_file.to_string_lossy());
+    let consumer: BaseConsumer = config.create()?;
+    let wait = Duration::from_secs(30);
+    let metadata = consumer.fetch_metadata(Some(&kafka.results_topic), wait)?;
+    let topic = metadata.topics().first().context("the broker does not know the topic of results")?;
+    ensure!(!topic.partitions().is_empty(), "the topic {} has no partitions", topic.name());
+    let mut records = 0;
+    for partition in topic.partitions() {
+        let (low, high) = consumer.fetch_watermarks(topic.name(), partition.id(), wait)?;
+        records += high - low;
+    }
+    Ok(records)
+}
