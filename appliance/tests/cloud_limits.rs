@@ -220,13 +220,6 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
     for id in submitted {
         check_complete(&cloud, &api, id, 300);
     }
-    for (n, daemon) in [&api, &worker].iter().enumerate() {
-        for line in daemon.log() {
-            if !line.contains("INFO") && !line.contains("TooSkewed") {
-                println!("DBG {n} {line}");
-            }
-        }
-    }
     wait_until("every event is sent", || api.get("/health").json()["uplink"]["backlog"] == 0);
     let uplink = api.get("/health").json()["uplink"].clone();
     assert_eq!((&uplink["lost"], &uplink["dead_lettered"]), (&json!(0), &json!(0)), "{uplink}");

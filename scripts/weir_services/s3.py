@@ -44,7 +44,8 @@ class S3(Server):
         access, secret = self.credentials
         # Metadata beside the objects, not in extended attributes: not every filesystem has them.
         argv = [self.program, "--port", f"{ports.HOST}:{self.port}", "--region", REGION, "--quiet", "--keep-alive"]
-        argv += ["posix", "--sidecar", self.instance.path("s3", "metadata"), self.instance.path("s3", "data")]
+        # Without O_TMPFILE, whose file has a name beside the object for a moment, and so a place in listings.
+        argv += ["posix", "--disableotmp", "--sidecar", self.instance.path("s3", "metadata"), self.instance.path("s3", "data")]
         environment = bare_environment(ROOT_ACCESS_KEY=access, ROOT_SECRET_KEY=secret)
         return argv, environment, None, self.instance.path("s3")
 

@@ -86,6 +86,37 @@ fn a_record_that_is_too_large_is_named_and_nothing_of_its_group_is_seen() {
 }
 
 #[test]
+fn a_clock_that_the_broker_mistrusts_is_no_records_fault() {
+    let config = shared();
+    let topic = &config.results_topic;
+    // No record is there within the millisecond in which it was made, so the broker refuses the time of each.
+    let suspicious = [("message.timestamp.type", "CreateTime"), ("message.timestamp.before.max.ms", "0")];
+    make_topic(&config, topic, 1, &suspicious);
+    let health = LinkHealth::new(Link::Kafka);
+    let mut producer = TransactionalProducer::open(&config, &unique("id"), CALL, health.clone());
+    let ids_: Vec<_> = (0..50).map(|i| format!("id-{i:03}")).collect();
+    let records: Vec<_> = ids_.iter().map(|id| record("k", id, id.as_bytes())).collect();
+    // Alone the broker names the reason, in a batch of several it does not.
+    for group in [&records[..1], &records[..]] {
+        match producer.publish(topic, group, None) {
+            Err(PublishError::Failed(error)) => {
+                assert!(error.is_transient(), "{error:?}");
+                let text = error.in_full();
+                assert!(text.contains("set the time of this machine") && text.contains(topic), "{text}");
+            }
+            other => panic!("{} records: {other:?}", group.len()),
+        }
+        assert_eq!(health.state().up, Some(false));
+    }
+    assert_eq!(ids(&config, topic), Vec::<String>::new());
+    // The same producer works where its time is believed.
+    let other = unique("results");
+    make_topic(&config, &other, 1, &[]);
+    producer.publish(&other, &records, None).unwrap();
+    assert_eq!(ids(&config, &other), ids_);
+}
+
+#[test]
 fn a_newer_producer_of_the_same_id_shuts_the_older_out_and_ends_what_it_left_open() {
     let config = shared();
     let topic = &config.results_topic;
