@@ -72,7 +72,7 @@ class Java:
 
     def broker(self, properties):
         """The broker's command line and environment."""
-        options = ["-server", "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-Djava.awt.headless=true"]
+        options = ["-XX:TieredStopAtLevel=1", "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-Djava.awt.headless=true"]
         return self._run("broker.properties", options, "kafka.Kafka", [properties]), bare_environment()
 
     def tool(self, main, *arguments):

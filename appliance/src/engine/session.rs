@@ -7,12 +7,13 @@ use ort::value::{Tensor, TensorElementType, ValueType};
 use super::{EngineError, Runtime};
 use crate::models::{ModelFile, Shape};
 
-/// A session for one image at a time, owned by one lane. Single-threaded: on a CPU one such session a core beats one
-/// session with many threads (docs/performance.md).
+/// A session for one image or a few at a time, owned by one lane. Single-threaded: on a CPU one such session a core
+/// beats one session with many threads (docs/performance.md).
 #[derive(Debug)]
 pub struct Classifier {
     session: Session,
     input: Tensor<f32>,
+    batch: Option<Tensor<f32>>,
     labels: usize,
 }
 
@@ -22,7 +23,9 @@ impl Classifier {
     /// # Errors
     /// [`EngineError::Model`] if ONNX Runtime refuses the file, [`EngineError::Mismatch`] if names, types or shapes
     /// differ from bundle.toml.
-    pub fn load(runtime: &Runtime, model: &ModelFile) -> Result<Self, EngineError> {
+    ///
+    /// With `images` over 1 the session also has a slot for exactly so many, unless the graph takes one at a time.
+    pub fn load(runtime: &Runtime, model: &ModelFile, images: usize) -> Result<Self, EngineError> {
         let failed = |source: ort::Error| EngineError::Model { path: model.path.clone(), source };
         let mut builder = Session::builder(runtime.environment())
             .map_err(failed)?
@@ -36,9 +39,61 @@ impl Classifier {
             .map_err(|e| failed(e.into()))?;
         let session = builder.commit_from_file(&model.path).map_err(failed)?;
         check(&session, model)?;
-        let dims: Vec<i64> = model.input.dims.iter().map(|&d| i64::from(d.max(1))).collect();
-        let input = Tensor::<f32>::new(session.allocator(), dims).map_err(failed)?;
-        Ok(Self { session, input, labels: model.labels })
+        let mut dims: Vec<i64> = model.input.dims.iter().map(|&d| i64::from(d.max(1))).collect();
+        let input = Tensor::<f32>::new(session.allocator(), dims.clone()).map_err(failed)?;
+        let mut batch = None;
+        if images > 1 && model.input.dims.first() == Some(&0) && takes_several(&session) {
+            dims[0] = i64::try_from(images).unwrap_or(1);
+            batch = Some(Tensor::<f32>::new(session.allocator(), dims).map_err(failed)?);
+        }
+        Ok(Self { session, input, batch, labels: model.labels })
+    }
+
+    /// Images that [`Classifier::run_batch`] takes, no more and no fewer; `None` when there is no such slot.
+    pub fn batch(&self) -> Option<usize> {
+        self.batch.as_ref().map(|batch| usize::try_from(batch.shape()[0]).unwrap_or(1))
+    }
+
+    /// The slot for a batch: one image after the other, each as in [`Classifier::input`]. Empty when there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::Run`] if ONNX Runtime does not give the tensor's memory out.
+    pub fn batch_input(&mut self) -> Result<&mut [f32], EngineError> {
+        match &mut self.batch {
+            Some(batch) => Ok(batch.try_extract_tensor_mut::<f32>().map_err(EngineError::Run)?.1),
+            None => Ok(&mut []),
+        }
+    }
+
+    /// Copies one image of the batch's slot to the slot for one.
+    ///
+    /// # Errors
+    /// As for [`Classifier::input`].
+    pub fn take_from_batch(&mut self, image: usize) -> Result<(), EngineError> {
+        let (_, one) = self.input.try_extract_tensor_mut::<f32>().map_err(EngineError::Run)?;
+        let Some(batch) = &self.batch else { return Ok(()) };
+        let (_, all) = batch.try_extract_tensor::<f32>().map_err(EngineError::Run)?;
+        if let Some(from) = all.chunks_exact(one.len()).nth(image) {
+            one.copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    /// Runs the network on the whole batch: one list of scores an image.
+    ///
+    /// # Errors
+    /// As for [`Classifier::run`], and then for all of them.
+    pub fn run_batch(&mut self) -> Result<Vec<Vec<f32>>, EngineError> {
+        let Some(batch) = &self.batch else { return Ok(Vec::new()) };
+        let images = usize::try_from(batch.shape()[0]).unwrap_or(1);
+        let outputs = self.session.run(ort::inputs![batch]).map_err(EngineError::Run)?;
+        let (_, data) = outputs[0].try_extract_tensor::<f32>().map_err(EngineError::Run)?;
+        if data.len() != self.labels * images {
+            return Err(EngineError::ScoreCount { found: data.len(), labels: self.labels * images });
+        }
+        let each: Vec<Vec<f32>> = data.chunks_exact(self.labels).map(<[f32]>::to_vec).collect();
+        each.iter().try_for_each(|scores| finite(scores))?;
+        Ok(each)
     }
 
     /// The slot for one image: `3 * height * width` values, NCHW, normalised as the bundle's preprocess says.
@@ -62,11 +117,24 @@ impl Classifier {
         }
         scores.clear();
         scores.extend_from_slice(data);
-        match scores.iter().position(|s| !s.is_finite()) {
-            Some(label) => Err(EngineError::NotFinite { label }),
-            None => Ok(()),
-        }
+        finite(scores)
     }
+}
+
+fn finite(scores: &[f32]) -> Result<(), EngineError> {
+    match scores.iter().position(|s| !s.is_finite()) {
+        Some(label) => Err(EngineError::NotFinite { label }),
+        None => Ok(()),
+    }
+}
+
+/// Whether the graph's first axis, that of the images, is left open.
+fn takes_several(session: &Session) -> bool {
+    let open = |outlet: &ort::value::Outlet| match outlet.dtype() {
+        ValueType::Tensor { shape, .. } => shape.first().is_some_and(|&images| images < 1),
+        _ => false,
+    };
+    session.inputs().iter().all(open) && session.outputs().iter().all(open)
 }
 
 fn check(session: &Session, model: &ModelFile) -> Result<(), EngineError> {

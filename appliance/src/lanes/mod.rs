@@ -5,7 +5,7 @@
 //! - The queues are bounded; a submit beyond the bound is refused at once ([`SubmitError::Full`]), a batch submit waits.
 //! - A job whose client has gone, or whose deadline has passed, is answered without being computed.
 //! - A panic inside a device ends that device, not the thread: the job is answered with [`LaneError::Panicked`], the
-//!   device is built anew, and the other lanes go on.
+//!   device is built anew, and the other lanes go on. Jobs that were computed together are then tried one by one.
 //! - Every job that was accepted is answered exactly once, also while the lanes stop.
 
 pub mod cpu;
@@ -15,6 +15,7 @@ mod job;
 mod tests;
 mod worker;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -32,7 +33,7 @@ pub use worker::{LaneObserver, SkipReason};
 use crate::engine::EngineError;
 use job::Job;
 
-/// Batch jobs that may wait, a lane: enough that no lane idles while the next image is on its way, few enough that the
+/// Batch jobs that may wait, a lane and job that it takes at once: enough that no lane idles while the next image is on its way, few enough that the
 /// images in memory stay few.
 const BATCH_JOBS_A_LANE: usize = 2;
 
@@ -78,8 +79,24 @@ impl Lanes {
         factory: DeviceFactory,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
+        Self::start_together(count, capacity, 1, factory, observer)
+    }
+
+    /// As [`Lanes::start`], and a lane takes `together` batch jobs at once when so many wait. A real-time job then waits
+    /// for all of them: for where there are few or none.
+    ///
+    /// # Errors
+    /// As [`Lanes::start`].
+    pub fn start_together(
+        count: usize,
+        capacity: usize,
+        together: usize,
+        factory: DeviceFactory,
+        observer: Arc<dyn LaneObserver>,
+    ) -> Result<Self, EngineError> {
+        let together = together.max(1);
         let (send, receive) = bounded::<Job>(capacity.max(1));
-        let batch_capacity = (count * BATCH_JOBS_A_LANE).max(1);
+        let batch_capacity = (count * together * BATCH_JOBS_A_LANE).max(1);
         let (send_batch, receive_batch) = bounded::<Job>(batch_capacity);
         let alive = Arc::new(AtomicUsize::new(0));
         let (ready, started) = bounded(count);
@@ -89,6 +106,8 @@ impl Lanes {
                 lane,
                 jobs: receive.clone(),
                 batch: receive_batch.clone(),
+                together,
+                alone: VecDeque::new(),
                 factory: Arc::clone(&factory),
                 observer: Arc::clone(&observer),
                 alive: Arc::clone(&alive),

@@ -32,12 +32,16 @@ impl LaneDevice for Simulated {
 struct Counts {
     computed: AtomicUsize,
     restarted: AtomicUsize,
+    runs: Mutex<Vec<usize>>,
     skipped: Mutex<HashMap<SkipReason, usize>>,
 }
 
 impl LaneObserver for Counts {
     fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {
         self.computed.fetch_add(1, Ordering::SeqCst);
+    }
+    fn ran(&self, images: usize) {
+        self.runs.lock().push(images);
     }
     fn skipped(&self, _: usize, reason: SkipReason) {
         *self.skipped.lock().entry(reason).or_default() += 1;
@@ -235,6 +239,77 @@ async fn stop_answers_batch_work_too_and_wakes_who_waits_for_room() {
     }
     assert_eq!(waiting.await.unwrap(), Err(SubmitError::Stopped));
     assert_eq!(lanes.submit_batch(image(1)).await.unwrap_err(), SubmitError::Stopped);
+}
+
+fn start_together(count: usize, together: usize) -> (Arc<Lanes>, Arc<Counts>) {
+    let counts = Arc::new(Counts::default());
+    let lanes = Lanes::start_together(count, 8, together, factory(), counts.clone()).unwrap();
+    (Arc::new(lanes), counts)
+}
+
+#[tokio::test]
+async fn batch_jobs_are_computed_together_when_enough_wait_and_real_time_jobs_never() {
+    let (lanes, counts) = start_together(1, 4);
+    let busy = lanes.submit(image(100), soon()).unwrap();
+    while lanes.depth() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut batch = Vec::new();
+    for n in 0..6 {
+        batch.push(lanes.submit_batch(image(n)).await.unwrap());
+    }
+    let urgent: Vec<_> = (0..5).map(|n| lanes.submit(image(n), soon()).unwrap()).collect();
+    for (n, answer) in (0u8..5).zip(urgent) {
+        assert_eq!(answer.await.unwrap().unwrap().0.scores, [f32::from(n)]);
+    }
+    for (n, answer) in (0u8..6).zip(batch) {
+        assert_eq!(answer.await.unwrap().unwrap().0.scores, [f32::from(n)]);
+    }
+    assert!(busy.await.unwrap().is_ok());
+    assert_eq!(*counts.runs.lock(), [1, 1, 1, 1, 1, 1, 4, 1, 1]);
+}
+
+#[tokio::test]
+async fn of_jobs_that_were_together_only_the_one_at_fault_is_told_of_a_panic() {
+    let (lanes, counts) = start_together(1, 4);
+    let busy = lanes.submit(image(50), soon()).unwrap();
+    while lanes.depth() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut batch = Vec::new();
+    for n in [1, 255, 2, 3] {
+        batch.push(lanes.submit_batch(image(n)).await.unwrap());
+    }
+    let mut answers = Vec::new();
+    for answer in batch {
+        answers.push(answer.await.unwrap().map(|(classified, _)| classified.scores));
+    }
+    assert!(matches!(answers[1], Err(LaneError::Panicked)));
+    for (n, answer) in [(0, 1.0), (2, 2.0), (3, 3.0)] {
+        assert_eq!(*answers[n].as_ref().unwrap(), [answer]);
+    }
+    assert!(busy.await.unwrap().is_ok());
+    assert_eq!(counts.restarted.load(Ordering::SeqCst), 2);
+    assert_eq!(lanes.alive(), 1);
+}
+
+#[tokio::test]
+async fn a_lane_that_cannot_be_built_anew_answers_those_it_would_try_alone() {
+    let builds = AtomicUsize::new(0);
+    let factory: DeviceFactory = Arc::new(move |_| match builds.fetch_add(1, Ordering::SeqCst) {
+        0 => Ok(Box::new(Simulated)),
+        _ => Err(EngineError::NotFinite { label: 0 }),
+    });
+    let lanes = Lanes::start_together(1, 8, 2, factory, Arc::new(Counts::default())).unwrap();
+    let busy = lanes.submit(image(50), soon()).unwrap();
+    while lanes.depth() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let batch = [lanes.submit_batch(image(255)).await.unwrap(), lanes.submit_batch(image(1)).await.unwrap()];
+    for answer in batch {
+        assert!(matches!(answer.await.unwrap(), Err(LaneError::NoDevice)));
+    }
+    assert!(busy.await.unwrap().is_ok());
 }
 
 #[test]

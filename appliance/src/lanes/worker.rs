@@ -1,5 +1,6 @@
 //! A lane's thread: take a job, skip it or compute it, contain what goes wrong.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +27,8 @@ pub trait LaneObserver: Send + Sync {
         waited: Duration,
         outcome: &Result<Classified, LaneError>,
     );
+    /// So many images were computed together.
+    fn ran(&self, images: usize);
     /// A job was answered without being computed.
     fn skipped(&self, lane: usize, reason: SkipReason);
     /// A lane's device panicked and is being built anew.
@@ -54,6 +57,10 @@ pub(super) struct Worker {
     pub(super) lane: usize,
     pub(super) jobs: Receiver<Job>,
     pub(super) batch: Receiver<Job>,
+    /// Batch jobs that are computed together when so many wait; 1 for none.
+    pub(super) together: usize,
+    /// Jobs that were computed together when the device panicked: one of them is at fault, so each is tried alone.
+    pub(super) alone: VecDeque<Job>,
     pub(super) factory: DeviceFactory,
     pub(super) observer: Arc<dyn LaneObserver>,
     pub(super) alive: Arc<AtomicUsize>,
@@ -61,7 +68,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
-    pub(super) fn run(self, ready: &Sender<Result<(), EngineError>>) {
+    pub(super) fn run(mut self, ready: &Sender<Result<(), EngineError>>) {
         yield_to_io();
         let built = catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane)));
         let mut device = match built.unwrap_or(Err(EngineError::BuildPanicked { lane: self.lane })) {
@@ -91,29 +98,62 @@ impl Worker {
     }
 
     /// Serves jobs; returns true when the device panicked, false when the queue was closed.
-    fn serve(&self, device: &mut dyn LaneDevice) -> bool {
-        while let Some(job) = self.next() {
-            let Some(job) = self.still_wanted(job) else { continue };
-            let started = Instant::now();
-            let waited = started.duration_since(job.queued);
-            let outcome = catch_unwind(AssertUnwindSafe(|| device.classify(&job.image)));
-            let panicked = outcome.is_err();
-            let outcome = match outcome {
-                Ok(outcome) => outcome.map_err(LaneError::from),
-                Err(_) => Err(LaneError::Panicked),
-            };
-            self.observer.computed(self.lane, started.elapsed(), waited, &outcome);
-            // The client may have gone meanwhile; then nobody wants the answer.
-            let _ = job.reply.send(outcome.map(|classified| (classified, waited)));
-            if panicked {
+    fn serve(&mut self, device: &mut dyn LaneDevice) -> bool {
+        while let Some(jobs) = self.next() {
+            let jobs: Vec<Job> = jobs.into_iter().filter_map(|job| self.still_wanted(job)).collect();
+            if !jobs.is_empty() && self.compute(device, jobs) {
                 return true;
             }
         }
         false
     }
 
-    /// The next job: a batch job only when no real-time job waits. None when both queues are closed and empty.
-    fn next(&self) -> Option<Job> {
+    /// Computes and answers; returns true when the device panicked.
+    fn compute(&mut self, device: &mut dyn LaneDevice, jobs: Vec<Job>) -> bool {
+        let images: Vec<&[u8]> = jobs.iter().map(|job| &job.image[..]).collect();
+        let started = Instant::now();
+        let outcomes = catch_unwind(AssertUnwindSafe(|| device.classify_all(&images)));
+        let panicked = outcomes.is_err();
+        if panicked && jobs.len() > 1 {
+            self.alone.extend(jobs);
+            return true;
+        }
+        let busy = started.elapsed() / u32::try_from(jobs.len()).unwrap_or(1);
+        let outcomes = outcomes.unwrap_or_default();
+        match outcomes.iter().filter(|outcome| outcome.is_ok()).count() {
+            0 => {}
+            images => self.observer.ran(images),
+        }
+        let mut outcomes = outcomes.into_iter();
+        for job in jobs {
+            let outcome =
+                outcomes.next().map_or(Err(LaneError::Panicked), |done| done.map_err(LaneError::from));
+            let waited = started.duration_since(job.queued);
+            self.observer.computed(self.lane, busy, waited, &outcome);
+            // The client may have gone meanwhile; then nobody wants the answer.
+            let _ = job.reply.send(outcome.map(|classified| (classified, waited)));
+        }
+        panicked
+    }
+
+    /// The next job, or the next batch jobs: those only when no real-time job waits, and several only when there are
+    /// enough, so that no lane idles while another computes what it could. None when both queues are closed and empty.
+    fn next(&mut self) -> Option<Vec<Job>> {
+        if let Some(job) = self.alone.pop_front() {
+            return Some(vec![job]);
+        }
+        let first = self.next_of_both()?;
+        let mut jobs = vec![first];
+        if jobs[0].deadline.is_none() && self.batch.len() + 1 >= self.together && self.jobs.is_empty() {
+            jobs.extend(self.batch.try_iter().take(self.together - 1));
+        }
+        for job in &mut jobs {
+            job.place.take();
+        }
+        Some(jobs)
+    }
+
+    fn next_of_both(&self) -> Option<Job> {
         select_biased! {
             recv(self.jobs) -> job => match job {
                 Ok(job) => Some(job),
@@ -125,10 +165,6 @@ impl Worker {
                 Err(_) => self.jobs.recv().ok(),
             },
         }
-        .map(|mut job| {
-            job.place.take();
-            job
-        })
     }
 
     fn still_wanted(&self, job: Job) -> Option<Job> {
@@ -145,7 +181,7 @@ impl Worker {
     }
 
     /// Builds the device again, with pauses that grow while it fails. None when the queue was closed meanwhile.
-    fn rebuild(&self) -> Option<Box<dyn LaneDevice>> {
+    fn rebuild(&mut self) -> Option<Box<dyn LaneDevice>> {
         let mut pause = FIRST_PAUSE;
         loop {
             match catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane))) {
@@ -169,7 +205,10 @@ impl Worker {
     }
 
     /// With no device on any lane the jobs would wait for ever, so they are answered. Err when the queue is closed.
-    fn refuse_waiting(&self) -> Result<(), ()> {
+    fn refuse_waiting(&mut self) -> Result<(), ()> {
+        for job in self.alone.drain(..) {
+            drop(job.reply.send(Err(LaneError::NoDevice)));
+        }
         let refuse_all = |jobs: &Receiver<Job>| loop {
             match jobs.try_recv() {
                 Ok(job) => drop(job.reply.send(Err(LaneError::NoDevice))),

@@ -327,11 +327,14 @@ impl LaneObserver for Metrics {
         self.lane_busy.get_or_create(&lane_labels(lane)).inc_by(busy.as_secs_f64());
         self.stage(Stage::Queue, waited);
         if let Ok(classified) = outcome {
-            self.batch_size.observe(1.0);
             self.stage(Stage::Decode, classified.timings.decode);
             self.stage(Stage::Preprocess, classified.timings.preprocess);
             self.stage(Stage::Infer, classified.timings.infer);
         }
+    }
+
+    fn ran(&self, images: usize) {
+        self.batch_size.observe(images as f64);
     }
 
     fn skipped(&self, _lane: usize, reason: SkipReason) {

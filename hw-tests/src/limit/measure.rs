@@ -115,7 +115,7 @@ impl Engine {
     }
 
     fn pipeline(&self) -> anyhow::Result<CpuPipeline> {
-        Ok(CpuPipeline::new(&self.runtime, &self.bundle, &self.model, DecodeLimits::default())?)
+        Ok(CpuPipeline::new(&self.runtime, &self.bundle, &self.model, DecodeLimits::default(), 1)?)
     }
 }
 

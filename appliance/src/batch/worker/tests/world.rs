@@ -47,6 +47,7 @@ struct Unobserved;
 
 impl LaneObserver for Unobserved {
     fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {}
+    fn ran(&self, _: usize) {}
     fn skipped(&self, _: usize, _: SkipReason) {}
     fn restarted(&self, _: usize) {}
 }
