@@ -129,6 +129,31 @@ async fn what_is_refused_is_permanent_and_says_what_to_do_without_the_secret() {
 }
 
 #[tokio::test]
+async fn what_others_name_and_is_refused_says_nothing_of_the_link() {
+    let s3 = shared().s3();
+    let (store, health) = open(config(s3)).await;
+    store.put(&key("o.bin"), content(5), "").await.unwrap();
+    let other = store.bucket("no-such-bucket-of-ours").unwrap();
+    let error = other.get_any("a/name/of/somebody", 100).await.unwrap_err();
+    assert!(!error.is_transient() && error.in_full().contains("a/name/of/somebody"), "{}", error.in_full());
+    let state = health.state();
+    assert_eq!((state.up, state.failures, state.last_error), (Some(true), 0, None));
+    // The link's own call that is refused is the link's.
+    let (gone, health) = open(S3Config { bucket: "no-such-bucket-of-ours".into(), ..config(s3) }).await;
+    assert!(!gone.list("", None).await.unwrap_err().is_transient());
+    assert_eq!(health.state().up, Some(false));
+
+    let busy = answering(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let (store, health) = open(S3Config { endpoint: Some(busy), attempts: 1, ..config(s3) }).await;
+    let other = store.bucket("others").unwrap();
+    assert!(other.get_any("a/name/of/somebody", 100).await.unwrap_err().is_transient());
+    let state = health.state();
+    let said = state.last_error.unwrap();
+    assert_eq!(state.up, Some(false));
+    assert!(said.contains("s3://others") && said.contains("503") && !said.contains("somebody"), "{said}");
+}
+
+#[tokio::test]
 async fn settings_that_cannot_be_are_refused_by_value() {
     let refused =
         async |config| S3Store::open(config, LinkHealth::new(Link::S3)).await.unwrap_err().in_full();

@@ -1,6 +1,5 @@
 //! What goes on behind the requests: batches and the work on them, events on their way to Kafka, images on theirs to S3.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{App, DeviceSetup, Engine, Links, Role, StartError, outbox_dir};
-use crate::batch::load::{LoadLimits, Loader};
+use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
 use crate::batch::patience::Patience;
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
 use crate::batch::{BatchService, BatchStores, spool_dir};
@@ -232,12 +231,7 @@ fn worker(
         attempts: config.batch.attempts,
         pause: FIRST_PAUSE,
     };
-    let mut buckets: BTreeMap<String, Arc<dyn BlobStore>> = BTreeMap::new();
-    if let Some(s3) = &links.s3 {
-        for name in std::iter::once(&config.s3.bucket).chain(&config.s3.allow_buckets) {
-            buckets.insert(name.clone(), Arc::new(s3.of.bucket(name)?));
-        }
-    }
+    let buckets = buckets(config, links)?;
     let own = Arc::clone(&stores.blob);
     Ok(Worker {
         loader: Loader::new(config.fetch.clone(), limits, own, buckets, Arc::clone(&patience)),
@@ -257,6 +251,22 @@ fn worker(
         stats,
         patience,
     })
+}
+
+/// What `s3://` URLs may name.
+fn buckets(config: &Config, links: &Links) -> Result<Buckets, SyncError> {
+    let Some(s3) = &links.s3 else { return Ok(Buckets::default()) };
+    let mut buckets = Buckets::default();
+    for name in std::iter::once(&config.s3.bucket).chain(&config.s3.allow_buckets) {
+        buckets.stores.insert(name.clone(), Arc::new(s3.of.bucket(name)?));
+    }
+    buckets.own = Some(OwnBucket {
+        name: config.s3.bucket.clone(),
+        prefix: s3.of.prefix().to_owned(),
+        allow_prefixes: config.s3.allow_prefixes.clone(),
+        store: Arc::clone(&s3.of) as Arc<dyn BlobStore>,
+    });
+    Ok(buckets)
 }
 
 /// Opens the capture of images, where a rule asks for one.

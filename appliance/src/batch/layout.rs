@@ -10,6 +10,9 @@
 
 use cloud_sync::blob::{BlobKey, InvalidKey};
 
+/// What the keys of the table begin with, up to the first slash.
+pub const FOLDERS: [&str; 3] = ["batches", "results", "dead-letter"];
+
 /// Longest id of a batch, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
 
@@ -102,6 +105,20 @@ mod tests {
         for id in ["", ".", "..", ".hidden", "a/b", "a b", "a\n", "ä", "a%2e", "a:b", longer.as_str()] {
             let error = check_id(id).unwrap_err().to_string();
             assert!(error.contains("request_id") && error.contains("128"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_in_one_of_the_folders() {
+        let keys = [
+            batch_key("b").unwrap(),
+            file_key("b", 0).unwrap(),
+            part_key("b", 0).unwrap(),
+            results_key("b").unwrap(),
+            dead_letter_key("2026-01-31", "p").unwrap(),
+        ];
+        for key in keys {
+            assert!(FOLDERS.contains(&key.as_str().split('/').next().unwrap()), "{key}");
         }
     }
 

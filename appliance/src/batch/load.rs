@@ -1,6 +1,8 @@
 //! An image's URL -> its bytes, within bounds on time, size and number.
 
-use std::collections::BTreeMap;
+mod buckets;
+mod usual;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +11,14 @@ use cloud_sync::blob::{BlobStore, TooLarge};
 use cloud_sync::error::SyncResult;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::image_url::{Source, shown, source};
 use super::layout;
 use super::patience::Patience;
 use crate::config::FetchConfig;
 use crate::fetch::{FetchError, Fetcher};
+
+pub use buckets::{Buckets, OwnBucket};
+use usual::Usual;
 
 /// Memory is counted in pieces of so many bytes: a semaphore's permits are too few to count bytes.
 const PIECE: usize = 1 << 10;
@@ -20,13 +26,17 @@ const PIECE: usize = 1 << 10;
 /// Loads the images of batches.
 ///
 /// What is wrong with a URL fails its image. What is wrong with the appliance's own stores is waited for.
+///
+/// A load takes a slot first and then room, and never waits for a slot with room in hand: in another order two loads
+/// could wait for each other.
 pub struct Loader {
     fetcher: Fetcher,
     own: Arc<dyn BlobStore>,
-    buckets: BTreeMap<String, Arc<dyn BlobStore>>,
+    buckets: Buckets,
     limits: LoadLimits,
     slots: Semaphore,
     room: Arc<Semaphore>,
+    usual: Usual,
     patience: Arc<Patience>,
 }
 
@@ -53,6 +63,24 @@ pub struct Loaded {
     _room: OwnedSemaphorePermit,
 }
 
+impl Loaded {
+    /// Keeps as much of `room` as the bytes need.
+    fn new(bytes: Bytes, mut room: OwnedSemaphorePermit) -> Self {
+        let extra = room.num_permits().saturating_sub(pieces(bytes.len()) as usize);
+        drop(room.split(extra));
+        Self { bytes, _room: room }
+    }
+}
+
+/// What a store's refusal may be about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// The store as a whole, whatever it says: the appliance has put the object there itself.
+    OfStore,
+    /// The store or the object: somebody else has named it.
+    Unknown,
+}
+
 /// Why an image can't be loaded, and never will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadFailure {
@@ -69,13 +97,12 @@ impl From<FetchError> for LoadFailure {
 }
 
 impl Loader {
-    /// A loader. `own` holds the files of multipart batches. `buckets` are those that an `s3://` URL may name, each
-    /// as a store without a prefix, for such a URL has the whole key.
+    /// A loader. `own` holds the files of multipart batches, `buckets` what `s3://` URLs may name.
     pub fn new(
         fetch: FetchConfig,
         limits: LoadLimits,
         own: Arc<dyn BlobStore>,
-        buckets: BTreeMap<String, Arc<dyn BlobStore>>,
+        buckets: Buckets,
         patience: Arc<Patience>,
     ) -> Self {
         let loads = limits.loads.max(1);
@@ -87,6 +114,7 @@ impl Loader {
             buckets,
             slots: Semaphore::new(loads),
             room: Arc::new(Semaphore::new(pieces(room) as usize)),
+            usual: Usual::default(),
             limits,
             patience,
         }
@@ -98,59 +126,92 @@ impl Loader {
     /// [`LoadFailure`] when it can't be had.
     pub async fn load(&self, request_id: &str, url: &str) -> Result<Loaded, LoadFailure> {
         if let Some(index) = url.strip_prefix("blob:") {
-            let invalid = || invalid(format!("image_url: {url:?} names no file of this batch"));
+            let invalid = || invalid(format!("image_url: {:?} names no file of this batch", shown(url)));
             let index = index.parse::<u64>().map_err(|_| invalid())?;
             let key = layout::file_key(request_id, index).map_err(|_| invalid())?;
-            let own = self.own.as_ref();
-            return self.stored(url, || own.get(&key, self.limits.max_bytes as u64)).await;
+            return self.stored(url, Refusal::OfStore, |bound| self.own.get(&key, bound)).await;
         }
-        match url.strip_prefix("s3://") {
-            Some(path) => {
-                let (store, key) = self.object(path)?;
-                self.stored(url, || store.get_any(key, self.limits.max_bytes as u64)).await
+        match source(url).map_err(|reason| invalid(format!("image_url: {reason}")))? {
+            Source::Object { bucket, key } => {
+                let store = self.buckets.store(bucket, key)?;
+                self.stored(url, Refusal::Unknown, |bound| store.get_any(key, bound)).await
             }
-            None => self.fetched(url).await,
+            Source::Web => self.fetched(url).await,
         }
     }
 
-    fn object<'a>(&self, path: &'a str) -> Result<(&dyn BlobStore, &'a str), LoadFailure> {
-        let Some((bucket, key)) = path.split_once('/') else {
-            return Err(invalid("image_url: it must be s3://bucket/key".into()));
-        };
-        let Some(store) = self.buckets.get(bucket) else {
-            let error = format!(
-                "image_url: bucket {bucket:?} is not one that images may come from; an operator can allow it in \
-                 s3.allow_buckets"
-            );
-            return Err(LoadFailure { code: "url_refused", error });
-        };
-        // A server may take such parts for steps out of the bucket.
-        if key.is_empty() || key.split('/').any(|part| matches!(part, "." | "..")) {
-            return Err(invalid(
-                "image_url: it must be s3://bucket/key, with no part that is . or ..".into(),
-            ));
-        }
-        Ok((store.as_ref(), key))
-    }
-
-    /// An object of a store that the appliance works with: while the store is away the image waits.
-    async fn stored<F>(&self, url: &str, get: impl Fn() -> F + Send) -> Result<Loaded, LoadFailure>
+    /// An object of a store that the appliance works with: what isn't the object's own fault is waited for.
+    async fn stored<F>(
+        &self,
+        url: &str,
+        refusal: Refusal,
+        get: impl Fn(u64) -> F + Send + Sync,
+    ) -> Result<Loaded, LoadFailure>
     where
         F: Future<Output = SyncResult<Option<Bytes>>> + Send,
     {
-        let _slot = self.slots.acquire().await;
-        match self.patience.outlast("loading an image", get).await {
-            Ok(Some(bytes)) => {
-                let room = self.reserve(bytes.len()).await?;
-                Ok(Loaded { bytes, _room: room })
+        let mut backoff = self.patience.backoff();
+        let mut again = false;
+        loop {
+            let slot = self.slots.acquire().await;
+            let error = match self.get_once(&get).await? {
+                Ok(Some(loaded)) => return Ok(loaded),
+                Ok(None) => {
+                    let error = format!("image_url: there is no object at {}", shown(url));
+                    return Err(LoadFailure { code: "not_found", error });
+                }
+                Err(error) => error,
+            };
+            if TooLarge::of(&error).is_some() {
+                let limit = self.limits.max_bytes;
+                let error = format!("image_url: the object at {} is larger than {limit} bytes", shown(url));
+                return Err(LoadFailure { code: "image_too_large", error });
             }
-            Ok(None) => Err(LoadFailure {
-                code: "not_found",
-                error: format!("image_url: there is no object at {url}"),
-            }),
-            Err(refused) => {
-                let code = if TooLarge::of(&refused).is_some() { "image_too_large" } else { "fetch_failed" };
-                Err(LoadFailure { code, error: format!("image_url: {}", refused.in_full()) })
+            if refusal == Refusal::Unknown && !error.is_transient() {
+                match self.buckets.serve().await {
+                    Ok(()) if again => {
+                        let error = format!("image_url: {}", error.in_full());
+                        return Err(LoadFailure { code: "fetch_failed", error });
+                    }
+                    // Keys may have been mended since the object was asked for.
+                    Ok(()) => {
+                        again = true;
+                        continue;
+                    }
+                    Err(_) => again = false,
+                }
+            }
+            drop(slot);
+            self.patience.pause(&mut backoff, "loading an image", &error).await;
+        }
+    }
+
+    /// Reads an object into room that is taken before: for as much as is usual, and where that is too little, for as
+    /// much as the store says that it takes.
+    async fn get_once<F>(
+        &self,
+        get: &(impl Fn(u64) -> F + Send + Sync),
+    ) -> Result<SyncResult<Option<Loaded>>, LoadFailure>
+    where
+        F: Future<Output = SyncResult<Option<Bytes>>> + Send,
+    {
+        let most = self.limits.max_bytes;
+        let mut bound = self.usual.bytes().min(most);
+        loop {
+            let room = self.reserve(bound).await?;
+            let error = match get(bound as u64).await {
+                Ok(Some(bytes)) => {
+                    self.usual.note(bytes.len());
+                    return Ok(Ok(Some(Loaded::new(bytes, room))));
+                }
+                Ok(None) => return Ok(Ok(None)),
+                Err(error) => error,
+            };
+            match TooLarge::of(&error).map(|large| usize::try_from(large.bytes).unwrap_or(usize::MAX)) {
+                Some(bytes) if bound < most && bytes <= most => {
+                    bound = bytes.max(bound.saturating_mul(2)).min(most);
+                }
+                _ => return Ok(Err(error)),
             }
         }
     }
@@ -159,15 +220,17 @@ impl Loader {
     async fn fetched(&self, url: &str) -> Result<Loaded, LoadFailure> {
         let longest = self.limits.pause.saturating_mul(16);
         let mut backoff = cloud_sync::backoff::Backoff::new(self.limits.pause, longest);
-        let mut reserved = None;
         loop {
             let slot = self.slots.acquire().await;
-            let outcome = self.fetch_once(url, reserved.take()).await;
+            let mut outcome = self.fetch_once(url, None).await;
+            if let Err(FetchError::NoRoom) = outcome {
+                // Others hold the memory: it waits, with none in hand, for all that the image may need.
+                let reserved = self.reserve(self.limits.max_bytes).await?;
+                outcome = self.fetch_once(url, Some(reserved)).await;
+            }
             drop(slot);
             match outcome {
                 Ok(loaded) => return Ok(loaded),
-                // Others hold the memory: it waits, with nothing in hand, for all that the image may need.
-                Err(FetchError::NoRoom) => reserved = Some(self.reserve(self.limits.max_bytes).await?),
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => {
                     let wait = backoff.fail();
@@ -201,14 +264,12 @@ impl Loader {
             true
         };
         let bytes = self.fetcher.fetch(url, Duration::MAX, &mut grow).await?;
-        let mut room = match held {
+        let room = match held {
             Some(room) => room,
             // An empty body asks for no memory.
             None => Arc::clone(&self.room).try_acquire_many_owned(0).map_err(|_| FetchError::NoRoom)?,
         };
-        let extra = room.num_permits().saturating_sub(pieces(bytes.len()) as usize);
-        drop(room.split(extra));
-        Ok(Loaded { bytes, _room: room })
+        Ok(Loaded::new(bytes, room))
     }
 
     async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, LoadFailure> {

@@ -7,10 +7,9 @@ use cloud_sync::state::BatchSpec;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::image_url::MAX_URL_BYTES;
 use super::layout::check_id;
 
-/// Longest URL of an image, in bytes.
-pub const MAX_URL_BYTES: usize = 4096;
 /// Longest name of a camera, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 /// Most predictions an image that a message may ask for; a model has fewer labels than that, or answers with all.

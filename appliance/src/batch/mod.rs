@@ -10,6 +10,7 @@
 //! - No list of images is ever in memory as a whole.
 
 mod error;
+pub mod image_url;
 pub mod intake;
 mod jobs;
 pub mod layout;

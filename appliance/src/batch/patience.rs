@@ -41,8 +41,12 @@ impl Patience {
     /// Notes that `what` failed, and waits before the next try.
     pub async fn pause(&self, backoff: &mut Backoff, what: &str, error: &SyncError) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+        let refused = !error.is_transient() && backoff.failures().is_multiple_of(8);
         let wait = backoff.fail();
         let error = error.in_full();
+        if refused {
+            tracing::error!(what, error, "batch work waits for what a store refuses");
+        }
         // The links say themselves when they go down; this says what waits for them, once an outage.
         if backoff.failures() == 3 {
             tracing::warn!(what, error, "batch work waits for a store");
@@ -50,24 +54,6 @@ impl Patience {
             tracing::debug!(what, error, tries = backoff.failures(), "trying again");
         }
         tokio::time::sleep(wait).await;
-    }
-
-    /// Repeats `call` while it fails for a reason that passes.
-    ///
-    /// # Errors
-    /// The first error that does not pass by itself.
-    pub async fn outlast<T, C, F>(&self, what: &str, mut call: C) -> SyncResult<T>
-    where
-        C: FnMut() -> F + Send,
-        F: Future<Output = SyncResult<T>> + Send,
-    {
-        let mut backoff = self.backoff();
-        loop {
-            match call().await {
-                Err(error) if error.is_transient() => self.pause(&mut backoff, what, &error).await,
-                settled => return settled,
-            }
-        }
     }
 
     /// Repeats `call` until it works. Also what a store refuses is tried again: a bucket that is missing or a
@@ -81,16 +67,7 @@ impl Patience {
         loop {
             match call().await {
                 Ok(value) => return value,
-                Err(error) => {
-                    if !error.is_transient() && backoff.failures().is_multiple_of(8) {
-                        tracing::error!(
-                            what,
-                            error = error.in_full(),
-                            "batch work waits for what a store refuses"
-                        );
-                    }
-                    self.pause(&mut backoff, what, &error).await;
-                }
+                Err(error) => self.pause(&mut backoff, what, &error).await,
             }
         }
     }

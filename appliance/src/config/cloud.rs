@@ -172,6 +172,8 @@ pub struct S3Section {
     pub ca_file: Option<PathBuf>,
     /// Other buckets that `s3://` URLs of images may name.
     pub allow_buckets: Vec<String>,
+    /// Beginnings of keys in the own bucket that `s3://` URLs of images may name beside those under `prefix`.
+    pub allow_prefixes: Vec<String>,
 }
 
 /// Images kept as raw material for the next training set.
@@ -292,6 +294,12 @@ impl Config {
             if !matches!(scheme.as_deref(), Ok("http" | "https")) {
                 return Err(("s3.endpoint", format!("{:?} is no http or https URL", self.s3.endpoint)));
             }
+        }
+        if let Some(bad) = self.s3.allow_prefixes.iter().find(|p| p.starts_with('/') || p.contains("//")) {
+            return Err((
+                "s3.allow_prefixes",
+                format!("{bad:?}: no slash at the start, and no two in a row"),
+            ));
         }
         if !(0.0..=1.0).contains(&self.capture.below) {
             return Err(("capture.below", format!("{} is not between 0 and 1", self.capture.below)));

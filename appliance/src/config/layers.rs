@@ -36,7 +36,7 @@ const ALIASES: [(&str, &str); 17] = [
 const NOT_YET: [&str; 1] = ["MLFLOW_TRACKING_URI"];
 
 /// Keys that are lists; in a variable commas separate them.
-const LISTS: [&str; 2] = ["fetch.allow_networks", "s3.allow_buckets"];
+const LISTS: [&str; 3] = ["fetch.allow_networks", "s3.allow_buckets", "s3.allow_prefixes"];
 
 /// Where settings come from, before they are read.
 #[derive(Clone, Debug, Default)]

@@ -73,7 +73,25 @@ fn allowed_networks_open_themselves_but_never_metadata() {
     assert!(guard::may_reach("192.168.8.7".parse().unwrap(), &allow[..1]));
     assert!(!guard::may_reach("192.168.9.7".parse().unwrap(), &allow[..1]));
     assert!(guard::may_reach("127.0.0.1".parse().unwrap(), &allow));
-    for metadata in ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "64:ff9b::a9fe:a9fe"] {
+    for metadata in [
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "169.254.42.42",
+        "169.254.0.23",
+        "192.0.0.192",
+        "100.100.100.200",
+        "168.63.129.16",
+        "::ffff:169.254.169.254",
+        "::ffff:169.254.42.42",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b::c000:c0",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "fd00:42::42",
+        "fe80::a9fe:a9fe",
+    ] {
         assert!(!guard::may_reach(metadata.parse().unwrap(), &allow), "{metadata}");
     }
 }

@@ -5,6 +5,7 @@ mod failure;
 mod settings;
 mod upload;
 
+use std::error::Error;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct S3Store {
     connect_timeout: Duration,
     attempt_timeout: Duration,
     health: LinkHealth,
+    /// Whether others say which objects are read, so that a refusal and a key say nothing of the link.
+    for_others: bool,
 }
 
 impl fmt::Debug for S3Store {
@@ -56,16 +59,23 @@ impl S3Store {
         let prefix = config.key_prefix()?;
         let client = config.client().await?;
         let S3Config { bucket, connect_timeout, attempt_timeout, .. } = config;
-        Ok(Self { client, bucket, prefix, connect_timeout, attempt_timeout, health })
+        Ok(Self { client, bucket, prefix, connect_timeout, attempt_timeout, health, for_others: false })
     }
 
-    /// Another bucket of the same storage, with the same connections and without a prefix.
+    /// What comes before every key: empty, or with a slash at its end.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A bucket of the same storage, with the same connections and without a prefix, for objects that others name. What
+    /// is refused there leaves the link's health as it is, and no key gets into it.
     ///
     /// # Errors
     /// When no bucket can have that name.
     pub fn bucket(&self, name: &str) -> SyncResult<Self> {
         bucket_name(name)?;
-        Ok(Self { bucket: name.to_owned(), prefix: String::new(), ..self.clone() })
+        Ok(Self { bucket: name.to_owned(), prefix: String::new(), for_others: true, ..self.clone() })
     }
 
     /// An object by its whole key, which may have any characters that S3 allows: the prefix of this store
@@ -130,6 +140,9 @@ impl S3Store {
     }
 
     fn note<T>(&self, result: Result<T, Failure>) -> SyncResult<T> {
+        if self.for_others {
+            return self.note_for_others(result.map_err(|failure| failure.error));
+        }
         self.health.note(result.map_err(|Failure { error, of_the_link }| {
             // Refused keys are permanent, and still the link's.
             if of_the_link && !error.is_transient() && self.health.failed(&error) {
@@ -137,6 +150,23 @@ impl S3Store {
             }
             error
         }))
+    }
+
+    fn note_for_others<T>(&self, result: SyncResult<T>) -> SyncResult<T> {
+        let seen = match &result {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_transient() => {
+                let seen = SyncError::transient(Link::S3, format!("cannot read from s3://{}", self.bucket));
+                Err(match error.source() {
+                    Some(source) => seen.because(source.to_string()),
+                    None => seen,
+                })
+            }
+            Err(_) => return result,
+        };
+        // What it is noted as is all that is wanted of it.
+        let _ = self.health.note(seen);
+        result
     }
 }
 

@@ -9,7 +9,7 @@ use crate::blob::{BlobKey, InvalidKey};
 use crate::event::ModelRef;
 
 /// Under which keys captured images are put.
-const PREFIX: &str = "datasets/captured";
+pub const KEY_PREFIX: &str = "datasets/captured";
 /// The folder of images whose camera nobody named.
 const NO_CAMERA: &str = "unknown";
 const MAX_CAMERA_BYTES: usize = 64;
@@ -129,7 +129,7 @@ impl Sidecar {
     /// The key of the image and that of the sidecar.
     pub(super) fn keys(&self) -> Result<(BlobKey, BlobKey), InvalidKey> {
         let day = self.time.get(..10).unwrap_or("undated");
-        let folder = format!("{PREFIX}/{day}/{}", folder_of(self.camera.as_deref()));
+        let folder = format!("{KEY_PREFIX}/{day}/{}", folder_of(self.camera.as_deref()));
         let image = BlobKey::new(format!("{folder}/{}.{}", self.digest, self.extension()))?;
         Ok((image, BlobKey::new(format!("{folder}/{}.json", self.digest))?))
     }

@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use error::CaptureError;
-pub use item::Captured;
+pub use item::{Captured, KEY_PREFIX};
 pub use rule::CaptureRule;
 pub use stats::CaptureStats;
 

@@ -127,6 +127,12 @@ async fn what_is_wrong_with_json_is_named() {
             &["image_urls[1]", "file:///etc/passwd", "scheme"],
         ),
         (r#"{"image_urls": ["blob:0"]}"#, &["image_urls[0]", "blob:0", "scheme"]),
+        (
+            r#"{"image_urls": ["http://a/1", "https://user:hunter2@h/a.jpg?k=hunter3"]}"#,
+            &["image_urls[1]", "https://h/a.jpg…", "user name or password"],
+        ),
+        (r#"{"image_urls": ["http://u:hun?hunter2@h/"]}"#, &["image_urls[0]", "no URL"]),
+        (r#"{"image_urls": ["s3://bucket/a/../b"]}"#, &["image_urls[0]", "s3://bucket/a/../b", ". or .."]),
         (r#"{"image_urls": [""]}"#, &["image_urls[0]", "empty"]),
         (&long_url, &["image_urls[1]", "4096"]),
         (&huge, &["after 1 image_urls", "4096"]),
@@ -161,6 +167,7 @@ async fn what_is_wrong_with_json_is_named() {
         let start: String = body.chars().take(80).collect();
         assert!(says.iter().all(|word| text.contains(word)), "{start}: {text} lacks one of {says:?}");
         assert!(text.len() < 500, "{start}: {text}");
+        assert!(!text.contains("hunter"), "{start}: {text}");
     }
     let error = bench.read_as("", BatchOptions::default(), b"{\"image_urls\": [\"http://\xff\"]}").await;
     assert!(matches!(error, Err(IntakeError::Json(_))), "{error:?}");

@@ -4,16 +4,12 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 
 use tempfile::TempPath;
-use url::Url;
 
 use super::IntakeError;
+use crate::batch::image_url::{shown, source};
 use crate::batch::spool::Spool;
 
-/// Longest URL, in bytes.
-pub const MAX_URL_BYTES: usize = 4096;
-
-/// Most of a refused URL that is shown.
-const SHOWN_CHARS: usize = 100;
+pub use crate::batch::image_url::MAX_URL_BYTES;
 
 /// A list under construction.
 pub(super) struct UrlWriter {
@@ -56,7 +52,7 @@ impl UrlWriter {
         if self.count == self.limit {
             return Err(IntakeError::TooMany { what: "image_urls", limit: self.limit });
         }
-        check(url).map_err(|reason| IntakeError::BadUrl { index: self.count, value: shown(url), reason })?;
+        source(url).map_err(|reason| IntakeError::BadUrl { index: self.count, value: shown(url), reason })?;
         // At most MAX_URL_BYTES, so it fits.
         let length = u16::try_from(url.len()).unwrap_or(u16::MAX).to_le_bytes();
         let written = self.file.write_all(&length).and_then(|()| self.file.write_all(url.as_bytes()));
@@ -107,79 +103,9 @@ impl UrlReader {
     }
 }
 
-/// Whether a URL is one that a worker can load. Where it leads to is checked when it is fetched.
-fn check(text: &str) -> Result<(), &'static str> {
-    if text.is_empty() {
-        return Err("it is empty");
-    }
-    if text.len() > MAX_URL_BYTES {
-        return Err("it is longer than 4096 bytes");
-    }
-    if text.chars().any(char::is_control) {
-        return Err("it has a control character in it");
-    }
-    let url = Url::parse(text).map_err(|_| "it is no URL")?;
-    match url.scheme() {
-        "http" | "https" => Ok(()),
-        "s3" if url.host_str().is_none_or(str::is_empty) => Err("it names no bucket"),
-        "s3" if url.path().len() < 2 => Err("it names no object in the bucket"),
-        "s3" => Ok(()),
-        _ => Err("its scheme is not http, https or s3"),
-    }
-}
-
-/// The beginning of a URL without its query and credentials, which may be secrets.
-fn shown(url: &str) -> String {
-    let public = url.split(['?', '#']).next().unwrap_or_default();
-    let public = match (public.split_once("://"), public.rfind('@')) {
-        (Some((scheme, _)), Some(at)) => format!("{scheme}://…{}", &public[at..]),
-        _ => public.to_owned(),
-    };
-    let mut text: String = public.chars().take(SHOWN_CHARS).collect();
-    if text.len() < public.len() || public.len() < url.len() {
-        text.push('…');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_urls_that_a_worker_can_load_are_taken() {
-        let longest = format!("https://h/{}", "a".repeat(MAX_URL_BYTES - 10));
-        for url in
-            ["http://h/a.jpg", "HTTPS://h:8080/?q=1#f", "s3://bucket/a/b c.jpg", "http://[::1]/", &longest]
-        {
-            assert_eq!(check(url), Ok(()), "{url}");
-        }
-        let longer = format!("{longest}a");
-        for (url, reason) in [
-            ("", "empty"),
-            (longer.as_str(), "4096"),
-            ("http://h/\n", "control"),
-            ("fish.jpg", "no URL"),
-            ("http://", "no URL"),
-            ("file:///etc/passwd", "scheme"),
-            ("blob:0", "scheme"),
-            ("ftp://h/a", "scheme"),
-            ("data:image/png;base64,AA==", "scheme"),
-            ("s3:///key", "bucket"),
-            ("s3://bucket", "object"),
-            ("s3://bucket/", "object"),
-        ] {
-            assert!(check(url).unwrap_err().contains(reason), "{url}: {:?}", check(url));
-        }
-    }
-
-    #[test]
-    fn a_refusal_shows_no_secret_of_a_url() {
-        assert_eq!(shown("ftp://h/a?X-Amz-Signature=abc"), "ftp://h/a…");
-        assert_eq!(shown("ftp://user:hunter2@h/a"), "ftp://…@h/a…");
-        assert_eq!(shown("gopher"), "gopher");
-        assert_eq!(shown(&"ä".repeat(200)), format!("{}…", "ä".repeat(100)));
-    }
 
     #[test]
     fn a_list_reads_back_in_order_and_is_bounded() {

@@ -1,5 +1,6 @@
 //! Bounds of the loader, and what is tried again and what is not.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -11,12 +12,26 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// Has one object, `k`, and is away for the first few calls.
+/// Has one object, `k`, which is also the first file of each batch.
 #[derive(Debug, Default)]
 struct Store {
+    /// Reads that still don't reach it.
     away: AtomicUsize,
+    /// Reads that are still refused.
+    refuses: AtomicUsize,
+    /// Listings that are still refused.
+    closed: AtomicUsize,
     calls: AtomicUsize,
-    refuses: bool,
+    /// Bytes of the object.
+    bytes: usize,
+    /// What the reads that go on may bring, in bytes, and the most that it was.
+    reading: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// Takes one off a count that is not at its end.
+fn one_of(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
 #[async_trait]
@@ -27,15 +42,26 @@ impl BlobStore for Store {
     async fn put_file(&self, _: &BlobKey, _: &std::path::Path, _: &str) -> SyncResult<()> {
         Ok(())
     }
-    async fn get(&self, key: &BlobKey, _: u64) -> SyncResult<Option<Bytes>> {
+    async fn get(&self, key: &BlobKey, bound: u64) -> SyncResult<Option<Bytes>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.refuses {
+        if one_of(&self.refuses) {
             return Err(SyncError::permanent(Link::S3, "access denied"));
         }
-        match self.away.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-            Ok(_) => Err(SyncError::transient(Link::S3, "connection refused")),
-            Err(_) => Ok((key.as_str() == "k").then(|| Bytes::from_static(b"image"))),
+        if one_of(&self.away) {
+            return Err(SyncError::transient(Link::S3, "connection refused"));
         }
+        if key.as_str() != "k" && !key.as_str().ends_with("/files/00000000") {
+            return Ok(None);
+        }
+        if self.bytes as u64 > bound {
+            let large = TooLarge { bytes: self.bytes as u64, bound };
+            return Err(SyncError::permanent(Link::S3, "it can't be read").because(large));
+        }
+        let reading = self.reading.fetch_add(bound as usize, Ordering::SeqCst) + bound as usize;
+        self.most.fetch_max(reading, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.reading.fetch_sub(bound as usize, Ordering::SeqCst);
+        Ok(Some(vec![7; self.bytes].into()))
     }
     async fn get_file(&self, _: &BlobKey, _: &std::path::Path) -> SyncResult<Option<u64>> {
         Ok(None)
@@ -44,7 +70,10 @@ impl BlobStore for Store {
         Ok(None)
     }
     async fn list(&self, _: &str, _: Option<&str>) -> SyncResult<BlobPage> {
-        Ok(BlobPage::default())
+        match one_of(&self.closed) {
+            true => Err(SyncError::permanent(Link::S3, "the keys are refused")),
+            false => Ok(BlobPage::default()),
+        }
     }
     async fn delete(&self, _: &BlobKey) -> SyncResult<()> {
         Ok(())
@@ -55,18 +84,24 @@ impl BlobStore for Store {
 }
 
 fn loader(store: Store, max_inflight: u64) -> (Arc<Loader>, Arc<Store>) {
+    loader_of(store, 64 << 10, max_inflight)
+}
+
+fn loader_of(store: Store, max_bytes: usize, max_inflight: u64) -> (Arc<Loader>, Arc<Store>) {
     let store = Arc::new(store);
-    let limits = LoadLimits {
-        max_bytes: 64 << 10,
-        max_inflight,
-        loads: 4,
-        attempts: 3,
-        pause: Duration::from_millis(1),
-    };
+    let limits =
+        LoadLimits { max_bytes, max_inflight, loads: 4, attempts: 3, pause: Duration::from_millis(1) };
     let allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
     let fetch = FetchConfig { allow_networks, timeout: Duration::from_secs(5), ..FetchConfig::default() };
     let patience = Arc::new(Patience::new(Duration::from_millis(1), Duration::from_millis(2)));
-    let buckets = BTreeMap::from([("fish".to_owned(), store.clone() as _)]);
+    let own = OwnBucket {
+        name: "own".into(),
+        prefix: String::new(),
+        allow_prefixes: Vec::new(),
+        store: store.clone(),
+    };
+    let stores = BTreeMap::from(["fish", "own"].map(|name| (name.to_owned(), store.clone() as _)));
+    let buckets = Buckets { stores, own: Some(own) };
     (Arc::new(Loader::new(fetch, limits, store.clone(), buckets, patience)), store)
 }
 
@@ -123,19 +158,108 @@ async fn what_may_pass_is_tried_again_and_what_stays_is_not() {
 }
 
 #[tokio::test]
-async fn an_own_store_that_is_away_is_waited_for() {
-    let (loader, store) = loader(Store { away: AtomicUsize::new(50), ..Store::default() }, 1 << 20);
-    assert_eq!(loader.load("b", "s3://fish/k").await.unwrap().bytes, "image");
-    assert_eq!(store.calls.load(Ordering::SeqCst), 51);
-    assert_eq!(loader.load("b", "s3://fish/other").await.unwrap_err().code, "not_found");
+async fn a_store_that_is_away_is_waited_for() {
+    for url in ["s3://fish/k", "s3://own/k", "blob:0"] {
+        let (loader, store) =
+            loader(Store { away: AtomicUsize::new(50), bytes: 5, ..Store::default() }, 1 << 20);
+        assert_eq!(loader.load("b", url).await.unwrap().bytes.len(), 5);
+        assert_eq!(store.calls.load(Ordering::SeqCst), 51);
+    }
+    let (loader, _) = loader(Store::default(), 1 << 20);
+    for url in ["s3://fish/other", "s3://own/other", "blob:1"] {
+        assert_eq!(loader.load("b", url).await.unwrap_err().code, "not_found");
+    }
 }
 
 #[tokio::test]
-async fn an_own_store_that_refuses_fails_the_image_at_once() {
-    let (loader, store) = loader(Store { refuses: true, ..Store::default() }, 1 << 20);
-    let failure = loader.load("b", "s3://fish/k").await.unwrap_err();
-    assert_eq!((failure.code, failure.error.contains("access denied")), ("fetch_failed", true));
-    assert_eq!(store.calls.load(Ordering::SeqCst), 1);
+async fn what_is_refused_to_an_object_alone_fails_its_image() {
+    for url in ["s3://fish/k", "s3://own/k"] {
+        let refuses = AtomicUsize::new(usize::MAX);
+        let (loader, store) = loader(Store { refuses, ..Store::default() }, 1 << 20);
+        let failure = loader.load("b", url).await.unwrap_err();
+        assert_eq!((failure.code, failure.error.contains("access denied")), ("fetch_failed", true));
+        assert_eq!(store.calls.load(Ordering::SeqCst), 2, "once more, after the storage was seen to serve");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_to_the_appliance_as_a_whole_is_waited_for() {
+    // Keys that are being rotated: all is refused for a while. Its own files it has put there itself, so that no
+    // refusal is about one of them.
+    for (url, closed) in [("s3://fish/k", 30), ("s3://own/k", 30), ("blob:0", 0)] {
+        let store =
+            Store { refuses: AtomicUsize::new(30), closed: AtomicUsize::new(closed), ..Store::default() };
+        let (loader, store) = loader(Store { bytes: 5, ..store }, 1 << 20);
+        assert_eq!(loader.load("b", url).await.map(|loaded| loaded.bytes.len()), Ok(5), "{url}");
+        assert_eq!(store.calls.load(Ordering::SeqCst), 31, "{url}");
+    }
+    // They are good again between the object and the question.
+    let (loader, _) = loader(Store { refuses: AtomicUsize::new(1), bytes: 5, ..Store::default() }, 1 << 20);
+    assert_eq!(loader.load("b", "s3://own/k").await.unwrap().bytes.len(), 5);
+}
+
+#[tokio::test]
+async fn the_appliances_own_objects_are_no_images_to_others() {
+    let (loader, store) = loader(Store { bytes: 5, ..Store::default() }, 1 << 20);
+    let url = "s3://own/batches/other/files/00000000";
+    let failure = loader.load("b", url).await.unwrap_err();
+    assert_eq!((failure.code, failure.error.contains("s3.allow_prefixes")), ("url_refused", true));
+    assert_eq!(store.calls.load(Ordering::SeqCst), 0);
+    for url in ["S3://own/k", " s3://own/k", "s3://fish/batches/other/files/00000000"] {
+        assert_eq!(loader.load("b", url).await.unwrap().bytes.len(), 5, "{url}");
+    }
+    let failure = loader.load("b", "gopher://fish/k").await.unwrap_err();
+    assert!(failure.error.contains("http, https or s3"), "{}", failure.error);
+}
+
+#[tokio::test]
+async fn an_object_takes_no_more_room_than_it_needs_and_has_it_before_it_is_read() {
+    let (loader, store) = loader_of(Store { bytes: 200 << 10, ..Store::default() }, 256 << 10, 1 << 20);
+    // Small images until now: the first large one is asked for twice.
+    (0..1000).for_each(|_| loader.usual.note(0));
+    let before = loader.room.available_permits();
+    for calls in [2, 3] {
+        let loaded = loader.load("b", "s3://fish/k").await.unwrap();
+        assert_eq!(before - loader.room.available_permits(), 200);
+        drop(loaded);
+        assert_eq!(loader.room.available_permits(), before);
+        assert_eq!(store.calls.load(Ordering::SeqCst), calls);
+    }
+    for (bytes, expected) in [(64 << 10, Ok(64 << 10)), ((64 << 10) + 1, Err("image_too_large"))] {
+        let (loader, _) = self::loader(Store { bytes, ..Store::default() }, 1 << 20);
+        for url in ["s3://fish/k", "s3://own/k", "blob:0"] {
+            let loaded = loader.load("b", url).await;
+            let got = loaded.as_ref().map(|loaded| loaded.bytes.len()).map_err(|failure| failure.code);
+            assert_eq!(got, expected, "{url}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn stores_and_web_servers_share_slots_and_memory_and_none_waits_for_ever() {
+    // Room for one image and a half, and four slots.
+    let (loader, store) = loader(Store { bytes: 60 << 10, ..Store::default() }, 96 << 10);
+    let (web, _, _) = server(&[(200, 60 << 10)]).await;
+    let held = Arc::new(AtomicUsize::new(0));
+    let urls = [web.as_str(), "s3://fish/k", "blob:0"].map(str::to_owned);
+    let tasks: Vec<_> = (0..60)
+        .map(|i| {
+            let (loader, url, held) = (Arc::clone(&loader), urls[i % 3].clone(), Arc::clone(&held));
+            tokio::spawn(async move {
+                let loaded = loader.load("b", &url).await.unwrap();
+                assert_eq!(loaded.bytes.len(), 60 << 10);
+                assert_eq!(held.fetch_add(1, Ordering::SeqCst), 0, "two such images are over the bound");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                held.fetch_sub(1, Ordering::SeqCst);
+            })
+        })
+        .collect();
+    for task in tasks {
+        tokio::time::timeout(Duration::from_secs(10), task).await.expect("they wait for each other").unwrap();
+    }
+    let most = store.most.load(Ordering::SeqCst);
+    assert!(most <= 96 << 10, "{most} bytes were on their way at once");
+    assert_eq!(loader.room.available_permits(), 96, "memory is not given back");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What could not be worked on, kept where a person can look at it.
 
+use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -10,6 +11,7 @@ use cloud_sync::queue::Delivery;
 use serde::Serialize;
 
 use super::{Setback, Worker, WorkerStats};
+use crate::batch::image_url;
 use crate::batch::layout;
 use crate::batch::message::BatchMessage;
 
@@ -40,7 +42,8 @@ struct BadImages<'a> {
 #[derive(Serialize)]
 struct BadImage<'a> {
     index: u64,
-    image_url: &'a str,
+    /// Without its query, which may hold a signature: these objects are for more eyes than the results.
+    image_url: Cow<'a, str>,
     code: &'a str,
     error: &'a str,
 }
@@ -116,7 +119,7 @@ fn bad_image(item: &BatchItem) -> Option<BadImage<'_>> {
     match &item.outcome {
         ItemOutcome::Ok { .. } => None,
         ItemOutcome::Failed { code, error } => {
-            Some(BadImage { index: item.index, image_url: &item.image_url, code, error })
+            Some(BadImage { index: item.index, image_url: image_url::public(&item.image_url), code, error })
         }
     }
 }

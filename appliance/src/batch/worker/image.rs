@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
 
 use super::{Setback, Worker};
+use crate::batch::image_url::without_userinfo;
 use crate::batch::load::Loaded;
 use crate::batch::message::BatchMessage;
 use crate::lanes::{Classified, LaneError};
@@ -71,10 +72,11 @@ impl Worker {
 
 /// The result of the image that stands at `offset` in the message.
 pub(super) fn item(message: &BatchMessage, offset: usize, outcome: ItemOutcome) -> BatchItem {
+    let url = message.image_urls.get(offset).map_or("", String::as_str);
     BatchItem {
         request_id: message.spec.request_id.clone(),
         index: message.first + offset as u64,
-        image_url: message.image_urls.get(offset).cloned().unwrap_or_default(),
+        image_url: without_userinfo(url).into_owned(),
         camera: message.camera.clone(),
         outcome,
     }

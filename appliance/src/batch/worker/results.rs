@@ -14,6 +14,7 @@ use tempfile::TempPath;
 use ulid::Ulid;
 
 use super::{Setback, Worker};
+use crate::batch::image_url::without_userinfo;
 use crate::batch::message::BatchMessage;
 
 /// How results of each kind are labelled in the blob store.
@@ -116,7 +117,9 @@ impl Worker {
         let spec = &message.spec;
         let fits = items.len() == take
             && (message.first..).zip(&items).zip(&message.image_urls).all(|((index, item), url)| {
-                item.index == index && item.image_url == *url && item.request_id == spec.request_id
+                item.index == index
+                    && item.image_url == without_userinfo(url)
+                    && item.request_id == spec.request_id
             });
         if fits { Kept::Theirs(items) } else { Kept::Others }
     }

@@ -111,6 +111,8 @@ async fn every_third_image_is_bad_and_each_says_why() {
         ("s3://allowed/../x".into(), "invalid_url".into()),
         ("blob:x".into(), "invalid_url".into()),
         ("blob:2".into(), "not_found".into()),
+        ("S3://allowed/fish/6.bmp".into(), label(6)),
+        (" s3://allowed/fish/6.bmp".into(), label(6)),
         ("nothing".into(), "invalid_url".into()),
         (format!("{base}/255"), "lane_failed".into()),
     ];
@@ -130,6 +132,29 @@ async fn every_third_image_is_bad_and_each_says_why() {
     assert!(images.iter().all(|i| i["error"].as_str().is_some_and(|e| !e.is_empty())));
     assert!(world.stores.object("dead-letter/2026-01-31/requests-0-0.json").is_some());
     assert_eq!(world.stats.counts().failed, bad);
+}
+
+#[tokio::test]
+async fn what_others_get_to_see_of_a_url_has_no_password_in_it() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let signed = format!("{}/missing?X-Amz-Signature=hunter3", world.base);
+    let urls = [world.base.replace("//", "//user:hunter2@") + "/1", signed.clone()];
+    // The same message again finds its own results, though the URL in them is not the one that was sent.
+    world.submit("b", &urls, 2);
+    world.submit("b", &urls, 2);
+    world.work().await;
+    assert_eq!(world.stats.counts().duplicates, 1);
+    assert_eq!(outcomes(&world, "b"), ["invalid_url", "fetch_failed"]);
+    let items = world.items("b");
+    assert_eq!(items[0].image_url, format!("{}/1", world.base));
+    assert_eq!(items[1].image_url, signed, "results have the URL as it was sent");
+    assert_eq!(world.published("b").0, items);
+    let letters = letters(&world);
+    assert_eq!(letters[0]["images"][1]["image_url"], json!(format!("{}/missing…", world.base)));
+    let text = serde_json::to_string(&letters).unwrap();
+    assert!(!text.contains("hunter"), "{text}");
+    let text = serde_json::to_string(&items).unwrap();
+    assert!(!text.contains("hunter2"), "{text}");
 }
 
 #[tokio::test]

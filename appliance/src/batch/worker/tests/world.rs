@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::super::{Worker, WorkerSettings, WorkerStats};
 use super::stores::{Reach, Stores, Trip};
-use crate::batch::load::{LoadLimits, Loader};
+use crate::batch::load::{Buckets, LoadLimits, Loader};
 use crate::batch::message::BatchMessage;
 use crate::batch::patience::Patience;
 use crate::config::{BatchConfig, FetchConfig};
@@ -171,7 +171,8 @@ impl World {
             pause: Duration::from_millis(1),
         };
         let fetch = FetchConfig { allow_networks, ..FetchConfig::default() };
-        let buckets = BTreeMap::from([("allowed".to_owned(), Arc::clone(&blob))]);
+        let stores = BTreeMap::from([("allowed".to_owned(), Arc::clone(&blob))]);
+        let buckets = Buckets { stores, own: None };
         Worker {
             queue,
             state,
