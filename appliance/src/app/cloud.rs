@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use super::{App, DeviceSetup, Engine, Links, Role, StartError, outbox_dir};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
 use crate::batch::patience::Patience;
+use crate::batch::spool::Spool;
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
 use crate::batch::{BatchService, BatchStores, spool_dir};
 use crate::config::{CaptureRule, Config, QueueChoice};
@@ -27,6 +28,9 @@ use crate::telemetry::{BatchReading, CaptureReading, CloudReadings, UplinkReadin
 
 /// Pause after the first failed try to load an image.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Pause before a message is given back on which the work came to grief: it would most likely come again at once.
+const FAULT_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a batch may take to get into Kafka; its client waits for it.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -187,7 +191,7 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
         around.app.serve_batches(BatchService::open(stores.clone(), config, labels)?);
     }
     let stats = Arc::new(WorkerStats::default());
-    let running = works.then(|| -> Result<Running, SyncError> {
+    let running = works.then(|| -> Result<Running, StartError> {
         let worker = worker(stores, links, around, Arc::clone(&stats))?;
         let (stop, mut stopped) = watch::channel(false);
         let task = Handle::current().spawn(worker.run(async move {
@@ -221,7 +225,7 @@ fn worker(
     links: &Links,
     around: &Around<'_>,
     stats: Arc<WorkerStats>,
-) -> Result<Worker, SyncError> {
+) -> Result<Worker, StartError> {
     let config = around.app.config();
     let patience = Arc::new(Patience::default());
     let limits = LoadLimits {
@@ -245,7 +249,8 @@ fn worker(
             top_k: config.predict.top_k,
             limits: around.setup.limits,
             grace: config.shutdown.grace.mul_f32(0.7),
-            spool: spool_dir(config),
+            fault_pause: FAULT_PAUSE,
+            spool: Spool::open(spool_dir(config))?,
         },
         config: config.batch.clone(),
         stats,

@@ -13,8 +13,12 @@ use cloud_sync::blob::{BlobKey, InvalidKey};
 /// What the keys of the table begin with, up to the first slash.
 pub const FOLDERS: [&str; 3] = ["batches", "results", "dead-letter"];
 
-/// Longest id of a batch, in bytes.
+/// Longest id of a batch, in bytes; one that is the place of a message has one more.
 pub const MAX_ID_BYTES: usize = 128;
+
+/// What the id of a batch begins with that is named after the place of its message: no client can choose such an id,
+/// and so none can take what belongs to a message that is yet to come.
+const PLACE: char = '~';
 
 /// An id that no batch can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,10 +41,34 @@ pub fn check_id(id: &str) -> Result<(), InvalidId> {
     Err(InvalidId { id: id.chars().take(MAX_ID_BYTES).collect() })
 }
 
+/// Whether there can be a batch of this id: one that a client may choose, or the place of a message.
+///
+/// # Errors
+/// As for [`check_id`].
+pub fn check_any_id(id: &str) -> Result<(), InvalidId> {
+    check_id(id.strip_prefix(PLACE).unwrap_or(id))
+}
+
+/// The id of a batch whose message, at `position` in the queue, names none. A position that can't be part of an id is
+/// replaced by its digest.
+#[must_use]
+pub fn id_of_place(position: &str) -> String {
+    match check_id(position) {
+        Ok(()) => format!("{PLACE}{position}"),
+        Err(_) => format!("{PLACE}message-{}", &blake3::hash(position.as_bytes()).to_hex()[..32]),
+    }
+}
+
+/// Whether an id is the place of a message: then only that message can have it.
+#[must_use]
+pub fn is_place(id: &str) -> bool {
+    id.starts_with(PLACE)
+}
+
 /// The durable record of a batch.
 ///
 /// # Errors
-/// When `id` is none that [`check_id`] takes; so for every function here.
+/// When `id` is none that [`check_any_id`] takes; so for every function here.
 pub fn batch_key(id: &str) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("batches/{id}/batch.json"))
 }
@@ -102,7 +130,9 @@ mod tests {
             assert!(results_key(id).is_ok(), "{id}");
         }
         let longer = "a".repeat(129);
-        for id in ["", ".", "..", ".hidden", "a/b", "a b", "a\n", "ä", "a%2e", "a:b", longer.as_str()] {
+        for id in
+            ["", ".", "..", ".hidden", "a/b", "a b", "a\n", "ä", "a%2e", "a:b", "~a", "a~b", longer.as_str()]
+        {
             let error = check_id(id).unwrap_err().to_string();
             assert!(error.contains("request_id") && error.contains("128"), "{error}");
         }
@@ -119,6 +149,23 @@ mod tests {
         ];
         for key in keys {
             assert!(FOLDERS.contains(&key.as_str().split('/').next().unwrap()), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_message_is_an_id_that_no_client_can_choose() {
+        let long = "t".repeat(200);
+        for place in ["requests-0-17", "queue-01JD-3", ".hidden-0-1", "a/b", long.as_str()] {
+            let id = id_of_place(place);
+            assert!(is_place(&id) && check_any_id(&id).is_ok() && check_id(&id).is_err(), "{id}");
+            assert!(results_key(&id).is_ok() && part_key(&id, 0).is_ok(), "{id}");
+            assert_eq!(id, id_of_place(place));
+        }
+        assert_eq!(id_of_place("requests-0-17"), "~requests-0-17");
+        assert_ne!(id_of_place(".hidden-0-1"), id_of_place(".hidden-0-2"));
+        assert!(check_any_id("mine").is_ok() && !is_place("mine"));
+        for id in ["~", "~~a", "~.a", "~a/b", "b~summary"] {
+            assert!(check_any_id(id).is_err(), "{id}");
         }
     }
 

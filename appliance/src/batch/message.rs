@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::image_url::MAX_URL_BYTES;
-use super::layout::check_id;
+use super::layout::{check_id, id_of_place};
 
 /// Longest name of a camera, in bytes.
 const MAX_NAME_BYTES: usize = 128;
@@ -89,7 +89,7 @@ impl BatchMessage {
                 check_id(&id).map_err(|e| wrong("request_id", e.to_string()))?;
                 id
             }
-            None => id_of_position(position),
+            None => id_of_place(position),
         };
         let camera = text(&mut fields, "camera")?;
         if let Some(name) = &camera {
@@ -130,15 +130,16 @@ impl BatchMessage {
         self.submitted_at.as_deref().and_then(|time| humantime::parse_rfc3339(time).ok())
     }
 
+    /// Whether some of its images are files that were posted with its batch.
+    #[must_use]
+    pub fn names_files(&self) -> bool {
+        self.image_urls.iter().any(|url| is_file(url))
+    }
+
     /// What stands for a message that cannot be read: a batch of one image that has no URL.
     pub(super) fn unreadable(position: &str) -> Self {
         Self {
-            spec: BatchSpec {
-                request_id: id_of_position(position),
-                total: 1,
-                chunks: 1,
-                digest: String::new(),
-            },
+            spec: BatchSpec { request_id: id_of_place(position), total: 1, chunks: 1, digest: String::new() },
             chunk: 0,
             first: 0,
             camera: None,
@@ -147,6 +148,12 @@ impl BatchMessage {
             image_urls: vec![String::new()],
         }
     }
+}
+
+/// Whether a URL names a file that was posted with its batch.
+#[must_use]
+pub fn is_file(url: &str) -> bool {
+    url.starts_with("blob:")
 }
 
 /// Whether `name` may name a camera.
@@ -158,14 +165,6 @@ fn check_camera(name: &str) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// The id of a batch whose message names none. A position that cannot be an id is replaced by its digest.
-fn id_of_position(position: &str) -> String {
-    match check_id(position) {
-        Ok(()) => position.to_owned(),
-        Err(_) => format!("message-{}", &blake3::hash(position.as_bytes()).to_hex()[..32]),
-    }
 }
 
 /// Which part of which batch the message is: said by all four fields, or the whole of it where none of them is there.

@@ -101,8 +101,7 @@ pub fn spool_dir(config: &Config) -> PathBuf {
 }
 
 impl BatchService {
-    /// A service on these stores; blocking. `labels` is how many labels the model has. One process at a time may have
-    /// the data directory.
+    /// A service on these stores; blocking. `labels` is how many labels the model has.
     ///
     /// # Errors
     /// When the spool folder can't be used.

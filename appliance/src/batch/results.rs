@@ -4,7 +4,7 @@ use tempfile::TempPath;
 use tokio::fs::File;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::layout::{check_id, results_key};
+use super::layout::{check_any_id, results_key};
 use super::{BatchError, BatchService, MAX_DOWNLOADS};
 
 /// The results of a batch: one line of JSON an image, in the order of the images.
@@ -25,7 +25,7 @@ impl BatchService {
     /// [`BatchError::NotFinished`], [`BatchError::Unknown`], [`BatchError::Busy`] when as many as allowed are being
     /// given out, or [`BatchError::Link`].
     pub async fn results(&self, id: &str) -> Result<ResultsFile, BatchError> {
-        check_id(id).map_err(|_| BatchError::Unknown { request_id: id.chars().take(128).collect() })?;
+        check_any_id(id).map_err(|_| BatchError::Unknown { request_id: id.chars().take(128).collect() })?;
         let busy = || BatchError::Busy { what: "downloads of results", limit: MAX_DOWNLOADS };
         let permit = std::sync::Arc::clone(&self.downloads).try_acquire_owned().map_err(|_| busy())?;
         let key = results_key(id)?;

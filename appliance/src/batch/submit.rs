@@ -119,7 +119,11 @@ impl BatchService {
     async fn known(&self, id: &str, digest: &str) -> Result<Known, BatchError> {
         let link = BatchError::link(id);
         let Some(json) = self.blob.get(&batch_key(id)?, record::MAX_BYTES).await.map_err(&link)? else {
-            return Ok(Known::Not);
+            // A batch that came in as a message has no record; its results are not to be overwritten.
+            return match self.blob.head(&results_key(id)?).await.map_err(&link)? {
+                Some(_) => Err(BatchError::IdTaken { request_id: id.to_owned() }),
+                None => Ok(Known::Not),
+            };
         };
         let record: BatchRecord = serde_json::from_slice(&json).map_err(|e| unreadable_record(id, e))?;
         if record.spec.digest != digest {

@@ -330,3 +330,68 @@ async fn a_status_that_was_lost_is_put_together_from_the_blobs() {
     }
     bench.assert_tidy();
 }
+
+#[tokio::test]
+async fn a_batch_whose_end_the_state_store_has_forgotten_is_told_by_its_results() {
+    let bench = Bench::new();
+    bench.submit(&body("mine", 3)).await.unwrap();
+    let lines = "{\"status\":\"ok\"}\n{\"status\":\"failed\"}\n{\"status\":\"ok\"}\n";
+    let put = |lines: &str| {
+        bench.stores.blob.objects.lock().insert("results/mine.jsonl".into(), lines.to_owned().into());
+    };
+    let quiet = std::time::Duration::from_secs(60);
+    let age = || bench.stores.state.batches.lock().get_mut("mine").unwrap().updated -= quiet;
+    put(lines);
+    // As long as something happens the worker has the say.
+    assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
+    age();
+    // Not all of its results are there; or the blob store is away, or has no time: then it is as the state store says.
+    put(&lines[..16]);
+    assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
+    put(lines);
+    bench.stores.blob.faults.fail("head", 1);
+    assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
+    let permits = bench.service.recoveries.acquire_many(MAX_RECOVERIES as u32).await.unwrap();
+    assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
+    drop(permits);
+
+    let finished = bench.service.status("mine").await.unwrap();
+    assert_eq!(finished.phase, BatchPhase::Completed);
+    assert_eq!((finished.total, finished.completed, finished.failed), (3, 2, 1));
+    assert_eq!(finished.results_uri.as_deref(), Some("memory://results/mine.jsonl"));
+    assert!(bench.stores.state.batches.lock()["mine"].outcome.is_some(), "it is counted at every look");
+    bench.assert_tidy();
+}
+
+#[tokio::test]
+async fn who_asks_for_forgotten_batches_does_not_wait_without_end() {
+    let bench = Bench::new();
+    let permits = bench.service.recoveries.acquire_many(MAX_RECOVERIES as u32).await.unwrap();
+    let asked = std::time::Instant::now();
+    let error = bench.service.status("invented").await.unwrap_err();
+    assert!(matches!(error, BatchError::Busy { limit: MAX_RECOVERIES, .. }), "{error}");
+    assert!(asked.elapsed() < std::time::Duration::from_secs(10), "{:?}", asked.elapsed());
+    drop(permits);
+    assert!(matches!(bench.service.status("invented").await, Err(BatchError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn results_of_a_batch_that_came_as_a_message_are_not_overwritten() {
+    let bench = Bench::new();
+    bench.stores.blob.objects.lock().insert("results/mine.jsonl".into(), "{}\n".into());
+    assert!(matches!(bench.submit(&body("mine", 2)).await, Err(BatchError::IdTaken { .. })));
+    assert!(bench.messages().is_empty() && bench.stores.state.batches.lock().is_empty());
+    assert_eq!(bench.keys(), ["results/mine.jsonl"]);
+    bench.submit(&body("other", 2)).await.unwrap();
+    // What a message without an id has left can be asked for by its place; nobody can choose that as an id.
+    bench
+        .stores
+        .blob
+        .objects
+        .lock()
+        .insert("results/~requests-0-7.jsonl".into(), "{\"status\":\"ok\"}\n".into());
+    assert_eq!(bench.service.status("~requests-0-7").await.unwrap().phase, BatchPhase::Completed);
+    assert_eq!(bench.service.results("~requests-0-7").await.unwrap().bytes, 16);
+    let chosen = bench.submit(&body("~requests-0-8", 2)).await.unwrap_err();
+    assert!(matches!(chosen, BatchError::Intake(_)), "{chosen}");
+}

@@ -135,6 +135,7 @@ fn batch_predict() {}
         (status = 200, description = "Where it stands", body = BatchStatusReply),
         (status = 403, description = "batch_disabled", body = ErrorBody),
         (status = 404, description = "unknown_batch", body = ErrorBody),
+        (status = 429, description = "overloaded: too many look-ups of forgotten batches at once", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
         (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody)
     )

@@ -29,8 +29,7 @@ use crate::health::LinkHealth;
 /// State in Redis. It connects when it is first used, and again when the connection breaks; while the
 /// server is away calls fail within the timeout, most of them at once. Every call may be repeated.
 ///
-/// Keys are `<prefix>:cache:<digest>`, `<prefix>:batch:{<id>}` and `<prefix>:batch:{<id>}:chunks`; the
-/// braces keep the two of a batch in one slot of a cluster.
+/// Keys are `<prefix>:cache:<digest>` and `<prefix>:batch:{<id>}`.
 pub struct RedisStore {
     config: RedisConfig,
     connector: Connector,
@@ -116,9 +115,8 @@ impl RedisStore {
         script: &Script,
         more: impl Fn(&mut ScriptInvocation<'_>),
     ) -> SyncResult<T> {
-        let [batch, chunks] = self.batch_keys(request_id);
         let mut invocation = script.prepare_invoke();
-        invocation.key(batch).key(chunks).arg(millis(self.config.status_ttl));
+        invocation.key(self.batch_key(request_id)).arg(millis(self.config.status_ttl));
         more(&mut invocation);
         let what = format!("{what} {request_id:?}");
         self.call(&what, |mut to| {
@@ -132,10 +130,8 @@ impl RedisStore {
         format!("{}:cache:{}", self.config.prefix, blake3::Hash::from_bytes(*key).to_hex())
     }
 
-    fn batch_keys(&self, request_id: &str) -> [String; 2] {
-        let batch = format!("{}:batch:{{{request_id}}}", self.config.prefix);
-        let chunks = format!("{batch}:chunks");
-        [batch, chunks]
+    fn batch_key(&self, request_id: &str) -> String {
+        format!("{}:batch:{{{request_id}}}", self.config.prefix)
     }
 }
 
@@ -217,8 +213,8 @@ impl StateStore for RedisStore {
     }
 
     async fn batch(&self, request_id: &str) -> SyncResult<Option<BatchStatus>> {
-        let [key, _] = self.batch_keys(request_id);
-        let command = redis::Cmd::hmget(key, &FIELDS);
+        // By name: a large batch has thousands of fields more.
+        let command = redis::Cmd::hmget(self.batch_key(request_id), &FIELDS);
         let fields: Fields = self
             .call(&format!("read batch {request_id:?}"), |mut to| {
                 let command = &command;
@@ -232,7 +228,7 @@ impl StateStore for RedisStore {
     }
 
     async fn forget_batch(&self, request_id: &str) -> SyncResult<()> {
-        let command = redis::Cmd::del(&self.batch_keys(request_id));
+        let command = redis::Cmd::del(self.batch_key(request_id));
         self.call(&format!("forget batch {request_id:?}"), |mut to| {
             let command = &command;
             async move { command.query_async(&mut to).await }
@@ -243,7 +239,7 @@ impl StateStore for RedisStore {
 
 impl RedisStore {
     fn strange(&self, request_id: &str, what: &str) -> SyncError {
-        let [key, _] = self.batch_keys(request_id);
+        let key = self.batch_key(request_id);
         SyncError::permanent(Link::Redis, format!("{key} holds no batch of ours: {what}"))
     }
 }

@@ -1,14 +1,18 @@
-//! How far a batch is: one call to the state store, or, where that has lost or forgotten the batch, what the blob store
-//! has of it.
+//! How far a batch is: one call to the state store, or, where that has lost or forgotten the batch or something of it,
+//! what the blob store has of it.
 
 mod recover;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchStatus};
 
-use super::layout::check_id;
+use super::layout::check_any_id;
 use super::{BatchError, BatchService};
+
+/// A batch that is not finished and has not changed for so long may have been finished without the state store
+/// knowing it: because that has come back as it was a while ago.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// A batch as a client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +65,19 @@ impl BatchService {
     /// # Errors
     /// [`BatchError::Unknown`], or [`BatchError::Link`] when a store is out of reach.
     pub async fn status(&self, id: &str) -> Result<BatchView, BatchError> {
-        check_id(id).map_err(|_| BatchError::Unknown { request_id: id.chars().take(128).collect() })?;
+        check_any_id(id).map_err(|_| BatchError::Unknown { request_id: id.chars().take(128).collect() })?;
         match self.state.batch(id).await.map_err(BatchError::link(id))? {
+            Some(status) if is_quiet(&status) => Ok(self.finished_unnoticed(status).await),
             Some(status) => Ok(status.into()),
             None => self.recover(id).await,
         }
     }
+}
+
+fn is_quiet(status: &BatchStatus) -> bool {
+    !status.phase.is_final() && is_long_ago(status.updated)
+}
+
+fn is_long_ago(time: SystemTime) -> bool {
+    SystemTime::now().duration_since(time).unwrap_or_default() > QUIET
 }

@@ -3,22 +3,25 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use cloud_sync::blob::{BlobInfo, BlobKey};
-use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec};
+use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
 use serde::Deserialize;
 
-use super::BatchView;
+use super::{BatchView, is_long_ago};
 use crate::batch::layout::{batch_key, parts_prefix, results_key};
 use crate::batch::record::{self, BatchRecord};
 use crate::batch::submit::unreadable_record;
-use crate::batch::{BatchError, BatchService};
+use crate::batch::{BatchError, BatchService, MAX_RECOVERIES};
 
 /// Longest line of results that is read; a line has at most a URL and the model's labels.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Most bytes of parts that one status reads. Beyond it the counts say at least how many.
 const MAX_PARTS_BYTES: u64 = 64 << 20;
+
+/// Longest wait for the others that look into the blob store, and longest look at whether a quiet batch has results.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// How the images in some results came out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,13 +40,17 @@ impl BatchService {
     /// Looks for a batch in the blob store.
     pub(super) async fn recover(&self, id: &str) -> Result<BatchView, BatchError> {
         let link = BatchError::link(id);
-        // Only some at once: this reads whole objects. The permit is only missing when the process ends.
-        let _permit = self.recoveries.acquire().await.map_err(|e| BatchError::Internal(e.to_string()))?;
+        // Only some at once: this reads whole objects.
+        let permit = tokio::time::timeout(WAIT, self.recoveries.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
+            return Err(BatchError::Busy { what: "look-ups of forgotten batches", limit: MAX_RECOVERIES });
+        };
         let record = self.blob.get(&batch_key(id)?, record::MAX_BYTES).await.map_err(&link)?;
         let record = record.map(|json| serde_json::from_slice::<BatchRecord>(&json)).transpose();
         let record = record.map_err(|e| unreadable_record(id, e))?;
         if let Some(info) = self.blob.head(&results_key(id)?).await.map_err(&link)? {
-            return self.finished(id, record, &info).await;
+            let known = record.map(|record| (record.spec, record.created));
+            return self.finished(id, known, &info).await;
         }
         match record {
             Some(record) => self.unfinished(record).await,
@@ -51,28 +58,80 @@ impl BatchService {
         }
     }
 
+    /// The status of a batch that has been quiet for long: of its results, if there are any. What stands in the way of
+    /// looking is no reason not to answer.
+    pub(super) async fn finished_unnoticed(&self, status: BatchStatus) -> BatchView {
+        let (spec, created) = (status.spec.clone(), status.created);
+        match self.look_at_results(spec, created).await {
+            Ok(Some(view)) => view,
+            Ok(None) => status.into(),
+            Err(error) => {
+                let batch = status.spec.request_id.as_str();
+                tracing::debug!(batch, %error, "whether a quiet batch has results could not be told");
+                status.into()
+            }
+        }
+    }
+
+    async fn look_at_results(
+        &self,
+        spec: BatchSpec,
+        created: SystemTime,
+    ) -> Result<Option<BatchView>, BatchError> {
+        let id = spec.request_id.clone();
+        let Ok(_permit) = self.recoveries.try_acquire() else { return Ok(None) };
+        let key = results_key(&id)?;
+        let Ok(head) = tokio::time::timeout(WAIT, self.blob.head(&key)).await else { return Ok(None) };
+        // What has only just been written is the worker's to note.
+        let Some(info) =
+            head.map_err(BatchError::link(&id))?.filter(|info| info.modified.is_none_or(is_long_ago))
+        else {
+            return Ok(None);
+        };
+        let counts = self.count_object(&id, &key).await?;
+        match counts.filter(|counts| counts.completed + counts.failed == spec.total) {
+            Some(counts) => self.noted(spec, Some(created), counts, &info).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     async fn finished(
         &self,
         id: &str,
-        record: Option<BatchRecord>,
+        known: Option<(BatchSpec, SystemTime)>,
         info: &BlobInfo,
     ) -> Result<BatchView, BatchError> {
-        let key = results_key(id)?;
-        let counts = self.count_object(id, &key).await?.unwrap_or_default();
+        let counts = self.count_object(id, &results_key(id)?).await?.unwrap_or_default();
         let found = counts.completed + counts.failed;
         // A batch of another producer has no record.
-        let created = record.as_ref().map(|record| record.created);
-        let spec = record.map_or_else(
+        let created = known.as_ref().map(|(_, created)| *created);
+        let spec = known.map_or_else(
             || BatchSpec { request_id: id.to_owned(), total: found, chunks: 1, digest: String::new() },
-            |record| record.spec,
+            |(spec, _)| spec,
         );
+        self.noted(spec, created, counts, info).await
+    }
+
+    /// The status of a batch of which there are results. The state store is told, so that the next who asks need not
+    /// count again.
+    async fn noted(
+        &self,
+        spec: BatchSpec,
+        created: Option<SystemTime>,
+        counts: Counts,
+        info: &BlobInfo,
+    ) -> Result<BatchView, BatchError> {
         let phase = if counts.completed == 0 { BatchPhase::Failed } else { BatchPhase::Completed };
-        let uri = self.blob.uri(&key);
+        let uri = self.blob.uri(&results_key(&spec.request_id)?);
         let Counts { completed, failed } = counts;
         let outcome = BatchOutcome { phase, completed, failed, results_uri: uri.clone(), results: None };
-        // So that the next who asks need not count again. If it does not work, they count again.
+        // If it does not work, they count again.
         if let Err(error) = self.state.finish_batch(&spec, &outcome).await {
-            tracing::debug!(batch = id, error = error.in_full(), "a recovered status was not kept");
+            tracing::debug!(
+                batch = spec.request_id,
+                error = error.in_full(),
+                "a recovered status was not kept"
+            );
         }
         Ok(BatchView {
             request_id: spec.request_id,

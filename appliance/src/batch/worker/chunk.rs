@@ -3,7 +3,7 @@
 use cloud_sync::error::SyncResult;
 use cloud_sync::event::{BatchItem, ItemOutcome};
 use cloud_sync::queue::{Delivery, ResultRecord, Settled};
-use cloud_sync::state::{BatchStatus, ChunkStart};
+use cloud_sync::state::{BatchSpec, BatchStatus, ChunkStart};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
@@ -12,10 +12,14 @@ use super::results::{self, Kept, LINES, Tally};
 use super::{Setback, Worker, WorkerStats};
 use crate::batch::layout;
 use crate::batch::message::BatchMessage;
+use crate::batch::record::{self, BatchRecord};
 
 /// Images of one message in hand at once, for every load that runs: those that wait for their next try or for a lane
 /// must not keep the others from being loaded.
 const IMAGES_A_LOAD: usize = 4;
+
+/// A message that has made the work panic so often is not worked on again: its images have failed.
+const MOST_FAULTS: u32 = 3;
 
 /// How the work on a message came out.
 enum Done {
@@ -25,11 +29,30 @@ enum Done {
     Refused(String),
 }
 
-/// What the state store says before the work.
+/// What the stores say before the work.
 pub(super) struct Seen {
     pub(super) start: ChunkStart,
-    /// The batch, unless it was not known.
-    pub(super) known: Option<BatchStatus>,
+    /// Whether there may be results of the message although the state store does not say so.
+    may_have_results: bool,
+}
+
+/// What becomes of a message before the work.
+enum Look {
+    /// It is to be worked on.
+    Work(Seen),
+    /// Nothing is left to do.
+    Over(Done),
+}
+
+/// What lies under a batch's id in the blob store.
+enum Objects {
+    /// What another batch has left.
+    Others,
+    /// Its own, or nothing.
+    Own {
+        /// Whether there is an object of results.
+        results: bool,
+    },
 }
 
 /// Results of a message, and where they come from.
@@ -43,11 +66,21 @@ impl Worker {
     /// Works on one message until it is settled.
     pub(super) async fn process(&self, delivery: &Delivery) -> Result<(), Setback> {
         let parsed = BatchMessage::parse(&delivery.payload, &delivery.position, self.config.max_images);
+        let given_up = self.stats.faults(&delivery.position) >= MOST_FAULTS;
         let reason = match parsed {
-            Ok(message) => match self.work(delivery, &message, None).await? {
-                Done::Settled => return Ok(()),
-                Done::Refused(reason) => reason,
-            },
+            Ok(message) => {
+                let mut outcome = None;
+                if given_up {
+                    let reason =
+                        "the work on the message broke off again and again for a fault of the program";
+                    self.keep_message(delivery, reason).await?;
+                    outcome = Some(failed("internal", reason));
+                }
+                match self.work(delivery, &message, outcome).await? {
+                    Done::Settled => return Ok(()),
+                    Done::Refused(reason) => reason,
+                }
+            }
             Err(error) => error.to_string(),
         };
         self.keep_message(delivery, &reason).await?;
@@ -64,14 +97,11 @@ impl Worker {
         outcome: Option<ItemOutcome>,
     ) -> Result<Done, Setback> {
         let spec = &message.spec;
-        let seen = self.look(message).await;
-        if let Some(done) = self.not_ours(delivery, message, &seen, outcome.is_none()).await? {
-            return Ok(done);
-        }
-        if seen.start.created && spec.chunks > 1 {
-            self.note_loss(message).await?;
-        }
-        let found = match self.found(message, &seen.start, &delivery.position).await? {
+        let seen = match self.look(delivery, message).await? {
+            Look::Work(seen) => seen,
+            Look::Over(done) => return Ok(done),
+        };
+        let found = match self.found(message, &seen, &delivery.position).await? {
             Some(found) => found,
             None => {
                 let items = match &outcome {
@@ -81,11 +111,11 @@ impl Worker {
                     }
                 };
                 // Another worker may have had the same message meanwhile; then its results are the ones that count.
-                let again = self.look(message).await;
-                if let Some(done) = self.not_ours(delivery, message, &again, outcome.is_none()).await? {
-                    return Ok(done);
-                }
-                match self.found(message, &again.start, &delivery.position).await? {
+                let again = match self.look(delivery, message).await? {
+                    Look::Work(again) => again,
+                    Look::Over(done) => return Ok(done),
+                };
+                match self.found(message, &again, &delivery.position).await? {
                     Some(found) => found,
                     None => self.write(message, items).await?,
                 }
@@ -109,55 +139,84 @@ impl Worker {
         Ok(Done::Settled)
     }
 
-    async fn look(&self, message: &BatchMessage) -> Seen {
-        let start = || self.state.start_chunk(&message.spec, message.chunk);
-        let start = self.patience.insist("noting that a chunk is begun", start).await;
-        if start.created {
-            return Seen { start, known: None };
-        }
-        let known = || self.state.batch(&message.spec.request_id);
-        let known = self.patience.insist("asking for a batch", known).await;
-        Seen { start, known }
-    }
-
-    /// What is left to do for a message whose images are another's: none of the batch's, or done by another delivery.
-    async fn not_ours(
-        &self,
-        delivery: &Delivery,
-        message: &BatchMessage,
-        seen: &Seen,
-        readable: bool,
-    ) -> Result<Option<Done>, Setback> {
-        if readable && let Some(reason) = self.conflict(delivery, message, seen).await? {
-            return Ok(Some(Done::Refused(reason)));
-        }
-        match &seen.start.done_by {
-            Some(owner) if *owner != delivery.position => self.leave_to_owner(delivery).await.map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    /// Why the message is not part of the batch that has its id, if it is not.
-    async fn conflict(
-        &self,
-        delivery: &Delivery,
-        message: &BatchMessage,
-        seen: &Seen,
-    ) -> Result<Option<String>, Setback> {
+    /// Whether the message is to be worked on: its id may be another batch's, its chunk another delivery's.
+    async fn look(&self, delivery: &Delivery, message: &BatchMessage) -> Result<Look, Setback> {
         let spec = &message.spec;
-        let taken = || Some(format!("request_id: {:?} is another batch's already", spec.request_id));
-        if seen.known.as_ref().is_some_and(|known| known.spec != *spec) {
-            return Ok(taken());
+        let taken = || {
+            let reason = format!("request_id: {:?} is another batch's already", spec.request_id);
+            Ok(Look::Over(Done::Refused(reason)))
+        };
+        // Only one message can have an id that is its place.
+        let may_be_taken = !layout::is_place(&spec.request_id);
+        let others = |known: &Option<BatchStatus>| {
+            may_be_taken && known.as_ref().is_some_and(|known| known.spec != *spec)
+        };
+        // Before anything is noted: a message that is refused leaves no trace in the state store.
+        let mut known = self.known(spec).await;
+        if others(&known) {
+            return taken();
         }
-        match &seen.start.done_by {
-            None => Ok(None),
-            Some(owner) if *owner == delivery.position => Ok(None),
-            // Either the same message again or another with the same id: the images tell.
-            Some(_) => match self.kept_anywhere(message).await? {
-                Some(Kept::Others) => Ok(taken()),
-                _ => Ok(None),
+        let is_new = known.is_none();
+        let mut may_have_results = is_new && spec.chunks > 1;
+        if is_new && may_be_taken {
+            match self.objects(message).await? {
+                Objects::Others => return taken(),
+                Objects::Own { results } => may_have_results |= results,
+            }
+        }
+        let start = || self.state.start_chunk(spec, message.chunk);
+        let start = self.patience.insist("noting that a chunk is begun", start).await;
+        if is_new && !start.created {
+            known = self.known(spec).await;
+            if others(&known) {
+                return taken();
+            }
+        }
+        match &start.done_by {
+            Some(owner) if *owner != delivery.position => {
+                // Either the same message again or another with the same id: the images tell.
+                if may_be_taken && matches!(self.kept_anywhere(message).await?, Some(Kept::Others)) {
+                    return taken();
+                }
+                self.leave_to_owner(delivery).await.map(Look::Over)
+            }
+            _ => Ok(Look::Work(Seen { start, may_have_results })),
+        }
+    }
+
+    pub(super) async fn known(&self, spec: &BatchSpec) -> Option<BatchStatus> {
+        let known = || self.state.batch(&spec.request_id);
+        self.patience.insist("asking for a batch", known).await
+    }
+
+    /// What lies under the id of a batch that the state store does not know: it forgets batches after a time, and
+    /// their results stay.
+    async fn objects(&self, message: &BatchMessage) -> Result<Objects, Setback> {
+        let spec = &message.spec;
+        let key = layout::results_key(&spec.request_id)?;
+        let head = self.patience.insist("looking for results", || self.blob.head(&key));
+        let (record, head) = tokio::join!(self.is_of_record(spec), head);
+        let results = head.is_some();
+        let own = match (record?, results) {
+            (Some(own), _) => own,
+            (None, false) => true,
+            (None, true) => match self.kept(&key, 0, message).await {
+                Kept::Theirs(_) => self.outcome_of_results(spec).await?.is_some(),
+                Kept::Others => false,
+                Kept::Nothing => true,
             },
-        }
+        };
+        Ok(if own { Objects::Own { results } } else { Objects::Others })
+    }
+
+    /// Whether the batch is the one that was recorded under its id when it was posted; None when none was.
+    async fn is_of_record(&self, spec: &BatchSpec) -> Result<Option<bool>, Setback> {
+        let key = layout::batch_key(&spec.request_id)?;
+        let get = || self.blob.get(&key, record::MAX_BYTES);
+        let json = self.patience.insist("reading the record of a batch", get).await;
+        Ok(json.map(|json| {
+            serde_json::from_slice::<BatchRecord>(&json).is_ok_and(|record| record.spec == *spec)
+        }))
     }
 
     async fn leave_to_owner(&self, delivery: &Delivery) -> Result<Done, Setback> {
@@ -171,13 +230,12 @@ impl Worker {
     async fn found(
         &self,
         message: &BatchMessage,
-        start: &ChunkStart,
+        seen: &Seen,
         position: &str,
     ) -> Result<Option<Found>, Setback> {
-        let own = start.done_by.as_deref() == Some(position);
-        // Where the state store knows the batch and no one has done the chunk, there is nothing to find. A batch of
-        // one chunk that is not known is most likely new.
-        if !(own || start.finished || start.created && message.spec.chunks > 1) {
+        let own = seen.start.done_by.as_deref() == Some(position);
+        // Where the state store knows the batch and no one has done the chunk, there is most likely nothing to find.
+        if !(own || seen.start.finished || seen.may_have_results) {
             return Ok(None);
         }
         let spec = &message.spec;
@@ -213,6 +271,8 @@ impl Worker {
 
     /// Results of all images, in their order; many in hand at once.
     async fn items(&self, message: &BatchMessage) -> Result<Vec<BatchItem>, Setback> {
+        // An id that somebody else's files lie under must not be enough to see what is on them.
+        let files = message.names_files() && self.is_of_record(&message.spec).await? == Some(true);
         let window = self.config.loads.max(1) * IMAGES_A_LOAD;
         let mut running = FuturesUnordered::new();
         let mut items = Vec::with_capacity(message.image_urls.len());
@@ -221,7 +281,7 @@ impl Worker {
             while running.len() < window
                 && let Some(offset) = offsets.next()
             {
-                running.push(self.item(message, offset));
+                running.push(self.item(message, offset, files));
             }
             match running.next().await {
                 Some(item) => items.push(item?),

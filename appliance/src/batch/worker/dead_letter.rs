@@ -1,7 +1,7 @@
 //! What could not be worked on, kept where a person can look at it.
 
 use std::borrow::Cow;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -100,13 +100,10 @@ impl Worker {
         time: Option<SystemTime>,
         letter: Vec<u8>,
     ) -> Result<(), Setback> {
-        let time = humantime::format_rfc3339_seconds(time.unwrap_or(UNIX_EPOCH)).to_string();
-        let day = time.get(..10).unwrap_or_default();
-        let key = match layout::dead_letter_key(day, &delivery.position) {
+        let day = day_of(time.unwrap_or(UNIX_EPOCH));
+        let key = match layout::dead_letter_key(&day, &delivery.position) {
             Ok(key) => key,
-            Err(_) => {
-                layout::dead_letter_key(day, &BatchMessage::unreadable(&delivery.position).spec.request_id)?
-            }
+            Err(_) => layout::dead_letter_key(&day, &layout::id_of_place(&delivery.position))?,
         };
         let letter = Bytes::from(letter);
         let put = || self.blob.put(&key, letter.clone(), "application/json");
@@ -115,11 +112,40 @@ impl Worker {
     }
 }
 
+/// The day of a time as `yyyy-mm-dd`. A time that has no date of this form, which any producer may send, is as good
+/// as none.
+fn day_of(time: SystemTime) -> String {
+    const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
+    let since = time.duration_since(UNIX_EPOCH).ok().filter(|since| *since < YEAR_10000).unwrap_or_default();
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string().chars().take(10).collect()
+}
+
 fn bad_image(item: &BatchItem) -> Option<BadImage<'_>> {
     match &item.outcome {
         ItemOutcome::Ok { .. } => None,
         ItemOutcome::Failed { code, error } => {
             Some(BadImage { index: item.index, image_url: image_url::public(&item.image_url), code, error })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_has_a_day() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        for (time, day) in [
+            (UNIX_EPOCH, "1970-01-01"),
+            (at(1_700_000_000), "2023-11-14"),
+            (at(253_402_300_799), "9999-12-31"),
+            (at(253_402_300_800), "1970-01-01"),
+            // Microseconds that were taken for milliseconds.
+            (at(1_700_000_000_000), "1970-01-01"),
+            (UNIX_EPOCH - Duration::from_secs(1), "1970-01-01"),
+        ] {
+            assert_eq!(day_of(time), day);
         }
     }
 }

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use cloud_sync::blob::BlobKey;
 use cloud_sync::event::BatchSummary;
 use cloud_sync::queue::{Delivery, ResultRecord};
-use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone};
+use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 
 use super::chunk::{Found, Seen};
 use super::results::{Kept, LINES, Tally, on_disk};
 use super::{Setback, Worker, WorkerStats};
 use crate::batch::layout;
 use crate::batch::message::BatchMessage;
+
+/// So many of the next chunks are looked at before all parts are listed.
+const LOOKS: u32 = 8;
 
 impl Worker {
     /// Finishes the batch if the chunk that is done now was its last. Returns the summary where this delivery is the
@@ -37,10 +40,8 @@ impl Worker {
             self.outcome_of_results(spec).await?
         } else if done.to_finish {
             self.assemble(spec).await?
-        } else if self.may_be_lost(message, seen, done).await? {
-            self.recovered(message).await?
         } else {
-            None
+            self.told_by_objects(message).await?
         };
         let Some(outcome) = outcome else { return Ok(None) };
         let finish = || self.state.finish_batch(spec, &outcome);
@@ -61,59 +62,52 @@ impl Worker {
         self.summary(delivery, message, summary).map(Some)
     }
 
-    /// Notes, for whoever works on the batch, that the state store has lost what it knew of it: from now on the parts
-    /// say when it is complete.
-    pub(super) async fn note_loss(&self, message: &BatchMessage) -> Result<(), Setback> {
-        let key = lost_key(&message.spec)?;
-        let put = || self.blob.put(&key, bytes::Bytes::from_static(b"{}"), "application/json");
-        self.patience.insist("noting a loss of state", put).await;
-        Ok(())
-    }
-
-    /// Whether the state store may have lost what it knew of the batch, so that its counts never reach the total.
-    async fn may_be_lost(
-        &self,
-        message: &BatchMessage,
-        seen: &Seen,
-        done: &ChunkDone,
-    ) -> Result<bool, Setback> {
-        if seen.start.created {
-            return Ok(true);
-        }
-        let key = lost_key(&message.spec)?;
-        let noted = || self.blob.head(&key);
-        if self.patience.insist("looking for results", noted).await.is_some() {
-            return Ok(true);
-        }
-        // A loss while the chunk was worked on shows as a batch that began anew, with this chunk as its first.
-        if done.chunks_done > 1 {
-            return Ok(false);
-        }
-        let known = || self.state.batch(&message.spec.request_id);
-        let known = self.patience.insist("asking for a batch", known).await;
-        let born = |status: Option<&BatchStatus>| status.map(|status| status.created);
-        let lost = born(known.as_ref()) != born(seen.known.as_ref());
-        if lost {
-            self.note_loss(message).await?;
-        }
-        Ok(lost)
-    }
-
-    /// The outcome of a batch that the state store has lost, if the blob store has all of it.
-    async fn recovered(&self, message: &BatchMessage) -> Result<Option<BatchOutcome>, Setback> {
+    /// The outcome of a batch that is complete though the state store has not counted all of its chunks: it may have
+    /// lost its data, or have come back as it was a while ago. The objects don't: every part is written before anybody
+    /// looks, so whoever looks last finds all of them.
+    async fn told_by_objects(&self, message: &BatchMessage) -> Result<Option<BatchOutcome>, Setback> {
         let spec = &message.spec;
-        let parts = self.parts(spec).await;
-        let keys = (0..spec.chunks).map(|chunk| layout::part_key(&spec.request_id, chunk));
-        let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
-        if keys.iter().all(|key| parts.contains(key.as_str())) {
-            tracing::warn!(request_id = spec.request_id, "finishing a batch that the state store had lost");
+        let key = layout::results_key(&spec.request_id)?;
+        let results = self.patience.insist("looking for results", || self.blob.head(&key));
+        let (results, parts) = tokio::join!(results, self.all_parts_are_there(message));
+        if results.is_none() && !parts? {
+            return Ok(None);
+        }
+        // By now they may be counted, as the last two chunks of a batch are often done at once: then whoever completed
+        // the last one puts the parts together.
+        if self.known(spec).await.is_some_and(|known| known.chunks_done >= spec.chunks) {
+            return Ok(None);
+        }
+        tracing::warn!(
+            request_id = spec.request_id,
+            "finishing a batch of which the state store has lost something"
+        );
+        if results.is_none() {
             return self.assemble(spec).await;
         }
-        // It was finished before, and the parts were being removed.
-        match self.kept(&layout::results_key(&spec.request_id)?, 0, message).await {
+        match self.kept(&key, 0, message).await {
             Kept::Theirs(_) => self.outcome_of_results(spec).await,
             Kept::Others | Kept::Nothing => Ok(None),
         }
+    }
+
+    async fn all_parts_are_there(&self, message: &BatchMessage) -> Result<bool, Setback> {
+        let spec = &message.spec;
+        // Chunks are done about in their order, so until the end one of the next is missing. To look costs less than a
+        // list of thousands.
+        for next in 1..=LOOKS.min(spec.chunks - 1) {
+            let part = layout::part_key(&spec.request_id, (message.chunk + next) % spec.chunks)?;
+            if self.patience.insist("looking for results", || self.blob.head(&part)).await.is_none() {
+                return Ok(false);
+            }
+        }
+        let parts = self.parts(spec).await;
+        for chunk in 0..spec.chunks {
+            if !parts.contains(layout::part_key(&spec.request_id, chunk)?.as_str()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn parts(&self, spec: &BatchSpec) -> BTreeSet<String> {
@@ -170,16 +164,14 @@ impl Worker {
     }
 
     async fn known_outcome(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
-        let known = || self.state.batch(&spec.request_id);
-        let known = self.patience.insist("asking for a batch", known).await;
-        match known.and_then(|status| status.outcome) {
+        match self.known(spec).await.and_then(|status| status.outcome) {
             Some(outcome) => Ok(Some(outcome)),
             None => self.outcome_of_results(spec).await,
         }
     }
 
     /// The outcome as the results object itself tells it; None when there is none or it is another batch's.
-    async fn outcome_of_results(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
+    pub(super) async fn outcome_of_results(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
         let key = layout::results_key(&spec.request_id)?;
         let Some(file) = self.spooled(&key).await else { return Ok(None) };
         let tally = self.tally(&file, self.inline(spec)).await;
@@ -210,13 +202,11 @@ impl Worker {
         if spec.chunks == 1 {
             return Ok(());
         }
-        let lost = lost_key(spec)?;
         for part in self.parts(spec).await {
             // What lies there under a name that is no key of ours is not ours.
             let Ok(key) = BlobKey::new(part) else { continue };
             self.patience.insist("removing parts", || self.blob.delete(&key)).await;
         }
-        self.patience.insist("removing parts", || self.blob.delete(&lost)).await;
         Ok(())
     }
 
@@ -236,8 +226,4 @@ impl Worker {
         let complete = || self.state.complete_chunk(&claim, 0, &delivery.position, 0, 0);
         self.patience.insist("claiming the summary of a batch", complete).await.owner == delivery.position
     }
-}
-
-fn lost_key(spec: &BatchSpec) -> Result<BlobKey, cloud_sync::blob::InvalidKey> {
-    BlobKey::new(format!("batches/{}/state-lost.json", spec.request_id))
 }

@@ -7,13 +7,23 @@ use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
 use super::{Setback, Worker};
 use crate::batch::image_url::without_userinfo;
 use crate::batch::load::Loaded;
-use crate::batch::message::BatchMessage;
+use crate::batch::message::{BatchMessage, is_file};
 use crate::lanes::{Classified, LaneError};
 
 impl Worker {
-    /// The result of the image that stands at `offset` in the message.
-    pub(super) async fn item(&self, message: &BatchMessage, offset: usize) -> Result<BatchItem, Setback> {
+    /// The result of the image that stands at `offset` in the message; `files` is whether it may be a posted file.
+    pub(super) async fn item(
+        &self,
+        message: &BatchMessage,
+        offset: usize,
+        files: bool,
+    ) -> Result<BatchItem, Setback> {
         let url = message.image_urls.get(offset).map_or("", String::as_str);
+        if is_file(url) && !files {
+            self.stats.failed.fetch_add(1, Ordering::Relaxed);
+            let error = format!("image_url: {url:?} is no file that was posted with this batch");
+            return Ok(item(message, offset, failed("not_found", error)));
+        }
         let outcome = match self.loader.load(&message.spec.request_id, url).await {
             Ok(loaded) => self.classify(loaded, message.top_k.unwrap_or(self.settings.top_k)).await?,
             Err(failure) => failed(failure.code, failure.error),

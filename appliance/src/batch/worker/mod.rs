@@ -17,7 +17,6 @@ mod stats;
 mod tests;
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +32,7 @@ pub use stats::{WorkerCounts, WorkerStats};
 
 use super::load::Loader;
 use super::patience::Patience;
+use super::spool::Spool;
 use crate::config::BatchConfig;
 use crate::lanes::Lanes;
 use crate::predict::ServingModel;
@@ -41,9 +41,6 @@ use crate::predict::ServingModel;
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
 /// A queue that has nothing to give may say so at once; then it is asked again after this time.
 const IDLE_PAUSE: Duration = Duration::from_millis(50);
-
-/// A message that made the work panic is given back after this time.
-const FAULT_PAUSE: Duration = Duration::from_secs(5);
 
 /// What works batches off.
 pub struct Worker {
@@ -80,8 +77,10 @@ pub struct WorkerSettings {
     pub limits: DecodeLimits,
     /// How long work in hand may go on after the signal to stop.
     pub grace: Duration,
-    /// Folder for results on their way; made if it is missing.
-    pub spool: PathBuf,
+    /// After this time a message is given back on which the work came to grief.
+    pub fault_pause: Duration,
+    /// Where results on their way are.
+    pub spool: Spool,
 }
 
 /// Why a message was left unfinished; it comes again.
@@ -171,9 +170,15 @@ impl Worker {
             _ = abandoned.wait_for(|abandoned| *abandoned) => Err(Setback::Stopping),
         };
         if let Err(setback) = outcome {
-            if matches!(setback, Setback::Fault) {
-                tracing::error!(position = delivery.position, "the work on a message panicked");
-                tokio::time::sleep(FAULT_PAUSE).await;
+            if !matches!(setback, Setback::Stopping) {
+                tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
+                if matches!(setback, Setback::Fault) {
+                    self.stats.fault(&delivery.position);
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(self.settings.fault_pause) => {}
+                    _ = abandoned.wait_for(|abandoned| *abandoned) => {}
+                }
             }
             tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
             self.queue.release(delivery).await;

@@ -16,6 +16,7 @@ use ulid::Ulid;
 use super::{Setback, Worker};
 use crate::batch::image_url::without_userinfo;
 use crate::batch::message::BatchMessage;
+use crate::batch::spool::RESULTS_PREFIX;
 
 /// How results of each kind are labelled in the blob store.
 pub(super) const LINES: &str = "application/x-ndjson";
@@ -91,9 +92,8 @@ impl Worker {
     /// A file for results on their way, removed when it is dropped.
     pub(super) async fn spool_file(&self) -> TempPath {
         let make = || {
-            on_disk(self.settings.spool.clone(), |spool| {
-                std::fs::create_dir_all(spool)?;
-                Ok(tempfile::Builder::new().prefix("results-").tempfile_in(spool)?.into_temp_path())
+            on_disk(self.settings.spool.dir().to_path_buf(), |dir| {
+                Ok(tempfile::Builder::new().prefix(RESULTS_PREFIX).tempfile_in(dir)?.into_temp_path())
             })
         };
         self.patience.insist("making a file for results", make).await

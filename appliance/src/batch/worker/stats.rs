@@ -1,9 +1,13 @@
 //! What a worker has done and has in hand, for metrics.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+
+/// Messages whose panics are counted at once.
+const MOST_FAULTY: usize = 1000;
 
 /// Counters of a worker.
 #[derive(Debug, Default)]
@@ -18,6 +22,8 @@ pub struct WorkerStats {
     in_hand: AtomicU64,
     stopping: AtomicBool,
     rate: Mutex<Option<(Instant, u64)>>,
+    /// Panics of the work on a message, by its position.
+    faults: Mutex<HashMap<String, u32>>,
 }
 
 /// A snapshot of [`WorkerStats`]; all but `in_hand` and `images_per_second` count since the start.
@@ -69,6 +75,21 @@ impl WorkerStats {
 
     pub(super) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the work on the message at `position` has panicked in this process.
+    pub(super) fn faults(&self, position: &str) -> u32 {
+        self.faults.lock().get(position).copied().unwrap_or_default()
+    }
+
+    /// Counts a panic of the work on a message.
+    pub(super) fn fault(&self, position: &str) {
+        let mut faults = self.faults.lock();
+        // Some of the messages have gone to other workers: what is known of them is worth little.
+        if faults.len() == MOST_FAULTY {
+            faults.clear();
+        }
+        *faults.entry(position.to_owned()).or_default() += 1;
     }
 
     /// Counts a message in hand until the guard is dropped.

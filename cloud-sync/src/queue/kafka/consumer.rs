@@ -25,6 +25,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// is also how long partitions wait for a new owner.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// Seconds from 1970 to the year 10000. A time beyond it was not counted in milliseconds, and no date can be made of it.
+const LAST_SECOND: u64 = 253_402_300_800;
+
 /// What librdkafka calls back, on the thread that polls.
 pub(super) struct Callbacks {
     shared: Arc<Shared>,
@@ -156,9 +159,14 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
 
 fn take_in(shared: &Shared, message: &BorrowedMessage<'_>) {
     let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
-    let millis = message.timestamp().to_millis().and_then(|millis| u64::try_from(millis).ok());
-    let time = millis.and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
+    let time = message.timestamp().to_millis().and_then(time_of);
     shared.with(|ledger| ledger.take_in(message.partition(), message.offset(), payload, time));
+}
+
+/// The time that a message's milliseconds stand for, unless that can't be.
+pub(super) fn time_of(millis: i64) -> Option<SystemTime> {
+    let millis = u64::try_from(millis).ok().filter(|millis| millis / 1000 < LAST_SECOND)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
 }
 
 /// Stops or starts fetching from all partitions. `None` when that did not work, and is to be tried again.

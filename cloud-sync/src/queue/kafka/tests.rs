@@ -1,9 +1,12 @@
 //! The ledger of jobs: what may be committed, handed out and lost, without a broker.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
+use super::consumer::time_of;
 use super::ledger::{Handed, Ledger, Outcome};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::queue::{Receipt, ResultRecord, Settled};
@@ -179,4 +182,15 @@ fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
     assert_eq!(ledger.waiting(), None);
     ledger.note_end(0, Some(0), offset + 13);
     assert_eq!(ledger.waiting(), Some(12));
+}
+
+#[test]
+fn a_time_of_which_no_date_can_be_made_is_none() {
+    let at = |millis: u64| Some(UNIX_EPOCH + Duration::from_millis(millis));
+    assert_eq!(time_of(1_700_000_000_123), at(1_700_000_000_123));
+    assert_eq!(time_of(253_402_300_799_999), at(253_402_300_799_999));
+    // Microseconds where milliseconds belong, and what producers send for no time.
+    for millis in [253_402_300_800_000, 1_700_000_000_123_456, i64::MAX, -1, i64::MIN] {
+        assert_eq!(time_of(millis), None, "{millis}");
+    }
 }

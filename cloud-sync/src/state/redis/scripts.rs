@@ -1,6 +1,7 @@
 //! What happens to a batch in Redis: each step one Lua script, so that it is atomic for every process.
 //!
-//! A batch is a hash, and which chunks are done (chunk -> position of its delivery) a second one beside it.
+//! A batch is one hash, so that a server that evicts takes all of it or nothing. Beside the fields of its status it
+//! has one for each chunk that is done, `c:<chunk>`: the position of the delivery that completed it.
 //! Times are Redis's own, in milliseconds: the workers' clocks differ. They never run backwards.
 
 use redis::Script;
@@ -21,10 +22,10 @@ pub(super) const FIELDS: [&str; 12] = [
     "outcome",
 ];
 
-/// What all scripts share. KEYS: the batch, its chunks. ARGV: milliseconds to live, then, where the script
+/// What all scripts share. KEYS: the batch. ARGV: milliseconds to live, then, where the script
 /// may create the batch, its id, total, chunks and digest, then its own.
 const COMMON: &str = r"
-local batch, chunks = KEYS[1], KEYS[2]
+local batch = KEYS[1]
 
 local function has(field)
     return redis.call('HEXISTS', batch, field) == 1
@@ -40,14 +41,12 @@ local function touch()
     redis.call('HSET', batch, 'updated', string.format('%.0f', now))
     redis.call('HSETNX', batch, 'created', string.format('%.0f', now))
     redis.call('PEXPIRE', batch, ARGV[1])
-    redis.call('PEXPIRE', chunks, ARGV[1])
 end
 
 local function create(submitted)
     if redis.call('EXISTS', batch) == 1 then
         return false
     end
-    redis.call('DEL', chunks)
     redis.call('HSET', batch, 'request_id', ARGV[2], 'total', ARGV[3], 'chunks', ARGV[4], 'digest', ARGV[5],
         'phase', 'queued', 'submitted', submitted, 'completed', '0', 'failed', '0', 'done', '0')
     touch()
@@ -85,14 +84,15 @@ local finished = has('outcome')
 if not finished then
     touch()
 end
-return {created and 1 or 0, redis.call('HGET', chunks, ARGV[6]), finished and 1 or 0}
+return {created and 1 or 0, redis.call('HGET', batch, 'c:' .. ARGV[6]), finished and 1 or 0}
 ";
 
 /// ARGV: chunk, position, classified, failed -> {position that completed it, chunks done, to finish}
 const COMPLETE: &str = r"
 create('1')
 local finished = has('outcome')
-if redis.call('HSETNX', chunks, ARGV[6], ARGV[7]) == 1 then
+local owner = 'c:' .. ARGV[6]
+if redis.call('HSETNX', batch, owner, ARGV[7]) == 1 then
     redis.call('HINCRBY', batch, 'done', 1)
     if not finished then
         redis.call('HINCRBY', batch, 'completed', ARGV[8])
@@ -102,8 +102,8 @@ if redis.call('HSETNX', chunks, ARGV[6], ARGV[7]) == 1 then
     touch()
 end
 local done = redis.call('HGET', batch, 'done')
-local all = done == redis.call('HGET', batch, 'chunks')
-return {redis.call('HGET', chunks, ARGV[6]), done, (all and not finished) and 1 or 0}
+local all = tonumber(done) >= tonumber(redis.call('HGET', batch, 'chunks'))
+return {redis.call('HGET', batch, owner), done, (all and not finished) and 1 or 0}
 ";
 
 /// ARGV: outcome, phase, classified, failed

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cloud_sync::event::ItemOutcome;
+use cloud_sync::state::BatchPhase;
 
-use super::world::{World, pictures};
+use super::stores::Trip;
+use super::world::{World, messages, pictures};
 
 const IMAGES: usize = 8;
 
@@ -30,8 +32,28 @@ fn letters(world: &World) -> Vec<(String, Bytes)> {
     letters.map(|(key, letter)| (key.clone(), letter.clone())).collect()
 }
 
+/// What becomes of the state store's data in a crash.
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Kept,
+    Lost,
+    /// As it was when the first chunk was done.
+    Older,
+}
+
+impl State {
+    fn befall(self, world: &World) {
+        let mut batches = world.stores.batches.lock();
+        match self {
+            Self::Kept => {}
+            Self::Lost => batches.clear(),
+            Self::Older => *batches = world.stores.older.lock().clone().unwrap_or_default(),
+        }
+    }
+}
+
 /// Runs a worker that crashes at a passage, then another to the end. False when there is no such passage any more.
-async fn crash_and_recover(world: &mut World, lose_state: bool) -> bool {
+async fn crash_and_recover(world: &mut World, state: State) -> bool {
     submit(world);
     let worker = world.start();
     let crashed = tokio::select! {
@@ -41,9 +63,7 @@ async fn crash_and_recover(world: &mut World, lose_state: bool) -> bool {
     worker.abort();
     let _ = worker.await;
     if crashed {
-        if lose_state {
-            world.stores.batches.lock().clear();
-        }
+        state.befall(world);
         world.mended();
         world.work().await;
     }
@@ -76,7 +96,7 @@ async fn after_a_crash_anywhere_each_image_has_one_result() {
     let mut crashes = 0;
     for at in 0.. {
         let mut world = World::new(&base, at);
-        if !crash_and_recover(&mut world, false).await {
+        if !crash_and_recover(&mut world, State::Kept).await {
             break;
         }
         crashes += 1;
@@ -92,13 +112,102 @@ async fn a_state_store_that_lost_its_data_costs_no_result() {
     let expected = undisturbed(&base).await;
     for at in 0.. {
         let mut world = World::new(&base, at);
-        let crashed = crash_and_recover(&mut world, true).await;
+        let crashed = crash_and_recover(&mut world, State::Lost).await;
         // Where every message was settled before the loss, nobody is left to see it.
         if crashed && world.stores.batches.lock().contains_key("b") {
             check(&world, &expected, at);
         }
         if !crashed {
             break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_state_store_that_comes_back_as_it_was_a_while_ago_costs_no_result() {
+    let base = pictures().await;
+    let expected = undisturbed(&base).await;
+    for at in 0.. {
+        let mut world = World::new(&base, at);
+        submit(&world);
+        let worker = world.start();
+        let crashed = tokio::select! {
+            () = world.trip.tripped.notified() => true,
+            () = world.idle() => false,
+        };
+        worker.abort();
+        let _ = worker.await;
+        if !crashed {
+            break;
+        }
+        // Where every message was settled before, nobody is left to see it: the status looks for the results then.
+        let somebody_is_left = !world.stores.is_idle();
+        State::Older.befall(&world);
+        world.mended();
+        world.work().await;
+        assert!(world.results("b").is_some(), "no results after a crash at {at}");
+        if somebody_is_left {
+            check(&world, &expected, at);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_state_store_that_comes_back_older_between_two_chunks_strands_no_batch() {
+    let base = pictures().await;
+    let urls: Vec<_> = (0..6).map(|i| format!("{base}/{i}")).collect();
+    for (older, back) in (0..6).flat_map(|older| (older..6).map(move |back| (older, back))) {
+        let world = World::new(&base, i64::MAX);
+        let mut snapshot = None;
+        for (done, message) in messages("b", &urls, 1).into_iter().enumerate() {
+            if done == older {
+                snapshot = Some(world.stores.batches.lock().clone());
+            }
+            if done == back {
+                *world.stores.batches.lock() = snapshot.clone().unwrap();
+            }
+            world.stores.send(message);
+            world.work().await;
+        }
+        let status = world.stores.batches.lock()["b"].status.clone();
+        assert_eq!(status.phase, BatchPhase::Completed, "as after {older}, when {back} were done");
+        let (items, summaries) = world.published("b");
+        assert_eq!((items.len(), summaries.len()), (6, 1));
+        assert_eq!(items, world.items("b"));
+        let left = world.stores.objects.lock().keys().filter(|key| key.starts_with("batches/")).count();
+        assert_eq!(left, 0, "parts are left over");
+    }
+}
+
+#[tokio::test]
+async fn a_loss_that_nobody_lived_to_note_costs_no_result() {
+    let base = pictures().await;
+    let expected = undisturbed(&base).await;
+    for at in (0..120).step_by(5) {
+        // A second crash right after the first, so that whoever was told of the loss is gone.
+        for again in 0..10 {
+            let mut world = World::new(&base, at);
+            submit(&world);
+            let mut somebody_is_left = true;
+            for next in [Some(again), None] {
+                let worker = world.start();
+                tokio::select! {
+                    () = world.trip.tripped.notified() => {}
+                    () = world.idle() => {}
+                }
+                worker.abort();
+                let _ = worker.await;
+                world.mended();
+                if let Some(next) = next {
+                    State::Lost.befall(&world);
+                    somebody_is_left = !world.stores.is_idle();
+                    world.trip = Trip::at(next);
+                }
+            }
+            world.work().await;
+            if somebody_is_left {
+                check(&world, &expected, at);
+            }
         }
     }
 }

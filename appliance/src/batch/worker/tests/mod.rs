@@ -2,6 +2,7 @@
 
 mod crashes;
 mod embedded;
+mod ids;
 mod stores;
 mod world;
 
@@ -49,10 +50,11 @@ async fn every_form_of_message_is_worked_off() {
     let urls: Vec<_> = (0..5).map(|i| format!("{base}/{i}")).collect();
     world.submit("cut", &urls, 2);
     world.work().await;
-    assert_eq!(outcomes(&world, &bare), [label(3)]);
+    assert_eq!(outcomes(&world, &format!("~{bare}")), [label(3)]);
     assert_eq!(outcomes(&world, "two"), [label(1), label(2)]);
     assert_eq!(outcomes(&world, "old"), [label(4)]);
     assert_eq!(outcomes(&world, "cut"), (0..5).map(label).collect::<Vec<_>>());
+    let bare = format!("~{bare}");
     for (id, total) in [(bare.as_str(), 1), ("two", 2), ("old", 1), ("cut", 5)] {
         let (items, summaries) = world.published(id);
         assert_eq!(items, world.items(id));
@@ -117,6 +119,7 @@ async fn every_third_image_is_bad_and_each_says_why() {
         (format!("{base}/255"), "lane_failed".into()),
     ];
     let urls: Vec<_> = table.iter().map(|(url, _)| url.clone()).collect();
+    world.record("mixed", &urls, 10);
     world.submit("mixed", &urls, 10);
     world.work().await;
     let expected: Vec<_> = table.iter().map(|(_, outcome)| outcome.clone()).collect();
@@ -171,8 +174,9 @@ async fn what_is_no_batch_work_is_kept_and_the_rest_goes_on() {
     world.work().await;
     assert_eq!(outcomes(&world, "good"), [label(1)]);
     for position in &positions {
-        assert_eq!(outcomes(&world, position), ["invalid_message"]);
-        let (items, summaries) = world.published(position);
+        let id = format!("~{position}");
+        assert_eq!(outcomes(&world, &id), ["invalid_message"]);
+        let (items, summaries) = world.published(&id);
         assert_eq!((items.len(), summaries.len()), (1, 1));
         assert_eq!(summaries[0].1.status, "failed");
         let key = format!("dead-letter/2023-11-14/{position}.json");
@@ -222,7 +226,7 @@ async fn another_batch_of_the_same_id_is_refused_and_spoils_nothing() {
     assert_eq!(world.results("b"), before);
     assert_eq!(world.published("b").0.len(), 3);
     for position in [same_size, other_size] {
-        assert_eq!(outcomes(&world, &position), ["invalid_message"]);
+        assert_eq!(outcomes(&world, &format!("~{position}")), ["invalid_message"]);
     }
     assert!(letters(&world)[0]["reason"].as_str().unwrap().contains("another batch"));
 }

@@ -65,6 +65,11 @@ pub(super) struct Stores {
     pub(super) objects: Mutex<BTreeMap<String, Bytes>>,
     pub(super) batches: Mutex<HashMap<String, Batch>>,
     pub(super) changed: Notify,
+    /// The batches as they were when the first chunk was done: what a replica may have.
+    pub(super) older: Mutex<Option<HashMap<String, Batch>>>,
+    /// A chunk whose begin makes the worker panic, and how often still.
+    pub(super) panics_on: Mutex<Option<(String, u32)>>,
+    pub(super) panics: AtomicUsize,
     next: AtomicUsize,
 }
 
@@ -189,6 +194,13 @@ impl StateStore for Reach {
     }
 
     async fn start_chunk(&self, spec: &BatchSpec, chunk: u32) -> SyncResult<ChunkStart> {
+        if *self.stores.panics_on.lock() == Some((spec.request_id.clone(), chunk)) {
+            let left = self
+                .stores
+                .panics
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            assert!(left.is_err(), "simulated fault");
+        }
         self.trip.call(Link::Redis).await?;
         let start = self.stores.with(spec, |batch, created| {
             if batch.status.phase == BatchPhase::Queued {
@@ -222,6 +234,10 @@ impl StateStore for Reach {
             let to_finish = chunks_done == spec.chunks && outcome.is_none();
             ChunkDone { owner, chunks_done, to_finish }
         });
+        {
+            let mut older = self.stores.older.lock();
+            older.get_or_insert_with(|| self.stores.batches.lock().clone());
+        }
         self.trip.pass().await;
         Ok(done)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use cloud_sync::blob::BlobStore;
@@ -20,6 +20,8 @@ use super::stores::{Reach, Stores, Trip};
 use crate::batch::load::{Buckets, LoadLimits, Loader};
 use crate::batch::message::BatchMessage;
 use crate::batch::patience::Patience;
+use crate::batch::record::BatchRecord;
+use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
 use crate::lanes::{
     Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, Lanes, SkipReason, StageTimings,
@@ -109,14 +111,18 @@ pub(super) async fn pictures() -> String {
     base
 }
 
-/// The messages of a batch, as the API makes them.
-pub(super) fn messages(id: &str, urls: &[String], chunk: usize) -> Vec<Bytes> {
-    let spec = BatchSpec {
+fn spec(id: &str, urls: &[String], chunk: usize) -> BatchSpec {
+    BatchSpec {
         request_id: id.into(),
         total: urls.len() as u64,
         chunks: urls.len().div_ceil(chunk) as u32,
         digest: "d1".into(),
-    };
+    }
+}
+
+/// The messages of a batch, as the API makes them.
+pub(super) fn messages(id: &str, urls: &[String], chunk: usize) -> Vec<Bytes> {
+    let spec = spec(id, urls, chunk);
     let message = |(number, urls): (usize, &[String])| BatchMessage {
         spec: spec.clone(),
         chunk: number as u32,
@@ -185,7 +191,8 @@ impl World {
                 top_k: 2,
                 limits: DecodeLimits::default(),
                 grace: Duration::from_millis(200),
-                spool: self.spool.path().join("spool"),
+                fault_pause: Duration::from_millis(1),
+                spool: Spool::open(self.spool.path().join("spool")).unwrap(),
             },
             config: BatchConfig {
                 max_images: 100,
@@ -230,6 +237,15 @@ impl World {
         for message in messages(id, urls, chunk) {
             self.stores.send(message);
         }
+    }
+
+    /// Stores the record of a batch, as the API does.
+    pub(super) fn record(&self, id: &str, urls: &[String], chunk: usize) {
+        let spec = spec(id, urls, chunk);
+        let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let record = BatchRecord { spec, camera: None, top_k: None, created };
+        let json = record.to_json().unwrap();
+        self.stores.objects.lock().insert(format!("batches/{id}/batch.json"), json);
     }
 
     pub(super) fn results(&self, id: &str) -> Option<Bytes> {
