@@ -23,16 +23,18 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     let pictures = Images::serve();
     let (api, worker) = (cloud.serve(&[]), cloud.worker(&[]));
     has_work(&worker);
-    // 100,000 URLs that are refused without a look, but for a few.
-    let path = "a-name-that-a-camera-could-give-to-a-picture-of-fish-in-the-morning";
-    let url = |n: usize| match n % 1000 {
+    // As many as a message may have, with long URLs that are refused without a look, but for a few.
+    let path = "a-name-that-a-camera-could-give-to-a-picture-of-fish-in-the-morning".repeat(16);
+    let url = |n: usize| match n % 100 {
         7 => pictures.good(n),
         _ => format!("http://169.254.169.254/{n:08}/{path}.jpg"),
     };
-    let urls: Vec<String> = (0..100_000).map(url).collect();
+    let urls: Vec<String> = (0..10_000).map(url).collect();
     let work = json!({"request_id": "large", "image_urls": urls}).to_string().into_bytes();
     assert!((10 << 20..12 << 20).contains(&work.len()), "{}", work.len());
     let rubbish = json!({"image_urls": "x".repeat(10 << 20)}).to_string().into_bytes();
+    let short: Vec<String> = (0..100_000).map(|n| format!("http://169.254.169.254/{n}.jpg")).collect();
+    let too_many = json!({"request_id": "too-many", "image_urls": short}).to_string().into_bytes();
     // Neighbours before and behind, more than there are partitions.
     let small: Vec<Vec<u8>> = (0..12)
         .map(|n| {
@@ -42,7 +44,7 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
         })
         .collect();
     let mut messages: Vec<&[u8]> = small[..6].iter().map(Vec::as_slice).collect();
-    messages.extend([&work[..], &rubbish[..]]);
+    messages.extend([&work[..], &rubbish[..], &too_many[..]]);
     messages.extend(small[6..].iter().map(Vec::as_slice));
     let began = Instant::now();
     cloud.produce(&messages);
@@ -52,23 +54,30 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     }
     println!("12 neighbours were finished after {:?}", began.elapsed());
     let status = finished(&api, "large", PATIENCE);
-    println!("100,000 URLs of one message were finished after {:?}", began.elapsed());
+    println!("10,000 URLs of one message were finished after {:?}", began.elapsed());
     wait_until("everything is settled", || support::cloud::metric(&worker, "weir_batch_inflight") == 0.0);
     println!("and published after {:?}", began.elapsed());
-    assert_eq!((&status["completed"], &status["failed"]), (&json!(100), &json!(99_900)), "{status}");
+    assert_eq!((&status["completed"], &status["failed"]), (&json!(100), &json!(9_900)), "{status}");
     let found = lines(&api, "large");
-    assert_eq!(found.len(), 100_000);
+    assert_eq!(found.len(), 10_000);
     for (n, line) in found.iter().enumerate() {
-        let ok = if n % 1000 == 7 { "ok" } else { "failed" };
+        let ok = if n % 100 == 7 { "ok" } else { "failed" };
         assert!(
             line["index"] == n && line["status"] == ok && line["image_url"] == url(n),
             "line {n}: {line}"
         );
     }
-    let unread = |seen: &[serde_json::Value]| seen.iter().filter(|r| r["code"] == "invalid_message").count();
-    let records = cloud.results(PATIENCE, |seen| images(seen, "large").len() == 100_000 && unread(seen) == 1);
+    let unread = |seen: &[serde_json::Value]| -> Vec<String> {
+        let bad = seen.iter().filter(|record| record["code"] == "invalid_message");
+        bad.map(|record| record["error"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = |seen: &[serde_json::Value]| images(seen, "large").len() == 10_000 && unread(seen).len() == 2;
+    let records = cloud.results(PATIENCE, all);
     println!("and visible after {:?}", began.elapsed());
     assert!(images(&records, "large").values().all(|&count| count == 1));
+    let reasons = unread(&records);
+    assert!(reasons.iter().any(|reason| reason.contains("100000 images; at most 10000")), "{reasons:?}");
+    assert_eq!(api.get("/batch/status/too-many").status, 404);
     for n in 0..12 {
         assert_eq!(images(&records, &format!("small-{n}")).values().sum::<usize>(), 1);
     }

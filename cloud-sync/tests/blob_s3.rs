@@ -338,3 +338,24 @@ async fn an_upload_in_parts_that_fails_or_is_given_up_leaves_the_old_object_and_
     gone(s3, &config.prefix).await;
     assert_eq!(store.get(&key("o.bin"), 100).await.unwrap(), Some(content(10)));
 }
+
+#[tokio::test]
+async fn a_bucket_that_is_only_read_is_checked_without_a_trace() {
+    let s3 = shared().s3();
+    let (store, _) = open(config(s3)).await;
+    let steps = store.check_reading().await;
+    assert_eq!(steps.len(), 1);
+    assert!(steps[0].outcome.as_ref().unwrap().contains("nothing in it"), "{steps:?}");
+    store.put(&key("a/o.bin"), content(100), "image/jpeg").await.unwrap();
+    let steps = store.check_reading().await;
+    assert_eq!(steps.len(), 2);
+    assert!(steps[1].outcome.as_ref().unwrap().ends_with("/a/o.bin"), "{steps:?}");
+    assert_eq!(store.list("", None).await.unwrap().objects.len(), 1);
+    let missing = store.bucket("weir-no-such-bucket").unwrap();
+    let steps = missing.check_reading().await;
+    let error = steps[0].outcome.as_ref().unwrap_err().in_full();
+    assert!(
+        steps.len() == 1 && error.contains("weir-no-such-bucket") && error.contains("make it"),
+        "{error}"
+    );
+}

@@ -35,6 +35,28 @@ const FAULT_PAUSE: Duration = Duration::from_secs(5);
 /// How long a batch may take to get into Kafka; its client waits for it.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Longest time for leaving the queue: what is settled is still committed.
+const LONGEST_CLOSE: Duration = Duration::from_secs(10);
+/// Longest time for what batch work leaves to be ended behind it.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+/// How `shutdown.grace` is shared out to the steps in which batch work ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Parting {
+    /// To finish what is in hand, from the signal on.
+    work: Duration,
+    /// Then to leave the queue.
+    close: Duration,
+}
+
+impl Parting {
+    fn of(grace: Duration) -> Self {
+        let close = (grace * 2 / 5).min(LONGEST_CLOSE);
+        let rest = (grace / 10).min(LONGEST_REST);
+        Self { work: grace - close - rest, close }
+    }
+}
+
 /// Links and what uses them.
 pub struct Cloud {
     links: Vec<LinkHealth>,
@@ -111,6 +133,14 @@ impl Cloud {
         }
     }
 
+    /// Tells batch work to take no more and to finish what it has in hand. [`Cloud::end`] waits for it.
+    pub fn stop_batch_work(&self) {
+        let running = self.work.as_ref().map(|work| work.running.lock());
+        if let Some(Running { stop, .. }) = running.as_deref().and_then(Option::as_ref) {
+            let _ = stop.send(true);
+        }
+    }
+
     /// Ends batch work, capture and uplink, in this order: what one leaves behind, the next still sends.
     pub async fn end(&self, within: Duration) {
         if let Some(work) = &self.work {
@@ -175,6 +205,7 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
                 inflight: config.batch.inflight,
                 node: config.node.name.clone(),
                 submit_timeout: SUBMIT_TIMEOUT,
+                close_timeout: Parting::of(config.shutdown.grace).close,
             };
             let queue = KafkaQueue::new(&kafka.of, &queue, kafka.health.clone());
             let (state, blob) = (Arc::clone(&redis.of), Arc::clone(&s3.of));
@@ -248,7 +279,7 @@ fn worker(
             node: config.node.name.clone(),
             top_k: config.predict.top_k,
             limits: around.setup.limits,
-            grace: config.shutdown.grace.mul_f32(0.7),
+            grace: Parting::of(config.shutdown.grace).work,
             fault_pause: FAULT_PAUSE,
             spool: Spool::open(spool_dir(config))?,
         },
@@ -295,4 +326,21 @@ pub(super) fn open_capture(config: &Config, links: &Links) -> Result<Option<Arc<
     };
     let opened: Result<Capture, CaptureError> = Capture::open(capture, store, &Handle::current());
     Ok(Some(Arc::new(opened?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_of_an_end_fit_the_grace_period_and_each_has_some_of_it() {
+        for millis in [1, 100, 1000, 5000, 20_000, 60_000, 600_000] {
+            let grace = Duration::from_millis(millis);
+            let Parting { work, close } = Parting::of(grace);
+            assert!(work + close < grace, "{work:?} and {close:?} of {grace:?}");
+            assert!(work >= grace / 2 && close >= grace.min(LONGEST_CLOSE) / 3, "{work:?} and {close:?}");
+        }
+        let usual = Parting::of(Duration::from_secs(20));
+        assert_eq!(usual, Parting { work: Duration::from_secs(11), close: Duration::from_secs(8) });
+    }
 }

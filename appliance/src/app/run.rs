@@ -88,6 +88,10 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     );
     let began = Instant::now();
     let _ = stop.send(true);
+    if app.role() == Role::Worker {
+        // Its time runs from now. A server's work goes on until the requests in hand have put theirs into the queue.
+        app.stop_batch_work();
+    }
     let drained = tokio::select! {
         drained = tokio::time::timeout(grace, serving) => drained.is_ok(),
         // A second signal means now.

@@ -260,6 +260,13 @@ impl App {
         }
     }
 
+    /// Tells batch work to take no more.
+    pub(super) fn stop_batch_work(&self) {
+        if let Some(cloud) = self.cloud() {
+            cloud.stop_batch_work();
+        }
+    }
+
     /// Ends batch work and what sends and captures. What is unfinished is taken up by the next start, or by others.
     pub(super) async fn end_cloud(&self, within: Duration) {
         if let Some(cloud) = self.cloud() {

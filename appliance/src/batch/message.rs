@@ -1,15 +1,19 @@
 //! The message of batch work, as it stands in the requests topic: what is written here, and what anybody may send.
 
+mod fields;
+
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use cloud_sync::state::BatchSpec;
 use serde::Serialize;
-use serde_json::{Map, Value};
 
+use self::fields::{Fields, Found, Urls, Value};
 use super::image_url::MAX_URL_BYTES;
 use super::layout::{check_id, id_of_place};
 
+/// Most images of one message. Their results are published in one transaction, and are in memory until then.
+pub const MAX_MESSAGE_IMAGES: u64 = 10_000;
 /// Longest name of a camera, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 /// Most predictions an image that a message may ask for; a model has fewer labels than that, or answers with all.
@@ -77,39 +81,41 @@ impl BatchMessage {
     /// a `request_id` the batch is named after the `position` of its message.
     ///
     /// # Errors
-    /// [`MessageError`] with the field that is wrong; `max_images` bounds the images of a batch.
+    /// [`MessageError`] with the field that is wrong; `max_images` bounds the images of a batch, and
+    /// [`MAX_MESSAGE_IMAGES`] those of a message.
     pub fn parse(payload: &[u8], position: &str, max_images: u64) -> Result<Self, MessageError> {
-        let value: Value = serde_json::from_slice(payload).map_err(MessageError::NotJson)?;
-        let Value::Object(mut fields) = value else {
-            return Err(MessageError::NotAnObject { found: kind_of(&value) });
+        let most = max_images.min(MAX_MESSAGE_IMAGES);
+        let mut fields = match fields::read(payload, most).map_err(MessageError::NotJson)? {
+            Found::Object(fields) => fields,
+            Found::Other(value) => return Err(MessageError::NotAnObject { found: value.kind() }),
         };
-        let image_urls = image_urls(&mut fields, max_images)?;
-        let request_id = match text(&mut fields, "request_id")? {
+        let image_urls = image_urls(&mut fields, most)?;
+        let request_id = match text("request_id", fields.request_id.take())? {
             Some(id) => {
                 check_id(&id).map_err(|e| wrong("request_id", e.to_string()))?;
                 id
             }
             None => id_of_place(position),
         };
-        let camera = text(&mut fields, "camera")?;
+        let camera = text("camera", fields.camera.take())?;
         if let Some(name) = &camera {
             check_camera(name).map_err(|reason| wrong("camera", reason))?;
         }
-        let top_k = whole(&mut fields, "top_k")?;
+        let top_k = whole("top_k", fields.top_k.take())?;
         if let Some(k) = top_k.filter(|k| !(1..=MAX_TOP_K).contains(k)) {
             return Err(wrong("top_k", format!("{k} is not from 1 to {MAX_TOP_K}")));
         }
-        let submitted_at = text(&mut fields, "submitted_at")?;
+        let submitted_at = text("submitted_at", fields.submitted_at.take())?;
         if let Some(time) = &submitted_at {
             humantime::parse_rfc3339(time)
                 .map_err(|e| wrong("submitted_at", format!("{:?} is no RFC 3339 time: {e}", short(time))))?;
         }
-        match fields.get("timestamp") {
-            None | Some(Value::Null | Value::String(_) | Value::Number(_)) => {}
+        match &fields.timestamp {
+            None | Some(Value::Null | Value::Text(_) | Value::Number(_)) => {}
             Some(other) => return Err(not_a("timestamp", other, "a string or a number")),
         }
         let count = image_urls.len() as u64;
-        if let Some(said) = whole(&mut fields, "num_images")?.filter(|said| *said != count) {
+        if let Some(said) = whole("num_images", fields.num_images.take())?.filter(|said| *said != count) {
             return Err(wrong("num_images", format!("it says {said}, and image_urls has {count}")));
         }
         let (spec, chunk, first) = place(&mut fields, request_id, count, max_images)?;
@@ -169,14 +175,18 @@ fn check_camera(name: &str) -> Result<(), String> {
 
 /// Which part of which batch the message is: said by all four fields, or the whole of it where none of them is there.
 fn place(
-    fields: &mut Map<String, Value>,
+    fields: &mut Fields,
     request_id: String,
     count: u64,
     max_images: u64,
 ) -> Result<(BatchSpec, u32, u64), MessageError> {
-    let digest = text(fields, "digest")?.unwrap_or_default();
-    let said =
-        (whole(fields, "chunk")?, whole(fields, "chunks")?, whole(fields, "total")?, whole(fields, "first")?);
+    let digest = text("digest", fields.digest.take())?.unwrap_or_default();
+    let said = (
+        whole("chunk", fields.chunk.take())?,
+        whole("chunks", fields.chunks.take())?,
+        whole("total", fields.total.take())?,
+        whole("first", fields.first.take())?,
+    );
     let (chunk, chunks, total, first) = match said {
         (None, None, None, None) => (0, 1, count, 0),
         (Some(chunk), Some(chunks), Some(total), Some(first)) => (chunk, chunks, total, first),
@@ -200,54 +210,52 @@ fn place(
     Ok((spec, narrow("chunk", chunk)?, first))
 }
 
-fn image_urls(fields: &mut Map<String, Value>, max_images: u64) -> Result<Vec<String>, MessageError> {
-    let one = fields.remove("image_url").filter(|value| !value.is_null());
-    let many = fields.remove("image_urls").filter(|value| !value.is_null());
-    let urls = match (one, many) {
-        (Some(_), Some(_)) => return Err(wrong("image_url", "it and image_urls exclude each other")),
-        (None, None) => return Err(MessageError::NoImages),
-        (Some(url), None) => vec![image_url("image_url", url)?],
-        (None, Some(Value::Array(urls))) => {
-            let number = urls.len() as u64;
-            if number > max_images {
-                return Err(wrong("image_urls", format!("{number} images; at most {max_images} are taken")));
-            }
-            let named = |(i, url)| image_url(&format!("image_urls[{i}]"), url);
-            urls.into_iter().enumerate().map(named).collect::<Result<_, _>>()?
+fn image_urls(fields: &mut Fields, most: u64) -> Result<Vec<String>, MessageError> {
+    let one = fields.image_url.take().filter(|value| !matches!(value, Value::Null));
+    let many = fields.image_urls.take().filter(|urls| !matches!(urls, Urls::Other(Value::Null)));
+    match (one, many) {
+        (Some(_), Some(_)) => Err(wrong("image_url", "it and image_urls exclude each other")),
+        (None, None) => Err(MessageError::NoImages),
+        (Some(url), None) => Ok(vec![image_url("image_url", url)?]),
+        (None, Some(Urls::List { count: 0, .. })) => Err(MessageError::NoImages),
+        (None, Some(Urls::List { count, .. })) if count > most => {
+            Err(wrong("image_urls", format!("{count} images; at most {most} are taken in one message")))
         }
-        (None, Some(other)) => return Err(not_a("image_urls", &other, "an array of strings")),
-    };
-    if urls.is_empty() {
-        return Err(MessageError::NoImages);
+        (None, Some(Urls::List { bad: Some((index, value)), .. })) => {
+            image_url(&format!("image_urls[{index}]"), value).map(|url| vec![url])
+        }
+        (None, Some(Urls::List { urls, .. })) => Ok(urls),
+        (None, Some(Urls::Other(other))) => Err(not_a("image_urls", &other, "an array of strings")),
     }
-    Ok(urls)
+}
+
+fn is_url(text: &str) -> bool {
+    (1..=MAX_URL_BYTES).contains(&text.len())
 }
 
 fn image_url(field: &str, value: Value) -> Result<String, MessageError> {
     match value {
-        Value::String(url) if (1..=MAX_URL_BYTES).contains(&url.len()) => Ok(url),
-        Value::String(url) => {
+        Value::Text(url) if is_url(&url) => Ok(url),
+        Value::Text(url) => {
             Err(wrong(field, format!("it has {} bytes; a URL has 1 to {MAX_URL_BYTES}", url.len())))
         }
         other => Err(not_a(field, &other, "a string")),
     }
 }
 
-fn text(fields: &mut Map<String, Value>, field: &str) -> Result<Option<String>, MessageError> {
-    match fields.remove(field) {
+fn text(field: &str, value: Option<Value>) -> Result<Option<String>, MessageError> {
+    match value {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Text(text)) => Ok(Some(text)),
         Some(other) => Err(not_a(field, &other, "a string")),
     }
 }
 
-fn whole(fields: &mut Map<String, Value>, field: &str) -> Result<Option<u64>, MessageError> {
-    match fields.remove(field) {
+fn whole(field: &str, value: Option<Value>) -> Result<Option<u64>, MessageError> {
+    match value {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64() {
-            Some(number) => Ok(Some(number)),
-            None => Err(not_a(field, &value, "a whole number from 0 on")),
-        },
+        Some(Value::Number(number)) if number.is_u64() => Ok(number.as_u64()),
+        Some(other) => Err(not_a(field, &other, "a whole number from 0 on")),
     }
 }
 
@@ -258,20 +266,9 @@ fn wrong(field: impl Into<String>, reason: impl Into<String>) -> MessageError {
 fn not_a(field: impl Into<String>, value: &Value, wanted: &str) -> MessageError {
     let found = match value {
         Value::Number(number) => number.to_string(),
-        other => kind_of(other).to_owned(),
+        other => other.kind().to_owned(),
     };
     wrong(field, format!("it is {found}, not {wanted}"))
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// The beginning of what somebody else wrote, for a message that names it.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::Config;
+use crate::batch::message::MAX_MESSAGE_IMAGES;
 
 /// Batch requests and the work on them.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -314,7 +315,7 @@ impl Config {
         let batch = &self.batch;
         for (key, value, high) in [
             ("batch.max_images", batch.max_images, 10_000_000),
-            ("batch.chunk", batch.chunk as u64, 10_000),
+            ("batch.chunk", batch.chunk as u64, MAX_MESSAGE_IMAGES),
             ("batch.inflight", batch.inflight as u64, 1000),
             ("batch.loads", batch.loads as u64, 1000),
             ("batch.attempts", u64::from(batch.attempts), 100),

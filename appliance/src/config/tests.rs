@@ -180,6 +180,7 @@ fn links_that_cannot_be_are_refused() {
         ("[kafka]\nsecurity_protocol = \"sasl\"".into(), "kafka.security_protocol"),
         (format!("{kafka}[batch]\nqueue = \"kafka\""), "redis.host"),
         ("[batch]\nchunk = 0".into(), "batch.chunk"),
+        ("[batch]\nchunk = 10001".into(), "batch.chunk"),
         ("[batch]\nqueue = \"rabbit\"".into(), "batch.queue"),
         ("[s3]\nendpoint = \"minio:9000\"".into(), "s3.endpoint"),
         ("[s3]\nallow_prefixes = [\"raw/\", \"/x\"]".into(), "s3.allow_prefixes"),

@@ -99,6 +99,26 @@ impl S3Store {
         steps.finish()
     }
 
+    /// Tries what reading from a bucket of somebody else needs: lists it, and begins to read the first object. Writes
+    /// nothing.
+    pub async fn check_reading(&self) -> Vec<CheckStep> {
+        let mut steps = Steps::default();
+        let listed = self.list("", None).await;
+        let of_page = |page: &BlobPage| match page.objects.len() {
+            0 => "nothing in it".to_owned(),
+            _ => "it has objects".to_owned(),
+        };
+        let Some(page) = steps.note("list it", listed, of_page) else { return steps.finish() };
+        if let Some(first) = page.objects.first() {
+            let key = self.prefix.clone() + &first.key;
+            let uri = self.uri_of(&key);
+            // The body is not waited for: it may be large.
+            let got = self.begin(&key, &uri).await.map(|_| ());
+            steps.note("get an object", self.note(got), |()| uri.clone());
+        }
+        steps.finish()
+    }
+
     async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, Failure> {
         let uri = self.uri_of(key);
         let mut broken_off = false;

@@ -11,10 +11,10 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use ulid::Ulid;
 
-use super::KafkaConfig;
 use super::errors::{Trouble, explain};
 use super::position::{committed, hear_out, idle_consumer};
 use super::watch::Watch;
+use super::{KafkaConfig, Position};
 use crate::error::{Link, SyncError, SyncResult};
 
 /// One thing that was tried.
@@ -27,11 +27,14 @@ pub struct CheckStep {
 }
 
 /// Logs in, looks for the topics, reads the offsets of the workers' group, and sends a probe through the
-/// results topic. Blocks; each step takes at most about `timeout`. Without a login nothing more is tried.
+/// results topic. With `batches`, work waits in the requests topic: then that is written and read too, and the
+/// group's right to commit is tried. Blocks; each step takes at most about `timeout`. Without a login nothing more
+/// is tried.
 ///
-/// The probe is written in a transaction that is aborted: readers of committed records never see it.
+/// Whatever is written and committed is so in a transaction that is aborted: readers of committed records never see
+/// it, the group stays where it stands, and nobody joins it.
 #[must_use]
-pub fn check(config: &KafkaConfig, timeout: Duration) -> Vec<CheckStep> {
+pub fn check(config: &KafkaConfig, batches: bool, timeout: Duration) -> Vec<CheckStep> {
     let mut steps = Vec::new();
     let watch = Watch::default();
     let user = if config.user.is_empty() { String::new() } else { format!(" as user {}", config.user) };
@@ -62,6 +65,12 @@ pub fn check(config: &KafkaConfig, timeout: Duration) -> Vec<CheckStep> {
         _ => "none yet on partition 0".to_owned(),
     });
     steps.push(CheckStep { what: format!("read the offsets of group {group}"), result });
+    if batches {
+        let what = format!("submit to topic {topic}, as the API does, in a transaction that is taken back");
+        steps.push(CheckStep { what, result: submit(config, timeout) });
+        let what = format!("read topic {topic} as group {group}, as a worker does");
+        steps.push(CheckStep { what, result: take(config, &consumer, timeout) });
+    }
     let what = format!("write to topic {} in a transaction, and read it back", config.results_topic);
     steps.push(CheckStep { what, result: probe(config, timeout) });
     steps
@@ -124,7 +133,26 @@ impl ProducerContext for Arrival {
 
 fn probe(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
     let topic = &config.results_topic;
-    let attempt = format!("write to topic {topic} in a transaction");
+    let payload = probe_payload();
+    let (partition, offset) = write_and_take_back(config, topic, &payload, timeout)?;
+    read_back(config, partition, offset, payload.as_bytes(), timeout)?;
+    Ok(format!("partition {partition}, offset {offset}; taken back, so that nobody sees it"))
+}
+
+fn submit(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
+    let (partition, offset) = write_and_take_back(config, &config.requests_topic, &probe_payload(), timeout)?;
+    Ok(format!("partition {partition}, offset {offset}; no worker sees it"))
+}
+
+fn probe_payload() -> String {
+    format!(r#"{{"kind":"doctor","id":"{}"}}"#, Ulid::generate())
+}
+
+fn producer_of(
+    config: &KafkaConfig,
+    attempt: &str,
+    timeout: Duration,
+) -> SyncResult<ThreadedProducer<Arrival>> {
     let id = format!("weir-doctor-{}", Ulid::generate());
     let mut client = config.client();
     client
@@ -135,14 +163,26 @@ fn probe(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
         .set("message.timeout.ms", timeout.as_millis().max(1000).to_string());
     let producer: ThreadedProducer<Arrival> = client
         .create_with_context(Arrival::default())
-        .map_err(|error| explain(config, &attempt, error, None))?;
-    let arrival = Arc::clone(producer.client().context());
-    let told = |error| explain(config, &attempt, error, Some(&arrival.trouble));
+        .map_err(|error| explain(config, attempt, error, None))?;
+    let told = |error| explain(config, attempt, error, Some(&producer.client().context().trouble));
     producer.init_transactions(timeout).map_err(told)?;
     producer.begin_transaction().map_err(told)?;
-    let payload = format!(r#"{{"kind":"doctor","id":"{id}"}}"#);
+    Ok(producer)
+}
+
+/// Writes a record in a transaction that is aborted, and says where it stood.
+fn write_and_take_back(
+    config: &KafkaConfig,
+    topic: &str,
+    payload: &str,
+    timeout: Duration,
+) -> SyncResult<(i32, i64)> {
+    let attempt = format!("write to topic {topic} in a transaction");
+    let producer = producer_of(config, &attempt, timeout)?;
+    let arrival = Arc::clone(producer.client().context());
+    let told = |error| explain(config, &attempt, error, Some(&arrival.trouble));
     producer
-        .send(BaseRecord::to(topic).key("weir-doctor").payload(&payload))
+        .send(BaseRecord::to(topic).key("weir-doctor").payload(payload))
         .map_err(|(error, _)| told(error))?;
     let deadline = Instant::now() + timeout;
     let place = loop {
@@ -154,10 +194,65 @@ fn probe(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    producer.abort_transaction(timeout).map_err(told)?;
-    let (partition, offset) = place.map_err(told)?;
-    read_back(config, partition, offset, payload.as_bytes(), timeout)?;
-    Ok(format!("partition {partition}, offset {offset}; taken back, so that nobody sees it"))
+    let aborted = producer.abort_transaction(timeout);
+    // First: an abort that fails after a record was refused says less.
+    let place = place.map_err(told)?;
+    aborted.map_err(told)?;
+    Ok(place)
+}
+
+/// Tries the rights of a worker without being one: fetches from the topic, and commits offsets for the group in a
+/// transaction that is aborted.
+fn take(config: &KafkaConfig, group: &BaseConsumer<Watch>, timeout: Duration) -> SyncResult<String> {
+    let topic = &config.requests_topic;
+    let found = fetch_one(config, timeout)?;
+    let attempt = format!("commit offsets of topic {topic} for group {}", config.group_id);
+    let producer = producer_of(config, &attempt, timeout)?;
+    let told = |error| explain(config, &attempt, error, Some(&producer.client().context().trouble));
+    let metadata = group.group_metadata().ok_or_else(|| {
+        SyncError::permanent(Link::Kafka, format!("cannot {attempt}: the client has no group"))
+    })?;
+    let position = Position::new(&metadata, topic, &[(0, 0)])?;
+    let sent = producer.send_offsets_to_transaction(&position.offsets, position.group, timeout);
+    let aborted = producer.abort_transaction(timeout);
+    sent.map_err(told)?;
+    aborted.map_err(told)?;
+    Ok(format!("{found}; the group may commit, and stands where it stood"))
+}
+
+/// Fetches what is first in partition 0 of the requests topic. Whoever assigns a partition by itself joins no group.
+fn fetch_one(config: &KafkaConfig, timeout: Duration) -> SyncResult<&'static str> {
+    let topic = &config.requests_topic;
+    let attempt = format!("read topic {topic}");
+    let watch = Watch::default();
+    let told = |error| explain(config, &attempt, error, Some(watch.trouble()));
+    let mut client = config.client();
+    client
+        .set("group.id", &config.group_id)
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed");
+    let consumer: BaseConsumer<Watch> = client.create_with_context(watch.clone()).map_err(told)?;
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition_offset(topic, 0, Offset::Beginning)
+        .and_then(|()| consumer.assign(&list))
+        .map_err(told)?;
+    let deadline = Instant::now() + timeout;
+    while Instant::now() < deadline {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(_)) => return Ok("partition 0 has messages"),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok("partition 0 is empty"),
+            Some(Err(error)) => {
+                let error = told(error);
+                if !error.is_transient() {
+                    return Err(error);
+                }
+            }
+            None => {}
+        }
+    }
+    let what = format!("cannot {attempt} at {}: nothing came in {timeout:?}", config.bootstrap_servers);
+    Err(SyncError::transient(Link::Kafka, what))
 }
 
 fn read_back(

@@ -114,6 +114,15 @@ impl TransactionalProducer {
         }
     }
 
+    /// From now on each call may take `timeout`. The broker is told with the beginning of a client how long its
+    /// transactions may last, so another time means another client.
+    pub(crate) fn allow(&mut self, timeout: Duration) {
+        if timeout != self.timeout {
+            self.timeout = timeout;
+            self.drop_client();
+        }
+    }
+
     /// Ends whatever an earlier producer with this id, or an earlier call, left open, published or not.
     /// Afterwards the committed position tells what was published.
     ///

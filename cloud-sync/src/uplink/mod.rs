@@ -133,6 +133,7 @@ impl Uplink {
             numbers: Arc::clone(&numbers),
             at: None,
             uncommitted_since: None,
+            buried: std::collections::BTreeSet::new(),
             losses: pump::Losses::default(),
             stop,
         };

@@ -1,5 +1,6 @@
 //! The thread of the uplink: find out what is sent already, then group after group.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -45,6 +46,8 @@ pub(super) struct Pump {
     pub(super) at: Option<u64>,
     /// Since when the outbox's cursor is behind `at`.
     pub(super) uncommitted_since: Option<Instant>,
+    /// Dead letters of the group under way: a group that has to be sent again leaves them out.
+    pub(super) buried: BTreeSet<u64>,
     pub(super) losses: Losses,
     pub(super) stop: Receiver<()>,
 }
@@ -129,6 +132,9 @@ impl Pump {
     fn deliver(&mut self, group: Group) -> SyncResult<()> {
         let mut events: Vec<(StoredEvent, Route)> = Vec::with_capacity(group.events.len());
         for event in group.events {
+            if self.buried.contains(&event.sequence) {
+                continue;
+            }
             match route(&event.payload, &self.config.node, event.sequence) {
                 Ok(route) => events.push((event, route)),
                 Err(reason) => self.bury(&event, &reason),
@@ -170,8 +176,9 @@ impl Pump {
         self.producer.publish(&self.kafka.results_topic, &records, position.as_ref())
     }
 
-    fn bury(&self, event: &StoredEvent, reason: &str) {
+    fn bury(&mut self, event: &StoredEvent, reason: &str) {
         let sequence = event.sequence;
+        self.buried.insert(sequence);
         self.numbers.dead_lettered.fetch_add(1, Ordering::Relaxed);
         let dropped = self.dead.bury(event, reason).unwrap_or_else(|error| {
             tracing::error!(sequence, %error, "a dead letter cannot be written: the event is lost");
@@ -183,6 +190,7 @@ impl Pump {
 
     fn moved(&mut self, at: u64) {
         self.at = Some(at);
+        self.buried.retain(|sequence| *sequence > at);
         self.numbers.sent_sequence.store(at, Ordering::Release);
         if at > self.outbox.committed() && self.uncommitted_since.is_none() {
             self.uncommitted_since = Some(Instant::now());
@@ -262,3 +270,6 @@ impl Pump {
 fn unreadable(error: OutboxError) -> SyncError {
     SyncError::transient(Link::Disk, "the outbox").because(error)
 }
+
+#[cfg(test)]
+mod tests;

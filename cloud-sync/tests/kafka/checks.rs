@@ -1,17 +1,24 @@
 //! What `weir doctor` says of a broker: everything in order, and each thing that may be wrong.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use cloud_sync::error::Link;
+use cloud_sync::health::LinkHealth;
 use cloud_sync::kafka::{KafkaConfig, check};
+use cloud_sync::queue::{JobQueue, KafkaQueue, NewJob, Settled};
 use cloud_sync::secret::Secret;
 
-use super::support::{config_of, ids, make_topic, nobody};
+use super::support::{committed, config_of, ids, make_topic, nobody, queue_config};
 
 const STEP: Duration = Duration::from_secs(5);
 
 /// Whether each step worked, and the texts of all.
 fn outcome(config: &KafkaConfig) -> (Vec<bool>, String) {
-    let steps = check(config, STEP);
+    outcome_of(config, false)
+}
+
+fn outcome_of(config: &KafkaConfig, batches: bool) -> (Vec<bool>, String) {
+    let steps = check(config, batches, STEP);
     let worked = steps.iter().map(|step| step.result.is_ok()).collect();
     let text = |step: &cloud_sync::kafka::CheckStep| match &step.result {
         Ok(found) => format!("{}: {found}\n", step.what),
@@ -50,4 +57,53 @@ fn each_fault_is_named_with_its_remedy() {
     let (worked, text) = outcome(&nobody());
     assert_eq!(worked, [false]);
     assert!(text.contains("127.0.0.1"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_batches_wait_in_kafka_their_topic_and_group_are_tried_and_workers_notice_nothing() {
+    let config = config_of(test_services::shared());
+    make_topic(&config, &config.requests_topic, 1, &[]);
+    make_topic(&config, &config.results_topic, 1, &[]);
+    // A group that nobody is in and a topic without messages, as on the first day.
+    let (worked, text) = tokio::task::block_in_place(|| outcome_of(&config, true));
+    assert_eq!(worked, [true; 7], "{text}");
+    assert!(text.contains("partition 0 is empty") && text.contains("no worker sees it"), "{text}");
+    let queue = KafkaQueue::new(&config, &queue_config(4), LinkHealth::new(Link::Kafka));
+    let job = |name: &'static str| Ok(NewJob { key: name.into(), payload: name.into() });
+    let receive = async || {
+        let start = Instant::now();
+        loop {
+            if let Some(delivery) = queue.receive(Duration::from_secs(1)).await.unwrap() {
+                return delivery;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "no job: {:?}", queue.stats());
+        }
+    };
+    queue.submit(&mut [job("before"), job("under way")].into_iter()).await.unwrap();
+    let before = receive().await;
+    assert_eq!(&before.payload[..], b"before");
+    assert_eq!(queue.settle(&before, Vec::new()).await.unwrap(), Settled::Done);
+    let under_way = receive().await;
+    let (worked, text) = tokio::task::block_in_place(|| outcome_of(&config, true));
+    assert_eq!(worked, [true; 7], "{text}");
+    assert!(text.contains("partition 0 has messages"), "{text}");
+    queue.submit(&mut [job("after")].into_iter()).await.unwrap();
+    let after = receive().await;
+    assert_eq!(&after.payload[..], b"after");
+    // The member is still in the group: both can be committed by it.
+    assert_eq!(queue.settle(&under_way, Vec::new()).await.unwrap(), Settled::Done);
+    assert_eq!(queue.settle(&after, Vec::new()).await.unwrap(), Settled::Done);
+    queue.close().await;
+    let seen = tokio::task::block_in_place(|| committed(&config, &config.requests_topic));
+    assert_eq!(seen.len(), 3, "{seen:?}");
+}
+
+#[test]
+fn a_topic_of_requests_that_takes_nothing_is_named() {
+    let config = config_of(test_services::shared());
+    make_topic(&config, &config.requests_topic, 1, &[("max.message.bytes", "10")]);
+    make_topic(&config, &config.results_topic, 1, &[]);
+    let (worked, text) = outcome_of(&config, true);
+    assert_eq!(worked, [true, true, true, true, false, true, true], "{text}");
+    assert!(text.contains("max.message.bytes") && text.contains(&config.requests_topic), "{text}");
 }

@@ -11,6 +11,8 @@ use cloud_sync::health::LinkHealth;
 use cloud_sync::kafka::KafkaConfig;
 use cloud_sync::queue::{Delivery, JobQueue, KafkaQueue, NewJob, ResultRecord, Settled};
 use cloud_sync::secret::Secret;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
 use test_services::Services;
 
 use super::support::{committed, config_of, ids, make_topic, nobody, queue_config};
@@ -281,5 +283,65 @@ async fn a_saturated_member_stops_fetching_and_goes_on_where_it_stopped() {
     let read = config.clone();
     let seen = tokio::task::spawn_blocking(move || committed(&read, &read.results_topic)).await.unwrap();
     assert_eq!(seen.len(), 200);
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_results_of_one_job_are_committed_in_time_and_hold_up_no_other_partition() {
+    let config = with_topics(test_services::shared(), 3);
+    let queue = open(&config, 16);
+    let all = names(12);
+    submit(&queue, &all).await.unwrap();
+    let mut settling = tokio::task::JoinSet::new();
+    let begun = Instant::now();
+    for n in 0..12 {
+        let delivery = receive(&queue).await;
+        let (queue, large) = (Arc::clone(&queue), n == 0);
+        settling.spawn(async move {
+            let mut results = results(&delivery);
+            let id = results[0].id.clone();
+            // As long as the result of a good image is.
+            let filler = format!("{:032x}", fastrand::u128(..)).repeat(28);
+            results.extend((1..if large { 10_000 } else { 1 }).map(|n| ResultRecord {
+                id: format!("{id}/{n:05}"),
+                key: id.clone(),
+                payload: format!(r#"{{"id":"{id}/{n:05}","filler":"{filler}"}}"#).into(),
+            }));
+            assert_eq!(queue.settle(&delivery, results).await.unwrap(), Settled::Done);
+            (large, begun.elapsed())
+        });
+    }
+    for (large, took) in settling.join_all().await {
+        println!("{}: {took:?}", if large { "10,000 results" } else { "a neighbour" });
+        // It has 24 s: as long as three groups of the usual size.
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+    assert_eq!(published(&config).await.len(), 12 + 9_999);
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_stands_behind_the_end_of_the_log_gets_all_that_comes() {
+    let config = with_topics(test_services::shared(), 1);
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&config.requests_topic, 0, Offset::Offset(1000)).unwrap();
+    let mut client = config.client();
+    let consumer: BaseConsumer = client.set("group.id", &config.group_id).create().unwrap();
+    tokio::task::block_in_place(|| consumer.commit(&list, CommitMode::Sync)).unwrap();
+    drop(consumer);
+    let queue = open(&config, 4);
+    // It joins, and sees where the partition ends, before anything is there.
+    let start = Instant::now();
+    while queue.stats().waiting.is_none() {
+        assert!(queue.receive(Duration::from_millis(200)).await.unwrap().is_none());
+        assert!(start.elapsed() < ARRIVES, "{:?}", queue.stats());
+    }
+    submit(&queue, &names(3)).await.unwrap();
+    for n in 0..3 {
+        let delivery = receive(&queue).await;
+        assert!(delivery.position.ends_with(&format!("-0-{n}")), "{}", delivery.position);
+        assert_eq!(queue.settle(&delivery, results(&delivery)).await.unwrap(), Settled::Done);
+    }
+    assert_eq!(published(&config).await, names(3));
     queue.close().await;
 }

@@ -133,5 +133,10 @@ pub(crate) fn ids(config: &KafkaConfig, topic: &str) -> Vec<String> {
 
 /// A worker that has at most `inflight` jobs out.
 pub(crate) fn queue_config(inflight: usize) -> KafkaQueueConfig {
-    KafkaQueueConfig { inflight, node: "test".into(), submit_timeout: Duration::from_secs(30) }
+    KafkaQueueConfig {
+        inflight,
+        node: "test".into(),
+        submit_timeout: Duration::from_secs(30),
+        close_timeout: Duration::from_secs(10),
+    }
 }

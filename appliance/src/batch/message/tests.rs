@@ -99,6 +99,10 @@ fn what_is_wrong_is_named() {
         (chunk(r#""chunk":0,"chunks":9,"total":4,"first":0"#), "9 chunks of 4 images"),
         (chunk(r#""chunk":0,"chunks":1,"total":2,"first":18446744073709551615"#), "do not fit"),
         (chunk(r#""digest":1"#), "digest: it is 1"),
+        (r#"{"image_urls": ["u", 5, null]}"#.into(), "image_urls[1]: it is 5, not a string"),
+        (r#"{"image_url": true}"#.into(), "image_url: it is true or false"),
+        (r#"{"image_url": {"a": [1]}, "camera": "c"}"#.into(), "image_url: it is an object"),
+        (r#"{"image_url": "u"} more"#.into(), "not JSON"),
     ];
     for (json, named) in table {
         let error = parse(&json).expect_err(&json).to_string();
@@ -117,4 +121,26 @@ fn a_message_without_an_id_has_one_that_no_message_can_name() {
     assert_eq!(BatchMessage::unreadable("requests-0-17").spec, bare);
     let stolen = parse(r#"{"image_url": "u", "request_id": "~requests-0-17"}"#).unwrap_err().to_string();
     assert!(stolen.contains("request_id"), "{stolen}");
+}
+
+#[test]
+fn a_message_has_its_own_bound_whatever_a_batch_may_have() {
+    let of = |images: u64| {
+        let urls = "\"u\",".repeat(usize::try_from(images).unwrap() - 1);
+        let json = format!(r#"{{"request_id": "b", "image_urls": [{urls}"u"]}}"#);
+        BatchMessage::parse(json.as_bytes(), "p", 200_000)
+    };
+    assert_eq!(of(MAX_MESSAGE_IMAGES).unwrap().spec.total, MAX_MESSAGE_IMAGES);
+    let error = of(100_000).unwrap_err().to_string();
+    assert!(error.contains("image_urls: 100000 images; at most 10000 are taken in one message"), "{error}");
+    // A batch of more, in several messages.
+    let part = r#"{"request_id":"b","image_urls":["u"],"chunk":0,"chunks":100,"total":100000,"first":0}"#;
+    assert_eq!(BatchMessage::parse(part.as_bytes(), "p", 200_000).unwrap().spec.total, 100_000);
+}
+
+#[test]
+fn what_is_there_twice_counts_as_it_stands_last() {
+    let message =
+        parse(r#"{"image_urls": ["a", 5], "image_url": 7, "image_url": null, "image_urls": ["b"]}"#);
+    assert_eq!(message.unwrap().image_urls, ["b"]);
 }

@@ -75,7 +75,7 @@ pub struct WorkerSettings {
     pub top_k: usize,
     /// Bounds on images.
     pub limits: DecodeLimits,
-    /// How long work in hand may go on after the signal to stop.
+    /// How long work in hand may go on, from the signal to stop.
     pub grace: Duration,
     /// After this time a message is given back on which the work came to grief.
     pub fault_pause: Duration,
@@ -107,6 +107,7 @@ impl Worker {
         let worker = Arc::new(self);
         let (abandon, abandoned) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        let mut told = Instant::now();
         {
             let receiving = worker.receive_all(&mut tasks, &abandoned);
             tokio::pin!(receiving, shutdown);
@@ -114,12 +115,13 @@ impl Worker {
                 () = &mut receiving => {}
                 // A receive that is cut off could leave a message in nobody's hands, so it is waited for.
                 () = &mut shutdown => {
+                    told = Instant::now();
                     worker.stats.stop();
                     receiving.await;
                 }
             }
         }
-        let grace = worker.settings.grace;
+        let grace = worker.settings.grace.saturating_sub(told.elapsed());
         let all_done = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(grace, all_done).await.is_err() {
             tracing::info!(
@@ -175,10 +177,8 @@ impl Worker {
                 if matches!(setback, Setback::Fault) {
                     self.stats.fault(&delivery.position);
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(self.settings.fault_pause) => {}
-                    _ = abandoned.wait_for(|abandoned| *abandoned) => {}
-                }
+                let end = abandoned.wait_for(|abandoned| *abandoned);
+                let _ = tokio::time::timeout(self.settings.fault_pause, end).await;
             }
             tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
             self.queue.release(delivery).await;

@@ -27,7 +27,8 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
     if let Some(kafka) = &links.kafka {
         let of = &config.kafka;
         checks.push(ok("kafka", format!("{} as {}", of.bootstrap_servers, named(&of.user))));
-        for step in kafka::check(&kafka.of, TIMEOUT) {
+        let batches = config.batch.enabled && links.queue(config).0 == QueueChoice::Kafka;
+        for step in kafka::check(&kafka.of, batches, TIMEOUT) {
             checks.push(judged("kafka", &step.what, step.result));
         }
     }
@@ -38,6 +39,15 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
     if let Some(s3) = &links.s3 {
         checks.push(ok("s3", format!("bucket {} {}", config.s3.bucket, config.s3.endpoint)));
         add(&mut checks, "s3", runtime.block_on(s3.of.check()));
+        for name in &config.s3.allow_buckets {
+            match s3.of.bucket(name) {
+                Ok(bucket) => {
+                    checks.push(ok("s3", format!("bucket {name}, of s3.allow_buckets")));
+                    add(&mut checks, "s3", runtime.block_on(bucket.check_reading()));
+                }
+                Err(error) => checks.push(failed("s3", error.in_full(), "correct s3.allow_buckets")),
+            }
+        }
     }
     if config.batch.enabled {
         let (queue, reason) = links.queue(config);

@@ -88,9 +88,9 @@ fn refused(what: String, code: &str, status: u16) -> Failure {
     };
     match code {
         "NoSuchBucket" => permanent("there is no such bucket: make it, or correct the name"),
-        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => {
-            permanent("access denied: give the key the rights to get, put, delete and list there")
-        }
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => permanent(
+            "access denied: give the key the rights to get and list there, in its own bucket also to put and delete",
+        ),
         "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "XAdminUserNotFound" => {
             permanent("the keys are refused: correct access key and secret")
         }

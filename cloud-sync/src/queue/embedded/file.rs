@@ -52,6 +52,8 @@ pub(super) enum Mark {
     Fresh,
     /// Behind this sequence, for the mark is of an earlier try.
     Behind(u64),
+    /// All of them: the job is out of the file, by a try whose end was not told.
+    Done,
 }
 
 /// The file with the jobs.
@@ -156,8 +158,13 @@ impl JobFile {
 
     /// Notes that from now on results of a job may be in the outbox, behind `last`, unless that is noted.
     pub(super) fn mark(&self, sequence: u64, last: u64) -> SyncResult<Mark> {
-        let find = |marks: Option<redb::AccessGuard<'_, u64>>| marks.map(|found| Mark::Behind(found.value()));
-        if let Some(mark) = self.database.read(|txn| Ok(find(txn.open_table(MARKS)?.get(sequence)?)))? {
+        let found = self.database.read(|txn| {
+            if txn.open_table(JOBS)?.get(sequence)?.is_none() {
+                return Ok(Some(Mark::Done));
+            }
+            Ok(txn.open_table(MARKS)?.get(sequence)?.map(|found| Mark::Behind(found.value())))
+        })?;
+        if let Some(mark) = found {
             return Ok(mark);
         }
         self.database.write(Durability::Immediate, |txn| {

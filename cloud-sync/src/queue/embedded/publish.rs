@@ -51,6 +51,7 @@ pub(super) fn publish(outbox: &Outbox, mark: Mark, results: Vec<ResultRecord>) -
     let mut seen = match mark {
         Mark::Fresh => HashSet::new(),
         Mark::Behind(last) => published_behind(outbox, last, &results)?,
+        Mark::Done => return Ok(()),
     };
     let missing: Vec<_> = results.into_iter().filter(|result| seen.insert(result.id.clone())).collect();
     let start = Instant::now();

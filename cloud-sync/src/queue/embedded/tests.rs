@@ -136,6 +136,22 @@ async fn a_full_disk_passes_and_nothing_is_lost_or_doubled() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_gone_though_its_removal_failed_is_done_and_published_once() {
+    let place = Place::new();
+    let queue = place.open();
+    submit(&queue, &[10]).await.unwrap();
+    let delivery = receive(&queue).await;
+    let (file, outbox) = (&queue.shared.file, &place.outbox);
+    // A settlement whose last step reached the disk, and reported an error: the job is still out.
+    let sequence = queue.sequence(&delivery).unwrap();
+    let mark = file.mark(sequence, outbox.last_sequence()).unwrap();
+    publish::publish(outbox, mark, results(&["a", "b"])).unwrap();
+    file.remove(sequence).unwrap();
+    assert_eq!(queue.settle(&delivery, results(&["a", "b"])).await.unwrap(), Settled::Done);
+    assert_eq!(place.published(), ["a", "b"]);
+}
+
+#[tokio::test]
 async fn a_full_outbox_passes_and_nothing_is_doubled() {
     let place = Place::with(|config| {
         config.max_bytes = 64 << 10;

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 
-use super::ledger::{Group, Ledger, Outcome};
+use super::ledger::{GROUP_BYTES, GROUP_RECORDS, Group, Ledger, Outcome};
 use super::shared::Shared;
 use crate::backoff::Backoff;
 use crate::error::SyncResult;
 use crate::kafka::{Position, PublishError, Record, TransactionalProducer, committed, down};
 
 /// How long one try may take. Short: what a process that died left open holds up readers for a third
-/// longer than this.
+/// longer than this. A job that is larger than a group is given as much for each group that it would fill.
 const TRY: Duration = Duration::from_secs(8);
+/// Longest time for one try, whatever it holds: a broker must allow transactions of a minute.
+const LONGEST_TRY: Duration = Duration::from_secs(45);
 /// How long to wait for the new generation of a group that has moved on.
 const REBALANCE: Duration = Duration::from_millis(50);
 
@@ -58,6 +60,7 @@ fn publish(
         }
     };
     let (jobs, records) = records(group);
+    producer.allow(time_for(group.records, group.bytes));
     match producer.publish(&shared.config.results_topic, &records, Some(&position)) {
         Ok(()) => {
             backoff.succeed();
@@ -82,6 +85,12 @@ fn publish(
             (find_out(shared, producer, &offsets, backoff), None)
         }
     }
+}
+
+/// How long the transaction of so many records and bytes may take.
+pub(super) fn time_for(records: usize, bytes: usize) -> Duration {
+    let groups = records.div_ceil(GROUP_RECORDS).max(bytes.div_ceil(GROUP_BYTES)).max(1);
+    TRY.saturating_mul(u32::try_from(groups).unwrap_or(u32::MAX)).min(LONGEST_TRY)
 }
 
 /// The records of a group, and the number of the job that each belongs to.

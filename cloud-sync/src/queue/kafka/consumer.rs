@@ -24,6 +24,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// How often a member says that it is there. In the answer it hears that another has come or gone, so this
 /// is also how long partitions wait for a new owner.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long the thread may poll nothing; librdkafka's own default.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Seconds from 1970 to the year 10000. A time beyond it was not counted in milliseconds, and no date can be made of it.
 const LAST_SECOND: u64 = 253_402_300_800;
@@ -99,16 +101,19 @@ pub(super) fn run(shared: &Arc<Shared>) {
     }
 }
 
-fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> {
+pub(super) fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> {
     let config = &shared.config;
     let mut client = config.client();
     let ahead = (config.max_message_bytes / 1024).max(8 * 1024);
     let heartbeat = HEARTBEAT.min(config.session_timeout / 4);
+    // A session that is longer than this is refused.
+    let pause = LONGEST_PAUSE.max(config.session_timeout);
     client
         .set("group.id", &config.group_id)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", config.session_timeout.as_millis().to_string())
         .set("heartbeat.interval.ms", heartbeat.as_millis().max(1).to_string())
+        .set("max.poll.interval.ms", pause.as_millis().to_string())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
@@ -151,8 +156,18 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
             None => {}
         }
         if Instant::now() >= look_at {
-            let known = look(shared, consumer);
-            look_at = Instant::now() + if known { LOOK } else { KNOCK };
+            look_at = Instant::now()
+                + match look(shared, consumer) {
+                    Look::Known => LOOK,
+                    Look::Unknown => KNOCK,
+                    Look::Cut => {
+                        tracing::warn!(
+                            topic = shared.config.requests_topic,
+                            "the broker has lost messages that had come: a new consumer joins"
+                        );
+                        return;
+                    }
+                };
         }
     }
 }
@@ -176,25 +191,45 @@ fn set_paused(consumer: &BaseConsumer<Callbacks>, pause: bool) -> Option<bool> {
     done.ok().map(|()| pause)
 }
 
-/// Asks the broker how it stands: for the health of the link, and for what waits. Whether it said.
-fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> bool {
+/// What the broker said about how it stands.
+enum Look {
+    /// Where our partitions end.
+    Known,
+    /// Nothing, or nothing of partitions of ours.
+    Unknown,
+    /// A partition ends before what has come of it.
+    Cut,
+}
+
+/// Asks the broker how it stands: for the health of the link, and for what waits.
+fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Look {
     let partitions = shared.look(|ledger| ledger.partitions());
     let asked = if partitions.is_empty() {
-        find_topic(shared, consumer)
+        find_topic(shared, consumer).map(|()| true)
     } else {
-        partitions.iter().try_for_each(|&partition| find_end(shared, consumer, partition))
+        let mut whole = true;
+        let mut ask = |&partition: &i32| {
+            whole &= find_end(shared, consumer, partition)?;
+            Ok(())
+        };
+        partitions.iter().try_for_each(&mut ask).map(|()| whole)
     };
     match asked {
-        Ok(()) => {
+        Ok(whole) => {
             shared.trouble.clear();
-            shared.health.note(Ok(())).is_ok() && !partitions.is_empty()
+            let known = shared.health.note(Ok(())).is_ok() && !partitions.is_empty();
+            match (known, whole) {
+                (_, false) => Look::Cut,
+                (true, true) => Look::Known,
+                (false, true) => Look::Unknown,
+            }
         }
         Err(error) => {
             shared.trouble.note(&error, "");
             let attempt = format!("consume topic {}", shared.config.requests_topic);
             let error = explain(&shared.config, &attempt, error, Some(&shared.trouble));
             down(&shared.health, &error);
-            false
+            Look::Unknown
         }
     }
 }
@@ -208,7 +243,9 @@ fn find_topic(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Result<(),
     }
 }
 
-fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32) -> Result<(), KafkaError> {
+/// Notes where a partition ends, and where it begins if nothing of it has come. False when it ends before what
+/// has come.
+fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32) -> Result<bool, KafkaError> {
     let topic = &shared.config.requests_topic;
     let (low, high) = consumer.fetch_watermarks(topic, partition, KNOCK)?;
     let begin = if shared.look(|ledger| ledger.is_untouched(partition)) {
@@ -216,12 +253,12 @@ fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32)
         list.add_partition(topic, partition);
         let found = consumer.committed_offsets(list, KNOCK)?;
         match found.find_partition(topic, partition).map(|place| place.offset()) {
-            Some(Offset::Offset(offset)) => Some(offset),
+            // Behind the end after the broker has lost messages: then it is read from where `auto.offset.reset` says.
+            Some(Offset::Offset(offset)) if offset <= high => Some(offset),
             _ => Some(low),
         }
     } else {
         None
     };
-    shared.look(|ledger| ledger.note_end(partition, begin, high));
-    Ok(())
+    Ok(shared.look(|ledger| ledger.note_end(partition, begin, high)))
 }

@@ -4,6 +4,7 @@
 //! earlier one of its partition is held, with its results, until the earlier one is settled too.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -12,10 +13,10 @@ use tokio::sync::oneshot;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::queue::{Receipt, ResultRecord, Settled};
 
-/// Records of one transaction, about: a job's own are never split.
-const GROUP_RECORDS: usize = 5_000;
-/// Bytes of one transaction, about.
-const GROUP_BYTES: usize = 4 << 20;
+/// Most records of one transaction. A job's own are never split: one with more goes alone.
+pub(super) const GROUP_RECORDS: usize = 5_000;
+/// Most bytes of one transaction, with the same exception.
+pub(super) const GROUP_BYTES: usize = 4 << 20;
 /// Jobs that may wait here for somebody to take them.
 const MOST_STAGED: usize = 256;
 /// Bytes that may wait here, and one job more.
@@ -38,6 +39,8 @@ pub(super) struct Ledger {
     stage: VecDeque<Receipt>,
     staged_bytes: usize,
     handing_out: bool,
+    /// The partition that the last group began with: the next begins behind it.
+    turn: i32,
 }
 
 #[derive(Debug, Default)]
@@ -71,9 +74,16 @@ pub(super) struct Handed {
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) jobs: Vec<(Receipt, Vec<ResultRecord>)>,
+    pub(super) records: usize,
+    pub(super) bytes: usize,
 }
 
 impl Group {
+    /// Whether a job of so many records and bytes fits. The first always does.
+    fn takes(&self, records: usize, bytes: usize) -> bool {
+        self.jobs.is_empty() || self.records + records <= GROUP_RECORDS && self.bytes + bytes <= GROUP_BYTES
+    }
+
     /// The offset of each partition after this group.
     pub(super) fn offsets(&self) -> Vec<(i32, i64)> {
         let mut offsets = BTreeMap::new();
@@ -100,7 +110,16 @@ pub(super) enum Outcome {
 impl Ledger {
     pub(super) fn new(inflight: usize) -> Self {
         let (ours, held, stage) = Default::default();
-        Self { inflight: inflight.max(1), epochs: 0, ours, held, stage, staged_bytes: 0, handing_out: true }
+        Self {
+            inflight: inflight.max(1),
+            epochs: 0,
+            ours,
+            held,
+            stage,
+            staged_bytes: 0,
+            handing_out: true,
+            turn: -1,
+        }
     }
 
     /// These partitions are ours from now on.
@@ -190,24 +209,28 @@ impl Ledger {
         }
     }
 
-    /// What can be committed now: of each partition the settled jobs that no unsettled one precedes.
+    /// What can be committed now: of each partition the settled jobs that no unsettled one precedes. The partitions
+    /// take turns at being the first, so that one whose job cannot be committed does not keep the others from it.
     pub(super) fn next_group(&mut self) -> Option<Group> {
-        let (mut group, mut records, mut bytes) = (Group::default(), 0, 0);
-        for (&partition, &epoch) in &self.ours {
+        let mut group = Group::default();
+        let behind = self.ours.range((Bound::Excluded(self.turn), Bound::Unbounded));
+        for (&partition, &epoch) in behind.chain(self.ours.range(..=self.turn)) {
             let Some(held) = self.held.get_mut(&(partition, epoch)) else { continue };
             for (&offset, job) in &mut held.jobs {
-                if records >= GROUP_RECORDS || bytes >= GROUP_BYTES {
+                let Job::Settled { results, waiters } = job else { break };
+                let bytes = results.iter().map(|result| result.payload.len()).sum();
+                if !group.takes(results.len(), bytes) {
                     break;
                 }
-                let Job::Settled { results, waiters } = job else { break };
                 let (results, waiters) = (std::mem::take(results), std::mem::take(waiters));
                 *job = Job::Committing { waiters };
-                records += results.len();
-                bytes += results.iter().map(|result| result.payload.len()).sum::<usize>();
+                group.records += results.len();
+                group.bytes += bytes;
                 group.jobs.push((Receipt { partition, offset, epoch }, results));
             }
         }
-        (!group.jobs.is_empty()).then_some(group)
+        self.turn = group.jobs.first()?.0.partition;
+        Some(group)
     }
 
     /// Whether every partition of `group` is still ours.
@@ -285,13 +308,14 @@ impl Ledger {
             && self.staged_bytes < MOST_STAGED_BYTES / part
     }
 
-    /// Where the partitions end that are ours, and where those begin of which nothing has come yet.
-    pub(super) fn note_end(&mut self, partition: i32, begin: Option<i64>, end: i64) {
-        let Some(epoch) = self.ours.get(&partition) else { return };
-        if let Some(held) = self.held.get_mut(&(partition, *epoch)) {
-            held.end = Some(end);
-            held.next = held.next.or(begin);
-        }
+    /// Where the partitions end that are ours, and where those begin of which nothing has come yet. False when
+    /// messages have come from behind that end: the broker has lost them, and others will have their offsets.
+    pub(super) fn note_end(&mut self, partition: i32, begin: Option<i64>, end: i64) -> bool {
+        let Some(epoch) = self.ours.get(&partition) else { return true };
+        let Some(held) = self.held.get_mut(&(partition, *epoch)) else { return true };
+        held.end = Some(end);
+        held.next = held.next.or(begin);
+        held.next.is_none_or(|next| next <= end)
     }
 
     /// Of this partition nothing has come yet.

@@ -30,10 +30,6 @@ use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 use crate::kafka::KafkaConfig;
 
-/// How long [`JobQueue::close`] may take.
-const CLOSE: Duration = Duration::from_secs(10);
-/// Of that, how long settlements may still be committed.
-const LAST_COMMITS: Duration = Duration::from_secs(7);
 /// A refusal must have lasted for so long to be told: a broker that is starting refuses too. Longer than
 /// the poll thread waits before it asks the broker again.
 const LASTING: Duration = Duration::from_secs(8);
@@ -47,6 +43,8 @@ pub struct KafkaQueueConfig {
     pub node: String,
     /// How long a submission may take.
     pub submit_timeout: Duration,
+    /// How long [`JobQueue::close`] may take; settlements may still be committed in the first 7 tenths of it.
+    pub close_timeout: Duration,
 }
 
 /// A queue of batch work in Kafka.
@@ -54,6 +52,7 @@ pub struct KafkaQueue {
     shared: Arc<Shared>,
     submitter: Submitter,
     node: String,
+    close_timeout: Duration,
     threads: Mutex<Threads>,
 }
 
@@ -79,6 +78,7 @@ impl KafkaQueue {
             shared: Arc::new(Shared::new(kafka.clone(), health.clone(), config.inflight)),
             submitter: Submitter::new(kafka, config.submit_timeout, health),
             node: config.node.clone(),
+            close_timeout: config.close_timeout,
             threads: Mutex::default(),
         }
     }
@@ -170,14 +170,14 @@ impl JobQueue for KafkaQueue {
     }
 
     async fn close(&self) {
-        self.shared.enter(Phase::Closing(Instant::now() + LAST_COMMITS));
+        self.shared.enter(Phase::Closing(Instant::now() + self.close_timeout * 7 / 10));
         let alive = {
             let mut threads = self.threads.lock();
             threads.begun = true;
             threads.alive.take()
         };
         if let Some(mut alive) = alive
-            && tokio::time::timeout(CLOSE, alive.recv()).await.is_err()
+            && tokio::time::timeout(self.close_timeout, alive.recv()).await.is_err()
         {
             tracing::warn!(queue = ?self, "the broker does not answer: the group is left without a word");
         }

@@ -1,15 +1,21 @@
 //! The ledger of jobs: what may be committed, handed out and lost, without a broker.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::consumer::time_of;
-use super::ledger::{Handed, Ledger, Outcome};
+use super::committer::time_for;
+use super::consumer::{join, time_of};
+use super::ledger::{GROUP_BYTES, GROUP_RECORDS, Handed, Ledger, Outcome};
+use super::shared::Shared;
 use crate::error::{Link, SyncError, SyncResult};
+use crate::health::LinkHealth;
+use crate::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
 use crate::queue::{Receipt, ResultRecord, Settled};
+use crate::secret::Secret;
 
 type Answer = oneshot::Receiver<SyncResult<Settled>>;
 
@@ -29,9 +35,13 @@ fn all(ledger: &mut Ledger) -> Vec<Handed> {
 }
 
 fn settle(ledger: &mut Ledger, receipt: Receipt) -> Answer {
+    settle_with(ledger, receipt, 1, Bytes::from_static(b"{}"))
+}
+
+fn settle_with(ledger: &mut Ledger, receipt: Receipt, records: usize, payload: Bytes) -> Answer {
     let (waiter, answer) = oneshot::channel();
     let id = format!("{}-{}", receipt.partition, receipt.offset);
-    let results = vec![ResultRecord { id, key: "k".into(), payload: Bytes::from_static(b"{}") }];
+    let results = vec![ResultRecord { id, key: "k".into(), payload }; records];
     ledger.settle(receipt, results, waiter);
     answer
 }
@@ -192,5 +202,95 @@ fn a_time_of_which_no_date_can_be_made_is_none() {
     // Microseconds where milliseconds belong, and what producers send for no time.
     for millis in [253_402_300_800_000, 1_700_000_000_123_456, i64::MAX, -1, i64::MIN] {
         assert_eq!(time_of(millis), None, "{millis}");
+    }
+}
+
+#[test]
+fn a_job_larger_than_a_group_goes_alone_and_holds_up_only_its_partition() {
+    for (records, payload) in
+        [(GROUP_RECORDS + 1, Bytes::from_static(b"{}")), (1, Bytes::from(vec![0; GROUP_BYTES + 1]))]
+    {
+        let mut ledger = ledger(10, &[0, 1, 2], 2);
+        let out = all(&mut ledger);
+        let answers: Vec<Answer> = out
+            .iter()
+            .map(|job| match (job.receipt.partition, job.receipt.offset) {
+                (0, 0) => settle_with(&mut ledger, job.receipt, records, payload.clone()),
+                _ => settle(&mut ledger, job.receipt),
+            })
+            .collect();
+        let large = ledger.next_group().unwrap();
+        assert_eq!((large.offsets(), large.records), (vec![(0, 1)], records));
+        ledger.finish(large, Outcome::Aborted);
+        // Its next try waits until the others have had their turn.
+        let others = ledger.next_group().unwrap();
+        assert_eq!((others.offsets(), others.records), (vec![(1, 2), (2, 2)], 4));
+        ledger.finish(others, Outcome::Committed);
+        let large = ledger.next_group().unwrap();
+        assert_eq!(large.offsets(), [(0, 1)]);
+        ledger.finish(large, Outcome::Committed);
+        let behind = ledger.next_group().unwrap();
+        assert_eq!(behind.offsets(), [(0, 2)]);
+        ledger.finish(behind, Outcome::Committed);
+        assert!(ledger.next_group().is_none());
+        assert!(answers.into_iter().all(|mut answer| said(&mut answer) == Some(Settled::Done)));
+    }
+}
+
+#[test]
+fn no_group_is_larger_than_its_bounds_unless_it_is_one_job() {
+    let mut ledger = ledger(100, &[0, 1], 8);
+    for job in all(&mut ledger) {
+        drop(settle_with(&mut ledger, job.receipt, GROUP_RECORDS / 3, Bytes::from_static(b"{}")));
+    }
+    let (mut jobs, mut turns) = (0, Vec::new());
+    while let Some(group) = ledger.next_group() {
+        assert!(group.records <= GROUP_RECORDS, "{}", group.records);
+        turns.push(group.jobs[0].0.partition);
+        jobs += group.jobs.len();
+        ledger.finish(group, Outcome::Committed);
+    }
+    assert_eq!((jobs, &turns[..4]), (16, &[0, 1, 0, 1][..]));
+}
+
+#[test]
+fn a_larger_transaction_has_more_time_and_none_more_than_brokers_allow() {
+    let seconds = |records, bytes| time_for(records, bytes).as_secs();
+    assert_eq!((seconds(0, 0), seconds(GROUP_RECORDS, GROUP_BYTES)), (8, 8));
+    assert_eq!((seconds(GROUP_RECORDS + 1, 0), seconds(1, GROUP_BYTES + 1)), (16, 16));
+    assert_eq!(seconds(10_000, 9 << 20), 24);
+    assert_eq!(seconds(1_000_000, 1 << 40), 45);
+}
+
+#[test]
+fn an_end_before_what_has_come_is_told() {
+    let mut ledger = ledger(2, &[0], 4);
+    assert!(ledger.note_end(0, None, 4));
+    assert!(!ledger.note_end(0, None, 3));
+    assert!(ledger.note_end(7, None, 0), "of a partition that is not ours");
+    ledger.assign(&[1]);
+    assert!(ledger.note_end(1, Some(5), 5));
+}
+
+#[test]
+fn every_session_that_can_be_set_is_one_to_join_with() {
+    for seconds in [1, 45, 300, 301, 1800] {
+        let config = KafkaConfig {
+            bootstrap_servers: "127.0.0.1:9".into(),
+            protocol: SecurityProtocol::Plaintext,
+            mechanism: SaslMechanism::ScramSha512,
+            user: String::new(),
+            password: Secret::default(),
+            ca_file: None,
+            requests_topic: "requests".into(),
+            results_topic: "results".into(),
+            group_id: "group".into(),
+            client_id: "test".into(),
+            max_message_bytes: 1 << 20,
+            session_timeout: Duration::from_secs(seconds),
+        };
+        let shared = Arc::new(Shared::new(config, LinkHealth::new(Link::Kafka), 1));
+        let joined = join(&shared).map(drop);
+        assert!(joined.is_ok(), "{seconds} s: {}", joined.unwrap_err().in_full());
     }
 }

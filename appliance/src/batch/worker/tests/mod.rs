@@ -290,3 +290,20 @@ async fn a_stop_finishes_or_gives_back_what_is_in_hand() {
     assert_eq!(world.stores.jobs.lock().len(), 3);
     assert_eq!(world.stats.counts().in_hand, 0);
 }
+
+#[tokio::test]
+async fn a_message_that_panicked_does_not_outlast_the_grace_period() {
+    let world = World::new(&pictures().await, i64::MAX);
+    world.trip.faulty.store(true, Ordering::SeqCst);
+    world.submit("b", &[format!("{}/1", world.base)], 1);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(world.worker().run(async { drop(stopped.await) }));
+    while world.trip.calls.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let began = std::time::Instant::now();
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), running).await.expect("it does not stop").unwrap();
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(world.stores.out.lock().is_empty() && world.stores.jobs.lock().len() == 1);
+}

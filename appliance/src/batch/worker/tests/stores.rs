@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -25,6 +25,8 @@ pub(super) struct Trip {
     /// Calls that fail from now on because their store is away.
     pub(super) outage: AtomicUsize,
     pub(super) calls: AtomicUsize,
+    /// Whether calls panic.
+    pub(super) faulty: AtomicBool,
 }
 
 impl Trip {
@@ -34,6 +36,7 @@ impl Trip {
             tripped: Notify::new(),
             outage: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
+            faulty: AtomicBool::new(false),
         })
     }
 
@@ -50,6 +53,7 @@ impl Trip {
     async fn call(&self, link: Link) -> SyncResult<()> {
         self.pass().await;
         self.calls.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.faulty.load(Ordering::SeqCst), "simulated fault");
         let away = self.outage.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         if away.is_ok() { Err(SyncError::transient(link, "away for a while")) } else { Ok(()) }
     }
