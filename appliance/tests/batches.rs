@@ -241,7 +241,7 @@ fn real_time_requests_go_before_a_large_batch() {
     submit(&api, "large", &urls(&pictures, 20_000));
     is_under_way(&api, "large", 1);
     let began = Instant::now();
-    let done = || metric(&api, "weir_batch_images_completed");
+    let done = || metric(&api, "weir_batch_images_completed_total");
     let at_first = done();
     let meanwhile = measure(2000);
     let rate = (done() - at_first) / began.elapsed().as_secs_f64();

@@ -62,7 +62,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let node = |r: &Value| r["node"].as_str().map(str::to_owned);
     assert!(records.iter().filter_map(node).count() == records.len());
     for worker in &workers {
-        assert!(metric(worker, "weir_batch_images_completed") > 0.0, "a worker had nothing to do");
+        assert!(metric(worker, "weir_batch_images_completed_total") > 0.0, "a worker had nothing to do");
     }
 }
 

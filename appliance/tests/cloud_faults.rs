@@ -30,7 +30,7 @@ fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
         wait_until("a worker is in the middle of its work", || {
             let is_there = |worker| {
                 metric(worker, "weir_batch_inflight") > 0.0
-                    && metric(worker, "weir_batch_images_completed") >= goal
+                    && metric(worker, "weir_batch_images_completed_total") >= goal
             };
             victim = workers.iter().position(is_there).unwrap_or(workers.len());
             victim < workers.len()
@@ -58,7 +58,7 @@ fn of_two_workers_one_leaves_and_its_work_goes_on() {
     let urls: Vec<String> = (0..1200).map(|n| pictures.good(n)).collect();
     submit(&api, "shared", &urls);
     wait_until("both work", || {
-        [&stays, &leaves].into_iter().all(|worker| metric(worker, "weir_batch_images_completed") > 40.0)
+        [&stays, &leaves].into_iter().all(|worker| metric(worker, "weir_batch_images_completed_total") > 40.0)
     });
     let left = Instant::now();
     leaves.terminate();

@@ -59,7 +59,7 @@ fn the_same_picture_is_computed_once() {
     assert_eq!(daemon.post("/predict", &[], &pictures::bmp(800, 800, 4)).json()["cached"], false);
     assert_eq!(daemon.events().len(), 12, "every acknowledged answer has its event, cached or not");
     let metrics = daemon.get("/metrics").text();
-    assert!(metrics.contains("weir_cache_requests_total{outcome=\"Miss\"} 2"), "{metrics}");
+    assert!(metrics.contains("weir_cache_requests_total{outcome=\"miss\"} 2"), "{metrics}");
 }
 
 #[test]

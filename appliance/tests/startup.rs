@@ -143,6 +143,36 @@ fn a_bad_configuration_names_key_value_and_source() {
 }
 
 #[test]
+fn a_worker_without_work() {
+    let data = tempfile::tempdir().unwrap();
+    let mut worker = weir();
+    worker.args(["worker", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data.path());
+    let text = failure(worker.env("WEIR__BATCH__ENABLED", "false"));
+    assert_says(&text, &["batch.enabled = false", "Remedy"]);
+}
+
+#[test]
+fn doctor_shows_no_secret_and_warns_of_one_on_the_wire() {
+    let doctor = |env: &[(&str, &str)]| {
+        let data = tempfile::tempdir().unwrap();
+        let mut doctor = weir();
+        doctor.args(["doctor", "--data-dir"]).arg(data.path()).env("WEIR__HTTP__LISTEN", "127.0.0.1:0");
+        let output = doctor.envs(env.iter().copied()).output().unwrap();
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        assert!(!text.contains("hunter2"), "{text}");
+        text
+    };
+    doctor(&[("AWS_ENDPOINT_URL_S3", "http://key:hunter2@127.0.0.1:1"), ("S3_BUCKET", "b")]);
+    doctor(&[("WEIR__KAFKA__PASSWD", "hunter2")]);
+    // Nothing is there; a name that leads nowhere is found out at once.
+    let redis = [("REDIS_HOST", "redis.invalid"), ("REDIS_PASSWORD", "hunter2")];
+    let warned = |text: &str| text.contains("the password travels unencrypted to another machine");
+    assert!(warned(&doctor(&redis)));
+    assert!(!warned(&doctor(&[redis.as_slice(), &[("REDIS_TLS", "true")]].concat())));
+    assert!(!warned(&doctor(&[("REDIS_HOST", "127.0.0.1"), ("REDIS_PORT", "1"), redis[1]])));
+}
+
+#[test]
 fn doctor_tells_what_works_and_what_does_not() {
     let data = tempfile::tempdir().unwrap();
     let fine = weir()

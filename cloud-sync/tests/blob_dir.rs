@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cloud_sync::blob::{BlobStore, DirStore};
+use cloud_sync::blob::{BlobStore, Bound, DirStore, StoreFull};
 use cloud_sync::check::CheckStep;
 use contract::{content, key, keys, put};
 use tempfile::{TempDir, tempdir};
@@ -34,6 +34,37 @@ impl contract::Harness for InDirectory {
 }
 
 contract::suite!(InDirectory);
+
+/// The same contract with a bound that is never met, by one store as a bound asks for.
+mod bounded {
+    use super::*;
+
+    struct Bounded(TempDir);
+
+    #[async_trait]
+    impl contract::Harness for Bounded {
+        async fn new() -> Self {
+            Self(tempdir().unwrap())
+        }
+
+        async fn open(&self) -> [Arc<dyn BlobStore>; 2] {
+            let store = open_bounded(self.0.path(), 1 << 30);
+            [Arc::new(store.clone()), Arc::new(store)]
+        }
+
+        async fn check(&self) -> Vec<CheckStep> {
+            open_bounded(self.0.path(), 1 << 30).check().await
+        }
+    }
+
+    contract::suite!(Bounded);
+}
+
+/// A store with a bound, of which keys that begin with `half/` take half at most.
+fn open_bounded(path: &Path, max_bytes: u64) -> DirStore {
+    let share = |key: &str| if key.starts_with("half/") { 50 } else { 100 };
+    DirStore::open_bounded(path, Bound { max_bytes, min_free: 0, share }).unwrap()
+}
 
 fn open(path: &Path) -> Arc<dyn BlobStore> {
     Arc::new(DirStore::open(path).unwrap())
@@ -232,4 +263,101 @@ async fn the_process_under_a_limit() {
     assert!(error.in_full().contains("k/o.bin"), "{}", error.in_full());
     assert_eq!(store.get(&key("k/o.bin"), 1 << 20).await.unwrap(), Some(content(1000)));
     println!("the limit was met: {}", error.in_full());
+}
+
+const BLOCK: u64 = 4096;
+
+#[tokio::test]
+async fn a_bound_counts_what_is_there_replaced_and_removed() {
+    let dir = tempdir().unwrap();
+    let bytes = |blocks: u64| content(usize::try_from(blocks * BLOCK).unwrap());
+    put(&open(dir.path()), "from/before.bin", &bytes(2)).await;
+    let store = open_bounded(dir.path(), 10 * BLOCK);
+    let shared: Arc<dyn BlobStore> = Arc::new(store.clone());
+    assert_eq!(store.room(), None, "it is counted when it is first needed");
+    assert_eq!(store.measure(false).await.unwrap().unwrap().bytes, 2 * BLOCK);
+    put(&shared, "a.bin", &bytes(6)).await;
+    let held = || store.room().unwrap().bytes / BLOCK;
+    assert_eq!(held(), 8);
+    let error = store.put(&key("b.bin"), bytes(3), "").await.unwrap_err();
+    assert!(error.is_transient(), "{}", error.in_full());
+    assert_eq!(StoreFull::of(&error).unwrap().needed, 3 * BLOCK);
+    assert_eq!(store.get(&key("b.bin"), 1 << 20).await.unwrap(), None);
+    // An object in the place of another counts for what it is more, once it is there.
+    put(&shared, "a.bin", &bytes(1)).await;
+    assert_eq!(held(), 3);
+    let file = dir.path().join("source");
+    std::fs::write(&file, bytes(5)).unwrap();
+    store.put_file(&key("c/file.bin"), &file, "").await.unwrap();
+    assert_eq!(held(), 8);
+    let error = store.put_file(&key("d.bin"), &file, "").await.unwrap_err();
+    assert!(StoreFull::of(&error).is_some(), "{}", error.in_full());
+    store.delete(&key("c/file.bin")).await.unwrap();
+    store.delete(&key("c/file.bin")).await.unwrap();
+    assert_eq!(held(), 3);
+    // A byte takes a block.
+    put(&shared, "small.bin", &content(1)).await;
+    assert_eq!(held(), 4);
+    let error = store.put(&key("half/x.bin"), bytes(2), "").await.unwrap_err();
+    assert!(StoreFull::of(&error).is_some(), "{}", error.in_full());
+    put(&shared, "half/x.bin", &bytes(1)).await;
+    let oldest: Vec<String> =
+        store.oldest("", 2).await.unwrap().into_iter().map(|object| object.key).collect();
+    assert_eq!(oldest, ["from/before.bin", "a.bin"]);
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_at_once_stay_within_the_bound() {
+    let dir = tempdir().unwrap();
+    let store = open_bounded(dir.path(), 20 * BLOCK);
+    let tasks: Vec<_> = (0..8)
+        .map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let (mut put, mut refused) = (0, 0);
+                for n in 0..30_u64 {
+                    // Two tasks share each name.
+                    let name = key(&format!("{}/{}.bin", task / 2, n % 4));
+                    match store.put(&name, content(usize::try_from((n % 3 + 1) * BLOCK).unwrap()), "").await {
+                        Ok(()) => put += 1,
+                        Err(error) if StoreFull::of(&error).is_some() => refused += 1,
+                        Err(error) => panic!("{}", error.in_full()),
+                    }
+                    assert!(store.room().unwrap().bytes <= 20 * BLOCK);
+                    if n % 5 == 4 {
+                        store.delete(&name).await.unwrap();
+                    }
+                }
+                (put, refused)
+            })
+        })
+        .collect();
+    let (mut put, mut refused) = (0, 0);
+    for task in tasks {
+        let counts = task.await.unwrap();
+        put += counts.0;
+        refused += counts.1;
+    }
+    assert!(put > 0 && refused > 0, "{put} put, {refused} refused");
+    let counted = store.room().unwrap().bytes;
+    let again = open_bounded(dir.path(), 20 * BLOCK).measure(false).await.unwrap().unwrap().bytes;
+    assert_eq!(counted, again, "what was counted is not what is there");
+}
+
+#[tokio::test]
+async fn room_is_left_to_others_on_the_disk() {
+    let dir = tempdir().unwrap();
+    let share = |key: &str| if key.starts_with("half/") { 50 } else { 100 };
+    let free = open_bounded(dir.path(), 1 << 40).measure(false).await.unwrap().unwrap().free;
+    // More than half of what is free: the rest may be taken by objects of full share only.
+    let bound = Bound { max_bytes: 1 << 50, min_free: free + free / 2, share };
+    let store = DirStore::open_bounded(dir.path(), bound).unwrap();
+    let error = store.put(&key("half/a.bin"), content(10), "").await.unwrap_err();
+    assert!(StoreFull::of(&error).is_some(), "{}", error.in_full());
+    store.put(&key("a.bin"), content(10), "").await.unwrap();
+    let bound = Bound { min_free: free * 3, ..bound };
+    let store = DirStore::open_bounded(dir.path(), bound).unwrap();
+    let error = store.put(&key("b.bin"), content(10), "").await.unwrap_err();
+    assert!(StoreFull::of(&error).is_some(), "{}", error.in_full());
 }

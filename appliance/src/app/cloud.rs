@@ -1,12 +1,12 @@
 //! What goes on behind the requests: batches and the work on them, events on their way to Kafka, images on theirs to S3.
 
-use std::path::{Path, PathBuf};
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud_sync::blob::{BlobStore, DirStore};
+use cloud_sync::blob::{BlobStore, Bound, DirStore};
 use cloud_sync::capture::{Capture, CaptureConfig, CaptureError, CaptureRule as Rule};
-use cloud_sync::error::SyncError;
+use cloud_sync::error::{SyncError, SyncResult};
 use cloud_sync::health::LinkHealth;
 use cloud_sync::outbox::Outbox;
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, KafkaQueue, KafkaQueueConfig};
@@ -15,16 +15,17 @@ use cloud_sync::uplink::{Uplink, UplinkConfig};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{App, DeviceSetup, Engine, Links, Role, StartError, outbox_dir};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
 use crate::batch::patience::Patience;
 use crate::batch::spool::Spool;
+use crate::batch::tidy::{self, Tidy};
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
 use crate::batch::{BatchService, BatchStores, spool_dir};
 use crate::config::{CaptureRule, Config, QueueChoice};
-use crate::telemetry::{BatchReading, CaptureReading, CloudReadings, UplinkReading};
+use crate::telemetry::{BatchReading, CloudReadings, UplinkReading};
 
 /// Pause after the first failed try to load an image.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -57,30 +58,55 @@ impl Parting {
     }
 }
 
+/// The store in the data directory: opened when it is first asked for, and one for all who use it, since it has one
+/// bound.
+pub(super) struct Disk<'a> {
+    config: &'a Config,
+    opened: OnceCell<DirStore>,
+}
+
+impl<'a> Disk<'a> {
+    pub(super) fn new(config: &'a Config) -> Self {
+        Self { config, opened: OnceCell::new() }
+    }
+
+    fn store(&self) -> SyncResult<DirStore> {
+        if let Some(store) = self.opened.get() {
+            return Ok(store.clone());
+        }
+        let blobs = &self.config.blobs;
+        let bound = Bound {
+            max_bytes: blobs.max_bytes.as_u64(),
+            min_free: blobs.min_free.as_u64(),
+            share: tidy::share,
+        };
+        let store = DirStore::open_bounded(self.config.data_dir.join("blobs"), bound)?;
+        Ok(self.opened.get_or_init(|| store).clone())
+    }
+}
+
 /// Links and what uses them.
 pub struct Cloud {
     links: Vec<LinkHealth>,
     uplink: Option<Arc<Uplink>>,
     capture: Option<Arc<Capture>>,
     work: Option<Work>,
+    blobs: Option<DirStore>,
 }
 
 /// The queue of batch work, and the work on it where this process does it.
 struct Work {
     queue: Arc<dyn JobQueue>,
     kind: &'static str,
-    stats: Option<Arc<WorkerStats>>,
+    /// What this process does of the work, and how it waits for its stores.
+    own: Option<(Arc<WorkerStats>, Arc<Patience>)>,
     running: Mutex<Option<Running>>,
+    tidy: Option<AbortHandle>,
 }
 
 struct Running {
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
-}
-
-/// The folder of the embedded blob store in a data directory.
-fn blob_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("blobs")
 }
 
 impl Cloud {
@@ -108,28 +134,19 @@ impl Cloud {
                     lost: status.lost,
                 }
             }),
-            capture: self.capture.as_ref().map(|capture| {
-                let stats = capture.stats();
-                CaptureReading {
-                    waiting: stats.spooled,
-                    bytes: stats.bytes,
-                    sent: stats.sent,
-                    skipped: stats.skipped,
-                }
-            }),
+            capture: self.capture.as_ref().map(|capture| capture.stats()),
             batch: self.work.as_ref().map(|work| {
                 let queue = work.queue.stats();
-                let counts = work.stats.as_ref().map(|stats| stats.counts()).unwrap_or_default();
                 BatchReading {
                     waiting: queue.waiting,
                     inflight: queue.inflight,
                     paused: queue.paused,
                     partitions: u64::from(queue.partitions),
-                    completed: counts.classified,
-                    failed: counts.failed,
-                    dead_letters: counts.dead_letters,
+                    counts: work.own.as_ref().map(|(stats, _)| stats.counts()).unwrap_or_default(),
+                    retries: work.own.as_ref().map_or(0, |(_, patience)| patience.retries()),
                 }
             }),
+            blobs: self.blobs.as_ref().and_then(DirStore::room),
         }
     }
 
@@ -144,6 +161,9 @@ impl Cloud {
     /// Ends batch work, capture and uplink, in this order: what one leaves behind, the next still sends.
     pub async fn end(&self, within: Duration) {
         if let Some(work) = &self.work {
+            if let Some(tidy) = &work.tidy {
+                tidy.abort();
+            }
             let running = work.running.lock().take();
             match running {
                 Some(Running { stop, task }) => {
@@ -171,17 +191,17 @@ pub(super) struct Around<'a> {
     pub(super) engine: &'a Engine,
     /// Where a serving process makes events durable; a worker has none.
     pub(super) outbox: Option<&'a Arc<Outbox>>,
+    /// The store in the data directory.
+    pub(super) disk: &'a Disk<'a>,
+    /// Keeps images for training, where that is configured.
+    pub(super) capture: Option<Arc<Capture>>,
 }
 
 /// Starts what is configured; blocking, on a thread of the runtime.
 ///
 /// # Errors
 /// When a store in the data directory can't be used. That a server is away is no error.
-pub(super) fn start(
-    links: &Links,
-    capture: Option<Arc<Capture>>,
-    around: &Around<'_>,
-) -> Result<Cloud, StartError> {
+pub(super) fn start(links: &Links, around: &Around<'_>) -> Result<Cloud, StartError> {
     let config = around.app.config();
     let uplink = match (&links.kafka, around.outbox) {
         (Some(kafka), Some(outbox)) if config.kafka.publish_events => {
@@ -193,7 +213,8 @@ pub(super) fn start(
         _ => None,
     };
     let work = config.batch.enabled.then(|| start_batches(links, around)).transpose()?;
-    Ok(Cloud { links: links.health(), uplink, capture, work })
+    let blobs = around.disk.opened.get().cloned();
+    Ok(Cloud { links: links.health(), uplink, capture: around.capture.clone(), work, blobs })
 }
 
 fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError> {
@@ -211,19 +232,27 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
             let (state, blob) = (Arc::clone(&redis.of), Arc::clone(&s3.of));
             (BatchStores { queue: Arc::new(queue), state, blob }, "kafka")
         }
-        (_, _, _, _, Some(outbox)) => (embedded_stores(config, outbox)?, "embedded"),
+        (_, _, _, _, Some(outbox)) => (embedded_stores(config, outbox, around.disk)?, "embedded"),
         _ => return Err(StartError::WorkerWithoutKafka),
     };
     tracing::info!(queue = kind, reason, "batches are taken");
     let queue = Arc::clone(&stores.queue);
+    let tidy = match kind {
+        "embedded" => {
+            let (store, state) = (around.disk.store()?, Arc::clone(&stores.state));
+            let tidy = Tidy { store, state, status_ttl: config.batch.status_ttl };
+            Some(Handle::current().spawn(tidy.run()).abort_handle())
+        }
+        _ => None,
+    };
     let works = around.app.role() == Role::Worker || kind == "embedded";
     if around.app.role() == Role::Serve {
         let labels = around.engine.model.labels.len();
         around.app.serve_batches(BatchService::open(stores.clone(), config, labels)?);
     }
-    let stats = Arc::new(WorkerStats::default());
+    let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
     let running = works.then(|| -> Result<Running, StartError> {
-        let worker = worker(stores, links, around, Arc::clone(&stats))?;
+        let worker = worker(stores, links, around, own.clone(), kind == "embedded")?;
         let (stop, mut stopped) = watch::channel(false);
         let task = Handle::current().spawn(worker.run(async move {
             let _ = stopped.wait_for(|stop| *stop).await;
@@ -231,10 +260,10 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
         Ok(Running { stop, task })
     });
     let running = running.transpose()?;
-    Ok(Work { queue, kind, stats: works.then_some(stats), running: Mutex::new(running) })
+    Ok(Work { queue, kind, own: works.then_some(own), running: Mutex::new(running), tidy })
 }
 
-fn embedded_stores(config: &Config, outbox: &Arc<Outbox>) -> Result<BatchStores, SyncError> {
+fn embedded_stores(config: &Config, outbox: &Arc<Outbox>, disk: &Disk<'_>) -> SyncResult<BatchStores> {
     let dir = &config.data_dir;
     let queue = EmbeddedQueueConfig {
         inflight: config.batch.inflight,
@@ -247,7 +276,7 @@ fn embedded_stores(config: &Config, outbox: &Arc<Outbox>) -> Result<BatchStores,
     Ok(BatchStores {
         queue: Arc::new(EmbeddedQueue::open(queue, Arc::clone(outbox))?),
         state: Arc::new(state),
-        blob: Arc::new(DirStore::open(blob_dir(dir))?),
+        blob: Arc::new(disk.store()?),
     })
 }
 
@@ -255,10 +284,10 @@ fn worker(
     stores: BatchStores,
     links: &Links,
     around: &Around<'_>,
-    stats: Arc<WorkerStats>,
+    (stats, patience): (Arc<WorkerStats>, Arc<Patience>),
+    remove_files: bool,
 ) -> Result<Worker, StartError> {
     let config = around.app.config();
-    let patience = Arc::new(Patience::default());
     let limits = LoadLimits {
         max_bytes: config.http.max_body_bytes(),
         max_inflight: config.http.max_inflight.as_u64(),
@@ -282,10 +311,12 @@ fn worker(
             grace: Parting::of(config.shutdown.grace).work,
             fault_pause: FAULT_PAUSE,
             spool: Spool::open(spool_dir(config))?,
+            remove_files,
         },
         config: config.batch.clone(),
         stats,
         patience,
+        capture: around.capture.clone(),
     })
 }
 
@@ -309,7 +340,11 @@ fn buckets(config: &Config, links: &Links) -> Result<Buckets, SyncError> {
 ///
 /// # Errors
 /// When its folder can't be used.
-pub(super) fn open_capture(config: &Config, links: &Links) -> Result<Option<Arc<Capture>>, StartError> {
+pub(super) fn open_capture(
+    config: &Config,
+    links: &Links,
+    disk: &Disk<'_>,
+) -> Result<Option<Arc<Capture>>, StartError> {
     let rule = match config.capture.rule {
         CaptureRule::None => return Ok(None),
         CaptureRule::All => Rule::All,
@@ -318,7 +353,7 @@ pub(super) fn open_capture(config: &Config, links: &Links) -> Result<Option<Arc<
     };
     let store: Arc<dyn BlobStore> = match &links.s3 {
         Some(s3) => Arc::clone(&s3.of) as Arc<dyn BlobStore>,
-        None => Arc::new(DirStore::open(blob_dir(&config.data_dir))?),
+        None => Arc::new(disk.store()?),
     };
     let capture = CaptureConfig {
         max_bytes: config.capture.max_bytes.as_u64(),

@@ -108,8 +108,7 @@ fn kafka_config(config: &Config) -> Result<KafkaConfig, LinkError> {
     readable("kafka.ca_file", kafka.ca_file.as_deref())?;
     Ok(KafkaConfig {
         bootstrap_servers: kafka.bootstrap_servers.clone(),
-        protocol: match kafka.security_protocol {
-            Protocol::Auto if kafka.user.is_empty() => SecurityProtocol::Plaintext,
+        protocol: match kafka.protocol() {
             Protocol::Auto | Protocol::SaslSsl => SecurityProtocol::SaslSsl,
             Protocol::Plaintext => SecurityProtocol::Plaintext,
             Protocol::Ssl => SecurityProtocol::Ssl,
@@ -138,7 +137,7 @@ fn redis_config(config: &Config) -> Result<RedisConfig, LinkError> {
     Ok(RedisConfig {
         host: redis.host.clone(),
         port: redis.port,
-        tls: redis.tls,
+        tls: redis.is_encrypted(),
         ca_file: redis.ca_file.clone(),
         user: redis.user.clone(),
         password: secret("redis.password_file", &redis.password, redis.password_file.as_deref())?,

@@ -13,7 +13,7 @@ use cloud_sync::uplink::UplinkError;
 use gpu_kernels::DecodeLimits;
 use tokio::runtime::Handle;
 
-use super::cloud::{self, Around};
+use super::cloud::{self, Around, Disk};
 use super::{App, Engine, LinkError, Links, Role};
 use crate::batch::spool::SpoolError;
 use crate::config::Config;
@@ -66,6 +66,11 @@ pub enum StartError {
         "weir worker needs Kafka, Redis and S3. Remedy: set kafka.bootstrap_servers, redis.host and s3.bucket"
     )]
     WorkerWithoutKafka,
+    /// A worker has nothing else to do.
+    #[error(
+        "batch.enabled = false, and batches are all that weir worker works on. Remedy: set batch.enabled = true"
+    )]
+    WorkerWithoutBatches,
     /// A golden case came out wrong.
     #[error(
         "golden case {file}: {reason}. The model does not compute what its bundle promises, so it is not served"
@@ -176,6 +181,9 @@ impl App {
     /// ready.
     pub(super) fn start(&self) -> Result<(), StartError> {
         let config = self.config();
+        if self.role() == Role::Worker && !config.batch.enabled {
+            return Err(StartError::WorkerWithoutBatches);
+        }
         let links = Links::open(config, &Handle::current())?;
         let (opened, prepared) = std::thread::scope(|scope| {
             let outbox = scope.spawn(|| match self.role() {
@@ -189,12 +197,17 @@ impl App {
         let (setup, lanes) = prepared?;
         let engine = Engine { model: ServingModel::new(&setup.bundle, &setup.model), lanes: Arc::new(lanes) };
         self.announce(&setup, &engine);
-        let capture = match outbox {
-            Some(_) => cloud::open_capture(config, &links)?,
-            None => None,
+        let disk = Disk::new(config);
+        let capture = cloud::open_capture(config, &links, &disk)?;
+        let around = Around {
+            app: self,
+            setup: &setup,
+            engine: &engine,
+            outbox: outbox.as_ref(),
+            disk: &disk,
+            capture: capture.clone(),
         };
-        let around = Around { app: self, setup: &setup, engine: &engine, outbox: outbox.as_ref() };
-        let cloud = cloud::start(&links, capture.clone(), &around)?;
+        let cloud = cloud::start(&links, &around)?;
         if let Some(outbox) = outbox {
             let _ = self.service.set(self.prediction_service(&links, &setup, &engine, outbox, capture));
         }

@@ -1,6 +1,6 @@
 //! Why a batch was not taken, or has nothing to show; `http::reply` turns these into statuses in one place.
 
-use cloud_sync::blob::InvalidKey;
+use cloud_sync::blob::{InvalidKey, StoreFull};
 use cloud_sync::error::SyncError;
 
 use super::intake::IntakeError;
@@ -49,6 +49,17 @@ pub enum BatchError {
         /// The queue's bound.
         limit: u64,
     },
+    /// There is no room for more files and results in the data directory. Nothing was taken.
+    #[error(
+        "there is no room for more batches in the data directory (blobs.max_bytes, blobs.min_free); try again when some \
+         are done and their results have been removed"
+    )]
+    StoreFull {
+        /// The batch.
+        request_id: String,
+        /// What the store said.
+        source: SyncError,
+    },
     /// A store or the queue does not work. What was begun is finished by the same request, sent again.
     #[error("the link to {} does not work at the moment; send the same again later", source.link())]
     Link {
@@ -86,7 +97,13 @@ impl BatchError {
     /// A link failed while working for a batch.
     pub(super) fn link(request_id: &str) -> impl Fn(SyncError) -> Self {
         let request_id = request_id.to_owned();
-        move |source| Self::Link { request_id: request_id.clone(), source }
+        move |source| {
+            let request_id = request_id.clone();
+            match StoreFull::of(&source) {
+                Some(_) => Self::StoreFull { request_id, source },
+                None => Self::Link { request_id, source },
+            }
+        }
     }
 
     /// The batch, where the client may need the id to try again.
@@ -96,6 +113,7 @@ impl BatchError {
             Self::IdTaken { request_id }
             | Self::BeingSubmitted { request_id }
             | Self::QueueFull { request_id, .. }
+            | Self::StoreFull { request_id, .. }
             | Self::Link { request_id, .. } => Some(request_id),
             _ => None,
         }

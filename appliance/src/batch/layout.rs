@@ -3,7 +3,7 @@
 //! | key | what |
 //! |---|---|
 //! | `batches/<id>/batch.json` | what was submitted: the durable record |
-//! | `batches/<id>/files/<index>` | an image that was posted as a file |
+//! | `batches/<id>/files/<index>` | an image that was posted as a file; on a box's own disk until the batch is finished |
 //! | `batches/<id>/parts/<chunk>.jsonl` | results of one chunk, until the batch is finished |
 //! | `results/<id>.jsonl` | the results, one line an image, in the order of the images |
 //! | `dead-letter/<day>/<position>.json` | a message or images that could not be worked on, and why |
@@ -71,6 +71,12 @@ pub fn is_place(id: &str) -> bool {
 /// When `id` is none that [`check_any_id`] takes; so for every function here.
 pub fn batch_key(id: &str) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("batches/{id}/batch.json"))
+}
+
+/// What the keys of all objects of a batch but its results begin with.
+#[must_use]
+pub fn batch_prefix(id: &str) -> String {
+    format!("batches/{id}/")
 }
 
 /// The posted file that is the image at `index`.

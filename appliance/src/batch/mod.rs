@@ -26,6 +26,7 @@ mod submit;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub mod tidy;
 pub mod worker;
 
 use std::collections::HashSet;

@@ -168,20 +168,26 @@ impl BatchService {
             Ok(stored) => stored.map_err(BatchError::link(id)),
             Err(error) => Err(BatchError::Internal(format!("a file of batch {id} was not stored: {error}"))),
         };
-        while let Some(file) = form.next_file(&self.spool).await? {
-            if uploads.len() == UPLOADS
-                && let Some(done) = uploads.join_next().await
-            {
+        let filled: Result<(), BatchError> = async {
+            while let Some(file) = form.next_file(&self.spool).await? {
+                if uploads.len() == UPLOADS
+                    && let Some(done) = uploads.join_next().await
+                {
+                    stored(done)?;
+                }
+                let (blob, key) = (Arc::clone(&self.blob), file_key(id, index)?);
+                uploads.spawn(async move { blob.put_file(&key, &file, "application/octet-stream").await });
+                index += 1;
+            }
+            while let Some(done) = uploads.join_next().await {
                 stored(done)?;
             }
-            let (blob, key) = (Arc::clone(&self.blob), file_key(id, index)?);
-            uploads.spawn(async move { blob.put_file(&key, &file, "application/octet-stream").await });
-            index += 1;
+            Ok(())
         }
-        while let Some(done) = uploads.join_next().await {
-            stored(done)?;
-        }
-        Ok(())
+        .await;
+        // What is still on its way would come after the rest has been cleaned up.
+        while uploads.join_next().await.is_some() {}
+        filled
     }
 
     /// Removes what a batch that was not taken has left. What can't be removed now is overwritten when the batch comes

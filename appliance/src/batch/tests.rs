@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cloud_sync::blob::{Bound, DirStore};
 use cloud_sync::state::BatchPhase;
 use serde_json::Value;
 
@@ -139,6 +140,30 @@ async fn files_are_stored_under_their_places_before_the_work_is_queued() {
     assert_eq!(urls, (0..11).map(|i| Value::from(format!("blob:{i}"))).collect::<Vec<_>>());
     assert!(bench.post_files(&files).await.unwrap().repeated);
     assert!(matches!(bench.post_files(&files[1..]).await, Err(BatchError::IdTaken { .. })));
+    bench.assert_tidy();
+}
+
+#[tokio::test]
+async fn a_batch_without_room_is_refused_and_leaves_nothing() {
+    let mut bench = Bench::new();
+    // Ten blocks of the disk, nine of which are for new batches.
+    let bound = Bound { max_bytes: 10 * 4096, min_free: 0, share: tidy::share };
+    let store = DirStore::open_bounded(bench.dir.path().join("blobs"), bound).unwrap();
+    let stores = BatchStores { blob: Arc::new(store.clone()), ..bench.stores.stores() };
+    let config = Config { data_dir: bench.dir.path().to_path_buf(), ..Config::default() };
+    bench.service = BatchService::open(stores, &config, 17).unwrap();
+    let files = ["an image"; 9];
+    // Nine files leave no room for the record, and ten not for all of the files.
+    for too_many in [&files[..], &["an image"; 10]] {
+        let error = bench.post_files(too_many).await.unwrap_err();
+        assert!(matches!(&error, BatchError::StoreFull { .. }), "{error}");
+        assert!(error.to_string().contains("blobs.max_bytes"), "{error}");
+        assert_eq!(store.list("", None).await.unwrap().objects, []);
+        assert!(matches!(bench.service.status("files-1").await, Err(BatchError::Unknown { .. })));
+    }
+    assert!(!bench.post_files(&files[..8]).await.unwrap().repeated);
+    let error = bench.submit(&body("urls", 1)).await.unwrap_err();
+    assert!(matches!(&error, BatchError::StoreFull { .. }), "{error}");
     bench.assert_tidy();
 }
 

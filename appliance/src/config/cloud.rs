@@ -6,10 +6,6 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use cloud_sync::secret::Secret;
 use serde::{Deserialize, Serialize};
-use url::Url;
-
-use super::Config;
-use crate::batch::message::MAX_MESSAGE_IMAGES;
 
 /// Batch requests and the work on them.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -94,7 +90,7 @@ pub struct KafkaSection {
 /// How a Kafka connection is secured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Protocol {
-    /// `SASL_SSL` where a user is set, else `PLAINTEXT`.
+    /// `SASL_SSL` where a user is set, else `SSL` where a `ca_file` is, else `PLAINTEXT`.
     #[default]
     #[serde(rename = "auto")]
     Auto,
@@ -135,8 +131,9 @@ pub struct RedisSection {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// Whether the connection is encrypted.
-    pub tls: bool,
+    /// Whether the connection is encrypted. Unless set it is where a `ca_file` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<bool>,
     /// PEM file of the authorities that may have signed the server's certificate; the system's otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
@@ -175,6 +172,16 @@ pub struct S3Section {
     pub allow_buckets: Vec<String>,
     /// Beginnings of keys in the own bucket that `s3://` URLs of images may name beside those under `prefix`.
     pub allow_prefixes: Vec<String>,
+}
+
+/// What lies in the data directory where there is no object storage: files and results of batches, captured images.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlobsConfig {
+    /// Bytes on disk, at most.
+    pub max_bytes: ByteSize,
+    /// Room on the disk that is left to others, the outbox among them.
+    pub min_free: ByteSize,
 }
 
 /// Images kept as raw material for the next training set.
@@ -250,7 +257,7 @@ impl Default for RedisSection {
         Self {
             host: String::new(),
             port: 6379,
-            tls: false,
+            tls: None,
             ca_file: None,
             user: String::new(),
             password: Secret::default(),
@@ -262,136 +269,33 @@ impl Default for RedisSection {
     }
 }
 
-impl Default for CaptureConfig {
+impl Default for BlobsConfig {
     fn default() -> Self {
-        Self { rule: CaptureRule::default(), below: 0.6, sample: 0.01, max_bytes: ByteSize::gib(2) }
+        Self { max_bytes: ByteSize::gib(10), min_free: ByteSize::mib(512) }
     }
 }
 
-impl Config {
-    /// What no single key of batches and links can say.
-    ///
-    /// # Errors
-    /// The key, and a sentence that names the value and its bound.
-    pub(super) fn validate_links(&self) -> Result<(), (&'static str, String)> {
-        self.validate_batch()?;
-        self.validate_kafka()?;
-        let one = |key, password: &Secret, file: &Option<PathBuf>| match file {
-            Some(_) if !password.is_empty() => {
-                Err((key, "set beside the password itself; choose one".to_owned()))
-            }
-            _ => Ok(()),
-        };
-        one("kafka.password_file", &self.kafka.password, &self.kafka.password_file)?;
-        one("redis.password_file", &self.redis.password, &self.redis.password_file)?;
-        if self.redis.prefix.is_empty() || self.redis.prefix.contains(['{', '}', ' ']) {
-            return Err((
-                "redis.prefix",
-                format!("{:?}: one or more characters, no braces or spaces", self.redis.prefix),
-            ));
-        }
-        if !self.s3.endpoint.is_empty() {
-            let scheme = Url::parse(&self.s3.endpoint).map(|url| url.scheme().to_owned());
-            if !matches!(scheme.as_deref(), Ok("http" | "https")) {
-                return Err(("s3.endpoint", format!("{:?} is no http or https URL", self.s3.endpoint)));
-            }
-        }
-        if let Some(bad) = self.s3.allow_prefixes.iter().find(|p| p.starts_with('/') || p.contains("//")) {
-            return Err((
-                "s3.allow_prefixes",
-                format!("{bad:?}: no slash at the start, and no two in a row"),
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.capture.below) {
-            return Err(("capture.below", format!("{} is not between 0 and 1", self.capture.below)));
-        }
-        if !(0.0..=1.0).contains(&self.capture.sample) {
-            return Err(("capture.sample", format!("{} is not between 0 and 1", self.capture.sample)));
-        }
-        Ok(())
+impl RedisSection {
+    /// Whether the connection is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.unwrap_or(self.ca_file.is_some())
     }
+}
 
-    fn validate_batch(&self) -> Result<(), (&'static str, String)> {
-        let batch = &self.batch;
-        for (key, value, high) in [
-            ("batch.max_images", batch.max_images, 10_000_000),
-            ("batch.chunk", batch.chunk as u64, MAX_MESSAGE_IMAGES),
-            ("batch.inflight", batch.inflight as u64, 1000),
-            ("batch.loads", batch.loads as u64, 1000),
-            ("batch.attempts", u64::from(batch.attempts), 100),
-        ] {
-            if !(1..=high).contains(&value) {
-                return Err((key, format!("{value} is not between 1 and {high}")));
-            }
-        }
-        if batch.inline_results > 10_000 {
-            return Err(("batch.inline_results", format!("{} is more than 10000", batch.inline_results)));
-        }
-        if batch.status_ttl < Duration::from_secs(1) {
-            return Err(("batch.status_ttl", "less than 1s: no status would ever be found".into()));
-        }
-        let missing = [
-            ("kafka.bootstrap_servers", &self.kafka.bootstrap_servers),
-            ("redis.host", &self.redis.host),
-            ("s3.bucket", &self.s3.bucket),
-        ];
-        match missing.iter().find(|(_, value)| value.is_empty()) {
-            Some((key, _)) if batch.enabled && batch.queue == QueueChoice::Kafka => Err((
-                "batch.queue",
-                format!("kafka needs {key} too: workers in other processes share all three"),
-            )),
-            _ => Ok(()),
+impl KafkaSection {
+    /// How the connection is secured; never [`Protocol::Auto`].
+    pub fn protocol(&self) -> Protocol {
+        match self.security_protocol {
+            Protocol::Auto if !self.user.is_empty() => Protocol::SaslSsl,
+            Protocol::Auto if self.ca_file.is_some() => Protocol::Ssl,
+            Protocol::Auto => Protocol::Plaintext,
+            told => told,
         }
     }
+}
 
-    fn validate_kafka(&self) -> Result<(), (&'static str, String)> {
-        let kafka = &self.kafka;
-        let topic = |name: &str| {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            (1..=249).contains(&name.len()) && name.chars().all(allowed)
-        };
-        for (key, name) in
-            [("kafka.requests_topic", &kafka.requests_topic), ("kafka.results_topic", &kafka.results_topic)]
-        {
-            if !topic(name) {
-                return Err((
-                    key,
-                    format!("{name:?}: 1 to 249 letters, digits, dots, dashes and underscores"),
-                ));
-            }
-        }
-        if kafka.requests_topic == kafka.results_topic {
-            return Err((
-                "kafka.results_topic",
-                "the same as kafka.requests_topic: results would be work".into(),
-            ));
-        }
-        if !(64 << 10..=256 << 20).contains(&kafka.max_message.as_u64()) {
-            return Err((
-                "kafka.max_message",
-                format!("{} is not between 64 KiB and 256 MiB", kafka.max_message),
-            ));
-        }
-        if !(1..=1800).contains(&kafka.session_timeout.as_secs()) {
-            return Err(("kafka.session_timeout", "not between 1s and 30m".into()));
-        }
-        if kafka.group_id.is_empty() {
-            return Err(("kafka.group_id", "empty: workers share their work by it".into()));
-        }
-        if kafka.bootstrap_servers.is_empty() {
-            return Ok(());
-        }
-        let sasl = matches!(kafka.security_protocol, Protocol::SaslPlaintext | Protocol::SaslSsl);
-        let no_password = kafka.password.is_empty() && kafka.password_file.is_none();
-        if kafka.user.is_empty() && sasl {
-            return Err(("kafka.user", "empty, and kafka.security_protocol wants a login".into()));
-        }
-        if !kafka.user.is_empty() && no_password {
-            return Err(("kafka.password", "empty, while kafka.user is set".into()));
-        }
-        if !kafka.user.is_empty() && matches!(kafka.security_protocol, Protocol::Plaintext | Protocol::Ssl) {
-            return Err(("kafka.security_protocol", "has no login, while kafka.user is set".into()));
-        }
-        Ok(())
+impl Default for CaptureConfig {
+    fn default() -> Self {
+        Self { rule: CaptureRule::default(), below: 0.6, sample: 0.01, max_bytes: ByteSize::gib(2) }
     }
 }

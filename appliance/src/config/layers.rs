@@ -12,11 +12,12 @@ const ENV_PREFIX: &str = "WEIR__";
 
 /// The deployment's usual names for settings. `WEIR__SECTION__KEY` goes before them; of two for the same key the
 /// later one.
-const ALIASES: [(&str, &str); 17] = [
+const ALIASES: [(&str, &str); 18] = [
     ("REDIS_HOST", "redis.host"),
     ("REDIS_PORT", "redis.port"),
     ("REDIS_USER", "redis.user"),
     ("REDIS_PASSWORD", "redis.password"),
+    ("REDIS_TLS", "redis.tls"),
     ("REDIS_CA_FILE", "redis.ca_file"),
     ("KAFKA_BOOTSTRAP_SERVERS", "kafka.bootstrap_servers"),
     ("KAFKA_USER", "kafka.user"),
@@ -78,7 +79,7 @@ pub enum ConfigError {
         source_name: String,
         /// Dotted key.
         key: String,
-        /// The value as given; hidden for secrets.
+        /// The value as given; hidden for secrets and under unknown keys, which may be a secret's mistyped.
         value: String,
         /// What is wrong with it.
         reason: String,
@@ -146,7 +147,7 @@ impl Layers {
         };
         let failed = |reason: String| ConfigError::File { path: path.into(), reason };
         let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
-        let map = File::from_str(&text, FileFormat::Toml).collect().map_err(|e| failed(e.to_string()))?;
+        let map = File::from_str(&text, FileFormat::Toml).collect().map_err(|_| failed(not_toml(&text)))?;
         let name = path.display().to_string();
         let mut values = Vec::new();
         flatten("", map, &mut |key, value| values.push((name.clone(), key, value)));
@@ -217,13 +218,29 @@ fn check_one(origin: &str, key: &str, value: &Value) -> Result<(), ConfigError> 
         .map_err(|e| refused(origin, key, value, &e))
 }
 
+/// Words in the names of secrets, and of what somebody may take for a secret's name.
+const SECRET: [&str; 6] = ["pass", "pwd", "secret", "token", "key", "credential"];
+
 fn refused(origin: &str, key: &str, value: &Value, error: &config::ConfigError) -> ConfigError {
-    let secret = ["password", "secret", "token"].iter().any(|word| key.contains(word));
-    let shown = match (&value.kind, secret) {
-        (_, true) => "(hidden)".to_owned(),
-        (ValueKind::String(text), _) => format!("{text:?}"),
+    let secret = SECRET.iter().any(|word| key.contains(word));
+    let error = error.to_string();
+    // Only `section.key` can be a key; the text of an unknown one holds its name, never its value.
+    let unknown = error.contains("unknown field");
+    let known = !unknown && (key == "data_dir" || key.split('.').count() == 2);
+    let shown = match &value.kind {
+        _ if secret || !known => "(hidden)".to_owned(),
+        ValueKind::String(text) => format!("{text:?}"),
         _ => value.to_string(),
     };
-    let reason = if secret { "not accepted".to_owned() } else { error.to_string() };
+    let reason = if unknown || known && !secret { error } else { "not accepted".to_owned() };
     ConfigError::Refused { source_name: origin.into(), key: key.into(), value: shown, reason }
+}
+
+/// Where and why a file is no TOML. The parser's own text would show the line, and with it perhaps a password.
+fn not_toml(text: &str) -> String {
+    let Err(error) = toml::from_str::<toml::Table>(text) else { return "it is not TOML".into() };
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
+    format!("line {line}, column {column}: {}", error.message())
 }

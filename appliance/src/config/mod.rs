@@ -1,8 +1,10 @@
 //! Configuration: one struct of module configurations, read from layers and validated once.
 //!
-//! Layers, later ones over earlier ones: built-in defaults, weir.toml, environment (`WEIR__HTTP__LISTEN`), flags. An
-//! unknown key or a bad value is refused with the key, the value and the layer that it came from.
+//! Layers, later ones over earlier ones: built-in defaults, weir.toml, environment (`WEIR__HTTP__LISTEN`), flags. A bad
+//! value is refused with the key, the value and the layer that it came from; an unknown key without its value, which
+//! may be a secret under a mistyped name.
 
+mod checks;
 mod cloud;
 mod layers;
 mod sections;
@@ -17,8 +19,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 pub use cloud::{
-    BatchConfig, CaptureConfig, CaptureRule, KafkaSection, Mechanism, Protocol, QueueChoice, RedisSection,
-    S3Section,
+    BatchConfig, BlobsConfig, CaptureConfig, CaptureRule, KafkaSection, Mechanism, Protocol, QueueChoice,
+    RedisSection, S3Section,
 };
 pub use layers::{ConfigError, Layers, Loaded};
 pub use sections::{
@@ -58,6 +60,8 @@ pub struct Config {
     pub redis: RedisSection,
     /// The object storage.
     pub s3: S3Section,
+    /// Objects in the data directory.
+    pub blobs: BlobsConfig,
     /// Images kept for training.
     pub capture: CaptureConfig,
     /// Logs.
@@ -86,6 +90,7 @@ impl Default for Config {
             kafka: KafkaSection::default(),
             redis: RedisSection::default(),
             s3: S3Section::default(),
+            blobs: BlobsConfig::default(),
             capture: CaptureConfig::default(),
             log: LogConfig::default(),
             shutdown: ShutdownConfig::default(),
@@ -112,6 +117,7 @@ impl Config {
         within("predict.top_k", self.predict.top_k as u64, 1, 1000)?;
         within("image.max_pixels", self.image.max_pixels, 1, 1 << 31)?;
         within("image.max_scans", u64::from(self.image.max_scans), 1, 100_000)?;
+        within("fetch.max_concurrent", self.fetch.max_concurrent as u64, 1, 65_536)?;
         within("outbox.max_bytes", self.outbox.max_bytes.as_u64(), 64 << 10, 1 << 50)?;
         within("outbox.segment", self.outbox.segment.as_u64(), 16 << 10, 1 << 32)?;
         if self.http.max_inflight < self.http.max_body {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::{ConfigError, Layers, Loaded};
+use super::{ConfigError, Layers, Loaded, Protocol};
 use crate::engine::DeviceKind;
 
 fn load(
@@ -65,9 +65,9 @@ fn lists_numbers_and_names_from_the_environment() {
 }
 
 #[test]
-fn unknown_keys_are_refused_with_key_value_and_source() {
+fn unknown_keys_are_refused_with_key_and_source() {
     let text = refusal("[http]\nlisen = \"127.0.0.1:1\"\n", &[]);
-    for part in ["weir.toml", "http.lisen", "127.0.0.1:1", "unknown field", "listen"] {
+    for part in ["weir.toml", "http.lisen", "(hidden)", "unknown field", "listen"] {
         assert!(text.contains(part), "{part:?} is missing in: {text}");
     }
     let text = refusal("", &[("WEIR__HTPP__LISTEN", "127.0.0.1:1")]);
@@ -110,6 +110,83 @@ fn values_out_of_range_are_refused() {
     ] {
         let text = refusal(file, &[]);
         assert!(text.contains(key), "{key:?} is missing in: {text}");
+    }
+}
+
+#[test]
+fn nothing_that_could_never_work_passes() {
+    for (file, key, value, bound) in [
+        ("[batch]\nmax_body = 0", "batch.max_body", "0", "between 1"),
+        ("[batch]\nmax_queued = 0", "batch.max_queued", "0", "between 1"),
+        ("[batch]\nbody_timeout = \"0s\"", "batch.body_timeout", "0s", "ever"),
+        ("[fetch]\nmax_concurrent = 0", "fetch.max_concurrent", "0", "between 1"),
+        ("[redis]\nport = 0", "redis.port", "0", "between 1"),
+        ("[blobs]\nmax_bytes = \"1 KiB\"", "blobs.max_bytes", "1.0 KiB", "less than 1 MiB"),
+        ("[blobs]\nmax_bytes = \"500 MiB\"", "blobs.max_bytes", "500.0 MiB", "twice batch.max_body"),
+        ("[blobs]\nmin_free = \"2000 TiB\"", "blobs.min_free", "PiB", "more than 1 PiB"),
+    ] {
+        let text = refusal(file, &[]);
+        for part in [key, value, bound] {
+            assert!(text.contains(part), "{part:?} is missing in: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_ca_file_means_encryption() {
+    let config = |env: &[(&str, &str)]| load("", env, &[]).unwrap().config;
+    let redis = [("REDIS_HOST", "redis"), ("REDIS_PASSWORD", "p")];
+    let with = |more: &[(&'static str, &'static str)]| config(&[redis.as_slice(), more].concat()).redis;
+    assert!(!with(&[]).is_encrypted());
+    assert!(with(&[("REDIS_CA_FILE", "/ca.pem")]).is_encrypted());
+    assert!(with(&[("REDIS_TLS", "true")]).is_encrypted());
+    assert!(!with(&[("REDIS_TLS", "false")]).is_encrypted());
+    let broker = ("KAFKA_BOOTSTRAP_SERVERS", "broker:9091");
+    let ca = ("KAFKA_CA_FILE", "/ca.pem");
+    assert_eq!(config(&[broker]).kafka.protocol(), Protocol::Plaintext);
+    assert_eq!(config(&[broker, ca]).kafka.protocol(), Protocol::Ssl);
+    let login = [broker, ("KAFKA_USER", "u"), ("KAFKA_PASSWORD", "p")];
+    assert_eq!(config(&login).kafka.protocol(), Protocol::SaslSsl);
+    for (env, both) in [
+        ([("REDIS_CA_FILE", "/ca.pem"), ("REDIS_TLS", "false"), broker], ["redis.tls", "redis.ca_file"]),
+        (
+            [broker, ca, ("WEIR__KAFKA__SECURITY_PROTOCOL", "PLAINTEXT")],
+            ["kafka.security_protocol", "kafka.ca_file"],
+        ),
+    ] {
+        let text = refusal("", &env);
+        assert!(both.iter().all(|key| text.contains(key)), "{text}");
+    }
+}
+
+#[test]
+fn no_refusal_shows_a_secret() {
+    for (variable, value) in [
+        ("WEIR__KAFKA__PASSWD", "hunter2"),
+        ("WEIR__KAFKA__USER__PASS", "hunter2"),
+        ("WEIR__S3__SECRET_ACCESS_KEY", "hunter2"),
+        ("WEIR__S3__CREDS", "hunter2"),
+        ("WEIR__REDIS", "redis://:hunter2@host"),
+        ("WEIR__REDSI__HOST", "redis://:hunter2@host"),
+        ("REDIS_HOST", "redis://:hunter2@host"),
+        ("REDIS_HOST", "user:hunter2@host"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "a:1,user:hunter2@host:9091"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "SASL_SSL://user:hunter2@host:9091"),
+        ("AWS_ENDPOINT_URL_S3", "http://key:hunter2@host"),
+        ("AWS_ENDPOINT_URL_S3", "key:hunter2@host"),
+        ("AWS_ENDPOINT_URL", "https://host/?secret=hunter2"),
+    ] {
+        let text = refusal("", &[(variable, value)]);
+        assert!(text.contains("hidden") && !text.contains("hunter2"), "{variable}: {text}");
+    }
+    // Not even with the line on which it stands.
+    for file in [
+        "[kafka]\npassword = hunter2\n",
+        "[kafka]\npassword = \"hunter2\n",
+        "[kafka]\npassword \"hunter2\"\n",
+    ] {
+        let text = refusal(file, &[]);
+        assert!(text.contains("line 2") && !text.contains("hunter2"), "{text}");
     }
 }
 
@@ -225,6 +302,7 @@ fn the_documented_file_holds_every_key_with_its_default() {
     expected.kafka.password_file.clone_from(&loaded.kafka.password_file);
     expected.kafka.ca_file.clone_from(&loaded.kafka.ca_file);
     expected.redis.password_file.clone_from(&loaded.redis.password_file);
+    expected.redis.tls = loaded.redis.tls;
     expected.redis.ca_file.clone_from(&loaded.redis.ca_file);
     expected.s3.ca_file.clone_from(&loaded.s3.ca_file);
     assert_eq!(toml::to_string(&loaded).unwrap(), toml::to_string(&expected).unwrap());

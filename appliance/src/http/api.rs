@@ -137,6 +137,9 @@ pub(super) struct HealthReply {
     /// Batch work; absent where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) batches: Option<BatchHealth>,
+    /// What lies in the data directory for want of an object storage, once it has been counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) blobs: Option<BlobsHealth>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -177,6 +180,21 @@ pub(super) struct CaptureHealth {
     pub(super) sent: u64,
     /// Images not kept for want of room.
     pub(super) skipped: u64,
+    /// Images that the storage refused for good; they lie in the data directory as far as there is room.
+    pub(super) dead: u64,
+    /// Why images wait; not there when they don't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_error: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct BlobsHealth {
+    /// Bytes on disk.
+    pub(super) bytes: u64,
+    /// The bound on them.
+    pub(super) max_bytes: u64,
+    /// Bytes that are free on that disk.
+    pub(super) free: u64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -194,8 +212,16 @@ pub(super) struct BatchHealth {
     pub(super) completed: u64,
     /// Images failed since the start.
     pub(super) failed: u64,
-    /// Messages that were no work.
+    /// Messages that were no batch work; they have a record under `dead-letter/`.
     pub(super) dead_letters: u64,
+    /// Results that the results topic refused; they are in the results object.
+    pub(super) refused_results: u64,
+    /// Messages whose images another message had done.
+    pub(super) duplicates: u64,
+    /// Messages that had moved to another worker when they were done.
+    pub(super) lost: u64,
+    /// Calls to the stores that were repeated.
+    pub(super) retries: u64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

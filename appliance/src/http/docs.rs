@@ -117,7 +117,7 @@ struct FormBody {
         (status = 409, description = "request_id_taken: by a batch with other content", body = ErrorBody),
         (status = 413, description = "body_too_large, too_many_images, image_too_large, batch_too_large", body = ErrorBody),
         (status = 415, description = "unsupported_type", body = ErrorBody),
-        (status = 429, description = "overloaded, queue_full; Retry-After says when to come back", body = ErrorBody),
+        (status = 429, description = "overloaded, queue_full (the queue or the data directory); Retry-After says when to come back", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
         (status = 503, description = "not_ready, draining, link_unavailable, spool_unavailable; send the same again after Retry-After, with the request_id of the error", body = ErrorBody)
     )

@@ -9,8 +9,8 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::api::{
-    BatchHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply, ModelHealth,
-    OutboxHealth, QueueHealth, UplinkHealth,
+    BatchHealth, BlobsHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply,
+    ModelHealth, OutboxHealth, QueueHealth, UplinkHealth,
 };
 use super::reply::json;
 use crate::VERSION;
@@ -39,6 +39,7 @@ pub(super) fn full(app: Arc<App>) -> Response {
         uplink: None,
         capture: None,
         batches: None,
+        blobs: None,
     };
     if let Some(engine) = app.engine() {
         describe_engine(&mut reply, &app, engine);
@@ -141,18 +142,29 @@ fn describe_cloud(reply: &mut HealthReply, cloud: &Cloud) {
         lost: uplink.lost,
     });
     reply.capture = readings.capture.map(|capture| CaptureHealth {
-        waiting: capture.waiting,
+        waiting: capture.spooled,
         bytes: capture.bytes,
         sent: capture.sent,
         skipped: capture.skipped,
+        dead: capture.dead,
+        last_error: capture.last_error,
+    });
+    reply.blobs = readings.blobs.map(|room| BlobsHealth {
+        bytes: room.bytes,
+        max_bytes: room.max_bytes,
+        free: room.free,
     });
     reply.batches = readings.batch.map(|batch| BatchHealth {
         queue: cloud.queue_kind(),
         waiting: batch.waiting,
         inflight: batch.inflight,
         paused: batch.paused,
-        completed: batch.completed,
-        failed: batch.failed,
-        dead_letters: batch.dead_letters,
+        completed: batch.counts.classified,
+        failed: batch.counts.failed,
+        dead_letters: batch.counts.dead_letters,
+        refused_results: batch.counts.refused_results,
+        duplicates: batch.counts.duplicates,
+        lost: batch.counts.lost,
+        retries: batch.retries,
     });
 }

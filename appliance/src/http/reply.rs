@@ -23,6 +23,8 @@ pub(super) const REQUEST_ID: &str = "x-request-id";
 
 /// A link or a full queue is not back after a second.
 const LINK_PAUSE: Duration = Duration::from_secs(5);
+/// Nor is room in the data directory back that soon.
+const ROOM_PAUSE: Duration = Duration::from_secs(60);
 /// Paths are the operator's business.
 const NO_SPOOL: &str = "the appliance's disk has no room for this at the moment";
 
@@ -215,6 +217,11 @@ impl From<BatchError> for ApiError {
             BatchError::QueueFull { .. } => {
                 let base = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message);
                 Self { retry_after: Some(LINK_PAUSE), ..base }
+            }
+            BatchError::StoreFull { source, .. } => {
+                tracing::warn!(batch, error = source.in_full(), "the data directory has no room for a batch");
+                let base = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message);
+                Self { retry_after: Some(ROOM_PAUSE), ..base }
             }
             BatchError::Link { source, .. } => {
                 // Hosts and buckets are the operator's business: the client is told which link, the log the rest.

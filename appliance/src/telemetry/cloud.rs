@@ -1,12 +1,18 @@
-//! The metrics of links, uplink, capture and batches: gauges that are read from their owners at a scrape.
+//! The metrics of links, uplink, capture and batches, read from their owners at a scrape.
 
 use std::sync::atomic::AtomicU64;
 
+use cloud_sync::blob::Room;
+use cloud_sync::capture::CaptureStats;
 use cloud_sync::health::LinkState;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use super::owned::{Known, raise};
+use crate::batch::worker::WorkerCounts;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LinkLabels {
@@ -21,9 +27,11 @@ pub struct CloudReadings {
     /// The uplink, where there is one.
     pub uplink: Option<UplinkReading>,
     /// The capture of images, where there is one.
-    pub capture: Option<CaptureReading>,
+    pub capture: Option<CaptureStats>,
     /// Batches, where they are served or worked off.
     pub batch: Option<BatchReading>,
+    /// The objects in the data directory, where they are kept there and have been counted.
+    pub blobs: Option<Room>,
 }
 
 /// The uplink at one moment.
@@ -41,19 +49,6 @@ pub struct UplinkReading {
     pub lost: u64,
 }
 
-/// The capture at one moment.
-#[derive(Clone, Copy, Default)]
-pub struct CaptureReading {
-    /// Images that wait.
-    pub waiting: u64,
-    /// Their bytes on disk.
-    pub bytes: u64,
-    /// Images sent since the start.
-    pub sent: u64,
-    /// Images not kept since the start.
-    pub skipped: u64,
-}
-
 /// Batch work at one moment.
 #[derive(Clone, Copy, Default)]
 pub struct BatchReading {
@@ -65,44 +60,48 @@ pub struct BatchReading {
     pub paused: bool,
     /// Partitions that this process works on.
     pub partitions: u64,
-    /// Images classified since the start.
-    pub completed: u64,
-    /// Images failed since the start.
-    pub failed: u64,
-    /// Messages that were no work.
-    pub dead_letters: u64,
+    /// What this process has worked off.
+    pub counts: WorkerCounts,
+    /// Calls to the stores that had to be repeated.
+    pub retries: u64,
 }
 
 #[derive(Default)]
-pub(super) struct CloudGauges {
+pub(super) struct CloudMetrics {
     link_up: Family<LinkLabels, Gauge>,
-    link_failures: Family<LinkLabels, Gauge>,
+    link_failures: Family<LinkLabels, Counter>,
     uplink_backlog: Gauge,
     uplink_oldest_age: Gauge<f64, AtomicU64>,
-    uplink_sent: Gauge,
-    uplink_dead_lettered: Gauge,
-    uplink_lost: Gauge,
+    uplink_sent: Counter,
+    uplink_dead_lettered: Counter,
+    uplink_lost: Counter,
     capture_waiting: Gauge,
     capture_size: Gauge,
-    capture_sent: Gauge,
-    capture_skipped: Gauge,
-    batch_waiting: Gauge,
+    capture_dead_kept: Gauge,
+    capture_sent: Counter,
+    capture_skipped: Counter,
+    capture_deduplicated: Counter,
+    capture_dead: Counter,
+    batch_waiting: Known,
     batch_inflight: Gauge,
     batch_paused: Gauge,
     batch_partitions: Gauge,
-    batch_completed: Gauge,
-    batch_failed: Gauge,
-    batch_dead_letters: Gauge,
+    batch_completed: Counter,
+    batch_failed: Counter,
+    batch_finished: Counter,
+    batch_bad_messages: Counter,
+    batch_duplicates: Counter,
+    batch_lost: Counter,
+    batch_refused_results: Counter,
+    batch_retries: Counter,
+    blobs_size: Known,
+    blobs_limit: Known,
 }
 
-impl CloudGauges {
+impl CloudMetrics {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register("link_up", "1 while the newest call over the link worked", self.link_up.clone());
-        r.register(
-            "link_failures",
-            "Calls over the link that failed since the start",
-            self.link_failures.clone(),
-        );
+        r.register("link_failures", "Calls over the link that failed", self.link_failures.clone());
         r.register("uplink_backlog", "Events that have not reached Kafka", self.uplink_backlog.clone());
         r.register_with_unit(
             "uplink_oldest_age",
@@ -110,40 +109,66 @@ impl CloudGauges {
             Unit::Seconds,
             self.uplink_oldest_age.clone(),
         );
-        r.register("uplink_sent", "Events sent to Kafka since the start", self.uplink_sent.clone());
-        r.register(
-            "uplink_dead_lettered",
-            "Events that Kafka refused for good",
-            self.uplink_dead_lettered.clone(),
+        r.register_with_unit(
+            "capture_size",
+            "Size on disk of captured images that wait",
+            Unit::Bytes,
+            self.capture_size.clone(),
         );
-        r.register(
-            "uplink_lost",
-            "Events that retention dropped before they were sent",
-            self.uplink_lost.clone(),
-        );
-        r.register("capture_waiting", "Captured images that wait to be sent", self.capture_waiting.clone());
-        r.register_with_unit("capture_size", "Their size on disk", Unit::Bytes, self.capture_size.clone());
-        r.register("capture_sent", "Captured images sent since the start", self.capture_sent.clone());
-        r.register("capture_skipped", "Images not captured for want of room", self.capture_skipped.clone());
+        let blobs = "Size on disk of the objects in the data directory";
+        r.register_with_unit("blobs_size", blobs, Unit::Bytes, self.blobs_size.clone());
+        let limit = "Bound on the objects in the data directory";
+        r.register_with_unit("blobs_limit", limit, Unit::Bytes, self.blobs_limit.clone());
         r.register("batch_waiting", "Batch messages that wait for work", self.batch_waiting.clone());
-        r.register("batch_inflight", "Batch messages out for work", self.batch_inflight.clone());
-        r.register(
-            "batch_paused",
-            "1 while enough batch messages are out for work",
-            self.batch_paused.clone(),
-        );
-        r.register(
-            "batch_partitions",
-            "Partitions that this process works on",
-            self.batch_partitions.clone(),
-        );
-        r.register(
-            "batch_images_completed",
-            "Batch images classified since the start",
-            self.batch_completed.clone(),
-        );
-        r.register("batch_images_failed", "Batch images failed since the start", self.batch_failed.clone());
-        r.register("batch_dead_letters", "Batch messages that were no work", self.batch_dead_letters.clone());
+        let gauges = [
+            ("capture_waiting", "Captured images that wait to be sent", &self.capture_waiting),
+            ("capture_dead_kept", "Captured images on disk that were refused", &self.capture_dead_kept),
+            ("batch_inflight", "Batch messages out for work", &self.batch_inflight),
+            ("batch_paused", "1 while enough batch messages are out for work", &self.batch_paused),
+            ("batch_partitions", "Partitions that this process works on", &self.batch_partitions),
+        ];
+        for (name, help, gauge) in gauges {
+            r.register(name, help, gauge.clone());
+        }
+        for (name, help, counter) in self.counters() {
+            r.register(name, help, counter.clone());
+        }
+    }
+
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 15] {
+        [
+            ("uplink_sent", "Events sent to Kafka", &self.uplink_sent),
+            ("uplink_dead_lettered", "Events that Kafka refused for good", &self.uplink_dead_lettered),
+            ("uplink_lost", "Events that retention dropped before they were sent", &self.uplink_lost),
+            ("capture_sent", "Captured images sent", &self.capture_sent),
+            ("capture_skipped", "Images not captured for want of room", &self.capture_skipped),
+            ("capture_deduplicated", "Images that had been captured before", &self.capture_deduplicated),
+            ("capture_dead", "Captured images that the storage refused for good", &self.capture_dead),
+            ("batch_images_completed", "Batch images classified", &self.batch_completed),
+            ("batch_images_failed", "Batch images failed for good", &self.batch_failed),
+            ("batch_finished", "Batches finished by this process", &self.batch_finished),
+            (
+                "batch_bad_messages",
+                "Messages that were no batch work, such as no JSON or no URL",
+                &self.batch_bad_messages,
+            ),
+            (
+                "batch_duplicate_messages",
+                "Messages whose images another message had done",
+                &self.batch_duplicates,
+            ),
+            (
+                "batch_moved_messages",
+                "Messages that had moved to another worker when they were done",
+                &self.batch_lost,
+            ),
+            (
+                "batch_refused_results",
+                "Results that the results topic refused; they are in the results object",
+                &self.batch_refused_results,
+            ),
+            ("batch_store_retries", "Calls to the stores that were repeated", &self.batch_retries),
+        ]
     }
 
     pub(super) fn set(&self, readings: &CloudReadings) {
@@ -154,29 +179,38 @@ impl CloudGauges {
             if let Some(up) = state.up {
                 self.link_up.get_or_create(&labels).set(i64::from(up));
             }
-            self.link_failures.get_or_create(&labels).set(int(state.failures));
+            raise(&self.link_failures.get_or_create(&labels), state.failures);
         }
         if let Some(uplink) = readings.uplink {
             self.uplink_backlog.set(int(uplink.backlog));
             self.uplink_oldest_age.set(uplink.oldest_age_s);
-            self.uplink_sent.set(int(uplink.sent));
-            self.uplink_dead_lettered.set(int(uplink.dead_lettered));
-            self.uplink_lost.set(int(uplink.lost));
+            raise(&self.uplink_sent, uplink.sent);
+            raise(&self.uplink_dead_lettered, uplink.dead_lettered);
+            raise(&self.uplink_lost, uplink.lost);
         }
-        if let Some(capture) = readings.capture {
-            self.capture_waiting.set(int(capture.waiting));
+        if let Some(capture) = &readings.capture {
+            self.capture_waiting.set(int(capture.spooled));
             self.capture_size.set(int(capture.bytes));
-            self.capture_sent.set(int(capture.sent));
-            self.capture_skipped.set(int(capture.skipped));
+            self.capture_dead_kept.set(int(capture.dead_kept));
+            raise(&self.capture_sent, capture.sent);
+            raise(&self.capture_skipped, capture.skipped);
+            raise(&self.capture_deduplicated, capture.deduplicated);
+            raise(&self.capture_dead, capture.dead);
         }
-        if let Some(batch) = readings.batch {
-            self.batch_waiting.set(int(batch.waiting.unwrap_or(0)));
-            self.batch_inflight.set(int(batch.inflight));
-            self.batch_paused.set(i64::from(batch.paused));
-            self.batch_partitions.set(int(batch.partitions));
-            self.batch_completed.set(int(batch.completed));
-            self.batch_failed.set(int(batch.failed));
-            self.batch_dead_letters.set(int(batch.dead_letters));
-        }
+        self.blobs_size.set(readings.blobs.map(|room| room.bytes));
+        self.blobs_limit.set(readings.blobs.map(|room| room.max_bytes));
+        let Some(batch) = &readings.batch else { return };
+        self.batch_waiting.set(batch.waiting);
+        self.batch_inflight.set(int(batch.inflight));
+        self.batch_paused.set(i64::from(batch.paused));
+        self.batch_partitions.set(int(batch.partitions));
+        raise(&self.batch_completed, batch.counts.classified);
+        raise(&self.batch_failed, batch.counts.failed);
+        raise(&self.batch_finished, batch.counts.batches);
+        raise(&self.batch_bad_messages, batch.counts.dead_letters);
+        raise(&self.batch_duplicates, batch.counts.duplicates);
+        raise(&self.batch_lost, batch.counts.lost);
+        raise(&self.batch_refused_results, batch.counts.refused_results);
+        raise(&self.batch_retries, batch.retries);
     }
 }

@@ -1,24 +1,24 @@
-//! The metrics of the appliance, in OpenMetrics text. Counters and histograms are written where things happen; gauges
-//! are read from their owners when somebody asks.
+//! The metrics of the appliance, in OpenMetrics text. Histograms and most counters are written where things happen;
+//! gauges, and totals that others keep, are read from their owners when somebody asks.
 
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use cloud_sync::outbox::Stats as OutboxStats;
 use cloud_sync::state::StateStats;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::cloud::{CloudGauges, CloudReadings};
+use super::cloud::{CloudMetrics, CloudReadings};
+use super::owned::{Seconds, raise, raise_time};
 use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
 
 /// A stage of a request, in the order of the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Body read from the connection.
     Read,
@@ -36,8 +36,26 @@ pub enum Stage {
     Total,
 }
 
+impl Stage {
+    /// All of them, in their order.
+    pub const ALL: [Self; 7] =
+        [Self::Read, Self::Queue, Self::Decode, Self::Preprocess, Self::Infer, Self::Outbox, Self::Total];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Queue => "queue",
+            Self::Decode => "decode",
+            Self::Preprocess => "preprocess",
+            Self::Infer => "infer",
+            Self::Outbox => "outbox",
+            Self::Total => "total",
+        }
+    }
+}
+
 /// How the cache answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheOutcome {
     /// From memory.
     Hit,
@@ -47,8 +65,18 @@ pub enum CacheOutcome {
     Shared,
 }
 
+impl CacheOutcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Shared => "shared",
+        }
+    }
+}
+
 /// How a submission of a batch ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BatchOutcome {
     /// It is in the queue.
     Accepted,
@@ -60,9 +88,15 @@ pub enum BatchOutcome {
     Unavailable,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BatchLabels {
-    outcome: BatchOutcome,
+impl BatchOutcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Repeated => "repeated",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,12 +107,12 @@ struct RequestLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StageLabels {
-    stage: Stage,
+    stage: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
-    outcome: CacheOutcome,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -132,11 +166,11 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     stages: Family<StageLabels, Histogram>,
-    batch_size: Histogram,
+    engine_batch: Histogram,
     cache: Family<OutcomeLabels, Counter>,
-    batches: Family<BatchLabels, Counter>,
-    batch_images: Family<BatchLabels, Counter>,
-    lane_busy: Family<LaneLabels, Counter<f64, AtomicU64>>,
+    batches: Family<OutcomeLabels, Counter>,
+    batch_images: Family<OutcomeLabels, Counter>,
+    lane_busy: Family<LaneLabels, Seconds>,
     lane_restarts: Family<LaneLabels, Counter>,
     skipped: Family<SkipLabels, Counter>,
     species: Family<SpeciesLabels, Counter>,
@@ -146,20 +180,20 @@ pub struct Metrics {
     lanes_alive: Gauge,
     cache_entries: Gauge,
     cache_bytes: Gauge,
-    outbox: OutboxGauges,
-    cloud: CloudGauges,
+    outbox: OutboxMetrics,
+    cloud: CloudMetrics,
 }
 
 #[derive(Default)]
-struct OutboxGauges {
+struct OutboxMetrics {
     events: Gauge,
     backlog: Gauge,
     bytes: Gauge,
     oldest_age: Gauge,
-    dropped: Gauge,
-    failed: Gauge,
-    syncs: Gauge,
-    sync_time: Gauge<f64, AtomicU64>,
+    dropped: Counter,
+    failed: Counter,
+    syncs: Counter,
+    sync_time: Seconds,
     healthy: Gauge,
 }
 
@@ -180,7 +214,7 @@ impl Metrics {
         let mut metrics = Self {
             requests: Family::default(),
             stages,
-            batch_size: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
+            engine_batch: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
             cache: Family::default(),
             batches: Family::default(),
             batch_images: Family::default(),
@@ -194,8 +228,8 @@ impl Metrics {
             lanes_alive: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
-            outbox: OutboxGauges::default(),
-            cloud: CloudGauges::default(),
+            outbox: OutboxMetrics::default(),
+            cloud: CloudMetrics::default(),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -211,7 +245,7 @@ impl Metrics {
             Unit::Seconds,
             self.stages.clone(),
         );
-        r.register("batch_size", "Images in one run of the engine", self.batch_size.clone());
+        r.register("engine_batch_size", "Images in one run of the engine", self.engine_batch.clone());
         r.register("batches_submitted", "Submissions of batches by outcome", self.batches.clone());
         r.register("batch_images_submitted", "Images of those batches", self.batch_images.clone());
         r.register("cache_requests", "How the content cache answered", self.cache.clone());
@@ -240,9 +274,9 @@ impl Metrics {
             Unit::Seconds,
             o.oldest_age.clone(),
         );
-        r.register("outbox_dropped", "Events dropped at the bound since the start", o.dropped.clone());
-        r.register("outbox_append_failures", "Appends that failed since the start", o.failed.clone());
-        r.register("outbox_syncs", "Forced writes to the disk since the start", o.syncs.clone());
+        r.register("outbox_dropped", "Events dropped at the bound", o.dropped.clone());
+        r.register("outbox_append_failures", "Appends that failed", o.failed.clone());
+        r.register("outbox_syncs", "Forced writes to the disk", o.syncs.clone());
         r.register_with_unit("outbox_sync_time", "Time in forced writes", Unit::Seconds, o.sync_time.clone());
         self.cloud.register(r);
         r.register("outbox_healthy", "1 while events can be made durable", o.healthy.clone());
@@ -255,18 +289,19 @@ impl Metrics {
 
     /// Records the time that one stage took.
     pub fn stage(&self, stage: Stage, time: Duration) {
-        self.stages.get_or_create(&StageLabels { stage }).observe(time.as_secs_f64());
+        self.stages.get_or_create(&StageLabels { stage: stage.name() }).observe(time.as_secs_f64());
     }
 
     /// Counts how the cache answered.
     pub fn cache(&self, outcome: CacheOutcome) {
-        self.cache.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.cache.get_or_create(&OutcomeLabels { outcome: outcome.name() }).inc();
     }
 
     /// Counts a submission of a batch of so many images; 0 where that is not known.
     pub fn batch(&self, outcome: BatchOutcome, images: u64) {
-        self.batches.get_or_create(&BatchLabels { outcome }).inc();
-        self.batch_images.get_or_create(&BatchLabels { outcome }).inc_by(images);
+        let labels = OutcomeLabels { outcome: outcome.name() };
+        self.batches.get_or_create(&labels).inc();
+        self.batch_images.get_or_create(&labels).inc_by(images);
     }
 
     /// Counts an acknowledged prediction.
@@ -308,10 +343,10 @@ impl Metrics {
         to.backlog.set(int(from.backlog));
         to.bytes.set(int(from.bytes));
         to.oldest_age.set(int(from.oldest.and_then(|t| t.elapsed().ok()).map_or(0, |age| age.as_secs())));
-        to.dropped.set(int(from.dropped_by_size + from.dropped_by_age));
-        to.failed.set(int(from.failed));
-        to.syncs.set(int(from.syncs));
-        to.sync_time.set(from.total_sync.as_secs_f64());
+        raise(&to.dropped, from.dropped_by_size + from.dropped_by_age);
+        raise(&to.failed, from.failed);
+        raise(&to.syncs, from.syncs);
+        raise_time(&to.sync_time, from.total_sync);
         to.healthy.set(i64::from(from.error.is_none()));
     }
 }
@@ -334,7 +369,7 @@ impl LaneObserver for Metrics {
     }
 
     fn ran(&self, images: usize) {
-        self.batch_size.observe(images as f64);
+        self.engine_batch.observe(images as f64);
     }
 
     fn skipped(&self, _lane: usize, reason: SkipReason) {

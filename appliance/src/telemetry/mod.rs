@@ -3,7 +3,10 @@
 mod cloud;
 mod logging;
 mod metrics;
+mod owned;
+#[cfg(test)]
+mod tests;
 
-pub use cloud::{BatchReading, CaptureReading, CloudReadings, UplinkReading};
+pub use cloud::{BatchReading, CloudReadings, UplinkReading};
 pub use logging::{LoggingError, init as init_logging};
 pub use metrics::{BatchOutcome, CacheOutcome, Gauges, Metrics, ModelLabels, Stage};

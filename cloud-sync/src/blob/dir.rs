@@ -1,10 +1,12 @@
 //! Objects as files in a directory.
 
+mod bound;
 mod list;
 mod names;
 mod partial;
 mod tree;
 
+use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,12 +15,15 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, fsync, openat, unlinkat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fsync, openat};
 use rustix::io::Errno;
 use url::Url;
 
+use bound::Account;
 use partial::Partial;
 use tree::{Place, Tree};
+
+pub use bound::{Bound, Room, StoreFull};
 
 use super::{BlobInfo, BlobKey, BlobPage, BlobStore};
 use crate::check::{CheckStep, Steps};
@@ -32,6 +37,8 @@ use crate::error::{Link, SyncError, SyncResult};
 #[derive(Debug, Clone)]
 pub struct DirStore {
     tree: Arc<Tree>,
+    /// What it holds, where that is bounded.
+    account: Option<Arc<Account>>,
 }
 
 impl DirStore {
@@ -49,7 +56,53 @@ impl DirStore {
         if removed > 0 {
             tracing::info!(path = %path.display(), removed, "removed files that a crash had left half written");
         }
-        Ok(Self { tree: Arc::new(tree) })
+        Ok(Self { tree: Arc::new(tree), account: None })
+    }
+
+    /// The same with a bound on what it holds. What is there is counted at the first put, not now. The bound holds for
+    /// this store and its clones; no other may put into the directory.
+    ///
+    /// # Errors
+    /// As for [`DirStore::open`].
+    pub fn open_bounded(path: impl AsRef<Path>, bound: Bound) -> SyncResult<Self> {
+        Ok(Self { account: Some(Arc::new(Account::new(bound))), ..Self::open(path)? })
+    }
+
+    /// How full a bounded store is, as soon as that is known.
+    #[must_use]
+    pub fn room(&self) -> Option<Room> {
+        self.account.as_ref()?.room(&self.tree)
+    }
+
+    /// How full a bounded store is, counted if it was not before or, with `again`, if that was long ago: somebody may
+    /// have removed files. `None` for one without a bound.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub async fn measure(&self, again: bool) -> SyncResult<Option<Room>> {
+        let account = self.account.clone();
+        let measure = move |tree: &Tree| account.map(|account| account.measure(tree, again)).transpose();
+        self.on_disk("count", "", measure).await
+    }
+
+    /// Up to `count` of the objects whose keys begin with `prefix` that were put longest ago, the oldest first.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub async fn oldest(&self, prefix: &str, count: usize) -> SyncResult<Vec<BlobInfo>> {
+        let begin = prefix.to_owned();
+        self.on_disk("list", prefix, move |tree| {
+            let mut oldest = BinaryHeap::with_capacity(count + 1);
+            list::each(tree, &begin, &mut |object| {
+                oldest.push((object.modified, object.key, object.bytes));
+                if oldest.len() > count {
+                    oldest.pop();
+                }
+            })?;
+            let oldest = oldest.into_sorted_vec().into_iter();
+            Ok(oldest.map(|(modified, key, bytes)| BlobInfo { key, bytes, modified }).collect())
+        })
+        .await
     }
 
     /// The directory.
@@ -81,13 +134,15 @@ impl DirStore {
     async fn write(
         &self,
         key: &BlobKey,
+        bytes: u64,
         fill: impl FnOnce(&mut File) -> io::Result<()> + Send + 'static,
     ) -> SyncResult<()> {
-        let place = Place::of(key);
+        let (place, account, name) = (Place::of(key), self.account.clone(), key.as_str().to_owned());
         self.on_disk("write", key.as_str(), move |tree| {
+            let room = account.as_ref().map(|account| account.reserve(tree, &name, bytes)).transpose()?;
             let mut partial = Partial::create(tree)?;
             fill(&mut partial.file)?;
-            partial.finish(tree, &place)
+            partial.finish(tree, &place, room)
         })
         .await
     }
@@ -96,12 +151,13 @@ impl DirStore {
 #[async_trait]
 impl BlobStore for DirStore {
     async fn put(&self, key: &BlobKey, bytes: Bytes, _content_type: &str) -> SyncResult<()> {
-        self.write(key, move |file| file.write_all(&bytes)).await
+        self.write(key, bytes.len() as u64, move |file| file.write_all(&bytes)).await
     }
 
     async fn put_file(&self, key: &BlobKey, file: &Path, _content_type: &str) -> SyncResult<()> {
-        let (mut from, _) = super::open_source(file).await?;
-        self.write(key, move |to| io::copy(&mut from, to).map(drop)).await
+        let (from, bytes) = super::open_source(file).await?;
+        // What a file grows by while it is copied has no room made for it.
+        self.write(key, bytes, move |to| io::copy(&mut from.take(bytes), to).map(drop)).await
     }
 
     async fn get(&self, key: &BlobKey, max_bytes: u64) -> SyncResult<Option<Bytes>> {
@@ -150,13 +206,15 @@ impl BlobStore for DirStore {
     }
 
     async fn delete(&self, key: &BlobKey) -> SyncResult<()> {
-        let place = Place::of(key);
+        let (place, account) = (Place::of(key), self.account.clone());
         self.on_disk("remove", key.as_str(), move |tree| {
             let Some(folder) = tree.folder(&place)? else { return Ok(()) };
-            match unlinkat(&folder, place.file.as_str(), AtFlags::empty()) {
-                Ok(()) => fsync(&folder)?,
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
+            let removed = match &account {
+                Some(account) => account.remove(&folder, &place.file)?,
+                None => bound::unlink(&folder, &place.file)?,
+            };
+            if removed {
+                fsync(&folder)?;
             }
             tree.prune(&place)
         })

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ulid::Ulid;
 
-pub use dir::DirStore;
+pub use dir::{Bound, DirStore, Room, StoreFull};
 pub use s3::{S3Config, S3Store};
 
 use crate::check::Steps;

@@ -134,8 +134,12 @@ impl Worker {
         }
         let summary = self.finish(delivery, message, &seen, &done, &found).await?;
         let mut records = self.records(delivery, message, found.items)?;
+        let finished = summary.is_some();
         records.extend(summary);
         self.settle(delivery, records).await;
+        if finished {
+            self.remove_files(message).await;
+        }
         Ok(Done::Settled)
     }
 

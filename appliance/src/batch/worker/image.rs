@@ -1,7 +1,9 @@
 //! One image of a batch: load it, classify it, say what became of it.
 
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
+use cloud_sync::capture::Captured;
 use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
 
 use super::{Setback, Worker};
@@ -9,6 +11,9 @@ use crate::batch::image_url::without_userinfo;
 use crate::batch::load::Loaded;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::lanes::{Classified, LaneError};
+
+/// The camera of captured images of a batch that names none.
+const NO_CAMERA: &str = "batch";
 
 impl Worker {
     /// The result of the image that stands at `offset` in the message; `files` is whether it may be a posted file.
@@ -25,7 +30,7 @@ impl Worker {
             return Ok(item(message, offset, failed("not_found", error)));
         }
         let outcome = match self.loader.load(&message.spec.request_id, url).await {
-            Ok(loaded) => self.classify(loaded, message.top_k.unwrap_or(self.settings.top_k)).await?,
+            Ok(loaded) => self.classify(message, loaded).await?,
             Err(failure) => failed(failure.code, failure.error),
         };
         let counter = match &outcome {
@@ -36,7 +41,8 @@ impl Worker {
         Ok(item(message, offset, outcome))
     }
 
-    async fn classify(&self, image: Loaded, top_k: usize) -> Result<ItemOutcome, Setback> {
+    async fn classify(&self, message: &BatchMessage, image: Loaded) -> Result<ItemOutcome, Setback> {
+        let top_k = message.top_k.unwrap_or(self.settings.top_k);
         // Costs microseconds here and spares the lanes what is no image.
         if let Err(error) = gpu_kernels::inspect(&image.bytes, &self.settings.limits) {
             return Ok(failed(error.code(), error.to_string()));
@@ -47,7 +53,11 @@ impl Worker {
             let answer = self.lanes.submit_batch(image.bytes.clone()).await;
             let answer = answer.map_err(|_| Setback::Stopping)?.await.map_err(|_| Setback::Stopping)?;
             match answer {
-                Ok((classified, _)) => return Ok(self.answer(&image, &classified, top_k)),
+                Ok((classified, _)) => {
+                    let outcome = self.answer(&image, &classified, top_k);
+                    self.capture(message, &image, &outcome);
+                    return Ok(outcome);
+                }
                 // It may have been the device's fault; twice in a row it is the image's.
                 Err(LaneError::Panicked) if !panicked => panicked = true,
                 // Not the image's fault.
@@ -56,6 +66,25 @@ impl Worker {
                 }
                 Err(error) => return Ok(failed(error.code(), error.to_string())),
             }
+        }
+    }
+
+    /// Offers the image to the next training set; never waits. An image that comes again is captured once.
+    fn capture(&self, message: &BatchMessage, image: &Loaded, outcome: &ItemOutcome) {
+        let Some(capture) = &self.capture else { return };
+        let ItemOutcome::Ok { species, confidence, model, image: about, .. } = outcome else { return };
+        if capture.wants(&about.digest, *confidence) {
+            capture.offer(Captured {
+                bytes: image.bytes.clone(),
+                digest: about.digest.clone(),
+                format: about.format.clone(),
+                camera: Some(message.camera.clone().unwrap_or_else(|| NO_CAMERA.to_owned())),
+                species: species.clone(),
+                confidence: *confidence,
+                model: model.clone(),
+                request_id: message.spec.request_id.clone(),
+                time: SystemTime::now(),
+            });
         }
     }
 

@@ -9,6 +9,7 @@
 
 mod chunk;
 mod dead_letter;
+mod files;
 mod finish;
 mod image;
 mod results;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cloud_sync::blob::BlobStore;
+use cloud_sync::capture::Capture;
 use cloud_sync::queue::{Delivery, JobQueue};
 use cloud_sync::state::StateStore;
 use futures_util::FutureExt;
@@ -64,6 +66,8 @@ pub struct Worker {
     pub stats: Arc<WorkerStats>,
     /// How it waits for its stores.
     pub patience: Arc<Patience>,
+    /// Keeps images for training, where that is configured.
+    pub capture: Option<Arc<Capture>>,
 }
 
 /// How a worker works.
@@ -81,6 +85,8 @@ pub struct WorkerSettings {
     pub fault_pause: Duration,
     /// Where results on their way are.
     pub spool: Spool,
+    /// Whether files that came with a batch are removed when it is finished.
+    pub remove_files: bool,
 }
 
 /// Why a message was left unfinished; it comes again.

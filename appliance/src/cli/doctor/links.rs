@@ -8,7 +8,7 @@ use cloud_sync::kafka;
 
 use super::{Check, failed, ok, warning};
 use crate::app::Links;
-use crate::config::{Config, QueueChoice};
+use crate::config::{Config, Protocol, QueueChoice};
 
 /// Longest that the check of one link takes.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -27,6 +27,13 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
     if let Some(kafka) = &links.kafka {
         let of = &config.kafka;
         checks.push(ok("kafka", format!("{} as {}", of.bootstrap_servers, named(&of.user))));
+        if of.protocol() == Protocol::SaslPlaintext && of.bootstrap_servers.split(',').any(is_elsewhere) {
+            checks.push(warning(
+                "kafka",
+                "the login travels unencrypted to another machine",
+                "set kafka.security_protocol = \"SASL_SSL\", with kafka.ca_file where the authority is not a public one",
+            ));
+        }
         let batches = config.batch.enabled && links.queue(config).0 == QueueChoice::Kafka;
         for step in kafka::check(&kafka.of, batches, TIMEOUT) {
             checks.push(judged("kafka", &step.what, step.result));
@@ -34,6 +41,16 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
     }
     if let Some(redis) = &links.redis {
         checks.push(ok("redis", format!("{}:{}", config.redis.host, config.redis.port)));
+        let of = &config.redis;
+        let password = !of.password.is_empty() || of.password_file.is_some();
+        if password && !of.is_encrypted() && is_elsewhere(&of.host) {
+            checks.push(warning(
+                "redis",
+                "the password travels unencrypted to another machine",
+                "set redis.tls = true (REDIS_TLS), with redis.ca_file where the authority is not a public one; fine \
+                 within a network that nobody else can listen to",
+            ));
+        }
         add(&mut checks, "redis", runtime.block_on(redis.of.check()));
     }
     if let Some(s3) = &links.s3 {
@@ -69,6 +86,21 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
     checks
 }
 
+/// Whether what is sent to `host` or `host:port` leaves this machine.
+fn is_elsewhere(address: &str) -> bool {
+    let address = address.trim();
+    let host = match address.rsplit_once(':') {
+        // Colons before the last one are those of an IPv6 address, which has a port only behind brackets.
+        Some((host, _)) if !host.contains(':') || host.ends_with(']') => host,
+        _ => address,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<std::net::IpAddr>() {
+        Ok(address) => !address.is_loopback(),
+        Err(_) => !host.eq_ignore_ascii_case("localhost"),
+    }
+}
+
 fn named(user: &str) -> &str {
     if user.is_empty() { "nobody" } else { user }
 }
@@ -88,6 +120,36 @@ fn judged(link: &'static str, what: &str, outcome: SyncResult<String>) -> Check 
                 "correct the settings of this link; weir.toml documents each"
             };
             failed(link, format!("{what}: {}", error.in_full()), general)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_elsewhere;
+
+    #[test]
+    fn only_loopback_is_this_machine() {
+        for here in [
+            "localhost",
+            "LOCALHOST:9092",
+            "127.0.0.1",
+            "127.0.0.9:6379",
+            "::1",
+            "[::1]:9092",
+            " localhost:1",
+        ] {
+            assert!(!is_elsewhere(here), "{here}");
+        }
+        for there in [
+            "redis",
+            "redis:6379",
+            "10.0.0.5",
+            "localhost.example.org:1",
+            "2001:db8::1",
+            "[2001:db8::1]:9092",
+        ] {
+            assert!(is_elsewhere(there), "{there}");
         }
     }
 }

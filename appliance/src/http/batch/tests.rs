@@ -128,9 +128,9 @@ async fn a_batch_from_its_submission_to_its_results() {
 
     let metrics = bench.get("/metrics").await.text().await.unwrap();
     for line in [
-        r#"weir_batches_submitted_total{outcome="Accepted"} 1"#,
-        r#"weir_batch_images_submitted_total{outcome="Accepted"} 2"#,
-        r#"weir_batches_submitted_total{outcome="Repeated"} 1"#,
+        r#"weir_batches_submitted_total{outcome="accepted"} 1"#,
+        r#"weir_batch_images_submitted_total{outcome="accepted"} 2"#,
+        r#"weir_batches_submitted_total{outcome="repeated"} 1"#,
         r#"weir_http_requests_total{route="batch_predict",status="202"} 2"#,
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
@@ -239,7 +239,7 @@ async fn a_link_that_is_away_is_named_and_the_id_can_be_used_again() {
     let (status, code, _) = refusal(bench.get("/batch/status/mine").await).await;
     assert_eq!((status, code.as_str()), (503, "link_unavailable"));
     let metrics = bench.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains(r#"weir_batches_submitted_total{outcome="Unavailable"} 2"#), "{metrics}");
+    assert!(metrics.contains(r#"weir_batches_submitted_total{outcome="unavailable"} 2"#), "{metrics}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A listing of a directory store, in the order of the keys' bytes.
+//! Listings of a directory store: in the order of the keys' bytes a page at a time, and all of it in no order.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, Stat, statat};
 use rustix::io::Errno;
 
-use super::modified;
 use super::names;
 use super::tree::{Tree, below};
+use super::{length, modified};
 use crate::blob::{BlobInfo, BlobPage};
 
 /// Objects on a page, as S3 has it.
@@ -33,29 +33,8 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Goes through a folder whose keys all begin with `base`.
     fn folder(&mut self, folder: OwnedFd, base: &str) -> io::Result<()> {
-        let mut found = Vec::new();
-        for entry in Dir::read_from(&folder)? {
-            let entry = entry?;
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            let kind = match entry.file_type() {
-                // Some file systems do not say.
-                FileType::Unknown => match stat(&folder, name)? {
-                    Some(stat) => FileType::from_raw_mode(stat.st_mode),
-                    None => continue,
-                },
-                kind => kind,
-            };
-            let key = match kind {
-                FileType::RegularFile => names::part_of_file(name).map(|part| format!("{base}{part}")),
-                FileType::Directory if name != "." && name != ".." => {
-                    names::part_of_folder(name).map(|part| format!("{base}{part}/"))
-                }
-                _ => None,
-            };
-            if let Some(key) = key.filter(|key| self.wanted(key)) {
-                found.push((key, name.to_owned()));
-            }
-        }
+        let mut found = entries(&folder, base)?;
+        found.retain(|(key, _)| self.wanted(key));
         // A folder sorts as what its keys have in common, slash included: that is the order of the keys.
         found.sort_unstable();
         for (key, name) in found {
@@ -69,8 +48,7 @@ impl Walk<'_> {
                     Err(error) => return Err(error.into()),
                 }
             } else if let Some(stat) = stat(&folder, &name)? {
-                let bytes = u64::try_from(stat.st_size).unwrap_or_default();
-                self.objects.push(BlobInfo { key, bytes, modified: modified(&stat) });
+                self.objects.push(BlobInfo { key, bytes: length(&stat), modified: modified(&stat) });
             }
         }
         Ok(())
@@ -85,6 +63,54 @@ impl Walk<'_> {
             key.starts_with(self.prefix) && key > self.after
         }
     }
+}
+
+/// Calls `each` with every object whose key begins with `prefix`, in no order.
+pub(super) fn each(tree: &Tree, prefix: &str, each: &mut impl FnMut(BlobInfo)) -> io::Result<()> {
+    let mut folders = vec![(tree.root()?, String::new())];
+    while let Some((folder, base)) = folders.pop() {
+        for (key, name) in entries(&folder, &base)? {
+            if key.ends_with('/') && (key.starts_with(prefix) || prefix.starts_with(&key)) {
+                match below(&folder, &name) {
+                    Ok(next) => folders.push((next, key)),
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            } else if key.starts_with(prefix)
+                && let Some(stat) = stat(&folder, &name)?
+            {
+                each(BlobInfo { key, bytes: length(&stat), modified: modified(&stat) });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the store has made in a folder whose keys all begin with `base`: keys, which end in a slash for a folder, and
+/// names.
+fn entries(folder: &OwnedFd, base: &str) -> io::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        let kind = match entry.file_type() {
+            // Some file systems do not say.
+            FileType::Unknown => match stat(folder, name)? {
+                Some(stat) => FileType::from_raw_mode(stat.st_mode),
+                None => continue,
+            },
+            kind => kind,
+        };
+        let key = match kind {
+            FileType::RegularFile => names::part_of_file(name).map(|part| format!("{base}{part}")),
+            FileType::Directory if name != "." && name != ".." => {
+                names::part_of_folder(name).map(|part| format!("{base}{part}/"))
+            }
+            _ => None,
+        };
+        found.extend(key.map(|key| (key, name.to_owned())));
+    }
+    Ok(found)
 }
 
 /// What is known of a file; `None` when it has gone meanwhile.

@@ -11,6 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use ulid::Ulid;
 
+use super::bound::Reserved;
 use super::tree::{Place, Tree, below};
 use crate::blob::PARTIAL;
 
@@ -56,8 +57,13 @@ impl Partial {
         Err(io::Error::other("no file could be made that is not taken away at once"))
     }
 
-    /// Makes the file durable and puts it in its place, over what is there.
-    pub(super) fn finish(mut self, tree: &Tree, place: &Place) -> io::Result<()> {
+    /// Makes the file durable and puts it in its place, over what is there; counted where room was made for it.
+    pub(super) fn finish(
+        mut self,
+        tree: &Tree,
+        place: &Place,
+        mut reserved: Option<Reserved<'_>>,
+    ) -> io::Result<()> {
         self.file.sync_all()?;
         for _ in 0..TRIES {
             let folder = match tree.make_folder(place) {
@@ -66,7 +72,12 @@ impl Partial {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            match renameat(&self.folder, self.name.as_str(), &folder, place.file.as_str()) {
+            let rename = || renameat(&self.folder, self.name.as_str(), &folder, place.file.as_str());
+            let placed = match &mut reserved {
+                Some(reserved) => reserved.place(&folder, &place.file, rename),
+                None => rename(),
+            };
+            match placed {
                 Ok(()) => {
                     self.renamed = true;
                     return Ok(fsync(&folder)?);

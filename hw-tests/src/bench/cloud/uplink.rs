@@ -39,7 +39,8 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let mut client = crate::load::Client::new(daemon.target("/"), Duration::from_secs(30))?;
     let sent = loop {
         let metrics = Metrics::of(&mut client)?;
-        let (waiting, sent) = (metrics.value("weir_uplink_backlog")?, metrics.value("weir_uplink_sent")?);
+        let (waiting, sent) =
+            (metrics.value("weir_uplink_backlog")?, metrics.value("weir_uplink_sent_total")?);
         if waiting == 0.0 && sent > 0.0 {
             break sent;
         }

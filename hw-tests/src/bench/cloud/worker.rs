@@ -117,7 +117,7 @@ impl Running {
     /// Posts a batch and waits for its end.
     fn work_off(&self, id: &str, urls: &[String], images: usize) -> anyhow::Result<Run> {
         let mut client = self.worker.client()?;
-        let mut classified = || Metrics::of(&mut client)?.value("weir_batch_images_completed");
+        let mut classified = || Metrics::of(&mut client)?.value("weir_batch_images_completed_total");
         let before = classified()?;
         let (posted, mut begun) = (Instant::now(), None);
         batch::post(&self.api, id, urls, images)?;

@@ -1,5 +1,6 @@
 //! The worker's promises, with stores that can be cut off at every call.
 
+mod after;
 mod crashes;
 mod embedded;
 mod ids;

@@ -193,6 +193,7 @@ impl World {
                 grace: Duration::from_millis(200),
                 fault_pause: Duration::from_millis(1),
                 spool: Spool::open(self.spool.path().join("spool")).unwrap(),
+                remove_files: false,
             },
             config: BatchConfig {
                 max_images: 100,
@@ -202,6 +203,7 @@ impl World {
             },
             stats: Arc::clone(&self.stats),
             patience,
+            capture: None,
         }
     }
 
