@@ -97,7 +97,7 @@ fn health_metrics_and_the_contract_tell_the_truth() {
     for line in [
         "weir_http_requests_total{route=\"predict\",status=\"200\"} 1".to_owned(),
         format!("weir_predictions_total{{species=\"{label}\"}} 1"),
-        "weir_stage_duration_seconds_count{stage=\"Infer\"} 3".to_owned(),
+        "weir_stage_duration_seconds_count{stage=\"infer\"} 3".to_owned(),
         "weir_queue_capacity 16".to_owned(),
         "weir_lanes_alive 2".to_owned(),
         "weir_outbox_events 1".to_owned(),
