@@ -304,12 +304,14 @@ impl App {
             queue => queue,
         };
         let observer = Arc::clone(self.metrics());
-        let together = match self.role() {
+        let lanes = match self.role() {
             // Somebody waits for each real-time answer, and would wait for all that the lane has begun.
-            Role::Serve => 1,
-            Role::Worker => WORKER_IMAGES_A_RUN,
+            Role::Serve => Lanes::start(count, queue, setup.factory(), observer)?,
+            Role::Worker => {
+                let factory = setup.factory_of(WORKER_IMAGES_A_RUN);
+                Lanes::start_background(count, queue, WORKER_IMAGES_A_RUN, factory, observer)?
+            }
         };
-        let lanes = Lanes::start_together(count, queue, together, setup.factory_of(together), observer)?;
         check_golden(&setup.bundle, &lanes)?;
         Ok((setup, lanes))
     }

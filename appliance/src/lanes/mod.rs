@@ -54,6 +54,12 @@ struct Queues {
     batch: Sender<Job>,
 }
 
+/// How lanes do batch work.
+struct Work {
+    together: usize,
+    background: bool,
+}
+
 /// Why a job was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -79,15 +85,15 @@ impl Lanes {
         factory: DeviceFactory,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
-        Self::start_together(count, capacity, 1, factory, observer)
+        Self::start_as(Work { together: 1, background: false }, count, capacity, factory, observer)
     }
 
-    /// As [`Lanes::start`], and a lane takes `together` batch jobs at once when so many wait. A real-time job then waits
-    /// for all of them: for where there are few or none.
+    /// As [`Lanes::start`], for a process that does batch work alone: a lane takes `together` batch jobs at once when so
+    /// many wait, and gives way to all else on the machine. A real-time job would wait for all of them.
     ///
     /// # Errors
     /// As [`Lanes::start`].
-    pub fn start_together(
+    pub fn start_background(
         count: usize,
         capacity: usize,
         together: usize,
@@ -95,6 +101,16 @@ impl Lanes {
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
         let together = together.max(1);
+        Self::start_as(Work { together, background: true }, count, capacity, factory, observer)
+    }
+
+    fn start_as(
+        Work { together, background }: Work,
+        count: usize,
+        capacity: usize,
+        factory: DeviceFactory,
+        observer: Arc<dyn LaneObserver>,
+    ) -> Result<Self, EngineError> {
         let (send, receive) = bounded::<Job>(capacity.max(1));
         let batch_capacity = (count * together * BATCH_JOBS_A_LANE).max(1);
         let (send_batch, receive_batch) = bounded::<Job>(batch_capacity);
@@ -107,6 +123,7 @@ impl Lanes {
                 jobs: receive.clone(),
                 batch: receive_batch.clone(),
                 together,
+                background,
                 alone: VecDeque::new(),
                 factory: Arc::clone(&factory),
                 observer: Arc::clone(&observer),

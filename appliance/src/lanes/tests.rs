@@ -243,7 +243,7 @@ async fn stop_answers_batch_work_too_and_wakes_who_waits_for_room() {
 
 fn start_together(count: usize, together: usize) -> (Arc<Lanes>, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let lanes = Lanes::start_together(count, 8, together, factory(), counts.clone()).unwrap();
+    let lanes = Lanes::start_background(count, 8, together, factory(), counts.clone()).unwrap();
     (Arc::new(lanes), counts)
 }
 
@@ -300,7 +300,7 @@ async fn a_lane_that_cannot_be_built_anew_answers_those_it_would_try_alone() {
         0 => Ok(Box::new(Simulated)),
         _ => Err(EngineError::NotFinite { label: 0 }),
     });
-    let lanes = Lanes::start_together(1, 8, 2, factory, Arc::new(Counts::default())).unwrap();
+    let lanes = Lanes::start_background(1, 8, 2, factory, Arc::new(Counts::default())).unwrap();
     let busy = lanes.submit(image(50), soon()).unwrap();
     while lanes.depth() > 0 {
         tokio::task::yield_now().await;

@@ -46,7 +46,22 @@ pub enum SkipReason {
 
 /// A busy lane must not keep short work waiting (reading a body, an fsync that has come back): its thread gets a lower
 /// priority than the threads that do I/O. It still gets all the time that they leave.
-fn yield_to_io() {
+///
+/// `background` work also gives way to all other processes, at once and not at the next tick of the scheduler: nobody
+/// waits for its next image, and somebody may wait for another's answer.
+fn yield_to_io(background: bool) {
+    #[cfg(target_os = "linux")]
+    if background {
+        use thread_priority::{
+            NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+            thread_native_id,
+        };
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        match set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle) {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(?error, "the lane is no background work to the scheduler"),
+        }
+    }
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LANE_NICENESS) {
         tracing::debug!(%error, "the lane keeps the common priority");
@@ -57,6 +72,8 @@ pub(super) struct Worker {
     pub(super) lane: usize,
     pub(super) jobs: Receiver<Job>,
     pub(super) batch: Receiver<Job>,
+    /// Whether the lane gives way to all else on the machine.
+    pub(super) background: bool,
     /// Batch jobs that are computed together when so many wait; 1 for none.
     pub(super) together: usize,
     /// Jobs that were computed together when the device panicked: one of them is at fault, so each is tried alone.
@@ -69,7 +86,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
     pub(super) fn run(mut self, ready: &Sender<Result<(), EngineError>>) {
-        yield_to_io();
+        yield_to_io(self.background);
         let built = catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane)));
         let mut device = match built.unwrap_or(Err(EngineError::BuildPanicked { lane: self.lane })) {
             Ok(device) => device,

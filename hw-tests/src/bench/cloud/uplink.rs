@@ -1,10 +1,12 @@
 //! A long time without a network, then the broker is back: how fast a backlog drains, and how much memory that takes.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::events;
 use super::metrics::Metrics;
@@ -63,8 +65,8 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-/// How many records the topic of results holds.
-fn records(servers: &Servers) -> anyhow::Result<i64> {
+/// How many committed records the topic of results holds. Offsets do not tell: the ends of transactions have some too.
+fn records(servers: &Servers) -> anyhow::Result<u64> {
     let kafka = servers.services.kafka();
     let mut config = ClientConfig::new();
     config
@@ -73,16 +75,28 @@ fn records(servers: &Servers) -> anyhow::Result<i64> {
         .set("sasl.mechanism", "SCRAM-SHA-512")
         .set("sasl.username", &kafka.user)
         .set("sasl.password", kafka.password())
-        .set("ssl.ca.location", kafka.ca_file.to_string_lossy());
+        .set("ssl.ca.location", kafka.ca_file.to_string_lossy())
+        .set("group.id", "bench-uplink-count")
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true");
     let consumer: BaseConsumer = config.create()?;
     let wait = Duration::from_secs(30);
     let metadata = consumer.fetch_metadata(Some(&kafka.results_topic), wait)?;
     let topic = metadata.topics().first().context("the broker does not know the topic of results")?;
     ensure!(!topic.partitions().is_empty(), "the topic {} has no partitions", topic.name());
-    let mut records = 0;
+    let mut all = TopicPartitionList::new();
     for partition in topic.partitions() {
-        let (low, high) = consumer.fetch_watermarks(topic.name(), partition.id(), wait)?;
-        records += high - low;
+        all.add_partition_offset(topic.name(), partition.id(), Offset::Beginning)?;
+    }
+    consumer.assign(&all)?;
+    let (mut records, mut ended) = (0, HashSet::new());
+    while ended.len() < all.count() {
+        match consumer.poll(wait).context("the topic of results does not come to its end")? {
+            Ok(_) => records += 1,
+            Err(KafkaError::PartitionEOF(partition)) => drop(ended.insert(partition)),
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(records)
 }
