@@ -34,7 +34,7 @@ pub(super) fn run_daemon(role: Role, loaded: Loaded) -> anyhow::Result<ExitCode>
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(io_threads(&loaded.config))
+        .worker_threads(io_threads(role, &loaded.config))
         .thread_name("weir-io")
         // Answers come from lanes and outbox, threads that are not the runtime's. By default it looks for such wake-ups
         // once in 61 turns while it is busy, and under overload answers would wait for refusals.
@@ -48,9 +48,12 @@ pub(super) fn run_daemon(role: Role, loaded: Loaded) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-fn io_threads(config: &Config) -> usize {
+fn io_threads(role: Role, config: &Config) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     match config.http.io_threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_IO_THREADS),
+        0 if role == Role::Serve => cores.min(MOST_IO_THREADS),
+        // A worker's lanes have all cores: more threads than its images need cost them caches and switches.
+        0 => (cores / 2).clamp(1, MOST_IO_THREADS),
         threads => threads,
     }
 }
