@@ -40,7 +40,7 @@ pub struct HttpConfig {
     pub max_connections: usize,
     /// Most `file` parts in one multipart request.
     pub max_files: usize,
-    /// Threads for network I/O; 0 is one a core, at most four.
+    /// Threads for network I/O; 0 is one a core, for a worker one for two cores, at most four.
     pub io_threads: usize,
 }
 
