@@ -115,6 +115,9 @@ fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
         let during = p99(&|at| (*from..*to).contains(&at));
         println!("p99 without {server}: {during:?}");
         // The machine is shared by servers, workers and tests: a request that waited for a network would take seconds.
-        assert!(during < there * 3 + Duration::from_millis(50), "without {server} {during:?}, with it {there:?}");
+        assert!(
+            during < there * 3 + Duration::from_millis(50),
+            "without {server} {during:?}, with it {there:?}"
+        );
     }
 }
