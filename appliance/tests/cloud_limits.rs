@@ -83,28 +83,9 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     }
 }
 
-/// The daemon of an edge box, with Kafka and nothing else, whose data directory is a file system of 1 MiB. The mount
-/// lives and dies with the daemon's mount namespace.
+/// The daemon of an edge box, with Kafka and nothing else, and with little disk.
 fn edge_on_a_small_disk(cloud: &Cloud<'_>) -> Daemon {
-    let data = tempfile::tempdir().unwrap();
-    let program = support::weir();
-    let mut command = std::process::Command::new("unshare");
-    // An ordinary user may mount in a user namespace of their own; root needs none.
-    if !rustix::process::geteuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command
-        .args(["--mount", "--propagation", "private", "sh", "-c"])
-        .arg("mount -t tmpfs -o size=1m weir \"$1\" && exec \"$2\" serve --listen 127.0.0.1:0 --data-dir \"$1\"")
-        .arg("sh")
-        .arg(data.path())
-        .arg(program.get_program());
-    for (name, value) in program.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let (mut command, data) = support::on_a_small_disk();
     let settings = [
         ("WEIR__LOG__FORMAT", "json"),
         ("WEIR__OUTBOX__WHEN_FULL", "refuse"),

@@ -5,32 +5,15 @@
 mod support;
 
 use std::collections::HashSet;
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use support::{Daemon, pictures, sample, weir};
+use support::{Daemon, pictures, sample};
 
-/// The daemon with a data directory on a file system of its own that holds 1 MiB. The mount lives and dies with the
-/// daemon's mount namespace.
 fn on_a_small_disk(env: &[(&str, &str)]) -> Daemon {
-    let data = tempfile::tempdir().unwrap();
-    let program = weir();
-    let mut command = Command::new("unshare");
-    // An ordinary user may mount in a user namespace of their own; root needs none.
-    if !rustix::process::geteuid().is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command
-        .args(["--mount", "--propagation", "private", "sh", "-c"])
-        .arg("mount -t tmpfs -o size=1m weir \"$1\" && exec \"$2\" serve --listen 127.0.0.1:0 --data-dir \"$1\"")
-        .arg("sh")
-        .arg(data.path())
-        .arg(program.get_program())
-        .env("WEIR__MODEL__BUNDLE", support::bundle())
-        .env("WEIR__LOG__FORMAT", "json")
-        .envs(env.iter().copied());
+    let (mut command, data) = support::on_a_small_disk();
+    command.env("WEIR__LOG__FORMAT", "json").envs(env.iter().copied());
     Daemon::spawn(command, data)
 }
 

@@ -59,12 +59,21 @@ impl Config {
 
     /// Whether batches are worked off here; as [`QueueChoice`] says.
     fn has_embedded_queue(&self) -> bool {
-        let links = [&self.kafka.bootstrap_servers, &self.redis.host, &self.s3.bucket];
         match self.batch.queue {
             QueueChoice::Embedded => true,
             QueueChoice::Kafka => false,
-            QueueChoice::Auto => links.iter().any(|link| link.is_empty()),
+            QueueChoice::Auto => self.missing_link().is_some(),
         }
+    }
+
+    /// The first setting that is empty of those that name the links of workers in other processes.
+    fn missing_link(&self) -> Option<&'static str> {
+        let links = [
+            ("kafka.bootstrap_servers", &self.kafka.bootstrap_servers),
+            ("redis.host", &self.redis.host),
+            ("s3.bucket", &self.s3.bucket),
+        ];
+        links.into_iter().find(|(_, value)| value.is_empty()).map(|(key, _)| key)
     }
 
     /// Where the servers are. An address may hold a password that somebody put there, so then it is not repeated.
@@ -130,13 +139,8 @@ impl Config {
         if batch.status_ttl < Duration::from_secs(1) {
             return Err(("batch.status_ttl", "less than 1s: no status would ever be found".into()));
         }
-        let missing = [
-            ("kafka.bootstrap_servers", &self.kafka.bootstrap_servers),
-            ("redis.host", &self.redis.host),
-            ("s3.bucket", &self.s3.bucket),
-        ];
-        match missing.iter().find(|(_, value)| value.is_empty()) {
-            Some((key, _)) if batch.enabled && batch.queue == QueueChoice::Kafka => Err((
+        match self.missing_link() {
+            Some(key) if batch.enabled && batch.queue == QueueChoice::Kafka => Err((
                 "batch.queue",
                 format!("kafka needs {key} too: workers in other processes share all three"),
             )),

@@ -70,10 +70,10 @@ impl CpuPipeline {
         let started = Instant::now();
         let decoded = self.decoder.decode(image, self.resize)?;
         let decode_done = Instant::now();
-        let values = self.classifier.input()?.len();
         let slot = match place {
             None => self.classifier.input()?,
             Some(place) => {
+                let values = self.classifier.input()?.len();
                 let batch = self.classifier.batch_input()?;
                 batch.chunks_exact_mut(values).nth(place).unwrap_or_default()
             }

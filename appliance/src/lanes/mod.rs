@@ -33,8 +33,8 @@ pub use worker::{LaneObserver, SkipReason};
 use crate::engine::EngineError;
 use job::Job;
 
-/// Batch jobs that may wait, a lane and job that it takes at once: enough that no lane idles while the next image is on its way, few enough that the
-/// images in memory stay few.
+/// Batch jobs that may wait, for each lane and each job that it takes at once: enough that no lane idles while the next
+/// image is on its way, few enough that the images in memory stay few.
 const BATCH_JOBS_A_LANE: usize = 2;
 
 /// The lanes of one model on one device.

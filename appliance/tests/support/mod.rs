@@ -42,6 +42,31 @@ pub fn weir() -> Command {
     command
 }
 
+/// `weir serve` with a data directory on a file system of its own that holds 1 MiB, and that directory. The mount lives
+/// and dies with the mount namespace of the process.
+pub fn on_a_small_disk() -> (Command, TempDir) {
+    let data = tempfile::tempdir().unwrap();
+    let program = weir();
+    let mut command = Command::new("unshare");
+    // An ordinary user may mount in a user namespace of their own; root needs none.
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .arg("mount -t tmpfs -o size=1m weir \"$1\" && exec \"$2\" serve --listen 127.0.0.1:0 --data-dir \"$1\"")
+        .arg("sh")
+        .arg(data.path())
+        .arg(program.get_program());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    (command, data)
+}
+
 /// The default bundle.
 pub fn bundle() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

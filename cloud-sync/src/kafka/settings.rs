@@ -93,6 +93,27 @@ pub struct KafkaConfig {
     pub session_timeout: Duration,
 }
 
+#[cfg(test)]
+impl KafkaConfig {
+    /// A broker that is not there: nobody listens on the discard port of this machine.
+    pub(crate) fn of_nobody(session_timeout: Duration) -> Self {
+        Self {
+            bootstrap_servers: "127.0.0.1:9".into(),
+            protocol: SecurityProtocol::Plaintext,
+            mechanism: SaslMechanism::ScramSha512,
+            user: String::new(),
+            password: Secret::default(),
+            ca_file: None,
+            requests_topic: "requests".into(),
+            results_topic: "results".into(),
+            group_id: "group".into(),
+            client_id: "test".into(),
+            max_message_bytes: 1 << 20,
+            session_timeout,
+        }
+    }
+}
+
 impl KafkaConfig {
     /// The properties that every client of this broker shares.
     #[must_use]

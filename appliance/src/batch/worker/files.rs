@@ -8,8 +8,7 @@ impl Worker {
     /// Removes the files of a batch that is finished and settled, where the store is this box's own disk. Not before:
     /// a message that comes again may need them.
     pub(super) async fn remove_files(&self, message: &BatchMessage) {
-        let has_files = message.image_urls.iter().any(|url| url.starts_with("blob:"));
-        if !has_files || !self.settings.remove_files {
+        if !self.settings.remove_files || !message.names_files() {
             return;
         }
         let id = &message.spec.request_id;

@@ -13,9 +13,8 @@ use super::ledger::{GROUP_BYTES, GROUP_RECORDS, Handed, Ledger, Outcome};
 use super::shared::Shared;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
-use crate::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
+use crate::kafka::KafkaConfig;
 use crate::queue::{Receipt, ResultRecord, Settled};
-use crate::secret::Secret;
 
 type Answer = oneshot::Receiver<SyncResult<Settled>>;
 
@@ -275,20 +274,7 @@ fn an_end_before_what_has_come_is_told() {
 #[test]
 fn every_session_that_can_be_set_is_one_to_join_with() {
     for seconds in [1, 45, 300, 301, 1800] {
-        let config = KafkaConfig {
-            bootstrap_servers: "127.0.0.1:9".into(),
-            protocol: SecurityProtocol::Plaintext,
-            mechanism: SaslMechanism::ScramSha512,
-            user: String::new(),
-            password: Secret::default(),
-            ca_file: None,
-            requests_topic: "requests".into(),
-            results_topic: "results".into(),
-            group_id: "group".into(),
-            client_id: "test".into(),
-            max_message_bytes: 1 << 20,
-            session_timeout: Duration::from_secs(seconds),
-        };
+        let config = KafkaConfig::of_nobody(Duration::from_secs(seconds));
         let shared = Arc::new(Shared::new(config, LinkHealth::new(Link::Kafka), 1));
         let joined = join(&shared).map(drop);
         assert!(joined.is_ok(), "{seconds} s: {}", joined.unwrap_err().in_full());

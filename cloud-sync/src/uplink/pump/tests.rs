@@ -4,9 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use super::*;
-use crate::kafka::SecurityProtocol;
 use crate::outbox::OutboxConfig;
-use crate::secret::Secret;
 
 #[test]
 fn poison_is_buried_once_however_often_its_group_is_tried() {
@@ -20,21 +18,7 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
         ..UplinkConfig::new("box-1", outbox.dir(), dir.path().join("dead"))
     };
     let health = LinkHealth::new(Link::Kafka);
-    // Nobody listens on the discard port of this machine.
-    let kafka = KafkaConfig {
-        bootstrap_servers: "127.0.0.1:9".into(),
-        protocol: SecurityProtocol::Plaintext,
-        mechanism: crate::kafka::SaslMechanism::ScramSha512,
-        user: String::new(),
-        password: Secret::default(),
-        ca_file: None,
-        requests_topic: "requests".into(),
-        results_topic: "results".into(),
-        group_id: "group".into(),
-        client_id: "test".into(),
-        max_message_bytes: 1 << 20,
-        session_timeout: Duration::from_secs(6),
-    };
+    let kafka = KafkaConfig::of_nobody(Duration::from_secs(6));
     let mut pump = Pump {
         producer: TransactionalProducer::open(&kafka, "weir-uplink-test", config.timeout, health.clone()),
         bookmark: None,

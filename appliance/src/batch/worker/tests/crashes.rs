@@ -52,9 +52,8 @@ impl State {
     }
 }
 
-/// Runs a worker that crashes at a passage, then another to the end. False when there is no such passage any more.
-async fn crash_and_recover(world: &mut World, state: State) -> bool {
-    submit(world);
+/// Runs a worker until it crashes at a passage; false when its work was done before.
+async fn runs_into_a_crash(world: &World) -> bool {
     let worker = world.start();
     let crashed = tokio::select! {
         () = world.trip.tripped.notified() => true,
@@ -62,6 +61,13 @@ async fn crash_and_recover(world: &mut World, state: State) -> bool {
     };
     worker.abort();
     let _ = worker.await;
+    crashed
+}
+
+/// Runs a worker that crashes at a passage, then another to the end. False when there is no such passage any more.
+async fn crash_and_recover(world: &mut World, state: State) -> bool {
+    submit(world);
+    let crashed = runs_into_a_crash(world).await;
     if crashed {
         state.befall(world);
         world.mended();
@@ -130,13 +136,7 @@ async fn a_state_store_that_comes_back_as_it_was_a_while_ago_costs_no_result() {
     for at in 0.. {
         let mut world = World::new(&base, at);
         submit(&world);
-        let worker = world.start();
-        let crashed = tokio::select! {
-            () = world.trip.tripped.notified() => true,
-            () = world.idle() => false,
-        };
-        worker.abort();
-        let _ = worker.await;
+        let crashed = runs_into_a_crash(&world).await;
         if !crashed {
             break;
         }
