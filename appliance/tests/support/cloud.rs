@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Message, TopicPartitionList};
 use serde_json::Value;
@@ -141,7 +142,7 @@ impl<'a> Cloud<'a> {
         let mut complete = false;
         while Instant::now() < until {
             match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => seen.push(serde_json::from_slice(message.payload().unwrap()).unwrap()),
+                Some(Ok(message)) => seen.push(with_place(&message)),
                 Some(Err(error)) => eprintln!("the reader of results: {error}"),
                 None if !complete && enough(&seen) => {
                     complete = true;
@@ -154,6 +155,14 @@ impl<'a> Cloud<'a> {
         assert!(complete, "the results topic holds {} records, and that is not enough", seen.len());
         seen
     }
+}
+
+/// A record of the results topic, and where it stands there.
+fn with_place(message: &BorrowedMessage<'_>) -> Value {
+    let mut record: Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
+    let place = format!("{}:{} of {:?}", message.partition(), message.offset(), message.timestamp());
+    record["place"] = place.into();
+    record
 }
 
 /// A number among the daemon's metrics.
