@@ -19,6 +19,8 @@ use crate::kafka::{down, explain};
 const LOOK: Duration = Duration::from_secs(5);
 /// How often the broker is asked while it gives this member nothing, and how long an answer may take.
 const KNOCK: Duration = Duration::from_secs(1);
+/// Longest wait for where the group stands: an open transaction holds the answer up, and nothing is polled meanwhile.
+const HELD_UP: Duration = Duration::from_millis(500);
 /// Longest single poll: after it the thread sees what has changed.
 const POLL: Duration = Duration::from_millis(20);
 /// How often a member says that it is there. In the answer it hears that another has come or gone, so this
@@ -207,12 +209,10 @@ fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Look {
     let asked = if partitions.is_empty() {
         find_topic(shared, consumer).map(|()| true)
     } else {
-        let mut whole = true;
-        let mut ask = |&partition: &i32| {
-            whole &= find_end(shared, consumer, partition)?;
-            Ok(())
-        };
-        partitions.iter().try_for_each(&mut ask).map(|()| whole)
+        // Each for itself: a transaction that is open on one holds up no other.
+        let ends: Vec<_> =
+            partitions.iter().map(|&partition| find_end(shared, consumer, partition)).collect();
+        ends.into_iter().try_fold(true, |whole, end| Ok(whole & end?))
     };
     match asked {
         Ok(whole) => {
@@ -243,22 +243,47 @@ fn find_topic(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Result<(),
     }
 }
 
-/// Notes where a partition ends, and where it begins if nothing of it has come. False when it ends before what
-/// has come.
+/// Notes where a partition ends, and where the group stands on it if that is not known yet. False when it ends before
+/// what has come.
 fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32) -> Result<bool, KafkaError> {
     let topic = &shared.config.requests_topic;
     let (low, high) = consumer.fetch_watermarks(topic, partition, KNOCK)?;
-    let begin = if shared.look(|ledger| ledger.is_untouched(partition)) {
-        let mut list = TopicPartitionList::with_capacity(1);
-        list.add_partition(topic, partition);
-        let found = consumer.committed_offsets(list, KNOCK)?;
-        match found.find_partition(topic, partition).map(|place| place.offset()) {
-            // Behind the end after the broker has lost messages: then it is read from where `auto.offset.reset` says.
-            Some(Offset::Offset(offset)) if offset <= high => Some(offset),
-            _ => Some(low),
-        }
-    } else {
-        None
+    if shared.look(|ledger| ledger.begin(partition)).is_none() {
+        find_begin(shared, consumer, partition, (low, high))?;
+    }
+    Ok(shared.look(|ledger| ledger.note_end(partition, high)))
+}
+
+/// Notes where the group stands on a partition. librdkafka asks too before it begins to read, but when partitions come
+/// or go while a transaction holds that answer up, it forgets to ask again and reads from where `auto.offset.reset` says
+/// (as of 2.12; rd_kafka_assignment_apply_offsets puts the partition back without its place).
+fn find_begin(
+    shared: &Shared,
+    consumer: &BaseConsumer<Callbacks>,
+    partition: i32,
+    (low, high): (i64, i64),
+) -> Result<(), KafkaError> {
+    let topic = &shared.config.requests_topic;
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition(topic, partition);
+    let found = consumer.committed_offsets(list, HELD_UP)?;
+    let place = found.find_partition(topic, partition);
+    if let Some(place) = &place {
+        place.error()?;
+    }
+    let begin = match place.map(|place| place.offset()) {
+        // Behind the end after the broker has lost messages: then it is read from where `auto.offset.reset` says.
+        Some(Offset::Offset(offset)) if offset <= high => offset.max(low),
+        _ => low,
     };
-    Ok(shared.look(|ledger| ledger.note_end(partition, begin, high)))
+    if shared.with(|ledger| ledger.note_begin(partition, begin)) {
+        tracing::warn!(
+            topic,
+            partition,
+            begin,
+            "messages came that were done long ago: they are passed over"
+        );
+        consumer.seek(topic, partition, Offset::Offset(begin), Duration::ZERO)?;
+    }
+    Ok(())
 }

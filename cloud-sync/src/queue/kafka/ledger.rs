@@ -46,6 +46,9 @@ pub(super) struct Ledger {
 #[derive(Debug, Default)]
 struct Partition {
     jobs: BTreeMap<i64, Job>,
+    /// Where the group stands on it, as the broker says: everything before it is done. Until this is known nothing goes
+    /// out, whatever the client library has started to read at.
+    begin: Option<i64>,
     /// Everything before it has been taken in: it comes again after a pause.
     next: Option<i64>,
     /// Everything before it is committed.
@@ -175,7 +178,8 @@ impl Ledger {
         if !self.handing_out || self.out() >= self.inflight {
             return None;
         }
-        let receipt = self.stage.pop_front()?;
+        let ready = self.stage.iter().position(|receipt| self.begin(receipt.partition).is_some())?;
+        let receipt = self.stage.remove(ready)?;
         let job = self.job(receipt)?;
         let Job::Staged { payload, time } = std::mem::replace(job, Job::Out) else { return None };
         self.staged_bytes -= payload.len();
@@ -308,20 +312,34 @@ impl Ledger {
             && self.staged_bytes < MOST_STAGED_BYTES / part
     }
 
-    /// Where the partitions end that are ours, and where those begin of which nothing has come yet. False when
-    /// messages have come from behind that end: the broker has lost them, and others will have their offsets.
-    pub(super) fn note_end(&mut self, partition: i32, begin: Option<i64>, end: i64) -> bool {
+    /// Where the partitions end that are ours. False when messages have come from behind that end: the broker has lost
+    /// them, and others will have their offsets.
+    pub(super) fn note_end(&mut self, partition: i32, end: i64) -> bool {
         let Some(epoch) = self.ours.get(&partition) else { return true };
         let Some(held) = self.held.get_mut(&(partition, *epoch)) else { return true };
         held.end = Some(end);
-        held.next = held.next.or(begin);
         held.next.is_none_or(|next| next <= end)
     }
 
-    /// Of this partition nothing has come yet.
-    pub(super) fn is_untouched(&self, partition: i32) -> bool {
-        let epoch = self.ours.get(&partition).copied().unwrap_or_default();
-        self.held.get(&(partition, epoch)).is_some_and(|held| held.next.is_none())
+    /// Where the group stands on a partition that is ours; what has come from before it is dropped. True when something
+    /// has: then the client reads at the wrong place.
+    pub(super) fn note_begin(&mut self, partition: i32, begin: i64) -> bool {
+        let Some(epoch) = self.ours.get(&partition) else { return false };
+        let Some(held) = self.held.get_mut(&(partition, *epoch)) else { return false };
+        held.begin = Some(begin);
+        held.next = Some(held.next.map_or(begin, |next| next.max(begin)));
+        let kept = held.jobs.split_off(&begin);
+        let astray = !held.jobs.is_empty();
+        held.jobs = kept;
+        self.stage.retain(|receipt| receipt.partition != partition || receipt.offset >= begin);
+        self.staged_bytes = self.stage.iter().map(|receipt| self.staged_size(*receipt)).sum();
+        astray
+    }
+
+    /// Where the group stands on a partition that is ours, as far as that is known.
+    pub(super) fn begin(&self, partition: i32) -> Option<i64> {
+        let epoch = self.ours.get(&partition)?;
+        self.held.get(&(partition, *epoch))?.begin
     }
 
     /// Jobs of our partitions that are not out; `None` while one partition's end is not known.

@@ -21,6 +21,9 @@ type Answer = oneshot::Receiver<SyncResult<Settled>>;
 fn ledger(inflight: usize, partitions: &[i32], messages: i64) -> Ledger {
     let mut ledger = Ledger::new(inflight);
     ledger.assign(partitions);
+    for &partition in partitions {
+        assert!(!ledger.note_begin(partition, 0));
+    }
     for offset in 0..messages {
         for &partition in partitions {
             ledger.take_in(partition, offset, Bytes::from(format!("{partition}-{offset}")), None);
@@ -137,6 +140,7 @@ fn a_partition_that_goes_takes_its_jobs_along_and_comes_back_as_another() {
     assert_eq!(said(&mut committing), None, "how the transaction comes out is not known yet");
     assert_eq!(ledger.out(), 2);
     ledger.assign(&[0]);
+    ledger.note_begin(0, 0);
     ledger.take_in(0, 0, Bytes::from_static(b"again"), None);
     let again = ledger.hand_out().unwrap();
     assert_eq!((again.receipt.offset, &again.payload[..]), (0, &b"again"[..]));
@@ -170,8 +174,7 @@ fn what_is_released_goes_out_first_and_messages_that_come_twice_count_once() {
 
 #[test]
 fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
-    let mut ledger = Ledger::new(300);
-    ledger.assign(&[0]);
+    let mut ledger = ledger(300, &[0], 0);
     let mut offset = 0;
     while ledger.wants_more(false) {
         ledger.take_in(0, offset, Bytes::from_static(b"x"), None);
@@ -189,7 +192,7 @@ fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
     all(&mut ledger);
     assert!(ledger.wants_more(true));
     assert_eq!(ledger.waiting(), None);
-    ledger.note_end(0, Some(0), offset + 13);
+    ledger.note_end(0, offset + 13);
     assert_eq!(ledger.waiting(), Some(12));
 }
 
@@ -264,11 +267,37 @@ fn a_larger_transaction_has_more_time_and_none_more_than_brokers_allow() {
 #[test]
 fn an_end_before_what_has_come_is_told() {
     let mut ledger = ledger(2, &[0], 4);
-    assert!(ledger.note_end(0, None, 4));
-    assert!(!ledger.note_end(0, None, 3));
-    assert!(ledger.note_end(7, None, 0), "of a partition that is not ours");
+    assert!(ledger.note_end(0, 4));
+    assert!(!ledger.note_end(0, 3));
+    assert!(ledger.note_end(7, 0), "of a partition that is not ours");
     ledger.assign(&[1]);
-    assert!(ledger.note_end(1, Some(5), 5));
+    assert!(ledger.note_end(1, 5));
+}
+
+#[test]
+fn nothing_goes_out_before_it_is_known_where_the_group_stands_and_nothing_from_before_that() {
+    let mut ledger = Ledger::new(10);
+    ledger.assign(&[0, 1]);
+    assert!(!ledger.note_begin(1, 2));
+    for offset in 0..4 {
+        for partition in [0, 1] {
+            ledger.take_in(partition, offset, Bytes::from_static(b"x"), None);
+        }
+    }
+    let offsets =
+        |out: Vec<Handed>| out.iter().map(|h| (h.receipt.partition, h.receipt.offset)).collect::<Vec<_>>();
+    assert_eq!(ledger.begin(0), None);
+    assert_eq!(offsets(all(&mut ledger)), [(1, 2), (1, 3)]);
+    assert!(ledger.note_begin(0, 3), "three came that were done");
+    assert_eq!(offsets(all(&mut ledger)), [(0, 3)]);
+    ledger.assign(&[2]);
+    ledger.take_in(2, 0, Bytes::from_static(b"x"), None);
+    assert!(ledger.note_begin(2, 7));
+    ledger.take_in(2, 6, Bytes::from_static(b"x"), None);
+    assert!(ledger.hand_out().is_none());
+    ledger.take_in(2, 7, Bytes::from_static(b"x"), None);
+    assert_eq!(offsets(all(&mut ledger)), [(2, 7)]);
+    assert!(!ledger.note_begin(5, 1), "not ours");
 }
 
 #[test]
