@@ -66,7 +66,10 @@ pub fn assert_once(records: &[Value], request_id: &str, total: usize) {
     let repeated: Vec<_> = counts.iter().filter(|&(_, &count)| count > 1).map(|(&index, _)| index).collect();
     for record in records.iter().filter(|r| r["request_id"] == request_id) {
         if record["index"].as_u64().is_some_and(|index| repeated.contains(&index)) {
-            println!("twice: {} {} at {} by {}", record["index"], record["id"], record["place"], record["node"]);
+            eprintln!(
+                "twice: {} {} at {} by {}",
+                record["index"], record["id"], record["place"], record["node"]
+            );
         }
     }
     assert_eq!((counts.len(), repeated.len()), (total, 0), "images with a result, and with more than one");
