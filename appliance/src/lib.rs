@@ -14,6 +14,8 @@ pub mod http;
 pub mod lanes;
 pub mod models;
 pub mod predict;
+pub mod rollout;
+pub mod serving;
 pub mod telemetry;
 
 /// The version of the appliance, as in Cargo.toml.

@@ -85,6 +85,8 @@ pub enum Link {
     Redis,
     /// The object storage.
     S3,
+    /// The MLflow server.
+    Mlflow,
     /// This machine's own disk, where the embedded stores are.
     Disk,
 }
@@ -97,6 +99,7 @@ impl Link {
             Self::Kafka => "kafka",
             Self::Redis => "redis",
             Self::S3 => "s3",
+            Self::Mlflow => "mlflow",
             Self::Disk => "disk",
         }
     }

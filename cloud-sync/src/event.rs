@@ -67,6 +67,8 @@ pub enum EventBody {
     BatchItem(BatchItem),
     /// A batch is finished.
     Batch(BatchSummary),
+    /// Another version of a model serves, or one was rejected.
+    Model(ModelChange),
     /// A kind that a newer appliance wrote: its fields as they came, `kind` among them.
     #[serde(untagged)]
     Unknown(Map<String, Value>),
@@ -80,6 +82,7 @@ impl EventBody {
             Self::Prediction(_) => "prediction",
             Self::BatchItem(_) => "batch_item",
             Self::Batch(_) => "batch",
+            Self::Model(_) => "model",
             Self::Unknown(fields) => fields.get("kind").and_then(Value::as_str).unwrap_or_default(),
         }
     }
@@ -94,6 +97,7 @@ impl TryFrom<Map<String, Value>> for EventBody {
             Some("prediction") => serde_json::from_value(Value::Object(fields)).map(Self::Prediction),
             Some("batch_item") => serde_json::from_value(Value::Object(fields)).map(Self::BatchItem),
             Some("batch") => serde_json::from_value(Value::Object(fields)).map(Self::Batch),
+            Some("model") => serde_json::from_value(Value::Object(fields)).map(Self::Model),
             _ => Ok(Self::Unknown(fields)),
         }
     }
@@ -180,6 +184,23 @@ pub struct BatchSummary {
     pub failed: u64,
     /// Where the results are.
     pub results_uri: String,
+}
+
+/// What a node did with a version of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelChange {
+    /// The model, as in `?model=`.
+    pub model: String,
+    /// `serving`, `rejected` or `rolled_back`.
+    pub state: String,
+    /// The version that it is about: `fish-classifier/3`, or `bundle` for the one that the configuration names.
+    pub version: String,
+    /// The version that served before, for `serving`; the one that serves on, for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<String>,
+    /// Why, for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Which model answered.

@@ -10,6 +10,7 @@
 //! | [`queue`] | batch work and its results: embedded, or Kafka |
 //! | [`state`] | the content cache and how far batches are: embedded, or Redis |
 //! | [`blob`] | objects under keys: a directory, or S3 |
+//! | [`registry`] | models and their versions: a directory, or MLflow |
 //! | [`capture`] | images kept for the next training set, spooled and sent to the blob store |
 //! | [`kafka`] | what everything that speaks to Kafka shares |
 //! | [`check`] | what a check of a link found, step by step |
@@ -26,6 +27,7 @@ pub mod health;
 pub mod kafka;
 pub mod outbox;
 pub mod queue;
+pub mod registry;
 pub mod secret;
 pub mod state;
 pub mod uplink;

@@ -66,8 +66,6 @@ fn kill_again_and_again() {
         let mut child = Command::new(env::current_exe().unwrap())
             .env(DIR, dir.path())
             .env(TOPIC, &kafka.results_topic)
-            // Else a child of a run without one would start servers of its own.
-            .env("WEIR_SERVICES", test_services::shared().dir().join("services.json"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

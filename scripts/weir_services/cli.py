@@ -8,7 +8,7 @@ from .errors import ServiceError
 from .fleet import KINDS
 from .ports import WELL_KNOWN
 
-EPILOG = """Servers: kafka, redis, s3, postgres, mlflow. Arguments of a server's own tool follow its command:
+EPILOG = """Servers: kafka, redis, s3, postgres, mlflow; only when named: mlflow29, an old one. Arguments of a server's own tool follow its command:
   scripts/services console-consumer fish-classification-results --from-beginning
   scripts/services topics --describe"""
 

@@ -16,7 +16,7 @@ def up(options):
     if not sys.platform.startswith("linux"):
         raise ServiceError(f"the servers run natively on Linux only, not on {sys.platform}", "Use compose.yaml.")
     instance = Instance(options.dir)
-    names = fleet.known(options.only) if options.only else list(fleet.KINDS)
+    names = fleet.known(options.only) if options.only else list(fleet.DEPLOYED)
     with instance.locked():
         first = not instance.options
         _settle(instance, options)
@@ -45,7 +45,7 @@ def compose_files(options):
     instance = Instance(options.dir or os.path.join(places.cache(), "services", "compose"))
     with instance.locked():
         _settle(instance, argparse.Namespace(redis_tls=False, max_message_bytes=None, ports="fixed"))
-        instance.options["set_up"] = list(fleet.KINDS)
+        instance.options["set_up"] = list(fleet.DEPLOYED)
         instance.save()
         variables = compose.write(instance)
         fleet.write_description(instance, instance.options["set_up"])

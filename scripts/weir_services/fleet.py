@@ -8,14 +8,16 @@ import time
 from . import certificates, install, places, ports
 from .errors import ServiceError
 from .kafka import Kafka
-from .mlflow import Mlflow
+from .mlflow import Mlflow, Mlflow29
 from .postgres import Postgres
 from .process import last_lines, spawn, stop
 from .redis import Redis
 from .s3 import S3
 from .server import NotReady
 
-KINDS = {kind.name: kind for kind in (Kafka, Redis, S3, Postgres, Mlflow)}
+KINDS = {kind.name: kind for kind in (Kafka, Redis, S3, Postgres, Mlflow, Mlflow29)}
+# What is started where nothing else is asked for: the deployment's.
+DEPLOYED = tuple(name for name in KINDS if name != Mlflow29.name)
 
 
 def server(instance, name):

@@ -1,17 +1,19 @@
-# MLflow: tracking server and model registry on this instance's PostgreSQL, artifacts through it on the S3 server.
+# MLflow: tracking server and model registry on this instance's PostgreSQL, artifacts on the S3 server; and an old one.
 import http.client
 import json
 import os
 
 from . import install, places, ports
+from .errors import ServiceError
 from .postgres import Postgres
 from .s3 import BUCKET, REGION, S3
 from .server import NotReady, Server, bare_environment
 
-ARTIFACTS = f"s3://{BUCKET}/mlflow-artifacts"
 
 
 class Mlflow(Server):
+    """The current one: clients send and fetch artifacts through it."""
+
     name = "mlflow"
     port_names = ("mlflow",)
     needs = ("postgres", "s3")
@@ -20,8 +22,12 @@ class Mlflow(Server):
     ask_every = 0.2
 
     def install(self):
-        requirements = os.path.join(places.SCRIPTS, "mlflow-requirements.txt")
-        self.program = os.path.join(install.python_environment("mlflow", requirements), "bin", "mlflow")
+        requirements = os.path.join(places.SCRIPTS, f"{self.name}-requirements.txt")
+        self.program = os.path.join(install.python_environment(self.name, requirements), "bin", "mlflow")
+
+    @property
+    def artifacts(self):
+        return f"s3://{BUCKET}/{self.name}-artifacts"
 
     @property
     def uri(self):
@@ -32,8 +38,8 @@ class Mlflow(Server):
         access, secret = s3.credentials
         environment = bare_environment(
             # In the environment, not in arguments, which everyone on the machine can read.
-            MLFLOW_BACKEND_STORE_URI=Postgres(self.instance).url("mlflow", "postgresql+psycopg2"),
-            MLFLOW_ARTIFACTS_DESTINATION=ARTIFACTS,
+            MLFLOW_BACKEND_STORE_URI=Postgres(self.instance).url(self.name, "postgresql+psycopg2"),
+            MLFLOW_ARTIFACTS_DESTINATION=self.artifacts,
             MLFLOW_S3_ENDPOINT_URL=s3.endpoint,
             AWS_ACCESS_KEY_ID=access,
             AWS_SECRET_ACCESS_KEY=secret,
@@ -44,7 +50,7 @@ class Mlflow(Server):
             MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
         )
         argv = [self.program, "server", "--host", ports.HOST, "--port", str(self.port), "--workers", "1"]
-        return argv, environment, None, self.instance.make("mlflow")
+        return argv, environment, None, self.instance.make(self.name)
 
     def check(self):
         health = self._ask("GET", "/health")
@@ -68,7 +74,32 @@ class Mlflow(Server):
         return text
 
     def describe(self):
-        return {"tracking_uri": self.uri, "artifacts": ARTIFACTS}
+        python = os.path.join(places.cache(), f"venv-{self.name}", "bin", "python")
+        return {"tracking_uri": self.uri, "artifacts": self.artifacts, "python": python}
 
     def environment(self):
         return {"MLFLOW_TRACKING_URI": self.uri}
+
+
+class Mlflow29(Mlflow):
+    """An old one, for tests: it has no proxy for artifacts, clients go to the S3 server themselves."""
+
+    name = "mlflow29"
+    port_names = ("mlflow29",)
+
+    def prepare(self):
+        try:
+            Postgres(self.instance).make_databases((self.name,))
+        except NotReady as error:
+            raise ServiceError(f"cannot make its database: {error}") from error
+
+    def command(self):
+        argv, environment, account, folder = super().command()
+        argv += ["--no-serve-artifacts", "--default-artifact-root", self.artifacts]
+        # With a destination it would serve them all the same.
+        del environment["MLFLOW_ARTIFACTS_DESTINATION"]
+        return argv, environment, account, folder
+
+    def environment(self):
+        # The deployment's variables name the current one.
+        return {}

@@ -14,6 +14,7 @@ WELL_KNOWN = {
     "s3": 9000,
     "postgres": 5433,
     "mlflow": 5000,
+    "mlflow29": 5029,
 }
 # Below the range from which systems give ports to outgoing connections, so that a stopped server finds its own again.
 FREE = range(20000, 32000)

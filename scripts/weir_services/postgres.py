@@ -106,8 +106,12 @@ class Postgres(Server):
     def check(self):
         if not ports.answers(self.port):
             raise NotReady(f"nothing listens on port {self.port}")
+        self.make_databases(DATABASES)
+
+    def make_databases(self, names):
+        """Makes those that are missing, each with a role of its name; raises NotReady while it cannot."""
         # On stdin: a password would stand in the list of processes.
-        wanted = [CREATE.format(name=name, password=self.instance.secret(password_name(name))) for name in DATABASES]
+        wanted = [CREATE.format(name=name, password=self.instance.secret(password_name(name))) for name in names]
         argv, environment = self.psql(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"])
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         done = subprocess.run(argv, input="".join(wanted), env=environment, timeout=30, check=False, **streams)

@@ -60,11 +60,24 @@ pub struct S3 {
     pub credentials_file: PathBuf,
 }
 
+/// An MLflow server.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Mlflow {
+    /// Its URI.
+    pub tracking_uri: String,
+    /// Where its artifacts lie in S3.
+    pub artifacts: String,
+    /// A Python that has its client.
+    pub python: PathBuf,
+}
+
 #[derive(Debug, Deserialize)]
 struct Started {
     kafka: Option<Kafka>,
     redis: Option<Redis>,
     s3: Option<S3>,
+    mlflow: Option<Mlflow>,
+    mlflow29: Option<Mlflow>,
 }
 
 /// Servers that run.
@@ -79,19 +92,27 @@ pub struct Services {
 /// The servers of the whole test run. Use names of your own on them, and never stop one.
 pub fn shared() -> &'static Services {
     static SHARED: OnceLock<Services> = OnceLock::new();
-    SHARED.get_or_init(|| match std::env::var_os("WEIR_SERVICES") {
-        Some(file) => {
-            let file = PathBuf::from(file);
-            let dir = file.parent().expect("WEIR_SERVICES names a file in a folder").to_path_buf();
-            Services { started: read(&file), dir, own: None }
-        }
-        // Never dropped: its watcher stops it when this process is gone.
-        None => Services::own(&["kafka", "redis", "s3"]),
+    // Never dropped: its watcher stops it when this process is gone.
+    SHARED.get_or_init(|| Services::of_the_run().unwrap_or_else(|| Services::own(&["kafka", "redis", "s3"])))
+}
+
+/// The same, with the MLflow servers and what they need. They take longer to start, so they are asked for apart.
+pub fn shared_with_mlflow() -> &'static Services {
+    static SHARED: OnceLock<Services> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let of_the_run = Services::of_the_run().filter(|run| run.started.mlflow29.is_some());
+        of_the_run.unwrap_or_else(|| Services::own(&["s3", "mlflow", "mlflow29"]))
     })
 }
 
 impl Services {
-    /// Starts servers for one test: of `kafka`, `redis`, `s3`. They end when the value is dropped, or when
+    fn of_the_run() -> Option<Self> {
+        let file = PathBuf::from(std::env::var_os("WEIR_SERVICES")?);
+        let dir = file.parent().expect("WEIR_SERVICES names a file in a folder").to_path_buf();
+        Some(Self { started: read(&file), dir, own: None })
+    }
+
+    /// Starts servers for one test: of `kafka`, `redis`, `s3`, `mlflow`, `mlflow29`. They end when the value is dropped, or when
     /// the process ends, however it does.
     pub fn own(only: &[&str]) -> Self {
         let own = tempfile::Builder::new().prefix("weir-services-").tempdir().unwrap();
@@ -120,6 +141,16 @@ impl Services {
     /// The S3 server; a panic when it is not among those that were started.
     pub fn s3(&self) -> &S3 {
         self.started.s3.as_ref().expect("s3 was not started")
+    }
+
+    /// The current MLflow, which has a proxy for artifacts; a panic when it is not among those that were started.
+    pub fn mlflow(&self) -> &Mlflow {
+        self.started.mlflow.as_ref().expect("mlflow was not started")
+    }
+
+    /// MLflow 2.9, whose clients go to S3 themselves; a panic when it is not among those that were started.
+    pub fn mlflow29(&self) -> &Mlflow {
+        self.started.mlflow29.as_ref().expect("mlflow29 was not started")
     }
 
     /// Ends one server in good order; it can be started again with its data, on its port.

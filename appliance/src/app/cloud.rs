@@ -12,12 +12,13 @@ use cloud_sync::outbox::Outbox;
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, KafkaQueue, KafkaQueueConfig};
 use cloud_sync::state::{EmbeddedStore, StateConfig};
 use cloud_sync::uplink::{Uplink, UplinkConfig};
+use gpu_kernels::DecodeLimits;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::{App, DeviceSetup, Engine, Links, Role, StartError, outbox_dir};
+use super::{App, Links, Role, StartError, outbox_dir};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
 use crate::batch::patience::Patience;
 use crate::batch::spool::Spool;
@@ -25,6 +26,7 @@ use crate::batch::tidy::{self, Tidy};
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
 use crate::batch::{BatchService, BatchStores, spool_dir};
 use crate::config::{CaptureRule, Config, QueueChoice};
+use crate::serving::Models;
 use crate::telemetry::{BatchReading, CloudReadings, UplinkReading};
 
 /// Pause after the first failed try to load an image.
@@ -187,8 +189,9 @@ impl Cloud {
 /// What the start of links and batches needs of the rest.
 pub(super) struct Around<'a> {
     pub(super) app: &'a App,
-    pub(super) setup: &'a DeviceSetup,
-    pub(super) engine: &'a Engine,
+    /// Bounds on images.
+    pub(super) limits: DecodeLimits,
+    pub(super) models: &'a Arc<Models>,
     /// Where a serving process makes events durable; a worker has none.
     pub(super) outbox: Option<&'a Arc<Outbox>>,
     /// The store in the data directory.
@@ -247,7 +250,7 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
     };
     let works = around.app.role() == Role::Worker || kind == "embedded";
     if around.app.role() == Role::Serve {
-        let labels = around.engine.model.labels.len();
+        let labels = around.models.most_labels();
         around.app.serve_batches(BatchService::open(stores.clone(), config, labels)?);
     }
     let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
@@ -302,12 +305,11 @@ fn worker(
         queue: stores.queue,
         state: stores.state,
         blob: stores.blob,
-        lanes: Arc::clone(&around.engine.lanes),
-        model: around.engine.model.clone(),
+        models: Arc::clone(around.models),
         settings: WorkerSettings {
             node: config.node.name.clone(),
             top_k: config.predict.top_k,
-            limits: around.setup.limits,
+            limits: around.limits,
             grace: Parting::of(config.shutdown.grace).work,
             fault_pause: FAULT_PAUSE,
             spool: Spool::open(spool_dir(config))?,

@@ -8,6 +8,7 @@ use cloud_sync::blob::{S3Config, S3Store};
 use cloud_sync::error::{Link, SyncError};
 use cloud_sync::health::LinkHealth;
 use cloud_sync::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
+use cloud_sync::registry::{DirRegistry, MlflowConfig, MlflowRegistry, ModelRegistry};
 use cloud_sync::secret::Secret;
 use cloud_sync::state::{RedisConfig, RedisStore};
 
@@ -61,6 +62,8 @@ pub struct Links {
     pub redis: Option<Linked<Arc<RedisStore>>>,
     /// The object storage.
     pub s3: Option<Linked<Arc<S3Store>>>,
+    /// How the MLflow server is.
+    pub mlflow: Option<LinkHealth>,
 }
 
 impl Links {
@@ -79,7 +82,35 @@ impl Links {
                 Ok(Arc::new(runtime.block_on(S3Store::open(s3_config(config)?, health))?))
             })
         });
-        Ok(Self { kafka: kafka.transpose()?, redis: redis.transpose()?, s3: s3.transpose()? })
+        let mlflow = (!config.registry.uri.is_empty()).then(|| LinkHealth::new(Link::Mlflow));
+        Ok(Self { kafka: kafka.transpose()?, redis: redis.transpose()?, s3: s3.transpose()?, mlflow })
+    }
+
+    /// The registry that models are followed in. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`LinkError`], naming the setting.
+    pub fn registry(&self, config: &Config) -> Result<Option<Arc<dyn ModelRegistry>>, LinkError> {
+        let registry = &config.registry;
+        if let Some(dir) = &registry.dir {
+            return Ok(Some(Arc::new(DirRegistry::new(dir))));
+        }
+        let Some(health) = &self.mlflow else { return Ok(None) };
+        readable("registry.ca_file", registry.ca_file.as_deref())?;
+        let mlflow = MlflowConfig {
+            user: (!registry.user.is_empty()).then(|| registry.user.clone()),
+            password: secret(
+                "registry.password_file",
+                &registry.password,
+                registry.password_file.as_deref(),
+            )?,
+            token: secret("registry.token_file", &registry.token, registry.token_file.as_deref())?,
+            ca_file: registry.ca_file.clone(),
+            timeout: registry.timeout,
+            ..MlflowConfig::new(&registry.uri)
+        };
+        let s3 = self.s3.as_ref().map(|s3| Arc::clone(&s3.of));
+        Ok(Some(Arc::new(MlflowRegistry::open(&mlflow, s3, health.clone())?)))
     }
 
     /// Where batch work waits, and why there.
@@ -97,8 +128,16 @@ impl Links {
         let kafka = self.kafka.as_ref().map(|link| link.health.clone());
         let redis = self.redis.as_ref().map(|link| link.health.clone());
         let s3 = self.s3.as_ref().map(|link| link.health.clone());
-        [kafka, redis, s3].into_iter().flatten().collect()
+        [kafka, redis, s3, self.mlflow.clone()].into_iter().flatten().collect()
     }
+}
+
+/// The token of who may change what is served; empty where nobody may.
+///
+/// # Errors
+/// When its file can't be read.
+pub fn admin_token(config: &Config) -> Result<Secret, LinkError> {
+    secret("admin.token_file", &config.admin.token, config.admin.token_file.as_deref())
 }
 
 /// # Errors

@@ -2,6 +2,7 @@
 
 mod cloud;
 mod links;
+mod models;
 mod run;
 mod start;
 
@@ -9,19 +10,23 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use cloud_sync::secret::Secret;
+
 use crate::batch::BatchService;
 use crate::config::Config;
 use crate::engine::DeviceChoice;
 use crate::fetch::Fetcher;
 use crate::http::BodyBudget;
-use crate::lanes::Lanes;
-use crate::predict::{PredictService, ServingModel};
+use crate::predict::PredictService;
+use crate::rollout::Rollouts;
+use crate::serving::{LoadedModel, Models};
 use crate::telemetry::Metrics;
 
 pub use cloud::Cloud;
-pub use links::{LinkError, Links};
+pub use links::{LinkError, Links, admin_token};
+pub use models::{default_name, pull_limits};
 pub use run::{RunError, run};
-pub use start::{DeviceSetup, StartError, check_golden, outbox_dir, prepare_device};
+pub use start::{DeviceSetup, StartError, models_dir, outbox_dir, prepare_device};
 
 /// Where the daemon is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +48,6 @@ pub enum Role {
     Worker,
 }
 
-/// A model on its lanes.
-pub struct Engine {
-    /// The model.
-    pub model: ServingModel,
-    /// Its lanes.
-    pub lanes: Arc<Lanes>,
-}
-
 /// What the routes share.
 pub struct App {
     role: Role,
@@ -59,7 +56,9 @@ pub struct App {
     body_budget: Arc<BodyBudget>,
     fetcher: Fetcher,
     phase: AtomicU8,
-    engine: OnceLock<Engine>,
+    models: OnceLock<Arc<Models>>,
+    rollouts: OnceLock<Rollouts>,
+    admin: OnceLock<Secret>,
     service: OnceLock<PredictService>,
     batches: OnceLock<Arc<BatchService>>,
     cloud: OnceLock<Cloud>,
@@ -87,7 +86,9 @@ impl App {
             body_budget: BodyBudget::new(max_inflight),
             fetcher: Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()),
             phase: AtomicU8::new(0),
-            engine: OnceLock::new(),
+            models: OnceLock::new(),
+            rollouts: OnceLock::new(),
+            admin: OnceLock::new(),
             service: OnceLock::new(),
             batches: OnceLock::new(),
             cloud: OnceLock::new(),
@@ -123,9 +124,24 @@ impl App {
         &self.fetcher
     }
 
-    /// The model on its lanes; None while starting.
-    pub fn engine(&self) -> Option<&Engine> {
-        self.engine.get()
+    /// The models that are served; None while starting.
+    pub fn models(&self) -> Option<&Arc<Models>> {
+        self.models.get()
+    }
+
+    /// The default model's version that answers; None while starting.
+    pub fn engine(&self) -> Option<Arc<LoadedModel>> {
+        self.models.get()?.default().current()
+    }
+
+    /// What brings new versions; None while starting.
+    pub fn rollouts(&self) -> Option<&Rollouts> {
+        self.rollouts.get()
+    }
+
+    /// The token of who may change what is served; None while starting, empty where nobody may.
+    pub fn admin_token(&self) -> Option<&Secret> {
+        self.admin.get()
     }
 
     /// The batch service; None while starting, and where batches are switched off.

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cloud_sync::capture::{Capture, CaptureError};
 use cloud_sync::error::SyncError;
@@ -14,17 +13,18 @@ use gpu_kernels::DecodeLimits;
 use tokio::runtime::Handle;
 
 use super::cloud::{self, Around, Disk};
-use super::{App, Engine, LinkError, Links, Role};
+use super::{App, LinkError, Links, Role, links, models};
 use crate::batch::spool::SpoolError;
 use crate::config::Config;
-use crate::engine::{DeviceChoice, EngineError, Runtime, choose_device};
-use crate::lanes::cpu::CpuPipeline;
-use crate::lanes::{DeviceFactory, Lanes};
-use crate::models::{Bundle, BundleError, DeviceTag, ModelFile, find_bundle};
-use crate::predict::{ContentCache, Flights, PredictService, PredictSettings, ServingModel};
-use crate::telemetry::ModelLabels;
+use crate::engine::{EngineError, Runtime, choose_device};
+use crate::lanes::DeviceFactory;
+use crate::models::{Bundle, BundleError, ModelFile, StoreError, find_bundle};
+use crate::predict::{ContentCache, Flights, PredictService, PredictSettings};
+use crate::rollout::{JournalError, Rollouts};
+use crate::serving::{LoadError, ModelLoader, Models};
 
-const GOLDEN_TIME: Duration = Duration::from_secs(60);
+/// Longest time for rollouts to end; a version that is being loaded is left to the process's end.
+const LONGEST_ROLLOUT_END: Duration = Duration::from_secs(1);
 
 /// Why the appliance can't start.
 #[derive(Debug, thiserror::Error)]
@@ -71,55 +71,36 @@ pub enum StartError {
         "batch.enabled = false, and batches are all that weir worker works on. Remedy: set batch.enabled = true"
     )]
     WorkerWithoutBatches,
-    /// A golden case came out wrong.
+    /// The default model can't be served.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The folder of models can't be used.
+    #[error(transparent)]
+    Models(#[from] StoreError),
+    /// The default model has no version.
     #[error(
-        "golden case {file}: {reason}. The model does not compute what its bundle promises, so it is not served"
+        "the default model has no version. Remedy: name a bundle in `model.bundle` or WEIR__MODEL__BUNDLE"
     )]
-    Golden {
-        /// The case.
-        file: String,
-        /// What came out.
-        reason: String,
-    },
+    NoModel,
+    /// What is known of rollouts can't be read.
+    #[error("what is known of rollouts can't be used: {0}. Remedy: remove the file to begin anew")]
+    Journal(#[from] JournalError),
 }
 
-/// Images that a worker's lane computes in one run of the engine: with four the CPU needs a twelfth less time an image,
-/// with eight no less than that.
-const WORKER_IMAGES_A_RUN: usize = 4;
-
-/// Everything that is needed to build a lane's device.
+/// What `weir predict` and `weir doctor` run: the configured bundle, without its rollout.
 pub struct DeviceSetup {
-    /// The loaded library.
-    pub runtime: Runtime,
+    /// Loads models.
+    pub loader: ModelLoader,
     /// The verified bundle.
     pub bundle: Arc<Bundle>,
     /// The variant that runs.
     pub model: ModelFile,
-    /// The device that was chosen.
-    pub device: DeviceChoice,
-    /// Bounds on images.
-    pub limits: DecodeLimits,
 }
 
 impl DeviceSetup {
     /// Builds the device of a lane.
     pub fn factory(&self) -> DeviceFactory {
-        self.factory_of(1)
-    }
-
-    /// As [`DeviceSetup::factory`], for devices that compute so many images in one run where they can.
-    pub fn factory_of(&self, images: usize) -> DeviceFactory {
-        let (runtime, bundle) = (self.runtime.clone(), Arc::clone(&self.bundle));
-        let (model, limits) = (self.model.clone(), self.limits);
-        Arc::new(move |_| Ok(Box::new(CpuPipeline::new(&runtime, &bundle, &model, limits, images)?)))
-    }
-
-    /// Lanes on this device: as configured, or one a core.
-    pub fn lanes(&self, config: &Config) -> usize {
-        match config.engine.lanes {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            lanes => lanes,
-        }
+        self.loader.factory(&self.bundle, &self.model, 1)
     }
 }
 
@@ -128,52 +109,30 @@ impl DeviceSetup {
 /// # Errors
 /// [`StartError`] with the remedy.
 pub fn prepare_device(config: &Config) -> Result<DeviceSetup, StartError> {
-    let device = choose_device(config.engine.device)?;
-    let (bundle, runtime) = std::thread::scope(|scope| {
+    let (loader, bundle) = std::thread::scope(|scope| {
         let bundle = scope.spawn(|| {
             let dir = find_bundle(config.model.bundle.as_deref())?;
             Bundle::open(&dir)
         });
-        let runtime = Runtime::load(config.engine.onnxruntime.as_deref());
-        (bundle.join(), runtime)
+        (model_loader(config), bundle.join())
     });
     let bundle = bundle.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    let model = bundle.variant(DeviceTag::Cpu, config.engine.precision)?;
+    let loader = loader?;
+    let model = loader.variant(&bundle)?;
+    Ok(DeviceSetup { loader, bundle: Arc::new(bundle), model })
+}
+
+/// Loads the library and picks the device.
+pub(super) fn model_loader(config: &Config) -> Result<ModelLoader, EngineError> {
+    let device = choose_device(config.engine.device)?;
+    let runtime = Runtime::load(config.engine.onnxruntime.as_deref())?;
     let limits = DecodeLimits {
         // Bodies are bounded before they get here; a low http.max_body must not refuse the golden cases.
         max_bytes: config.http.max_body_bytes().max(DecodeLimits::default().max_bytes),
         max_pixels: config.image.max_pixels,
         max_scans: config.image.max_scans,
     };
-    Ok(DeviceSetup { runtime: runtime?, bundle: Arc::new(bundle), model, device, limits })
-}
-
-/// Runs every golden case of the bundle through the lanes.
-///
-/// # Errors
-/// [`StartError::Golden`] for the first that comes out wrong.
-pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), StartError> {
-    for case in bundle.golden_cases()? {
-        let wrong = |reason: String| StartError::Golden { file: case.file.clone(), reason };
-        let submitted = lanes.submit(case.bytes.clone().into(), Instant::now() + GOLDEN_TIME);
-        let answer = submitted.map_err(|e| wrong(e.to_string()))?.blocking_recv();
-        let (classified, _) =
-            answer.map_err(|_| wrong("the lane ended".into()))?.map_err(|e| wrong(e.to_string()))?;
-        let labels = &bundle.manifest().labels;
-        let best = (0..classified.scores.len())
-            .max_by(|&a, &b| classified.scores[a].total_cmp(&classified.scores[b]));
-        let score = classified.scores.get(case.label).copied().unwrap_or(0.0);
-        if best != Some(case.label) || score < case.min_score {
-            return Err(wrong(format!(
-                "expected {} with at least {}, got {} and a score of {score} for {}",
-                labels[case.label],
-                case.min_score,
-                best.map_or("nothing", |i| labels[i].as_str()),
-                labels[case.label]
-            )));
-        }
-    }
-    Ok(())
+    Ok(ModelLoader { runtime, device, limits, precision: config.engine.precision })
 }
 
 impl App {
@@ -185,65 +144,49 @@ impl App {
             return Err(StartError::WorkerWithoutBatches);
         }
         let links = Links::open(config, &Handle::current())?;
+        make_data_dir(config)?;
         let (opened, prepared) = std::thread::scope(|scope| {
             let outbox = scope.spawn(|| match self.role() {
                 Role::Serve => open_outbox(config).map(|outbox| Some(Arc::new(outbox))),
-                Role::Worker => make_data_dir(config).map(|()| None),
+                Role::Worker => Ok(None),
             });
-            let prepared = self.start_lanes();
+            let prepared = models::prepare(self, &links);
             (outbox.join(), prepared)
         });
         let outbox = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let (setup, lanes) = prepared?;
-        let engine = Engine { model: ServingModel::new(&setup.bundle, &setup.model), lanes: Arc::new(lanes) };
-        self.announce(&setup, &engine);
+        let mut prepared = prepared?;
+        prepared.surroundings.outbox.clone_from(&outbox);
+        let limits = prepared.surroundings.loader.limits;
+        let _ = self.device.set(prepared.surroundings.loader.device.clone());
+        let models = Arc::clone(&prepared.models);
         let disk = Disk::new(config);
         let capture = cloud::open_capture(config, &links, &disk)?;
         let around = Around {
             app: self,
-            setup: &setup,
-            engine: &engine,
+            limits,
+            models: &models,
             outbox: outbox.as_ref(),
             disk: &disk,
             capture: capture.clone(),
         };
         let cloud = cloud::start(&links, &around)?;
         if let Some(outbox) = outbox {
-            let _ = self.service.set(self.prediction_service(&links, &setup, &engine, outbox, capture));
+            let _ = self.service.set(self.prediction_service(&links, limits, &models, outbox, capture));
         }
         let _ = self.cloud.set(cloud);
-        let _ = self.device.set(setup.device);
-        let _ = self.engine.set(engine);
+        let _ = self.admin.set(links::admin_token(config)?);
+        let _ = self.models.set(models);
+        let runtime = Handle::current();
+        let _runtime = runtime.enter();
+        let _ = self.rollouts.set(Rollouts::start(prepared.surroundings, prepared.followed));
         Ok(())
-    }
-
-    fn announce(&self, setup: &DeviceSetup, engine: &Engine) {
-        let (model, lanes) = (&engine.model, &engine.lanes);
-        self.metrics().model(&ModelLabels {
-            name: model.name.clone(),
-            version: model.version.clone(),
-            digest: model.digest.clone(),
-            precision: model.precision.to_string(),
-            device: setup.device.kind.to_string(),
-        });
-        tracing::info!(
-            model = model.name,
-            version = model.version,
-            precision = %model.precision,
-            device = %setup.device.kind,
-            reason = setup.device.reason,
-            lanes = lanes.count(),
-            queue = lanes.capacity(),
-            onnxruntime = %setup.runtime.library().display(),
-            "model loaded, warmed and checked"
-        );
     }
 
     fn prediction_service(
         &self,
         links: &Links,
-        setup: &DeviceSetup,
-        engine: &Engine,
+        limits: DecodeLimits,
+        models: &Arc<Models>,
         outbox: Arc<Outbox>,
         capture: Option<Arc<Capture>>,
     ) -> PredictService {
@@ -257,8 +200,7 @@ impl App {
             None => ContentCache::local(local),
         };
         PredictService {
-            model: engine.model.clone(),
-            lanes: Arc::clone(&engine.lanes),
+            models: Arc::clone(models),
             cache,
             outbox,
             capture,
@@ -266,10 +208,9 @@ impl App {
             settings: PredictSettings {
                 node: config.node.name.clone(),
                 cache_ttl: config.cache.enabled.then_some(config.cache.ttl),
-                limits: setup.limits,
+                limits,
             },
             flights: Flights::default(),
-            mean_busy_us: AtomicU64::new(0),
         }
     }
 
@@ -280,8 +221,12 @@ impl App {
         }
     }
 
-    /// Ends batch work and what sends and captures. What is unfinished is taken up by the next start, or by others.
+    /// Ends rollouts, batch work and what sends and captures. What is unfinished is taken up by the next start, or by
+    /// others.
     pub(super) async fn end_cloud(&self, within: Duration) {
+        if let Some(rollouts) = self.rollouts() {
+            rollouts.end(within.min(LONGEST_ROLLOUT_END)).await;
+        }
         if let Some(cloud) = self.cloud() {
             cloud.end(within).await;
         }
@@ -289,31 +234,10 @@ impl App {
 
     /// Ends lanes and outbox; blocking. Lanes that were not drained are left to end with the process.
     pub(super) fn end_service(&self, drained: bool) -> Result<(), OutboxError> {
-        if let Some(engine) = self.engine().filter(|_| drained) {
-            engine.lanes.stop();
+        if let Some(models) = self.models().filter(|_| drained) {
+            models.stop();
         }
         self.service().map_or(Ok(()), |service| service.outbox.close())
-    }
-
-    fn start_lanes(&self) -> Result<(DeviceSetup, Lanes), StartError> {
-        let config = self.config();
-        let setup = prepare_device(config)?;
-        let count = setup.lanes(config);
-        let queue = match config.engine.queue {
-            0 => count * 8,
-            queue => queue,
-        };
-        let observer = Arc::clone(self.metrics());
-        let lanes = match self.role() {
-            // Somebody waits for each real-time answer, and would wait for all that the lane has begun.
-            Role::Serve => Lanes::start(count, queue, setup.factory(), observer)?,
-            Role::Worker => {
-                let factory = setup.factory_of(WORKER_IMAGES_A_RUN);
-                Lanes::start_background(count, queue, WORKER_IMAGES_A_RUN, factory, observer)?
-            }
-        };
-        check_golden(&setup.bundle, &lanes)?;
-        Ok((setup, lanes))
     }
 }
 
@@ -322,9 +246,8 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
     std::fs::create_dir_all(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })
 }
 
-/// Makes the data directory and opens the outbox in it.
+/// Opens the outbox in the data directory.
 fn open_outbox(config: &Config) -> Result<Outbox, StartError> {
-    make_data_dir(config)?;
     let (outbox, recovery) = Outbox::open(outbox_config(config))?;
     report(&recovery);
     Ok(outbox)
@@ -344,6 +267,11 @@ fn outbox_config(config: &Config) -> OutboxConfig {
 /// Where the outbox lies in a data directory.
 pub fn outbox_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("outbox")
+}
+
+/// Where models lie in a data directory.
+pub fn models_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("models")
 }
 
 fn report(recovery: &Recovery) {

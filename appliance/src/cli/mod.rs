@@ -1,6 +1,8 @@
 //! The command line. Each command is a module; what they share is the configuration and its flags.
 
+mod bundle;
 mod doctor;
+mod models;
 mod outbox;
 mod predict;
 mod serve;
@@ -33,6 +35,10 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Look at the events that have been acknowledged.
     Outbox(outbox::OutboxArgs),
+    /// Models: what serves, what the registry has, and commands to a running appliance.
+    Models(models::ModelsArgs),
+    /// Work on a model bundle: a folder with bundle.toml.
+    Bundle(bundle::BundleArgs),
 }
 
 /// Flags of every command.
@@ -76,6 +82,8 @@ impl Cli {
             Command::Predict(args) => predict::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             Command::Outbox(args) => outbox::run(&args),
+            Command::Models(args) => models::run(&args),
+            Command::Bundle(args) => bundle::run(&args),
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot::Receiver;
 
 use super::Common;
 use crate::app::prepare_device;
-use crate::lanes::{Classified, LaneReply, Lanes, StageTimings};
+use crate::lanes::{Classified, LaneReply, LaneSettings, Lanes, StageTimings};
 use crate::telemetry::Metrics;
 
 /// No client waits, so a file may take as long as it takes.
@@ -46,8 +46,9 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Vec::new())?.config;
     let files = expand(&args.files)?;
     let setup = prepare_device(&config)?;
-    let count = setup.lanes(&config).min(files.len()).max(1);
-    let lanes = Lanes::start(count, count * 2, setup.factory(), Arc::new(Metrics::new()))?;
+    let count = setup.loader.lanes(&config).min(files.len()).max(1);
+    let lanes =
+        Lanes::start(&LaneSettings::new(count, count * 2), setup.factory(), Arc::new(Metrics::new()))?;
     let labels = &setup.bundle.manifest().labels;
     let top_k = args.top_k.unwrap_or(if args.json { 5 } else { 1 });
     anyhow::ensure!((1..=labels.len()).contains(&top_k), "--top-k {top_k}: 1 to {} labels", labels.len());

@@ -30,9 +30,6 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 pub(super) fn run_daemon(role: Role, loaded: Loaded) -> anyhow::Result<ExitCode> {
     init_logging(&loaded.config.log)?;
     tracing::info!(version = crate::VERSION, sources = loaded.sources.join(", "), "weir starts");
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(io_threads(role, &loaded.config))
         .thread_name("weir-io")

@@ -12,7 +12,7 @@ const ENV_PREFIX: &str = "WEIR__";
 
 /// The deployment's usual names for settings. `WEIR__SECTION__KEY` goes before them; of two for the same key the
 /// later one.
-const ALIASES: [(&str, &str); 18] = [
+const ALIASES: [(&str, &str); 22] = [
     ("REDIS_HOST", "redis.host"),
     ("REDIS_PORT", "redis.port"),
     ("REDIS_USER", "redis.user"),
@@ -31,10 +31,11 @@ const ALIASES: [(&str, &str); 18] = [
     ("AWS_ENDPOINT_URL_S3", "s3.endpoint"),
     ("AWS_DEFAULT_REGION", "s3.region"),
     ("AWS_REGION", "s3.region"),
+    ("MLFLOW_TRACKING_URI", "registry.uri"),
+    ("MLFLOW_TRACKING_USERNAME", "registry.user"),
+    ("MLFLOW_TRACKING_PASSWORD", "registry.password"),
+    ("MLFLOW_TRACKING_TOKEN", "registry.token"),
 ];
-
-/// Variables of the deployment whose links this version does not have yet; being told beats being ignored.
-const NOT_YET: [&str; 1] = ["MLFLOW_TRACKING_URI"];
 
 /// Keys that are lists; in a variable commas separate them.
 const LISTS: [&str; 3] = ["fetch.allow_networks", "s3.allow_buckets", "s3.allow_prefixes"];
@@ -57,8 +58,6 @@ pub struct Loaded {
     pub config: Config,
     /// The layers that set something, in order: a file's path, `environment`, `flags`.
     pub sources: Vec<String>,
-    /// What the operator should hear once logging works.
-    pub warnings: Vec<String>,
 }
 
 /// Why a configuration is refused.
@@ -133,10 +132,7 @@ impl Layers {
             .and_then(config::Config::try_deserialize)
             .map_err(|e| invalid("configuration", e.to_string()))?;
         config.validate().map_err(|(key, reason)| invalid(key, reason))?;
-        let set = NOT_YET.iter().filter(|name| self.env.get(**name).is_some_and(|v| !v.is_empty()));
-        let warnings =
-            set.map(|name| format!("{name} is set, but this version of Weir has no such link yet: ignored"));
-        Ok(Loaded { config, sources, warnings: warnings.collect() })
+        Ok(Loaded { config, sources })
     }
 
     fn file_layer(&self) -> Result<Option<Layer>, ConfigError> {
@@ -224,9 +220,9 @@ const SECRET: [&str; 6] = ["pass", "pwd", "secret", "token", "key", "credential"
 fn refused(origin: &str, key: &str, value: &Value, error: &config::ConfigError) -> ConfigError {
     let secret = SECRET.iter().any(|word| key.contains(word));
     let error = error.to_string();
-    // Only `section.key` can be a key; the text of an unknown one holds its name, never its value.
+    // Only `section.key` and `models.name.key` can be keys; the text of an unknown one holds its name, never its value.
     let unknown = error.contains("unknown field");
-    let known = !unknown && (key == "data_dir" || key.split('.').count() == 2);
+    let known = !unknown && (key == "data_dir" || key.split('.').count() == 2 || key.starts_with("models."));
     let shown = match &value.kind {
         _ if secret || !known => "(hidden)".to_owned(),
         ValueKind::String(text) => format!("{text:?}"),

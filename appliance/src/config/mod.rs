@@ -7,10 +7,12 @@
 mod checks;
 mod cloud;
 mod layers;
+mod models;
 mod sections;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,9 +25,10 @@ pub use cloud::{
     RedisSection, S3Section,
 };
 pub use layers::{ConfigError, Layers, Loaded};
+pub use models::{AdminConfig, ModelConfig, MonitoringConfig, RegistryConfig, RolloutConfig};
 pub use sections::{
-    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, ModelConfig,
-    NodeConfig, OutboxConfig, PredictConfig, ShutdownConfig,
+    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, NodeConfig,
+    OutboxConfig, PredictConfig, ShutdownConfig,
 };
 
 /// Everything that can be set. `weir.toml` at the root of the project documents each key.
@@ -44,8 +47,19 @@ pub struct Config {
     pub image: ImageConfig,
     /// Device, lanes and ONNX Runtime.
     pub engine: EngineConfig,
-    /// The model bundle.
+    /// The model that is meant when a request names none.
     pub model: ModelConfig,
+    /// More models, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<String, ModelConfig>,
+    /// Where versions of models come from.
+    pub registry: RegistryConfig,
+    /// How a new version comes to serve.
+    pub rollout: RolloutConfig,
+    /// Summaries of what this box sees.
+    pub monitoring: MonitoringConfig,
+    /// Who may change what is served.
+    pub admin: AdminConfig,
     /// The content cache.
     pub cache: CacheConfig,
     /// The log of events that leave the box.
@@ -83,6 +97,11 @@ impl Default for Config {
             image: ImageConfig::default(),
             engine: EngineConfig::default(),
             model: ModelConfig::default(),
+            models: BTreeMap::new(),
+            registry: RegistryConfig::default(),
+            rollout: RolloutConfig::default(),
+            monitoring: MonitoringConfig::default(),
+            admin: AdminConfig::default(),
             cache: CacheConfig::default(),
             outbox: OutboxConfig::default(),
             fetch: FetchConfig::default(),
@@ -152,6 +171,7 @@ impl Config {
             ));
         }
         self.validate_links()?;
+        self.validate_models()?;
         if self.node.name.is_empty() || self.node.name.len() > 253 {
             return Err(("node.name", format!("{:?}: 1 to 253 characters", self.node.name)));
         }

@@ -86,15 +86,6 @@ pub struct EngineConfig {
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// The model bundle.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelConfig {
-    /// Folder of the bundle.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bundle: Option<PathBuf>,
-}
-
 /// The content cache: the same bytes, model and parameters get the same answer.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

@@ -198,12 +198,6 @@ fn a_file_that_is_not_there_or_not_toml_is_refused() {
 }
 
 #[test]
-fn variables_of_links_that_are_not_there_yet_are_reported() {
-    let loaded = load("", &[("MLFLOW_TRACKING_URI", "http://mlflow:5000")], &[]).unwrap();
-    assert_eq!(loaded.warnings.len(), 1);
-}
-
-#[test]
 fn the_deployments_own_names_are_taken() {
     let env = [
         ("KAFKA_BOOTSTRAP_SERVERS", "broker:9091"),
@@ -234,7 +228,6 @@ fn the_deployments_own_names_are_taken() {
     );
     assert_eq!((config.s3.region.as_str(), config.s3.endpoint.as_str()), ("ru-central1", "http://special"));
     assert_eq!(config.s3.bucket, "");
-    assert!(loaded.warnings.is_empty());
     assert!(!format!("{config:?}").contains("do-not-show"));
     assert!(!toml::to_string(config).unwrap().contains("do-not-show"));
     let text = refusal("", &[("REDIS_PORT", "many")]);

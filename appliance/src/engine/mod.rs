@@ -132,7 +132,7 @@ impl Runtime {
         &self.library
     }
 
-    fn environment(&self) -> &ort::environment::Environment {
+    pub(crate) fn environment(&self) -> &ort::environment::Environment {
         &self.environment
     }
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::rollout::Step;
+
 /// Any error.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
@@ -235,14 +237,69 @@ pub(super) struct DeviceHealth {
     pub(super) lanes_alive: usize,
 }
 
+/// A model: the version that answers, and how the next one stands.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelHealth {
+    /// As in `?model=`.
+    pub(super) model: String,
+    /// Name in the bundle that serves; empty while no version is here.
     pub(super) name: String,
+    /// Version in the bundle that serves.
     pub(super) version: String,
     pub(super) precision: String,
     /// Hex SHA-256 of the model file.
     pub(super) digest: String,
     pub(super) labels: usize,
+    /// The version that serves, as the registry calls it: `fish-classifier/3`; `bundle` for the configured folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) serving: Option<String>,
+    /// The version that a rollback goes back to; the configured bundle if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) previous: Option<String>,
+    /// What is followed in the registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) follow: Option<String>,
+    /// The version that an operator has pinned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pinned: Option<String>,
+    /// Where the rollout is.
+    pub(super) step: Step,
+    /// The version that is on its way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) candidate: Option<String>,
+    /// The version that is on trial.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) trial: Option<TrialHealth>,
+    /// Versions that are not tried again, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) rejected: Vec<RejectedHealth>,
+    /// When the registry answered last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) asked: Option<String>,
+    /// What went wrong last, if nothing went right since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TrialHealth {
+    /// Percentage of cameras that it answers; 0 in the shadow.
+    pub(super) percent: f64,
+    /// Images that it has computed.
+    pub(super) images: u64,
+    /// Images that it failed on for no fault of theirs.
+    pub(super) failed: u64,
+    /// Images that the version that serves has computed too.
+    pub(super) compared: u64,
+    /// Those of them with another best label.
+    pub(super) disagreed: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RejectedHealth {
+    pub(super) version: String,
+    pub(super) reason: String,
+    pub(super) at: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -10,17 +10,18 @@ use warp::reply::Response;
 
 use super::api::{
     BatchHealth, BlobsHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply,
-    ModelHealth, OutboxHealth, QueueHealth, UplinkHealth,
+    OutboxHealth, QueueHealth, UplinkHealth,
 };
 use super::reply::json;
 use crate::VERSION;
-use crate::app::{App, Cloud, Engine, Phase};
+use crate::app::{App, Cloud, Phase};
 use crate::predict::PredictService;
+use crate::serving::LoadedModel;
 
 /// The whole state; 503 while not ready.
 pub(super) fn full(app: Arc<App>) -> Response {
     let status = match (app.phase(), app.engine()) {
-        (Phase::Ready, Some(engine)) if is_degraded(&app, engine) => "degraded",
+        (Phase::Ready, Some(engine)) if is_degraded(&app, &engine) => "degraded",
         (Phase::Ready, Some(_)) => "ready",
         (Phase::Draining, _) => "draining",
         _ => "starting",
@@ -42,7 +43,8 @@ pub(super) fn full(app: Arc<App>) -> Response {
         blobs: None,
     };
     if let Some(engine) = app.engine() {
-        describe_engine(&mut reply, &app, engine);
+        describe_engine(&mut reply, &app, &engine);
+        reply.models = super::models::all(&app);
     }
     if let Some(service) = app.service() {
         describe_service(&mut reply, service);
@@ -76,13 +78,13 @@ fn ready_status(app: &App) -> StatusCode {
 }
 
 /// It answers, but something is wrong. A link that is away is not: that is a normal state.
-fn is_degraded(app: &App, engine: &Engine) -> bool {
+fn is_degraded(app: &App, engine: &LoadedModel) -> bool {
     let outbox_fails = app.service().is_some_and(|service| service.outbox.stats().error.is_some());
     engine.lanes.alive() < engine.lanes.count() || outbox_fails
 }
 
-fn describe_engine(reply: &mut HealthReply, app: &App, engine: &Engine) {
-    let (lanes, model) = (&engine.lanes, &engine.model);
+fn describe_engine(reply: &mut HealthReply, app: &App, engine: &LoadedModel) {
+    let lanes = &engine.lanes;
     if let Some(device) = app.device() {
         reply.device = Some(DeviceHealth {
             kind: device.kind.to_string(),
@@ -91,13 +93,6 @@ fn describe_engine(reply: &mut HealthReply, app: &App, engine: &Engine) {
             lanes_alive: lanes.alive(),
         });
     }
-    reply.models.push(ModelHealth {
-        name: model.name.clone(),
-        version: model.version.clone(),
-        precision: model.precision.to_string(),
-        digest: model.digest.clone(),
-        labels: model.labels.len(),
-    });
     reply.queue = Some(QueueHealth { depth: lanes.depth(), capacity: lanes.capacity() });
 }
 

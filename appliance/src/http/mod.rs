@@ -7,6 +7,7 @@ mod docs;
 mod forms;
 mod health;
 mod metrics;
+mod models;
 mod predict;
 mod query;
 mod reply;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use bytes::Buf;
 use futures_util::Stream;
+use warp::filters::BoxedFilter;
 use warp::http::{HeaderMap, StatusCode};
 use warp::path::FullPath;
 use warp::reply::Response;
@@ -31,7 +33,7 @@ pub use server::{BindError, Server};
 use crate::app::App;
 use reply::ApiError;
 
-const ROUTES: [&str; 9] = [
+const ROUTES: [&str; 10] = [
     "/",
     "/predict",
     "/batch/predict",
@@ -39,16 +41,17 @@ const ROUTES: [&str; 9] = [
     "/health/live",
     "/health/ready",
     "/metrics",
+    "/models",
     "/openapi.json",
     "/docs",
 ];
 /// Routes that go on with an id.
-const ROUTES_BY_ID: [&str; 2] = ["/batch/status/", "/batch/results/"];
+const ROUTES_BY_ID: [&str; 3] = ["/batch/status/", "/batch/results/", "/models/"];
 
 /// All routes.
 pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
     let get_head = warp::get().or(warp::head()).unify();
-    let state = warp::any().map(move || Arc::clone(&app));
+    let state = with(Arc::clone(&app));
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
 
     let predict = warp::path!("predict")
@@ -69,14 +72,6 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         warp::path!("batch" / "status" / String).and(get_head).and(state.clone()).then(batch::status);
     let batch_results =
         warp::path!("batch" / "results" / String).and(warp::get()).and(state.clone()).then(batch::results);
-    let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
-    let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
-    let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
-    let metrics = warp::path!("metrics").and(get_head).and(state.clone()).map(metrics::handle);
-    let openapi = warp::path!("openapi.json").and(get_head).map(docs::openapi);
-    let page = warp::path!("docs").and(get_head).map(docs::page);
-    let root = warp::path::end().and(get_head).map(docs::root);
-
     let fallback = warp::any()
         .and(state)
         .and(warp::path::full())
@@ -84,6 +79,8 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .and(warp::body::stream())
         .map(unrouted);
 
+    let about = about(Arc::clone(&app));
+    let models = model_routes(app);
     predict
         .or(batch_predict)
         .unify()
@@ -91,19 +88,11 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .unify()
         .or(batch_results)
         .unify()
-        .or(health)
+        .or(about)
         .unify()
-        .or(live)
+        .or(models)
         .unify()
-        .or(ready)
-        .unify()
-        .or(metrics)
-        .unify()
-        .or(openapi)
-        .unify()
-        .or(page)
-        .unify()
-        .or(root)
+        .or(pages())
         .unify()
         .or(fallback)
         .unify()
@@ -111,32 +100,57 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .unify()
 }
 
+/// How the process is. Boxed, like the groups below: the type of one long chain takes the compiler minutes.
+fn about(app: Arc<App>) -> BoxedFilter<(Response,)> {
+    let get_head = warp::get().or(warp::head()).unify();
+    let state = with(app);
+    let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
+    let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
+    let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
+    let metrics = warp::path!("metrics").and(get_head).and(state).map(metrics::handle);
+    health.or(live).unify().or(ready).unify().or(metrics).unify().boxed()
+}
+
+/// What is served, and commands to rollouts.
+fn model_routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
+    let get_head = warp::get().or(warp::head()).unify();
+    let state = with(app);
+    let list = warp::path!("models").and(get_head).and(state.clone()).map(models::list);
+    let show = warp::path!("models" / String).and(get_head).and(state.clone()).map(models::show);
+    let order = warp::path!("models" / String / String)
+        .and(warp::post())
+        .and(state)
+        .and(warp::header::headers_cloned())
+        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
+        .then(models::order);
+    list.or(show).unify().or(order).unify().boxed()
+}
+
+/// The contract.
+fn pages() -> BoxedFilter<(Response,)> {
+    let get_head = warp::get().or(warp::head()).unify();
+    let openapi = warp::path!("openapi.json").and(get_head).map(docs::openapi);
+    let page = warp::path!("docs").and(get_head).map(docs::page);
+    let root = warp::path::end().and(get_head).map(docs::root);
+    openapi.or(page).unify().or(root).unify().boxed()
+}
+
+/// What a route needs of the daemon.
+fn with(app: Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible> + Clone + Send + Sync {
+    warp::any().map(move || Arc::clone(&app))
+}
+
 /// The routes of a worker: how it is, and nothing to ask of it.
 pub fn worker_routes(
     app: Arc<App>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
-    let get_head = warp::get().or(warp::head()).unify();
-    let state = warp::any().map(move || Arc::clone(&app));
-    let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
-    let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
-    let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
-    let metrics = warp::path!("metrics").and(get_head).and(state.clone()).map(metrics::handle);
+    let (about, models, state) = (about(Arc::clone(&app)), model_routes(Arc::clone(&app)), with(app));
     let fallback = warp::any()
         .and(state)
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
         .map(not_a_workers);
-    health
-        .or(live)
-        .unify()
-        .or(ready)
-        .unify()
-        .or(metrics)
-        .unify()
-        .or(fallback)
-        .unify()
-        .recover(unreadable)
-        .unify()
+    about.or(models).unify().or(fallback).unify().recover(unreadable).unify()
 }
 
 fn not_a_workers<S, B>(app: Arc<App>, headers: HeaderMap, body: S) -> Response
@@ -145,7 +159,8 @@ where
     B: Buf + Send,
 {
     body::discard(&headers, Box::pin(body));
-    let message = "this is a worker: it answers GET /health, /health/live, /health/ready and /metrics only";
+    let message =
+        "this is a worker: it answers /health, /health/live, /health/ready, /metrics and /models only";
     app.metrics().request("other", StatusCode::NOT_FOUND.as_u16());
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response(None)
 }

@@ -18,6 +18,7 @@ use super::query::{self, PredictQuery};
 use super::reply::{ApiError, json};
 use crate::app::{App, Phase};
 use crate::predict::{PredictAnswer, PredictError, PredictRequest, PredictService};
+use crate::serving::LoadedModel;
 use crate::telemetry::Stage;
 
 /// What is known of a request before its body.
@@ -116,9 +117,9 @@ fn admit<'a>(
         }
     };
     let config = &app.config().predict;
-    let query = query::parse(raw_query, &service.model, config)?;
+    let query = query::parse(raw_query, &service.models, config)?;
     let deadline = query::deadline(headers, start, config)?;
-    if let Some(refusal) = service.overloaded() {
+    if let Some(refusal) = service.overloaded(&query.slot) {
         return Err(refusal.into());
     }
     Ok((service, query, deadline))
@@ -126,6 +127,7 @@ fn admit<'a>(
 
 async fn one(service: &PredictService, asked: &Asked, image: Bytes) -> Result<Response, ApiError> {
     let answer = service.predict(request(asked, asked.id.clone(), image)).await?;
+    let model = model(&answer.model);
     let result = result(asked, answer);
     tracing::debug!(
         request_id = asked.id,
@@ -136,7 +138,7 @@ async fn one(service: &PredictService, asked: &Asked, image: Bytes) -> Result<Re
         total_ms = result.timings_ms.get("total"),
         "predicted"
     );
-    let reply = PredictReply { request_id: asked.id.clone(), model: model(service), result };
+    let reply = PredictReply { request_id: asked.id.clone(), model, result };
     Ok(json(StatusCode::OK, &reply, Some(&asked.id)))
 }
 
@@ -147,11 +149,15 @@ async fn many(
     asked: &Asked,
     files: Vec<(String, Bytes)>,
 ) -> Result<Response, ApiError> {
+    let Some(current) = asked.query.slot.current() else {
+        return Err(PredictError::NoModel(asked.query.slot.name().into()).into());
+    };
+    let lanes = current.lanes.count().max(1);
     let predictions = stream::iter(files.into_iter().enumerate()).map(|(index, (file, image))| async move {
         let request = request(asked, format!("{}-{}", asked.id, index + 1), image);
         (file, service.predict(request).await.map_err(ApiError::from))
     });
-    let mut answers: Vec<_> = predictions.buffered(service.lanes.count().max(1)).collect().await;
+    let mut answers: Vec<_> = predictions.buffered(lanes).collect().await;
     let status =
         |(_, answer): &(String, Result<_, ApiError>)| answer.as_ref().err().map(|error| error.status);
     let first = answers.first().and_then(status);
@@ -161,6 +167,9 @@ async fn many(
     {
         return Err(error);
     }
+    // Of several versions while one is on trial, the first file's stands for all.
+    let answered = answers.iter().find_map(|(_, answer)| answer.as_ref().ok());
+    let model = model(answered.map_or(&current, |answer| &answer.model));
     let results = answers.into_iter().map(|(file, answer)| {
         let outcome = match answer {
             Ok(answer) => FileOutcome::Seen(result(asked, answer)),
@@ -171,14 +180,14 @@ async fn many(
         };
         FileResult { file, outcome }
     });
-    let reply =
-        PredictManyReply { request_id: asked.id.clone(), model: model(service), results: results.collect() };
+    let reply = PredictManyReply { request_id: asked.id.clone(), model, results: results.collect() };
     Ok(json(StatusCode::OK, &reply, Some(&asked.id)))
 }
 
 fn request(asked: &Asked, request_id: String, image: Bytes) -> PredictRequest {
     PredictRequest {
         request_id,
+        slot: Arc::clone(&asked.query.slot),
         image,
         camera: asked.query.camera.clone(),
         top_k: asked.query.top_k,
@@ -209,8 +218,8 @@ fn result(asked: &Asked, answer: PredictAnswer) -> PredictResult {
     }
 }
 
-fn model(service: &PredictService) -> ModelName {
-    ModelName { name: service.model.name.clone(), version: service.model.version.clone() }
+fn model(loaded: &LoadedModel) -> ModelName {
+    ModelName { name: loaded.model.name.clone(), version: loaded.model.version.clone() }
 }
 
 /// Milliseconds to the microsecond.

@@ -7,7 +7,8 @@ use warp::http::{HeaderMap, StatusCode};
 
 use super::reply::{ApiError, REQUEST_ID};
 use crate::config::PredictConfig;
-use crate::predict::ServingModel;
+use crate::serving::{Models, Slot};
+use std::sync::Arc;
 
 const DEADLINE: &str = "x-deadline-ms";
 const LONGEST_NAME: usize = 128;
@@ -17,28 +18,21 @@ const LONGEST_NAME: usize = 128;
 pub(super) struct PredictQuery {
     pub(super) top_k: usize,
     pub(super) camera: Option<String>,
+    pub(super) slot: Arc<Slot>,
 }
 
 /// Parses `top_k`, `model` and `camera`; anything else is refused.
-pub(super) fn parse(
-    raw: &str,
-    model: &ServingModel,
-    config: &PredictConfig,
-) -> Result<PredictQuery, ApiError> {
-    let mut query = PredictQuery { top_k: config.top_k.min(model.labels.len()), camera: None };
+pub(super) fn parse(raw: &str, models: &Models, config: &PredictConfig) -> Result<PredictQuery, ApiError> {
+    let (mut asked_k, mut asked_camera, mut slot) = (None, None, models.default());
     let mut seen = Vec::new();
     for (key, value) in url::form_urlencoded::parse(raw.as_bytes()) {
         if seen.contains(&key) {
             return Err(ApiError::bad_request("invalid_query", format!("{key} stands twice in the query")));
         }
         match key.as_ref() {
-            "top_k" => query.top_k = top_k(&value, model.labels.len())?,
-            "camera" => query.camera = Some(camera(&value)?),
-            "model" if value == model.name => {}
-            "model" => {
-                let message = format!("there is no model {value:?} here; \"{}\" is served", model.name);
-                return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_model", message));
-            }
+            "top_k" => asked_k = Some(value.clone()),
+            "camera" => asked_camera = Some(camera(&value)?),
+            "model" => slot = find(models, &value)?,
             other => {
                 let message = format!("unknown query parameter {other:?}; known are top_k, model and camera");
                 return Err(ApiError::bad_request("invalid_query", message));
@@ -46,7 +40,18 @@ pub(super) fn parse(
         }
         seen.push(key);
     }
-    Ok(query)
+    // A model that is not here yet is refused later, whatever is asked.
+    let labels = slot.current().map_or(usize::MAX, |model| model.model.labels.len());
+    let top_k = asked_k.map_or(Ok(config.top_k.min(labels)), |value| top_k(&value, labels))?;
+    Ok(PredictQuery { top_k, camera: asked_camera, slot: Arc::clone(slot) })
+}
+
+/// The model of this name.
+pub(super) fn find<'a>(models: &'a Models, name: &str) -> Result<&'a Arc<Slot>, ApiError> {
+    models.get(name).ok_or_else(|| {
+        let message = format!("there is no model {name:?} here; served are {}", models.names());
+        ApiError::new(StatusCode::NOT_FOUND, "unknown_model", message)
+    })
 }
 
 fn top_k(value: &str, labels: usize) -> Result<usize, ApiError> {

@@ -108,6 +108,7 @@ impl From<&PredictError> for ApiError {
             PredictError::DeadlineExceeded => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
             }
+            PredictError::NoModel(_) => Self::unavailable("model_not_ready", message),
             PredictError::Stopping => Self::unavailable("draining", message),
             PredictError::NoScores => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", message)

@@ -8,7 +8,7 @@ use gpu_kernels::{DecodeError, ImageFormat, PreprocessError};
 use crate::engine::EngineError;
 
 /// A device as a lane sees it: the CPU pipeline, a GPU, or the simulated device of the tests.
-pub trait LaneDevice {
+pub trait LaneDevice: Send {
     /// Encoded bytes to scores.
     ///
     /// # Errors
@@ -22,7 +22,8 @@ pub trait LaneDevice {
     }
 }
 
-/// Builds the device of the lane with this number, on the lane's own thread: at start-up and after a panic.
+/// Builds the device of the lane with this number: on the lane's own thread at start-up and after a panic, on another
+/// when it is built beside lanes that serve.
 pub type DeviceFactory = Arc<dyn Fn(usize) -> Result<Box<dyn LaneDevice>, EngineError> + Send + Sync>;
 
 /// Scores of one image and what was learned on the way.
@@ -51,6 +52,13 @@ pub struct StageTimings {
     pub infer: Duration,
 }
 
+impl StageTimings {
+    /// All stages together.
+    pub fn sum(&self) -> Duration {
+        self.decode + self.preprocess + self.infer
+    }
+}
+
 /// Why an image has no scores.
 #[derive(Debug, thiserror::Error)]
 pub enum ClassifyError {
@@ -63,4 +71,29 @@ pub enum ClassifyError {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+/// Niceness of a thread that builds beside lanes that serve: a tenth of the time of one of theirs.
+const GENTLE: i32 = 15;
+
+/// Builds the devices of so many lanes, one after the other, on a thread that leaves the processor to those that serve.
+///
+/// # Errors
+/// The first [`EngineError`].
+pub(super) fn build_gently(
+    factory: &DeviceFactory,
+    count: usize,
+) -> Result<Vec<Box<dyn LaneDevice>>, EngineError> {
+    let factory = Arc::clone(factory);
+    let build = move || {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), GENTLE) {
+            tracing::debug!(%error, "devices are built at the common priority");
+        }
+        // A lane takes the last of them, so that each gets the one with its number.
+        (0..count).rev().map(|lane| factory(lane)).collect()
+    };
+    let thread = std::thread::Builder::new().name("weir-load".to_owned()).spawn(build);
+    let built = thread.map_err(EngineError::Thread)?.join();
+    built.unwrap_or(Err(EngineError::BuildPanicked { lane: 0 }))
 }

@@ -28,6 +28,15 @@ pub enum LaneError {
 }
 
 impl LaneError {
+    /// Whether it is the model's fault, or its device's, and not the image's or the moment's.
+    pub fn is_of_the_model(&self) -> bool {
+        match self {
+            Self::DeadlinePassed => false,
+            Self::NoDevice | Self::Panicked => true,
+            Self::Classify(error) => !matches!(error, ClassifyError::Decode(_)),
+        }
+    }
+
     /// The reason for programs.
     pub fn code(&self) -> &'static str {
         match self {

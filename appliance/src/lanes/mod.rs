@@ -7,12 +7,14 @@
 //! - A panic inside a device ends that device, not the thread: the job is answered with [`LaneError::Panicked`], the
 //!   device is built anew, and the other lanes go on. Jobs that were computed together are then tried one by one.
 //! - Every job that was accepted is answered exactly once, also while the lanes stop.
+//! - However many models are loaded, no more lanes compute at once than the device has turns ([`Turns`]).
 
 pub mod cpu;
 mod device;
 mod job;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod worker;
 
 use std::collections::VecDeque;
@@ -28,6 +30,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
 pub use job::{LaneError, LaneReply};
+pub use turns::Turns;
 pub use worker::{LaneObserver, SkipReason};
 
 use crate::engine::EngineError;
@@ -54,10 +57,29 @@ struct Queues {
     batch: Sender<Job>,
 }
 
-/// How lanes do batch work.
-struct Work {
-    together: usize,
-    background: bool,
+/// How many lanes, and how they work.
+#[derive(Clone, Debug)]
+pub struct LaneSettings {
+    /// Lanes.
+    pub count: usize,
+    /// Bound of the real-time queue.
+    pub capacity: usize,
+    /// Batch jobs that a lane takes at once when so many wait, 1 for none. A real-time job would wait for all of them.
+    pub together: usize,
+    /// Whether the lanes give way to all else on the machine: for a process that does batch work alone.
+    pub background: bool,
+    /// Whether the devices are built gently, one after the other and in what time others leave: beside lanes that serve.
+    pub beside: bool,
+    /// Turns at the device that other lanes share.
+    pub turns: Arc<Turns>,
+}
+
+impl LaneSettings {
+    /// Lanes for real-time work that have the device to themselves.
+    pub fn new(count: usize, capacity: usize) -> Self {
+        let turns = Turns::new(count);
+        Self { count, capacity, together: 1, background: false, beside: false, turns }
+    }
 }
 
 /// Why a job was not taken.
@@ -75,63 +97,45 @@ pub enum SubmitError {
 }
 
 impl Lanes {
-    /// Starts `count` lanes and waits until each has built its device.
+    /// Starts the lanes and waits until each has built its device.
     ///
     /// # Errors
     /// The first device's [`EngineError`]; the lanes that did start are stopped again.
     pub fn start(
-        count: usize,
-        capacity: usize,
+        settings: &LaneSettings,
         factory: DeviceFactory,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
-        Self::start_as(Work { together: 1, background: false }, count, capacity, factory, observer)
-    }
-
-    /// As [`Lanes::start`], for a process that does batch work alone: a lane takes `together` batch jobs at once when so
-    /// many wait, and gives way to all else on the machine. A real-time job would wait for all of them.
-    ///
-    /// # Errors
-    /// As [`Lanes::start`].
-    pub fn start_background(
-        count: usize,
-        capacity: usize,
-        together: usize,
-        factory: DeviceFactory,
-        observer: Arc<dyn LaneObserver>,
-    ) -> Result<Self, EngineError> {
-        let together = together.max(1);
-        Self::start_as(Work { together, background: true }, count, capacity, factory, observer)
-    }
-
-    fn start_as(
-        Work { together, background }: Work,
-        count: usize,
-        capacity: usize,
-        factory: DeviceFactory,
-        observer: Arc<dyn LaneObserver>,
-    ) -> Result<Self, EngineError> {
-        let (send, receive) = bounded::<Job>(capacity.max(1));
+        let (count, together) = (settings.count, settings.together.max(1));
+        let capacity = settings.capacity.max(1);
+        let (send, receive) = bounded::<Job>(capacity);
         let batch_capacity = (count * together * BATCH_JOBS_A_LANE).max(1);
         let (send_batch, receive_batch) = bounded::<Job>(batch_capacity);
         let alive = Arc::new(AtomicUsize::new(0));
         let (ready, started) = bounded(count);
+        let mut built = match settings.beside {
+            true => device::build_gently(&factory, count)?,
+            false => Vec::new(),
+        };
+        let model = settings.turns.register();
         let mut threads = Vec::with_capacity(count);
         for lane in 0..count {
             let worker = worker::Worker {
                 lane,
+                model,
                 jobs: receive.clone(),
                 batch: receive_batch.clone(),
                 together,
-                background,
-                alone: VecDeque::new(),
+                background: settings.background,
+                first: VecDeque::new(),
+                turns: Arc::clone(&settings.turns),
                 factory: Arc::clone(&factory),
                 observer: Arc::clone(&observer),
                 alive: Arc::clone(&alive),
             };
-            let ready = ready.clone();
+            let (ready, device) = (ready.clone(), built.pop());
             let thread = std::thread::Builder::new().name(format!("weir-lane-{lane}"));
-            threads.push(thread.spawn(move || worker.run(&ready)).map_err(EngineError::Thread)?);
+            threads.push(thread.spawn(move || worker.run(device, &ready)).map_err(EngineError::Thread)?);
         }
         drop(ready);
         let lanes = Self {
@@ -139,7 +143,7 @@ impl Lanes {
             depth: receive,
             batch_depth: receive_batch,
             batch_room: Arc::new(Semaphore::new(batch_capacity)),
-            capacity: capacity.max(1),
+            capacity,
             alive,
             threads: Mutex::new(threads),
             count,
@@ -186,6 +190,15 @@ impl Lanes {
             // There are as many places in the queue as permits, so it cannot be full for who holds one.
             Some(Err(_)) | None => Err(SubmitError::Stopped),
         }
+    }
+
+    /// As [`Lanes::submit_batch`], without waiting for room: `None` when there is none.
+    pub fn try_submit_batch(&self, image: Bytes) -> Option<oneshot::Receiver<LaneReply>> {
+        let place = Arc::clone(&self.batch_room).try_acquire_owned().ok()?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place) };
+        self.queues.lock().as_ref()?.batch.try_send(job).ok()?;
+        Some(answer)
     }
 
     /// Whether a real-time submit would be refused now: lets a caller refuse before it reads a body.

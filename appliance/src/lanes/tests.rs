@@ -10,8 +10,8 @@ use gpu_kernels::ImageFormat;
 use parking_lot::Mutex;
 
 use super::{
-    Classified, ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, Lanes, SkipReason,
-    StageTimings, SubmitError,
+    Classified, ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes,
+    SkipReason, StageTimings, SubmitError,
 };
 use crate::engine::EngineError;
 
@@ -57,7 +57,11 @@ fn factory() -> DeviceFactory {
 
 fn start(count: usize, capacity: usize) -> (Lanes, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    (Lanes::start(count, capacity, factory(), counts.clone()).unwrap(), counts)
+    (Lanes::start(&LaneSettings::new(count, capacity), factory(), counts.clone()).unwrap(), counts)
+}
+
+fn background(count: usize, capacity: usize, together: usize) -> LaneSettings {
+    LaneSettings { together, background: true, ..LaneSettings::new(count, capacity) }
 }
 
 fn image(millis: u8) -> Bytes {
@@ -128,7 +132,7 @@ fn jobs_are_answered_while_no_device_can_be_built() {
         1 | 2 => Err(EngineError::NotFinite { label: 0 }),
         _ => Ok(Box::new(Simulated)),
     });
-    let lanes = Lanes::start(1, 8, factory, Arc::new(Counts::default())).unwrap();
+    let lanes = Lanes::start(&LaneSettings::new(1, 8), factory, Arc::new(Counts::default())).unwrap();
     let bad = lanes.submit(image(255), soon()).unwrap();
     let waiting = lanes.submit(image(1), soon()).unwrap();
     assert!(matches!(bad.blocking_recv().unwrap(), Err(LaneError::Panicked)));
@@ -163,7 +167,8 @@ async fn real_time_goes_before_batch_work_that_waited_longer() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&order);
     let factory: DeviceFactory = Arc::new(move |_| Ok(Box::new(Noting(Arc::clone(&noted)))));
-    let lanes = Arc::new(Lanes::start(1, 8, factory, Arc::new(Counts::default())).unwrap());
+    let lanes =
+        Arc::new(Lanes::start(&LaneSettings::new(1, 8), factory, Arc::new(Counts::default())).unwrap());
     let busy = lanes.submit(Bytes::from_static(&[100, 0]), soon()).unwrap();
     while lanes.depth() > 0 {
         tokio::task::yield_now().await;
@@ -243,7 +248,7 @@ async fn stop_answers_batch_work_too_and_wakes_who_waits_for_room() {
 
 fn start_together(count: usize, together: usize) -> (Arc<Lanes>, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let lanes = Lanes::start_background(count, 8, together, factory(), counts.clone()).unwrap();
+    let lanes = Lanes::start(&background(count, 8, together), factory(), counts.clone()).unwrap();
     (Arc::new(lanes), counts)
 }
 
@@ -300,7 +305,7 @@ async fn a_lane_that_cannot_be_built_anew_answers_those_it_would_try_alone() {
         0 => Ok(Box::new(Simulated)),
         _ => Err(EngineError::NotFinite { label: 0 }),
     });
-    let lanes = Lanes::start_background(1, 8, 2, factory, Arc::new(Counts::default())).unwrap();
+    let lanes = Lanes::start(&background(1, 8, 2), factory, Arc::new(Counts::default())).unwrap();
     let busy = lanes.submit(image(50), soon()).unwrap();
     while lanes.depth() > 0 {
         tokio::task::yield_now().await;
@@ -318,7 +323,9 @@ fn a_panic_while_starting_stops_the_start() {
         0 => panic!("simulated fault"),
         _ => Ok(Box::new(Simulated)),
     });
-    let Err(error) = Lanes::start(2, 4, factory, Arc::new(Counts::default())) else { panic!("started") };
+    let Err(error) = Lanes::start(&LaneSettings::new(2, 4), factory, Arc::new(Counts::default())) else {
+        panic!("started")
+    };
     assert!(matches!(error, EngineError::BuildPanicked { lane: 0 }));
 }
 
@@ -328,6 +335,8 @@ fn a_device_that_does_not_start_stops_the_start() {
         1 => Err(EngineError::NotFinite { label: 7 }),
         _ => Ok(Box::new(Simulated)),
     });
-    let Err(error) = Lanes::start(2, 4, factory, Arc::new(Counts::default())) else { panic!("started") };
+    let Err(error) = Lanes::start(&LaneSettings::new(2, 4), factory, Arc::new(Counts::default())) else {
+        panic!("started")
+    };
     assert!(matches!(error, EngineError::NotFinite { label: 7 }));
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased};
 
 use super::job::{Job, LaneError};
-use super::{Classified, DeviceFactory, LaneDevice};
+use super::{Classified, DeviceFactory, LaneDevice, Turns};
 use crate::engine::EngineError;
 
 /// On Linux a thread has its own niceness; one step is about a tenth of the processor's time.
@@ -70,24 +70,40 @@ fn yield_to_io(background: bool) {
 
 pub(super) struct Worker {
     pub(super) lane: usize,
+    /// The number of its model among those that share the device.
+    pub(super) model: u64,
     pub(super) jobs: Receiver<Job>,
     pub(super) batch: Receiver<Job>,
     /// Whether the lane gives way to all else on the machine.
     pub(super) background: bool,
     /// Batch jobs that are computed together when so many wait; 1 for none.
     pub(super) together: usize,
-    /// Jobs that were computed together when the device panicked: one of them is at fault, so each is tried alone.
-    pub(super) alone: VecDeque<Job>,
+    /// What goes next, each by itself: jobs that were computed together when the device panicked, since one of them is at
+    /// fault; and batch jobs that gave way to a real-time job.
+    pub(super) first: VecDeque<Vec<Job>>,
+    pub(super) turns: Arc<Turns>,
     pub(super) factory: DeviceFactory,
     pub(super) observer: Arc<dyn LaneObserver>,
     pub(super) alive: Arc<AtomicUsize>,
 }
 
+/// Whether somebody waits for these in real time.
+fn is_urgent(jobs: &[Job]) -> bool {
+    jobs.iter().any(|job| job.deadline.is_some())
+}
+
 impl Worker {
     /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
-    pub(super) fn run(mut self, ready: &Sender<Result<(), EngineError>>) {
+    pub(super) fn run(
+        mut self,
+        device: Option<Box<dyn LaneDevice>>,
+        ready: &Sender<Result<(), EngineError>>,
+    ) {
         yield_to_io(self.background);
-        let built = catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane)));
+        let built = match device {
+            Some(device) => Ok(Ok(device)),
+            None => catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane))),
+        };
         let mut device = match built.unwrap_or(Err(EngineError::BuildPanicked { lane: self.lane })) {
             Ok(device) => device,
             Err(error) => {
@@ -117,7 +133,13 @@ impl Worker {
     /// Serves jobs; returns true when the device panicked, false when the queue was closed.
     fn serve(&mut self, device: &mut dyn LaneDevice) -> bool {
         while let Some(jobs) = self.next() {
-            let jobs: Vec<Job> = jobs.into_iter().filter_map(|job| self.still_wanted(job)).collect();
+            let jobs = self.wanted(jobs);
+            if jobs.is_empty() {
+                continue;
+            }
+            let (turns, urgent, queue) = (Arc::clone(&self.turns), is_urgent(&jobs), self.jobs.clone());
+            let _turn = turns.take(self.model, move || urgent || !queue.is_empty());
+            let jobs = self.give_way(jobs);
             if !jobs.is_empty() && self.compute(device, jobs) {
                 return true;
             }
@@ -132,7 +154,7 @@ impl Worker {
         let outcomes = catch_unwind(AssertUnwindSafe(|| device.classify_all(&images)));
         let panicked = outcomes.is_err();
         if panicked && jobs.len() > 1 {
-            self.alone.extend(jobs);
+            self.first.extend(jobs.into_iter().map(|job| vec![job]));
             return true;
         }
         let busy = started.elapsed() / u32::try_from(jobs.len()).unwrap_or(1);
@@ -156,8 +178,8 @@ impl Worker {
     /// The next job, or the next batch jobs: those only when no real-time job waits, and several only when there are
     /// enough, so that no lane idles while another computes what it could. None when both queues are closed and empty.
     fn next(&mut self) -> Option<Vec<Job>> {
-        if let Some(job) = self.alone.pop_front() {
-            return Some(vec![job]);
+        if let Some(jobs) = self.first.pop_front() {
+            return Some(jobs);
         }
         let first = self.next_of_both()?;
         let mut jobs = vec![first];
@@ -168,6 +190,24 @@ impl Worker {
             job.place.take();
         }
         Some(jobs)
+    }
+
+    /// What is still wanted of these, after a wait for the turn; a real-time job that has come meanwhile goes before batch jobs.
+    fn give_way(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+        if is_urgent(&jobs) {
+            return self.wanted(jobs);
+        }
+        match self.jobs.try_recv() {
+            Ok(urgent) => {
+                self.first.push_front(jobs);
+                self.wanted(vec![urgent])
+            }
+            Err(_) => jobs,
+        }
+    }
+
+    fn wanted(&self, jobs: Vec<Job>) -> Vec<Job> {
+        jobs.into_iter().filter_map(|job| self.still_wanted(job)).collect()
     }
 
     fn next_of_both(&self) -> Option<Job> {
@@ -223,7 +263,7 @@ impl Worker {
 
     /// With no device on any lane the jobs would wait for ever, so they are answered. Err when the queue is closed.
     fn refuse_waiting(&mut self) -> Result<(), ()> {
-        for job in self.alone.drain(..) {
+        for job in self.first.drain(..).flatten() {
             drop(job.reply.send(Err(LaneError::NoDevice)));
         }
         let refuse_all = |jobs: &Receiver<Job>| loop {

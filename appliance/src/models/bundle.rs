@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 use super::BundleError;
 use super::manifest::{DeviceTag, InputType, Manifest, Precision, Variant};
 
-const MANIFEST: &str = "bundle.toml";
-const LABELS: &str = "labels.txt";
+pub(super) const MANIFEST: &str = "bundle.toml";
+pub(super) const LABELS: &str = "labels.txt";
 /// A manifest is a page of text; more than this is something else.
-const MANIFEST_LIMIT: u64 = 1 << 20;
+pub(super) const MANIFEST_LIMIT: u64 = 1 << 20;
 
 /// A verified bundle.
 #[derive(Clone, Debug)]
@@ -64,23 +64,41 @@ pub struct GoldenCase {
     pub min_score: f32,
 }
 
+impl GoldenCase {
+    /// Holds scores against the case, `labels` being the bundle's. Returns the score of the label that must come first.
+    ///
+    /// # Errors
+    /// A sentence with what was expected and what came out.
+    pub fn judge(&self, labels: &[String], scores: &[f32]) -> Result<f32, String> {
+        let name = |label: usize| labels.get(label).map_or("nothing", String::as_str);
+        let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+        let score = scores.get(self.label).copied().unwrap_or(0.0);
+        if best == Some(self.label) && score >= self.min_score {
+            return Ok(score);
+        }
+        Err(format!(
+            "expected {} with at least {}, got {} and a score of {score} for {}",
+            name(self.label),
+            self.min_score,
+            best.map_or("nothing", name),
+            name(self.label)
+        ))
+    }
+}
+
 impl Bundle {
     /// Reads and verifies a bundle: manifest, labels.txt, and the SHA-256 of every variant and golden case.
     ///
     /// # Errors
     /// [`BundleError`], naming the folder, the file and what is wrong with it.
     pub fn open(dir: &Path) -> Result<Self, BundleError> {
-        let text = read_text(dir, MANIFEST)?;
-        let manifest: Manifest = toml::from_str(&text)
-            .map_err(|e| BundleError::Manifest { dir: dir.into(), source: Box::new(e) })?;
+        let (manifest, text) = read_manifest(dir)?;
         let invalid = |reason: String| BundleError::Invalid { dir: dir.into(), reason };
-        manifest.validate().map_err(invalid)?;
         let listed = read_text(dir, LABELS)?;
         if !listed.lines().eq(manifest.labels.iter().map(String::as_str)) {
             return Err(invalid(format!("{LABELS} and the labels in {MANIFEST} differ")));
         }
-        let variants = manifest.variants.iter().map(|v| (&v.file, &v.sha256));
-        for (file, sha256) in variants.chain(manifest.golden.iter().map(|g| (&g.file, &g.sha256))) {
+        for (file, sha256) in manifest.files() {
             verify(dir, file, sha256)?;
         }
         let digest = hex(&Sha256::digest(text.as_bytes()));
@@ -154,6 +172,15 @@ impl Bundle {
     }
 }
 
+/// The manifest, checked as far as it can be without the other files, and its text.
+pub(super) fn read_manifest(dir: &Path) -> Result<(Manifest, String), BundleError> {
+    let text = read_text(dir, MANIFEST)?;
+    let manifest: Manifest =
+        toml::from_str(&text).map_err(|e| BundleError::Manifest { dir: dir.into(), source: Box::new(e) })?;
+    manifest.validate().map_err(|reason| BundleError::Invalid { dir: dir.into(), reason })?;
+    Ok((manifest, text))
+}
+
 fn read_text(dir: &Path, file: &str) -> Result<String, BundleError> {
     let failed = |source| BundleError::Read { dir: dir.into(), file: file.into(), source };
     let mut text = String::new();
@@ -167,23 +194,26 @@ fn read_text(dir: &Path, file: &str) -> Result<String, BundleError> {
 
 fn verify(dir: &Path, file: &str, expected: &str) -> Result<(), BundleError> {
     let failed = |source| BundleError::Read { dir: dir.into(), file: file.into(), source };
-    let mut source = File::open(dir.join(file)).map_err(failed)?;
-    let mut hash = Sha256::new();
-    let mut block = vec![0; 256 << 10];
-    loop {
-        match source.read(&mut block).map_err(failed)? {
-            0 => break,
-            n => hash.update(&block[..n]),
-        }
-    }
-    let found = hex(&hash.finalize());
+    let found = digest_of(File::open(dir.join(file)).map_err(failed)?).map_err(failed)?;
     if found.eq_ignore_ascii_case(expected) {
         return Ok(());
     }
     Err(BundleError::Digest { dir: dir.into(), file: file.into(), found, expected: expected.to_lowercase() })
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Hex SHA-256 of all that `source` gives.
+pub(super) fn digest_of(mut source: impl Read) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut block = vec![0; 256 << 10];
+    loop {
+        match source.read(&mut block)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&block[..n]),
+        }
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         // Writing to a String can't fail.

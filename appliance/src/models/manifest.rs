@@ -1,7 +1,12 @@
 //! `bundle.toml`, format 1: what a bundle says of itself, and the checks that need no other file.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use gpu_kernels::PreprocessSpec;
 use serde::{Deserialize, Serialize};
+
+use super::BundleError;
 
 /// The only manifest format that this version reads.
 const FORMAT: u32 = 1;
@@ -36,6 +41,10 @@ pub struct Manifest {
     /// Pictures with known answers, run before the bundle takes traffic.
     #[serde(rename = "golden", default)]
     pub golden: Vec<Golden>,
+    /// Share of each label among the best labels of the images that the model was made for, 0 to 1: what drift is
+    /// measured against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<BTreeMap<String, f64>>,
 }
 
 /// The graph's one input.
@@ -70,6 +79,19 @@ pub struct Variant {
     pub input_type: InputType,
     /// Devices that this variant is meant for.
     pub devices: Vec<DeviceTag>,
+    /// Hex SHA-256 of the file.
+    pub sha256: String,
+    /// Files beside it that hold its weights, as ONNX's external data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<DataFile>,
+}
+
+/// A file that holds weights of a variant.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    /// File name, relative to the bundle's folder.
+    pub file: String,
     /// Hex SHA-256 of the file.
     pub sha256: String,
 }
@@ -134,6 +156,14 @@ impl std::fmt::Display for Precision {
 }
 
 impl Manifest {
+    /// Reads the manifest of a bundle's folder, and nothing else of it.
+    ///
+    /// # Errors
+    /// [`BundleError`] when it can't be read or is none.
+    pub fn read(dir: &Path) -> Result<Self, BundleError> {
+        super::bundle::read_manifest(dir).map(|(manifest, _)| manifest)
+    }
+
     /// Checks what can be checked without the files.
     ///
     /// # Errors
@@ -150,11 +180,18 @@ impl Manifest {
         self.preprocess.validate().map_err(|e| format!("[preprocess]: {e}"))?;
         self.check_labels()?;
         self.check_shapes()?;
+        for (label, share) in self.reference.iter().flatten() {
+            if !self.labels.contains(label) {
+                return Err(format!("[reference] {label:?}: not among the labels"));
+            }
+            if !(0.0..=1.0).contains(share) {
+                return Err(format!("[reference] {label} = {share}: not between 0 and 1"));
+            }
+        }
         if self.variants.is_empty() {
             return Err("there is no [[variant]]".into());
         }
-        let files = self.variants.iter().map(|v| (&v.file, &v.sha256));
-        for (file, sha256) in files.chain(self.golden.iter().map(|g| (&g.file, &g.sha256))) {
+        for (file, sha256) in self.files() {
             check_path(file)?;
             if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
                 return Err(format!("sha256 of {file} is \"{sha256}\", not 64 hexadecimal digits"));
@@ -164,6 +201,15 @@ impl Manifest {
             Some(variant) => Err(format!("variant {}: devices is empty", variant.file)),
             None => Ok(()),
         }
+    }
+
+    /// Every file that has a digest, with it: variants, their data, golden cases.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        let variants = self.variants.iter().flat_map(|variant| {
+            let data = variant.data.iter().map(|d| (d.file.as_str(), d.sha256.as_str()));
+            std::iter::once((variant.file.as_str(), variant.sha256.as_str())).chain(data)
+        });
+        variants.chain(self.golden.iter().map(|g| (g.file.as_str(), g.sha256.as_str())))
     }
 
     fn check_labels(&self) -> Result<(), String> {

@@ -37,12 +37,25 @@ pub enum PredictError {
     /// The failure of another request with the same picture, which this one would have met too.
     #[error(transparent)]
     Shared(Arc<PredictError>),
+    /// No version of the model is here yet.
+    #[error("model {0} has no version here yet; GET /models tells how far its download is")]
+    NoModel(String),
     /// The appliance is stopping.
     #[error("the appliance is stopping")]
     Stopping,
 }
 
 impl PredictError {
+    /// Whether it is the model's fault, not the image's or the moment's.
+    pub(super) fn is_of_the_model(&self) -> bool {
+        match self {
+            Self::Lane(error) => error.is_of_the_model(),
+            Self::NoScores => true,
+            Self::Shared(error) => error.is_of_the_model(),
+            _ => false,
+        }
+    }
+
     /// Whether any other request with the same picture would fail in the same way, so that it need not try.
     pub(super) fn is_of_the_image(&self) -> bool {
         matches!(self, Self::Image(_) | Self::Lane(LaneError::Panicked | LaneError::Classify(_)))

@@ -5,6 +5,7 @@
 //! - An answer leaves [`PredictService::predict`] only after its event is durable in the outbox.
 //! - The same bytes asked for by many at once are computed once.
 //! - Nothing here waits beyond the request's deadline.
+//! - What a version on trial fails on, the version that serves computes: no client hears of a trial.
 
 mod cache;
 mod error;
@@ -14,7 +15,6 @@ mod model;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -30,16 +30,15 @@ pub use error::PredictError;
 pub use flight::Flights;
 pub use model::ServingModel;
 
-use crate::lanes::{Lanes, StageTimings, SubmitError};
+use crate::lanes::{LaneError, StageTimings, SubmitError};
+use crate::serving::{Chosen, LoadedModel, Models, Slot};
 use crate::telemetry::{CacheOutcome, Metrics, Stage};
 use flight::Role;
 
-/// What predicts: one model on its lanes, with the cache before and the outbox behind it.
+/// What predicts: models on their lanes, with the cache before and the outbox behind them.
 pub struct PredictService {
-    /// The model that serves.
-    pub model: ServingModel,
-    /// Its lanes.
-    pub lanes: Arc<Lanes>,
+    /// The models that serve.
+    pub models: Arc<Models>,
     /// The content cache.
     pub cache: ContentCache,
     /// Where events are made durable.
@@ -52,8 +51,6 @@ pub struct PredictService {
     pub settings: PredictSettings,
     /// Pictures being computed now.
     pub flights: Flights,
-    /// Mean time that a lane needs for one image, in microseconds; moves slowly.
-    pub mean_busy_us: AtomicU64,
 }
 
 /// How the service serves.
@@ -72,6 +69,8 @@ pub struct PredictSettings {
 pub struct PredictRequest {
     /// The request's id, in the answer and in the event.
     pub request_id: String,
+    /// The model that is asked.
+    pub slot: Arc<Slot>,
     /// The encoded image.
     pub image: Bytes,
     /// The camera that took it.
@@ -85,6 +84,8 @@ pub struct PredictRequest {
 /// The answer.
 #[derive(Clone, Debug)]
 pub struct PredictAnswer {
+    /// The version that answered.
+    pub model: Arc<LoadedModel>,
     /// Labels with their scores, best first; `top_k` of them.
     pub predictions: Vec<Score>,
     /// Whether it was computed for another request.
@@ -104,6 +105,14 @@ struct Outcome {
     scores: Vec<f32>,
 }
 
+/// What is recorded of an answer.
+struct Seen<'a> {
+    model: &'a ServingModel,
+    digest: &'a blake3::Hash,
+    outcome: &'a Outcome,
+    cached: bool,
+}
+
 struct Computed {
     outcome: Arc<Outcome>,
     timing: Option<(Duration, StageTimings)>,
@@ -116,48 +125,82 @@ impl PredictService {
     /// [`PredictError`]; then there is no event, unless the deadline passed while the event was on its way to the disk.
     pub async fn predict(&self, request: PredictRequest) -> Result<PredictAnswer, PredictError> {
         let digest = blake3::hash(&request.image);
-        let key = self.model.cache_key(&digest);
-        let computed = self.outcome(&key, &request).await?;
-        let predictions = self.model.best(&computed.outcome.scores, request.top_k);
+        let source = request.camera.as_deref().unwrap_or(&request.request_id);
+        let chosen =
+            request.slot.choose(source).ok_or_else(|| PredictError::NoModel(request.slot.name().into()))?;
+        match self.answer(&chosen, &digest, &request).await {
+            Err(error) if chosen.on_trial && error.is_of_the_model() => {
+                let Some(model) = request.slot.current() else { return Err(error) };
+                let serving = Chosen { model, on_trial: false, other: None };
+                self.answer(&serving, &digest, &request).await
+            }
+            answered => answered,
+        }
+    }
+
+    /// The answer of one version, durable.
+    async fn answer(
+        &self,
+        chosen: &Chosen,
+        digest: &blake3::Hash,
+        request: &PredictRequest,
+    ) -> Result<PredictAnswer, PredictError> {
+        let computed = self.outcome(&chosen.model, digest, request).await?;
+        let model = &chosen.model.model;
+        let predictions = model.best(&computed.outcome.scores, request.top_k);
         let cached = computed.timing.is_none();
-        self.record(&request, &digest, &computed.outcome, &predictions, cached).await?;
+        let seen = Seen { model, digest, outcome: &computed.outcome, cached };
+        self.record(request, &seen, &predictions).await?;
         if let Some(first) = predictions.first() {
             self.metrics.prediction(&first.label);
-            self.capture(&request, &digest, &computed.outcome.format, first);
+            self.metrics.model_prediction(request.slot.name(), &model.version);
+            request.slot.observed(first);
+            self.capture(request, &seen, first);
+            if !cached {
+                chosen.compare(&request.image, &first.label);
+            }
         }
         let (queue, stages) = computed.timing.unzip();
-        Ok(PredictAnswer { predictions, cached, queue, stages })
+        Ok(PredictAnswer { model: Arc::clone(&chosen.model), predictions, cached, queue, stages })
     }
 
-    /// Whether a new image would be refused now, and when to come back. Lets a caller refuse before it reads a body.
-    pub fn overloaded(&self) -> Option<PredictError> {
-        self.lanes.is_full().then(|| self.refusal())
+    /// Whether a new image for `slot` would be refused now, and when to come back. Lets a caller refuse before it reads a
+    /// body.
+    pub fn overloaded(&self, slot: &Slot) -> Option<PredictError> {
+        let model = slot.current()?;
+        model.lanes.is_full().then(|| refusal(&model))
     }
 
-    async fn outcome(&self, key: &[u8; 32], request: &PredictRequest) -> Result<Computed, PredictError> {
+    async fn outcome(
+        &self,
+        model: &LoadedModel,
+        digest: &blake3::Hash,
+        request: &PredictRequest,
+    ) -> Result<Computed, PredictError> {
+        let key = &model.model.cache_key(digest);
         let Some(ttl) = self.settings.cache_ttl else {
-            let (outcome, timing) = self.compute(request).await?;
+            let (outcome, timing) = self.compute(model, request).await?;
             return Ok(Computed { outcome: Arc::new(outcome), timing: Some(timing) });
         };
         let deadline = tokio::time::Instant::from_std(request.deadline);
         loop {
-            if let Some(hit) = self.cached(key) {
+            if let Some(hit) = self.cached(model, key) {
                 return Ok(hit);
             }
             match self.flights.join(key) {
                 Role::Leader(leader) => {
                     // Another flight may have landed between the look above and this one's beginning.
-                    if let Some(hit) = self.cached(key) {
+                    if let Some(hit) = self.cached(model, key) {
                         return Ok(hit);
                     }
                     if let Some(value) = self.cache.get_shared(key, ttl).await
-                        && let Some(hit) = self.hit(&value)
+                        && let Some(hit) = self.hit(model, &value)
                     {
                         leader.land(Ok(Arc::clone(&hit.outcome)));
                         return Ok(hit);
                     }
                     self.metrics.cache(CacheOutcome::Miss);
-                    let (outcome, timing) = match self.compute(request).await {
+                    let (outcome, timing) = match self.compute(model, request).await {
                         Ok(computed) => computed,
                         Err(error) if error.is_of_the_image() => {
                             let error = Arc::new(error);
@@ -186,14 +229,14 @@ impl PredictService {
         }
     }
 
-    fn cached(&self, key: &[u8; 32]) -> Option<Computed> {
-        self.hit(&self.cache.get_local(key)?)
+    fn cached(&self, model: &LoadedModel, key: &[u8; 32]) -> Option<Computed> {
+        self.hit(model, &self.cache.get_local(key)?)
     }
 
-    fn hit(&self, value: &[u8]) -> Option<Computed> {
+    fn hit(&self, model: &LoadedModel, value: &[u8]) -> Option<Computed> {
         let outcome: Outcome = serde_json::from_slice(value).ok()?;
         // What another process has shared is as good as its length.
-        if outcome.scores.len() != self.model.labels.len() {
+        if outcome.scores.len() != model.model.labels.len() {
             return None;
         }
         self.metrics.cache(CacheOutcome::Hit);
@@ -202,20 +245,27 @@ impl PredictService {
 
     async fn compute(
         &self,
+        model: &LoadedModel,
         request: &PredictRequest,
     ) -> Result<(Outcome, (Duration, StageTimings)), PredictError> {
         // Costs microseconds here and spares the lanes what is no image.
         gpu_kernels::inspect(&request.image, &self.settings.limits)?;
-        let answer = match self.lanes.submit(request.image.clone(), request.deadline) {
+        let answer = match model.lanes.submit(request.image.clone(), request.deadline) {
             Ok(answer) => answer,
-            Err(SubmitError::Full { .. }) => return Err(self.refusal()),
+            Err(SubmitError::Full { .. }) => return Err(refusal(model)),
             Err(SubmitError::Stopped) => return Err(PredictError::Stopping),
         };
         let deadline = tokio::time::Instant::from_std(request.deadline);
         let reply = timeout_at(deadline, answer).await.map_err(|_| PredictError::DeadlineExceeded)?;
-        let (classified, waited) = reply.map_err(|_| PredictError::Stopping)??;
-        let StageTimings { decode, preprocess, infer } = classified.timings;
-        self.learn(decode + preprocess + infer);
+        let reply = reply.map_err(|_| PredictError::Stopping)?;
+        let (slot, version) = (request.slot.name(), &model.model.version);
+        if reply.as_ref().is_err_and(LaneError::is_of_the_model) {
+            model.tally.fail();
+            self.metrics.model_failure(slot, version);
+        }
+        let (classified, waited) = reply?;
+        model.learn(classified.timings);
+        self.metrics.model_computed(slot, version, classified.timings.sum());
         let outcome = Outcome {
             format: classified.format.to_string(),
             width: classified.width,
@@ -228,21 +278,20 @@ impl PredictService {
     async fn record(
         &self,
         request: &PredictRequest,
-        digest: &blake3::Hash,
-        outcome: &Outcome,
+        seen: &Seen<'_>,
         predictions: &[Score],
-        cached: bool,
     ) -> Result<(), PredictError> {
         let Some(first) = predictions.first() else { return Err(PredictError::NoScores) };
+        let outcome = seen.outcome;
         let started = Instant::now();
         let event = Event::new(
             self.settings.node.clone(),
             EventBody::Prediction(Prediction {
                 request_id: request.request_id.clone(),
                 camera: request.camera.clone(),
-                model: self.model.event_ref(),
+                model: seen.model.event_ref(),
                 image: ImageRef {
-                    digest: digest.to_hex().to_string(),
+                    digest: seen.digest.to_hex().to_string(),
                     format: outcome.format.clone(),
                     bytes: request.image.len() as u64,
                     width: outcome.width,
@@ -251,7 +300,7 @@ impl PredictService {
                 species: first.label.clone(),
                 confidence: first.score,
                 predictions: predictions.to_vec(),
-                cached,
+                cached: seen.cached,
             }),
         );
         let deadline = tokio::time::Instant::from_std(request.deadline);
@@ -262,36 +311,26 @@ impl PredictService {
     }
 
     /// Offers the image to the next training set; never waits.
-    fn capture(&self, request: &PredictRequest, digest: &blake3::Hash, format: &str, first: &Score) {
+    fn capture(&self, request: &PredictRequest, seen: &Seen<'_>, first: &Score) {
         let Some(capture) = &self.capture else { return };
-        let digest = digest.to_hex();
+        let digest = seen.digest.to_hex();
         if capture.wants(&digest, first.score) {
             capture.offer(Captured {
                 bytes: request.image.clone(),
                 digest: digest.to_string(),
-                format: format.to_owned(),
+                format: seen.outcome.format.clone(),
                 camera: request.camera.clone(),
                 species: first.label.clone(),
                 confidence: first.score,
-                model: self.model.event_ref(),
+                model: seen.model.event_ref(),
                 request_id: request.request_id.clone(),
                 time: SystemTime::now(),
             });
         }
     }
+}
 
-    fn learn(&self, busy: Duration) {
-        let new = u64::try_from(busy.as_micros()).unwrap_or(u64::MAX);
-        let old = self.mean_busy_us.load(Ordering::Relaxed);
-        let mean = if old == 0 { new } else { old - old / 16 + new / 16 };
-        self.mean_busy_us.store(mean, Ordering::Relaxed);
-    }
-
-    /// The refusal, with the time in which the queue of now will have been worked off.
-    fn refusal(&self) -> PredictError {
-        let mean = Duration::from_micros(self.mean_busy_us.load(Ordering::Relaxed).max(1000));
-        let rounds = self.lanes.capacity().div_ceil(self.lanes.count().max(1));
-        let retry_after = mean * u32::try_from(rounds).unwrap_or(u32::MAX);
-        PredictError::Overloaded { capacity: self.lanes.capacity(), retry_after }
-    }
+/// The refusal, with the time in which the queue of now will have been worked off.
+fn refusal(model: &LoadedModel) -> PredictError {
+    PredictError::Overloaded { capacity: model.lanes.capacity(), retry_after: model.queue_time() }
 }

@@ -14,8 +14,10 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::cloud::{CloudMetrics, CloudReadings};
+use super::models::ModelMetrics;
 use super::owned::{Seconds, raise, raise_time};
 use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
+use crate::serving::LoadedModel;
 
 /// A stage of a request, in the order of the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,7 +134,7 @@ struct SpeciesLabels {
 
 /// Labels of the model that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ModelLabels {
+pub(super) struct ModelLabels {
     /// Model name.
     pub name: String,
     /// Model version.
@@ -174,7 +176,7 @@ pub struct Metrics {
     lane_restarts: Family<LaneLabels, Counter>,
     skipped: Family<SkipLabels, Counter>,
     species: Family<SpeciesLabels, Counter>,
-    model: Family<ModelLabels, Gauge>,
+    models: ModelMetrics,
     queue_depth: Gauge,
     queue_capacity: Gauge,
     lanes_alive: Gauge,
@@ -195,6 +197,12 @@ struct OutboxMetrics {
     syncs: Counter,
     sync_time: Seconds,
     healthy: Gauge,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("Metrics")
+    }
 }
 
 impl Default for Metrics {
@@ -222,7 +230,7 @@ impl Metrics {
             lane_restarts: Family::default(),
             skipped: Family::default(),
             species: Family::default(),
-            model: Family::default(),
+            models: ModelMetrics::new(),
             queue_depth: Gauge::default(),
             queue_capacity: Gauge::default(),
             lanes_alive: Gauge::default(),
@@ -258,7 +266,7 @@ impl Metrics {
         r.register("lane_restarts", "Times a lane's device was built anew", self.lane_restarts.clone());
         r.register("jobs_skipped", "Queued images answered without being computed", self.skipped.clone());
         r.register("predictions", "Predictions acknowledged, by first label", self.species.clone());
-        r.register("model_info", "The model that serves; always 1", self.model.clone());
+        self.models.register(r);
         r.register("queue_depth", "Images that wait for a lane", self.queue_depth.clone());
         r.register("queue_capacity", "Bound of the queue", self.queue_capacity.clone());
         r.register("lanes_alive", "Lanes whose device works", self.lanes_alive.clone());
@@ -309,10 +317,37 @@ impl Metrics {
         self.species.get_or_create(&SpeciesLabels { species: species.into() }).inc();
     }
 
-    /// Names the model that serves from now on.
-    pub fn model(&self, labels: &ModelLabels) {
-        self.model.clear();
-        self.model.get_or_create(labels).set(1);
+    /// A version of the model called `model` serves from now on.
+    pub fn serving(&self, model: &str, loaded: &LoadedModel, device: &str) {
+        let identity = &loaded.model;
+        let labels = ModelLabels {
+            name: identity.name.clone(),
+            version: identity.version.clone(),
+            digest: identity.digest.clone(),
+            precision: identity.precision.to_string(),
+            device: device.to_owned(),
+        };
+        self.models.serving(model, &labels);
+    }
+
+    /// A prediction of a version was acknowledged.
+    pub fn model_prediction(&self, model: &str, version: &str) {
+        self.models.prediction(model, version);
+    }
+
+    /// A version computed an image in this time of its lane's.
+    pub fn model_computed(&self, model: &str, version: &str, busy: Duration) {
+        self.models.computed(model, version, busy);
+    }
+
+    /// A version failed on an image that is not at fault.
+    pub fn model_failure(&self, model: &str, version: &str) {
+        self.models.failure(model, version);
+    }
+
+    /// A version came to serve, was rejected or rolled back.
+    pub fn rollout(&self, model: &str, state: &str) {
+        self.models.change(model, state);
     }
 
     /// OpenMetrics text of everything; the gauges stay as they were if there are none to give yet.

@@ -33,7 +33,7 @@ pub struct Daemon {
 /// The `weir` command with nothing of the tester's own configuration in it.
 pub fn weir() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-    let of_a_deployment = ["WEIR__", "KAFKA_", "REDIS_", "AWS_", "S3_"];
+    let of_a_deployment = ["WEIR__", "KAFKA_", "REDIS_", "AWS_", "S3_", "MLFLOW_"];
     for (name, _) in std::env::vars().filter(|(name, _)| of_a_deployment.iter().any(|p| name.starts_with(p)))
     {
         command.env_remove(name);

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use ulid::Ulid;
 
 pub use dir::{Bound, DirStore, Room, StoreFull};
+pub(crate) use s3::{Found, Reading};
 pub use s3::{S3Config, S3Store};
 
 use crate::check::Steps;

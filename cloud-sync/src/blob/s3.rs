@@ -2,6 +2,7 @@
 
 mod download;
 mod failure;
+mod range;
 mod settings;
 mod upload;
 
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 use download::{Download, time_for};
 use failure::{Failure, classify, is_missing};
+pub(crate) use range::{Found, Reading};
 pub use settings::S3Config;
 use upload::{Source, Upload};
 

@@ -9,6 +9,7 @@ mod memory;
 mod overload;
 mod peers;
 mod result;
+mod rollout;
 mod serve;
 mod setup;
 mod startup;
@@ -49,6 +50,8 @@ pub enum Which {
     Overload,
     /// kill -9 under load: no acknowledged prediction is lost.
     Crash,
+    /// Swaps of the model under full load.
+    Rollout,
     /// Events made durable a second, and what that costs a prediction.
     Outbox,
     /// Batch images a second from Kafka and S3, against the limit.
@@ -60,7 +63,7 @@ pub enum Which {
 }
 
 impl Which {
-    const EACH: [Self; 13] = [
+    const EACH: [Self; 14] = [
         Self::Accuracy,
         Self::Limit,
         Self::Serve,
@@ -70,6 +73,7 @@ impl Which {
         Self::Cache,
         Self::Overload,
         Self::Crash,
+        Self::Rollout,
         Self::Outbox,
         Self::Worker,
         Self::Status,
@@ -96,6 +100,7 @@ impl Which {
             Self::Cache => cache::run(setup),
             Self::Overload => overload::run(setup),
             Self::Crash => crash::run(setup),
+            Self::Rollout => rollout::run(setup),
             Self::Outbox => cloud::outbox::run(setup),
             Self::Worker => cloud::worker::run(setup),
             Self::Status => cloud::status::run(setup),

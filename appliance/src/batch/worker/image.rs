@@ -1,5 +1,6 @@
 //! One image of a batch: load it, classify it, say what became of it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -11,6 +12,8 @@ use crate::batch::image_url::without_userinfo;
 use crate::batch::load::Loaded;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::lanes::{Classified, LaneError};
+use crate::predict::ServingModel;
+use crate::serving::Chosen;
 
 /// The camera of captured images of a batch that names none.
 const NO_CAMERA: &str = "batch";
@@ -47,16 +50,42 @@ impl Worker {
         if let Err(error) = gpu_kernels::inspect(&image.bytes, &self.settings.limits) {
             return Ok(failed(error.code(), error.to_string()));
         }
-        let mut panicked = false;
-        let mut backoff = self.patience.backoff();
+        let source = message.camera.as_deref().unwrap_or(&message.spec.request_id);
+        let (mut panicked, mut backoff) = (false, self.patience.backoff());
+        let mut may_try = true;
         loop {
-            let answer = self.lanes.submit_batch(image.bytes.clone()).await;
-            let answer = answer.map_err(|_| Setback::Stopping)?.await.map_err(|_| Setback::Stopping)?;
-            match answer {
+            let slot = self.models.default();
+            let serving = |model| Chosen { model, on_trial: false, other: None };
+            let chosen = if may_try { slot.choose(source) } else { slot.current().map(serving) };
+            let Some(chosen) = chosen else {
+                tokio::time::sleep(backoff.fail()).await;
+                continue;
+            };
+            let model = &chosen.model;
+            let Ok(answer) = model.lanes.submit_batch(image.bytes.clone()).await else {
+                // Either the process ends, or this version's lanes do, and another serves by now.
+                match slot.current() {
+                    Some(current) if !Arc::ptr_eq(&current, model) => continue,
+                    _ => return Err(Setback::Stopping),
+                }
+            };
+            match answer.await.map_err(|_| Setback::Stopping)? {
                 Ok((classified, _)) => {
-                    let outcome = self.answer(&image, &classified, top_k);
+                    model.learn(classified.timings);
+                    let outcome = answer_of(&model.model, &image, &classified, top_k);
+                    if let ItemOutcome::Ok { predictions, .. } = &outcome
+                        && let Some(best) = predictions.first()
+                    {
+                        slot.observed(best);
+                        chosen.compare(&image.bytes, &best.label);
+                    }
                     self.capture(message, &image, &outcome);
                     return Ok(outcome);
+                }
+                // What a version on trial fails on, the one that serves computes.
+                Err(error) if chosen.on_trial && error.is_of_the_model() => {
+                    model.tally.fail();
+                    may_try = false;
                 }
                 // It may have been the device's fault; twice in a row it is the image's.
                 Err(LaneError::Panicked) if !panicked => panicked = true,
@@ -87,25 +116,25 @@ impl Worker {
             });
         }
     }
+}
 
-    fn answer(&self, image: &Loaded, classified: &Classified, top_k: usize) -> ItemOutcome {
-        let predictions = self.model.best(&classified.scores, top_k);
-        let Some(best) = predictions.first() else {
-            return failed("inference_failed", "the model gave no scores");
-        };
-        ItemOutcome::Ok {
-            species: best.label.clone(),
-            confidence: best.score,
-            predictions: predictions.clone(),
-            model: self.model.event_ref(),
-            image: ImageRef {
-                digest: blake3::hash(&image.bytes).to_hex().to_string(),
-                format: classified.format.to_string(),
-                bytes: image.bytes.len() as u64,
-                width: classified.width,
-                height: classified.height,
-            },
-        }
+fn answer_of(model: &ServingModel, image: &Loaded, classified: &Classified, top_k: usize) -> ItemOutcome {
+    let predictions = model.best(&classified.scores, top_k);
+    let Some(best) = predictions.first() else {
+        return failed("inference_failed", "the model gave no scores");
+    };
+    ItemOutcome::Ok {
+        species: best.label.clone(),
+        confidence: best.score,
+        predictions: predictions.clone(),
+        model: model.event_ref(),
+        image: ImageRef {
+            digest: blake3::hash(&image.bytes).to_hex().to_string(),
+            format: classified.format.to_string(),
+            bytes: image.bytes.len() as u64,
+            width: classified.width,
+            height: classified.height,
+        },
     }
 }
 

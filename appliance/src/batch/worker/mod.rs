@@ -36,8 +36,7 @@ use super::load::Loader;
 use super::patience::Patience;
 use super::spool::Spool;
 use crate::config::BatchConfig;
-use crate::lanes::Lanes;
-use crate::predict::ServingModel;
+use crate::serving::Models;
 
 /// How long to wait for the next message before looking whether to stop.
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
@@ -55,9 +54,7 @@ pub struct Worker {
     /// Loads the images.
     pub loader: Loader,
     /// Classify them.
-    pub lanes: Arc<Lanes>,
-    /// What the lanes run.
-    pub model: ServingModel,
+    pub models: Arc<Models>,
     /// How it works.
     pub settings: WorkerSettings,
     /// What batches may be.

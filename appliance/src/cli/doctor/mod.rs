@@ -14,9 +14,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Common;
-use crate::app::{DeviceSetup, check_golden, outbox_dir, prepare_device};
+use crate::app::{DeviceSetup, outbox_dir, prepare_device};
 use crate::config::{Config, Loaded};
-use crate::lanes::Lanes;
+use crate::lanes::{LaneSettings, Lanes};
+use crate::serving::check_golden;
 use crate::telemetry::Metrics;
 
 /// Checks of links: what fails there keeps nobody from serving.
@@ -124,13 +125,6 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     checks.push(ok("configuration", format!("valid; set by {sources}")));
     for line in changed(config) {
         checks.push(ok("set", line));
-    }
-    for text in &loaded.warnings {
-        checks.push(warning(
-            "configuration",
-            text,
-            "remove the variable, or use a version of Weir that has this link",
-        ));
     }
     checks.push(check_listen(config));
     checks.extend(check_data_dir(&config.data_dir));
@@ -267,7 +261,7 @@ fn check_cpu() -> Check {
 }
 
 fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
-    checks.push(ok("onnxruntime", setup.runtime.library().display()));
+    checks.push(ok("onnxruntime", setup.loader.runtime.library().display()));
     let manifest = setup.bundle.manifest();
     checks.push(ok(
         "bundle",
@@ -279,11 +273,11 @@ fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
             manifest.labels.len()
         ),
     ));
-    checks.push(ok("device", format!("{} ({})", setup.device.kind, setup.device.reason)));
+    checks.push(ok("device", format!("{} ({})", setup.loader.device.kind, setup.loader.device.reason)));
     let started = Instant::now();
     let cases = manifest.golden.len();
-    let outcome = Lanes::start(1, 1, setup.factory(), Arc::new(Metrics::new()))
-        .map_err(crate::app::StartError::from)
+    let outcome = Lanes::start(&LaneSettings::new(1, 1), setup.factory(), Arc::new(Metrics::new()))
+        .map_err(crate::serving::LoadError::from)
         .and_then(|lanes| check_golden(&setup.bundle, &lanes));
     checks.push(match outcome {
         Ok(()) if cases == 0 => warning("golden cases", "the bundle has none", "add some to bundle.toml"),
@@ -292,7 +286,7 @@ fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
             format!(
                 "{cases} right, {} on {} lanes when serving, {} ms to load",
                 setup.model.precision,
-                setup.lanes(config),
+                setup.loader.lanes(config),
                 started.elapsed().as_millis()
             ),
         ),

@@ -9,7 +9,8 @@ use crate::lanes::{Classified, ClassifyError, LaneDevice};
 fn pipeline(images: usize) -> Box<dyn LaneDevice> {
     let mut config = Config::default();
     config.model.bundle = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1"));
-    prepare_device(&config).unwrap().factory_of(images)(0).unwrap()
+    let setup = prepare_device(&config).unwrap();
+    setup.loader.factory(&setup.bundle, &setup.model, images)(0).unwrap()
 }
 
 fn pictures() -> Vec<Vec<u8>> {

@@ -30,17 +30,26 @@ pub(super) struct Download<'a> {
     pub(super) deadline: Instant,
 }
 
+/// The next piece of the object `uri`, as it comes off the network; `deadline` is for all of it.
+pub(super) async fn next_piece(
+    uri: &str,
+    body: &mut ByteStream,
+    deadline: Instant,
+) -> SyncResult<Option<Bytes>> {
+    let until = deadline.min(Instant::now() + IDLE);
+    let failed = || SyncError::transient(Link::S3, format!("cannot read {uri} to its end"));
+    match timeout_at(until, body.next()).await {
+        Ok(None) => Ok(None),
+        Ok(Some(Ok(piece))) => Ok(Some(piece)),
+        Ok(Some(Err(error))) => Err(failed().because(error)),
+        Err(_) => Err(failed().because("it comes too slowly")),
+    }
+}
+
 impl Download<'_> {
     /// The next piece, as it comes off the network.
     async fn next(&mut self) -> SyncResult<Option<Bytes>> {
-        let until = self.deadline.min(Instant::now() + IDLE);
-        let failed = || SyncError::transient(Link::S3, format!("cannot read {} to its end", self.uri));
-        match timeout_at(until, self.body.next()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(piece))) => Ok(Some(piece)),
-            Ok(Some(Err(error))) => Err(failed().because(error)),
-            Err(_) => Err(failed().because("it comes too slowly")),
-        }
+        next_piece(self.uri, &mut self.body, self.deadline).await
     }
 
     /// All of it, in memory.

@@ -24,10 +24,12 @@ use crate::batch::record::BatchRecord;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
 use crate::lanes::{
-    Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, Lanes, SkipReason, StageTimings,
+    Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, SkipReason,
+    StageTimings,
 };
 use crate::models::{Bundle, DeviceTag};
 use crate::predict::ServingModel;
+use crate::serving::{LoadedModel, Models, Slot};
 
 /// Sees the label in the picture's last byte; a 255 makes it panic.
 struct Simulated {
@@ -61,14 +63,20 @@ pub(super) static MODEL: LazyLock<ServingModel> = LazyLock::new(|| {
     ServingModel::new(&bundle, &file)
 });
 
-fn lanes() -> Arc<Lanes> {
-    static LANES: OnceLock<Arc<Lanes>> = OnceLock::new();
+fn models() -> Arc<Models> {
+    static MODELS: OnceLock<Arc<Models>> = OnceLock::new();
     let start = || {
         let labels = MODEL.labels.len();
         let factory = Arc::new(move |_| Ok(Box::new(Simulated { labels }) as Box<dyn LaneDevice>));
-        Arc::new(Lanes::start(2, 4, factory, Arc::new(Unobserved)).unwrap())
+        let lanes = Lanes::start(&LaneSettings::new(2, 4), factory, Arc::new(Unobserved)).unwrap();
+        let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1");
+        let bundle = Arc::new(Bundle::open(&bundle).unwrap());
+        let slot = Slot::new("fish");
+        let loaded = Arc::new(LoadedModel::new(MODEL.clone(), lanes, bundle, None));
+        slot.change(|routes| routes.current = Some(loaded));
+        Arc::new(Models::new(slot, Vec::new()))
     };
-    Arc::clone(LANES.get_or_init(start))
+    Arc::clone(MODELS.get_or_init(start))
 }
 
 /// A picture of 2 x 2 pixels whose last byte is `seen`.
@@ -184,8 +192,7 @@ impl World {
             state,
             loader: Loader::new(fetch, limits, Arc::clone(&blob), buckets, Arc::clone(&patience)),
             blob,
-            lanes: lanes(),
-            model: MODEL.clone(),
+            models: models(),
             settings: WorkerSettings {
                 node: "box-1".into(),
                 top_k: 2,

@@ -1,0 +1,182 @@
+//! The models of a process at its start: their slots, the versions that they begin with, and what their rollouts need.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cloud_sync::registry::ModelReference;
+
+use super::start::model_loader;
+use super::{App, Links, Role, StartError, models_dir};
+use crate::config::{Config, ModelConfig};
+use crate::lanes::{LaneSettings, Turns};
+use crate::models::{ModelStore, PullLimits, find_bundle};
+use crate::rollout::{Begun, Followed, Journal, Settings, Surroundings, begin};
+use crate::serving::{LoadedModel, Models, Slot};
+
+/// Images that a worker's lane computes in one run of the engine: with four the CPU needs a twelfth less time an image,
+/// with eight no less than that.
+const WORKER_IMAGES_A_RUN: usize = 4;
+
+/// Models that are loaded, and what brings newer versions of them.
+pub(super) struct Prepared {
+    pub(super) models: Arc<Models>,
+    pub(super) followed: Vec<Followed>,
+    pub(super) surroundings: Surroundings,
+}
+
+/// Loads the version that each model begins with; blocking.
+///
+/// # Errors
+/// When the default model has none that can be served. That another has none yet is no error.
+pub(super) fn prepare(app: &App, links: &Links) -> Result<Prepared, StartError> {
+    let config = app.config();
+    let (found, loader) = std::thread::scope(|scope| {
+        let found = scope.spawn(|| find(config));
+        (found.join(), model_loader(config))
+    });
+    let Found { store, journal, mut models } =
+        found.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let loader = loader?;
+    let surroundings = Surroundings {
+        registry: links.registry(config)?,
+        lanes: lanes(app.role(), config, loader.lanes(config)),
+        store,
+        journal,
+        loader,
+        metrics: Arc::clone(app.metrics()),
+        outbox: None,
+        settings: settings(config),
+    };
+    for (followed, begun) in &mut models {
+        let is_default = followed.is_default;
+        let loaded = match begin(&surroundings, followed, begun.take()) {
+            Ok(loaded) => loaded,
+            Err(error) if is_default => return Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, model = followed.slot.name(), "this model is not served until a version of it is");
+                None
+            }
+        };
+        match loaded {
+            Some(model) => {
+                announce(&surroundings, followed.slot.name(), &model);
+                followed.slot.change(|routes| routes.current = Some(model));
+            }
+            None if is_default => {
+                return Err(find_bundle(None).err().map_or(StartError::NoModel, StartError::from));
+            }
+            None => tracing::warn!(model = followed.slot.name(), "no version of this model is here yet"),
+        }
+    }
+    let mut followed: Vec<Followed> = models.into_iter().map(|(followed, _)| followed).collect();
+    followed.sort_by_key(|followed| !followed.is_default);
+    let mut slots = followed.iter().map(|followed| Arc::clone(&followed.slot));
+    let default = slots.next().ok_or(StartError::NoModel)?;
+    let models = Arc::new(Models::new(default, slots.collect()));
+    Ok(Prepared { models, followed, surroundings })
+}
+
+struct Found {
+    store: ModelStore,
+    journal: Journal,
+    models: Vec<(Followed, Option<Result<Begun, crate::serving::LoadError>>)>,
+}
+
+/// The newest whole bundle of each model; blocking.
+fn find(config: &Config) -> Result<Found, StartError> {
+    let store = ModelStore::open(&models_dir(&config.data_dir))?;
+    let journal = Journal::open(&models_dir(&config.data_dir))?;
+    let default = followed_default(config, &journal)?;
+    let others = config.models.iter().map(|(name, model)| followed(name, model, false));
+    let all = std::iter::once(default).chain(others);
+    let models = all
+        .map(|followed| {
+            let begun = Begun::find(&followed, &store, &journal);
+            (followed, begun)
+        })
+        .collect();
+    Ok(Found { store, journal, models })
+}
+
+/// The name of the default model: as configured, or as what it follows, or as its bundle's manifest says.
+pub fn default_name(config: &Config, bundle: Option<&Path>) -> String {
+    let manifest = || crate::models::Manifest::read(bundle?).ok().map(|manifest| manifest.name);
+    let follow = config.model.follow.parse::<ModelReference>().ok().map(|follow| follow.name);
+    let own = Some(config.model.name.clone()).filter(|name| !name.is_empty());
+    own.or(follow).or_else(manifest).unwrap_or_else(|| "default".to_owned())
+}
+
+/// The default model.
+fn followed_default(config: &Config, journal: &Journal) -> Result<Followed, StartError> {
+    let bundle = find_bundle(config.model.bundle.as_deref());
+    let name = default_name(config, bundle.as_deref().ok());
+    let mut followed = followed(&name, &config.model, true);
+    followed.bundle = match bundle {
+        Ok(dir) => Some(dir),
+        // A version of the registry may be here already.
+        Err(_) if journal.entry(&name).serving.is_some() => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(followed)
+}
+
+fn followed(name: &str, model: &ModelConfig, is_default: bool) -> Followed {
+    Followed {
+        slot: Slot::new(name),
+        follow: model.follow.parse().ok(),
+        bundle: model.bundle.clone(),
+        is_default,
+    }
+}
+
+/// The lanes that each version gets; all share the turns of one device.
+fn lanes(role: Role, config: &Config, count: usize) -> LaneSettings {
+    let capacity = match config.engine.queue {
+        0 => count * 8,
+        queue => queue,
+    };
+    // Somebody waits for each real-time answer, and would wait for all that the lane has begun.
+    let (together, background) = match role {
+        Role::Serve => (1, false),
+        Role::Worker => (WORKER_IMAGES_A_RUN, true),
+    };
+    LaneSettings { count, capacity, together, background, beside: false, turns: Turns::new(count) }
+}
+
+fn settings(config: &Config) -> Settings {
+    let registry = &config.registry;
+    Settings {
+        node: config.node.name.clone(),
+        rollout: config.rollout.clone(),
+        monitoring: config.monitoring.clone(),
+        poll: registry.poll,
+        keep: registry.keep,
+        tag: registry.tag,
+        pull: pull_limits(config),
+    }
+}
+
+/// Bounds of a download.
+pub fn pull_limits(config: &Config) -> PullLimits {
+    PullLimits {
+        max_bytes: config.registry.max_bundle.as_u64(),
+        onnxruntime: config.engine.onnxruntime.clone(),
+        ..PullLimits::default()
+    }
+}
+
+fn announce(around: &Surroundings, name: &str, loaded: &LoadedModel) {
+    let (model, lanes, device) = (&loaded.model, &loaded.lanes, &around.loader.device);
+    around.metrics.serving(name, loaded, &device.kind.to_string());
+    tracing::info!(
+        model = model.name,
+        version = model.version,
+        precision = %model.precision,
+        device = %device.kind,
+        reason = device.reason,
+        lanes = lanes.count(),
+        queue = lanes.capacity(),
+        onnxruntime = %around.loader.runtime.library().display(),
+        "model loaded, warmed and checked"
+    );
+}

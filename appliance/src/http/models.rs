@@ -1,0 +1,191 @@
+//! GET /models, and what an operator may have a model's rollout do. Whoever changes what is served bears the admin token.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use cloud_sync::secret::Secret;
+use serde::Serialize;
+use warp::http::header::AUTHORIZATION;
+use warp::http::{HeaderMap, StatusCode};
+use warp::reply::Response;
+
+use super::api::{ModelHealth, RejectedHealth, TrialHealth};
+use super::query;
+use super::reply::{ApiError, json};
+use crate::app::App;
+use crate::rollout::{Command, Handle, Step};
+use crate::serving::TrialKind;
+
+/// What a command answers.
+#[derive(Serialize)]
+struct Done {
+    model: String,
+    done: String,
+}
+
+/// All models and how their rollouts stand.
+pub(super) fn list(app: Arc<App>) -> Response {
+    let reply = BTreeMap::from([("models", all(&app))]);
+    app.metrics().request("models", StatusCode::OK.as_u16());
+    json(StatusCode::OK, &reply, None)
+}
+
+/// One of them.
+pub(super) fn show(name: String, app: Arc<App>) -> Response {
+    let found = app.models().map(|models| query::find(models, &name).map(|slot| slot.name().to_owned()));
+    let response = match found {
+        None => ApiError::unavailable("not_ready", "the appliance is starting").into_response(None),
+        Some(Err(error)) => error.into_response(None),
+        Some(Ok(name)) => {
+            let model = all(&app).into_iter().find(|model| model.model == name);
+            json(StatusCode::OK, &model, None)
+        }
+    };
+    app.metrics().request("models", response.status().as_u16());
+    response
+}
+
+/// Has a model's rollout do something.
+pub(super) async fn order(
+    name: String,
+    action: String,
+    app: Arc<App>,
+    headers: HeaderMap,
+    raw_query: String,
+) -> Response {
+    let response = match carry_out(&name, &action, &app, &headers, &raw_query).await {
+        Ok(done) => {
+            tracing::info!(model = done.model, action, done = done.done, "an operator's command");
+            json(StatusCode::OK, &done, None)
+        }
+        Err(error) => {
+            tracing::info!(model = name, action, error = error.message, "an operator's command was refused");
+            error.into_response(None)
+        }
+    };
+    app.metrics().request("models_order", response.status().as_u16());
+    response
+}
+
+async fn carry_out(
+    name: &str,
+    action: &str,
+    app: &App,
+    headers: &HeaderMap,
+    raw_query: &str,
+) -> Result<Done, ApiError> {
+    let (Some(models), Some(rollouts), Some(token)) = (app.models(), app.rollouts(), app.admin_token())
+    else {
+        return Err(ApiError::unavailable("not_ready", "the appliance is starting"));
+    };
+    // Before anything is said about what there is.
+    authorize(headers, token)?;
+    let command = command(action, raw_query)?;
+    let slot = query::find(models, name)?;
+    let Some(handle) = rollouts.handles().get(slot.name()) else {
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_model", "this model has no rollout"));
+    };
+    match handle.order(command).await {
+        Ok(done) => Ok(Done { model: slot.name().to_owned(), done }),
+        Err(refusal) => Err(ApiError::new(StatusCode::CONFLICT, "refused", refusal.to_string())),
+    }
+}
+
+fn command(action: &str, raw_query: &str) -> Result<Command, ApiError> {
+    let mut version = None;
+    for (key, value) in url::form_urlencoded::parse(raw_query.as_bytes()) {
+        if key != "version" || action != "pin" {
+            let message = format!("unknown query parameter {key:?}; only pin takes one, version");
+            return Err(ApiError::bad_request("invalid_query", message));
+        }
+        version = Some(value.into_owned()).filter(|version| !version.is_empty());
+    }
+    match action {
+        "promote" => Ok(Command::Promote),
+        "rollback" => Ok(Command::Rollback),
+        "reload" => Ok(Command::Reload),
+        "pin" => match &version {
+            Some(text) if format!("m/{text}").parse::<cloud_sync::registry::ModelReference>().is_err() => {
+                Err(ApiError::bad_request("invalid_query", format!("version = {text:?} is no version")))
+            }
+            _ => Ok(Command::Pin(version)),
+        },
+        other => {
+            let message =
+                format!("there is no action {other:?}; there are promote, rollback, reload and pin");
+            Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message))
+        }
+    }
+}
+
+fn authorize(headers: &HeaderMap, token: &Secret) -> Result<(), ApiError> {
+    if token.is_empty() {
+        let message = "no admin token is configured, so nothing can be changed here; set admin.token or admin.token_file";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "admin_disabled", message));
+    }
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    // Of digests, so that the time that the comparison takes says nothing about the token.
+    if blake3::hash(given.as_bytes()) == blake3::hash(token.expose().as_bytes()) {
+        return Ok(());
+    }
+    let message = "this needs the admin token: Authorization: Bearer <token>";
+    Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message))
+}
+
+/// All models as /models and /health show them.
+pub(super) fn all(app: &App) -> Vec<ModelHealth> {
+    let Some(models) = app.models() else { return Vec::new() };
+    let handle = |name: &str| app.rollouts().and_then(|rollouts| rollouts.handles().get(name));
+    models.iter().map(|slot| describe(app, slot, handle(slot.name()))).collect()
+}
+
+fn describe(app: &App, slot: &crate::serving::Slot, handle: Option<&Handle>) -> ModelHealth {
+    let routes = slot.routes();
+    let current = routes.current.as_ref();
+    let identity = current.map(|current| &current.model);
+    let status = handle.map(|handle| handle.board.read()).unwrap_or_default();
+    let entry = app.rollouts().map(|rollouts| rollouts.entry(slot.name())).unwrap_or_default();
+    let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
+    let name = |placed: &crate::rollout::Placed| format!("{}/{}", placed.name, placed.version);
+    ModelHealth {
+        model: slot.name().to_owned(),
+        name: identity.map(|model| model.name.clone()).unwrap_or_default(),
+        version: identity.map(|model| model.version.clone()).unwrap_or_default(),
+        precision: identity.map(|model| model.precision.to_string()).unwrap_or_default(),
+        digest: identity.map(|model| model.digest.clone()).unwrap_or_default(),
+        labels: identity.map_or(0, |model| model.labels.len()),
+        serving: current.map(|current| current.describe()),
+        previous: entry.previous.as_ref().map(name),
+        follow: handle.and_then(|handle| handle.followed.follow.as_ref()).map(ToString::to_string),
+        pinned: entry.pinned.clone(),
+        step: status.step,
+        candidate: status.candidate,
+        trial: routes.trial.as_ref().filter(|_| status.step != Step::Idle).map(|trial| {
+            let (compared, disagreed) = trial.comparison.read();
+            let seen = trial.model.tally.read();
+            TrialHealth {
+                percent: match trial.kind {
+                    TrialKind::Shadow => 0.0,
+                    TrialKind::Canary { part } => part * 100.0,
+                },
+                images: seen.computed(),
+                failed: seen.failed,
+                compared,
+                disagreed,
+            }
+        }),
+        rejected: entry
+            .rejected
+            .iter()
+            .map(|rejected| RejectedHealth {
+                version: format!("{}/{}", rejected.name, rejected.version),
+                reason: rejected.reason.clone(),
+                at: time(rejected.at),
+            })
+            .collect(),
+        asked: status.asked.map(time),
+        error: status.error,
+    }
+}

@@ -1,0 +1,64 @@
+//! Bundles that open, and must not serve all the same: found on the real engine.
+
+use std::fs;
+
+use gpu_kernels::DecodeLimits;
+
+use super::{CheckError, try_load};
+use crate::engine::{EngineError, Runtime};
+use crate::models::testing::{edit, sha256_of, write_bundle};
+use crate::models::{Bundle, Precision};
+
+fn check(model: &str, change: impl FnOnce(&std::path::Path)) -> Result<(), CheckError> {
+    let folder = tempfile::tempdir().unwrap();
+    write_bundle(folder.path(), model);
+    change(folder.path());
+    let bundle = Bundle::open(folder.path()).unwrap();
+    try_load(&Runtime::load(None).unwrap(), &bundle, None, DecodeLimits::default())
+}
+
+#[test]
+fn a_bundle_that_computes_what_it_promises_passes() {
+    check("colours.onnx", |_| ()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write_bundle(folder.path(), "colours.onnx");
+    let bundle = Bundle::open(folder.path()).unwrap();
+    let runtime = Runtime::load(None).unwrap();
+    let error = try_load(&runtime, &bundle, Some(Precision::Int8), DecodeLimits::default()).unwrap_err();
+    assert!(matches!(error, CheckError::Bundle(_)), "{error}");
+}
+
+#[test]
+fn a_golden_case_that_fails_is_named_with_both_answers() {
+    let error =
+        check("colours.onnx", |dir| edit(&dir.join("bundle.toml"), "label = \"red\"", "label = \"blue\""));
+    let text = error.unwrap_err().to_string();
+    assert!(
+        text.contains("golden/red.png") && text.contains("expected blue") && text.contains("got red"),
+        "{text}"
+    );
+    let error = check("colours.onnx", |dir| {
+        fs::write(dir.join("golden/red.png"), "no picture").unwrap();
+        let digest = sha256_of(&dir.join("golden/red.png"));
+        let old = sha256_of(&crate::models::testing::made("red.png"));
+        edit(&dir.join("bundle.toml"), &old, &digest);
+    });
+    assert!(matches!(error, Err(CheckError::Classify { .. })), "{error:?}");
+}
+
+#[test]
+fn scores_that_are_no_numbers_are_refused_on_a_blank_image() {
+    let error = check("nan.onnx", |_| ()).unwrap_err();
+    assert!(matches!(error, CheckError::Engine(EngineError::NotFinite { .. })), "{error}");
+}
+
+#[test]
+fn a_graph_that_is_not_the_manifests_is_refused() {
+    for (model, part) in [("side16.onnx", "16"), ("two_labels.onnx", "2"), ("fp16.onnx", "f32")] {
+        let error = check(model, |_| ()).unwrap_err();
+        assert!(matches!(&error, CheckError::Engine(EngineError::Mismatch { .. })), "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let error = check("red.png", |_| ()).unwrap_err();
+    assert!(matches!(&error, CheckError::Engine(EngineError::Model { .. })), "{error}");
+}

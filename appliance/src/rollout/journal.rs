@@ -1,0 +1,276 @@
+//! What outlives the process: which version serves, which served before, which were rejected, what is still to be told.
+//!
+//! One JSON file for all models, `rollouts.json`, replaced as a whole: a reader finds the old or the new, never a part.
+//! It is written before the routes change, so that a box that dies in between comes back with a version that had passed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::models::Origin;
+
+const FILE: &str = "rollouts.json";
+const FORMAT: u32 = 1;
+/// Rejected versions that are remembered, a model.
+const MOST_REJECTED: usize = 100;
+/// Tags that wait until the registry is back, a model; the oldest go first.
+const MOST_UNTOLD: usize = 100;
+
+/// A version in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// Digest of its bundle.
+    pub digest: String,
+    /// Where its bytes came from.
+    pub source: String,
+    /// Registered name.
+    pub name: String,
+    /// Version in the registry.
+    pub version: String,
+}
+
+impl Placed {
+    /// A registered version in the store.
+    pub fn new(digest: &str, origin: &Origin) -> Self {
+        let Origin { source, name, version } = origin.clone();
+        Self { digest: digest.to_owned(), source, name, version }
+    }
+
+    /// Which version it is.
+    pub fn origin(&self) -> Origin {
+        Origin { source: self.source.clone(), name: self.name.clone(), version: self.version.clone() }
+    }
+}
+
+/// A version that is not to be tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Registered name.
+    pub name: String,
+    /// Version in the registry.
+    pub version: String,
+    /// Where its bytes came from: under another source the same number is another version.
+    pub source: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+}
+
+/// A tag that the registry has not been told yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untold {
+    /// Registered name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// The tag's value.
+    pub value: String,
+}
+
+/// What is known of one model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Entry {
+    /// The version that serves; none for the configured bundle.
+    pub serving: Option<Placed>,
+    /// The one that served before; none for the configured bundle.
+    pub previous: Option<Placed>,
+    /// Those that are not to be tried again, oldest first.
+    pub rejected: VecDeque<Rejected>,
+    /// The version that an operator has pinned.
+    pub pinned: Option<String>,
+    /// Tags that are to be set.
+    pub untold: VecDeque<Untold>,
+}
+
+impl Entry {
+    /// Why a version is not to be tried, if it is not.
+    pub fn rejection(&self, origin: &Origin) -> Option<&Rejected> {
+        let is_it = |r: &&Rejected| {
+            (&r.name, &r.version, &r.source) == (&origin.name, &origin.version, &origin.source)
+        };
+        self.rejected.iter().find(is_it)
+    }
+
+    /// A version is not to be tried again.
+    pub fn reject(&mut self, origin: &Origin, reason: &str) {
+        self.forgive(&origin.name, &origin.version);
+        let Origin { source, name, version } = origin.clone();
+        self.rejected.push_back(Rejected {
+            name,
+            version,
+            source,
+            reason: reason.to_owned(),
+            at: SystemTime::now(),
+        });
+        while self.rejected.len() > MOST_REJECTED {
+            self.rejected.pop_front();
+        }
+    }
+
+    /// A version may be tried again.
+    pub fn forgive(&mut self, name: &str, version: &str) {
+        self.rejected.retain(|rejected| rejected.name != name || rejected.version != version);
+    }
+
+    /// A tag is to be set; an older value for the same version need not be told any more.
+    pub fn tell(&mut self, origin: &Origin, value: String) {
+        self.untold.retain(|untold| untold.name != origin.name || untold.version != origin.version);
+        self.untold.push_back(Untold { name: origin.name.clone(), version: origin.version.clone(), value });
+        while self.untold.len() > MOST_UNTOLD {
+            self.untold.pop_front();
+        }
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Content {
+    format: u32,
+    models: BTreeMap<String, Entry>,
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    content: Mutex<Content>,
+}
+
+/// The file can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct JournalError {
+    path: PathBuf,
+    reason: String,
+}
+
+impl Journal {
+    /// Reads the file in the folder of models; blocking. A damaged file is put aside: the box then begins with its
+    /// configured bundles and asks the registry.
+    ///
+    /// # Errors
+    /// When it can't be read, or is a later version's.
+    pub fn open(dir: &Path) -> Result<Self, JournalError> {
+        let path = dir.join(FILE);
+        let failed = |reason: String| JournalError { path: path.clone(), reason };
+        let content = match fs::read(&path) {
+            Ok(json) => match serde_json::from_slice::<Content>(&json) {
+                Ok(content) if content.format == FORMAT => content,
+                Ok(content) => {
+                    let what =
+                        format!("format {}: this version of Weir reads format {FORMAT}", content.format);
+                    return Err(failed(what));
+                }
+                Err(error) => {
+                    let aside = path.with_extension("damaged");
+                    tracing::error!(path = %path.display(), %error, "damaged; it is put aside as {}", aside.display());
+                    fs::rename(&path, &aside).map_err(|e| failed(e.to_string()))?;
+                    Content { format: FORMAT, models: BTreeMap::new() }
+                }
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Content { format: FORMAT, models: BTreeMap::new() }
+            }
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        Ok(Self { path: path.clone(), content: Mutex::new(content) })
+    }
+
+    /// What is known of a model.
+    pub fn entry(&self, model: &str) -> Entry {
+        self.content.lock().models.get(model).cloned().unwrap_or_default()
+    }
+
+    /// Digests of all bundles that a model may need again.
+    pub fn needed(&self) -> Vec<String> {
+        let content = self.content.lock();
+        let of = |entry: &Entry| [entry.serving.clone(), entry.previous.clone()];
+        content.models.values().flat_map(of).flatten().map(|placed| placed.digest).collect()
+    }
+
+    /// Changes what is known of a model; blocking. When this returns Ok the change is durable, else nothing has changed.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn change<T>(&self, model: &str, change: impl FnOnce(&mut Entry) -> T) -> Result<T, JournalError> {
+        let mut content = self.content.lock();
+        let before = content.models.get(model).cloned();
+        let entry = content.models.entry(model.to_owned()).or_default();
+        let result = change(entry);
+        if before.as_ref() == Some(entry) {
+            return Ok(result);
+        }
+        if let Err(error) = write(&self.path, &content) {
+            match before {
+                Some(before) => drop(content.models.insert(model.to_owned(), before)),
+                None => drop(content.models.remove(model)),
+            }
+            return Err(JournalError { path: self.path.clone(), reason: error.to_string() });
+        }
+        Ok(result)
+    }
+}
+
+fn write(path: &Path, content: &Content) -> std::io::Result<()> {
+    let partial = path.with_extension("partial~");
+    let mut file = File::create(&partial)?;
+    serde_json::to_writer_pretty(&mut file, content)?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(version: &str) -> Origin {
+        Origin { source: "s3://b/1".into(), name: "fish".into(), version: version.into() }
+    }
+
+    #[test]
+    fn what_was_changed_is_there_again_and_a_damaged_file_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        assert_eq!(journal.entry("fish"), Entry::default());
+        journal
+            .change("fish", |entry| {
+                entry.serving = Some(Placed::new("abc", &origin("3")));
+                entry.reject(&origin("4"), "golden case a.jpg: wrong");
+                entry.tell(&origin("3"), "loading".into());
+                entry.tell(&origin("3"), "serving".into());
+            })
+            .unwrap();
+        let again = Journal::open(dir.path()).unwrap().entry("fish");
+        assert_eq!(again.serving.as_ref().map(Placed::origin), Some(origin("3")));
+        assert_eq!(again.rejection(&origin("4")).unwrap().reason, "golden case a.jpg: wrong");
+        let elsewhere = Origin { source: "s3://b/2".into(), ..origin("4") };
+        assert!(again.rejection(&elsewhere).is_none());
+        assert_eq!(again.untold.len(), 1);
+        assert_eq!(journal.needed(), ["abc"]);
+        fs::write(dir.path().join(FILE), "{\"format\": 2, \"models\": {}}").unwrap();
+        assert!(Journal::open(dir.path()).unwrap_err().to_string().contains("format 2"));
+        fs::write(dir.path().join(FILE), "{\"format\": 1, \"mod").unwrap();
+        assert_eq!(Journal::open(dir.path()).unwrap().entry("fish"), Entry::default());
+        assert!(dir.path().join("rollouts.damaged").is_file());
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_written_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.change("fish", |entry| entry.pinned = Some("1".into())).unwrap();
+        fs::remove_dir_all(dir.path()).unwrap();
+        let error = journal.change("fish", |entry| entry.pinned = None).unwrap_err();
+        assert!(error.to_string().contains("rollouts.json"), "{error}");
+        assert_eq!(journal.entry("fish").pinned.as_deref(), Some("1"));
+    }
+}

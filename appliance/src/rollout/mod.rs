@@ -1,0 +1,176 @@
+//! From a registry to the lanes: follow an alias, fetch, verify, load beside, try, promote, or roll back.
+//!
+//! One task a model walks the steps; nothing here is on the path of a request. Invariants:
+//! - A version answers only after its digests, its load, its golden cases and its trials are right.
+//! - Until it does, the version before answers; on any failure it goes on answering, and the new one is rejected for
+//!   good, with its reason, unless trying again can help.
+//! - The journal is written before the routes change ([`journal`]), so a box that dies comes back with one verified version.
+
+mod command;
+mod journal;
+mod monitor;
+mod retire;
+mod start;
+mod status;
+mod steps;
+mod task;
+mod tell;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloud_sync::outbox::Outbox;
+use cloud_sync::registry::{ModelReference, ModelRegistry};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::config::{MonitoringConfig, RolloutConfig};
+use crate::lanes::LaneSettings;
+use crate::models::{ModelStore, PullLimits};
+use crate::serving::{ModelLoader, Slot};
+use crate::telemetry::Metrics;
+
+pub use command::{Command, Refusal};
+pub use journal::{Entry, Journal, JournalError, Placed, Rejected};
+pub use monitor::{population_stability, report};
+pub use start::{Begun, begin};
+pub use status::{Board, Status, Step};
+pub use verdict::{Evidence, Stage, Verdict, judge};
+
+/// What all rollouts of a process share.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// Where versions come from; none where no model follows anything.
+    pub registry: Option<Arc<dyn ModelRegistry>>,
+    /// Versions on disk.
+    pub store: ModelStore,
+    /// What outlives the process.
+    pub journal: Journal,
+    /// Loads versions.
+    pub loader: ModelLoader,
+    /// The lanes that a version gets.
+    pub lanes: LaneSettings,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Where a serving process makes events durable.
+    pub outbox: Option<Arc<Outbox>>,
+    /// How it is done.
+    pub settings: Settings,
+}
+
+/// How rollouts are done.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of this box in tags and events.
+    pub node: String,
+    /// Steps and bounds.
+    pub rollout: RolloutConfig,
+    /// Summaries.
+    pub monitoring: MonitoringConfig,
+    /// How often the registry is asked.
+    pub poll: Duration,
+    /// Versions of each model that stay on disk.
+    pub keep: usize,
+    /// Whether versions are tagged.
+    pub tag: bool,
+    /// Bounds of a download.
+    pub pull: PullLimits,
+}
+
+/// A model and how it comes by its versions.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// Where its versions are loaded.
+    pub slot: Arc<Slot>,
+    /// What it follows.
+    pub follow: Option<ModelReference>,
+    /// The folder that the configuration names, or where the default bundle is.
+    pub bundle: Option<PathBuf>,
+    /// Whether it is meant when a request names no model.
+    pub is_default: bool,
+}
+
+/// What others see and do of one model's rollout.
+#[derive(Debug)]
+pub struct Handle {
+    /// The model.
+    pub followed: Followed,
+    /// Where its rollout is.
+    pub board: Board,
+    commands: mpsc::Sender<(Command, oneshot::Sender<Result<String, Refusal>>)>,
+}
+
+/// The rollouts of a process.
+#[derive(Debug)]
+pub struct Rollouts {
+    surroundings: Arc<Surroundings>,
+    handles: BTreeMap<String, Handle>,
+    stop: watch::Sender<bool>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Rollouts {
+    /// Starts a task for each model; on a thread of the runtime.
+    pub fn start(surroundings: Surroundings, models: Vec<Followed>) -> Self {
+        let surroundings = Arc::new(surroundings);
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = Vec::new();
+        let mut handles = BTreeMap::new();
+        for followed in models {
+            let (commands, orders) = mpsc::channel(8);
+            let board = Board::default();
+            let task = task::Task {
+                around: Arc::clone(&surroundings),
+                followed: followed.clone(),
+                board: board.clone(),
+                orders,
+                stop: stopped.clone(),
+                standby_until: None,
+            };
+            tasks.push(tokio::spawn(task.run()));
+            handles.insert(followed.slot.name().to_owned(), Handle { followed, board, commands });
+        }
+        if surroundings.settings.monitoring.enabled {
+            let slots = handles.values().map(|handle| Arc::clone(&handle.followed.slot)).collect();
+            tasks.push(tokio::spawn(monitor::run(Arc::clone(&surroundings), slots, stopped)));
+        }
+        Self { surroundings, handles, stop, tasks: Mutex::new(tasks) }
+    }
+
+    /// The models, by name.
+    pub fn handles(&self) -> &BTreeMap<String, Handle> {
+        &self.handles
+    }
+
+    /// What is known of a model beyond this process's life.
+    pub fn entry(&self, model: &str) -> Entry {
+        self.surroundings.journal.entry(model)
+    }
+
+    /// Tells all tasks to end, and waits for them; what is under way is taken up again by the next start.
+    pub async fn end(&self, within: Duration) {
+        let _ = self.stop.send(true);
+        let tasks: Vec<_> = self.tasks.lock().drain(..).collect();
+        let all = futures_util::future::join_all(tasks);
+        if tokio::time::timeout(within, all).await.is_err() {
+            tracing::warn!("a rollout did not end in time; the next start takes it up again");
+        }
+    }
+}
+
+impl Handle {
+    /// Has the model's task carry out a command. The text says what it did.
+    ///
+    /// # Errors
+    /// [`Refusal`], when there is nothing that the command could do.
+    pub async fn order(&self, command: Command) -> Result<String, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let gone = |()| Refusal("the appliance is stopping".to_owned());
+        self.commands.send((command, answer)).await.map_err(|_| gone(()))?;
+        answered.await.map_err(|_| gone(()))?
+    }
+}

@@ -1,0 +1,27 @@
+//! The end of a version that nothing is sent to any more: its last requests are waited for, then its lanes end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::serving::{LoadedModel, SETTLED};
+
+/// How often it is looked whether somebody still holds it.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Ends the lanes of a version once nobody holds it, in a task of its own.
+pub(super) fn retire(model: Arc<LoadedModel>) {
+    tokio::spawn(async move {
+        let until = Instant::now() + SETTLED;
+        while Arc::strong_count(&model) > 1 && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+        // Joins the lanes' threads, which blocks.
+        let ended = tokio::task::spawn_blocking(move || {
+            tracing::debug!(version = model.describe(), "unloaded");
+            drop(model);
+        });
+        if ended.await.is_err() {
+            tracing::error!("the lanes of a version that was unloaded ended with a panic");
+        }
+    });
+}

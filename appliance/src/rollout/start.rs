@@ -1,0 +1,125 @@
+//! The start of a process: the version that served when the last one ended, or the best that is left.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::journal::{Entry, Placed};
+use super::{Followed, Journal, Surroundings};
+use crate::models::{Bundle, BundleError, ModelStore, Origin, find_bundle};
+use crate::serving::{LoadError, LoadedModel};
+
+/// Where a bundle was found: the newer first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Serving,
+    Previous,
+    Configured,
+}
+
+const PLACES: [Place; 3] = [Place::Serving, Place::Previous, Place::Configured];
+
+/// A bundle that may serve, verified.
+#[derive(Debug)]
+pub struct Begun {
+    bundle: Bundle,
+    placed: Option<Placed>,
+    place: Place,
+}
+
+impl Begun {
+    /// The newest bundle of a model that is whole; blocking. `None` when there is none and the registry has to bring it.
+    pub fn find(
+        followed: &Followed,
+        store: &ModelStore,
+        journal: &Journal,
+    ) -> Option<Result<Self, LoadError>> {
+        let entry = journal.entry(followed.slot.name());
+        Self::after(None, followed.bundle.as_deref(), store, &entry)
+    }
+
+    fn after(
+        last: Option<Place>,
+        configured: Option<&Path>,
+        store: &ModelStore,
+        entry: &Entry,
+    ) -> Option<Result<Self, LoadError>> {
+        let mut failure = None;
+        for place in PLACES.into_iter().filter(|place| last.is_none_or(|last| *place > last)) {
+            let placed = match place {
+                Place::Serving => entry.serving.as_ref(),
+                Place::Previous => entry.previous.as_ref(),
+                Place::Configured => None,
+            };
+            let opened = match (place, placed) {
+                (Place::Configured, _) => configured.map(|dir| Ok(Bundle::open(&find_bundle(Some(dir))?)?)),
+                (_, None) => None,
+                (_, Some(placed)) => Some(store.bundle(&placed.digest).map_err(|error| {
+                    let reason = error.to_string();
+                    LoadError::Bundle(BundleError::Invalid { dir: store.root().to_path_buf(), reason })
+                })),
+            };
+            match opened {
+                Some(Ok(bundle)) => return Some(Ok(Self { bundle, placed: placed.cloned(), place })),
+                Some(Err(error)) => {
+                    tracing::error!(%error, "a bundle can't be served");
+                    failure.get_or_insert(Err(error));
+                }
+                None => {}
+            }
+        }
+        failure
+    }
+}
+
+/// Loads a model's bundle, or the next best if that fails; blocking. `None` when there is none that can be served.
+///
+/// # Errors
+/// The first failure, when there were bundles and none can be served.
+pub fn begin(
+    around: &Surroundings,
+    followed: &Followed,
+    found: Option<Result<Begun, LoadError>>,
+) -> Result<Option<Arc<LoadedModel>>, LoadError> {
+    let name = followed.slot.name();
+    let entry = around.journal.entry(name);
+    let mut first = None;
+    let mut next = found;
+    while let Some(found) = next {
+        let place = match found {
+            Ok(Begun { bundle, placed, place }) => {
+                let origin: Option<Origin> = placed.as_ref().map(Placed::origin);
+                let observer = Arc::clone(&around.metrics);
+                match around.loader.load(bundle, origin, &around.lanes, observer) {
+                    Ok(model) => {
+                        note(around, name, placed);
+                        return Ok(Some(Arc::new(model)));
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, model = name, "a bundle can't be served");
+                        first.get_or_insert(error);
+                        place
+                    }
+                }
+            }
+            Err(error) => {
+                first.get_or_insert(error);
+                break;
+            }
+        };
+        next = Begun::after(Some(place), followed.bundle.as_deref(), &around.store, &entry);
+    }
+    first.map_or(Ok(None), Err)
+}
+
+/// What serves is what was left, which need not be what the journal says.
+fn note(around: &Surroundings, model: &str, placed: Option<Placed>) {
+    let noted = around.journal.change(model, |entry| {
+        if entry.serving != placed {
+            entry.previous = None;
+        }
+        entry.serving = placed;
+    });
+    if let Err(error) = noted {
+        tracing::warn!(%error, "what serves could not be written down");
+    }
+}

@@ -1,0 +1,79 @@
+//! Who hears of a change: the registry by a tag, the outbox by an event, the log, the metrics.
+
+use cloud_sync::event::{Event, EventBody, ModelChange};
+use cloud_sync::registry::{ModelReference, ModelVersion, Which};
+
+use super::Surroundings;
+use super::journal::Untold;
+
+/// Longest value of a tag; MLflow takes 5,000 characters.
+const LONGEST: usize = 500;
+
+/// Publishes a change as an event; a full outbox is logged, and changes nothing about the rollout.
+pub(super) async fn event(around: &Surroundings, change: ModelChange) {
+    let (model, state, version) = (&change.model, &change.state, &change.version);
+    tracing::info!(model, version, other = change.other, reason = change.reason, "{state}");
+    around.metrics.rollout(model, state);
+    let Some(outbox) = &around.outbox else { return };
+    let event = Event::new(around.settings.node.clone(), EventBody::Model(change));
+    if let Err(error) = outbox.append_event(&event).await {
+        tracing::warn!(%error, "a change of a model is no event: the outbox did not take it");
+    }
+}
+
+/// The tag by which a fleet manager sees what this box does with a version.
+pub(super) fn tag_key(node: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_. ".contains(c) { c } else { '_' };
+    format!("weir.{}.state", node.chars().map(plain).take(200).collect::<String>())
+}
+
+/// A tag's value of at most [`LONGEST`] characters on one line.
+pub(super) fn tag_value(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
+/// Sets the tags that wait. What the registry refuses for good is dropped; the rest waits for the next time.
+pub(super) async fn tags(around: &Surroundings, model: &str) {
+    let Some(registry) = around.registry.as_ref().filter(|_| around.settings.tag) else { return };
+    let key = tag_key(&around.settings.node);
+    for untold in around.journal.entry(model).untold {
+        let Untold { name, version, value } = &untold;
+        let reference = ModelReference { name: name.clone(), which: Which::Version(version.clone()) };
+        let done = match registry.resolve(&reference).await {
+            Ok(Some(found)) if is_tagged(&found, &key, value) => Ok(()),
+            Ok(Some(found)) => registry.tag(&found, &key, value).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match done {
+            Err(error) if error.is_transient() => return,
+            Err(error) => tracing::warn!(error = error.in_full(), version, "a version can't be tagged"),
+            Ok(()) => {}
+        }
+        let told = around.journal.change(model, |entry| entry.untold.retain(|other| *other != untold));
+        if let Err(error) = told {
+            tracing::warn!(%error, "tags will be set again");
+            return;
+        }
+    }
+}
+
+fn is_tagged(version: &ModelVersion, key: &str, value: &str) -> bool {
+    version.tags.get(key).is_some_and(|now| now == value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_have_keys_and_values_that_mlflow_takes() {
+        assert_eq!(tag_key("dock-3.weir:9"), "weir.dock-3.weir_9.state");
+        assert_eq!(tag_value("rejected: a\nb"), "rejected: a b");
+        assert_eq!(tag_value(&"é".repeat(600)).chars().count(), 503);
+    }
+}

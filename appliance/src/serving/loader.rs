@@ -1,0 +1,113 @@
+//! From a verified bundle to a loaded model: choose the variant, build the lanes, warm them, run the golden cases.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gpu_kernels::DecodeLimits;
+
+use super::LoadedModel;
+use crate::config::Config;
+use crate::engine::{DeviceChoice, EngineError, Runtime};
+use crate::lanes::cpu::CpuPipeline;
+use crate::lanes::{DeviceFactory, LaneObserver, LaneSettings, Lanes};
+use crate::models::{Bundle, BundleError, DeviceTag, ModelFile, Origin, Precision};
+use crate::predict::ServingModel;
+
+const GOLDEN_TIME: Duration = Duration::from_secs(60);
+
+/// How long after a swap the last request of the version before is given to be answered.
+pub const SETTLED: Duration = Duration::from_secs(60);
+
+/// Why a bundle is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The bundle is refused.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The engine does not take the model.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A golden case came out wrong.
+    #[error(
+        "golden case {file}: {reason}. The model does not compute what its bundle promises, so it is not served"
+    )]
+    Golden {
+        /// The case.
+        file: String,
+        /// What came out.
+        reason: String,
+    },
+}
+
+/// Loads models, each on lanes of its own, on one device.
+#[derive(Clone, Debug)]
+pub struct ModelLoader {
+    /// The loaded library.
+    pub runtime: Runtime,
+    /// The device that was chosen.
+    pub device: DeviceChoice,
+    /// Bounds on images.
+    pub limits: DecodeLimits,
+    /// The variant that is wanted, where the configuration says.
+    pub precision: Option<Precision>,
+}
+
+impl ModelLoader {
+    /// The variant of `bundle` that this device runs.
+    ///
+    /// # Errors
+    /// [`BundleError::NoVariant`].
+    pub fn variant(&self, bundle: &Bundle) -> Result<ModelFile, BundleError> {
+        bundle.variant(DeviceTag::Cpu, self.precision)
+    }
+
+    /// Builds the devices of a model's lanes, which compute so many `images` in one run where they can.
+    pub fn factory(&self, bundle: &Arc<Bundle>, model: &ModelFile, images: usize) -> DeviceFactory {
+        let (runtime, bundle) = (self.runtime.clone(), Arc::clone(bundle));
+        let (model, limits) = (model.clone(), self.limits);
+        Arc::new(move |_| Ok(Box::new(CpuPipeline::new(&runtime, &bundle, &model, limits, images)?)))
+    }
+
+    /// Loads a bundle, warms it and runs its golden cases; blocking.
+    ///
+    /// # Errors
+    /// [`LoadError`]; nothing of it stays.
+    pub fn load(
+        &self,
+        bundle: Bundle,
+        origin: Option<Origin>,
+        lanes: &LaneSettings,
+        observer: Arc<dyn LaneObserver>,
+    ) -> Result<LoadedModel, LoadError> {
+        let bundle = Arc::new(bundle);
+        let model = self.variant(&bundle)?;
+        let factory = self.factory(&bundle, &model, lanes.together);
+        let lanes = Lanes::start(lanes, factory, observer)?;
+        check_golden(&bundle, &lanes)?;
+        Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
+    }
+
+    /// Lanes on this device: as configured, or one a core.
+    pub fn lanes(&self, config: &Config) -> usize {
+        match config.engine.lanes {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            lanes => lanes,
+        }
+    }
+}
+
+/// Runs every golden case of the bundle through the lanes.
+///
+/// # Errors
+/// [`LoadError::Golden`] for the first that comes out wrong.
+pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), LoadError> {
+    for case in bundle.golden_cases()? {
+        let wrong = |reason: String| LoadError::Golden { file: case.file.clone(), reason };
+        let submitted = lanes.submit(case.bytes.clone().into(), Instant::now() + GOLDEN_TIME);
+        let answer = submitted.map_err(|e| wrong(e.to_string()))?.blocking_recv();
+        let (classified, _) =
+            answer.map_err(|_| wrong("the lane ended".into()))?.map_err(|e| wrong(e.to_string()))?;
+        case.judge(&bundle.manifest().labels, &classified.scores).map_err(wrong)?;
+    }
+    Ok(())
+}

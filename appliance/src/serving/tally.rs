@@ -1,0 +1,87 @@
+//! What a version has done: answers, faults, and how long its computations took, cheap enough for every request.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Bounds of the histogram grow by a quarter of an octave, from 16 microseconds to 8 minutes.
+const BUCKETS: usize = 100;
+/// Microseconds up to which the first bucket counts.
+const FIRST_US: f64 = 16.0;
+
+/// Counters that many write.
+#[derive(Debug)]
+pub struct Tally {
+    failed: AtomicU64,
+    times: [AtomicU64; BUCKETS],
+}
+
+/// A tally at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TallyReading {
+    /// Images that the model failed on, for no fault of theirs.
+    pub failed: u64,
+    times: Vec<u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { failed: AtomicU64::new(0), times: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl Tally {
+    /// An image was computed in this time of the lane's.
+    pub fn computed(&self, busy: Duration) {
+        let octaves = (busy.as_secs_f64() * 1e6 / FIRST_US).max(1.0).log2();
+        // Not negative and at most a few hundred.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let bucket = (octaves * 4.0).ceil() as usize;
+        self.times[bucket.min(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The model failed on an image.
+    pub fn fail(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The numbers now.
+    pub fn read(&self) -> TallyReading {
+        TallyReading {
+            failed: self.failed.load(Ordering::Relaxed),
+            times: self.times.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
+        }
+    }
+}
+
+impl TallyReading {
+    /// Images that were computed.
+    pub fn computed(&self) -> u64 {
+        self.times.iter().sum()
+    }
+
+    /// What has come since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let times = self.times.iter().zip(&earlier.times).map(|(now, then)| now.saturating_sub(*then));
+        Self { failed: self.failed.saturating_sub(earlier.failed), times: times.collect() }
+    }
+
+    /// Share of images that failed, 0 to 1.
+    pub fn error_rate(&self) -> f64 {
+        let all = self.failed + self.computed();
+        if all == 0 { 0.0 } else { self.failed as f64 / all as f64 }
+    }
+
+    /// The time that this part of the computations is within, to a fifth; `None` when there were none.
+    pub fn quantile(&self, part: f64) -> Option<Duration> {
+        let all = self.computed();
+        let wanted = (all as f64 * part).max(1.0);
+        let mut seen = 0;
+        let bucket = self.times.iter().position(|count| {
+            seen += count;
+            seen as f64 >= wanted
+        });
+        let bound = |bucket: usize| FIRST_US * (bucket as f64 / 4.0).exp2() / 1e6;
+        bucket.filter(|_| all > 0).map(|bucket| Duration::from_secs_f64(bound(bucket)))
+    }
+}

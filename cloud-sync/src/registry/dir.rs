@@ -1,0 +1,167 @@
+//! Models in a directory: `<root>/<name>/<version>/<files>`, beside them `aliases/<alias>` (a file that holds the
+//! version) and `tags/<version>.json`; reports in `<root>/reports/<experiment>/<run>.json`.
+
+mod files;
+mod records;
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use super::partial::{Origin, Partial, Size};
+use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, Which, path};
+use crate::check::{CheckStep, Steps};
+use crate::error::{Link, SyncError, SyncResult};
+use files::{Folder, missing};
+
+/// Bytes that are copied at once.
+const PIECE: usize = 1 << 20;
+
+/// A registry in a directory, which people fill by hand or by copying. Clones are the same registry.
+#[derive(Debug, Clone)]
+pub struct DirRegistry {
+    root: PathBuf,
+}
+
+impl DirRegistry {
+    /// The registry in `root`, which need not be there yet.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Runs what waits for the disk where waiting is allowed.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> SyncResult<T> + Send + 'static,
+    ) -> SyncResult<T> {
+        let own = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&own)).await;
+        done.unwrap_or_else(|error| Err(SyncError::permanent(Link::Disk, "reading broke off").because(error)))
+    }
+
+    fn folder(&self, version: &ModelVersion) -> SyncResult<Folder> {
+        let path = self.root.join(plain(&version.name)?).join(plain(&version.version)?);
+        match Folder::open(&path)? {
+            Some(folder) => Ok(folder),
+            None => Err(missing(&path)),
+        }
+    }
+
+    fn check_now(&self) -> Vec<CheckStep> {
+        let mut steps = Steps::default();
+        let models = self.models();
+        let remark = |models: &Vec<String>| match models.len() {
+            0 => "there are no models in it".to_owned(),
+            more => format!("models: {more}"),
+        };
+        let Some(models) = steps.note("list the directory", models, remark) else { return steps.finish() };
+        if let Some(name) = models.first() {
+            let versions = self.versions_of(name);
+            steps.note("list the versions of a model", versions, |found| format!("{name}: {}", found.len()));
+        }
+        steps.finish()
+    }
+}
+
+#[async_trait]
+impl ModelRegistry for DirRegistry {
+    async fn resolve(&self, reference: &ModelReference) -> SyncResult<Option<ModelVersion>> {
+        let reference = reference.clone();
+        self.on_disk(move |own| {
+            let name = plain(&reference.name)?;
+            let version = match &reference.which {
+                Which::Version(version) => version.clone(),
+                Which::Alias(alias) => match own.alias(name, plain(alias)?)? {
+                    Some(version) => version,
+                    None => return Ok(None),
+                },
+            };
+            match (own.version(name, &version)?, &reference.which) {
+                (None, Which::Alias(alias)) => {
+                    let what = format!("{name}@{alias} names version {version:?}, which is not there");
+                    Err(SyncError::permanent(Link::Disk, what))
+                }
+                (found, _) => Ok(found),
+            }
+        })
+        .await
+    }
+
+    async fn versions(&self, name: &str) -> SyncResult<Vec<ModelVersion>> {
+        let name = name.to_owned();
+        self.on_disk(move |own| own.versions_of(plain(&name)?)).await
+    }
+
+    async fn artifacts(&self, version: &ModelVersion, limit: usize) -> SyncResult<Vec<Artifact>> {
+        let version = version.clone();
+        self.on_disk(move |own| own.folder(&version)?.files(limit)).await
+    }
+
+    async fn fetch(&self, version: &ModelVersion, path: &str, to: &Path, limit: u64) -> SyncResult<()> {
+        path::check(Link::Disk, path)?;
+        let (own, wanted) = (version.clone(), path.to_owned());
+        let source = self.on_disk(move |this| this.folder(&own)?.open_file(&wanted)).await?;
+        let what = source.path.display().to_string();
+        let size = Size { limit, listed: None };
+        size.check(Link::Disk, &what, source.bytes)?;
+        let origin = Origin { source: what.clone(), content: source.content };
+        let mut file = match Partial::left(to).await {
+            Some(left) if left.origin == origin => Partial::go_on(to, &left).await?,
+            _ => Partial::begin(to, Some(&origin)).await?,
+        };
+        let unread = |error| SyncError::permanent(Link::Disk, format!("cannot read {what}")).because(error);
+        let mut from = tokio::fs::File::from_std(source.file);
+        tokio::io::AsyncSeekExt::seek(&mut from, std::io::SeekFrom::Start(file.bytes()))
+            .await
+            .map_err(unread)?;
+        let mut piece = vec![0; PIECE];
+        loop {
+            let read = tokio::io::AsyncReadExt::read(&mut from, &mut piece).await.map_err(unread)?;
+            if read == 0 {
+                break;
+            }
+            // Somebody may write to it.
+            size.check(Link::Disk, &what, file.bytes() + read as u64)?;
+            file.write(&piece[..read]).await?;
+        }
+        if file.bytes() != source.bytes {
+            let what = format!("{what} had {} bytes and has {}", source.bytes, file.bytes());
+            return Err(SyncError::transient(Link::Disk, what));
+        }
+        file.finish().await
+    }
+
+    async fn tag(&self, version: &ModelVersion, key: &str, value: &str) -> SyncResult<()> {
+        let (version, key, value) = (version.clone(), key.to_owned(), value.to_owned());
+        self.on_disk(move |own| {
+            own.folder(&version)?;
+            own.set_tag(&version, key, value)
+        })
+        .await
+    }
+
+    async fn report(&self, report: &Report) -> SyncResult<()> {
+        let report = report.clone();
+        self.on_disk(move |own| own.keep(&report)).await
+    }
+
+    async fn check(&self) -> Vec<CheckStep> {
+        let checked = self.on_disk(|own| Ok(own.check_now())).await;
+        checked.unwrap_or_else(|error| vec![CheckStep { what: "list the directory", outcome: Err(error) }])
+    }
+}
+
+/// The names beside versions and models that are none.
+const RESERVED: [&str; 3] = ["aliases", "tags", "reports"];
+
+/// # Errors
+/// Permanent when `name` cannot be a name in a path.
+fn plain(name: &str) -> SyncResult<&str> {
+    path::check(Link::Disk, name)?;
+    if name.contains('/') || name.starts_with('.') || RESERVED.contains(&name) {
+        let what = format!("{name:?} is no name of a model, a version, an alias or a report here");
+        return Err(SyncError::permanent(Link::Disk, what));
+    }
+    Ok(name)
+}

@@ -1,0 +1,127 @@
+//! Where MLflow is and who this box is there.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::header::HeaderValue;
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Certificate, Client, Url};
+
+use crate::error::{Link, SyncError, SyncResult};
+use crate::secret::Secret;
+
+/// Redirects that are followed, on the same server only.
+const MAX_REDIRECTS: usize = 5;
+
+/// The server, and how to log in to it: with a token, or else with user and password, or else not at all.
+#[derive(Debug, Clone)]
+pub struct MlflowConfig {
+    /// `http(s)://host:port`, with a path where the server is behind one.
+    pub uri: String,
+    /// The user of `MLFLOW_TRACKING_USERNAME`.
+    pub user: Option<String>,
+    /// The password of `MLFLOW_TRACKING_PASSWORD`.
+    pub password: Secret,
+    /// The token of `MLFLOW_TRACKING_TOKEN`, sent in place of user and password.
+    pub token: Secret,
+    /// PEM file of the authorities that may have signed the server's certificate; the system's when absent.
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait for an answer, and for more of a file's body.
+    pub timeout: Duration,
+}
+
+impl MlflowConfig {
+    /// The server at `uri` without a login, 30 s of patience.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self {
+            uri: uri.into(),
+            user: None,
+            password: Secret::default(),
+            token: Secret::default(),
+            ca_file: None,
+            timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// # Errors
+    /// When it is no URI of a server. It is not repeated where it may hold a password.
+    pub(super) fn base(&self) -> SyncResult<Url> {
+        let refused = |what: String| SyncError::permanent(Link::Mlflow, what);
+        if self.uri.contains('@') {
+            let what = "the tracking URI has a user or a password in it: \
+                        give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD";
+            return Err(refused(what.into()));
+        }
+        let bad = |why: &str| {
+            let shown: String = self.uri.chars().take(200).collect();
+            refused(format!("{shown:?} is no tracking URI: {why}"))
+        };
+        let url = Url::parse(&self.uri).map_err(|error| bad(&error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(bad("it begins with http:// or https:// and a host"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(bad("it has a '?' or a '#'"));
+        }
+        Ok(url)
+    }
+
+    /// The header that logs in.
+    pub(super) fn authorization(&self) -> SyncResult<Option<HeaderValue>> {
+        let text = if !self.token.is_empty() {
+            format!("Bearer {}", self.token.expose())
+        } else if let Some(user) = &self.user {
+            use base64::Engine as _;
+            let both = format!("{user}:{}", self.password.expose());
+            format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(both))
+        } else {
+            return Ok(None);
+        };
+        let mut value = HeaderValue::from_str(&text).map_err(|_| {
+            let what = "MLFLOW_TRACKING_TOKEN has a line break or another character that no header takes";
+            SyncError::permanent(Link::Mlflow, what)
+        })?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    pub(super) fn client(&self) -> SyncResult<Client> {
+        // A second installation is refused, which is as good: then there is a provider already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = Client::builder()
+            .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
+            .redirect(Policy::custom(same_server_only))
+            // As every other link: what the environment of the process says of proxies is not for this box's own servers.
+            .no_proxy()
+            // A body that unpacks itself would get past the bounds on its size.
+            .no_gzip()
+            .no_brotli()
+            .no_deflate()
+            .no_zstd()
+            .pool_max_idle_per_host(4)
+            .connect_timeout(self.timeout.min(Duration::from_secs(10)));
+        if let Some(file) = &self.ca_file {
+            builder = builder.tls_certs_only(authorities(file)?);
+        }
+        builder.build().map_err(|error| {
+            SyncError::permanent(Link::Mlflow, "cannot set up the client").because(error.without_url())
+        })
+    }
+}
+
+fn same_server_only(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let server =
+        |url: &Url| (url.scheme().to_owned(), url.host_str().map(str::to_owned), url.port_or_known_default());
+    let own = attempt.previous().first().map(server) == Some(server(attempt.url()));
+    if own && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
+}
+
+fn authorities(file: &Path) -> SyncResult<Vec<Certificate>> {
+    let failed = || SyncError::permanent(Link::Mlflow, format!("no authorities in {}", file.display()));
+    let text = std::fs::read(file).map_err(|error| failed().because(error))?;
+    let found = Certificate::from_pem_bundle(&text).map_err(|error| failed().because(error))?;
+    if found.is_empty() {
+        return Err(failed().because("it has no certificate in PEM form"));
+    }
+    Ok(found)
+}

@@ -1,0 +1,184 @@
+//! A file that is being fetched: gone on with by the next call where one broke off, as long as its source is the same.
+
+use std::io::{self, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+
+use crate::blob::TooLarge;
+use crate::error::{Link, SyncError, SyncResult};
+
+/// Bytes between two waits for the disk. After a crash the file goes on from the last of them: what came after it
+/// may have its length and not its content.
+const STEP: u64 = 4 << 20;
+
+/// What a file is fetched from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    /// Where it lies.
+    pub(super) source: String,
+    /// What names its content there: an ETag, or a time and a number.
+    pub(super) content: String,
+}
+
+/// What an earlier call has left.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) origin: Origin,
+    /// Bytes of the file that are good.
+    pub(super) bytes: u64,
+}
+
+/// How large a file may become.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// What the caller allows, in bytes.
+    pub(super) limit: u64,
+    /// What the registry says that it has, in bytes.
+    pub(super) listed: Option<u64>,
+}
+
+impl Size {
+    /// # Errors
+    /// Permanent when `bytes` of `what` are more than are allowed.
+    pub(super) fn check(&self, link: Link, what: &str, bytes: u64) -> SyncResult<()> {
+        if bytes > self.limit {
+            let error = SyncError::permanent(link, format!("{what} is not fetched"));
+            return Err(error.because(TooLarge { bytes, bound: self.limit }));
+        }
+        match self.listed {
+            Some(listed) if bytes > listed => {
+                let text = format!("{what} has {bytes} bytes or more, it is listed with {listed}");
+                Err(SyncError::permanent(link, text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A file that is being written.
+pub(super) struct Partial {
+    path: PathBuf,
+    file: File,
+    at: u64,
+    synced: u64,
+}
+
+impl Partial {
+    /// What an earlier call has left for `path`; `None` when there is nothing to go on with.
+    pub(super) async fn left(path: &Path) -> Option<Left> {
+        let origin = tokio::fs::read(note_of(path)).await.ok()?;
+        let origin = serde_json::from_slice(&origin).ok()?;
+        let found = tokio::fs::symlink_metadata(path).await.ok().filter(std::fs::Metadata::is_file)?;
+        let bytes = found.len().saturating_sub(1) / STEP * STEP;
+        (bytes > 0).then_some(Left { origin, bytes })
+    }
+
+    /// Begins `path` anew.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) async fn begin(path: &Path, origin: Option<&Origin>) -> SyncResult<Self> {
+        let begun = async {
+            let note = note_of(path);
+            remove(&note).await?;
+            // Another file: a call that was given up may still write to the old one.
+            remove(path).await?;
+            let file = OpenOptions::new().create_new(true).write(true).open(path).await?;
+            if let Some(origin) = origin {
+                tokio::fs::write(&note, serde_json::to_vec(origin)?).await?;
+            }
+            Ok(file)
+        };
+        let file = begun.await.map_err(|error| unwritable(path, error))?;
+        Ok(Self { path: path.to_owned(), file, at: 0, synced: 0 })
+    }
+
+    /// Goes on with what was left.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) async fn go_on(path: &Path, left: &Left) -> SyncResult<Self> {
+        let opened = async {
+            let mut file = OpenOptions::new().write(true).open(path).await?;
+            file.set_len(left.bytes).await?;
+            file.seek(SeekFrom::Start(left.bytes)).await?;
+            Ok(file)
+        };
+        let file = opened.await.map_err(|error| unwritable(path, error))?;
+        Ok(Self { path: path.to_owned(), file, at: left.bytes, synced: left.bytes })
+    }
+
+    /// Bytes so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.at
+    }
+
+    /// Adds a piece.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) async fn write(&mut self, mut piece: &[u8]) -> SyncResult<()> {
+        while !piece.is_empty() {
+            let room = usize::try_from(self.synced + STEP - self.at).unwrap_or(usize::MAX);
+            let (now, later) = piece.split_at(room.min(piece.len()));
+            self.file.write_all(now).await.map_err(|error| unwritable(&self.path, error))?;
+            self.at += now.len() as u64;
+            piece = later;
+            if self.at == self.synced + STEP {
+                self.sync().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// It is whole: makes it durable.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) async fn finish(mut self) -> SyncResult<()> {
+        self.sync().await?;
+        remove(&note_of(&self.path)).await.map_err(|error| unwritable(&self.path, error))
+    }
+
+    /// It broke off: what is there waits for the next call.
+    pub(super) async fn leave(mut self) {
+        // The next call finds less then.
+        let _ = self.file.flush().await;
+    }
+
+    async fn sync(&mut self) -> SyncResult<()> {
+        self.synced = self.at;
+        let synced = match self.file.flush().await {
+            Ok(()) => self.file.sync_data().await,
+            failed => failed,
+        };
+        synced.map_err(|error| unwritable(&self.path, error))
+    }
+}
+
+/// Where it is noted what `path` is fetched from.
+fn note_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(crate::blob::PARTIAL);
+    name.into()
+}
+
+async fn remove(path: &Path) -> io::Result<()> {
+    match tokio::fs::remove_file(path).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn unwritable(path: &Path, error: io::Error) -> SyncError {
+    let what = format!("cannot write {}", path.display());
+    match error.kind() {
+        // Space comes back.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SyncError::transient(Link::Disk, what),
+        _ => SyncError::permanent(Link::Disk, what),
+    }
+    .because(error)
+}
