@@ -43,6 +43,14 @@ def alias(name, alias, version):
     client.set_registered_model_alias(name, alias, version)
 
 
+def tag(name, version, key, value):
+    client.set_model_version_tag(name, version, key, value)
+
+
+def tags(name, version):
+    return client.get_model_version(name, version).tags
+
+
 def runs(name):
     found = client.search_runs([experiment(name)])
     return [
@@ -52,7 +60,7 @@ def runs(name):
     ]  # fmt: skip
 
 
-STEPS = {step.__name__: step for step in (register, register_logged, alias, runs)}
+STEPS = {step.__name__: step for step in (register, register_logged, alias, tag, tags, runs)}
 for line in sys.stdin:
     step = json.loads(line)
     print(json.dumps(STEPS[step.pop("step")](**step)), file=answers, flush=True)

@@ -68,6 +68,11 @@ def test_golden_pictures_get_their_labels(committed):
             assert row.max() >= golden["min_score"] and row.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_the_reference_is_the_share_of_each_label_in_training(committed):
+    assert committed["reference"] == pytest.approx(bundle.REFERENCE)
+    assert sum(bundle.REFERENCE.values()) == pytest.approx(1)
+
+
 def test_golden_pictures_are_what_the_code_draws(committed):
     for name, draw, _, _ in bundle.GOLDEN:
         drawn, shipped = draw(), Image.open(DEFAULT_BUNDLE / "golden" / name)

@@ -291,6 +291,11 @@ fn the_documented_file_holds_every_key_with_its_default() {
     expected.engine.precision = loaded.engine.precision;
     expected.engine.onnxruntime.clone_from(&loaded.engine.onnxruntime);
     expected.model.bundle.clone_from(&loaded.model.bundle);
+    expected.registry.dir.clone_from(&loaded.registry.dir);
+    expected.registry.password_file.clone_from(&loaded.registry.password_file);
+    expected.registry.token_file.clone_from(&loaded.registry.token_file);
+    expected.registry.ca_file.clone_from(&loaded.registry.ca_file);
+    expected.admin.token_file.clone_from(&loaded.admin.token_file);
     expected.fetch.allow_networks.clone_from(&loaded.fetch.allow_networks);
     expected.kafka.password_file.clone_from(&loaded.kafka.password_file);
     expected.kafka.ca_file.clone_from(&loaded.kafka.ca_file);

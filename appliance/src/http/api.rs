@@ -237,6 +237,24 @@ pub(super) struct DeviceHealth {
     pub(super) lanes_alive: usize,
 }
 
+/// All models.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelsReply {
+    /// The default model first; none while starting.
+    pub(super) models: Vec<ModelHealth>,
+}
+
+/// What a command to a model's rollout has done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelDone {
+    /// As in `?model=`.
+    #[schema(example = "fish-classifier")]
+    pub(super) model: String,
+    /// A sentence for a person.
+    #[schema(example = "pinned to fish-classifier/3")]
+    pub(super) done: String,
+}
+
 /// A model: the version that answers, and how the next one stands.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelHealth {

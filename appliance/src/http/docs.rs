@@ -6,7 +6,9 @@ use warp::http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use warp::http::{Response as HttpResponse, StatusCode};
 use warp::reply::Response;
 
-use super::api::{ErrorBody, HealthReply, PredictBody, PredictManyReply, PredictReply};
+use super::api::{
+    ErrorBody, HealthReply, ModelDone, ModelHealth, ModelsReply, PredictBody, PredictManyReply, PredictReply,
+};
 use super::batch::{BatchAccepted, BatchBody, BatchForm, BatchStatusReply};
 
 const PAGE: &str = include_str!("docs.html");
@@ -19,7 +21,19 @@ const PAGE: &str = include_str!("docs.html");
         description = "Fish classification: post a photo, get a species. Errors are always {\"error\", \"code\"}.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    paths(predict, batch_predict, batch_status, batch_results, health, health_live, health_ready, metrics),
+    paths(
+        predict,
+        batch_predict,
+        batch_status,
+        batch_results,
+        models,
+        model,
+        model_order,
+        health,
+        health_live,
+        health_ready,
+        metrics
+    ),
     components(schemas(
         PredictBody,
         PredictReply,
@@ -28,12 +42,16 @@ const PAGE: &str = include_str!("docs.html");
         BatchForm,
         BatchAccepted,
         BatchStatusReply,
+        ModelsReply,
+        ModelHealth,
+        ModelDone,
         ErrorBody,
         HealthReply
     )),
     tags(
         (name = "predict", description = "Images in, species out"),
         (name = "batch", description = "Many images in, species out later"),
+        (name = "models", description = "Which versions serve, and commands to their rollouts"),
         (name = "operate", description = "For load balancers, supervisors and Prometheus")
     )
 )]
@@ -51,7 +69,7 @@ struct Contract;
     tag = "predict",
     params(
         ("top_k" = Option<u32>, Query, description = "How many labels to answer with; 5 unless configured otherwise"),
-        ("model" = Option<String>, Query, description = "Name of the model"),
+        ("model" = Option<String>, Query, description = "Name of the model, as in GET /models, or the one in its bundle; the default model unless given"),
         ("camera" = Option<String>, Query, description = "Camera that took the picture; goes into the event"),
         ("X-Deadline-Ms" = Option<u32>, Header, description = "After this time the answer is no longer wanted: 504"),
         ("X-Request-Id" = Option<String>, Header, description = "Your id for the request; else one is made")
@@ -75,7 +93,7 @@ struct Contract;
         (status = 422, description = "too_many_pixels, too_many_scans, url_refused, fetch_failed", body = ErrorBody),
         (status = 429, description = "overloaded; Retry-After says when to come back", body = ErrorBody),
         (status = 500, description = "lane_failed, inference_failed", body = ErrorBody),
-        (status = 503, description = "not_ready, draining, outbox_full, outbox_unavailable, no_device", body = ErrorBody),
+        (status = 503, description = "not_ready, model_not_ready, draining, outbox_full, outbox_unavailable, no_device", body = ErrorBody),
         (status = 504, description = "deadline_exceeded, fetch_timeout", body = ErrorBody)
     )
 )]
@@ -163,6 +181,57 @@ fn batch_status() {}
 )]
 #[allow(dead_code)]
 fn batch_results() {}
+
+/// All models: which versions serve, and how their rollouts stand.
+#[utoipa::path(get, path = "/models", tag = "models", responses(
+    (status = 200, description = "The default model first", body = ModelsReply)
+))]
+#[allow(dead_code)]
+fn models() {}
+
+/// One model.
+#[utoipa::path(
+    get,
+    path = "/models/{name}",
+    tag = "models",
+    params(("name" = String, Path, description = "Name of the model, as in ?model=")),
+    responses(
+        (status = 200, description = "Which version serves, and how its rollout stands", body = ModelHealth),
+        (status = 404, description = "unknown_model", body = ErrorBody),
+        (status = 503, description = "not_ready", body = ErrorBody)
+    )
+)]
+#[allow(dead_code)]
+fn model() {}
+
+/// Have a model's rollout do something.
+///
+/// `promote` ends the trial that a version is on. `rollback` goes back to the version before; the one that serves, or is
+/// on trial, is rejected. `reload` asks the registry now, and a version that was rejected is tried again. `pin` serves one
+/// version whatever the alias says; without `version` the alias is followed again. When the answer comes, the command is
+/// taken; GET /models/{name} tells how the rollout goes.
+#[utoipa::path(
+    post,
+    path = "/models/{name}/{action}",
+    tag = "models",
+    params(
+        ("name" = String, Path, description = "Name of the model, as in ?model="),
+        ("action" = String, Path, description = "promote, rollback, reload or pin"),
+        ("version" = Option<String>, Query, description = "With pin: a version of the registered model that is followed"),
+        ("Authorization" = String, Header, description = "Bearer, a space, and the admin token")
+    ),
+    responses(
+        (status = 200, description = "What it did", body = ModelDone),
+        (status = 400, description = "invalid_query", body = ErrorBody),
+        (status = 401, description = "unauthorized: the token is missing or another", body = ErrorBody),
+        (status = 403, description = "admin_disabled: no admin token is configured", body = ErrorBody),
+        (status = 404, description = "unknown_model; not_found: no such action", body = ErrorBody),
+        (status = 409, description = "refused: there is nothing that the command could do, or it did not work; the message says why", body = ErrorBody),
+        (status = 503, description = "not_ready", body = ErrorBody)
+    )
+)]
+#[allow(dead_code)]
+fn model_order() {}
 
 /// How the appliance is: version, device, models, queue, outbox, links.
 #[utoipa::path(get, path = "/health", tag = "operate", responses(

@@ -1,32 +1,23 @@
 //! GET /models, and what an operator may have a model's rollout do. Whoever changes what is served bears the admin token.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use cloud_sync::secret::Secret;
-use serde::Serialize;
 use warp::http::header::AUTHORIZATION;
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
-use super::api::{ModelHealth, RejectedHealth, TrialHealth};
+use super::api::{ModelDone, ModelHealth, ModelsReply, RejectedHealth, TrialHealth};
 use super::query;
 use super::reply::{ApiError, json};
 use crate::app::App;
 use crate::rollout::{Command, Handle, Step};
 use crate::serving::TrialKind;
 
-/// What a command answers.
-#[derive(Serialize)]
-struct Done {
-    model: String,
-    done: String,
-}
-
 /// All models and how their rollouts stand.
 pub(super) fn list(app: Arc<App>) -> Response {
-    let reply = BTreeMap::from([("models", all(&app))]);
+    let reply = ModelsReply { models: all(&app) };
     app.metrics().request("models", StatusCode::OK.as_u16());
     json(StatusCode::OK, &reply, None)
 }
@@ -74,7 +65,7 @@ async fn carry_out(
     app: &App,
     headers: &HeaderMap,
     raw_query: &str,
-) -> Result<Done, ApiError> {
+) -> Result<ModelDone, ApiError> {
     let (Some(models), Some(rollouts), Some(token)) = (app.models(), app.rollouts(), app.admin_token())
     else {
         return Err(ApiError::unavailable("not_ready", "the appliance is starting"));
@@ -87,7 +78,7 @@ async fn carry_out(
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_model", "this model has no rollout"));
     };
     match handle.order(command).await {
-        Ok(done) => Ok(Done { model: slot.name().to_owned(), done }),
+        Ok(done) => Ok(ModelDone { model: slot.name().to_owned(), done }),
         Err(refusal) => Err(ApiError::new(StatusCode::CONFLICT, "refused", refusal.to_string())),
     }
 }

@@ -188,6 +188,10 @@ impl Manifest {
                 return Err(format!("[reference] {label} = {share}: not between 0 and 1"));
             }
         }
+        let shares: f64 = self.reference.iter().flatten().map(|(_, share)| share).sum();
+        if self.reference.is_some() && !(0.99..=1.01).contains(&shares) {
+            return Err(format!("[reference]: the shares add up to {shares}, not to 1"));
+        }
         if self.variants.is_empty() {
             return Err("there is no [[variant]]".into());
         }

@@ -8,7 +8,7 @@ mod manifest;
 mod pull;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod trial;

@@ -15,6 +15,8 @@ mod status;
 mod steps;
 mod task;
 mod tell;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 use std::collections::BTreeMap;

@@ -294,7 +294,7 @@ impl Task {
         });
         match pruned.await {
             Ok(Ok(removed)) if !removed.is_empty() => {
-                tracing::info!(?removed, "old versions are removed from the disk")
+                tracing::info!(?removed, "old versions are removed from the disk");
             }
             Ok(Err(error)) => tracing::warn!(%error, "old versions stay on the disk"),
             _ => {}

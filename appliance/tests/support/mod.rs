@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cloud;
 pub mod images;
 pub mod load;
+pub mod models;
 pub mod pictures;
 
 use std::io::{BufRead, BufReader, Read};

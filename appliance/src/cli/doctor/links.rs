@@ -1,14 +1,17 @@
-//! The links as a user needs them: connect, log in, produce and consume, put and get.
+//! The links as a user needs them: connect, log in, produce and consume, put and get, look up what is followed.
 
 use std::time::Duration;
 
 use cloud_sync::check::CheckStep;
 use cloud_sync::error::SyncResult;
 use cloud_sync::kafka;
+use cloud_sync::registry::ModelReference;
+use tokio::runtime::Runtime;
+use url::Url;
 
 use super::{Check, failed, ok, warning};
 use crate::app::Links;
-use crate::config::{Config, Protocol, QueueChoice};
+use crate::config::{Config, Protocol, QueueChoice, RegistryConfig};
 
 /// Longest that the check of one link takes.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,6 +69,7 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
             }
         }
     }
+    check_registry(config, &links, &runtime, &mut checks);
     if config.batch.enabled {
         let (queue, reason) = links.queue(config);
         let where_to = match queue {
@@ -84,6 +88,57 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
         });
     }
     checks
+}
+
+/// The registry, and which versions the models that follow something in it would get now.
+fn check_registry(config: &Config, links: &Links, runtime: &Runtime, checks: &mut Vec<Check>) {
+    let mut config = config.clone();
+    config.registry.timeout = config.registry.timeout.min(TIMEOUT);
+    let registry = match runtime.block_on(async { links.registry(&config) }) {
+        Ok(Some(registry)) => registry,
+        Ok(None) => return,
+        Err(error) => return checks.push(failed("links", error, "correct the setting")),
+    };
+    let of = &config.registry;
+    let has_token = !of.token.is_empty() || of.token_file.is_some();
+    checks.push(match &of.dir {
+        Some(dir) => ok("registry", format!("folder {}", dir.display())),
+        None if has_token => ok("registry", format!("{} with a token", of.uri)),
+        None => ok("registry", format!("{} as {}", of.uri, named(&of.user))),
+    });
+    if (has_token || !of.user.is_empty()) && is_open_to_listeners(of) {
+        checks.push(warning(
+            "registry",
+            "the login travels unencrypted to another machine",
+            "set registry.uri to an https address, with registry.ca_file where the authority is not a public one; fine \
+             within a network that nobody else can listen to",
+        ));
+    }
+    let steps = runtime.block_on(registry.check());
+    let works = steps.iter().all(|step| step.outcome.is_ok());
+    add(checks, "registry", steps);
+    if !works {
+        // Nothing else could be learned from it.
+        return;
+    }
+    let models = std::iter::once(&config.model).chain(config.models.values());
+    for reference in models.filter_map(|model| model.follow.parse::<ModelReference>().ok()) {
+        checks.push(match runtime.block_on(registry.resolve(&reference)) {
+            Ok(Some(found)) => ok("registry", format!("{reference} is version {}", found.version)),
+            Ok(None) => failed(
+                "registry",
+                format!("{reference}: the registry has no such model, alias or version"),
+                "register the model and set the alias, or correct what the model follows",
+            ),
+            Err(error) => judged("registry", &format!("look up {reference}"), Err(error)),
+        });
+    }
+}
+
+/// Whether requests to the registry cross a network unencrypted.
+fn is_open_to_listeners(registry: &RegistryConfig) -> bool {
+    let uri = Url::parse(&registry.uri).ok().filter(|uri| uri.scheme() == "http");
+    uri.is_some_and(|uri| uri.host_str().is_some_and(is_elsewhere))
 }
 
 /// Whether what is sent to `host` or `host:port` leaves this machine.

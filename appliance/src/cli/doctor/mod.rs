@@ -21,7 +21,7 @@ use crate::serving::check_golden;
 use crate::telemetry::Metrics;
 
 /// Checks of links: what fails there keeps nobody from serving.
-const LINKS: [&str; 3] = ["kafka", "redis", "s3"];
+const LINKS: [&str; 4] = ["kafka", "redis", "s3", "registry"];
 /// Less free space than this will be felt soon.
 const LOW_SPACE: u64 = 256 << 20;
 /// A slower fsync would be most of a request's time.

@@ -88,6 +88,7 @@ struct PinArgs {
     /// The model, as in `?model=`.
     model: String,
     /// A version of the registered model that it follows.
+    #[arg(id = "pinned", value_name = "VERSION")]
     version: String,
     #[command(flatten)]
     look: LookArgs,

@@ -1,0 +1,117 @@
+//! Rollouts that are killed at any moment, and hundreds of them one after the other.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::models::{Registry, model, start_in, until_serving};
+use support::{Daemon, sample};
+
+/// Kills, at moments from the alias's change to after the change-over.
+const KILLS: u32 = 20;
+const SWAPS: usize = 200;
+/// Swaps after which the process has what memory it needs.
+const WARM: usize = 30;
+
+#[test]
+fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
+    let registry = Registry::new();
+    registry.publish_fish("1", "first");
+    registry.publish_fish("2", "second");
+    registry.alias("fish", "champion", "1");
+    let env = registry.env("fish@champion");
+    let (photo, label) = sample();
+    let daemon = start_in(tempfile::tempdir().unwrap(), &env, &[]);
+    let began = Instant::now();
+    until_serving(&daemon, "fish", "fish/1");
+    // As long as a rollout takes here and now, and a little more.
+    let whole = began.elapsed() + Duration::from_millis(150);
+    let mut data = daemon.kill();
+    let mut seen = std::collections::BTreeMap::new();
+    let mut random = fastrand::Rng::with_seed(20);
+    for kill in 0..KILLS {
+        // A new version each time, so that each rollout downloads, and each with another digest.
+        let version = (10 + kill).to_string();
+        registry.publish_fish(&version, &format!("round-{kill}"));
+        let daemon = start_in(data, &env, &[]);
+        let before = model(&daemon, "fish")["serving"].as_str().unwrap().to_owned();
+        registry.alias("fish", "champion", &version);
+        std::thread::sleep(whole.mul_f64((f64::from(kill) + random.f64()) / f64::from(KILLS)));
+        data = daemon.kill();
+        // What it comes back with, before it can ask the registry again.
+        registry.alias("fish", "champion", "no-such-version");
+        let daemon = start_in(data, &env, &[]);
+        let now = model(&daemon, "fish");
+        let serving = now["serving"].as_str().unwrap().to_owned();
+        let new = format!("fish/{version}");
+        assert!(serving == before || serving == new, "kill {kill}: {before} served, then {now:#}");
+        let answer = daemon.post("/predict", &[], &photo);
+        assert_eq!((answer.status, &answer.json()["species"]), (200, &label.clone().into()));
+        *seen.entry(if serving == new { "new" } else { "old" }).or_insert(0) += 1;
+        data = daemon.kill();
+    }
+    assert!(seen.len() == 2, "the kills came all before or all after the change-over: {seen:?}");
+    // Left alone, it gets there.
+    registry.alias("fish", "champion", "2");
+    let daemon = start_in(data, &env, &[]);
+    until_serving(&daemon, "fish", "fish/2");
+}
+
+/// Resident memory in bytes.
+fn resident(daemon: &Daemon) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
+}
+
+#[test]
+fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
+    let registry = Registry::new();
+    registry.publish_fish("1", "first");
+    registry.publish_fish("2", "second");
+    // Loads, and fails its golden case: what was loaded of it has to go again.
+    registry.publish_fish("bad", "third");
+    let manifest = registry.version("fish", "bad").join("bundle.toml");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let at = text.find("[[golden]]").unwrap();
+    let (head, golden) = text.split_at(at);
+    let wrong = golden.replacen("label = \"anemone_fish\"", "label = \"tench\"", 1);
+    assert_ne!(golden, wrong);
+    std::fs::write(&manifest, format!("{head}{wrong}")).unwrap();
+    registry.alias("fish", "champion", "1");
+    let env = registry.env("fish@champion");
+    let daemon = start_in(tempfile::tempdir().unwrap(), &env, &[("WEIR__ROLLOUT__STANDBY", "0s")]);
+    until_serving(&daemon, "fish", "fish/1");
+    let mut warm = Vec::new();
+    let mut late = Vec::new();
+    for swap in 1..=SWAPS {
+        if swap % 10 == 0 {
+            registry.alias("fish", "champion", "bad");
+            support::models::until(&daemon, "fish", "rejecting bad", |model| {
+                model["step"] == "idle"
+                    && model["rejected"].as_array().is_some_and(|rejected| !rejected.is_empty())
+            });
+            let reply = support::models::order(&daemon, "/models/fish/reload", Some(support::models::TOKEN));
+            assert_eq!(reply.status, 200, "{}", reply.text());
+        }
+        let version = if swap % 2 == 0 { "1" } else { "2" };
+        registry.alias("fish", "champion", version);
+        until_serving(&daemon, "fish", &format!("fish/{version}"));
+        if (WARM..WARM + 20).contains(&swap) {
+            warm.push(resident(&daemon));
+        }
+        if swap > SWAPS - 20 {
+            late.push(resident(&daemon));
+        }
+    }
+    let median = |mut of: Vec<f64>| {
+        of.sort_by(f64::total_cmp);
+        of[of.len() / 2]
+    };
+    let (warm, late) = (median(warm), median(late));
+    assert!(late < warm * 1.05, "resident memory went from {:.1} to {:.1} MB", warm / 1e6, late / 1e6);
+    // The lanes of the versions before are gone too.
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap().count();
+    assert!(threads < 40, "{threads} threads");
+}
