@@ -80,7 +80,7 @@ async fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
     let queue = Arc::new(CountingQueue::default());
     let memory = testing::MemoryStores::default();
     let stores = BatchStores { queue: Arc::clone(&queue) as _, state: memory.state, blob: memory.blob };
-    let service = BatchService::open(stores, &config, 17).unwrap();
+    let service = BatchService::open(stores, &config, Box::new(|| 17)).unwrap();
     let submit = async |images: u64| {
         let (mut file, path) = service.spool().create().unwrap().into_parts();
         write_body(&mut file, images);
@@ -110,7 +110,8 @@ async fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
 async fn one_huge_string_is_not_collected() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().to_path_buf(), ..Config::default() };
-    let service = BatchService::open(testing::MemoryStores::default().stores(), &config, 17).unwrap();
+    let service =
+        BatchService::open(testing::MemoryStores::default().stores(), &config, Box::new(|| 17)).unwrap();
     let (file, path) = NamedTempFile::new_in(dir.path()).unwrap().into_parts();
     let mut file = std::io::BufWriter::new(file);
     file.write_all(br#"{"image_urls": [""#).unwrap();

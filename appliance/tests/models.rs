@@ -118,6 +118,10 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     let daemon = start_in(data, &env, &[]);
     assert_eq!(model(&daemon, "fish")["serving"], "fish/2");
     assert_eq!(served(&daemon, "", &photo)["model"]["version"], "second");
+    // Whoever takes `follow` away wants the configured bundle.
+    let daemon = start_in(daemon.kill(), &[], &[]);
+    assert_eq!(model(&daemon, "fish")["serving"], "bundle");
+    assert_eq!(served(&daemon, "", &photo)["model"]["version"], "1");
 }
 
 #[test]
@@ -140,6 +144,8 @@ fn without_a_token_nothing_can_be_changed_and_a_wrong_order_says_what_is_wrong()
         assert_eq!((reply.status, reply.code().as_str()), (status, code), "{path}: {}", reply.text());
     }
     assert_eq!(daemon.get("/models/birds").code(), "unknown_model");
+    assert_eq!(daemon.get("/models/fish/rollback").code(), "method_not_allowed");
+    assert_eq!(daemon.get("/models/fish/destroy").code(), "not_found");
     assert_eq!(daemon.get("/models").json()["models"][0]["serving"], "bundle");
 }
 
@@ -149,13 +155,19 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
     registry.publish_colours("1", &Colours::default());
     registry.alias("colours", "champion", "1");
     let env = registry.env("colours@champion");
-    let shadow = [("WEIR__ROLLOUT__SHADOW_IMAGES", "30"), ("WEIR__MODEL__NAME", "colours")];
+    let shadow = [
+        ("WEIR__ROLLOUT__SHADOW_IMAGES", "30"),
+        ("WEIR__ROLLOUT__CANARY", "50"),
+        ("WEIR__ROLLOUT__CANARY_TIME", "0s"),
+        ("WEIR__ROLLOUT__CANARY_IMAGES", "1"),
+    ];
     let daemon = start(&env, &shadow);
     // The bundle before it is of fish, so each image would differ: this one is promoted by hand.
     until(&daemon, "colours", "in the shadow", |model| model["step"] == "shadow");
     let reply = order(&daemon, "/models/colours/promote", Some(TOKEN));
     assert_eq!(reply.status, 200, "{}", reply.text());
-    until_serving(&daemon, "colours", "colours/1");
+    // The answer comes when it serves; the canary is passed over.
+    assert_eq!(model(&daemon, "colours")["serving"], "colours/1");
 
     // One that says the same passes.
     registry.publish_colours("2", &Colours::default());

@@ -110,6 +110,7 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
         of[of.len() / 2]
     };
     let (warm, late) = (median(warm), median(late));
+    eprintln!("resident memory: {:.1} MB after {WARM} swaps, {:.1} MB after {SWAPS}", warm / 1e6, late / 1e6);
     assert!(late < warm * 1.05, "resident memory went from {:.1} to {:.1} MB", warm / 1e6, late / 1e6);
     // The lanes of the versions before are gone too.
     let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap().count();

@@ -101,7 +101,7 @@ fn health_metrics_and_the_contract_tell_the_truth() {
         "weir_queue_capacity 16".to_owned(),
         "weir_lanes_alive 2".to_owned(),
         "weir_outbox_events 1".to_owned(),
-        "weir_model_info{name=\"fish\"".to_owned(),
+        "weir_model_info{model=\"fish\",name=\"fish\"".to_owned(),
         "# EOF".to_owned(),
     ] {
         assert!(text.contains(&line), "{line:?} is missing in:\n{text}");

@@ -21,6 +21,7 @@ pub struct SyncError {
     link: Link,
     what: String,
     fault: Fault,
+    of_the_link: bool,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -31,12 +32,26 @@ pub type SyncResult<T> = Result<T, SyncError>;
 impl SyncError {
     /// An error that passes by itself.
     pub fn transient(link: Link, what: impl Into<String>) -> Self {
-        Self { link, what: what.into(), fault: Fault::Transient, source: None }
+        Self { link, what: what.into(), fault: Fault::Transient, of_the_link: true, source: None }
     }
 
     /// An error that stays.
     pub fn permanent(link: Link, what: impl Into<String>) -> Self {
-        Self { link, what: what.into(), fault: Fault::Permanent, source: None }
+        Self { link, what: what.into(), fault: Fault::Permanent, of_the_link: false, source: None }
+    }
+
+    /// The same, where what was asked is not at fault: the login is refused, say, or somebody else answers. Trying again
+    /// at once is of no use, but once an operator has mended it the same works.
+    #[must_use]
+    pub fn of_the_link(mut self) -> Self {
+        self.of_the_link = true;
+        self
+    }
+
+    /// Whether the link is at fault, and not what was asked.
+    #[must_use]
+    pub fn is_of_the_link(&self) -> bool {
+        self.of_the_link
     }
 
     /// The same with what caused it.

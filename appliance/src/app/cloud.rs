@@ -250,8 +250,9 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
     };
     let works = around.app.role() == Role::Worker || kind == "embedded";
     if around.app.role() == Role::Serve {
-        let labels = around.models.most_labels();
-        around.app.serve_batches(BatchService::open(stores.clone(), config, labels)?);
+        let models = Arc::clone(around.models);
+        let labels = move || models.default().current().map_or(1, |model| model.model.labels.len());
+        around.app.serve_batches(BatchService::open(stores.clone(), config, Box::new(labels))?);
     }
     let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
     let running = works.then(|| -> Result<Running, StartError> {

@@ -82,7 +82,8 @@ pub struct BatchService {
     /// Bounds and sizes.
     pub config: BatchConfig,
     spool: Spool,
-    bounds: IntakeBounds,
+    max_file: u64,
+    labels: CountLabels,
     submissions: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
     recoveries: Semaphore,
@@ -96,27 +97,27 @@ impl fmt::Debug for BatchService {
     }
 }
 
+/// Tells how many labels the model has that batches are worked off with.
+pub type CountLabels = Box<dyn Fn() -> usize + Send + Sync>;
+
 /// Where bodies and results are spooled in a data directory.
 pub fn spool_dir(config: &Config) -> PathBuf {
     config.data_dir.join("spool")
 }
 
 impl BatchService {
-    /// A service on these stores; blocking. `labels` is how many labels the model has.
+    /// A service on these stores; blocking. `labels` tells how many labels the model has at the moment.
     ///
     /// # Errors
     /// When the spool folder can't be used.
-    pub fn open(stores: BatchStores, config: &Config, labels: usize) -> Result<Arc<Self>, SpoolError> {
+    pub fn open(stores: BatchStores, config: &Config, labels: CountLabels) -> Result<Arc<Self>, SpoolError> {
         Ok(Arc::new(Self {
             queue: stores.queue,
             state: stores.state,
             blob: stores.blob,
             spool: Spool::open(spool_dir(config))?,
-            bounds: IntakeBounds {
-                max_images: config.batch.max_images,
-                max_file: config.http.max_body.as_u64(),
-                labels,
-            },
+            max_file: config.http.max_body.as_u64(),
+            labels,
             config: config.batch.clone(),
             submissions: Arc::new(Semaphore::new(MAX_SUBMISSIONS)),
             downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
@@ -141,7 +142,7 @@ impl BatchService {
 
     /// How many labels a result may have.
     pub fn labels(&self) -> usize {
-        self.bounds.labels
+        (self.labels)()
     }
 
     /// Reads a body that was put into the spool.
@@ -154,6 +155,11 @@ impl BatchService {
         content_type: &str,
         query: BatchOptions,
     ) -> Result<Intake, BatchError> {
-        Ok(intake::read(body, content_type, query, &self.spool, self.bounds).await?)
+        let bounds = IntakeBounds {
+            max_images: self.config.max_images,
+            max_file: self.max_file,
+            labels: self.labels(),
+        };
+        Ok(intake::read(body, content_type, query, &self.spool, bounds).await?)
     }
 }

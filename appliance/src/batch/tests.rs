@@ -62,7 +62,7 @@ impl Bench {
 fn open(dir: &tempfile::TempDir, stores: &MemoryStores, chunk: usize) -> Arc<BatchService> {
     let mut config = Config { data_dir: dir.path().to_path_buf(), ..Config::default() };
     config.batch.chunk = chunk;
-    BatchService::open(stores.stores(), &config, 17).unwrap()
+    BatchService::open(stores.stores(), &config, Box::new(|| 17)).unwrap()
 }
 
 fn body(id: &str, images: usize) -> String {
@@ -151,7 +151,7 @@ async fn a_batch_without_room_is_refused_and_leaves_nothing() {
     let store = DirStore::open_bounded(bench.dir.path().join("blobs"), bound).unwrap();
     let stores = BatchStores { blob: Arc::new(store.clone()), ..bench.stores.stores() };
     let config = Config { data_dir: bench.dir.path().to_path_buf(), ..Config::default() };
-    bench.service = BatchService::open(stores, &config, 17).unwrap();
+    bench.service = BatchService::open(stores, &config, Box::new(|| 17)).unwrap();
     let files = ["an image"; 9];
     // Nine files leave no room for the record, and ten not for all of the files.
     for too_many in [&files[..], &["an image"; 10]] {

@@ -175,7 +175,8 @@ where
     let by_id = |route: &&str| {
         path.as_str().strip_prefix(*route).is_some_and(|id| !id.is_empty() && !id.contains('/'))
     };
-    let error = if ROUTES.contains(&path.as_str()) || ROUTES_BY_ID.iter().any(by_id) {
+    let is_order = models::is_order(path.as_str());
+    let error = if ROUTES.contains(&path.as_str()) || ROUTES_BY_ID.iter().any(by_id) || is_order {
         ApiError::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",

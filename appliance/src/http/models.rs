@@ -37,6 +37,12 @@ pub(super) fn show(name: String, app: Arc<App>) -> Response {
     response
 }
 
+/// Whether a path is that of an order.
+pub(super) fn is_order(path: &str) -> bool {
+    let parts = path.strip_prefix("/models/").and_then(|rest| rest.split_once('/'));
+    parts.is_some_and(|(name, action)| !name.is_empty() && ORDERS.contains(&action))
+}
+
 /// Has a model's rollout do something.
 pub(super) async fn order(
     name: String,
@@ -82,6 +88,8 @@ async fn carry_out(
         Err(refusal) => Err(ApiError::new(StatusCode::CONFLICT, "refused", refusal.to_string())),
     }
 }
+
+const ORDERS: [&str; 4] = ["promote", "rollback", "reload", "pin"];
 
 fn command(action: &str, raw_query: &str) -> Result<Command, ApiError> {
     let mut version = None;

@@ -33,8 +33,7 @@ impl Begun {
         store: &ModelStore,
         journal: &Journal,
     ) -> Option<Result<Self, LoadError>> {
-        let entry = journal.entry(followed.slot.name());
-        Self::after(None, followed.bundle.as_deref(), store, &entry)
+        Self::after(None, followed.bundle.as_deref(), store, &still_followed(followed, journal))
     }
 
     fn after(
@@ -81,7 +80,7 @@ pub fn begin(
     found: Option<Result<Begun, LoadError>>,
 ) -> Result<Option<Arc<LoadedModel>>, LoadError> {
     let name = followed.slot.name();
-    let entry = around.journal.entry(name);
+    let entry = still_followed(followed, &around.journal);
     let mut first = None;
     let mut next = found;
     while let Some(found) = next {
@@ -109,6 +108,15 @@ pub fn begin(
         next = Begun::after(Some(place), followed.bundle.as_deref(), &around.store, &entry);
     }
     first.map_or(Ok(None), Err)
+}
+
+/// What the journal knows of the model that is followed now. What was followed before, the configuration has put aside.
+fn still_followed(followed: &Followed, journal: &Journal) -> Entry {
+    let mut entry = journal.entry(followed.slot.name());
+    let is_it = |placed: &Placed| followed.follow.as_ref().is_some_and(|follow| follow.name == placed.name);
+    entry.serving = entry.serving.filter(is_it);
+    entry.previous = entry.previous.filter(is_it);
+    entry
 }
 
 /// What serves is what was left, which need not be what the journal says.

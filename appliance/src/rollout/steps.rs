@@ -9,10 +9,10 @@ use cloud_sync::registry::ModelVersion;
 use super::journal::{Entry, Placed};
 use super::retire::retire;
 use super::status::Step;
-use super::task::{Interrupt, Polled, Task};
+use super::task::{Interrupt, Order, Polled, Task};
 use super::verdict::{Evidence, Stage, Verdict, judge};
 use super::{Command, Refusal, tell};
-use crate::models::{Bundle, Origin, find_bundle, pull};
+use crate::models::{Bundle, Origin, StoredBundle, find_bundle, pull};
 use crate::serving::{Comparison, LoadError, LoadedModel, Trial, TrialKind};
 
 /// How often a trial is looked at.
@@ -28,6 +28,17 @@ enum Setback {
     Overtaken,
     /// The process ends.
     Stop,
+}
+
+impl Setback {
+    /// The same for an operator.
+    fn refusal(&self) -> Refusal {
+        match self {
+            Self::Reject(reason) | Self::Later(reason) => Refusal(reason.clone()),
+            Self::Overtaken => Refusal("something else is followed by now".into()),
+            Self::Stop => Refusal("the appliance is stopping".into()),
+        }
+    }
 }
 
 impl Task {
@@ -70,16 +81,29 @@ impl Task {
         }
         let model = Arc::new(self.load(&digest, Some(origin.clone())).await?);
         let config = self.around.settings.rollout.clone();
-        if self.followed.slot.current().is_some() {
-            if config.shadow_images > 0 || !config.shadow_time.is_zero() {
-                self.attempt(Stage::Shadow, TrialKind::Shadow, &model, origin).await?;
-            }
-            if config.canary > 0.0 {
-                let part = config.canary / 100.0;
-                self.attempt(Stage::Canary, TrialKind::Canary { part }, &model, origin).await?;
+        let mut trials = Vec::new();
+        if config.shadow_images > 0 || !config.shadow_time.is_zero() {
+            trials.push((Stage::Shadow, TrialKind::Shadow));
+        }
+        if config.canary > 0.0 {
+            trials.push((Stage::Canary, TrialKind::Canary { part: config.canary / 100.0 }));
+        }
+        let mut ordered = None;
+        for (stage, kind) in trials {
+            ordered = self.attempt(stage, kind, &model, origin).await?;
+            if ordered.is_some() {
+                break;
             }
         }
-        self.promote(model, Some(Placed::new(&digest, origin)), None).await
+        let described = model.describe();
+        let promoted = self.promote(model, Some(Placed::new(&digest, origin)), None).await;
+        if let Some(order) = ordered {
+            order.answer(match &promoted {
+                Ok(()) => Ok(format!("{described} serves from now on")),
+                Err(setback) => Err(setback.refusal()),
+            });
+        }
+        promoted
     }
 
     /// Fetches and verifies a version. Returns the digest of its bundle.
@@ -120,20 +144,24 @@ impl Task {
                 true => Setback::Later(error.to_string()),
                 false => Setback::Reject(error.to_string()),
             })?;
-            beside(&around, bundle, origin).map_err(|error| Setback::Reject(error.to_string()))
+            beside(&around, bundle, origin).map_err(|error| match error.is_transient() {
+                true => Setback::Later(error.to_string()),
+                false => Setback::Reject(error.to_string()),
+            })
         });
         loaded.await.unwrap_or_else(|_| Err(Setback::Reject("loading it panicked".into())))
     }
 
-    /// Has a version on trial until the trial's end.
+    /// Has a version on trial until the trial's end: of itself, or by an operator's order that it is to serve.
     async fn attempt(
         &mut self,
         stage: Stage,
         kind: TrialKind,
         model: &Arc<LoadedModel>,
         origin: &Origin,
-    ) -> Result<(), Setback> {
-        let Some(serving) = self.followed.slot.current() else { return Ok(()) };
+    ) -> Result<Option<Order>, Setback> {
+        let Some(serving) = self.followed.slot.current() else { return Ok(None) };
+        self.around.metrics.on_trial(self.name(), model);
         let comparison = Arc::<Comparison>::default();
         let (began, trial, before) = (Instant::now(), model.tally.read(), serving.tally.read());
         self.board.note(|status| {
@@ -155,7 +183,7 @@ impl Task {
                 disagreed,
             };
             match judge(stage, &evidence, &self.around.settings.rollout) {
-                Verdict::Pass => return Ok(()),
+                Verdict::Pass => return Ok(None),
                 Verdict::Fail(reason) => return Err(Setback::Reject(reason)),
                 Verdict::Wait => {}
             }
@@ -170,10 +198,7 @@ impl Task {
                 interrupt = self.interrupt() => match interrupt {
                     Interrupt::Stop => return Err(Setback::Stop),
                     Interrupt::Order(order) => match order.command {
-                        Command::Promote => {
-                            order.answer(Ok(format!("{} serves from now on", model.describe())));
-                            return Ok(());
-                        }
+                        Command::Promote => return Ok(Some(order)),
                         Command::Rollback => {
                             order.answer(Ok(format!("{} is rejected", model.describe())));
                             return Err(Setback::Reject("rolled back by an operator".into()));
@@ -214,12 +239,17 @@ impl Task {
                 entry.tell(&placed.origin(), "serving".to_owned());
             }
         });
-        written.map_err(|error| Setback::Later(error.to_string()))?;
+        if let Err(error) = written {
+            // Its lanes are not ended here, where that would block.
+            retire(model);
+            return Err(Setback::Later(error.to_string()));
+        }
         let mut gone = Vec::new();
         self.followed.slot.change(|routes| {
             // One that failed is of no use for a way back.
             let standby = before.filter(|_| undone.is_none());
-            gone.extend(std::mem::replace(&mut routes.standby, standby));
+            let old = std::mem::replace(&mut routes.standby, standby);
+            gone.extend(old.filter(|old| !Arc::ptr_eq(old, &model)));
             gone.extend(routes.current.replace(model).filter(|_| undone.is_some()));
             routes.trial = None;
         });
@@ -286,11 +316,17 @@ impl Task {
     /// Removes versions that nobody needs from the disk.
     async fn prune(&self) {
         let Some(current) = self.followed.slot.current() else { return };
-        let (around, model) = (Arc::clone(&self.around), current.model.name.clone());
+        let around = Arc::clone(&self.around);
+        // By the name in the registry too: a model may change what its bundles call it.
+        let registered = self.followed.follow.as_ref().map(|follow| follow.name.clone());
+        let is_its = move |bundle: &StoredBundle| {
+            bundle.model == current.model.name
+                || bundle.origins.iter().any(|origin| Some(&origin.name) == registered.as_ref())
+        };
         let pruned = tokio::task::spawn_blocking(move || {
             let needed = around.journal.needed();
             let needed: Vec<&str> = needed.iter().map(String::as_str).collect();
-            around.store.prune(&model, around.settings.keep, &needed)
+            around.store.prune(is_its, around.settings.keep, &needed)
         });
         match pruned.await {
             Ok(Ok(removed)) if !removed.is_empty() => {
@@ -302,7 +338,7 @@ impl Task {
     }
 
     /// Carries out a command while no version is on trial.
-    pub(super) async fn carry_out(&mut self, order: super::task::Order) {
+    pub(super) async fn carry_out(&mut self, order: Order) {
         let outcome = match &order.command {
             Command::Promote => Err(Refusal("no version is on trial".into())),
             Command::Reload => self.forgive().await,
@@ -357,25 +393,18 @@ impl Task {
                 tell::tags(&self.around, self.name()).await;
                 Ok(format!("{described} serves again; {}/{} is rejected", origin.name, origin.version))
             }
-            Err(Setback::Later(reason) | Setback::Reject(reason)) => Err(Refusal(reason)),
-            Err(_) => Err(Refusal("the appliance is stopping".into())),
+            Err(setback) => Err(setback.refusal()),
         }
     }
 
     async fn before(&mut self, entry: &Entry) -> Result<(Arc<LoadedModel>, Option<Placed>), Refusal> {
-        let mut standby = None;
-        self.followed.slot.change(|routes| standby = routes.standby.take());
-        if let Some(standby) = standby {
+        if let Some(standby) = self.followed.slot.routes().standby.clone() {
             return Ok((standby, entry.previous.clone()));
         }
-        let refuse = |setback| match setback {
-            Setback::Later(reason) | Setback::Reject(reason) => Refusal(reason),
-            _ => Refusal("the appliance is stopping".into()),
-        };
         if let Some(previous) = entry.previous.clone() {
             let loaded = self.load(&previous.digest, Some(previous.origin())).await;
             self.board.note(|status| status.step = Step::Idle);
-            return Ok((Arc::new(loaded.map_err(refuse)?), Some(previous)));
+            return Ok((Arc::new(loaded.map_err(|setback| setback.refusal())?), Some(previous)));
         }
         let (around, dir) = (Arc::clone(&self.around), self.followed.bundle.clone());
         let Some(dir) = dir else {

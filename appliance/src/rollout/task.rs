@@ -125,6 +125,7 @@ impl Task {
     pub(super) async fn resolve(&mut self) -> Option<ModelVersion> {
         let (registry, reference) = (self.around.registry.clone()?, self.reference()?);
         let resolved = registry.resolve(&reference).await;
+        let answered = resolved.is_ok();
         let (version, error) = match resolved {
             Ok(Some(version)) => (Some(version), None),
             Ok(None) => {
@@ -134,7 +135,7 @@ impl Task {
         };
         let mut changed = false;
         self.board.note(|status| {
-            if version.is_some() {
+            if answered {
                 status.asked = Some(SystemTime::now());
             }
             changed = error.is_some() && status.error != error;

@@ -46,7 +46,8 @@ pub enum Verdict {
 /// Judges a trial. A bound that is passed rejects at once, as soon as enough images were seen to say so.
 pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdict {
     let images = evidence.trial.computed() + evidence.trial.failed;
-    let enough = images >= LEAST_IMAGES || images >= wanted(stage, config).0.max(1);
+    let wanted_images = wanted(stage, config).0;
+    let enough = images >= LEAST_IMAGES || (wanted_images > 0 && images >= wanted_images);
     if enough && let Some(reason) = passed_bound(evidence, config) {
         return Verdict::Fail(reason);
     }
@@ -162,6 +163,11 @@ mod tests {
             };
             assert!(reason.contains(word), "{reason} lacks {word}");
         }
+        // Without a number of images, one that fails says nothing yet either.
+        let by_time = RolloutConfig { canary_images: 0, ..config.clone() };
+        assert_eq!(judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time), Verdict::Pass);
+        let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(0, 10, 1), 0) };
+        assert_eq!(judge(Stage::Canary, &early, &by_time), Verdict::Wait);
         // Five images say nothing yet.
         assert_eq!(judge(Stage::Canary, &evidence(reading(4, 100, 1), 4), &config), Verdict::Wait);
     }

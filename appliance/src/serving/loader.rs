@@ -52,6 +52,14 @@ pub struct ModelLoader {
     pub precision: Option<Precision>,
 }
 
+impl LoadError {
+    /// Whether the same bundle may be loaded later: this machine is at fault, not the bundle.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Engine(EngineError::Thread(_)))
+    }
+}
+
 impl ModelLoader {
     /// The variant of `bundle` that this device runs.
     ///

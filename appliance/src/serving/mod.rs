@@ -59,11 +59,6 @@ impl Models {
         self.slots.iter().map(|slot| slot.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Most labels that one of them has.
-    pub fn most_labels(&self) -> usize {
-        self.slots.iter().filter_map(|slot| slot.current()).map(|m| m.model.labels.len()).max().unwrap_or(1)
-    }
-
     /// Ends the lanes of all that are loaded, once those who wait in them are answered; blocking.
     pub fn stop(&self) {
         for slot in &self.slots {

@@ -104,7 +104,6 @@ fn a_model_is_found_by_its_own_name_before_its_bundles() {
     assert_eq!(models.get("birds").unwrap().name(), "birds");
     assert_eq!(models.get("fish").unwrap().name(), "river", "the bundle's name, of the first that has it");
     assert!(models.get("cats").is_none());
-    assert_eq!(models.most_labels(), 17);
     assert_eq!(models.default().current().unwrap().describe(), "registered/1");
 }
 

@@ -135,7 +135,9 @@ struct SpeciesLabels {
 /// Labels of the model that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ModelLabels {
-    /// Model name.
+    /// The model, as in `?model=`.
+    pub model: String,
+    /// Name in its bundle.
     pub name: String,
     /// Model version.
     pub version: String,
@@ -321,6 +323,7 @@ impl Metrics {
     pub fn serving(&self, model: &str, loaded: &LoadedModel, device: &str) {
         let identity = &loaded.model;
         let labels = ModelLabels {
+            model: model.to_owned(),
             name: identity.name.clone(),
             version: identity.version.clone(),
             digest: identity.digest.clone(),
@@ -328,6 +331,11 @@ impl Metrics {
             device: device.to_owned(),
         };
         self.models.serving(model, &labels);
+    }
+
+    /// A version of the model called `model` is on trial from now on.
+    pub fn on_trial(&self, model: &str, loaded: &LoadedModel) {
+        self.models.on_trial(model, &loaded.model.version);
     }
 
     /// A prediction of a version was acknowledged.

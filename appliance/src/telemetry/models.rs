@@ -87,10 +87,24 @@ impl ModelMetrics {
             self.info.remove(&before);
         }
         self.info.get_or_create(labels).set(1);
-        shown.versions.retain(|version| *version != labels.version);
-        shown.versions.push_back(labels.version.clone());
+        self.show(model, shown, &labels.version);
+    }
+
+    /// A version of `model` is on trial.
+    pub(super) fn on_trial(&self, model: &str, version: &str) {
+        let mut shown = self.shown.lock();
+        self.show(model, shown.entry(model.to_owned()).or_default(), version);
+    }
+
+    fn show(&self, model: &str, shown: &mut Shown, version: &str) {
+        shown.versions.retain(|known| known != version);
+        shown.versions.push_back(version.to_owned());
+        let serving = shown.info.as_ref().map(|info| info.version.clone());
         while shown.versions.len() > VERSIONS {
-            let Some(version) = shown.versions.pop_front() else { return };
+            let Some(oldest) = shown.versions.iter().position(|known| Some(known) != serving.as_ref()) else {
+                return;
+            };
+            let Some(version) = shown.versions.remove(oldest) else { return };
             let old = VersionLabels { model: model.to_owned(), version };
             self.predictions.remove(&old);
             self.failures.remove(&old);

@@ -14,7 +14,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Common;
-use crate::app::{DeviceSetup, outbox_dir, prepare_device};
+use crate::app::{DeviceSetup, admin_token, outbox_dir, prepare_device};
 use crate::config::{Config, Loaded};
 use crate::lanes::{LaneSettings, Lanes};
 use crate::serving::check_golden;
@@ -125,6 +125,9 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     checks.push(ok("configuration", format!("valid; set by {sources}")));
     for line in changed(config) {
         checks.push(ok("set", line));
+    }
+    if let Err(error) = admin_token(config) {
+        checks.push(failed("admin", error, "correct admin.token_file, or remove it"));
     }
     checks.push(check_listen(config));
     checks.extend(check_data_dir(&config.data_dir));

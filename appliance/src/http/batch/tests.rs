@@ -49,7 +49,7 @@ impl Bench {
     }
 
     fn serve(&self) {
-        let service = BatchService::open(self.stores.stores(), self.app.config(), 17).unwrap();
+        let service = BatchService::open(self.stores.stores(), self.app.config(), Box::new(|| 17)).unwrap();
         self.app.serve_batches(service);
         self.app.enter(Phase::Ready);
     }

@@ -101,7 +101,8 @@ impl PullError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Registry(error) => error.is_transient(),
+            // A link that an operator has to mend says nothing about the version.
+            Self::Registry(error) => error.is_transient() || error.is_of_the_link(),
             Self::Store(error) => error.is_transient(),
             Self::Busy | Self::Interrupted(_) | Self::Engine(_) => true,
             _ => false,

@@ -4,17 +4,22 @@ use std::fs;
 
 use super::disk::{self, GONE, sync_dir};
 use super::index::Index;
-use super::{BUNDLES, FILES, ModelStore, StoreError};
+use super::{BUNDLES, FILES, ModelStore, StoreError, StoredBundle};
 
 impl ModelStore {
-    /// Keeps the `keep` bundles of `model` (the name in the manifest) that were taken in last and those in `protected`
-    /// (digests). Returns the digests of the bundles that were removed.
+    /// Keeps the `keep` bundles of a model (`is_its` says which those are) that were taken in last and those in
+    /// `protected` (digests). Returns the digests of the bundles that were removed.
     ///
     /// # Errors
     /// [`StoreError`] when something can't be removed; the next call, or the next start, goes on.
-    pub fn prune(&self, model: &str, keep: usize, protected: &[&str]) -> Result<Vec<String>, StoreError> {
+    pub fn prune(
+        &self,
+        is_its: impl Fn(&StoredBundle) -> bool,
+        keep: usize,
+        protected: &[&str],
+    ) -> Result<Vec<String>, StoreError> {
         let _lock = self.lock()?;
-        let old = self.list()?.into_iter().filter(|bundle| bundle.model == model).skip(keep);
+        let old = self.list()?.into_iter().filter(is_its).skip(keep);
         let removed: Vec<String> =
             old.map(|bundle| bundle.digest).filter(|digest| !protected.contains(&digest.as_str())).collect();
         if removed.is_empty() {

@@ -72,13 +72,13 @@ fn old_bundles_go_and_protected_ones_stay() {
     let root = tempfile::tempdir().unwrap();
     let store = ModelStore::open(root.path()).unwrap();
     let all: Vec<String> = ["1", "2", "3", "4"].iter().map(|version| admit(&store, version)).collect();
-    assert_eq!(store.prune("other", 0, &[]).unwrap(), Vec::<String>::new());
-    assert_eq!(store.prune("colours", 4, &[]).unwrap(), Vec::<String>::new());
-    let removed = store.prune("colours", 1, &[&all[0]]).unwrap();
+    assert_eq!(store.prune(|b| b.model == "other", 0, &[]).unwrap(), Vec::<String>::new());
+    assert_eq!(store.prune(|b| b.model == "colours", 4, &[]).unwrap(), Vec::<String>::new());
+    let removed = store.prune(|b| b.model == "colours", 1, &[&all[0]]).unwrap();
     assert_eq!(BTreeSet::from_iter(removed), BTreeSet::from([all[1].clone(), all[2].clone()]));
     assert_eq!(digests(&store), [all[3].clone(), all[0].clone()]);
     assert_tidy(&store);
-    store.prune("colours", 0, &[]).unwrap();
+    store.prune(|b| b.model == "colours", 0, &[]).unwrap();
     assert!(names(&root.path().join("files")).is_empty());
 }
 
@@ -189,7 +189,7 @@ fn several_users_of_one_store_do_not_lose_each_others_models() {
                     let store = ModelStore::open(&root).unwrap();
                     let digest = admit(&store, &format!("{user}.{turn}"));
                     assert!(store.bundle(&digest).is_ok());
-                    store.prune("nothing of this name", 0, &[]).unwrap();
+                    store.prune(|b| b.model == "nothing of this name", 0, &[]).unwrap();
                 }
             });
         }

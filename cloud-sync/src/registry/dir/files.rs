@@ -109,7 +109,7 @@ pub(super) fn missing(path: &Path) -> SyncError {
 }
 
 pub(super) fn unreadable(path: &Path, error: io::Error) -> SyncError {
-    SyncError::permanent(Link::Disk, format!("cannot read {}", path.display())).because(error)
+    SyncError::permanent(Link::Disk, format!("cannot read {}", path.display())).because(error).of_the_link()
 }
 
 fn no_file(path: &Path) -> SyncError {

@@ -119,6 +119,7 @@ pub(super) fn refused(what: &str, status: StatusCode, body: &[u8]) -> Failure {
         _ if code == "INVALID_PARAMETER_VALUE" => (permanent(""), false, Kind::BadArgument),
         _ => (permanent(""), false, Kind::Other),
     };
+    let error = if of_the_link { error.of_the_link() } else { error };
     Failure { error, of_the_link, kind }
 }
 
@@ -127,7 +128,7 @@ pub(super) fn web_page(what: &str) -> SyncError {
     let what = format!(
         "cannot {what}: it answered with a web page, not MLflow's API: is the URI right, is a proxy in between?"
     );
-    SyncError::permanent(Link::Mlflow, what)
+    SyncError::permanent(Link::Mlflow, what).of_the_link()
 }
 
 /// Whether a text is HTML.
