@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod fetch;
+mod gentle;
 pub mod http;
 pub mod lanes;
 pub mod models;

@@ -140,7 +140,7 @@ fn lanes(role: Role, config: &Config, count: usize) -> LaneSettings {
         Role::Serve => (1, false),
         Role::Worker => (WORKER_IMAGES_A_RUN, true),
     };
-    LaneSettings { count, capacity, together, background, beside: false, turns: Turns::new(count) }
+    LaneSettings { count, capacity, together, background, turns: Turns::new(count) }
 }
 
 fn settings(config: &Config) -> Settings {

@@ -72,28 +72,3 @@ pub enum ClassifyError {
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
-
-/// Niceness of a thread that builds beside lanes that serve: a tenth of the time of one of theirs.
-const GENTLE: i32 = 15;
-
-/// Builds the devices of so many lanes, one after the other, on a thread that leaves the processor to those that serve.
-///
-/// # Errors
-/// The first [`EngineError`].
-pub(super) fn build_gently(
-    factory: &DeviceFactory,
-    count: usize,
-) -> Result<Vec<Box<dyn LaneDevice>>, EngineError> {
-    let factory = Arc::clone(factory);
-    let build = move || {
-        #[cfg(target_os = "linux")]
-        if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), GENTLE) {
-            tracing::debug!(%error, "devices are built at the common priority");
-        }
-        // A lane takes the last of them, so that each gets the one with its number.
-        (0..count).rev().map(|lane| factory(lane)).collect()
-    };
-    let thread = std::thread::Builder::new().name("weir-load".to_owned()).spawn(build);
-    let built = thread.map_err(EngineError::Thread)?.join();
-    built.unwrap_or(Err(EngineError::BuildPanicked { lane: 0 }))
-}

@@ -68,8 +68,6 @@ pub struct LaneSettings {
     pub together: usize,
     /// Whether the lanes give way to all else on the machine: for a process that does batch work alone.
     pub background: bool,
-    /// Whether the devices are built gently, one after the other and in what time others leave: beside lanes that serve.
-    pub beside: bool,
     /// Turns at the device that other lanes share.
     pub turns: Arc<Turns>,
 }
@@ -78,7 +76,7 @@ impl LaneSettings {
     /// Lanes for real-time work that have the device to themselves.
     pub fn new(count: usize, capacity: usize) -> Self {
         let turns = Turns::new(count);
-        Self { count, capacity, together: 1, background: false, beside: false, turns }
+        Self { count, capacity, together: 1, background: false, turns }
     }
 }
 
@@ -106,6 +104,19 @@ impl Lanes {
         factory: DeviceFactory,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
+        Self::start_on(settings, Vec::new(), factory, observer)
+    }
+
+    /// The same on devices that are there already, the first lane's first; lanes beyond them build their own.
+    ///
+    /// # Errors
+    /// As [`Lanes::start`].
+    pub fn start_on(
+        settings: &LaneSettings,
+        devices: Vec<Box<dyn LaneDevice>>,
+        factory: DeviceFactory,
+        observer: Arc<dyn LaneObserver>,
+    ) -> Result<Self, EngineError> {
         let (count, together) = (settings.count, settings.together.max(1));
         let capacity = settings.capacity.max(1);
         let (send, receive) = bounded::<Job>(capacity);
@@ -113,10 +124,7 @@ impl Lanes {
         let (send_batch, receive_batch) = bounded::<Job>(batch_capacity);
         let alive = Arc::new(AtomicUsize::new(0));
         let (ready, started) = bounded(count);
-        let mut built = match settings.beside {
-            true => device::build_gently(&factory, count)?,
-            false => Vec::new(),
-        };
+        let mut devices = devices.into_iter();
         let model = settings.turns.register();
         let mut threads = Vec::with_capacity(count);
         for lane in 0..count {
@@ -133,7 +141,7 @@ impl Lanes {
                 observer: Arc::clone(&observer),
                 alive: Arc::clone(&alive),
             };
-            let (ready, device) = (ready.clone(), built.pop());
+            let (ready, device) = (ready.clone(), devices.next());
             let thread = std::thread::Builder::new().name(format!("weir-lane-{lane}"));
             threads.push(thread.spawn(move || worker.run(device, &ready)).map_err(EngineError::Thread)?);
         }

@@ -12,6 +12,7 @@ use super::status::Step;
 use super::task::{Interrupt, Order, Polled, Task};
 use super::verdict::{Evidence, Stage, Verdict, judge};
 use super::{Command, Refusal, tell};
+use crate::gentle;
 use crate::models::{Bundle, Origin, StoredBundle, find_bundle, pull};
 use crate::serving::{Comparison, LoadError, LoadedModel, Trial, TrialKind};
 
@@ -140,7 +141,9 @@ impl Task {
         self.board.note(|status| status.step = Step::Loading);
         let (around, digest) = (Arc::clone(&self.around), digest.to_owned());
         let loaded = tokio::task::spawn_blocking(move || {
-            let bundle = around.store.bundle(&digest).map_err(|error| match error.is_transient() {
+            let verified = gentle::run(|| around.store.bundle(&digest));
+            let bundle = verified.map_err(|error| Setback::Later(error.to_string()))?;
+            let bundle = bundle.map_err(|error| match error.is_transient() {
                 true => Setback::Later(error.to_string()),
                 false => Setback::Reject(error.to_string()),
             })?;
@@ -428,7 +431,6 @@ fn beside(
     bundle: Bundle,
     origin: Option<Origin>,
 ) -> Result<LoadedModel, LoadError> {
-    let lanes = crate::lanes::LaneSettings { beside: true, ..around.lanes.clone() };
     let observer = Arc::clone(&around.metrics);
-    around.loader.load(bundle, origin, &lanes, observer)
+    around.loader.load_beside(bundle, origin, &around.lanes, observer)
 }

@@ -8,8 +8,9 @@ use gpu_kernels::DecodeLimits;
 use super::LoadedModel;
 use crate::config::Config;
 use crate::engine::{DeviceChoice, EngineError, Runtime};
+use crate::gentle;
 use crate::lanes::cpu::CpuPipeline;
-use crate::lanes::{DeviceFactory, LaneObserver, LaneSettings, Lanes};
+use crate::lanes::{DeviceFactory, LaneDevice, LaneObserver, LaneSettings, Lanes};
 use crate::models::{Bundle, BundleError, DeviceTag, ModelFile, Origin, Precision};
 use crate::predict::ServingModel;
 
@@ -95,6 +96,34 @@ impl ModelLoader {
         Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
     }
 
+    /// The same beside versions that serve: devices are built and golden cases run in what time those leave, one after the
+    /// other, before there are lanes.
+    ///
+    /// # Errors
+    /// As [`ModelLoader::load`].
+    pub fn load_beside(
+        &self,
+        bundle: Bundle,
+        origin: Option<Origin>,
+        lanes: &LaneSettings,
+        observer: Arc<dyn LaneObserver>,
+    ) -> Result<LoadedModel, LoadError> {
+        let bundle = Arc::new(bundle);
+        let model = self.variant(&bundle)?;
+        let factory = self.factory(&bundle, &model, lanes.together);
+        let build = || {
+            let devices: Result<Vec<_>, EngineError> = (0..lanes.count).map(|lane| factory(lane)).collect();
+            let mut devices = devices?;
+            if let Some(first) = devices.first_mut() {
+                check_golden_on(&bundle, first.as_mut())?;
+            }
+            Ok::<_, LoadError>(devices)
+        };
+        let devices = gentle::run(build).map_err(EngineError::Thread)??;
+        let lanes = Lanes::start_on(lanes, devices, factory, observer)?;
+        Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
+    }
+
     /// Lanes on this device: as configured, or one a core.
     pub fn lanes(&self, config: &Config) -> usize {
         match config.engine.lanes {
@@ -102,6 +131,15 @@ impl ModelLoader {
             lanes => lanes,
         }
     }
+}
+
+/// Runs every golden case of the bundle on a device that no lane has yet.
+fn check_golden_on(bundle: &Bundle, device: &mut dyn LaneDevice) -> Result<(), LoadError> {
+    bundle.golden_cases()?.iter().try_for_each(|case| {
+        let wrong = |reason: String| LoadError::Golden { file: case.file.clone(), reason };
+        let classified = device.classify(&case.bytes).map_err(|error| wrong(error.to_string()))?;
+        case.judge(&bundle.manifest().labels, &classified.scores).map(|_| ()).map_err(wrong)
+    })
 }
 
 /// Runs every golden case of the bundle through the lanes.

@@ -17,7 +17,8 @@ use cloud_sync::registry::{ModelRegistry, ModelVersion};
 use tokio::time::Instant;
 
 use super::bundle::MANIFEST;
-use super::{ModelStore, Origin, Partial};
+use super::{ModelStore, Origin, Partial, StoreError};
+use crate::gentle;
 use download::{Download, Tell};
 pub use error::PullError;
 use paths::Listing;
@@ -230,7 +231,11 @@ async fn admit(
     let store = store.clone();
     // The partial goes along, so that it stays locked when whoever waits for the pull gives up.
     let work = tokio::task::spawn_blocking(move || {
-        let admitted = store.admit(&partial, &origin).map(|bundle| {
+        // Digests of all files: seconds of a processor that others need.
+        let admitted = gentle::run(|| store.admit(&partial, &origin));
+        let no_thread =
+            |source| StoreError::Io { doing: "can't be worked on", path: store.root().into(), source };
+        let admitted = admitted.map_err(no_thread).and_then(|admitted| admitted).map(|bundle| {
             let manifest = bundle.manifest();
             let (model, version) = (manifest.name.clone(), manifest.version.clone());
             Pulled { digest: bundle.digest().into(), model, version, known: false }
@@ -244,9 +249,11 @@ async fn admit(
     }
 }
 
-/// Runs what waits for the disk where it keeps nobody else waiting.
+/// Runs what waits for the disk, and computes digests, where it keeps nobody else waiting.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PullError> + Send + 'static,
 ) -> Result<T, PullError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| PullError::Interrupted(error.to_string()))?
+    let done = tokio::task::spawn_blocking(move || gentle::run(work)).await;
+    let done = done.map_err(|error| PullError::Interrupted(error.to_string()))?;
+    done.map_err(|error| PullError::Interrupted(error.to_string()))?
 }
