@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::gentle;
 use crate::serving::{LoadedModel, SETTLED};
 
 /// How often it is looked whether somebody still holds it.
@@ -18,7 +19,12 @@ pub(super) fn retire(model: Arc<LoadedModel>) {
         // Joins the lanes' threads, which blocks.
         let ended = tokio::task::spawn_blocking(move || {
             tracing::debug!(version = model.describe(), "unloaded");
-            drop(model);
+            // Without a thread for it, it is done here.
+            let model = std::sync::Mutex::new(Some(model));
+            let unload = || drop(model.lock().map(|mut model| model.take()));
+            if gentle::run(unload).is_err() {
+                unload();
+            }
         });
         if ended.await.is_err() {
             tracing::error!("the lanes of a version that was unloaded ended with a panic");
