@@ -10,9 +10,13 @@ use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 use crate::blob::TooLarge;
 use crate::error::{Link, SyncError, SyncResult};
 
-/// Bytes between two waits for the disk. After a crash the file goes on from the last of them: what came after it
-/// may have its length and not its content.
+/// After a crash the file goes on from a multiple of this: what came after the last wait for the disk may have its length
+/// and not its content.
 const STEP: u64 = 4 << 20;
+/// Bytes between two waits for the disk. Few, since whoever else waits for the disk meanwhile, such as a request for its
+/// event, waits for these too.
+const FLUSH: u64 = 512 << 10;
+const _: () = assert!(STEP.is_multiple_of(FLUSH));
 
 /// What a file is fetched from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,12 +126,12 @@ impl Partial {
     /// When it cannot be written.
     pub(super) async fn write(&mut self, mut piece: &[u8]) -> SyncResult<()> {
         while !piece.is_empty() {
-            let room = usize::try_from(self.synced + STEP - self.at).unwrap_or(usize::MAX);
+            let room = usize::try_from(self.synced + FLUSH - self.at).unwrap_or(usize::MAX);
             let (now, later) = piece.split_at(room.min(piece.len()));
             self.file.write_all(now).await.map_err(|error| unwritable(&self.path, error))?;
             self.at += now.len() as u64;
             piece = later;
-            if self.at == self.synced + STEP {
+            if self.at == self.synced + FLUSH {
                 self.sync().await?;
             }
         }
@@ -178,7 +182,8 @@ fn unwritable(path: &Path, error: io::Error) -> SyncError {
     match error.kind() {
         // Space comes back.
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SyncError::transient(Link::Disk, what),
-        _ => SyncError::permanent(Link::Disk, what),
+        // This machine's disk, and not what was asked.
+        _ => SyncError::permanent(Link::Disk, what).of_the_link(),
     }
     .because(error)
 }
