@@ -157,8 +157,11 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     // Back, by the alias.
     fleet.alias(&second);
     until_serving(&daemon, "fish", &named(&second));
-    let (ok, text) = weir_models(&daemon, &env, &["pull", &named(&first), "--json"]);
-    assert!(ok && text.contains("\"downloaded\": false"), "it is on the disk still: {text}");
+    // What serves is on the disk; the first of four is no longer, and can be had again.
+    for (version, downloaded) in [(&second, false), (&first, true)] {
+        let (ok, text) = weir_models(&daemon, &env, &["pull", &named(version), "--json"]);
+        assert!(ok && text.contains(&format!("\"downloaded\": {downloaded}")), "{version}: {text}");
+    }
     let (ok, text) = weir_models(&daemon, &env, &["pull", &named("99")]);
     assert!(!ok && text.contains("no such model, alias or version"), "{text}");
 }
