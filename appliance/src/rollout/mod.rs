@@ -9,6 +9,7 @@
 mod command;
 mod journal;
 mod monitor;
+mod orders;
 mod retire;
 mod start;
 mod status;

@@ -13,14 +13,14 @@ use super::task::{Interrupt, Order, Polled, Task};
 use super::verdict::{Evidence, Stage, Verdict, judge};
 use super::{Command, Refusal, tell};
 use crate::gentle;
-use crate::models::{Bundle, Origin, StoredBundle, find_bundle, pull};
+use crate::models::{Bundle, Origin, StoredBundle, pull};
 use crate::serving::{Comparison, LoadError, LoadedModel, Trial, TrialKind};
 
 /// How often a trial is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a version does not come to serve.
-enum Setback {
+pub(super) enum Setback {
     /// Never: it is rejected.
     Reject(String),
     /// Not now.
@@ -33,7 +33,7 @@ enum Setback {
 
 impl Setback {
     /// The same for an operator.
-    fn refusal(&self) -> Refusal {
+    pub(super) fn refusal(&self) -> Refusal {
         match self {
             Self::Reject(reason) | Self::Later(reason) => Refusal(reason.clone()),
             Self::Overtaken => Refusal("something else is followed by now".into()),
@@ -137,7 +137,11 @@ impl Task {
     }
 
     /// Loads a bundle of the store beside what serves, warms it and runs its golden cases.
-    async fn load(&mut self, digest: &str, origin: Option<Origin>) -> Result<LoadedModel, Setback> {
+    pub(super) async fn load(
+        &mut self,
+        digest: &str,
+        origin: Option<Origin>,
+    ) -> Result<LoadedModel, Setback> {
         self.board.note(|status| status.step = Step::Loading);
         let (around, digest) = (Arc::clone(&self.around), digest.to_owned());
         let loaded = tokio::task::spawn_blocking(move || {
@@ -218,7 +222,7 @@ impl Task {
     }
 
     /// Has a version serve: journal first, then the routes. The one before stays loaded for a while.
-    async fn promote(
+    pub(super) async fn promote(
         &mut self,
         model: Arc<LoadedModel>,
         placed: Option<Placed>,
@@ -339,94 +343,10 @@ impl Task {
             _ => {}
         }
     }
-
-    /// Carries out a command while no version is on trial.
-    pub(super) async fn carry_out(&mut self, order: Order) {
-        let outcome = match &order.command {
-            Command::Promote => Err(Refusal("no version is on trial".into())),
-            Command::Reload => self.forgive().await,
-            Command::Rollback => self.back().await,
-            Command::Pin(version) => self.pin(version.clone()),
-        };
-        order.answer(outcome);
-    }
-
-    async fn forgive(&mut self) -> Result<String, Refusal> {
-        let Some(reference) = self.reference() else {
-            return Err(Refusal(format!("model {} follows nothing: it has no `follow`", self.name())));
-        };
-        let version = self.resolve().await.ok_or_else(|| {
-            Refusal(self.board.read().error.unwrap_or_else(|| "the registry does not answer".into()))
-        })?;
-        let forgiven =
-            self.around.journal.change(self.name(), |e| e.forgive(&version.name, &version.version));
-        forgiven.map_err(|error| Refusal(error.to_string()))?;
-        Ok(format!("{reference} is {}/{} now", version.name, version.version))
-    }
-
-    fn pin(&mut self, version: Option<String>) -> Result<String, Refusal> {
-        let Some(follow) = self.followed.follow.clone() else {
-            return Err(Refusal(format!("model {} follows nothing: it has no `follow`", self.name())));
-        };
-        let pinned = self.around.journal.change(self.name(), |entry| {
-            if let Some(version) = &version {
-                entry.forgive(&follow.name, version);
-            }
-            entry.pinned.clone_from(&version);
-        });
-        pinned.map_err(|error| Refusal(error.to_string()))?;
-        Ok(match version {
-            Some(version) => format!("pinned to {}/{version}", follow.name),
-            None => format!("{follow} is followed again"),
-        })
-    }
-
-    /// Back to the version before: loaded still, from the store, or the configured bundle.
-    async fn back(&mut self) -> Result<String, Refusal> {
-        let entry = self.around.journal.entry(self.name());
-        let Some(serving) = entry.serving.clone() else {
-            return Err(Refusal("the configured bundle serves; there is nothing to go back to".into()));
-        };
-        let (model, placed) = self.before(&entry).await?;
-        let described = model.describe();
-        let origin = serving.origin();
-        let undone = Some((&origin, "rolled back by an operator"));
-        match self.promote(model, placed, undone).await {
-            Ok(()) => {
-                tell::tags(&self.around, self.name()).await;
-                Ok(format!("{described} serves again; {}/{} is rejected", origin.name, origin.version))
-            }
-            Err(setback) => Err(setback.refusal()),
-        }
-    }
-
-    async fn before(&mut self, entry: &Entry) -> Result<(Arc<LoadedModel>, Option<Placed>), Refusal> {
-        if let Some(standby) = self.followed.slot.routes().standby.clone() {
-            return Ok((standby, entry.previous.clone()));
-        }
-        if let Some(previous) = entry.previous.clone() {
-            let loaded = self.load(&previous.digest, Some(previous.origin())).await;
-            self.board.note(|status| status.step = Step::Idle);
-            return Ok((Arc::new(loaded.map_err(|setback| setback.refusal())?), Some(previous)));
-        }
-        let (around, dir) = (Arc::clone(&self.around), self.followed.bundle.clone());
-        let Some(dir) = dir else {
-            return Err(Refusal("there is no version before this one".into()));
-        };
-        let loaded = tokio::task::spawn_blocking(move || {
-            let bundle = Bundle::open(&find_bundle(Some(&dir))?)?;
-            beside(&around, bundle, None)
-        });
-        match loaded.await {
-            Ok(Ok(model)) => Ok((Arc::new(model), None)),
-            Ok(Err(error)) => Err(Refusal(error.to_string())),
-            Err(_) => Err(Refusal("loading the configured bundle panicked".into())),
-        }
-    }
 }
 
 /// Loads a bundle beside what serves; blocking.
-fn beside(
+pub(super) fn beside(
     around: &super::Surroundings,
     bundle: Bundle,
     origin: Option<Origin>,
