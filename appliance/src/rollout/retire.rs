@@ -19,12 +19,8 @@ pub(super) fn retire(model: Arc<LoadedModel>) {
         // Joins the lanes' threads, which blocks.
         let ended = tokio::task::spawn_blocking(move || {
             tracing::debug!(version = model.describe(), "unloaded");
-            // Without a thread for it, it is done here.
-            let model = std::sync::Mutex::new(Some(model));
-            let unload = || drop(model.lock().map(|mut model| model.take()));
-            if gentle::run(unload).is_err() {
-                unload();
-            }
+            // Where no thread can be had, the work is dropped here, and the model with it.
+            let _ = gentle::run(move || drop(model));
         });
         if ended.await.is_err() {
             tracing::error!("the lanes of a version that was unloaded ended with a panic");
