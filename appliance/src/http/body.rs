@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufWriter};
 use warp::http::HeaderMap;
 use warp::http::header::{CONTENT_LENGTH, EXPECT};
+
+use super::buffers::Buffers;
 
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_BYTES: usize = 64 << 20;
@@ -40,6 +42,7 @@ pub(super) enum BodyError {
 pub struct BodyBudget {
     used: AtomicUsize,
     limit: usize,
+    buffers: Arc<Buffers>,
 }
 
 /// A share of the budget; given back when dropped.
@@ -51,7 +54,7 @@ pub(super) struct Share {
 impl BodyBudget {
     /// A budget of this many bytes.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), limit })
+        Arc::new(Self { used: AtomicUsize::new(0), limit, buffers: Arc::default() })
     }
 
     fn share(self: &Arc<Self>) -> Share {
@@ -201,7 +204,7 @@ where
         share.grow_to(declared)?;
         return Ok(first.copy_to_bytes(declared));
     }
-    let mut body = BytesMut::with_capacity(declared);
+    let mut body = share.budget.buffers.take(declared);
     let mut chunk = first;
     loop {
         if body.len() + chunk.remaining() > limits.bytes {
@@ -210,7 +213,7 @@ where
         share.grow_to(body.len() + chunk.remaining())?;
         while chunk.has_remaining() {
             let part = chunk.chunk();
-            body.extend_from_slice(part);
+            body.extend(part);
             let length = part.len();
             chunk.advance(length);
         }

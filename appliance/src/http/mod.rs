@@ -3,6 +3,7 @@
 mod api;
 mod batch;
 mod body;
+mod buffers;
 mod docs;
 mod forms;
 mod health;

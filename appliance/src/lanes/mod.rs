@@ -6,6 +6,7 @@
 //! - A job whose client has gone, or whose deadline has passed, is answered without being computed.
 //! - A panic inside a device ends that device, not the thread: the job is answered with [`LaneError::Panicked`], the
 //!   device is built anew, and the other lanes go on. Jobs that were computed together are then tried one by one.
+//! - Jobs that wait are computed together when there are enough; none waits for others to come.
 //! - Every job that was accepted is answered exactly once, also while the lanes stop.
 //! - However many models are loaded, no more lanes compute at once than the device has turns ([`Turns`]).
 
@@ -66,6 +67,9 @@ pub struct LaneSettings {
     pub capacity: usize,
     /// Batch jobs that a lane takes at once when so many wait, 1 for none. A real-time job would wait for all of them.
     pub together: usize,
+    /// Real-time jobs that a lane takes at once when so many wait and no lane is idle, 1 for none. They would have waited for each other
+    /// anyway; only the first of them waits longer than it had to.
+    pub urgent_together: usize,
     /// Whether the lanes give way to all else on the machine: for a process that does batch work alone.
     pub background: bool,
     /// Turns at the device that other lanes share.
@@ -73,10 +77,15 @@ pub struct LaneSettings {
 }
 
 impl LaneSettings {
+    /// Most images that a lane's device computes in one run.
+    pub fn images_a_run(&self) -> usize {
+        self.together.max(self.urgent_together)
+    }
+
     /// Lanes for real-time work that have the device to themselves.
     pub fn new(count: usize, capacity: usize) -> Self {
         let turns = Turns::new(count);
-        Self { count, capacity, together: 1, background: false, turns }
+        Self { count, capacity, together: 1, urgent_together: 1, background: false, turns }
     }
 }
 
@@ -123,6 +132,7 @@ impl Lanes {
         let batch_capacity = (count * together * BATCH_JOBS_A_LANE).max(1);
         let (send_batch, receive_batch) = bounded::<Job>(batch_capacity);
         let alive = Arc::new(AtomicUsize::new(0));
+        let idle = Arc::new(AtomicUsize::new(0));
         let (ready, started) = bounded(count);
         let mut devices = devices.into_iter();
         let model = settings.turns.register();
@@ -134,12 +144,14 @@ impl Lanes {
                 jobs: receive.clone(),
                 batch: receive_batch.clone(),
                 together,
+                urgent_together: settings.urgent_together.max(1),
                 background: settings.background,
                 first: VecDeque::new(),
                 turns: Arc::clone(&settings.turns),
                 factory: Arc::clone(&factory),
                 observer: Arc::clone(&observer),
                 alive: Arc::clone(&alive),
+                idle: Arc::clone(&idle),
             };
             let (ready, device) = (ready.clone(), devices.next());
             let thread = std::thread::Builder::new().name(format!("weir-lane-{lane}"));

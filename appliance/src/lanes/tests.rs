@@ -253,7 +253,7 @@ fn start_together(count: usize, together: usize) -> (Arc<Lanes>, Arc<Counts>) {
 }
 
 #[tokio::test]
-async fn batch_jobs_are_computed_together_when_enough_wait_and_real_time_jobs_never() {
+async fn batch_jobs_are_computed_together_when_enough_wait_and_real_time_jobs_go_first() {
     let (lanes, counts) = start_together(1, 4);
     let busy = lanes.submit(image(100), soon()).unwrap();
     while lanes.depth() > 0 {
@@ -272,6 +272,24 @@ async fn batch_jobs_are_computed_together_when_enough_wait_and_real_time_jobs_ne
     }
     assert!(busy.await.unwrap().is_ok());
     assert_eq!(*counts.runs.lock(), [1, 1, 1, 1, 1, 1, 4, 1, 1]);
+}
+
+#[tokio::test]
+async fn real_time_jobs_that_wait_are_computed_together_and_none_waits_for_another_to_come() {
+    let counts = Arc::new(Counts::default());
+    let settings = LaneSettings { urgent_together: 2, ..LaneSettings::new(1, 8) };
+    let lanes = Lanes::start(&settings, factory(), counts.clone()).unwrap();
+    let busy = lanes.submit(image(100), soon()).unwrap();
+    while lanes.depth() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let batch = lanes.submit_batch(image(9)).await.unwrap();
+    let urgent: Vec<_> = (0..3).map(|n| lanes.submit(image(n), soon()).unwrap()).collect();
+    for (n, answer) in (0u8..3).zip(urgent) {
+        assert_eq!(answer.await.unwrap().unwrap().0.scores, [f32::from(n)]);
+    }
+    assert!(busy.await.unwrap().is_ok() && batch.await.unwrap().is_ok());
+    assert_eq!(*counts.runs.lock(), [1, 2, 1, 1]);
 }
 
 #[tokio::test]

@@ -78,6 +78,10 @@ pub(super) struct Worker {
     pub(super) background: bool,
     /// Batch jobs that are computed together when so many wait; 1 for none.
     pub(super) together: usize,
+    /// Real-time jobs that are computed together when so many wait and no lane is idle; 1 for none.
+    pub(super) urgent_together: usize,
+    /// Lanes that wait for a job.
+    pub(super) idle: Arc<AtomicUsize>,
     /// What goes next, each by itself: jobs that were computed together when the device panicked, since one of them is at
     /// fault; and batch jobs that gave way to a real-time job.
     pub(super) first: VecDeque<Vec<Job>>,
@@ -175,16 +179,25 @@ impl Worker {
         panicked
     }
 
-    /// The next job, or the next batch jobs: those only when no real-time job waits, and several only when there are
-    /// enough, so that no lane idles while another computes what it could. None when both queues are closed and empty.
+    /// The next jobs, of batches only when no real-time job waits, and several only when there are enough, so that no
+    /// lane idles while another computes what it could. None when both queues are closed and empty.
     fn next(&mut self) -> Option<Vec<Job>> {
         if let Some(jobs) = self.first.pop_front() {
             return Some(jobs);
         }
-        let first = self.next_of_both()?;
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        let first = self.next_of_both();
+        let others_idle = self.idle.fetch_sub(1, Ordering::Relaxed) > 1;
+        let first = first?;
         let mut jobs = vec![first];
-        if jobs[0].deadline.is_none() && self.batch.len() + 1 >= self.together && self.jobs.is_empty() {
-            jobs.extend(self.batch.try_iter().take(self.together - 1));
+        let (waiting, together) = match jobs[0].deadline {
+            Some(_) if others_idle => (&self.jobs, 1),
+            Some(_) => (&self.jobs, self.urgent_together),
+            None if self.jobs.is_empty() => (&self.batch, self.together),
+            None => (&self.batch, 1),
+        };
+        if waiting.len() + 1 >= together {
+            jobs.extend(waiting.try_iter().take(together - 1));
         }
         for job in &mut jobs {
             job.place.take();

@@ -90,7 +90,7 @@ impl ModelLoader {
     ) -> Result<LoadedModel, LoadError> {
         let bundle = Arc::new(bundle);
         let model = self.variant(&bundle)?;
-        let factory = self.factory(&bundle, &model, lanes.together);
+        let factory = self.factory(&bundle, &model, lanes.images_a_run());
         let lanes = Lanes::start(lanes, factory, observer)?;
         check_golden(&bundle, &lanes)?;
         Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
@@ -110,7 +110,7 @@ impl ModelLoader {
     ) -> Result<LoadedModel, LoadError> {
         let bundle = Arc::new(bundle);
         let model = self.variant(&bundle)?;
-        let factory = self.factory(&bundle, &model, lanes.together);
+        let factory = self.factory(&bundle, &model, lanes.images_a_run());
         let build = || {
             let devices: Result<Vec<_>, EngineError> = (0..lanes.count).map(|lane| factory(lane)).collect();
             let mut devices = devices?;

@@ -13,14 +13,19 @@
 //! No device turns or resizes the whole image. [`Placement`] says where the window lies in the *stored*
 //! pixels; only the window is computed, and it is turned upright while it is written.
 //!
-//! [`CpuPreprocessor`] computes it on the CPU. A CUDA preprocessor goes beside it as `cuda.rs`, launches one
-//! kernel for a batch and starts from the same [`Placement`].
+//! [`CpuPreprocessor`] computes it on the CPU. For NVIDIA GPUs there is one [`kernel`] for a batch, which starts from the same
+//! [`Placement`], rounds nothing in between, and also takes the planes of a JPEG decoder: an [`ImageDescriptor`] says how
+//! an image lies in memory. Its arithmetic stands in `kernels/preprocess.h`, which also compiles for the host and is tested
+//! there; nothing launches it yet.
 
 mod cpu;
+mod descriptor;
+pub mod kernel;
 mod placement;
 mod spec;
 
 pub use cpu::CpuPreprocessor;
+pub use descriptor::{Element, ImageDescriptor, PixelLayout, ROW_GROUP, TensorDescriptor};
 pub use placement::Placement;
 pub use spec::PreprocessSpec;
 

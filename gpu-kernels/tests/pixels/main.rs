@@ -12,6 +12,7 @@ mod formats;
 mod fuzz;
 mod jpeg_damage;
 mod jpeg_kinds;
+mod kernel;
 mod orientation;
 mod photos;
 mod reference;

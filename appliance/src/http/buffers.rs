@@ -1,0 +1,132 @@
+//! Buffers of large bodies, used again: a fresh one costs the kernel a cleared page for every page of the body.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+/// Smaller ones the allocator keeps by itself. Also the step of sizes, so that frames of one camera share buffers.
+const LEAST: usize = 128 << 10;
+/// Kept at most, all spare buffers together.
+const MOST_SPARE: usize = 4 << 20;
+
+/// Spare buffers.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    spare: Mutex<Spare>,
+}
+
+#[derive(Debug, Default)]
+struct Spare {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+/// A buffer that goes back when it is dropped.
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    home: Arc<Buffers>,
+}
+
+impl Buffers {
+    /// An empty buffer with room for this many bytes; it grows when they are more.
+    pub(super) fn take(self: &Arc<Self>, room: usize) -> Buffer {
+        let bytes = if room < LEAST {
+            Vec::with_capacity(room)
+        } else {
+            let spare = self.spare.lock().take(room);
+            spare.unwrap_or_else(|| Vec::with_capacity(room.next_multiple_of(LEAST)))
+        };
+        Buffer { bytes, home: Arc::clone(self) }
+    }
+}
+
+impl Spare {
+    /// The smallest that is large enough, but not so large that a small body would hold a giant's memory.
+    fn take(&mut self, room: usize) -> Option<Vec<u8>> {
+        let fits = |buffer: &Vec<u8>| (room..=room.saturating_mul(4)).contains(&buffer.capacity());
+        let all = self.buffers.iter().enumerate().filter(|(_, buffer)| fits(buffer));
+        let (at, _) = all.min_by_key(|(_, buffer)| buffer.capacity())?;
+        let buffer = self.buffers.swap_remove(at);
+        self.bytes -= buffer.capacity();
+        Some(buffer)
+    }
+}
+
+impl Buffer {
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn extend(&mut self, part: &[u8]) {
+        self.bytes.extend_from_slice(part);
+    }
+
+    /// What is in it; the buffer goes back when the last clone is dropped.
+    pub(super) fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.bytes);
+        if buffer.capacity() < LEAST {
+            return;
+        }
+        let mut spare = self.home.spare.lock();
+        if spare.bytes + buffer.capacity() <= MOST_SPARE {
+            buffer.clear();
+            spare.bytes += buffer.capacity();
+            spare.buffers.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spare(buffers: &Buffers) -> (usize, usize) {
+        let spare = buffers.spare.lock();
+        (spare.buffers.len(), spare.bytes)
+    }
+
+    #[test]
+    fn a_large_buffer_is_used_again_when_nobody_holds_its_bytes() {
+        let buffers = Arc::new(Buffers::default());
+        let mut first = buffers.take(LEAST);
+        first.extend(&[7; LEAST]);
+        let address = first.as_ref().as_ptr();
+        let bytes = first.freeze();
+        let slice = bytes.slice(10..20);
+        drop(bytes);
+        assert_eq!(spare(&buffers).0, 0);
+        assert_eq!(slice[..], [7; 10]);
+        drop(slice);
+        assert_eq!(spare(&buffers), (1, LEAST));
+        let mut second = buffers.take(LEAST - 1);
+        assert_eq!(spare(&buffers).0, 1, "too small to be kept, so not taken from those");
+        second.extend(&[1]);
+        let third = buffers.take(LEAST);
+        assert_eq!((third.as_ref().as_ptr(), third.len()), (address, 0));
+    }
+
+    #[test]
+    fn a_small_body_gets_no_giants_buffer_and_the_spare_ones_are_bounded() {
+        let buffers = Arc::new(Buffers::default());
+        drop(buffers.take(5 * LEAST));
+        assert_eq!(buffers.take(LEAST).bytes.capacity(), LEAST);
+        let all: Vec<_> = (0..10).map(|_| buffers.take(1 << 20)).collect();
+        drop(all);
+        assert!(spare(&buffers).1 <= MOST_SPARE, "{:?}", spare(&buffers));
+        drop(buffers.take(MOST_SPARE + 1));
+        assert!(spare(&buffers).1 <= MOST_SPARE);
+    }
+}

@@ -1,0 +1,153 @@
+//! What the preprocess kernel is told of a batch: one descriptor an image and one for the tensor, as kernels/preprocess.h
+//! lays them out.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Placement, PreprocessSpec};
+use crate::image::Orientation;
+
+/// Rows begin at a multiple of this many bytes, and hold a multiple of this many pixels.
+pub const ROW_GROUP: u32 = 4;
+
+const SWAP_SIDES: u32 = 1;
+const FLIP_COLUMNS: u32 = 2;
+const FLIP_ROWS: u32 = 4;
+
+/// How an image lies in memory. Addresses are the device's, pitches are bytes a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PixelLayout {
+    /// Red, green, blue, interleaved.
+    Rgb {
+        /// Address and pitch.
+        plane: (u64, u32),
+    },
+    /// Luma and two chroma planes, full range (JFIF). A pixel's chroma stands at its position shifted right.
+    YCbCr {
+        /// Address and pitch of luma, blueness, redness.
+        planes: [(u64, u32); 3],
+        /// Bits by which a column is shifted: 1 where chroma is half as wide.
+        shift_x: u32,
+        /// Bits by which a row is shifted.
+        shift_y: u32,
+    },
+    /// Luma alone.
+    Grey {
+        /// Address and pitch.
+        plane: (u64, u32),
+    },
+}
+
+impl PixelLayout {
+    /// The least bytes a row of each plane for an image of this width; what a device reads stays within them.
+    pub fn least_pitches(&self, width: u32) -> [u32; 3] {
+        let padded = width.next_multiple_of(ROW_GROUP);
+        match *self {
+            Self::Rgb { .. } => [3 * padded, 0, 0],
+            Self::YCbCr { shift_x, .. } => {
+                let chroma = (padded >> shift_x).max(1).next_multiple_of(ROW_GROUP);
+                [padded, chroma, chroma]
+            }
+            Self::Grey { .. } => [padded, 0, 0],
+        }
+    }
+}
+
+/// Element type of the tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// 32-bit floating point.
+    F32,
+    /// 16-bit floating point.
+    F16,
+}
+
+impl Element {
+    /// Size of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// One image of a batch. As `WeirImage`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct ImageDescriptor {
+    planes: [u64; 3],
+    resized_width: u64,
+    resized_height: u64,
+    left: u64,
+    top: u64,
+    pitches: [u32; 3],
+    width: u32,
+    height: u32,
+    layout: u32,
+    shift_x: u32,
+    shift_y: u32,
+    turn: u32,
+    slot: u32,
+}
+
+/// What is the same for all images of a batch. As `WeirTensor`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct TensorDescriptor {
+    tensor: u64,
+    crop: u32,
+    element: u32,
+    factor: [f32; 3],
+    offset: [f32; 3],
+}
+
+impl ImageDescriptor {
+    /// An image stored as `width` by `height`, neither of them 0, whose tensor goes to place `slot` of the batch.
+    pub fn new(
+        layout: PixelLayout,
+        (width, height): (u32, u32),
+        orientation: Orientation,
+        spec: &PreprocessSpec,
+        slot: u32,
+    ) -> Self {
+        let none = (0, 0);
+        let (code, planes, shift_x, shift_y) = match layout {
+            PixelLayout::Rgb { plane } => (0, [plane, none, none], 0, 0),
+            PixelLayout::YCbCr { planes, shift_x, shift_y } => (1, planes, shift_x, shift_y),
+            PixelLayout::Grey { plane } => (2, [plane, none, none], 0, 0),
+        };
+        let Placement { resized_width, resized_height, left, top } =
+            Placement::new(width, height, orientation, spec);
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        Self {
+            planes: planes.map(|(address, _)| address),
+            resized_width,
+            resized_height,
+            left,
+            top,
+            pitches: planes.map(|(_, pitch)| pitch),
+            width,
+            height,
+            layout: code,
+            shift_x,
+            shift_y,
+            turn: bit(orientation.swaps_sides(), SWAP_SIDES)
+                | bit(orientation.flips_columns(), FLIP_COLUMNS)
+                | bit(orientation.flips_rows(), FLIP_ROWS),
+            slot,
+        }
+    }
+}
+
+impl TensorDescriptor {
+    /// A tensor at the device address `tensor`: N, 3, `crop`, `crop`.
+    pub fn new(tensor: u64, element: Element, spec: &PreprocessSpec) -> Self {
+        let factor = spec.std.map(|std| 1.0 / std);
+        let offset = [0, 1, 2].map(|channel| -spec.mean[channel] / spec.std[channel]);
+        let element = match element {
+            Element::F32 => 0,
+            Element::F16 => 1,
+        };
+        Self { tensor, crop: spec.crop, element, factor, offset }
+    }
+}
