@@ -13,6 +13,7 @@
 //! | [`image`](mod@crate::image) | [`Image`], [`ImageFormat`], [`Orientation`]: what passes between the stages |
 //! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo or straight to a small scale, the rest through the `image` crate |
 //! | [`preprocess`] | the one definition of what is computed ([`Placement`]), the CPU that computes it, the compiled kernel |
+//! | [`cuda`] | what there is of NVIDIA on this machine: driver, GPUs, libraries |
 //!
 //! Beside `src`, `kernels/` holds the CUDA sources, what they compile to, and `host.c`, with which tests run them here.
 //!
@@ -20,9 +21,10 @@
 //!
 //! `preprocess/cuda.rs` will launch [`preprocess::kernel`], once a batch. It computes the same [`Placement`] as the CPU, so
 //! the two differ in arithmetic only. `decode/nvjpeg.rs` takes what [`decode::jpeg_header`] accepted and has to
-//! refuse what [`Decoder`] refuses. `cuda/` at the crate root holds devices, streams and pinned buffers;
-//! it and `decode/nvjpeg.rs` are the only places where `unsafe` will be allowed.
+//! refuse what [`Decoder`] refuses. [`cuda`] gets streams and pinned buffers;
+//! it and `decode/nvjpeg.rs` are the only places where `unsafe` is allowed.
 
+pub mod cuda;
 pub mod decode;
 pub mod image;
 pub mod preprocess;

@@ -124,7 +124,7 @@ pub fn prepare_device(config: &Config) -> Result<DeviceSetup, StartError> {
 
 /// Loads the library and picks the device.
 pub(super) fn model_loader(config: &Config) -> Result<ModelLoader, EngineError> {
-    let device = choose_device(config.engine.device)?;
+    let device = choose_device(config.engine.device, &config.engine.library_folders)?;
     let runtime = Runtime::load(config.engine.onnxruntime.as_deref())?;
     let limits = DecodeLimits {
         // Bodies are bounded before they get here; a low http.max_body must not refuse the golden cases.

@@ -84,6 +84,8 @@ pub struct EngineConfig {
     /// libonnxruntime: the file or its folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub onnxruntime: Option<PathBuf>,
+    /// Folders with libraries of NVIDIA's: the libraries themselves, or a `site-packages` with PyPI's wheels of them.
+    pub library_folders: Vec<PathBuf>,
 }
 
 /// The content cache: the same bytes, model and parameters get the same answer.

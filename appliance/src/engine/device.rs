@@ -1,7 +1,9 @@
 //! Which device serves: the configured one or an error, and `auto` with its reason. Never a silent fallback.
 
 use std::fmt;
+use std::path::PathBuf;
 
+use gpu_kernels::cuda::Driver;
 use serde::{Deserialize, Serialize};
 
 use super::EngineError;
@@ -41,22 +43,35 @@ pub struct DeviceChoice {
     pub reason: String,
 }
 
-/// Settles the configured device.
+/// Settles the configured device. The NVIDIA driver is asked unless it is the CPU; its library may lie in one of `folders`.
 ///
 /// # Errors
-/// [`EngineError::DeviceUnavailable`] for `cuda` and `tensorrt`: this version serves on the CPU alone, and a box
-/// that was told to use its GPU must not run on its CPU unnoticed.
-pub fn choose(asked: DeviceKind) -> Result<DeviceChoice, EngineError> {
+/// [`EngineError::DeviceUnavailable`] for `cuda` and `tensorrt`, with what is missing: a box that was told to use its GPU
+/// must not run on its CPU unnoticed. This version has no GPU lanes, so that a GPU which is there is not enough.
+pub fn choose(asked: DeviceKind, folders: &[PathBuf]) -> Result<DeviceChoice, EngineError> {
+    let cpu = |reason: String| Ok(DeviceChoice { kind: DeviceKind::Cpu, reason });
+    let unavailable = |reason: String, remedy: String| {
+        Err(EngineError::DeviceUnavailable { asked, reason, remedy })
+    };
+    let gpus = |driver: Driver| driver.gpus.iter().map(|gpu| gpu.name.clone()).collect::<Vec<_>>().join(", ");
     match asked {
-        DeviceKind::Cpu => Ok(DeviceChoice { kind: DeviceKind::Cpu, reason: "configured".into() }),
-        DeviceKind::Auto => Ok(DeviceChoice {
-            kind: DeviceKind::Cpu,
-            reason: "auto: this version of Weir serves on the CPU; its GPU lanes are not built yet".into(),
+        DeviceKind::Cpu => cpu("configured".into()),
+        DeviceKind::Auto => cpu(match Driver::probe(folders) {
+            Ok(driver) => format!(
+                "auto: there is {}, but this version of Weir serves on the CPU; its GPU lanes are not built yet",
+                gpus(driver)
+            ),
+            Err(error) => format!("auto: there is no GPU to use: {error}"),
         }),
-        DeviceKind::Cuda | DeviceKind::Tensorrt => Err(EngineError::DeviceUnavailable {
-            asked,
-            reason: "this version of Weir has no GPU lanes yet".into(),
-            remedy: "set engine.device to \"auto\" or \"cpu\"".into(),
-        }),
+        DeviceKind::Cuda | DeviceKind::Tensorrt => match Driver::probe(folders) {
+            Ok(driver) => unavailable(
+                format!("there is {}, but this version of Weir has no GPU lanes yet", gpus(driver)),
+                "set engine.device to \"auto\" or \"cpu\"".into(),
+            ),
+            Err(error) => unavailable(
+                error.to_string(),
+                format!("{}, or set engine.device to \"auto\" or \"cpu\"", error.remedy()),
+            ),
+        },
     }
 }

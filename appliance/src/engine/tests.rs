@@ -21,11 +21,11 @@ fn a_configured_library_that_is_not_there_is_an_error_with_the_remedy() {
 
 #[test]
 fn auto_says_what_it_chose_and_a_gpu_is_never_replaced() {
-    let auto = choose_device(DeviceKind::Auto).unwrap();
+    let auto = choose_device(DeviceKind::Auto, &[]).unwrap();
     assert_eq!(auto.kind, DeviceKind::Cpu);
     assert!(auto.reason.contains("auto"));
-    assert_eq!(choose_device(DeviceKind::Cpu).unwrap().kind, DeviceKind::Cpu);
+    assert_eq!(choose_device(DeviceKind::Cpu, &[]).unwrap().kind, DeviceKind::Cpu);
     for asked in [DeviceKind::Cuda, DeviceKind::Tensorrt] {
-        assert!(matches!(choose_device(asked), Err(EngineError::DeviceUnavailable { .. })));
+        assert!(matches!(choose_device(asked, &[]), Err(EngineError::DeviceUnavailable { .. })));
     }
 }

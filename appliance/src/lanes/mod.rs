@@ -10,6 +10,7 @@
 //! - Every job that was accepted is answered exactly once, also while the lanes stop.
 //! - However many models are loaded, no more lanes compute at once than the device has turns ([`Turns`]).
 
+pub mod batching;
 pub mod cpu;
 mod device;
 mod job;

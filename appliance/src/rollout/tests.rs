@@ -107,7 +107,7 @@ fn world(delay: Duration) -> World {
     let store = ModelStore::open(&root).unwrap();
     let loader = ModelLoader {
         runtime: Runtime::load(None).unwrap(),
-        device: choose_device(DeviceKind::Cpu).unwrap(),
+        device: choose_device(DeviceKind::Cpu, &[]).unwrap(),
         limits: DecodeLimits::default(),
         precision: None,
     };

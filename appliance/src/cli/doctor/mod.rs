@@ -1,5 +1,6 @@
 //! `weir doctor`: checks everything that `weir serve` will need, and says what to do about what does not work.
 
+mod gpu;
 mod links;
 
 use std::fmt::Display;
@@ -133,6 +134,7 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     checks.extend(check_data_dir(&config.data_dir));
     checks.extend(links::check_links(config));
     checks.push(check_cpu());
+    checks.extend(gpu::check_gpu(config));
     match prepare_device(config) {
         Ok(setup) => check_device(config, &setup, checks),
         Err(error) => checks.push(failed(
