@@ -1,5 +1,7 @@
 //! What `weir doctor` says of GPUs: the driver, each GPU, each library, and the command that installs what is missing.
 
+use std::path::PathBuf;
+
 use gpu_kernels::cuda::{Driver, LEAST_CAPABILITY, LIBRARIES, LibraryUse, find_library, library_folders};
 
 use super::{Check, ok, warning};
@@ -42,7 +44,8 @@ fn check_libraries(config: &Config) -> impl Iterator<Item = Check> {
     let mut folders = library_folders(&config.engine.library_folders);
     // The providers lie beside the library that loads them.
     let runtime = config.engine.onnxruntime.clone().or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(Into::into));
-    folders.extend(runtime.as_deref().and_then(std::path::Path::parent).map(Into::into));
+    let beside = |path: PathBuf| if path.is_dir() { Some(path) } else { path.parent().map(Into::into) };
+    folders.extend(runtime.and_then(beside));
     LIBRARIES.into_iter().map(move |library| match find_library(library.name, &folders) {
         Some(path) => ok("gpu library", path.display()),
         None => warning(
