@@ -1,15 +1,17 @@
 //! What there is of NVIDIA on this machine: driver, GPUs, libraries. Everything is looked for at run time, and nothing that
 //! is missing, too old or damaged is more than an error.
 //!
-//! Of this crate only [`library`] and [`driver`] use `unsafe`: they load libraries and call them.
+//! Of this crate only `library`, `driver` and `nvml` use `unsafe`: they load libraries and call them.
 
 mod driver;
 mod libraries;
 mod library;
+mod nvml;
 
 pub use driver::{Driver, Gpu, LEAST_CAPABILITY, LEAST_DRIVER, Version};
 pub use libraries::{LIBRARIES, LibraryUse, NeededLibrary, find_library, library_folders};
 pub use library::LibraryError;
+pub use nvml::{GpuReading, Nvml};
 
 /// Why there is no GPU to use.
 #[derive(Debug, thiserror::Error)]
@@ -27,17 +29,26 @@ pub enum GpuError {
     #[error("the NVIDIA driver finds no GPU")]
     NoGpu,
     /// The driver refused a call.
-    #[error("the NVIDIA driver refused {call}: error {code}{}", hint(*code))]
+    #[error("the NVIDIA driver refused {call}: error {code}{}", hint(call, *code))]
     Refused {
         /// The function.
         call: &'static str,
-        /// CUresult.
+        /// CUresult, or nvmlReturn_t of a function of NVML.
         code: i32,
     },
 }
 
-/// The CUresults that a person can do something about, in words.
-fn hint(code: i32) -> &'static str {
+/// The codes that a person can do something about, in words.
+fn hint(call: &str, code: i32) -> &'static str {
+    if call.starts_with("nvml") {
+        return match code {
+            4 => " (no permission)",
+            9 => " (the kernel module is not loaded)",
+            15 => " (the GPU is lost)",
+            18 => " (its library and its kernel module are of different versions; restart the machine)",
+            _ => "",
+        };
+    }
     match code {
         2 => " (out of memory)",
         3 => " (it is shutting down)",
@@ -57,7 +68,7 @@ impl GpuError {
             Self::Library(LibraryError::Missing { .. }) => {
                 "install the NVIDIA driver, 580 or newer (in a container, start it with --gpus all)"
             }
-            Self::Library(_) => "install the NVIDIA driver again; its libcuda.so.1 is not usable",
+            Self::Library(_) => "install the NVIDIA driver again; this library of it is not usable",
             Self::OldDriver { .. } => "install the NVIDIA driver 580 or newer",
             Self::NoGpu => "see what `nvidia-smi` lists, and that CUDA_VISIBLE_DEVICES hides none",
             Self::Refused { .. } => "see what `nvidia-smi` and the kernel's log (`dmesg`) say",

@@ -1,6 +1,8 @@
 //! What is said of a machine's driver: doctored libraries stand in for it, built here with `cc`.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests fail by panics")]
 
+mod nvml;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,6 +18,7 @@ fn driver(source: &str) -> (tempfile::TempDir, Result<Driver, GpuError>) {
     (dir, probed)
 }
 
+/// Compiles a shared library.
 fn build(source: &Path, library: &Path, extra: &[&str]) {
     let cc = std::env::var("CC").unwrap_or_else(|_| "cc".into());
     let mut command = Command::new(cc);

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use gpu_kernels::cuda::{Driver, LEAST_CAPABILITY, LIBRARIES, LibraryUse, find_library, library_folders};
+use gpu_kernels::cuda::{
+    Driver, GpuError, GpuReading, LEAST_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library, library_folders,
+};
 
 use super::{Check, ok, warning};
 use crate::config::Config;
@@ -36,8 +38,40 @@ pub(super) fn check_gpu(config: &Config) -> Vec<Check> {
             ok("gpu", gpu)
         });
     }
+    checks.extend(read_gpus(config));
     checks.extend(check_libraries(config));
     checks
+}
+
+/// What each GPU reports of itself; nothing where NVML is missing, which the list of libraries says.
+fn read_gpus(config: &Config) -> Vec<Check> {
+    let nvml = match Nvml::open(&config.engine.library_folders) {
+        Ok(nvml) => nvml,
+        Err(GpuError::Library(LibraryError::Missing { .. })) => return Vec::new(),
+        Err(error) => return vec![warning("gpu readings", &error, error.remedy())],
+    };
+    let read = |gpu| match nvml.read(gpu) {
+        Ok(reading) if reading.throttled == Some(true) => warning(
+            "gpu readings",
+            format!("{gpu}: {}, held back by heat or power", in_words(&reading)),
+            "see to its cooling and its power limit (`nvidia-smi -q -d PERFORMANCE`)",
+        ),
+        Ok(reading) => ok("gpu readings", format!("{gpu}: {}", in_words(&reading))),
+        Err(error) => warning("gpu readings", format!("{gpu}: {error}"), error.remedy()),
+    };
+    (0..nvml.gpus()).map(read).collect()
+}
+
+fn in_words(reading: &GpuReading) -> String {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let said = [
+        reading.utilization.map(|percent| format!("{percent} % busy")),
+        reading.memory_used.map(|bytes| format!("{:.1} GiB in use", gib(bytes))),
+        reading.temperature.map(|degrees| format!("{degrees} °C")),
+        reading.power.map(|milliwatts| format!("{} W", milliwatts / 1000)),
+        reading.ecc_errors.map(|errors| format!("{errors} uncorrectable memory errors")),
+    ];
+    said.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn check_libraries(config: &Config) -> impl Iterator<Item = Check> {

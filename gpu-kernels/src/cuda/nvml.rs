@@ -1,0 +1,184 @@
+//! How GPUs fare, through NVML (libnvidia-ml.so.1), which comes with the driver: utilisation, memory, temperature, power,
+//! throttling, uncorrectable errors. See NVIDIA's NVML API reference.
+#![allow(unsafe_code, reason = "NVML is called through C functions; each block says why it is sound")]
+
+use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
+use std::path::PathBuf;
+
+use super::GpuError;
+use super::library::{Library, LibraryError};
+
+const NAME: &str = "libnvidia-ml.so.1";
+
+const NOT_SUPPORTED: c_int = 3;
+/// nvmlTemperatureSensors_t: the chip.
+const CHIP: c_uint = 0;
+/// nvmlMemoryErrorType_t and nvmlEccCounterType_t: uncorrected, since the driver was loaded.
+const UNCORRECTED: c_uint = 1;
+const VOLATILE: c_uint = 0;
+/// nvmlClocksThrottleReason: power cap, hardware slowdown, thermal slowdowns, power brake. Not the idle clock, nor clocks
+/// that somebody has set.
+const SLOWED: c_ulonglong = 0x4 | 0x8 | 0x20 | 0x40 | 0x80;
+
+/// What a GPU reports at this moment; `None` for what it does not report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuReading {
+    /// Percent of the time in which a kernel ran.
+    pub utilization: Option<u32>,
+    /// Memory in use, of all processes, bytes.
+    pub memory_used: Option<u64>,
+    /// Memory in all, bytes.
+    pub memory_total: Option<u64>,
+    /// Degrees Celsius.
+    pub temperature: Option<u32>,
+    /// Milliwatts.
+    pub power: Option<u32>,
+    /// Whether heat or power keeps its clocks down.
+    pub throttled: Option<bool>,
+    /// Uncorrectable memory errors since the driver was loaded.
+    pub ecc_errors: Option<u64>,
+}
+
+type Device = *mut c_void;
+type Status = c_int;
+
+#[repr(C)]
+#[derive(Default)]
+struct Utilization {
+    gpu: c_uint,
+    memory: c_uint,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Memory {
+    total: c_ulonglong,
+    free: c_ulonglong,
+    used: c_ulonglong,
+}
+
+/// NVML, initialised. Dropped, it is shut down.
+pub struct Nvml {
+    shutdown: unsafe extern "C" fn() -> Status,
+    device: unsafe extern "C" fn(c_uint, *mut Device) -> Status,
+    utilization: unsafe extern "C" fn(Device, *mut Utilization) -> Status,
+    memory: unsafe extern "C" fn(Device, *mut Memory) -> Status,
+    temperature: unsafe extern "C" fn(Device, c_uint, *mut c_uint) -> Status,
+    power: unsafe extern "C" fn(Device, *mut c_uint) -> Status,
+    slowed: unsafe extern "C" fn(Device, *mut c_ulonglong) -> Status,
+    errors: unsafe extern "C" fn(Device, c_uint, c_uint, *mut c_ulonglong) -> Status,
+    gpus: u32,
+    _library: Library,
+}
+
+impl std::fmt::Debug for Nvml {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "Nvml({} GPUs)", self.gpus)
+    }
+}
+
+impl Nvml {
+    /// Loads it from one of `folders` or where the system's loader finds it, and initialises it.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub fn open(folders: &[PathBuf]) -> Result<Self, GpuError> {
+        let library = Library::open(NAME, folders)?;
+        // SAFETY: the types are those of nvml.h for the names with these versions, and the library lives as long as they do.
+        let (init, count, mut nvml) = unsafe {
+            let init: unsafe extern "C" fn() -> Status = library.function("nvmlInit_v2")?;
+            let count: unsafe extern "C" fn(*mut c_uint) -> Status = library.function("nvmlDeviceGetCount_v2")?;
+            (init, count, Self::load(library)?)
+        };
+        // SAFETY: takes nothing.
+        if let Err(error) = check("nvmlInit", unsafe { init() }) {
+            // What was not initialised must not be shut down.
+            nvml.shutdown = nothing;
+            return Err(error);
+        }
+        // SAFETY: the function writes one unsigned int.
+        check("nvmlDeviceGetCount", unsafe { count(&raw mut nvml.gpus) })?;
+        Ok(nvml)
+    }
+
+    /// # Safety
+    /// The library must be NVML.
+    unsafe fn load(library: Library) -> Result<Self, LibraryError> {
+        // SAFETY: as for `open`.
+        unsafe {
+            Ok(Self {
+                shutdown: library.function("nvmlShutdown")?,
+                device: library.function("nvmlDeviceGetHandleByIndex_v2")?,
+                utilization: library.function("nvmlDeviceGetUtilizationRates")?,
+                memory: library.function("nvmlDeviceGetMemoryInfo")?,
+                temperature: library.function("nvmlDeviceGetTemperature")?,
+                power: library.function("nvmlDeviceGetPowerUsage")?,
+                slowed: library.function("nvmlDeviceGetCurrentClocksThrottleReasons")?,
+                errors: library.function("nvmlDeviceGetTotalEccErrors")?,
+                gpus: 0,
+                _library: library,
+            })
+        }
+    }
+
+    /// GPUs of this machine, by NVML's own numbers: CUDA_VISIBLE_DEVICES hides none of them.
+    pub fn gpus(&self) -> u32 {
+        self.gpus
+    }
+
+    /// Reads a GPU.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`], also when the GPU is lost.
+    pub fn read(&self, gpu: u32) -> Result<GpuReading, GpuError> {
+        let mut device = std::ptr::null_mut();
+        // SAFETY: the function writes one handle.
+        check("nvmlDeviceGetHandleByIndex", unsafe { (self.device)(gpu, &raw mut device) })?;
+        // SAFETY: in each of these the handle is the one that NVML has just given, and the function writes one value of
+        // the type that `Reading::new` starts with.
+        let (utilization, memory, temperature, power, slowed, errors) = unsafe {
+            (
+                known("nvmlDeviceGetUtilizationRates", |to| (self.utilization)(device, to))?,
+                known("nvmlDeviceGetMemoryInfo", |to| (self.memory)(device, to))?,
+                known("nvmlDeviceGetTemperature", |to| (self.temperature)(device, CHIP, to))?,
+                known("nvmlDeviceGetPowerUsage", |to| (self.power)(device, to))?,
+                known("nvmlDeviceGetCurrentClocksThrottleReasons", |to| (self.slowed)(device, to))?,
+                known("nvmlDeviceGetTotalEccErrors", |to| (self.errors)(device, UNCORRECTED, VOLATILE, to))?,
+            )
+        };
+        let memory: Option<Memory> = memory;
+        Ok(GpuReading {
+            utilization: utilization.map(|rates: Utilization| rates.gpu),
+            memory_used: memory.as_ref().map(|memory| memory.used),
+            memory_total: memory.map(|memory| memory.total),
+            temperature,
+            power,
+            throttled: slowed.map(|reasons: c_ulonglong| reasons & SLOWED != 0),
+            ecc_errors: errors,
+        })
+    }
+}
+
+impl Drop for Nvml {
+    fn drop(&mut self) {
+        // SAFETY: takes nothing; NVML counts who has initialised it.
+        unsafe { (self.shutdown)() };
+    }
+}
+
+unsafe extern "C" fn nothing() -> Status {
+    0
+}
+
+/// One value, unless the GPU does not report it.
+fn known<T: Default>(call: &'static str, ask: impl FnOnce(*mut T) -> Status) -> Result<Option<T>, GpuError> {
+    let mut value = T::default();
+    match ask(&raw mut value) {
+        NOT_SUPPORTED => Ok(None),
+        status => check(call, status).map(|()| Some(value)),
+    }
+}
+
+fn check(call: &'static str, code: Status) -> Result<(), GpuError> {
+    if code == 0 { Ok(()) } else { Err(GpuError::Refused { call, code }) }
+}
