@@ -170,7 +170,10 @@ fn doctor_lists_what_a_gpu_needs_and_what_installs_it() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(!output.status.success());
     assert_says(&text, &["libcuda.so.1 can't be loaded", "install the NVIDIA driver"]);
-    assert_says(&text, &["libnvjpeg.so.13", "pip install nvidia-nvjpeg", "libnvinfer.so.10", "libcudnn.so.9"]);
+    assert_says(
+        &text,
+        &["libnvjpeg.so.13", "pip install nvidia-nvjpeg", "libnvinfer.so.10", "libcudnn.so.9"],
+    );
     let output = doctor.env("WEIR__ENGINE__DEVICE", "cpu").output().unwrap();
     assert!(!String::from_utf8(output.stdout).unwrap().contains("gpu"));
 }

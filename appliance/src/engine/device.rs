@@ -50,9 +50,8 @@ pub struct DeviceChoice {
 /// must not run on its CPU unnoticed. This version has no GPU lanes, so that a GPU which is there is not enough.
 pub fn choose(asked: DeviceKind, folders: &[PathBuf]) -> Result<DeviceChoice, EngineError> {
     let cpu = |reason: String| Ok(DeviceChoice { kind: DeviceKind::Cpu, reason });
-    let unavailable = |reason: String, remedy: String| {
-        Err(EngineError::DeviceUnavailable { asked, reason, remedy })
-    };
+    let unavailable =
+        |reason: String, remedy: String| Err(EngineError::DeviceUnavailable { asked, reason, remedy });
     let gpus = |driver: Driver| driver.gpus.iter().map(|gpu| gpu.name.clone()).collect::<Vec<_>>().join(", ");
     match asked {
         DeviceKind::Cpu => cpu("configured".into()),

@@ -42,7 +42,11 @@ pub const LIBRARIES: [NeededLibrary; 9] = [
     needed("libcublasLt.so.13", LibraryUse::Cuda, CUBLAS),
     needed("libcudnn.so.9", LibraryUse::Cuda, "pip install nvidia-cudnn-cu13"),
     needed("libonnxruntime_providers_tensorrt.so", LibraryUse::Tensorrt, ONNXRUNTIME),
-    needed("libnvinfer.so.10", LibraryUse::Tensorrt, "TensorRT 10 for CUDA 13, from NVIDIA's own package index"),
+    needed(
+        "libnvinfer.so.10",
+        LibraryUse::Tensorrt,
+        "TensorRT 10 for CUDA 13, from NVIDIA's own package index",
+    ),
     needed("libnvidia-ml.so.1", LibraryUse::Monitoring, "it comes with the NVIDIA driver"),
 ];
 

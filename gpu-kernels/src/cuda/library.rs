@@ -65,7 +65,9 @@ impl Library {
     pub(super) unsafe fn function<F: Copy>(&self, function: &'static str) -> Result<F, LibraryError> {
         // SAFETY: the caller vouches for the type.
         let symbol = unsafe { self.library.get::<F>(function.as_bytes()) };
-        symbol.map(|symbol| *symbol).map_err(|_| LibraryError::NoFunction { path: self.path.clone(), function })
+        symbol
+            .map(|symbol| *symbol)
+            .map_err(|_| LibraryError::NoFunction { path: self.path.clone(), function })
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -87,7 +87,8 @@ impl Nvml {
         // SAFETY: the types are those of nvml.h for the names with these versions, and the library lives as long as they do.
         let (init, count, mut nvml) = unsafe {
             let init: unsafe extern "C" fn() -> Status = library.function("nvmlInit_v2")?;
-            let count: unsafe extern "C" fn(*mut c_uint) -> Status = library.function("nvmlDeviceGetCount_v2")?;
+            let count: unsafe extern "C" fn(*mut c_uint) -> Status =
+                library.function("nvmlDeviceGetCount_v2")?;
             (init, count, Self::load(library)?)
         };
         // SAFETY: takes nothing.

@@ -22,7 +22,8 @@ fn driver(source: &str) -> (tempfile::TempDir, Result<Driver, GpuError>) {
 fn build(source: &Path, library: &Path, extra: &[&str]) {
     let cc = std::env::var("CC").unwrap_or_else(|_| "cc".into());
     let mut command = Command::new(cc);
-    let built = command.args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).args(extra).output().unwrap();
+    let built =
+        command.args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).args(extra).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
@@ -48,8 +49,7 @@ fn source(version: i32, init: i32, count: i32, attribute: &str) -> String {
     )
 }
 
-const CAPABLE: &str =
-    "int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 9 : 0; return device < 7; }";
+const CAPABLE: &str = "int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 9 : 0; return device < 7; }";
 
 #[test]
 fn a_driver_names_its_gpus() {
@@ -106,10 +106,7 @@ fn a_library_of_another_version_lacks_a_function() {
     let (_dir, probed) = driver(&source(13_000, 0, 1, ""));
     let error = probed.unwrap_err();
     assert!(
-        matches!(
-            error,
-            GpuError::Library(LibraryError::NoFunction { function: "cuDeviceGetAttribute", .. })
-        ),
+        matches!(error, GpuError::Library(LibraryError::NoFunction { function: "cuDeviceGetAttribute", .. })),
         "{error}"
     );
 }
@@ -135,7 +132,9 @@ fn a_driver_without_gpus_or_that_refuses_says_so() {
 #[test]
 fn libraries_are_found_where_wheels_put_them() {
     let site = tempfile::tempdir().unwrap();
-    for path in ["nvidia/cu13/lib/libnvjpeg.so.13", "onnxruntime/capi/libonnxruntime_providers_cuda.so", "own.so"] {
+    for path in
+        ["nvidia/cu13/lib/libnvjpeg.so.13", "onnxruntime/capi/libonnxruntime_providers_cuda.so", "own.so"]
+    {
         let path = site.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, b"").unwrap();

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use gpu_kernels::cuda::{
-    Driver, GpuError, GpuReading, LEAST_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library, library_folders,
+    Driver, GpuError, GpuReading, LEAST_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library,
+    library_folders,
 };
 
 use super::{Check, ok, warning};
@@ -77,7 +78,8 @@ fn in_words(reading: &GpuReading) -> String {
 fn check_libraries(config: &Config) -> impl Iterator<Item = Check> {
     let mut folders = library_folders(&config.engine.library_folders);
     // The providers lie beside the library that loads them.
-    let runtime = config.engine.onnxruntime.clone().or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(Into::into));
+    let runtime =
+        config.engine.onnxruntime.clone().or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(Into::into));
     let beside = |path: PathBuf| if path.is_dir() { Some(path) } else { path.parent().map(Into::into) };
     folders.extend(runtime.and_then(beside));
     LIBRARIES.into_iter().map(move |library| match find_library(library.name, &folders) {
