@@ -1,6 +1,7 @@
 //! A shared library that is loaded at run time, and its functions.
 #![allow(unsafe_code, reason = "libraries are loaded at run time; each block says why it is sound")]
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Why a library can't be used.
@@ -48,7 +49,7 @@ impl Library {
         match unsafe { libloading::Library::new(&path) } {
             Ok(library) => Ok(Self { library, path }),
             Err(error) => {
-                let reason = error.to_string();
+                let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
                 let missing = format!("{name}: cannot open shared object file: No such file");
                 if path == Path::new(name) && reason.contains(&missing) {
                     return Err(LibraryError::Missing { name: name.to_owned() });
