@@ -28,6 +28,16 @@ impl LaneDevice for Simulated {
     }
 }
 
+/// Says when it begins with an image.
+struct Announced(crossbeam_channel::Sender<()>);
+
+impl LaneDevice for Announced {
+    fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
+        self.0.send(()).unwrap();
+        Simulated.classify(image)
+    }
+}
+
 #[derive(Default)]
 struct Counts {
     computed: AtomicUsize,
@@ -278,11 +288,12 @@ async fn batch_jobs_are_computed_together_when_enough_wait_and_real_time_jobs_go
 async fn real_time_jobs_that_wait_are_computed_together_and_none_waits_for_another_to_come() {
     let counts = Arc::new(Counts::default());
     let settings = LaneSettings { urgent_together: 2, ..LaneSettings::new(1, 8) };
-    let lanes = Lanes::start(&settings, factory(), counts.clone()).unwrap();
+    let (begun, begins) = crossbeam_channel::unbounded();
+    let factory: DeviceFactory = Arc::new(move |_| Ok(Box::new(Announced(begun.clone()))));
+    let lanes = Lanes::start(&settings, factory, counts.clone()).unwrap();
     let busy = lanes.submit(image(100), soon()).unwrap();
-    while lanes.depth() > 0 {
-        tokio::task::yield_now().await;
-    }
+    // Until it is computed, the lane may still look for what goes with it.
+    begins.recv().unwrap();
     let batch = lanes.submit_batch(image(9)).await.unwrap();
     let urgent: Vec<_> = (0..3).map(|n| lanes.submit(image(n), soon()).unwrap()).collect();
     for (n, answer) in (0u8..3).zip(urgent) {
