@@ -50,27 +50,23 @@ pub struct DeviceChoice {
 /// must not run on its CPU unnoticed. This version has no GPU lanes, so that a GPU which is there is not enough.
 pub fn choose(asked: DeviceKind, folders: &[PathBuf]) -> Result<DeviceChoice, EngineError> {
     let cpu = |reason: String| Ok(DeviceChoice { kind: DeviceKind::Cpu, reason });
-    let unavailable =
-        |reason: String, remedy: String| Err(EngineError::DeviceUnavailable { asked, reason, remedy });
+    if asked == DeviceKind::Cpu {
+        return cpu("configured".into());
+    }
     let gpus = |driver: Driver| driver.gpus.iter().map(|gpu| gpu.name.clone()).collect::<Vec<_>>().join(", ");
-    match asked {
-        DeviceKind::Cpu => cpu("configured".into()),
-        DeviceKind::Auto => cpu(match Driver::probe(folders) {
-            Ok(driver) => format!(
-                "auto: there is {}, but this version of Weir serves on the CPU; its GPU lanes are not built yet",
-                gpus(driver)
+    let probed = Driver::probe(folders).map(gpus);
+    if asked == DeviceKind::Auto {
+        return cpu(match probed {
+            Ok(gpus) => format!(
+                "auto: there is {gpus}, but this version of Weir serves on the CPU; its GPU lanes are not built yet"
             ),
             Err(error) => format!("auto: there is no GPU to use: {error}"),
-        }),
-        DeviceKind::Cuda | DeviceKind::Tensorrt => match Driver::probe(folders) {
-            Ok(driver) => unavailable(
-                format!("there is {}, but this version of Weir has no GPU lanes yet", gpus(driver)),
-                "set engine.device to \"auto\" or \"cpu\"".into(),
-            ),
-            Err(error) => unavailable(
-                error.to_string(),
-                format!("{}, or set engine.device to \"auto\" or \"cpu\"", error.remedy()),
-            ),
-        },
+        });
     }
+    let other = "set engine.device to \"auto\" or \"cpu\"";
+    let (reason, remedy) = match probed {
+        Ok(gpus) => (format!("there is {gpus}, but this version of Weir has no GPU lanes yet"), other.into()),
+        Err(error) => (error.to_string(), format!("{}, or {other}", error.remedy())),
+    };
+    Err(EngineError::DeviceUnavailable { asked, reason, remedy })
 }

@@ -3,10 +3,10 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::GpuError;
 use super::library::{Library, LibraryError};
+use super::{GpuError, check};
 
 const NAME: &str = "libcuda.so.1";
 
@@ -100,11 +100,6 @@ impl Driver {
         let gpus = calls.gpus()?;
         Ok(Self { library: calls.library.path().to_owned(), version, gpus })
     }
-
-    /// The driver's file.
-    pub fn library(&self) -> &Path {
-        &self.library
-    }
 }
 
 impl Calls {
@@ -177,8 +172,4 @@ impl Calls {
             memory: memory as u64,
         })
     }
-}
-
-fn check(call: &'static str, code: c_int) -> Result<(), GpuError> {
-    if code == 0 { Ok(()) } else { Err(GpuError::Refused { call, code }) }
 }

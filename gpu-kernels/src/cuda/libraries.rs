@@ -1,6 +1,6 @@
 //! The libraries that serve on a GPU: what each is for, where it is looked for, and what installs it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What a library is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,5 +84,5 @@ pub fn library_folders(configured: &[PathBuf]) -> Vec<PathBuf> {
 
 /// The first of the folders that has a file of this name.
 pub fn find_library(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
-    folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
+    folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
 }

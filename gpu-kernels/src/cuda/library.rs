@@ -4,6 +4,8 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use super::find_library;
+
 /// Why a library can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {
@@ -42,8 +44,7 @@ impl Library {
     /// Loads `name` from the first of the folders that has it, else from where the system's loader finds it. A file that
     /// is there but does not load is an error: another one would hide what is wrong.
     pub(super) fn open(name: &str, folders: &[PathBuf]) -> Result<Self, LibraryError> {
-        let in_folder = folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
-        let path = in_folder.unwrap_or_else(|| PathBuf::from(name));
+        let path = find_library(name, folders).unwrap_or_else(|| PathBuf::from(name));
         // SAFETY: the initialisers of the libraries that are opened here, NVIDIA's, may run on any thread and at any
         // time. What a file of that name holds otherwise is up to whoever may write to the loader's folders.
         match unsafe { libloading::Library::new(&path) } {

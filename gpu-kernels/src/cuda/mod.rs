@@ -61,6 +61,11 @@ fn hint(call: &str, code: i32) -> &'static str {
     }
 }
 
+/// What a function of the driver or of NVML returned; both call 0 success.
+fn check(call: &'static str, code: i32) -> Result<(), GpuError> {
+    if code == 0 { Ok(()) } else { Err(GpuError::Refused { call, code }) }
+}
+
 impl GpuError {
     /// What to do about it.
     pub fn remedy(&self) -> &'static str {

@@ -5,8 +5,8 @@
 use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 use std::path::PathBuf;
 
-use super::GpuError;
 use super::library::{Library, LibraryError};
+use super::{GpuError, check};
 
 const NAME: &str = "libnvidia-ml.so.1";
 
@@ -59,7 +59,14 @@ struct Memory {
 
 /// NVML, initialised. Dropped, it is shut down.
 pub struct Nvml {
+    calls: Calls,
+    gpus: u32,
+}
+
+struct Calls {
+    init: unsafe extern "C" fn() -> Status,
     shutdown: unsafe extern "C" fn() -> Status,
+    count: unsafe extern "C" fn(*mut c_uint) -> Status,
     device: unsafe extern "C" fn(c_uint, *mut Device) -> Status,
     utilization: unsafe extern "C" fn(Device, *mut Utilization) -> Status,
     memory: unsafe extern "C" fn(Device, *mut Memory) -> Status,
@@ -67,7 +74,6 @@ pub struct Nvml {
     power: unsafe extern "C" fn(Device, *mut c_uint) -> Status,
     slowed: unsafe extern "C" fn(Device, *mut c_ulonglong) -> Status,
     errors: unsafe extern "C" fn(Device, c_uint, c_uint, *mut c_ulonglong) -> Status,
-    gpus: u32,
     _library: Library,
 }
 
@@ -77,38 +83,15 @@ impl std::fmt::Debug for Nvml {
     }
 }
 
-impl Nvml {
-    /// Loads it from one of `folders` or where the system's loader finds it, and initialises it.
-    ///
-    /// # Errors
-    /// [`GpuError`].
-    pub fn open(folders: &[PathBuf]) -> Result<Self, GpuError> {
+impl Calls {
+    fn load(folders: &[PathBuf]) -> Result<Self, LibraryError> {
         let library = Library::open(NAME, folders)?;
         // SAFETY: the types are those of nvml.h for the names with these versions, and the library lives as long as they do.
-        let (init, count, mut nvml) = unsafe {
-            let init: unsafe extern "C" fn() -> Status = library.function("nvmlInit_v2")?;
-            let count: unsafe extern "C" fn(*mut c_uint) -> Status =
-                library.function("nvmlDeviceGetCount_v2")?;
-            (init, count, Self::load(library)?)
-        };
-        // SAFETY: takes nothing.
-        if let Err(error) = check("nvmlInit", unsafe { init() }) {
-            // What was not initialised must not be shut down.
-            nvml.shutdown = nothing;
-            return Err(error);
-        }
-        // SAFETY: the function writes one unsigned int.
-        check("nvmlDeviceGetCount", unsafe { count(&raw mut nvml.gpus) })?;
-        Ok(nvml)
-    }
-
-    /// # Safety
-    /// The library must be NVML.
-    unsafe fn load(library: Library) -> Result<Self, LibraryError> {
-        // SAFETY: as for `open`.
         unsafe {
             Ok(Self {
+                init: library.function("nvmlInit_v2")?,
                 shutdown: library.function("nvmlShutdown")?,
+                count: library.function("nvmlDeviceGetCount_v2")?,
                 device: library.function("nvmlDeviceGetHandleByIndex_v2")?,
                 utilization: library.function("nvmlDeviceGetUtilizationRates")?,
                 memory: library.function("nvmlDeviceGetMemoryInfo")?,
@@ -116,10 +99,25 @@ impl Nvml {
                 power: library.function("nvmlDeviceGetPowerUsage")?,
                 slowed: library.function("nvmlDeviceGetCurrentClocksThrottleReasons")?,
                 errors: library.function("nvmlDeviceGetTotalEccErrors")?,
-                gpus: 0,
                 _library: library,
             })
         }
+    }
+}
+
+impl Nvml {
+    /// Loads it from one of `folders` or where the system's loader finds it, and initialises it.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub fn open(folders: &[PathBuf]) -> Result<Self, GpuError> {
+        let calls = Calls::load(folders)?;
+        // SAFETY: takes nothing.
+        check("nvmlInit", unsafe { (calls.init)() })?;
+        let mut nvml = Self { calls, gpus: 0 };
+        // SAFETY: the function writes one unsigned int.
+        check("nvmlDeviceGetCount", unsafe { (nvml.calls.count)(&raw mut nvml.gpus) })?;
+        Ok(nvml)
     }
 
     /// GPUs of this machine, by NVML's own numbers: CUDA_VISIBLE_DEVICES hides none of them.
@@ -134,17 +132,19 @@ impl Nvml {
     pub fn read(&self, gpu: u32) -> Result<GpuReading, GpuError> {
         let mut device = std::ptr::null_mut();
         // SAFETY: the function writes one handle.
-        check("nvmlDeviceGetHandleByIndex", unsafe { (self.device)(gpu, &raw mut device) })?;
+        check("nvmlDeviceGetHandleByIndex", unsafe { (self.calls.device)(gpu, &raw mut device) })?;
         // SAFETY: in each of these the handle is the one that NVML has just given, and the function writes one value of
         // the type that `Reading::new` starts with.
         let (utilization, memory, temperature, power, slowed, errors) = unsafe {
             (
-                known("nvmlDeviceGetUtilizationRates", |to| (self.utilization)(device, to))?,
-                known("nvmlDeviceGetMemoryInfo", |to| (self.memory)(device, to))?,
-                known("nvmlDeviceGetTemperature", |to| (self.temperature)(device, CHIP, to))?,
-                known("nvmlDeviceGetPowerUsage", |to| (self.power)(device, to))?,
-                known("nvmlDeviceGetCurrentClocksThrottleReasons", |to| (self.slowed)(device, to))?,
-                known("nvmlDeviceGetTotalEccErrors", |to| (self.errors)(device, UNCORRECTED, VOLATILE, to))?,
+                known("nvmlDeviceGetUtilizationRates", |to| (self.calls.utilization)(device, to))?,
+                known("nvmlDeviceGetMemoryInfo", |to| (self.calls.memory)(device, to))?,
+                known("nvmlDeviceGetTemperature", |to| (self.calls.temperature)(device, CHIP, to))?,
+                known("nvmlDeviceGetPowerUsage", |to| (self.calls.power)(device, to))?,
+                known("nvmlDeviceGetCurrentClocksThrottleReasons", |to| (self.calls.slowed)(device, to))?,
+                known("nvmlDeviceGetTotalEccErrors", |to| {
+                    (self.calls.errors)(device, UNCORRECTED, VOLATILE, to)
+                })?,
             )
         };
         let memory: Option<Memory> = memory;
@@ -163,12 +163,8 @@ impl Nvml {
 impl Drop for Nvml {
     fn drop(&mut self) {
         // SAFETY: takes nothing; NVML counts who has initialised it.
-        unsafe { (self.shutdown)() };
+        unsafe { (self.calls.shutdown)() };
     }
-}
-
-unsafe extern "C" fn nothing() -> Status {
-    0
 }
 
 /// One value, unless the GPU does not report it.
@@ -178,8 +174,4 @@ fn known<T: Default>(call: &'static str, ask: impl FnOnce(*mut T) -> Status) -> 
         NOT_SUPPORTED => Ok(None),
         status => check(call, status).map(|()| Some(value)),
     }
-}
-
-fn check(call: &'static str, code: Status) -> Result<(), GpuError> {
-    if code == 0 { Ok(()) } else { Err(GpuError::Refused { call, code }) }
 }

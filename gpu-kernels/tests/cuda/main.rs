@@ -8,12 +8,18 @@ use std::process::Command;
 
 use gpu_kernels::cuda::{Driver, GpuError, LibraryError, Version, find_library, library_folders};
 
+/// A folder with a library that this source makes.
+fn made(library: &str, source: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("source.c");
+    std::fs::write(&file, source).unwrap();
+    build(&file, &dir.path().join(library), &[]);
+    dir
+}
+
 /// A driver as this source makes it.
 fn driver(source: &str) -> (tempfile::TempDir, Result<Driver, GpuError>) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("driver.c");
-    std::fs::write(&file, source).unwrap();
-    build(&file, &dir.path().join("libcuda.so.1"), &[]);
+    let dir = made("libcuda.so.1", source);
     let probed = Driver::probe(&[dir.path().to_owned()]);
     (dir, probed)
 }
@@ -55,7 +61,7 @@ const CAPABLE: &str = "int cuDeviceGetAttribute(int *value, int which, int devic
 fn a_driver_names_its_gpus() {
     let (dir, probed) = driver(&source(13_010, 0, 2, CAPABLE));
     let driver = probed.unwrap();
-    assert_eq!(driver.library(), dir.path().join("libcuda.so.1"));
+    assert_eq!(driver.library, dir.path().join("libcuda.so.1"));
     assert_eq!(driver.version, Version { major: 13, minor: 1 });
     assert_eq!(driver.gpus.len(), 2);
     assert_eq!(driver.gpus[0].to_string(), "0: NVIDIA Test 7, 80 GiB, compute capability 9.0");

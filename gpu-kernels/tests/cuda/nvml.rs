@@ -2,7 +2,7 @@
 
 use gpu_kernels::cuda::{GpuError, GpuReading, LibraryError, Nvml};
 
-use crate::build;
+use crate::made;
 
 /// NVML with one GPU. `init` and `temperature` are status codes.
 fn source(init: i32, temperature: i32) -> String {
@@ -26,10 +26,7 @@ fn source(init: i32, temperature: i32) -> String {
 }
 
 fn open(source: &str) -> (tempfile::TempDir, Result<Nvml, GpuError>) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("nvml.c");
-    std::fs::write(&file, source).unwrap();
-    build(&file, &dir.path().join("libnvidia-ml.so.1"), &[]);
+    let dir = made("libnvidia-ml.so.1", source);
     let opened = Nvml::open(&[dir.path().to_owned()]);
     (dir, opened)
 }

@@ -1,7 +1,5 @@
 //! What `weir doctor` says of GPUs: the driver, each GPU, each library, and the command that installs what is missing.
 
-use std::path::PathBuf;
-
 use gpu_kernels::cuda::{
     Driver, GpuError, GpuReading, LEAST_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library,
     library_folders,
@@ -9,7 +7,7 @@ use gpu_kernels::cuda::{
 
 use super::{Check, ok, warning};
 use crate::config::Config;
-use crate::engine::DeviceKind;
+use crate::engine::{DeviceKind, library_candidates};
 
 /// Nothing where the configuration wants no GPU. That a GPU which was asked for can't be had is for the check of the device
 /// to fail on; here stands what is known of it.
@@ -29,7 +27,7 @@ pub(super) fn check_gpu(config: &Config) -> Vec<Check> {
             return checks;
         }
     };
-    let library = driver.library().display();
+    let library = driver.library.display();
     let mut checks = vec![ok("gpu driver", format!("supports CUDA {}, {library}", driver.version))];
     for gpu in &driver.gpus {
         checks.push(if gpu.capability < LEAST_CAPABILITY {
@@ -78,10 +76,10 @@ fn in_words(reading: &GpuReading) -> String {
 fn check_libraries(config: &Config) -> impl Iterator<Item = Check> {
     let mut folders = library_folders(&config.engine.library_folders);
     // The providers lie beside the library that loads them.
-    let runtime =
-        config.engine.onnxruntime.clone().or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(Into::into));
-    let beside = |path: PathBuf| if path.is_dir() { Some(path) } else { path.parent().map(Into::into) };
-    folders.extend(runtime.and_then(beside));
+    let runtime = library_candidates(config.engine.onnxruntime.as_deref()).into_iter().map(|(path, _)| path);
+    folders.extend(
+        runtime.filter_map(|path| if path.is_dir() { Some(path) } else { path.parent().map(Into::into) }),
+    );
     LIBRARIES.into_iter().map(move |library| match find_library(library.name, &folders) {
         Some(path) => ok("gpu library", path.display()),
         None => warning(
