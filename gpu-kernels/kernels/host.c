@@ -5,28 +5,7 @@
 
 static uint8_t *written;
 #define WEIR_WROTE(at) written[at]++
-#include "preprocess.h"
-
-static void run_block(const WeirImage *image, const WeirTensor *tensor, uint32_t block) {
-    static WeirThread own[WEIR_THREADS];
-    static WeirShared shared;
-    const WeirTile tile = weir_tile(image, tensor->crop, block);
-#define EACH(call)                                                                                                     \
-    for (uint32_t thread = 0; thread < WEIR_THREADS; thread++) {                                                       \
-        call;                                                                                                          \
-    }
-    EACH(weir_begin(image, tensor->crop, &tile, thread, &own[thread]))
-    for (int32_t y = tile.first_row; y < tile.end_row; y += WEIR_STRIP) {
-        EACH(weir_across_begin(&own[thread]))
-        for (int32_t x = tile.first_column; x < tile.end_column; x += WEIR_CHUNK) {
-            EACH(weir_stage(image, &tile, x, y, thread, &shared))
-            EACH(weir_across(&tile, x, y, &shared, &own[thread]))
-        }
-        EACH(weir_share(&own[thread], &shared))
-        EACH(weir_down(&tile, y, &shared, &own[thread]))
-    }
-    EACH(weir_finish(image, tensor, &tile, &own[thread]))
-}
+#include "host.h"
 
 static void receive(void *to, size_t bytes) {
     if (bytes > 0 && fread(to, bytes, 1, stdin) != 1) {

@@ -1,7 +1,9 @@
 //! ONNX Runtime: finding the library, loading it once, and turning a verified variant into a runnable session.
 
+mod bound;
 mod device;
 mod locate;
+mod provider;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -11,8 +13,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+pub use bound::{BoundSession, SlotMemory};
 pub use device::{DeviceChoice, DeviceKind, choose as choose_device};
 pub use locate::{LIBRARY_NAME, candidates as library_candidates};
+pub use provider::{Profile, Provider, ProviderSettings, StreamHandle};
 pub use session::Classifier;
 
 /// What can go wrong between a model file and its scores.
@@ -48,6 +52,17 @@ pub enum EngineError {
         /// What to do about it.
         remedy: String,
     },
+    /// A provider can't be had.
+    #[error("ONNX Runtime's {provider} provider can't be used: {source}. Remedy: see what `weir doctor` says of its libraries")]
+    Provider {
+        /// Which.
+        provider: Provider,
+        /// ONNX Runtime's error.
+        source: ort::Error,
+    },
+    /// The GPU refused.
+    #[error("the GPU can't be used: {0}. Remedy: {remedy}", remedy = .0.remedy())]
+    Gpu(#[from] gpu_kernels::cuda::GpuError),
     /// The model does not load.
     #[error("{} does not load: {source}", path.display())]
     Model {

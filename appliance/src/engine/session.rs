@@ -5,7 +5,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{Tensor, TensorElementType, ValueType};
 
 use super::{EngineError, Runtime};
-use crate::models::{ModelFile, Shape};
+use crate::models::{InputType, ModelFile, Shape};
 
 /// A session for one image or a few at a time, owned by one lane. Single-threaded: on a CPU one such session a core
 /// beats one session with many threads (docs/performance.md).
@@ -38,7 +38,7 @@ impl Classifier {
             .with_intra_op_spinning(false)
             .map_err(|e| failed(e.into()))?;
         let session = builder.commit_from_file(&model.path).map_err(failed)?;
-        check(&session, model)?;
+        check(&session, model, &[TensorElementType::Float32])?;
         let mut dims: Vec<i64> = model.input.dims.iter().map(|&d| i64::from(d.max(1))).collect();
         let input = Tensor::<f32>::new(session.allocator(), dims.clone()).map_err(failed)?;
         let mut batch = None;
@@ -121,7 +121,7 @@ impl Classifier {
     }
 }
 
-fn finite(scores: &[f32]) -> Result<(), EngineError> {
+pub(super) fn finite(scores: &[f32]) -> Result<(), EngineError> {
     match scores.iter().position(|s| !s.is_finite()) {
         Some(label) => Err(EngineError::NotFinite { label }),
         None => Ok(()),
@@ -129,7 +129,7 @@ fn finite(scores: &[f32]) -> Result<(), EngineError> {
 }
 
 /// Whether the graph's first axis, that of the images, is left open.
-fn takes_several(session: &Session) -> bool {
+pub(super) fn takes_several(session: &Session) -> bool {
     let open = |outlet: &ort::value::Outlet| match outlet.dtype() {
         ValueType::Tensor { shape, .. } => shape.first().is_some_and(|&images| images < 1),
         _ => false,
@@ -137,7 +137,13 @@ fn takes_several(session: &Session) -> bool {
     session.inputs().iter().all(open) && session.outputs().iter().all(open)
 }
 
-fn check(session: &Session, model: &ModelFile) -> Result<(), EngineError> {
+/// Checks the graph against what the bundle declares; the input's element type is the declared one, the output's one of
+/// `outputs`, and returned.
+pub(super) fn check(
+    session: &Session,
+    model: &ModelFile,
+    outputs: &[TensorElementType],
+) -> Result<TensorElementType, EngineError> {
     let mismatch = |reason: String| EngineError::Mismatch { path: model.path.clone(), reason };
     if session.inputs().len() != 1 || session.outputs().len() != 1 {
         return Err(mismatch(format!(
@@ -146,32 +152,43 @@ fn check(session: &Session, model: &ModelFile) -> Result<(), EngineError> {
             session.outputs().len()
         )));
     }
-    for (what, outlet, declared) in
-        [("input", &session.inputs()[0], &model.input), ("output", &session.outputs()[0], &model.output)]
-    {
-        if outlet.name() != declared.name {
-            return Err(mismatch(format!(
-                "{what} is called `{}` in the graph and `{}` in bundle.toml",
-                outlet.name(),
-                declared.name
-            )));
-        }
-        let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
-            return Err(mismatch(format!("{what} `{}` is not a tensor", declared.name)));
-        };
-        if *ty != TensorElementType::Float32 {
-            return Err(mismatch(format!("{what} `{}` holds {ty}, the CPU lanes need f32", declared.name)));
-        }
-        if !fits(shape, declared) {
-            return Err(mismatch(format!(
-                "{what} `{}` has shape {:?} in the graph and {:?} in bundle.toml",
-                declared.name,
-                &shape[..],
-                declared.dims
-            )));
-        }
+    let input_type = match model.input_type {
+        InputType::F16 if outputs.contains(&TensorElementType::Float16) => TensorElementType::Float16,
+        InputType::F16 | InputType::F32 => TensorElementType::Float32,
+    };
+    checked("input", &session.inputs()[0], &model.input, &[input_type]).map_err(mismatch)?;
+    checked("output", &session.outputs()[0], &model.output, outputs).map_err(mismatch)
+}
+
+fn checked(
+    what: &str,
+    outlet: &ort::value::Outlet,
+    declared: &Shape,
+    types: &[TensorElementType],
+) -> Result<TensorElementType, String> {
+    if outlet.name() != declared.name {
+        return Err(format!(
+            "{what} is called `{}` in the graph and `{}` in bundle.toml",
+            outlet.name(),
+            declared.name
+        ));
     }
-    Ok(())
+    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+        return Err(format!("{what} `{}` is not a tensor", declared.name));
+    };
+    if !types.contains(ty) {
+        let needed = types.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+        return Err(format!("{what} `{}` holds {ty}, the lanes of this device need {needed}", declared.name));
+    }
+    if !fits(shape, declared) {
+        return Err(format!(
+            "{what} `{}` has shape {:?} in the graph and {:?} in bundle.toml",
+            declared.name,
+            &shape[..],
+            declared.dims
+        ));
+    }
+    Ok(*ty)
 }
 
 /// Whether a graph's shape can take the declared one; dynamic axes are -1 in the graph and 0 in the bundle.

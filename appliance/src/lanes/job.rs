@@ -22,6 +22,9 @@ pub enum LaneError {
     /// The device panicked on this job; it is being built anew.
     #[error("the lane failed on this image and is being restarted")]
     Panicked,
+    /// The device failed on this job's batch, twice, or nothing else could compute it.
+    #[error("the device failed while it computed this image, and so did the one that tried again")]
+    DeviceFailed,
     /// Every lane has lost its device and none could be built anew yet.
     #[error("no lane has a working device at the moment")]
     NoDevice,
@@ -32,7 +35,7 @@ impl LaneError {
     pub fn is_of_the_model(&self) -> bool {
         match self {
             Self::DeadlinePassed => false,
-            Self::NoDevice | Self::Panicked => true,
+            Self::NoDevice | Self::Panicked | Self::DeviceFailed => true,
             Self::Classify(error) => !matches!(error, ClassifyError::Decode(_)),
         }
     }
@@ -43,6 +46,7 @@ impl LaneError {
             Self::DeadlinePassed => "deadline_exceeded",
             Self::NoDevice => "no_device",
             Self::Panicked => "lane_failed",
+            Self::DeviceFailed => "device_failed",
             Self::Classify(ClassifyError::Decode(image)) => image.code(),
             Self::Classify(ClassifyError::Preprocess(_) | ClassifyError::Engine(_)) => "inference_failed",
         }
@@ -57,4 +61,6 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<LaneReply>,
     /// Its place among the batch jobs that wait; given back when a lane takes the job.
     pub(super) place: Option<OwnedSemaphorePermit>,
+    /// Whether a device failed while it had this job.
+    pub(super) tried_again: bool,
 }

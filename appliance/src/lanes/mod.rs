@@ -8,12 +8,18 @@
 //!   device is built anew, and the other lanes go on. Jobs that were computed together are then tried one by one.
 //! - Jobs that wait are computed together when there are enough; none waits for others to come.
 //! - Every job that was accepted is answered exactly once, also while the lanes stop.
+//! - A GPU that fails ends its device: what it had in hand is tried once more, by another lane, by the same lane's new device,
+//!   or by lanes on the CPU that stand in for it where the configuration lets them.
 //! - However many models are loaded, no more lanes compute at once than the device has turns ([`Turns`]).
 
+mod batch_device;
+mod batch_worker;
 pub mod batching;
 pub mod cpu;
 mod device;
 mod job;
+mod pipeline;
+mod queues;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -21,22 +27,28 @@ mod worker;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, never, unbounded};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
+pub use batching::Batching;
+pub use batch_device::{
+    BatchDevice, BatchFactory, Builder, Built, Computed, Decoded, DeviceError, DeviceEvent, Ticket,
+};
 pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
 pub use job::{LaneError, LaneReply};
 pub use turns::Turns;
 pub use worker::{LaneObserver, SkipReason};
 
 use crate::engine::EngineError;
+use batch_worker::BatchWorker;
 use job::Job;
+use queues::LaneQueues;
 
 /// Batch jobs that may wait, for each lane and each job that it takes at once: enough that no lane idles while the next
 /// image is on its way, few enough that the images in memory stay few.
@@ -49,9 +61,31 @@ pub struct Lanes {
     batch_depth: Receiver<Job>,
     batch_room: Arc<Semaphore>,
     capacity: usize,
+    again: Receiver<Job>,
+    closing: Arc<AtomicBool>,
     alive: Arc<AtomicUsize>,
+    standing_in: Arc<AtomicUsize>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
+}
+
+/// Lanes on the CPU for the time that no GPU works.
+#[derive(Clone)]
+pub struct StandIn {
+    /// Lanes.
+    pub count: usize,
+    /// Builds their devices.
+    pub factory: DeviceFactory,
+}
+
+/// Queues and counts before there are threads.
+struct Setup {
+    lanes: Lanes,
+    queues: LaneQueues,
+    observer: Arc<dyn LaneObserver>,
+    alive: Arc<AtomicUsize>,
+    standing_in: Arc<AtomicUsize>,
+    idle: Arc<AtomicUsize>,
 }
 
 struct Queues {
@@ -127,55 +161,55 @@ impl Lanes {
         factory: DeviceFactory,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
-        let (count, together) = (settings.count, settings.together.max(1));
-        let capacity = settings.capacity.max(1);
-        let (send, receive) = bounded::<Job>(capacity);
-        let batch_capacity = (count * together * BATCH_JOBS_A_LANE).max(1);
-        let (send_batch, receive_batch) = bounded::<Job>(batch_capacity);
-        let alive = Arc::new(AtomicUsize::new(0));
-        let idle = Arc::new(AtomicUsize::new(0));
-        let (ready, started) = bounded(count);
+        let setup = Setup::new(settings, observer);
         let mut devices = devices.into_iter();
         let model = settings.turns.register();
-        let mut threads = Vec::with_capacity(count);
-        for lane in 0..count {
-            let worker = worker::Worker {
+        let workers = (0..settings.count).map(|lane| {
+            let (worker, device) = (setup.worker(lane, model, settings, &factory), devices.next());
+            move |ready: &Sender<Result<(), EngineError>>| worker.run(device, ready)
+        });
+        let workers = workers.collect();
+        setup.spawn(settings.count, workers)
+    }
+
+    /// Starts lanes on devices that compute in batches, one a device. While none of them has a device that works, lanes on
+    /// the CPU stand in for them, as many as `stand_in` says, if it says so.
+    ///
+    /// # Errors
+    /// As [`Lanes::start`].
+    pub fn start_batches(
+        settings: &LaneSettings,
+        devices: Vec<Built>,
+        factory: &BatchFactory,
+        stand_in: Option<StandIn>,
+        observer: Arc<dyn LaneObserver>,
+    ) -> Result<Self, EngineError> {
+        let setup = Setup::new(settings, observer);
+        let mut devices = devices.into_iter();
+        let model = settings.turns.register();
+        let stand_in = stand_in.map(Arc::new);
+        let workers = (0..settings.count).map(|lane| {
+            let stand_ins = stand_in.as_ref().map(|stand_in| {
+                let cpu = LaneSettings { turns: Turns::new(stand_in.count), ..settings.clone() };
+                let workers = (0..stand_in.count)
+                    .map(|lane| setup.worker(lane, model, &cpu, &stand_in.factory))
+                    .map(|worker| worker::Worker { alive: Arc::clone(&setup.standing_in), ..worker });
+                workers.collect()
+            });
+            let worker = BatchWorker {
                 lane,
-                model,
-                jobs: receive.clone(),
-                batch: receive_batch.clone(),
-                together,
-                urgent_together: settings.urgent_together.max(1),
-                background: settings.background,
-                first: VecDeque::new(),
-                turns: Arc::clone(&settings.turns),
-                factory: Arc::clone(&factory),
-                observer: Arc::clone(&observer),
-                alive: Arc::clone(&alive),
-                idle: Arc::clone(&idle),
+                queues: setup.queues.clone(),
+                factory: Arc::clone(factory),
+                observer: Arc::clone(&setup.observer),
+                alive: Arc::clone(&setup.alive),
+                standing_in: Arc::clone(&setup.standing_in),
+                stand_ins,
             };
-            let (ready, device) = (ready.clone(), devices.next());
-            let thread = std::thread::Builder::new().name(format!("weir-lane-{lane}"));
-            threads.push(thread.spawn(move || worker.run(device, &ready)).map_err(EngineError::Thread)?);
-        }
-        drop(ready);
-        let lanes = Self {
-            queues: Mutex::new(Some(Queues { real_time: send, batch: send_batch })),
-            depth: receive,
-            batch_depth: receive_batch,
-            batch_room: Arc::new(Semaphore::new(batch_capacity)),
-            capacity,
-            alive,
-            threads: Mutex::new(threads),
-            count,
-        };
-        for outcome in started.iter().take(count) {
-            if let Err(error) = outcome {
-                lanes.stop();
-                return Err(error);
-            }
-        }
-        Ok(lanes)
+            let device = devices.next();
+            move |ready: &Sender<Result<(), EngineError>>| worker.run(device, ready)
+        });
+        let workers = workers.collect();
+        setup.spawn(settings.count, workers)
     }
 
     /// Queues an encoded image; the answer comes through the receiver. Dropping the receiver cancels the job.
@@ -188,7 +222,7 @@ impl Lanes {
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { image, deadline: Some(deadline), queued: Instant::now(), reply, place: None };
+        let job = Job { image, deadline: Some(deadline), queued: Instant::now(), reply, place: None, tried_again: false };
         match self.queues.lock().as_ref().map(|queues| queues.real_time.try_send(job)) {
             Some(Ok(())) => Ok(answer),
             Some(Err(TrySendError::Full(_))) => Err(SubmitError::Full { capacity: self.capacity }),
@@ -205,7 +239,7 @@ impl Lanes {
         let place = Arc::clone(&self.batch_room).acquire_owned().await;
         let place = place.map_err(|_| SubmitError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place) };
+        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place), tried_again: false };
         match self.queues.lock().as_ref().map(|queues| queues.batch.try_send(job)) {
             Some(Ok(())) => Ok(answer),
             // There are as many places in the queue as permits, so it cannot be full for who holds one.
@@ -217,7 +251,7 @@ impl Lanes {
     pub fn try_submit_batch(&self, image: Bytes) -> Option<oneshot::Receiver<LaneReply>> {
         let place = Arc::clone(&self.batch_room).try_acquire_owned().ok()?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place) };
+        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place), tried_again: false };
         self.queues.lock().as_ref()?.batch.try_send(job).ok()?;
         Some(answer)
     }
@@ -252,14 +286,102 @@ impl Lanes {
         self.alive.load(Ordering::Relaxed)
     }
 
+    /// Lanes on the CPU that stand in for those.
+    pub fn standing_in(&self) -> usize {
+        self.standing_in.load(Ordering::Relaxed)
+    }
+
+    /// Whether anything computes.
+    pub fn works(&self) -> bool {
+        self.alive() + self.standing_in() > 0
+    }
+
     /// Stops taking jobs, finishes those that wait, and joins the threads.
     pub fn stop(&self) {
         self.batch_room.close();
+        self.closing.store(true, Ordering::Release);
         self.queues.lock().take();
         for thread in self.threads.lock().drain(..) {
             // A worker contains its devices' panics; nothing is left to say about one that did not.
             let _ = thread.join();
         }
+        // What the last device gave back when nobody was left to try it.
+        for job in self.again.try_iter() {
+            let _ = job.reply.send(Err(LaneError::DeviceFailed));
+        }
+    }
+}
+
+impl Setup {
+    fn new(settings: &LaneSettings, observer: Arc<dyn LaneObserver>) -> Self {
+        let (count, capacity) = (settings.count, settings.capacity.max(1));
+        let batch_capacity = (count * settings.together.max(1) * BATCH_JOBS_A_LANE).max(1);
+        let (send, jobs) = bounded::<Job>(capacity);
+        let (send_batch, batch) = bounded::<Job>(batch_capacity);
+        let (give_back, again) = unbounded::<Job>();
+        let (alive, standing_in) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let closing = Arc::new(AtomicBool::new(false));
+        let lanes = Lanes {
+            queues: Mutex::new(Some(Queues { real_time: send, batch: send_batch })),
+            depth: jobs.clone(),
+            batch_depth: batch.clone(),
+            batch_room: Arc::new(Semaphore::new(batch_capacity)),
+            capacity,
+            again: again.clone(),
+            closing: Arc::clone(&closing),
+            alive: Arc::clone(&alive),
+            standing_in: Arc::clone(&standing_in),
+            threads: Mutex::new(Vec::with_capacity(count)),
+            count,
+        };
+        let queues = LaneQueues { again, jobs, batch, give_back, closing, until: never() };
+        Self { lanes, queues, observer, alive, standing_in, idle: Arc::new(AtomicUsize::new(0)) }
+    }
+
+    fn worker(
+        &self,
+        lane: usize,
+        model: u64,
+        settings: &LaneSettings,
+        factory: &DeviceFactory,
+    ) -> worker::Worker {
+        worker::Worker {
+            lane,
+            model,
+            queues: self.queues.clone(),
+            together: settings.together.max(1),
+            urgent_together: settings.urgent_together.max(1),
+            background: settings.background,
+            first: VecDeque::new(),
+            turns: Arc::clone(&settings.turns),
+            factory: Arc::clone(factory),
+            observer: Arc::clone(&self.observer),
+            alive: Arc::clone(&self.alive),
+            idle: Arc::clone(&self.idle),
+        }
+    }
+
+    /// Starts a thread for each and waits until all have said how they began.
+    fn spawn<W>(self, count: usize, workers: Vec<W>) -> Result<Lanes, EngineError>
+    where
+        W: FnOnce(&Sender<Result<(), EngineError>>) + Send + 'static,
+    {
+        let lanes = self.lanes;
+        let (ready, started) = bounded(count);
+        for (lane, worker) in workers.into_iter().enumerate() {
+            let ready = ready.clone();
+            let thread = std::thread::Builder::new().name(format!("weir-lane-{lane}"));
+            let thread = thread.spawn(move || worker(&ready)).map_err(EngineError::Thread)?;
+            lanes.threads.lock().push(thread);
+        }
+        drop(ready);
+        for outcome in started.iter().take(count) {
+            if let Err(error) = outcome {
+                lanes.stop();
+                return Err(error);
+            }
+        }
+        Ok(lanes)
     }
 }
 

@@ -39,11 +39,12 @@ impl LaneDevice for Announced {
 }
 
 #[derive(Default)]
-struct Counts {
-    computed: AtomicUsize,
-    restarted: AtomicUsize,
+pub(super) struct Counts {
+    pub(super) computed: AtomicUsize,
+    pub(super) restarted: AtomicUsize,
     runs: Mutex<Vec<usize>>,
-    skipped: Mutex<HashMap<SkipReason, usize>>,
+    pub(super) failures: Mutex<Vec<(&'static str, usize)>>,
+    pub(super) skipped: Mutex<HashMap<SkipReason, usize>>,
 }
 
 impl LaneObserver for Counts {
@@ -55,6 +56,9 @@ impl LaneObserver for Counts {
     }
     fn skipped(&self, _: usize, reason: SkipReason) {
         *self.skipped.lock().entry(reason).or_default() += 1;
+    }
+    fn device_failed(&self, _: usize, kind: &'static str, retried: usize) {
+        self.failures.lock().push((kind, retried));
     }
     fn restarted(&self, _: usize) {
         self.restarted.fetch_add(1, Ordering::SeqCst);

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased};
+use crossbeam_channel::Sender;
 
 use super::job::{Job, LaneError};
+use super::queues::{Closed, LaneQueues};
 use super::{Classified, DeviceFactory, LaneDevice, Turns};
 use crate::engine::EngineError;
 
@@ -31,8 +32,10 @@ pub trait LaneObserver: Send + Sync {
     fn ran(&self, images: usize);
     /// A job was answered without being computed.
     fn skipped(&self, lane: usize, reason: SkipReason);
-    /// A lane's device panicked and is being built anew.
+    /// A lane's device panicked or failed and is being built anew.
     fn restarted(&self, lane: usize);
+    /// A lane's GPU failed, in this way; so many images that it had in hand are computed again elsewhere.
+    fn device_failed(&self, lane: usize, kind: &'static str, retried: usize);
 }
 
 /// Why a job was not computed.
@@ -49,7 +52,7 @@ pub enum SkipReason {
 ///
 /// `background` work also gives way to all other processes, at once and not at the next tick of the scheduler: nobody
 /// waits for its next image, and somebody may wait for another's answer.
-fn yield_to_io(background: bool) {
+pub(super) fn yield_to_io(background: bool) {
     #[cfg(target_os = "linux")]
     if background {
         use thread_priority::{
@@ -72,8 +75,7 @@ pub(super) struct Worker {
     pub(super) lane: usize,
     /// The number of its model among those that share the device.
     pub(super) model: u64,
-    pub(super) jobs: Receiver<Job>,
-    pub(super) batch: Receiver<Job>,
+    pub(super) queues: LaneQueues,
     /// Whether the lane gives way to all else on the machine.
     pub(super) background: bool,
     /// Batch jobs that are computed together when so many wait; 1 for none.
@@ -97,6 +99,20 @@ fn is_urgent(jobs: &[Job]) -> bool {
 }
 
 impl Worker {
+    /// One like this that takes its jobs from these queues.
+    pub(super) fn on_other_queues(&self, queues: LaneQueues) -> Self {
+        Self {
+            queues,
+            first: VecDeque::new(),
+            idle: Arc::clone(&self.idle),
+            turns: Arc::clone(&self.turns),
+            factory: Arc::clone(&self.factory),
+            observer: Arc::clone(&self.observer),
+            alive: Arc::clone(&self.alive),
+            ..*self
+        }
+    }
+
     /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
     pub(super) fn run(
         mut self,
@@ -141,7 +157,7 @@ impl Worker {
             if jobs.is_empty() {
                 continue;
             }
-            let (turns, urgent, queue) = (Arc::clone(&self.turns), is_urgent(&jobs), self.jobs.clone());
+            let (turns, urgent, queue) = (Arc::clone(&self.turns), is_urgent(&jobs), self.queues.jobs.clone());
             let _turn = turns.take(self.model, move || urgent || !queue.is_empty());
             let jobs = self.give_way(jobs);
             if !jobs.is_empty() && self.compute(device, jobs) {
@@ -186,15 +202,15 @@ impl Worker {
             return Some(jobs);
         }
         self.idle.fetch_add(1, Ordering::Relaxed);
-        let first = self.next_of_both();
+        let first = self.queues.next();
         let others_idle = self.idle.fetch_sub(1, Ordering::Relaxed) > 1;
         let first = first?;
         let mut jobs = vec![first];
         let (waiting, together) = match jobs[0].deadline {
-            Some(_) if others_idle => (&self.jobs, 1),
-            Some(_) => (&self.jobs, self.urgent_together),
-            None if self.jobs.is_empty() => (&self.batch, self.together),
-            None => (&self.batch, 1),
+            Some(_) if others_idle => (&self.queues.jobs, 1),
+            Some(_) => (&self.queues.jobs, self.urgent_together),
+            None if self.queues.jobs.is_empty() => (&self.queues.batch, self.together),
+            None => (&self.queues.batch, 1),
         };
         if waiting.len() + 1 >= together {
             jobs.extend(waiting.try_iter().take(together - 1));
@@ -210,7 +226,7 @@ impl Worker {
         if is_urgent(&jobs) {
             return self.wanted(jobs);
         }
-        match self.jobs.try_recv() {
+        match self.queues.jobs.try_recv() {
             Ok(urgent) => {
                 self.first.push_front(jobs);
                 self.wanted(vec![urgent])
@@ -220,34 +236,8 @@ impl Worker {
     }
 
     fn wanted(&self, jobs: Vec<Job>) -> Vec<Job> {
-        jobs.into_iter().filter_map(|job| self.still_wanted(job)).collect()
-    }
-
-    fn next_of_both(&self) -> Option<Job> {
-        select_biased! {
-            recv(self.jobs) -> job => match job {
-                Ok(job) => Some(job),
-                // Both queues are closed at the same moment, so this ends.
-                Err(_) => self.batch.recv().ok(),
-            },
-            recv(self.batch) -> job => match job {
-                Ok(job) => Some(job),
-                Err(_) => self.jobs.recv().ok(),
-            },
-        }
-    }
-
-    fn still_wanted(&self, job: Job) -> Option<Job> {
-        if job.reply.is_closed() {
-            self.observer.skipped(self.lane, SkipReason::Cancelled);
-            return None;
-        }
-        if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            self.observer.skipped(self.lane, SkipReason::Deadline);
-            let _ = job.reply.send(Err(LaneError::DeadlinePassed));
-            return None;
-        }
-        Some(job)
+        let observer = self.observer.as_ref();
+        jobs.into_iter().filter_map(|job| job.still_wanted(self.lane, observer)).collect()
     }
 
     /// Builds the device again, with pauses that grow while it fails. None when the queue was closed meanwhile.
@@ -275,18 +265,10 @@ impl Worker {
     }
 
     /// With no device on any lane the jobs would wait for ever, so they are answered. Err when the queue is closed.
-    fn refuse_waiting(&mut self) -> Result<(), ()> {
+    fn refuse_waiting(&mut self) -> Result<(), Closed> {
         for job in self.first.drain(..).flatten() {
             drop(job.reply.send(Err(LaneError::NoDevice)));
         }
-        let refuse_all = |jobs: &Receiver<Job>| loop {
-            match jobs.try_recv() {
-                Ok(job) => drop(job.reply.send(Err(LaneError::NoDevice))),
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(()),
-            }
-        };
-        let (jobs, batch) = (refuse_all(&self.jobs), refuse_all(&self.batch));
-        jobs.and(batch)
+        self.queues.refuse_waiting()
     }
 }

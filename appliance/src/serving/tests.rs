@@ -32,6 +32,7 @@ impl LaneObserver for Unobserved {
     fn ran(&self, _: usize) {}
     fn skipped(&self, _: usize, _: SkipReason) {}
     fn restarted(&self, _: usize) {}
+    fn device_failed(&self, _: usize, _: &'static str, _: usize) {}
 }
 
 fn loaded(version: &str) -> Arc<LoadedModel> {

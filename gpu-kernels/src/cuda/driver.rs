@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::library::{Library, LibraryError};
 use super::{GpuError, check};
 
-const NAME: &str = "libcuda.so.1";
+pub(super) const NAME: &str = "libcuda.so.1";
 
 /// The least CUDA version of a driver that loads kernels of this toolkit.
 pub const LEAST_DRIVER: Version = Version { major: 13, minor: 0 };

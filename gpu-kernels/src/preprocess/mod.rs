@@ -13,12 +13,13 @@
 //! No device turns or resizes the whole image. [`Placement`] says where the window lies in the *stored*
 //! pixels; only the window is computed, and it is turned upright while it is written.
 //!
-//! [`CpuPreprocessor`] computes it on the CPU. For NVIDIA GPUs there is one [`kernel`] for a batch, which starts from the same
+//! [`CpuPreprocessor`] computes it on the CPU, [`cuda`] on NVIDIA GPUs: one [`kernel`] for a batch, which starts from the same
 //! [`Placement`], rounds nothing in between, and also takes the planes of a JPEG decoder: an [`ImageDescriptor`] says how
 //! an image lies in memory. Its arithmetic stands in `kernels/preprocess.h`, which also compiles for the host and is tested
-//! there; nothing launches it yet.
+//! there.
 
 mod cpu;
+pub mod cuda;
 mod descriptor;
 pub mod kernel;
 mod placement;

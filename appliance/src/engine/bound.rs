@@ -1,0 +1,216 @@
+//! A session whose input and output are bound to memory of a GPU: its work goes on a stream that others share.
+#![allow(unsafe_code, reason = "tensors are made of addresses on a GPU; each block says why it is sound")]
+
+use std::ffi::c_void;
+
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{IoBinding, NoSelectedOutputs, RunOptions, Session};
+use ort::value::{Shape as Dims, TensorElementType, TensorRefMut};
+
+use super::provider::{Provider, ProviderSettings};
+use super::session::{check, takes_several};
+use super::{EngineError, Runtime};
+use crate::models::{InputType, ModelFile};
+
+/// Runs before a shape counts as warm. With CUDA graphs ONNX Runtime records the second and replays the third.
+const WARM_RUNS: usize = 3;
+
+/// Where the batches of a slot lie in a GPU's memory, each as long as the largest batch.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotMemory {
+    /// Address of the input.
+    pub tensor: u64,
+    /// Address of the scores.
+    pub scores: u64,
+}
+
+/// A session that computes batches of a few sizes where they lie. One thread owns it.
+pub struct BoundSession {
+    bindings: Vec<Binding>,
+    session: Session,
+    provider: Provider,
+    output: TensorElementType,
+    labels: usize,
+}
+
+struct Binding {
+    slot: usize,
+    images: usize,
+    options: RunOptions<NoSelectedOutputs>,
+    io: IoBinding,
+}
+
+impl std::fmt::Debug for BoundSession {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "BoundSession({}, {} shapes)", self.provider, self.bindings.len())
+    }
+}
+
+impl BoundSession {
+    /// Loads a session. Nothing is bound yet.
+    ///
+    /// # Errors
+    /// [`EngineError::Provider`] if the provider can't be had; [`EngineError::Model`] and [`EngineError::Mismatch`] as for
+    /// every session.
+    pub fn load(
+        runtime: &Runtime,
+        model: &ModelFile,
+        provider: Provider,
+        settings: &ProviderSettings,
+    ) -> Result<Self, EngineError> {
+        let failed = |source: ort::Error| EngineError::Model { path: model.path.clone(), source };
+        let builder = Session::builder(runtime.environment())
+            .map_err(failed)?
+            .with_optimization_level(GraphOptimizationLevel::Level3)
+            .map_err(|e| failed(e.into()))?
+            .with_intra_threads(1)
+            .map_err(|e| failed(e.into()))?
+            .with_intra_op_spinning(false)
+            .map_err(|e| failed(e.into()))?;
+        let mut builder = provider.register(builder, settings)?;
+        let session = builder.commit_from_file(&model.path).map_err(failed)?;
+        let output = check(&session, model, &[TensorElementType::Float32, TensorElementType::Float16])?;
+        Ok(Self { bindings: Vec::new(), session, provider, output, labels: model.labels })
+    }
+
+    /// Whether the graph takes more than one image at a time.
+    pub fn takes_several(&self) -> bool {
+        takes_several(&self.session)
+    }
+
+    /// Bytes of an image's scores in memory.
+    pub fn score_bytes(&self) -> usize {
+        self.labels * if self.output == TensorElementType::Float16 { 2 } else { 4 }
+    }
+
+    /// Binds batches of these sizes in each slot, and runs each a few times on what is in the memory.
+    ///
+    /// # Errors
+    /// [`EngineError::Run`].
+    ///
+    /// # Safety
+    /// The memory is the GPU's, has room for the largest batch, and stays as long as this session.
+    pub unsafe fn bind(
+        &mut self,
+        model: &ModelFile,
+        settings: &ProviderSettings,
+        slots: &[SlotMemory],
+        sizes: &[usize],
+    ) -> Result<(), EngineError> {
+        let (device, number) = match self.provider {
+            Provider::Host => (AllocationDevice::CPU, 0),
+            Provider::Cuda | Provider::Tensorrt => (AllocationDevice::CUDA, settings.gpu),
+        };
+        let number = i32::try_from(number).unwrap_or(0);
+        let memory = MemoryInfo::new(device, number, AllocatorType::Device, MemoryType::Default)
+            .map_err(EngineError::Run)?;
+        for (slot, at) in slots.iter().enumerate() {
+            for &images in sizes {
+                let count = i64::try_from(images).unwrap_or(1);
+                let dims = |shape: &[u32]| -> Dims {
+                    let rest = shape.iter().skip(1).map(|&d| i64::from(d.max(1)));
+                    Dims::new(std::iter::once(count).chain(rest))
+                };
+                let mut io = self.session.create_binding().map_err(EngineError::Run)?;
+                let (input, output) = (dims(&model.input.dims), dims(&model.output.dims));
+                let half = model.input_type == InputType::F16;
+                // SAFETY: the caller vouches for memory and lifetime; the shapes are those of `images` of the largest batch.
+                unsafe {
+                    bind(&mut io, Side::Input, &model.input.name, &memory, at.tensor, input, half)?;
+                    let half = self.output == TensorElementType::Float16;
+                    bind(&mut io, Side::Output, &model.output.name, &memory, at.scores, output, half)?;
+                }
+                let options = self.options(settings, self.bindings.len() + 1)?;
+                self.bindings.push(Binding { slot, images, options, io });
+            }
+        }
+        for binding in 0..self.bindings.len() {
+            for _ in 0..WARM_RUNS {
+                self.run_binding(binding)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs do not wait for the GPU; each shape in each slot has a graph of its own where there are graphs.
+    fn options(
+        &self,
+        settings: &ProviderSettings,
+        graph: usize,
+    ) -> Result<RunOptions<NoSelectedOutputs>, EngineError> {
+        let mut options = RunOptions::new().map_err(EngineError::Run)?;
+        if self.provider != Provider::Host {
+            options.disable_device_sync().map_err(EngineError::Run)?;
+            if settings.cuda_graphs {
+                options.set("gpu_graph_id", graph.to_string()).map_err(EngineError::Run)?;
+            }
+        }
+        Ok(options)
+    }
+
+    /// Puts a run for so many images of a slot on the stream; exactly one of the sizes that were bound. On the host it is done
+    /// when this returns.
+    ///
+    /// # Errors
+    /// [`EngineError::Run`], also for what was not bound.
+    pub fn run(&mut self, slot: usize, images: usize) -> Result<(), EngineError> {
+        let found = self.bindings.iter().position(|b| (b.slot, b.images) == (slot, images));
+        let unbound = || EngineError::Run(ort::Error::new(format!("no batch of {images} images is bound")));
+        self.run_binding(found.ok_or_else(unbound)?)
+    }
+
+    fn run_binding(&mut self, binding: usize) -> Result<(), EngineError> {
+        let Binding { io, options, .. } = &self.bindings[binding];
+        self.session.run_binding_with_options(io, options).map_err(EngineError::Run)?;
+        Ok(())
+    }
+
+    /// The scores of one image from their bytes in memory.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFinite`].
+    pub fn scores(&self, bytes: &[u8]) -> Result<Vec<f32>, EngineError> {
+        let scores: Vec<f32> = if self.output == TensorElementType::Float16 {
+            bytes.as_chunks().0.iter().map(|&b| half::f16::from_ne_bytes(b).to_f32()).collect()
+        } else {
+            bytes.as_chunks().0.iter().map(|&b| f32::from_ne_bytes(b)).collect()
+        };
+        super::session::finite(&scores)?;
+        Ok(scores)
+    }
+}
+
+enum Side {
+    Input,
+    Output,
+}
+
+/// # Safety
+/// As [`BoundSession::bind`], for a tensor of these dimensions.
+unsafe fn bind(
+    io: &mut IoBinding,
+    side: Side,
+    name: &str,
+    memory: &MemoryInfo<'_>,
+    address: u64,
+    dims: Dims,
+    half: bool,
+) -> Result<(), EngineError> {
+    let at = address as usize as *mut c_void;
+    // SAFETY: the caller vouches for it.
+    let bound = unsafe {
+        if half {
+            TensorRefMut::<half::f16>::from_raw(memory.to_owned(), at, dims).and_then(|tensor| match side {
+                Side::Input => io.bind_input(name, &tensor),
+                Side::Output => io.bind_output(name, tensor),
+            })
+        } else {
+            TensorRefMut::<f32>::from_raw(memory.to_owned(), at, dims).and_then(|tensor| match side {
+                Side::Input => io.bind_input(name, &tensor),
+                Side::Output => io.bind_output(name, tensor),
+            })
+        }
+    };
+    bound.map_err(EngineError::Run)
+}

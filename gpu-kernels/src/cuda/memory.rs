@@ -1,0 +1,177 @@
+//! Memory of a GPU, and memory of the host that a GPU reads and writes by itself while the host goes on (pinned).
+#![allow(unsafe_code, reason = "memory is taken from and given back to the driver; each block says why it is sound")]
+
+use std::ffi::c_void;
+use std::fmt;
+use std::ptr::NonNull;
+
+use cudarc::driver::result;
+
+use super::{Device, GpuError, Stream, refused};
+
+/// Memory that a pool keeps.
+pub(crate) trait Memory: Sized + Send {
+    fn allocate(device: &Device, bytes: usize) -> Result<Self, GpuError>;
+    fn bytes(&self) -> usize;
+}
+
+/// A block of a GPU's memory. Its address is a multiple of 256.
+pub struct DeviceMemory {
+    address: u64,
+    bytes: usize,
+    device: Device,
+}
+
+/// A block of the host's memory that the GPU may read and write by itself.
+pub struct PinnedMemory {
+    address: NonNull<u8>,
+    bytes: usize,
+    device: Device,
+}
+
+// SAFETY: the block belongs to this value alone, on whichever thread that is; shared, it is only read.
+unsafe impl Send for PinnedMemory {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedMemory {}
+
+impl Memory for DeviceMemory {
+    fn allocate(device: &Device, bytes: usize) -> Result<Self, GpuError> {
+        device.bind()?;
+        // SAFETY: the block is not read before something was written to it, and `drop` gives it back.
+        let address = refused("cuMemAlloc", unsafe { result::malloc_sync(bytes.max(1)) })?;
+        Ok(Self { address, bytes, device: device.clone() })
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl DeviceMemory {
+    /// Takes so many bytes, all zero.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`]: out of memory, most often.
+    pub fn zeroed(device: &Device, bytes: usize) -> Result<Self, GpuError> {
+        let memory = Self::allocate(device, bytes)?;
+        // SAFETY: the block has so many bytes, and the call returns when they are written.
+        refused("cuMemsetD8", unsafe { result::memset_d8_sync(memory.address, 0, bytes) })?;
+        Ok(memory)
+    }
+
+    /// Its address on the GPU.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Memory for PinnedMemory {
+    fn allocate(device: &Device, bytes: usize) -> Result<Self, GpuError> {
+        device.bind()?;
+        // SAFETY: `drop` gives the block back.
+        let address = refused("cuMemHostAlloc", unsafe { result::malloc_host(bytes.max(1), 0) })?;
+        let address = NonNull::new(address.cast::<u8>()).ok_or(GpuError::Refused {
+            call: "cuMemHostAlloc",
+            code: 2,
+        })?;
+        // SAFETY: the block has so many bytes. Written once here, all of it is initialised ever after.
+        unsafe { address.write_bytes(0, bytes) };
+        Ok(Self { address, bytes, device: device.clone() })
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl PinnedMemory {
+    /// Takes so many bytes, all zero.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`].
+    pub fn zeroed(device: &Device, bytes: usize) -> Result<Self, GpuError> {
+        Self::allocate(device, bytes)
+    }
+
+    /// What is in it.
+    ///
+    /// Not while a stream may write to it: see [`PinnedMemory::read_back`].
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: the block is initialised and lives as long as this value.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.bytes) }
+    }
+
+    /// To write to it. Not while a stream may read it: see [`PinnedMemory::upload`].
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and the value is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.bytes) }
+    }
+
+    /// Puts a copy of the first `bytes` to the GPU's memory on a stream.
+    ///
+    /// # Safety
+    /// Until the stream has run it, neither block is dropped, this one is not written to, and the other is used on this stream
+    /// only.
+    pub(crate) unsafe fn upload(
+        &self,
+        to: &DeviceMemory,
+        bytes: usize,
+        stream: &Stream,
+    ) -> Result<(), GpuError> {
+        let bytes = bytes.min(self.bytes).min(to.bytes);
+        self.device.bind()?;
+        // SAFETY: both blocks have so many bytes; the caller keeps them until the stream has run it.
+        let copied = unsafe {
+            result::memcpy_htod_async(to.address, &self.as_slice()[..bytes], stream.0.cu_stream())
+        };
+        refused("cuMemcpyHtoDAsync", copied)
+    }
+
+    /// Puts a copy from the GPU's memory to the first `bytes` on a stream.
+    ///
+    /// # Safety
+    /// Until the stream has run it, neither block is dropped and this one is neither read nor written.
+    pub(crate) unsafe fn read_back(
+        &mut self,
+        from: &DeviceMemory,
+        bytes: usize,
+        stream: &Stream,
+    ) -> Result<(), GpuError> {
+        let bytes = bytes.min(self.bytes).min(from.bytes);
+        self.device.bind()?;
+        let to = &mut self.as_mut_slice()[..bytes];
+        // SAFETY: as above.
+        let copied = unsafe { result::memcpy_dtoh_async(to, from.address, stream.0.cu_stream()) };
+        refused("cuMemcpyDtoHAsync", copied)
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: the block came from this allocator. On a GPU that is lost there is nothing to give back.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        // The host's memory has to be given back even when the GPU is lost.
+        let _ = self.device.bind();
+        // SAFETY: the block came from this allocator.
+        let _ = unsafe { result::free_host(self.address.as_ptr().cast::<c_void>()) };
+    }
+}
+
+impl fmt::Debug for DeviceMemory {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "DeviceMemory({} bytes)", self.bytes)
+    }
+}
+
+impl fmt::Debug for PinnedMemory {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "PinnedMemory({} bytes)", self.bytes)
+    }
+}

@@ -1,0 +1,229 @@
+//! Batches on their way through a GPU: memory for each, and the order of what is put on its streams.
+#![allow(unsafe_code, reason = "memory is handed to streams; each block says why it is sound")]
+
+use std::mem::size_of;
+use std::time::Duration;
+
+use super::launch::Kernel;
+use super::{DeviceImage, StagedImage};
+use crate::cuda::{Device, DeviceMemory, DevicePool, Event, GpuError, PinnedMemory, Stream};
+use crate::preprocess::{Element, ImageDescriptor, PixelLayout, PreprocessSpec, TensorDescriptor};
+
+/// What batches are like.
+#[derive(Clone, Debug)]
+pub struct BatchSettings {
+    /// What is computed.
+    pub spec: PreprocessSpec,
+    /// Element type of the tensor.
+    pub element: Element,
+    /// Most images of a batch.
+    pub max_batch: usize,
+    /// Bytes of an image's scores.
+    pub score_bytes: usize,
+    /// Batches that may be on their way at once.
+    pub slots: usize,
+    /// Most bytes of the GPU's memory for images.
+    pub image_bytes: usize,
+}
+
+/// How long a batch took on the GPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BatchTimes {
+    /// The kernel, and what it waited for after the batch was begun.
+    pub preprocess: Duration,
+    /// The engine, and the way of the scores back.
+    pub infer: Duration,
+}
+
+/// The batches of one lane on one GPU.
+#[derive(Debug)]
+pub struct Batches {
+    // In the order in which they are dropped: slots have work on the streams.
+    slots: Vec<Slot>,
+    kernel: Kernel,
+    copy: Stream,
+    compute: Stream,
+    pool: DevicePool,
+    device: Device,
+    settings: BatchSettings,
+}
+
+#[derive(Debug)]
+struct Slot {
+    descriptors: DeviceMemory,
+    descriptors_host: PinnedMemory,
+    tensor: DeviceMemory,
+    scores: DeviceMemory,
+    scores_host: PinnedMemory,
+    uploaded: Event,
+    began: Event,
+    preprocessed: Event,
+    finished: Event,
+    images: Vec<DeviceImage>,
+}
+
+impl Batches {
+    /// Loads the kernel and takes memory for every slot.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub fn new(device: &Device, settings: BatchSettings) -> Result<Self, GpuError> {
+        let slots: Result<_, _> = (0..settings.slots).map(|_| Slot::new(device, &settings)).collect();
+        Ok(Self {
+            slots: slots?,
+            kernel: Kernel::load(device)?,
+            copy: device.stream()?,
+            compute: device.stream()?,
+            pool: DevicePool::new(device, settings.image_bytes),
+            device: device.clone(),
+            settings,
+        })
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The stream on which the engine's work for a slot goes, between [`Batches::preprocess`] and [`Batches::read_back`].
+    pub fn stream(&self) -> &Stream {
+        &self.compute
+    }
+
+    /// Memory for images that a decoder on the GPU writes.
+    pub fn pool(&self) -> &DevicePool {
+        &self.pool
+    }
+
+    /// Address of a slot's tensor, `max_batch` images long; zero until the kernel has written to it.
+    pub fn tensor(&self, slot: usize) -> u64 {
+        self.slots[slot].tensor.address()
+    }
+
+    /// Address of a slot's scores, `max_batch` images long.
+    pub fn scores(&self, slot: usize) -> u64 {
+        self.slots[slot].scores.address()
+    }
+
+    /// Passed when the slot's batch has been read back.
+    pub fn finished(&self, slot: usize) -> Event {
+        self.slots[slot].finished.clone()
+    }
+
+    /// Puts an image on its way to the GPU; gives it back when there is no room for it before a batch is collected.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`].
+    pub fn upload(&self, image: StagedImage) -> Result<Result<DeviceImage, StagedImage>, GpuError> {
+        let Some(block) = self.pool.take(image.bytes)? else { return Ok(Err(image)) };
+        let layout = PixelLayout::Rgb { plane: (block.address(), image.pitch) };
+        let bytes = image.bytes;
+        // From here on the image waits for the stream before it lets go of either block.
+        let image = DeviceImage::uploading(block, layout, image, self.copy.clone());
+        if let (Some(to), Some(from)) = (&image.block, &image.staged) {
+            // SAFETY: both blocks stay with the image, which ends only when the stream has run this or with a batch that has.
+            // Nobody else has either of them.
+            unsafe { from.block.upload(to, bytes, &self.copy)? };
+        }
+        Ok(Ok(image))
+    }
+
+    /// Begins a batch in a slot whose last batch was collected: the engine's stream waits for the images and runs the kernel.
+    ///
+    /// # Errors
+    /// [`GpuError`]; the images are gone then.
+    pub fn preprocess(&mut self, slot: usize, mut images: Vec<DeviceImage>) -> Result<(), GpuError> {
+        let Self { slots, settings, kernel, copy, compute, .. } = self;
+        let (spec, slot) = (&settings.spec, &mut slots[slot]);
+        images.truncate(settings.max_batch);
+        let room = slot.descriptors_host.as_mut_slice().chunks_exact_mut(size_of::<ImageDescriptor>());
+        for ((place, image), to) in (0..).zip(&images).zip(room) {
+            let descriptor =
+                ImageDescriptor::new(image.layout, image.size, image.orientation, spec, place);
+            to.copy_from_slice(bytemuck::bytes_of(&descriptor));
+        }
+        let bytes = images.len() * size_of::<ImageDescriptor>();
+        // SAFETY: both blocks belong to the slot, which is used again and dropped only after its batch has run.
+        unsafe { slot.descriptors_host.upload(&slot.descriptors, bytes, copy)? };
+        copy.record(&slot.uploaded)?;
+        compute.wait(&slot.uploaded)?;
+        let mut waited: Option<&Event> = None;
+        for ready in images.iter().filter_map(|image| image.ready.as_ref()) {
+            if waited.is_none_or(|last| !last.is(ready)) {
+                compute.wait(ready)?;
+            }
+            waited = Some(ready);
+        }
+        compute.record(&slot.began)?;
+        let count = u32::try_from(images.len()).unwrap_or(0);
+        slot.images = images;
+        let tensor = TensorDescriptor::new(slot.tensor.address(), settings.element, spec);
+        // SAFETY: descriptors, tensor and images belong to the slot until its batch has run.
+        unsafe { kernel.launch(compute, spec, &slot.descriptors, count, &tensor)? };
+        compute.record(&slot.preprocessed)
+    }
+
+    /// Puts the way back of the scores behind what is on the stream: those of so many images.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`].
+    pub fn read_back(&mut self, slot: usize, images: usize) -> Result<(), GpuError> {
+        let bytes = images * self.settings.score_bytes;
+        let slot = &mut self.slots[slot];
+        // SAFETY: both blocks belong to the slot, and only `collect` reads this one, after a wait.
+        unsafe { slot.scores_host.read_back(&slot.scores, bytes, &self.compute)? };
+        self.compute.record(&slot.finished)
+    }
+
+    /// The scores of a slot's batch, `score_bytes` an image, and its times; waits until it has been read back. The slot is free then.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`] with what has gone wrong on the GPU.
+    pub fn collect(&mut self, slot: usize) -> Result<(&[u8], BatchTimes), GpuError> {
+        let slot = &mut self.slots[slot];
+        slot.finished.synchronize()?;
+        let images = slot.images.len();
+        slot.clear();
+        let times = BatchTimes {
+            preprocess: slot.preprocessed.since(&slot.began)?,
+            infer: slot.finished.since(&slot.preprocessed)?,
+        };
+        Ok((&slot.scores_host.as_slice()[..images * self.settings.score_bytes], times))
+    }
+}
+
+impl Slot {
+    fn new(device: &Device, settings: &BatchSettings) -> Result<Self, GpuError> {
+        let images = settings.max_batch;
+        let values = 3 * settings.spec.crop as usize * settings.spec.crop as usize;
+        let descriptors = images * size_of::<ImageDescriptor>();
+        let scores = images * settings.score_bytes;
+        Ok(Self {
+            descriptors: DeviceMemory::zeroed(device, descriptors)?,
+            descriptors_host: PinnedMemory::zeroed(device, descriptors)?,
+            tensor: DeviceMemory::zeroed(device, images * values * settings.element.bytes())?,
+            scores: DeviceMemory::zeroed(device, scores)?,
+            scores_host: PinnedMemory::zeroed(device, scores)?,
+            uploaded: device.event()?,
+            began: device.event()?,
+            preprocessed: device.event()?,
+            finished: device.event()?,
+            images: Vec::new(),
+        })
+    }
+
+    /// Lets go of the images of a batch that has run.
+    fn clear(&mut self) {
+        for mut image in self.images.drain(..) {
+            image.settled();
+        }
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        // Memory goes back while the streams may still use it, unless they have run or run nothing any more.
+        let _ = self.copy.synchronize();
+        let _ = self.compute.synchronize();
+    }
+}

@@ -1,0 +1,125 @@
+//! The way of batches through the streams.
+
+use gpu_kernels::Orientation;
+use gpu_kernels::preprocess::Element;
+use gpu_kernels::preprocess::cuda::DeviceImage;
+
+use super::*;
+
+/// Copies the slot's tensor to where its scores are read from: it stands in for the engine.
+fn infer(gpu: &Gpu, slot: usize, bytes: usize) {
+    gpu.driver.copy_on_stream(
+        gpu.batches.stream().raw(),
+        gpu.batches.scores(slot),
+        gpu.batches.tensor(slot),
+        bytes,
+    );
+}
+
+fn upload(gpu: &Gpu, image: &Image<'_>) -> DeviceImage {
+    let staged = gpu.stager.stage(image, LONG).unwrap().unwrap();
+    gpu.batches.upload(staged).unwrap().unwrap()
+}
+
+#[test]
+fn two_batches_at_once_come_out_as_on_the_cpu() {
+    let mut gpu = Gpu::open(0, Element::F32, 5, 2);
+    gpu.driver.slow_down(0, 200);
+    let sizes = [(64, 64), (65, 100), (333, 70), (1, 1), (200, 133), (48, 300), (97, 65)];
+    let bytes = 3 * 48 * 48 * 4;
+    let mut on_the_way: Vec<(usize, Vec<Vec<f32>>)> = Vec::new();
+    for round in 0..12 {
+        let slot = round % 2;
+        if on_the_way.len() == 2 {
+            collect(&mut gpu, on_the_way.remove(0), bytes);
+        }
+        let count = 1 + round % 5;
+        let mut images = Vec::new();
+        let mut wanted = Vec::new();
+        for n in 0..count {
+            let (width, height) = sizes[(round * 3 + n) % sizes.len()];
+            let seed = u32::try_from(round * 10 + n).unwrap();
+            let pixels = pixels(width, height, seed);
+            let image = image(width, height, &pixels, Orientation::ALL[(round + n) % 8]);
+            images.push(upload(&gpu, &image));
+            wanted.push(expected(&image));
+        }
+        gpu.batches.preprocess(slot, images).unwrap();
+        infer(&gpu, slot, count * bytes);
+        gpu.batches.read_back(slot, count).unwrap();
+        on_the_way.push((slot, wanted));
+    }
+    for batch in on_the_way {
+        collect(&mut gpu, batch, bytes);
+    }
+    let driver = gpu.driver;
+    assert_eq!(driver.launches(0), 12);
+    driver.slow_down(0, 0);
+    drop(gpu);
+    assert_eq!((driver.blocks(0), driver.users(0), driver.violations()), (0, 0, 0));
+}
+
+fn collect(gpu: &mut Gpu, (slot, wanted): (usize, Vec<Vec<f32>>), bytes: usize) {
+    let (scores, times) = gpu.batches.collect(slot).unwrap();
+    assert_eq!(scores.len(), wanted.len() * bytes);
+    for (n, (found, wanted)) in scores.chunks_exact(bytes).zip(&wanted).enumerate() {
+        let found: Vec<f32> = found.as_chunks().0.iter().map(|&b| f32::from_ne_bytes(b)).collect();
+        assert_alike(&found, wanted, &format!("image {n}"));
+    }
+    assert!(times.preprocess > Duration::ZERO && times.infer > Duration::ZERO, "{times:?}");
+}
+
+#[test]
+fn half_precision_is_half_as_long() {
+    let mut gpu = Gpu::open(1, Element::F16, 2, 1);
+    let pixels = pixels(120, 90, 5);
+    let image = image(120, 90, &pixels, Orientation::Rotate90);
+    let uploaded = upload(&gpu, &image);
+    gpu.batches.preprocess(0, vec![uploaded]).unwrap();
+    infer(&gpu, 0, 3 * 48 * 48 * 2);
+    gpu.batches.read_back(0, 1).unwrap();
+    let scores = gpu.batches.collect(0).unwrap().0.to_vec();
+    let found: Vec<f32> = scores.as_chunks().0.iter().map(|&b| half(u16::from_ne_bytes(b))).collect();
+    assert_alike(&found, &expected(&image), "image");
+}
+
+/// IEEE 754 half precision of values that are neither infinite nor NaN.
+fn half(bits: u16) -> f32 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    sign * match exponent {
+        0 => mantissa * 2f32.powi(-24),
+        _ => (1024.0 + mantissa) * 2f32.powi(exponent - 25),
+    }
+}
+
+#[test]
+fn images_that_no_batch_takes_leave_nothing_behind() {
+    let gpu = Gpu::open(2, Element::F32, 4, 2);
+    gpu.driver.slow_down(2, 2_000);
+    for seed in 0..10 {
+        let pixels = pixels(100, 100, seed);
+        drop(upload(&gpu, &image(100, 100, &pixels, Orientation::Upright)));
+    }
+    let driver = gpu.driver;
+    driver.slow_down(2, 0);
+    drop(gpu);
+    assert_eq!((driver.blocks(2), driver.users(2), driver.violations()), (0, 0, 0));
+}
+
+#[test]
+fn a_lane_that_ends_with_batches_on_their_way_waits_for_them() {
+    let mut gpu = Gpu::open(3, Element::F32, 4, 2);
+    gpu.driver.slow_down(3, 5_000);
+    for slot in 0..2 {
+        let pixels = pixels(300, 200, 1);
+        let uploaded = upload(&gpu, &image(300, 200, &pixels, Orientation::Upright));
+        gpu.batches.preprocess(slot, vec![uploaded]).unwrap();
+        gpu.batches.read_back(slot, 1).unwrap();
+    }
+    let driver = gpu.driver;
+    drop(gpu);
+    driver.slow_down(3, 0);
+    assert_eq!((driver.launches(3), driver.blocks(3), driver.users(3)), (2, 0, 0));
+    assert_eq!(driver.violations(), 0);
+}

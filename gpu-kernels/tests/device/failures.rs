@@ -1,0 +1,94 @@
+//! What happens when the GPU refuses, has no memory, or is lost.
+
+use gpu_kernels::cuda::GpuError;
+use gpu_kernels::preprocess::Element;
+
+use super::*;
+
+#[test]
+fn what_is_not_there_is_named() {
+    let driver = simulated_driver();
+    let error = Device::open(&driver.folders(), 99).unwrap_err();
+    assert!(error.to_string().starts_with("there is no GPU 99"), "{error}");
+}
+
+#[test]
+fn too_little_memory_is_an_error_and_leaves_nothing_behind() {
+    let driver = simulated_driver();
+    driver.set_memory(7, 1 << 20);
+    let device = Device::open(&driver.folders(), 7).unwrap();
+    let settings = BatchSettings {
+        spec: spec(),
+        element: Element::F32,
+        max_batch: 256,
+        score_bytes: 68,
+        slots: 2,
+        image_bytes: 1 << 20,
+    };
+    let error = Batches::new(&device, settings).unwrap_err();
+    assert!(error.is_out_of_memory() && !error.is_lost(), "{error}");
+    assert!(error.to_string().contains("out of memory"), "{error}");
+    assert_eq!(driver.blocks(7), 0);
+}
+
+#[test]
+fn every_call_may_fail_and_nothing_is_left_behind() {
+    // Memory is taken from the driver once, and then used again.
+    const CALLS: [(&str, u32); 8] = [
+        ("cuMemAlloc", 1),
+        ("cuMemHostAlloc", 1),
+        ("cuMemcpyHtoDAsync", 3),
+        ("cuMemcpyDtoHAsync", 3),
+        ("cuLaunchKernel", 3),
+        ("cuEventRecord", 5),
+        ("cuStreamWaitEvent", 3),
+        ("cuEventSynchronize", 3),
+    ];
+    let driver = simulated_driver();
+    for (code, sticky) in [(2, false), (719, true)] {
+        for (call, calls) in CALLS {
+            for after in 0..calls {
+                let mut gpu = Gpu::open(8, Element::F32, 2, 2);
+                driver.fail(8, call, after, code, sticky);
+                let failed = (0..4).find_map(|round| one_batch(&mut gpu, round % 2).err());
+                let error = failed.unwrap_or_else(|| panic!("{call} was not called {after} times"));
+                assert_eq!(error.is_lost(), sticky, "{error}");
+                if error.is_lost() {
+                    gpu.device.lost();
+                    // Nobody gets it while somebody has something there.
+                    let early = Device::open(&driver.folders(), 8);
+                    assert!(matches!(early, Err(GpuError::Recovering { number: 8 })), "{early:?}");
+                }
+                driver.heal(8);
+                drop(gpu);
+                assert_eq!((driver.blocks(8), driver.users(8)), (0, 0), "{call}");
+                let mut again = Gpu::open(8, Element::F32, 2, 2);
+                one_batch(&mut again, 0).unwrap();
+            }
+        }
+    }
+    assert_eq!(driver.violations(), 0);
+}
+
+#[test]
+fn a_kernel_that_fails_while_it_runs_shows_when_it_is_waited_for() {
+    let mut gpu = Gpu::open(9, Element::F32, 2, 2);
+    gpu.driver.fail(9, "kernel", 0, 700, true);
+    let error = one_batch(&mut gpu, 0).unwrap_err();
+    assert!(error.is_lost(), "{error}");
+    gpu.device.lost();
+    let driver = gpu.driver;
+    drop(gpu);
+    one_batch(&mut Gpu::open(9, Element::F32, 2, 2), 0).unwrap();
+    assert_eq!(driver.violations(), 0);
+}
+
+fn one_batch(gpu: &mut Gpu, slot: usize) -> Result<(), GpuError> {
+    let pixels = pixels(90, 70, 3);
+    let staged = gpu.stager.stage(&image(90, 70, &pixels, Orientation::Upright), LONG)?;
+    let uploaded = gpu.batches.upload(staged.expect("room"))?.expect("room");
+    gpu.batches.preprocess(slot, vec![uploaded])?;
+    gpu.batches.read_back(slot, 1)?;
+    gpu.batches.collect(slot)?;
+    Ok(())
+}
