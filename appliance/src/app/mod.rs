@@ -20,7 +20,7 @@ use crate::http::BodyBudget;
 use crate::predict::PredictService;
 use crate::rollout::Rollouts;
 use crate::serving::{LoadedModel, Models};
-use crate::telemetry::Metrics;
+use crate::telemetry::{GpuMonitor, Metrics};
 
 pub use cloud::Cloud;
 pub use links::{LinkError, Links, admin_token};
@@ -53,6 +53,7 @@ pub struct App {
     role: Role,
     config: Config,
     metrics: Arc<Metrics>,
+    gpus: Arc<GpuMonitor>,
     body_budget: Arc<BodyBudget>,
     fetcher: Fetcher,
     phase: AtomicU8,
@@ -83,6 +84,7 @@ impl App {
         Arc::new(Self {
             role,
             metrics: Arc::new(Metrics::new()),
+            gpus: GpuMonitor::new(&config.engine),
             body_budget: BodyBudget::new(max_inflight),
             fetcher: Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()),
             phase: AtomicU8::new(0),
@@ -112,6 +114,11 @@ impl App {
     /// The metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The GPUs of this machine.
+    pub fn gpus(&self) -> &Arc<GpuMonitor> {
+        &self.gpus
     }
 
     /// Memory for request bodies.

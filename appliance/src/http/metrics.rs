@@ -12,7 +12,9 @@ use crate::telemetry::Gauges;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub(super) fn handle(app: Arc<App>) -> Response {
+pub(super) async fn handle(app: Arc<App>) -> Response {
+    // Before anything of a version is held: this may take a second.
+    let gpus = app.gpus().readings().await;
     let gauges = app.engine().map(|engine| Gauges {
         queue_depth: engine.lanes.depth(),
         queue_capacity: engine.lanes.capacity(),
@@ -20,6 +22,7 @@ pub(super) fn handle(app: Arc<App>) -> Response {
         cache: app.service().map(|service| service.cache.stats()),
         outbox: app.service().map(|service| service.outbox.stats()),
         cloud: app.cloud().map(Cloud::readings).unwrap_or_default(),
+        gpus,
     });
     app.metrics().request("metrics", StatusCode::OK.as_u16());
     match app.metrics().render(gauges.as_ref()) {

@@ -108,7 +108,7 @@ fn about(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
     let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
     let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
-    let metrics = warp::path!("metrics").and(get_head).and(state).map(metrics::handle);
+    let metrics = warp::path!("metrics").and(get_head).and(state).then(metrics::handle);
     health.or(live).unify().or(ready).unify().or(metrics).unify().boxed()
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cloud_sync::outbox::Stats as OutboxStats;
 use cloud_sync::state::StateStats;
-use prometheus_client::encoding::EncodeLabelSet;
+use gpu_kernels::cuda::GpuReading;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,140 +14,14 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::cloud::{CloudMetrics, CloudReadings};
+use super::gpu::GpuMetrics;
+use super::labels::{
+    BatchOutcome, CacheOutcome, LaneLabels, ModelLabels, OutcomeLabels, RequestLabels, SkipLabels,
+    SpeciesLabels, Stage, StageLabels,
+};
 use super::models::ModelMetrics;
 use super::owned::{Seconds, raise, raise_time};
-use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
 use crate::serving::LoadedModel;
-
-/// A stage of a request, in the order of the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// Body read from the connection.
-    Read,
-    /// Waiting for a lane.
-    Queue,
-    /// Encoded bytes to RGB.
-    Decode,
-    /// RGB to tensor.
-    Preprocess,
-    /// Tensor to scores.
-    Infer,
-    /// The event made durable.
-    Outbox,
-    /// From the end of the head to the answer.
-    Total,
-}
-
-impl Stage {
-    /// All of them, in their order.
-    pub const ALL: [Self; 7] =
-        [Self::Read, Self::Queue, Self::Decode, Self::Preprocess, Self::Infer, Self::Outbox, Self::Total];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Queue => "queue",
-            Self::Decode => "decode",
-            Self::Preprocess => "preprocess",
-            Self::Infer => "infer",
-            Self::Outbox => "outbox",
-            Self::Total => "total",
-        }
-    }
-}
-
-/// How the cache answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CacheOutcome {
-    /// From memory.
-    Hit,
-    /// Computed.
-    Miss,
-    /// Computed once for several requests with the same picture; this was not the first of them.
-    Shared,
-}
-
-impl CacheOutcome {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Shared => "shared",
-        }
-    }
-}
-
-/// How a submission of a batch ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BatchOutcome {
-    /// It is in the queue.
-    Accepted,
-    /// It had been taken before.
-    Repeated,
-    /// The request was wrong.
-    Refused,
-    /// A link, the queue or the disk did not take it.
-    Unavailable,
-}
-
-impl BatchOutcome {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Repeated => "repeated",
-            Self::Refused => "refused",
-            Self::Unavailable => "unavailable",
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    route: &'static str,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StageLabels {
-    stage: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LaneLabels {
-    lane: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SkipLabels {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SpeciesLabels {
-    species: String,
-}
-
-/// Labels of the model that serves.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ModelLabels {
-    /// The model, as in `?model=`.
-    pub model: String,
-    /// Name in its bundle.
-    pub name: String,
-    /// Model version.
-    pub version: String,
-    /// Hex SHA-256 of the model file.
-    pub digest: String,
-    /// Precision of the variant.
-    pub precision: String,
-    /// Device that runs it.
-    pub device: String,
-}
 
 /// Values that are read from their owners at the moment of a scrape.
 pub struct Gauges {
@@ -163,6 +37,8 @@ pub struct Gauges {
     pub outbox: Option<OutboxStats>,
     /// Links and batches.
     pub cloud: CloudReadings,
+    /// The GPUs of this machine, by their numbers; None is one that can't be read.
+    pub gpus: Vec<Option<GpuReading>>,
 }
 
 /// All metrics.
@@ -170,13 +46,13 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     stages: Family<StageLabels, Histogram>,
-    engine_batch: Histogram,
+    pub(super) engine_batch: Histogram,
     cache: Family<OutcomeLabels, Counter>,
     batches: Family<OutcomeLabels, Counter>,
     batch_images: Family<OutcomeLabels, Counter>,
-    lane_busy: Family<LaneLabels, Seconds>,
-    lane_restarts: Family<LaneLabels, Counter>,
-    skipped: Family<SkipLabels, Counter>,
+    pub(super) lane_busy: Family<LaneLabels, Seconds>,
+    pub(super) lane_restarts: Family<LaneLabels, Counter>,
+    pub(super) skipped: Family<SkipLabels, Counter>,
     species: Family<SpeciesLabels, Counter>,
     models: ModelMetrics,
     queue_depth: Gauge,
@@ -186,6 +62,7 @@ pub struct Metrics {
     cache_bytes: Gauge,
     outbox: OutboxMetrics,
     cloud: CloudMetrics,
+    gpus: GpuMetrics,
 }
 
 #[derive(Default)]
@@ -240,6 +117,7 @@ impl Metrics {
             cache_bytes: Gauge::default(),
             outbox: OutboxMetrics::default(),
             cloud: CloudMetrics::default(),
+            gpus: GpuMetrics::default(),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -289,6 +167,7 @@ impl Metrics {
         r.register("outbox_syncs", "Forced writes to the disk", o.syncs.clone());
         r.register_with_unit("outbox_sync_time", "Time in forced writes", Unit::Seconds, o.sync_time.clone());
         self.cloud.register(r);
+        self.gpus.register(r);
         r.register("outbox_healthy", "1 while events can be made durable", o.healthy.clone());
     }
 
@@ -377,6 +256,7 @@ impl Metrics {
         self.queue_capacity.set(int(gauges.queue_capacity as u64));
         self.lanes_alive.set(int(gauges.lanes_alive as u64));
         self.cloud.set(&gauges.cloud);
+        self.gpus.set(&gauges.gpus);
         if let Some(cache) = gauges.cache {
             self.cache_entries.set(int(cache.entries));
             self.cache_bytes.set(int(cache.bytes));
@@ -392,42 +272,4 @@ impl Metrics {
         raise_time(&to.sync_time, from.total_sync);
         to.healthy.set(i64::from(from.error.is_none()));
     }
-}
-
-impl LaneObserver for Metrics {
-    fn computed(
-        &self,
-        lane: usize,
-        busy: Duration,
-        waited: Duration,
-        outcome: &Result<Classified, LaneError>,
-    ) {
-        self.lane_busy.get_or_create(&lane_labels(lane)).inc_by(busy.as_secs_f64());
-        self.stage(Stage::Queue, waited);
-        if let Ok(classified) = outcome {
-            self.stage(Stage::Decode, classified.timings.decode);
-            self.stage(Stage::Preprocess, classified.timings.preprocess);
-            self.stage(Stage::Infer, classified.timings.infer);
-        }
-    }
-
-    fn ran(&self, images: usize) {
-        self.engine_batch.observe(images as f64);
-    }
-
-    fn skipped(&self, _lane: usize, reason: SkipReason) {
-        let reason = match reason {
-            SkipReason::Cancelled => "cancelled",
-            SkipReason::Deadline => "deadline",
-        };
-        self.skipped.get_or_create(&SkipLabels { reason }).inc();
-    }
-
-    fn restarted(&self, lane: usize) {
-        self.lane_restarts.get_or_create(&lane_labels(lane)).inc();
-    }
-}
-
-fn lane_labels(lane: usize) -> LaneLabels {
-    LaneLabels { lane: u32::try_from(lane).unwrap_or(u32::MAX) }
 }

@@ -1,6 +1,9 @@
 //! What can be seen from outside: metrics and logs, in one place.
 
 mod cloud;
+mod gpu;
+mod labels;
+mod lanes;
 mod logging;
 mod metrics;
 mod models;
@@ -9,5 +12,7 @@ mod owned;
 mod tests;
 
 pub use cloud::{BatchReading, CloudReadings, UplinkReading};
+pub use gpu::GpuMonitor;
+pub use labels::{BatchOutcome, CacheOutcome, Stage};
 pub use logging::{LoggingError, init as init_logging};
-pub use metrics::{BatchOutcome, CacheOutcome, Gauges, Metrics, Stage};
+pub use metrics::{Gauges, Metrics};

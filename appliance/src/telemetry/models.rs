@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::metrics::ModelLabels;
+use super::labels::ModelLabels;
 
 /// Versions of a model whose numbers are shown; those of older ones are dropped when another serves.
 const VERSIONS: usize = 8;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cloud_sync::capture::CaptureStats;
 use cloud_sync::health::LinkState;
+use gpu_kernels::cuda::GpuReading;
 
 use super::*;
 use crate::batch::worker::WorkerCounts;
@@ -59,6 +60,7 @@ fn everything(waiting: Option<u64>) -> String {
             batch: Some(BatchReading { waiting, counts, retries: 3, ..BatchReading::default() }),
             blobs: None,
         },
+        gpus: vec![Some(GpuReading { ecc_errors: Some(3), ..GpuReading::default() })],
     };
     metrics.render(Some(&gauges)).unwrap();
     // A second scrape of the same totals adds nothing.
@@ -104,6 +106,7 @@ fn what_is_counted_is_a_counter_and_ends_in_total() {
         "outbox_append_failures_total",
         "outbox_syncs_total",
         "outbox_sync_time_seconds_total",
+        "gpu_ecc_errors_total{gpu=\"0\"}",
     ] {
         let value = samples(&text).find_map(|line| line.strip_prefix("weir_")?.strip_prefix(name));
         assert!(matches!(value, Some(" 3" | " 3.0")), "{name}: {value:?}\n{text}");

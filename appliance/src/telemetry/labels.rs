@@ -1,0 +1,133 @@
+//! What metrics are told apart by: stages, outcomes and the other labels.
+
+use prometheus_client::encoding::EncodeLabelSet;
+
+/// A stage of a request, in the order of the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Body read from the connection.
+    Read,
+    /// Waiting for a lane.
+    Queue,
+    /// Encoded bytes to RGB.
+    Decode,
+    /// RGB to tensor.
+    Preprocess,
+    /// Tensor to scores.
+    Infer,
+    /// The event made durable.
+    Outbox,
+    /// From the end of the head to the answer.
+    Total,
+}
+
+impl Stage {
+    /// All of them, in their order.
+    pub const ALL: [Self; 7] =
+        [Self::Read, Self::Queue, Self::Decode, Self::Preprocess, Self::Infer, Self::Outbox, Self::Total];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Queue => "queue",
+            Self::Decode => "decode",
+            Self::Preprocess => "preprocess",
+            Self::Infer => "infer",
+            Self::Outbox => "outbox",
+            Self::Total => "total",
+        }
+    }
+}
+
+/// How the cache answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheOutcome {
+    /// From memory.
+    Hit,
+    /// Computed.
+    Miss,
+    /// Computed once for several requests with the same picture; this was not the first of them.
+    Shared,
+}
+
+impl CacheOutcome {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+/// How a submission of a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BatchOutcome {
+    /// It is in the queue.
+    Accepted,
+    /// It had been taken before.
+    Repeated,
+    /// The request was wrong.
+    Refused,
+    /// A link, the queue or the disk did not take it.
+    Unavailable,
+}
+
+impl BatchOutcome {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Repeated => "repeated",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RequestLabels {
+    pub route: &'static str,
+    pub status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StageLabels {
+    pub stage: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OutcomeLabels {
+    pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LaneLabels {
+    pub lane: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SkipLabels {
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SpeciesLabels {
+    pub species: String,
+}
+
+/// Labels of the model that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ModelLabels {
+    /// The model, as in `?model=`.
+    pub model: String,
+    /// Name in its bundle.
+    pub name: String,
+    /// Model version.
+    pub version: String,
+    /// Hex SHA-256 of the model file.
+    pub digest: String,
+    /// Precision of the variant.
+    pub precision: String,
+    /// Device that runs it.
+    pub device: String,
+}

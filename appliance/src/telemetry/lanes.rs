@@ -1,0 +1,45 @@
+//! What the lanes do, counted as it happens.
+
+use std::time::Duration;
+
+use super::labels::{LaneLabels, SkipLabels, Stage};
+use super::metrics::Metrics;
+use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
+
+impl LaneObserver for Metrics {
+    fn computed(
+        &self,
+        lane: usize,
+        busy: Duration,
+        waited: Duration,
+        outcome: &Result<Classified, LaneError>,
+    ) {
+        self.lane_busy.get_or_create(&lane_labels(lane)).inc_by(busy.as_secs_f64());
+        self.stage(Stage::Queue, waited);
+        if let Ok(classified) = outcome {
+            self.stage(Stage::Decode, classified.timings.decode);
+            self.stage(Stage::Preprocess, classified.timings.preprocess);
+            self.stage(Stage::Infer, classified.timings.infer);
+        }
+    }
+
+    fn ran(&self, images: usize) {
+        self.engine_batch.observe(images as f64);
+    }
+
+    fn skipped(&self, _lane: usize, reason: SkipReason) {
+        let reason = match reason {
+            SkipReason::Cancelled => "cancelled",
+            SkipReason::Deadline => "deadline",
+        };
+        self.skipped.get_or_create(&SkipLabels { reason }).inc();
+    }
+
+    fn restarted(&self, lane: usize) {
+        self.lane_restarts.get_or_create(&lane_labels(lane)).inc();
+    }
+}
+
+fn lane_labels(lane: usize) -> LaneLabels {
+    LaneLabels { lane: u32::try_from(lane).unwrap_or(u32::MAX) }
+}
