@@ -1,5 +1,8 @@
 //! Simulated NVIDIA libraries (gpu-kernels/tests/simulated), compiled here with `cc`, and what tests tell them.
-#![allow(unsafe_code, reason = "the simulated libraries are controlled through C functions; each block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "the simulated libraries are controlled through C functions; each block says why it is sound"
+)]
 
 use std::ffi::{CString, c_char, c_int, c_long, c_void};
 use std::path::{Path, PathBuf};

@@ -53,7 +53,9 @@ pub enum EngineError {
         remedy: String,
     },
     /// A provider can't be had.
-    #[error("ONNX Runtime's {provider} provider can't be used: {source}. Remedy: see what `weir doctor` says of its libraries")]
+    #[error(
+        "ONNX Runtime's {provider} provider can't be used: {source}. Remedy: see what `weir doctor` says of its libraries"
+    )]
     Provider {
         /// Which.
         provider: Provider,

@@ -107,7 +107,9 @@ impl BatchWorker {
         let lane = self.lane;
         let build = move || match catch_unwind(AssertUnwindSafe(builder)) {
             Ok(Ok(device)) => drop(send.send(device)),
-            Ok(Err(error)) => tracing::error!(lane, %error, "the better engine can't be built; the first serves on"),
+            Ok(Err(error)) => {
+                tracing::error!(lane, %error, "the better engine can't be built; the first serves on")
+            }
             Err(_) => tracing::error!(lane, "building the better engine panicked; the first serves on"),
         };
         let thread = std::thread::Builder::new().name(format!("weir-engine-{lane}"));
@@ -156,7 +158,10 @@ impl BatchWorker {
 
     /// Builds on a thread of its own, with pauses that grow, until it works or `end` says so.
     #[allow(clippy::type_complexity, reason = "a channel and a thread")]
-    fn rebuild(&self, end: Arc<AtomicBool>) -> Option<(Receiver<Result<Built, EngineError>>, JoinHandle<()>)> {
+    fn rebuild(
+        &self,
+        end: Arc<AtomicBool>,
+    ) -> Option<(Receiver<Result<Built, EngineError>>, JoinHandle<()>)> {
         let (send, receive) = bounded(1);
         let (factory, lane) = (Arc::clone(&self.factory), self.lane);
         let build = move || {

@@ -36,10 +36,10 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, never, unbounde
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
-pub use batching::Batching;
 pub use batch_device::{
     BatchDevice, BatchFactory, Builder, Built, Computed, Decoded, DeviceError, DeviceEvent, Ticket,
 };
+pub use batching::Batching;
 pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
 pub use job::{LaneError, LaneReply};
 pub use turns::Turns;
@@ -222,7 +222,14 @@ impl Lanes {
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { image, deadline: Some(deadline), queued: Instant::now(), reply, place: None, tried_again: false };
+        let job = Job {
+            image,
+            deadline: Some(deadline),
+            queued: Instant::now(),
+            reply,
+            place: None,
+            tried_again: false,
+        };
         match self.queues.lock().as_ref().map(|queues| queues.real_time.try_send(job)) {
             Some(Ok(())) => Ok(answer),
             Some(Err(TrySendError::Full(_))) => Err(SubmitError::Full { capacity: self.capacity }),
@@ -239,7 +246,14 @@ impl Lanes {
         let place = Arc::clone(&self.batch_room).acquire_owned().await;
         let place = place.map_err(|_| SubmitError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place), tried_again: false };
+        let job = Job {
+            image,
+            deadline: None,
+            queued: Instant::now(),
+            reply,
+            place: Some(place),
+            tried_again: false,
+        };
         match self.queues.lock().as_ref().map(|queues| queues.batch.try_send(job)) {
             Some(Ok(())) => Ok(answer),
             // There are as many places in the queue as permits, so it cannot be full for who holds one.
@@ -251,7 +265,14 @@ impl Lanes {
     pub fn try_submit_batch(&self, image: Bytes) -> Option<oneshot::Receiver<LaneReply>> {
         let place = Arc::clone(&self.batch_room).try_acquire_owned().ok()?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { image, deadline: None, queued: Instant::now(), reply, place: Some(place), tried_again: false };
+        let job = Job {
+            image,
+            deadline: None,
+            queued: Instant::now(),
+            reply,
+            place: Some(place),
+            tried_again: false,
+        };
         self.queues.lock().as_ref()?.batch.try_send(job).ok()?;
         Some(answer)
     }

@@ -37,6 +37,8 @@ pub(super) struct Pipeline<'a> {
     urgent: VecDeque<Ready>,
     patient: VecDeque<Ready>,
     batches: VecDeque<Batch>,
+    /// When the batch before the first of those was answered.
+    answered: Instant,
 }
 
 struct Ready {
@@ -68,6 +70,7 @@ impl<'a> Pipeline<'a> {
             urgent: VecDeque::new(),
             patient: VecDeque::new(),
             batches: VecDeque::new(),
+            answered: Instant::now(),
         }
     }
 
@@ -220,7 +223,9 @@ impl<'a> Pipeline<'a> {
         let Some(batch) = self.batches.pop_front() else { return };
         let Batch { images, begun } = batch;
         self.observer.ran(images.len());
-        let busy = begun.elapsed() / u32::try_from(images.len()).unwrap_or(1).max(1);
+        // While the batch before was computed the device was not at this one.
+        let alone = begun.max(std::mem::replace(&mut self.answered, Instant::now()));
+        let busy = alone.elapsed() / u32::try_from(images.len()).unwrap_or(1).max(1);
         let mut outcomes = outcomes.into_iter();
         for Ready { job, decoded, since, .. } in images {
             let outcome = match outcomes.next() {

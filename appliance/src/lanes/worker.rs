@@ -157,7 +157,8 @@ impl Worker {
             if jobs.is_empty() {
                 continue;
             }
-            let (turns, urgent, queue) = (Arc::clone(&self.turns), is_urgent(&jobs), self.queues.jobs.clone());
+            let (turns, urgent, queue) =
+                (Arc::clone(&self.turns), is_urgent(&jobs), self.queues.jobs.clone());
             let _turn = turns.take(self.model, move || urgent || !queue.is_empty());
             let jobs = self.give_way(jobs);
             if !jobs.is_empty() && self.compute(device, jobs) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::labels::{LaneLabels, SkipLabels, Stage};
+use super::labels::{FailureLabels, LaneLabels, SkipLabels, Stage};
 use super::metrics::Metrics;
 use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
 
@@ -33,6 +33,12 @@ impl LaneObserver for Metrics {
             SkipReason::Deadline => "deadline",
         };
         self.skipped.get_or_create(&SkipLabels { reason }).inc();
+    }
+
+    fn device_failed(&self, lane: usize, kind: &'static str, retried: usize) {
+        let LaneLabels { lane } = lane_labels(lane);
+        self.device_failures.get_or_create(&FailureLabels { lane, kind }).inc();
+        self.device_retries.inc_by(retried as u64);
     }
 
     fn restarted(&self, lane: usize) {

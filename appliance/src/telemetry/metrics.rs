@@ -16,8 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::cloud::{CloudMetrics, CloudReadings};
 use super::gpu::GpuMetrics;
 use super::labels::{
-    BatchOutcome, CacheOutcome, LaneLabels, ModelLabels, OutcomeLabels, RequestLabels, SkipLabels,
-    SpeciesLabels, Stage, StageLabels,
+    BatchOutcome, CacheOutcome, FailureLabels, LaneLabels, ModelLabels, OutcomeLabels, RequestLabels,
+    SkipLabels, SpeciesLabels, Stage, StageLabels,
 };
 use super::models::ModelMetrics;
 use super::owned::{Seconds, raise, raise_time};
@@ -52,6 +52,8 @@ pub struct Metrics {
     batch_images: Family<OutcomeLabels, Counter>,
     pub(super) lane_busy: Family<LaneLabels, Seconds>,
     pub(super) lane_restarts: Family<LaneLabels, Counter>,
+    pub(super) device_failures: Family<FailureLabels, Counter>,
+    pub(super) device_retries: Counter,
     pub(super) skipped: Family<SkipLabels, Counter>,
     species: Family<SpeciesLabels, Counter>,
     models: ModelMetrics,
@@ -107,6 +109,8 @@ impl Metrics {
             batch_images: Family::default(),
             lane_busy: Family::default(),
             lane_restarts: Family::default(),
+            device_failures: Family::default(),
+            device_retries: Counter::default(),
             skipped: Family::default(),
             species: Family::default(),
             models: ModelMetrics::new(),
@@ -142,6 +146,12 @@ impl Metrics {
             "Time a lane spent computing",
             Unit::Seconds,
             self.lane_busy.clone(),
+        );
+        r.register("device_failures", "Times a lane's GPU failed, by kind", self.device_failures.clone());
+        r.register(
+            "device_retries",
+            "Images that were computed again after their GPU failed",
+            self.device_retries.clone(),
         );
         r.register("lane_restarts", "Times a lane's device was built anew", self.lane_restarts.clone());
         r.register("jobs_skipped", "Queued images answered without being computed", self.skipped.clone());

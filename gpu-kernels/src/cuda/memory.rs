@@ -1,5 +1,8 @@
 //! Memory of a GPU, and memory of the host that a GPU reads and writes by itself while the host goes on (pinned).
-#![allow(unsafe_code, reason = "memory is taken from and given back to the driver; each block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "memory is taken from and given back to the driver; each block says why it is sound"
+)]
 
 use std::ffi::c_void;
 use std::fmt;
@@ -70,10 +73,8 @@ impl Memory for PinnedMemory {
         device.bind()?;
         // SAFETY: `drop` gives the block back.
         let address = refused("cuMemHostAlloc", unsafe { result::malloc_host(bytes.max(1), 0) })?;
-        let address = NonNull::new(address.cast::<u8>()).ok_or(GpuError::Refused {
-            call: "cuMemHostAlloc",
-            code: 2,
-        })?;
+        let address = NonNull::new(address.cast::<u8>())
+            .ok_or(GpuError::Refused { call: "cuMemHostAlloc", code: 2 })?;
         // SAFETY: the block has so many bytes. Written once here, all of it is initialised ever after.
         unsafe { address.write_bytes(0, bytes) };
         Ok(Self { address, bytes, device: device.clone() })
@@ -121,9 +122,8 @@ impl PinnedMemory {
         let bytes = bytes.min(self.bytes).min(to.bytes);
         self.device.bind()?;
         // SAFETY: both blocks have so many bytes; the caller keeps them until the stream has run it.
-        let copied = unsafe {
-            result::memcpy_htod_async(to.address, &self.as_slice()[..bytes], stream.0.cu_stream())
-        };
+        let copied =
+            unsafe { result::memcpy_htod_async(to.address, &self.as_slice()[..bytes], stream.0.cu_stream()) };
         refused("cuMemcpyHtoDAsync", copied)
     }
 

@@ -161,7 +161,8 @@ impl BatchDevice for Simulated {
         assert_eq!(self.fault, None, "a device that has failed is asked for nothing more");
         Some(match self.events.try_recv().ok()? {
             Event::Decoded(ticket, 255) => {
-                let error = gpu_kernels::inspect(b"no image", &gpu_kernels::DecodeLimits::default()).unwrap_err();
+                let error =
+                    gpu_kernels::inspect(b"no image", &gpu_kernels::DecodeLimits::default()).unwrap_err();
                 DeviceEvent::Decoded(ticket, Err(ClassifyError::Decode(error)))
             }
             Event::Decoded(ticket, name) => {

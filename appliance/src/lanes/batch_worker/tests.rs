@@ -8,8 +8,8 @@ use tokio::sync::oneshot::Receiver as Answer;
 
 use super::super::tests::Counts;
 use super::super::{
-    Classified, ClassifyError, LaneDevice, LaneError, LaneReply, LaneSettings, Lanes, SkipReason, StageTimings,
-    StandIn,
+    Classified, ClassifyError, LaneDevice, LaneError, LaneReply, LaneSettings, Lanes, SkipReason,
+    StageTimings, StandIn,
 };
 use super::simulated::{Fault, Simulated, World, image};
 use super::*;

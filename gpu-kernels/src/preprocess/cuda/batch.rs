@@ -138,8 +138,7 @@ impl Batches {
         images.truncate(settings.max_batch);
         let room = slot.descriptors_host.as_mut_slice().chunks_exact_mut(size_of::<ImageDescriptor>());
         for ((place, image), to) in (0..).zip(&images).zip(room) {
-            let descriptor =
-                ImageDescriptor::new(image.layout, image.size, image.orientation, spec, place);
+            let descriptor = ImageDescriptor::new(image.layout, image.size, image.orientation, spec, place);
             to.copy_from_slice(bytemuck::bytes_of(&descriptor));
         }
         let bytes = images.len() * size_of::<ImageDescriptor>();
