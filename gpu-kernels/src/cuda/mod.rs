@@ -1,11 +1,11 @@
 //! What there is of NVIDIA on this machine: driver, GPUs, libraries. Everything is looked for at run time, and nothing that
 //! is missing, too old or damaged is more than an error.
 //!
-//! Of this crate only `library`, `driver` and `nvml` use `unsafe`: they load libraries and call them.
+//! Of this module only `library`, `driver` and `nvml` use `unsafe`: they load libraries and call them.
 
 mod driver;
 mod libraries;
-mod library;
+pub(crate) mod library;
 mod nvml;
 
 pub use driver::{Driver, Gpu, LEAST_CAPABILITY, LEAST_DRIVER, Version};
