@@ -11,7 +11,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`image`](mod@crate::image) | [`Image`], [`ImageFormat`], [`Orientation`]: what passes between the stages |
-//! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo or straight to a small scale, the rest through the `image` crate |
+//! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo, straight to a small scale or on the GPU by nvJPEG, the rest through the `image` crate |
 //! | [`preprocess`] | the one definition of what is computed ([`Placement`]), the CPU that computes it, the compiled kernel |
 //! | [`cuda`] | what there is of NVIDIA on this machine: driver, GPUs, libraries |
 //!
@@ -20,9 +20,8 @@
 //! # Where the GPU half goes
 //!
 //! `preprocess/cuda.rs` will launch [`preprocess::kernel`], once a batch. It computes the same [`Placement`] as the CPU, so
-//! the two differ in arithmetic only. `decode/nvjpeg.rs` takes what [`decode::jpeg_header`] accepted and has to
-//! refuse what [`Decoder`] refuses. [`cuda`] gets streams and pinned buffers;
-//! it and `decode/nvjpeg.rs` are the only places where `unsafe` is allowed.
+//! the two differ in arithmetic only. [`cuda`] gets streams and pinned buffers; it and [`decode::nvjpeg`] are the only places
+//! where `unsafe` is allowed.
 
 pub mod cuda;
 pub mod decode;

@@ -35,6 +35,8 @@ pub(super) struct BatchWorker {
     pub(super) alive: Arc<AtomicUsize>,
     /// Lanes on the CPU that stand in.
     pub(super) standing_in: Arc<AtomicUsize>,
+    /// Whether somebody's stand-ins were started; shared by the lanes.
+    pub(super) stood_in: Arc<AtomicBool>,
     /// Those that may stand in for this one.
     pub(super) stand_ins: Option<Vec<Worker>>,
 }
@@ -133,7 +135,8 @@ impl BatchWorker {
                 Ok(Err(error)) => {
                     tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
                     // With nobody to compute them the jobs would wait for ever.
-                    if !self.others_work() && self.queues.refuse_waiting().is_err() {
+                    let nobody = self.stand_ins.is_none() || standing.as_ref().is_some_and(StandingIn::has_ended);
+                    if nobody && !self.others_work() && self.queues.refuse_waiting().is_err() {
                         break None;
                     }
                 }
@@ -193,6 +196,8 @@ impl BatchWorker {
     /// Starts the lanes on the CPU, where they may stand in.
     fn stand_in(&self) -> Option<StandingIn> {
         let workers = self.stand_ins.as_ref()?;
+        // One lane's stand-ins take the work of all.
+        let mine = StandInToken::take(&self.stood_in)?;
         let (until, ended) = bounded(0);
         let (ready, began) = bounded(workers.len());
         let mut threads = Vec::with_capacity(workers.len());
@@ -208,7 +213,7 @@ impl BatchWorker {
         drop(ready);
         let count = began.iter().take(threads.len()).filter(Result::is_ok).count();
         tracing::warn!(lane = self.lane, count, "the CPU stands in for the GPU");
-        Some(StandingIn { until: Some(until), threads })
+        Some(StandingIn { until: Some(until), threads, _mine: mine })
     }
 }
 
@@ -216,6 +221,22 @@ impl BatchWorker {
 struct StandingIn {
     until: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
+    _mine: StandInToken,
+}
+
+/// That lanes on the CPU stand in for all of a model's lanes, until it is dropped.
+struct StandInToken(Arc<AtomicBool>);
+
+impl StandInToken {
+    fn take(taken: &Arc<AtomicBool>) -> Option<Self> {
+        (!taken.swap(true, Ordering::AcqRel)).then(|| Self(Arc::clone(taken)))
+    }
+}
+
+impl Drop for StandInToken {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl StandingIn {

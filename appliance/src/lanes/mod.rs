@@ -188,6 +188,7 @@ impl Lanes {
         let mut devices = devices.into_iter();
         let model = settings.turns.register();
         let stand_in = stand_in.map(Arc::new);
+        let stood_in = Arc::new(AtomicBool::new(false));
         let workers = (0..settings.count).map(|lane| {
             let stand_ins = stand_in.as_ref().map(|stand_in| {
                 let cpu = LaneSettings { turns: Turns::new(stand_in.count), ..settings.clone() };
@@ -203,6 +204,7 @@ impl Lanes {
                 observer: Arc::clone(&setup.observer),
                 alive: Arc::clone(&setup.alive),
                 standing_in: Arc::clone(&setup.standing_in),
+                stood_in: Arc::clone(&stood_in),
                 stand_ins,
             };
             let device = devices.next();

@@ -35,7 +35,7 @@ pub enum LibraryError {
 
 /// A loaded library. It stays loaded while this lives.
 #[derive(Debug)]
-pub(super) struct Library {
+pub(crate) struct Library {
     library: libloading::Library,
     path: PathBuf,
 }
@@ -43,7 +43,7 @@ pub(super) struct Library {
 impl Library {
     /// Loads `name` from the first of the folders that has it, else from where the system's loader finds it. A file that
     /// is there but does not load is an error: another one would hide what is wrong.
-    pub(super) fn open(name: &str, folders: &[PathBuf]) -> Result<Self, LibraryError> {
+    pub(crate) fn open(name: &str, folders: &[PathBuf]) -> Result<Self, LibraryError> {
         let path = find_library(name, folders).unwrap_or_else(|| PathBuf::from(name));
         // SAFETY: the initialisers of the libraries that are opened here, NVIDIA's, may run on any thread and at any
         // time. What a file of that name holds otherwise is up to whoever may write to the loader's folders.
@@ -64,7 +64,7 @@ impl Library {
     ///
     /// # Safety
     /// `F` must be the function's type, and it must not be called when this library is gone.
-    pub(super) unsafe fn function<F: Copy>(&self, function: &'static str) -> Result<F, LibraryError> {
+    pub(crate) unsafe fn function<F: Copy>(&self, function: &'static str) -> Result<F, LibraryError> {
         // SAFETY: the caller vouches for the type.
         let symbol = unsafe { self.library.get::<F>(function.as_bytes()) };
         symbol
@@ -72,7 +72,7 @@ impl Library {
             .map_err(|_| LibraryError::NoFunction { path: self.path.clone(), function })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

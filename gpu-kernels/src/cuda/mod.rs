@@ -1,13 +1,13 @@
 //! What there is of NVIDIA on this machine: driver, GPUs, libraries. Everything is looked for at run time, and nothing that
 //! is missing, too old or damaged is more than an error. A [`Device`] is a GPU in use: streams, events and memory come from it.
 //!
-//! `unsafe` is in `library`, `driver` and `nvml`, which load libraries and call them, and in `device` and `memory`, which use
+//! Of this module `unsafe` is in `library`, `driver` and `nvml`, which load libraries and call them, and in `device` and `memory`, which use
 //! the driver through `cudarc`.
 
 mod device;
 mod driver;
 mod libraries;
-mod library;
+pub(crate) mod library;
 mod memory;
 mod nvml;
 mod pool;

@@ -56,11 +56,6 @@ impl Event {
         Self(Arc::new(event))
     }
 
-    /// Whether both are the same event.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// Sleeps until it is passed. An event that was never recorded is.
     ///
     /// # Errors

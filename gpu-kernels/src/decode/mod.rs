@@ -8,11 +8,12 @@
 //! - Of an animation the first frame counts.
 //! - An EXIF orientation is reported, not applied; a broken one is ignored.
 //!
-//! A decoder on the GPU goes beside `jpeg/` as `nvjpeg.rs`: [`jpeg_header`] tells it what it may accept.
+//! JPEGs may be decoded on the GPU instead: [`nvjpeg`] says which, and does it.
 
 mod buffer;
 mod error;
 mod jpeg;
+pub mod nvjpeg;
 mod other;
 mod riff;
 mod samples;

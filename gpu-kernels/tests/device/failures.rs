@@ -25,7 +25,7 @@ fn too_little_memory_is_an_error_and_leaves_nothing_behind() {
         slots: 2,
         image_bytes: 1 << 20,
     };
-    let error = Batches::new(&device, settings).unwrap_err();
+    let error = Batches::new(&device, device.stream().unwrap(), settings).unwrap_err();
     assert!(error.is_out_of_memory() && !error.is_lost(), "{error}");
     assert!(error.to_string().contains("out of memory"), "{error}");
     assert_eq!(driver.blocks(7), 0);

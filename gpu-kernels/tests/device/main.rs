@@ -66,7 +66,7 @@ impl Gpu {
             slots,
             image_bytes: 32 << 20,
         };
-        let batches = Batches::new(&device, settings).unwrap();
+        let batches = Batches::new(&device, device.stream().unwrap(), settings).unwrap();
         let stager = Stager::new(PinnedPool::new(&device, 64 << 20));
         Self { driver, device, stager, batches }
     }

@@ -5,8 +5,11 @@ mod header;
 mod markers;
 mod mend;
 mod shrink;
+mod strict;
 
 pub use header::{JpegHeader, jpeg_header};
+pub(super) use shrink::EntropyWalk;
+pub(super) use strict::{Colour, Oddity, read_strictly};
 
 use turbojpeg::{Decompressor, PixelFormat, ScalingFactor};
 

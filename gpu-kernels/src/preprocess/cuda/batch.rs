@@ -63,17 +63,17 @@ struct Slot {
 }
 
 impl Batches {
-    /// Loads the kernel and takes memory for every slot.
+    /// Loads the kernel and takes memory for every slot. The engine's work goes on `compute`.
     ///
     /// # Errors
     /// [`GpuError`].
-    pub fn new(device: &Device, settings: BatchSettings) -> Result<Self, GpuError> {
+    pub fn new(device: &Device, compute: Stream, settings: BatchSettings) -> Result<Self, GpuError> {
         let slots: Result<_, _> = (0..settings.slots).map(|_| Slot::new(device, &settings)).collect();
         Ok(Self {
             slots: slots?,
             kernel: Kernel::load(device)?,
             copy: device.stream()?,
-            compute: device.stream()?,
+            compute,
             pool: DevicePool::new(device, settings.image_bytes),
             device: device.clone(),
             settings,
@@ -146,13 +146,6 @@ impl Batches {
         unsafe { slot.descriptors_host.upload(&slot.descriptors, bytes, copy)? };
         copy.record(&slot.uploaded)?;
         compute.wait(&slot.uploaded)?;
-        let mut waited: Option<&Event> = None;
-        for ready in images.iter().filter_map(|image| image.ready.as_ref()) {
-            if waited.is_none_or(|last| !last.is(ready)) {
-                compute.wait(ready)?;
-            }
-            waited = Some(ready);
-        }
         compute.record(&slot.began)?;
         let count = u32::try_from(images.len()).unwrap_or(0);
         slot.images = images;

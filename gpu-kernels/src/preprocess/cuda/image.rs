@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cuda::{Block, DeviceMemory, Event, GpuError, PinnedMemory, PinnedPool, Stream};
+use crate::cuda::{Block, DeviceMemory, GpuError, PinnedMemory, PinnedPool, Stream};
 use crate::image::{Image, Orientation};
 use crate::preprocess::{PixelLayout, ROW_GROUP};
 
@@ -29,8 +29,6 @@ pub struct DeviceImage {
     pub(super) layout: PixelLayout,
     pub(super) size: (u32, u32),
     pub(super) orientation: Orientation,
-    /// What the kernel waits for; none where it waits for all uploads.
-    pub(super) ready: Option<Event>,
     /// What is uploaded, until it is.
     pub(super) staged: Option<StagedImage>,
     /// Where the work on it was put; none once that is known to have run.
@@ -79,23 +77,14 @@ impl StagedImage {
 }
 
 impl DeviceImage {
-    /// An image that a decoder on the GPU writes to `block` on `stream`; `ready` was recorded behind it.
+    /// An image that a decoder on the GPU has written to `block`.
     pub fn decoded(
         block: Block<DeviceMemory>,
         layout: PixelLayout,
         size: (u32, u32),
         orientation: Orientation,
-        (stream, ready): (Stream, Event),
     ) -> Self {
-        Self {
-            block: Some(block),
-            layout,
-            size,
-            orientation,
-            ready: Some(ready),
-            staged: None,
-            stream: Some(stream),
-        }
+        Self { block: Some(block), layout, size, orientation, staged: None, stream: None }
     }
 
     /// An image that is uploaded to `block` on `stream`.
@@ -110,7 +99,6 @@ impl DeviceImage {
             layout,
             size: staged.size,
             orientation: staged.orientation,
-            ready: None,
             staged: Some(staged),
             stream: Some(stream),
         }

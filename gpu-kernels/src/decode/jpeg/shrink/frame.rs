@@ -38,14 +38,14 @@ impl<'a> Frame<'a> {
         let mut markers = Markers::new(bytes);
         let mut quants = [None; 4];
         let (mut dc, mut ac) = ([None, None, None, None], [None, None, None, None]);
-        let (mut restart_interval, mut start, mut colours) = (0, None, None);
+        let (mut interval, mut start, mut colours) = (0, None, None);
         loop {
             let Segment { code, body } = markers.next_segment()?;
             match code {
                 code::SOF0 | code::SOF1 => start = Some(body),
                 code::DHT => read_codes(body, &mut dc, &mut ac)?,
                 code::DQT => read_quants(body, &mut quants)?,
-                code::DRI => restart_interval = usize::from(u16::from_be_bytes(*body.first_chunk()?)),
+                code::DRI => interval = restart_interval(body)?,
                 // Adobe's marker says whether the components are YCbCr (1).
                 code::APP14 if body.starts_with(b"Adobe") => colours = Some(*body.get(11)? == 1),
                 code::APP0 if body.starts_with(b"JFIF\0") && colours.is_none() => colours = Some(true),
@@ -54,7 +54,7 @@ impl<'a> Frame<'a> {
                     let frame = Self::assemble(start, body, &quants, (dc, ac), scan)?;
                     // Without either marker libjpeg goes by the components' numbers; 1, 2, 3 are YCbCr.
                     let ycc = colours.unwrap_or_else(|| [start[6], start[9], start[12]] == [1, 2, 3]);
-                    return ycc.then_some(Self { restart_interval, ..frame });
+                    return ycc.then_some(Self { restart_interval: interval, ..frame });
                 }
                 code::SOF2..=code::SOF15 | code::EOI | code::SOI => return None,
                 _ => {}
@@ -115,7 +115,15 @@ fn read_quants(mut body: &[u8], quants: &mut [Option<[i32; 64]>; 4]) -> Option<(
     Some(())
 }
 
-fn read_codes(mut body: &[u8], dc: &mut [Option<Code>; 4], ac: &mut [Option<Code>; 4]) -> Option<()> {
+pub(super) fn restart_interval(body: &[u8]) -> Option<usize> {
+    Some(usize::from(u16::from_be_bytes(*body.first_chunk()?)))
+}
+
+pub(super) fn read_codes(
+    mut body: &[u8],
+    dc: &mut [Option<Code>; 4],
+    ac: &mut [Option<Code>; 4],
+) -> Option<()> {
     while let Some((&head, rest)) = body.split_first() {
         let counts = *rest.first_chunk::<16>()?;
         let total: usize = counts.iter().map(|&count| usize::from(count)).sum();

@@ -16,6 +16,9 @@ mod idct;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod walk;
+
+pub(in crate::decode) use walk::EntropyWalk;
 
 use bits::{Bits, EntropyData};
 use frame::{Component, Frame};

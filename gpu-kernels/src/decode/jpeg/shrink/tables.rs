@@ -178,13 +178,30 @@ pub(super) struct Tables<'a> {
 impl TableCache {
     pub(super) fn build(&mut self, frame: &Frame<'_>) -> Option<Tables<'_>> {
         for component in &frame.components {
-            renew(&mut self.dc[component.dc], frame.dc[component.dc].as_ref()?)?;
-            renew(&mut self.ac[component.ac], frame.ac[component.ac].as_ref()?)?;
+            self.renew(&frame.dc, &frame.ac, component.dc, component.ac)?;
         }
         let [a, b, c] = &frame.components;
         let dc = |component: &Component| self.dc[component.dc].as_ref();
         let ac = |component: &Component| self.ac[component.ac].as_ref();
         Some(Tables { dc: [dc(a)?, dc(b)?, dc(c)?], ac: [ac(a)?, ac(b)?, ac(c)?] })
+    }
+
+    /// Makes the tables of one component, by their numbers, as these codes give them.
+    pub(super) fn renew(
+        &mut self,
+        dc_codes: &[Option<Code>; 4],
+        ac_codes: &[Option<Code>; 4],
+        dc: usize,
+        ac: usize,
+    ) -> Option<()> {
+        renew(self.dc.get_mut(dc)?, dc_codes.get(dc)?.as_ref()?)?;
+        renew(self.ac.get_mut(ac)?, ac_codes.get(ac)?.as_ref()?)
+    }
+
+    /// A DC and an AC table that were made.
+    #[inline(always)]
+    pub(super) fn pair(&self, dc: usize, ac: usize) -> Option<(&Huffman, &Huffman)> {
+        Some((self.dc.get(dc)?.as_ref()?, self.ac.get(ac)?.as_ref()?))
     }
 }
 

@@ -1,0 +1,115 @@
+//! JPEGs decoded on a GPU, a batch at a time, into memory from which the preprocess kernel reads.
+#![allow(unsafe_code, reason = "nvJPEG writes to memory of the GPU; the block says why it is sound")]
+
+use std::path::PathBuf;
+
+use super::{Eligible, NvJpeg, NvJpegBackend, NvJpegError};
+use crate::cuda::{Block, Device, DeviceMemory, DevicePool, GpuError, Stream};
+use crate::preprocess::cuda::DeviceImage;
+
+/// Why the GPU can't decode.
+#[derive(Debug, thiserror::Error)]
+pub enum GpuDecodeError {
+    /// nvJPEG.
+    #[error(transparent)]
+    NvJpeg(#[from] NvJpegError),
+    /// The driver.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// nvJPEG with a stream of its own. One thread owns it, and waits while the GPU decodes.
+#[derive(Debug)]
+pub struct GpuJpegDecoder {
+    nvjpeg: NvJpeg,
+    stream: Stream,
+    device: Device,
+    pool: DevicePool,
+}
+
+impl GpuJpegDecoder {
+    /// Opens nvJPEG on a GPU, for batches of up to `max_batch`; images go to blocks of `pool`.
+    ///
+    /// # Errors
+    /// [`GpuDecodeError`].
+    pub fn open(
+        device: &Device,
+        folders: &[PathBuf],
+        backend: NvJpegBackend,
+        max_batch: usize,
+        pool: DevicePool,
+    ) -> Result<Self, GpuDecodeError> {
+        device.bind()?;
+        let nvjpeg = NvJpeg::open(folders, backend, max_batch)?;
+        Ok(Self { nvjpeg, stream: device.stream()?, device: device.clone(), pool })
+    }
+
+    /// The JPEG engines of this GPU and the cores of each; `None` where it has none.
+    pub fn engines(&self) -> Option<(u32, u32)> {
+        self.nvjpeg.engines()
+    }
+
+    /// Decodes images, each with what [`eligible`](super::eligible()) said of it; returns when the GPU has. `None` for those
+    /// that the CPU has to decode: nvJPEG does not take them, they are damaged, or there is no memory for them now.
+    ///
+    /// # Errors
+    /// [`GpuDecodeError`] when the GPU or nvJPEG is of no use any more.
+    pub fn decode(
+        &mut self,
+        jpegs: &[(&[u8], Eligible)],
+    ) -> Result<Vec<Option<DeviceImage>>, GpuDecodeError> {
+        self.device.bind()?;
+        let mut blocks: Vec<Option<Block<DeviceMemory>>> = Vec::with_capacity(jpegs.len());
+        for (bytes, eligible) in jpegs {
+            let taken = self.nvjpeg.takes(&bytes[..eligible.length.min(bytes.len())], &eligible.planes);
+            let room = usize::try_from(eligible.planes.bytes()).unwrap_or(usize::MAX);
+            blocks.push(if taken { self.pool.take(room)? } else { None });
+        }
+        let all: Vec<usize> = (0..jpegs.len()).filter(|&at| blocks[at].is_some()).collect();
+        if let Err(error) = self.decode_some(jpegs, &blocks, &all) {
+            if !is_of_an_image(&error) {
+                return Err(error);
+            }
+            // One of them is damaged; the others are not to suffer for it.
+            for &at in &all {
+                match self.decode_some(jpegs, &blocks, &[at]) {
+                    Ok(()) => {}
+                    Err(error) if is_of_an_image(&error) => blocks[at] = None,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let images = jpegs.iter().zip(blocks).map(|((_, Eligible { header, planes, .. }), block)| {
+            let block = block?;
+            let layout = planes.layout(block.address());
+            Some(DeviceImage::decoded(block, layout, (header.width, header.height), header.orientation))
+        });
+        Ok(images.collect())
+    }
+
+    fn decode_some(
+        &mut self,
+        jpegs: &[(&[u8], Eligible)],
+        blocks: &[Option<Block<DeviceMemory>>],
+        which: &[usize],
+    ) -> Result<(), GpuDecodeError> {
+        let mut bytes = Vec::with_capacity(which.len());
+        let mut destinations = Vec::with_capacity(which.len());
+        for &at in which {
+            let (jpeg, eligible) = &jpegs[at];
+            if let Some(block) = &blocks[at] {
+                bytes.push(&jpeg[..eligible.length.min(jpeg.len())]);
+                destinations.push(eligible.planes.destination(block.address()));
+            }
+        }
+        // SAFETY: the context is current, and the stream has finished the last batch; each block has room for the planes of its
+        // JPEG and nobody else has it; bytes and blocks stay until the stream has finished, which is waited for here.
+        let decoded = unsafe { self.nvjpeg.decode(&bytes, &destinations, self.stream.raw()) };
+        self.stream.synchronize()?;
+        Ok(decoded?)
+    }
+}
+
+fn is_of_an_image(error: &GpuDecodeError) -> bool {
+    matches!(error, GpuDecodeError::NvJpeg(error) if error.is_of_the_image())
+}
