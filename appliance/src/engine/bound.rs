@@ -1,17 +1,16 @@
 //! A session whose input and output are bound to memory of a GPU: its work goes on a stream that others share.
 #![allow(unsafe_code, reason = "tensors are made of addresses on a GPU; each block says why it is sound")]
 
-use std::ffi::c_void;
-
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{IoBinding, NoSelectedOutputs, RunOptions, Session};
-use ort::value::{Shape as Dims, TensorElementType, TensorRefMut};
+use ort::session::{NoSelectedOutputs, RunOptions, Session};
+use ort::value::TensorElementType;
 
+use super::binding::{FixedBinding, Place};
 use super::provider::{Provider, ProviderSettings};
 use super::session::{check, takes_several};
 use super::{EngineError, Runtime};
-use crate::models::{InputType, ModelFile};
+use crate::models::{InputType, ModelFile, Shape};
 
 /// Runs before a shape counts as warm. With CUDA graphs ONNX Runtime records the second and replays the third.
 const WARM_RUNS: usize = 3;
@@ -38,7 +37,7 @@ struct Binding {
     slot: usize,
     images: usize,
     options: RunOptions<NoSelectedOutputs>,
-    io: IoBinding,
+    io: FixedBinding,
 }
 
 impl std::fmt::Debug for BoundSession {
@@ -107,20 +106,21 @@ impl BoundSession {
             .map_err(EngineError::Run)?;
         for (slot, at) in slots.iter().enumerate() {
             for &images in sizes {
-                let count = i64::try_from(images).unwrap_or(1);
-                let dims = |shape: &[u32]| -> Dims {
-                    let rest = shape.iter().skip(1).map(|&d| i64::from(d.max(1)));
-                    Dims::new(std::iter::once(count).chain(rest))
+                let place = |shape: &Shape, address, element| {
+                    let count = i64::try_from(images).unwrap_or(1);
+                    let rest = shape.dims.iter().skip(1).map(|&d| i64::from(d.max(1)));
+                    let dims = std::iter::once(count).chain(rest).collect();
+                    Place { name: shape.name.clone(), address, dims, element }
                 };
-                let mut io = self.session.create_binding().map_err(EngineError::Run)?;
-                let (input, output) = (dims(&model.input.dims), dims(&model.output.dims));
-                let half = model.input_type == InputType::F16;
+                let input_type = match model.input_type {
+                    InputType::F16 => TensorElementType::Float16,
+                    InputType::F32 => TensorElementType::Float32,
+                };
+                let input = place(&model.input, at.tensor, input_type);
+                let output = place(&model.output, at.scores, self.output);
                 // SAFETY: the caller vouches for memory and lifetime; the shapes are those of `images` of the largest batch.
-                unsafe {
-                    bind(&mut io, Side::Input, &model.input.name, &memory, at.tensor, input, half)?;
-                    let half = self.output == TensorElementType::Float16;
-                    bind(&mut io, Side::Output, &model.output.name, &memory, at.scores, output, half)?;
-                }
+                let io = unsafe { FixedBinding::new(&self.session, &memory, &input, &output) };
+                let io = io.map_err(EngineError::Run)?;
                 let options = self.options(settings, self.bindings.len() + 1)?;
                 self.bindings.push(Binding { slot, images, options, io });
             }
@@ -162,8 +162,7 @@ impl BoundSession {
 
     fn run_binding(&mut self, binding: usize) -> Result<(), EngineError> {
         let Binding { io, options, .. } = &self.bindings[binding];
-        self.session.run_binding_with_options(io, options).map_err(EngineError::Run)?;
-        Ok(())
+        io.run(&mut self.session, options).map_err(EngineError::Run)
     }
 
     /// The scores of one image from their bytes in memory.
@@ -179,38 +178,4 @@ impl BoundSession {
         super::session::finite(&scores)?;
         Ok(scores)
     }
-}
-
-enum Side {
-    Input,
-    Output,
-}
-
-/// # Safety
-/// As [`BoundSession::bind`], for a tensor of these dimensions.
-unsafe fn bind(
-    io: &mut IoBinding,
-    side: Side,
-    name: &str,
-    memory: &MemoryInfo<'_>,
-    address: u64,
-    dims: Dims,
-    half: bool,
-) -> Result<(), EngineError> {
-    let at = address as usize as *mut c_void;
-    // SAFETY: the caller vouches for it.
-    let bound = unsafe {
-        if half {
-            TensorRefMut::<half::f16>::from_raw(memory.to_owned(), at, dims).and_then(|tensor| match side {
-                Side::Input => io.bind_input(name, &tensor),
-                Side::Output => io.bind_output(name, tensor),
-            })
-        } else {
-            TensorRefMut::<f32>::from_raw(memory.to_owned(), at, dims).and_then(|tensor| match side {
-                Side::Input => io.bind_input(name, &tensor),
-                Side::Output => io.bind_output(name, tensor),
-            })
-        }
-    };
-    bound.map_err(EngineError::Run)
 }

@@ -1,6 +1,8 @@
 //! ONNX Runtime: finding the library, loading it once, and turning a verified variant into a runnable session.
 
+mod binding;
 mod bound;
+mod cache;
 mod device;
 mod locate;
 mod provider;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 pub use bound::{BoundSession, SlotMemory};
+pub use cache::EngineCache;
 pub use device::{DeviceChoice, DeviceKind, choose as choose_device};
 pub use locate::{LIBRARY_NAME, candidates as library_candidates};
 pub use provider::{Profile, Provider, ProviderSettings, StreamHandle};
@@ -90,6 +93,17 @@ pub enum EngineError {
     /// A lane's thread can't be started.
     #[error("a lane's thread can't be started: {0}")]
     Thread(#[source] std::io::Error),
+    /// The folder for TensorRT's engines can't be made.
+    #[error("TensorRT's engines can't be kept in {}: {source}. Remedy: see that data_dir can be written", path.display())]
+    EngineCache {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The decoder can't be set up.
+    #[error("images can't be decoded here: {0}")]
+    Decoder(String),
     /// A run failed.
     #[error("inference failed: {0}")]
     Run(#[source] ort::Error),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use gpu_kernels::ImageFormat;
 use gpu_kernels::cuda::GpuError;
+use gpu_kernels::decode::nvjpeg::NvJpegError;
 
 use super::ClassifyError;
 use super::batching::Batching;
@@ -87,6 +88,9 @@ pub enum DeviceError {
     /// The driver refused, or the GPU is lost.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// nvJPEG failed, and not on an image.
+    #[error(transparent)]
+    NvJpeg(#[from] NvJpegError),
     /// The engine failed on the device.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -105,6 +109,7 @@ impl DeviceError {
             Self::Gpu(error) if error.is_out_of_memory() => "out_of_memory",
             Self::Gpu(error) if error.is_lost() => "lost",
             Self::Gpu(_) => "refused",
+            Self::NvJpeg(_) => "decoder",
             Self::Engine(_) => "engine",
             Self::Panicked | Self::Ended => "panicked",
         }

@@ -135,7 +135,8 @@ impl BatchWorker {
                 Ok(Err(error)) => {
                     tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
                     // With nobody to compute them the jobs would wait for ever.
-                    let nobody = self.stand_ins.is_none() || standing.as_ref().is_some_and(StandingIn::has_ended);
+                    let nobody =
+                        self.stand_ins.is_none() || standing.as_ref().is_some_and(StandingIn::has_ended);
                     if nobody && !self.others_work() && self.queues.refuse_waiting().is_err() {
                         break None;
                     }

@@ -17,6 +17,7 @@ mod batch_worker;
 pub mod batching;
 pub mod cpu;
 mod device;
+pub mod gpu;
 mod job;
 mod pipeline;
 mod queues;

@@ -9,7 +9,7 @@
 //! 3. While one batch is computed, the next is closed when its oldest image has waited for the longest delay.
 //! 4. While two are on their way, nothing is closed: it would only wait elsewhere, and could not grow any more.
 //!
-//! The CPU's lanes have no use for it (docs/performance.md). Lanes of GPUs will.
+//! The CPU's lanes have no use for it (docs/performance.md).
 
 #[cfg(test)]
 mod tests;
@@ -81,6 +81,11 @@ impl Batching {
         let mut sizes: Vec<usize> = powers.take_while(|&size| size < max_batch).collect();
         sizes.push(max_batch);
         Self::new(&sizes, max_delay)
+    }
+
+    /// The sizes of which the engine takes batches, the smallest first.
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes
     }
 
     /// Most images of a batch.

@@ -1,0 +1,234 @@
+//! The GPU as its lane sees it: decoded images go up, batches go through kernel and engine, scores come back.
+
+use std::collections::{HashMap, VecDeque};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use gpu_kernels::cuda::{Event, GpuError};
+use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
+
+use super::decode::{DecodeSettings, Decoders, Message, Teller};
+use crate::engine::{BoundSession, EngineError};
+use crate::lanes::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
+
+/// Batches that an image may be ahead of the GPU: two under way, one that is gathered.
+const BATCHES_IN_HAND: usize = 3;
+
+/// One GPU.
+pub(super) struct GpuDevice {
+    // In the order in which they are dropped: threads first, then what they use.
+    decoders: Decoders,
+    waiter: Waiter,
+    session: BoundSession,
+    batches: Batches,
+    batching: Batching,
+    /// Whether the engine computes on the host, which has to wait for the stream.
+    on_host: bool,
+    teller: Teller,
+    messages: Receiver<Message>,
+    wakes: Receiver<()>,
+    images: HashMap<Ticket, DeviceImage>,
+    /// Decoded, without room on the GPU.
+    parked: VecDeque<(Ticket, Decoded, StagedImage)>,
+    free_slots: Vec<usize>,
+    /// Slots with batches under way, and their images.
+    under_way: VecDeque<(usize, usize)>,
+}
+
+/// Sleeps until batches have been read back, and says so.
+struct Waiter {
+    events: Option<Sender<(usize, Event)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl GpuDevice {
+    pub(super) fn new(
+        session: BoundSession,
+        batches: Batches,
+        batching: Batching,
+        stager: &Stager,
+        settings: &DecodeSettings,
+        (slots, on_host): (usize, bool),
+    ) -> Result<Self, EngineError> {
+        let (wake, wakes) = bounded(1);
+        let (send, messages) = unbounded();
+        let teller = Teller { messages: send, wake };
+        let decoders = Decoders::start(batches.device(), settings, stager, batches.pool(), &teller)?;
+        let waiter = Waiter::start(teller.clone())?;
+        Ok(Self {
+            decoders,
+            waiter,
+            session,
+            batches,
+            batching,
+            on_host,
+            teller,
+            messages,
+            wakes,
+            images: HashMap::new(),
+            parked: VecDeque::new(),
+            free_slots: (0..slots).rev().collect(),
+            under_way: VecDeque::new(),
+        })
+    }
+
+    /// Puts an image on its way up. True when there is no room for it yet.
+    fn upload(&mut self, ticket: Ticket, decoded: Decoded, staged: StagedImage) -> Result<bool, DeviceError> {
+        match self.batches.upload(staged)? {
+            Ok(image) => {
+                self.images.insert(ticket, image);
+                Ok(false)
+            }
+            Err(staged) => {
+                self.parked.push_back((ticket, decoded, staged));
+                Ok(true)
+            }
+        }
+    }
+
+    /// The scores of the batch that has been read back.
+    fn collect(&mut self, slot: usize) -> Result<Vec<Result<Computed, EngineError>>, DeviceError> {
+        let images = match self.under_way.pop_front() {
+            Some((first, images)) if first == slot => images,
+            _ => return Err(DeviceError::Ended),
+        };
+        let (bytes, times) = self.batches.collect(slot)?;
+        self.free_slots.push(slot);
+        let share = u32::try_from(images).unwrap_or(1).max(1);
+        let (preprocess, infer) = (times.preprocess / share, times.infer / share);
+        let each = bytes.chunks_exact(self.session.score_bytes());
+        let scores = each.map(|bytes| self.session.scores(bytes));
+        Ok(scores.map(|scores| scores.map(|scores| Computed { scores, preprocess, infer })).collect())
+    }
+
+    fn handle(&mut self, message: Message) -> Result<Option<DeviceEvent>, DeviceError> {
+        Ok(Some(match message {
+            Message::Staged(ticket, decoded, staged) => {
+                if self.upload(ticket, decoded, staged)? {
+                    return Ok(None);
+                }
+                DeviceEvent::Decoded(ticket, Ok(decoded))
+            }
+            Message::OnDevice(ticket, decoded, image) => {
+                self.images.insert(ticket, image);
+                DeviceEvent::Decoded(ticket, Ok(decoded))
+            }
+            Message::Refused(ticket, error) => DeviceEvent::Decoded(ticket, Err(error)),
+            Message::Finished(slot) => DeviceEvent::Computed(self.collect(slot)?),
+            Message::Failed(error) => return Err(error),
+        }))
+    }
+
+    fn next_event(&mut self) -> Result<Option<DeviceEvent>, DeviceError> {
+        if let Some((ticket, decoded, staged)) = self.parked.pop_front() {
+            // In the order in which they were decoded.
+            match self.batches.upload(staged)? {
+                Ok(image) => {
+                    self.images.insert(ticket, image);
+                    return Ok(Some(DeviceEvent::Decoded(ticket, Ok(decoded))));
+                }
+                Err(staged) => self.parked.push_front((ticket, decoded, staged)),
+            }
+        }
+        while let Ok(message) = self.messages.try_recv() {
+            if let Some(event) = self.handle(message)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    fn compute(&mut self, tickets: &[Ticket]) -> Result<(), DeviceError> {
+        let slot = self.free_slots.pop().ok_or(DeviceError::Ended)?;
+        let images: Vec<_> = tickets.iter().filter_map(|ticket| self.images.remove(ticket)).collect();
+        let count = images.len();
+        self.under_way.push_back((slot, count));
+        self.batches.preprocess(slot, images)?;
+        if self.on_host {
+            self.batches.stream().synchronize()?;
+        }
+        self.session.run(slot, self.batching.engine_size(count))?;
+        self.batches.read_back(slot, count)?;
+        self.waiter.wait_for(slot, self.batches.finished(slot))
+    }
+
+    /// What is behind an error; a GPU that is lost is marked so, for all who use it.
+    fn diagnose(&self, error: DeviceError) -> DeviceError {
+        let error = match error {
+            // ONNX Runtime says in words what the driver says in codes.
+            DeviceError::Engine(engine) => match self.batches.device().synchronize() {
+                Err(gpu) => gpu.into(),
+                Ok(()) => DeviceError::Engine(engine),
+            },
+            other => other,
+        };
+        if let DeviceError::Gpu(gpu) = &error
+            && GpuError::is_lost(gpu)
+        {
+            self.batches.device().lost();
+        }
+        error
+    }
+}
+
+impl BatchDevice for GpuDevice {
+    fn batching(&self) -> &Batching {
+        &self.batching
+    }
+
+    fn window(&self) -> usize {
+        BATCHES_IN_HAND * self.batching.max_batch() + self.decoders.at_once()
+    }
+
+    fn wakes(&self) -> &Receiver<()> {
+        &self.wakes
+    }
+
+    fn decode(&mut self, ticket: Ticket, image: Bytes) {
+        self.decoders.decode(ticket, image, &self.teller);
+    }
+
+    fn poll(&mut self) -> Option<DeviceEvent> {
+        self.next_event().unwrap_or_else(|error| Some(DeviceEvent::Failed(self.diagnose(error))))
+    }
+
+    fn discard(&mut self, ticket: Ticket) {
+        self.images.remove(&ticket);
+    }
+
+    fn begin(&mut self, images: &[Ticket]) -> Result<(), DeviceError> {
+        self.compute(images).map_err(|error| self.diagnose(error))
+    }
+}
+
+impl Waiter {
+    fn start(teller: Teller) -> Result<Self, EngineError> {
+        let (events, waiting) = unbounded::<(usize, Event)>();
+        let wait = move || {
+            for (slot, event) in waiting {
+                match event.synchronize() {
+                    Ok(()) => teller.tell(Message::Finished(slot)),
+                    Err(error) => teller.tell(Message::Failed(error.into())),
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("weir-gpu-wait".into());
+        let thread = thread.spawn(wait).map_err(EngineError::Thread)?;
+        Ok(Self { events: Some(events), thread: Some(thread) })
+    }
+
+    fn wait_for(&self, slot: usize, event: Event) -> Result<(), DeviceError> {
+        let sent = self.events.as_ref().is_some_and(|events| events.send((slot, event)).is_ok());
+        if sent { Ok(()) } else { Err(DeviceError::Ended) }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.events.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Both decoders together are nearly as fast as the sum of them, whatever their speeds, and a lone image takes the quicker one.
+
+use super::*;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// A decoder of `units` that each take `ns` a pixel; a GPU's unit takes up to `batch` images at once.
+#[derive(Clone, Copy)]
+struct Real {
+    units: usize,
+    ns: f64,
+    batch: usize,
+}
+
+/// Decodes images of these sizes with a window of so many in hand, and gives the time in nanoseconds and the images of each.
+fn simulate(cpu: Real, gpu: Real, guesses: (f64, f64), window: usize, sizes: &[u64]) -> (f64, [usize; 2]) {
+    let real = [cpu, gpu];
+    let mut lines = [Line::new(cpu.units, guesses.0), Line::new(gpu.units, guesses.1)];
+    let mut waiting: [Vec<u64>; 2] = [Vec::new(), Vec::new()];
+    let mut free = [cpu.units, gpu.units];
+    // When a unit of a line is done, with which images, and since when it was at them.
+    let mut running: BinaryHeap<Reverse<(u64, usize, Vec<u64>, u64)>> = BinaryHeap::new();
+    let (mut now, mut next, mut in_hand, mut counts) = (0u64, 0, 0, [0; 2]);
+    while next < sizes.len() || in_hand > 0 {
+        while in_hand < window && next < sizes.len() {
+            let line = match choose(&lines[0], &lines[1], sizes[next]) {
+                Route::Cpu => 0,
+                Route::Gpu => 1,
+            };
+            lines[line].put(sizes[next]);
+            waiting[line].push(sizes[next]);
+            counts[line] += 1;
+            next += 1;
+            in_hand += 1;
+        }
+        for line in 0..2 {
+            while free[line] > 0 && !waiting[line].is_empty() {
+                let count = waiting[line].len().min(real[line].batch);
+                let batch: Vec<u64> = waiting[line].drain(..count).collect();
+                let took = batch.iter().sum::<u64>() as f64 * real[line].ns;
+                running.push(Reverse((now + took as u64, line, batch, now)));
+                free[line] -= 1;
+            }
+        }
+        let Some(Reverse((at, line, batch, since))) = running.pop() else { break };
+        now = at;
+        free[line] += 1;
+        in_hand -= batch.len();
+        lines[line].done(batch.iter().sum(), Some(Duration::from_nanos(at - since)));
+    }
+    (now as f64, counts)
+}
+
+#[test]
+fn together_they_are_nearly_as_fast_as_their_sum() {
+    let sizes: Vec<u64> = (0..4000).map(|n| [307_200, 2_073_600, 8_294_400][n % 3]).collect();
+    let pixels = sizes.iter().sum::<u64>() as f64;
+    for (cpu_ns, cores) in [(2.0, 2), (2.0, 16), (10.0, 8)] {
+        for (gpu_ns, units) in [(0.05, 2), (0.3, 2), (1.0, 1), (5.0, 2)] {
+            for guesses in [(2.0, 0.5), (0.1, 50.0), (50.0, 0.1)] {
+                let cpu = Real { units: cores, ns: cpu_ns, batch: 1 };
+                let gpu = Real { units, ns: gpu_ns, batch: 16 };
+                let (took, counts) = simulate(cpu, gpu, guesses, 192, &sizes);
+                let rate = cores as f64 / cpu_ns + units as f64 / gpu_ns;
+                let share = pixels / rate / took;
+                let what = format!("{cores} cores of {cpu_ns}, {units} units of {gpu_ns}, {guesses:?}");
+                assert!(share > 0.9, "{what}: {share:.3} of the sum, {counts:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lone_image_takes_the_quicker_one_once_that_is_known() {
+    for (cpu_ns, gpu_ns, expected) in [(2.0, 0.5, 1), (0.5, 2.0, 0)] {
+        let cpu = Real { units: 4, ns: cpu_ns, batch: 1 };
+        let gpu = Real { units: 2, ns: gpu_ns, batch: 16 };
+        let sizes = vec![2_073_600; 300];
+        let (_, counts) = simulate(cpu, gpu, (1.0, 1.0), 1, &sizes);
+        assert!(counts[expected] > 290, "{counts:?}");
+    }
+}
+
+#[test]
+fn what_is_given_up_teaches_nothing() {
+    let mut line = Line::new(2, 3.0);
+    line.put(100);
+    line.done(100, None);
+    line.done(0, Some(Duration::from_secs(1)));
+    assert_eq!((line.backlog, line.cost), (0, 3.0));
+}

@@ -1,0 +1,107 @@
+//! What a GPU's lane answers is what the CPU's lane answers.
+
+use std::io::Cursor;
+
+use image::{ImageFormat, RgbImage};
+
+use super::*;
+
+/// The largest difference of a score between the two.
+fn compare(model: &Model, lanes: &Lanes, pictures: &[Bytes], allowed: f32) {
+    let mut cpu = model.cpu();
+    let answers = submit(lanes, pictures);
+    for (n, (answer, picture)) in answers.into_iter().zip(pictures).enumerate() {
+        let (found, _) = answer.blocking_recv().unwrap().unwrap();
+        let wanted = cpu.classify(picture).unwrap();
+        assert_eq!((found.format, found.width, found.height), (wanted.format, wanted.width, wanted.height));
+        let differ = found.scores.iter().zip(&wanted.scores).map(|(f, w)| (f - w).abs()).fold(0.0, f32::max);
+        assert!(differ <= allowed, "picture {n}: a score differs by {differ}");
+        if wanted.scores[best(&wanted.scores)] > 0.5 + allowed {
+            assert_eq!(best(&found.scores), best(&wanted.scores), "picture {n}");
+        }
+        assert!(found.timings.decode > Duration::ZERO && found.timings.infer > Duration::ZERO);
+    }
+}
+
+#[test]
+fn decoded_on_the_cpu_the_scores_are_those_of_the_cpu() {
+    let driver = simulated_driver();
+    let model = Model::open(DeviceTag::Cpu, Precision::Int8);
+    let (lanes, seen) = start(&model, settings(driver, None, &[0]), None);
+    compare(&model, &lanes, &pictures(&model), 0.06);
+    lanes.stop();
+    drop(lanes);
+    let runs = seen.runs.lock().clone();
+    assert!(runs.iter().all(|&images| images <= 4), "{runs:?}");
+    assert_eq!((driver.blocks(0), driver.users(0), driver.violations()), (0, 0, 0));
+}
+
+#[test]
+fn with_nvjpeg_both_decode_and_the_scores_are_nearly_those_of_the_cpu() {
+    let driver = simulated_driver();
+    let nvjpeg = nvjpeg::Simulated::new();
+    let model = Model::open(DeviceTag::Cpu, Precision::Int8);
+    let (lanes, _) = start(&model, settings(driver, Some(&nvjpeg), &[1]), None);
+    let pictures = pictures(&model);
+    // nvJPEG decodes at full size, the CPU at a smaller one; and it makes planes, whose colours are not smoothed.
+    compare(&model, &lanes, &pictures, 0.25);
+    compare(&model, &lanes, &pictures, 0.25);
+    assert!(nvjpeg.initialisations() > 0, "nvJPEG had nothing to do");
+    lanes.stop();
+    drop(lanes);
+    nvjpeg.check();
+    assert_eq!((driver.blocks(1), driver.users(1), driver.violations()), (0, 0, 0));
+}
+
+#[test]
+fn in_half_precision_the_golden_cases_come_out_right() {
+    let driver = simulated_driver();
+    let model = Model::open(DeviceTag::Cuda, Precision::Fp16);
+    let (lanes, _) = start(&model, settings(driver, None, &[2]), None);
+    weir::serving::check_golden(&model.bundle, &lanes).unwrap();
+}
+
+#[test]
+fn every_kind_of_image_and_of_bad_image_is_answered_as_on_the_cpu() {
+    let driver = simulated_driver();
+    let nvjpeg = nvjpeg::Simulated::new();
+    let model = Model::open(DeviceTag::Cpu, Precision::Int8);
+    let checking = |mut settings: GpuSettings| {
+        settings.decode.check_jpeg = true;
+        settings
+    };
+    let (lanes, _) = start(&model, checking(settings(driver, Some(&nvjpeg), &[3])), None);
+    let drawn = RgbImage::from_fn(300, 400, |x, y| image::Rgb([x as u8, y as u8, (x ^ y) as u8]));
+    let mut images = Vec::new();
+    for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Tiff]
+    {
+        let mut file = Cursor::new(Vec::new());
+        drawn.write_to(&mut file, format).unwrap();
+        images.push(Bytes::from(file.into_inner()));
+    }
+    compare(&model, &lanes, &images, 0.06);
+    let jpeg = pictures(&model).swap_remove(0);
+    let mut closed = jpeg[..jpeg.len() / 2].to_vec();
+    closed.extend([0xFF, 0xD9]);
+    let mut bad = vec![
+        Bytes::from_static(b"no image at all"),
+        Bytes::new(),
+        jpeg.slice(..jpeg.len() / 2),
+        Bytes::from(closed),
+    ];
+    bad.extend(images.iter().map(|image| image.slice(..image.len() / 3)));
+    let mut cpu = model.cpu();
+    for (n, (answer, image)) in submit(&lanes, &bad).into_iter().zip(&bad).enumerate() {
+        let found = answer.blocking_recv().unwrap();
+        match cpu.classify(image) {
+            Err(wanted) => {
+                let found = found.unwrap_err();
+                assert_eq!(found.code(), LaneError::from(wanted).code(), "image {n}: {found}");
+            }
+            Ok(wanted) => assert_eq!(best(&found.unwrap().0.scores), best(&wanted.scores), "image {n}"),
+        }
+    }
+    lanes.stop();
+    drop(lanes);
+    nvjpeg.check();
+}
