@@ -98,7 +98,7 @@ fn nvjpeg_that_fails_fails_the_lane_and_a_damaged_batch_does_not() {
     // "Bad JPEG": the batch is tried one by one.
     nvjpeg.fail("nvjpegDecodeBatched", 1, 3);
     check(&model, submit(&lanes, &pictures));
-    assert!(seen.failures.lock().is_empty());
+    assert!(seen.failures.lock().is_empty(), "{:?}", seen.failures.lock());
     // "Execution failed".
     nvjpeg.fail("nvjpegDecodeBatched", 2, 6);
     until(|| {
