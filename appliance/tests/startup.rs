@@ -123,62 +123,6 @@ fn onnx_runtime_that_is_missing_or_no_library() {
 }
 
 #[test]
-fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {
-    let data = tempfile::tempdir().unwrap();
-    for device in ["cuda", "tensorrt"] {
-        let text = failure(serve(data.path()).env("WEIR__ENGINE__DEVICE", device));
-        assert_says(&text, &[device, "Remedy", "engine.device"]);
-    }
-}
-
-/// A folder with a driver that is none, and what a process says that finds it.
-fn doctored_driver(content: &[u8]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("libcuda.so.1"), content).unwrap();
-    folder
-}
-
-#[test]
-fn a_driver_that_does_not_load_is_named_where_a_gpu_was_asked_for() {
-    for content in [&b""[..], b"no library", b"\x7fELF\x02\x01\x01"] {
-        let folder = doctored_driver(content);
-        let data = tempfile::tempdir().unwrap();
-        let mut command = serve(data.path());
-        command.env("WEIR__ENGINE__DEVICE", "cuda").env("LD_LIBRARY_PATH", folder.path());
-        assert_says(&failure(&mut command), &["libcuda.so.1", "can't be loaded", "driver", "Remedy"]);
-    }
-}
-
-#[test]
-fn with_a_damaged_driver_auto_serves_on_the_cpu_and_says_why() {
-    let folder = doctored_driver(b"no library");
-    let path = folder.path().display().to_string();
-    let daemon = Daemon::start(&[("LD_LIBRARY_PATH", &path), ("WEIR__ENGINE__DEVICE", "auto")]);
-    let health = daemon.get("/health").text();
-    assert!(health.contains("libcuda.so.1") && health.contains("can't be loaded"), "{health}");
-    assert!(health.contains("\"cpu\""), "{health}");
-}
-
-#[test]
-fn doctor_lists_what_a_gpu_needs_and_what_installs_it() {
-    let folder = doctored_driver(b"no library");
-    let data = tempfile::tempdir().unwrap();
-    let mut doctor = weir();
-    doctor.args(["doctor", "--data-dir"]).arg(data.path());
-    doctor.env("WEIR__HTTP__LISTEN", "127.0.0.1:0").env("LD_LIBRARY_PATH", folder.path());
-    let output = doctor.env("WEIR__ENGINE__DEVICE", "cuda").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(!output.status.success());
-    assert_says(&text, &["libcuda.so.1 can't be loaded", "install the NVIDIA driver"]);
-    assert_says(
-        &text,
-        &["libnvjpeg.so.13", "pip install nvidia-nvjpeg", "libnvinfer.so.10", "libcudnn.so.9"],
-    );
-    let output = doctor.env("WEIR__ENGINE__DEVICE", "cpu").output().unwrap();
-    assert!(!String::from_utf8(output.stdout).unwrap().contains("gpu"));
-}
-
-#[test]
 fn a_bad_configuration_names_key_value_and_source() {
     let data = tempfile::tempdir().unwrap();
     let text = failure(serve(data.path()).env("WEIR__CACHE__TTL", "an hour"));

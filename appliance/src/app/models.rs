@@ -11,7 +11,7 @@ use crate::config::{Config, ModelConfig};
 use crate::lanes::{LaneSettings, Turns};
 use crate::models::{ModelStore, PullLimits, find_bundle};
 use crate::rollout::{Begun, Followed, Journal, Settings, Surroundings, begin};
-use crate::serving::{LoadedModel, Models, Slot};
+use crate::serving::{LoadedModel, Models, Slot, cpu_lanes};
 
 /// Images that a lane computes in one run of the engine while more wait: with two the CPU needs a sixteenth less time an
 /// image, with more no less, and an answer waits for one other at most.
@@ -42,7 +42,7 @@ pub(super) fn prepare(app: &App, links: &Links) -> Result<Prepared, StartError> 
     let loader = loader?;
     let surroundings = Surroundings {
         registry: links.registry(config)?,
-        lanes: lanes(app.role(), config, loader.lanes(config)),
+        lanes: lanes(app.role(), config, cpu_lanes(config)),
         store,
         journal,
         loader,

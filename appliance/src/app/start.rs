@@ -16,12 +16,12 @@ use super::cloud::{self, Around, Disk};
 use super::{App, LinkError, Links, Role, links, models};
 use crate::batch::spool::SpoolError;
 use crate::config::Config;
-use crate::engine::{EngineError, Runtime, choose_device};
-use crate::lanes::DeviceFactory;
+use crate::engine::{DeviceRequest, EngineError, choose_device};
+use crate::lanes::{LaneObserver, LaneSettings, Lanes};
 use crate::models::{Bundle, BundleError, ModelFile, StoreError, find_bundle};
 use crate::predict::{ContentCache, Flights, PredictService, PredictSettings};
 use crate::rollout::{JournalError, Rollouts};
-use crate::serving::{LoadError, ModelLoader, Models};
+use crate::serving::{GpuPlan, LoadError, ModelLoader, Models, cpu_lanes};
 
 /// Longest time for rollouts to end; a version that is being loaded is left to the process's end.
 const LONGEST_ROLLOUT_END: Duration = Duration::from_secs(1);
@@ -98,9 +98,12 @@ pub struct DeviceSetup {
 }
 
 impl DeviceSetup {
-    /// Builds the device of a lane.
-    pub fn factory(&self) -> DeviceFactory {
-        self.loader.factory(&self.bundle, &self.model, 1)
+    /// Starts the model's lanes, so many on the CPU.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn start(&self, lanes: &LaneSettings, observer: Arc<dyn LaneObserver>) -> Result<Lanes, LoadError> {
+        self.loader.start(&self.bundle, lanes, observer).map(|(_, lanes)| lanes)
     }
 }
 
@@ -124,15 +127,27 @@ pub fn prepare_device(config: &Config) -> Result<DeviceSetup, StartError> {
 
 /// Loads the library and picks the device.
 pub(super) fn model_loader(config: &Config) -> Result<ModelLoader, EngineError> {
-    let device = choose_device(config.engine.device, &config.engine.library_folders)?;
-    let runtime = Runtime::load(config.engine.onnxruntime.as_deref())?;
+    let request = device_request(config);
+    let mut device = choose_device(&request)?;
+    let runtime = device.load_runtime(&request)?;
     let limits = DecodeLimits {
         // Bodies are bounded before they get here; a low http.max_body must not refuse the golden cases.
         max_bytes: config.http.max_body_bytes().max(DecodeLimits::default().max_bytes),
         max_pixels: config.image.max_pixels,
         max_scans: config.image.max_scans,
     };
-    Ok(ModelLoader { runtime, device, limits, precision: config.engine.precision })
+    let gpu = GpuPlan::new(config, &device, limits, cpu_lanes(config));
+    Ok(ModelLoader { runtime, device, limits, precision: config.engine.precision, gpu })
+}
+
+/// What the configuration says of the device.
+fn device_request(config: &Config) -> DeviceRequest {
+    DeviceRequest {
+        kind: config.engine.device,
+        gpus: config.engine.gpus.clone(),
+        folders: config.engine.library_folders.clone(),
+        onnxruntime: config.engine.onnxruntime.clone(),
+    }
 }
 
 impl App {

@@ -17,6 +17,7 @@ use tokio::sync::oneshot::Receiver;
 use super::Common;
 use crate::app::prepare_device;
 use crate::lanes::{Classified, LaneReply, LaneSettings, Lanes, StageTimings};
+use crate::serving::cpu_lanes;
 use crate::telemetry::Metrics;
 
 /// No client waits, so a file may take as long as it takes.
@@ -37,6 +38,9 @@ pub(super) struct PredictArgs {
     json: bool,
 }
 
+/// Files that are read and wait for a lane.
+const MOST_FILES_AT_ONCE: usize = 256;
+
 struct Row {
     file: PathBuf,
     outcome: Result<Classified, String>,
@@ -46,9 +50,8 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     let config = args.common.load(Vec::new())?.config;
     let files = expand(&args.files)?;
     let setup = prepare_device(&config)?;
-    let count = setup.loader.lanes(&config).min(files.len()).max(1);
-    let lanes =
-        Lanes::start(&LaneSettings::new(count, count * 2), setup.factory(), Arc::new(Metrics::new()))?;
+    let count = cpu_lanes(&config).min(files.len()).max(1);
+    let lanes = setup.start(&LaneSettings::new(count, count * 2), Arc::new(Metrics::new()))?;
     let labels = &setup.bundle.manifest().labels;
     let top_k = args.top_k.unwrap_or(if args.json { 5 } else { 1 });
     anyhow::ensure!((1..=labels.len()).contains(&top_k), "--top-k {top_k}: 1 to {} labels", labels.len());
@@ -79,7 +82,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
 /// Hands the files to the lanes a few at a time, and the rows to `each` in the files' order.
 fn classify(lanes: &Lanes, files: Vec<PathBuf>, mut each: impl FnMut(Row)) {
     let mut pending: VecDeque<(PathBuf, Result<Receiver<LaneReply>, String>)> = VecDeque::new();
-    let window = lanes.count() * 2;
+    let window = lanes.capacity().min(MOST_FILES_AT_ONCE);
     for file in files {
         if pending.len() == window {
             pending.pop_front().into_iter().for_each(|(file, answer)| each(finish(file, answer)));

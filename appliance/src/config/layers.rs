@@ -38,7 +38,13 @@ const ALIASES: [(&str, &str); 22] = [
 ];
 
 /// Keys that are lists; in a variable commas separate them.
-const LISTS: [&str; 3] = ["fetch.allow_networks", "s3.allow_buckets", "s3.allow_prefixes"];
+const LISTS: [&str; 5] = [
+    "engine.gpus",
+    "engine.library_folders",
+    "fetch.allow_networks",
+    "s3.allow_buckets",
+    "s3.allow_prefixes",
+];
 
 /// Where settings come from, before they are read.
 #[derive(Clone, Debug, Default)]

@@ -85,6 +85,8 @@ pub struct Config {
 }
 
 /// A client that waits longer has gone.
+/// A longer wait for other images would be an answer's whole time.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Config {
@@ -129,6 +131,16 @@ impl Config {
         };
         within("engine.lanes", self.engine.lanes as u64, 0, 1024)?;
         within("engine.queue", self.engine.queue as u64, 0, 65_536)?;
+        within("engine.max_batch", self.engine.max_batch as u64, 1, 1024)?;
+        within("engine.decode_threads", self.engine.decode_threads as u64, 0, 1024)?;
+        if self.engine.max_delay > LONGEST_DELAY {
+            let value = humantime::format_duration(self.engine.max_delay);
+            return Err(("engine.max_delay", format!("{value} is more than a second")));
+        }
+        let gpus = &self.engine.gpus;
+        if let Some(twice) = gpus.iter().enumerate().find(|(at, gpu)| gpus[..*at].contains(gpu)) {
+            return Err(("engine.gpus", format!("{} stands there twice", twice.1)));
+        }
         within("http.io_threads", self.http.io_threads as u64, 0, 1024)?;
         within("http.max_connections", self.http.max_connections as u64, 1, 1_000_000)?;
         within("http.max_files", self.http.max_files as u64, 1, 1000)?;

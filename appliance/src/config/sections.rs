@@ -69,14 +69,14 @@ pub struct ImageConfig {
 }
 
 /// Device, lanes and ONNX Runtime.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EngineConfig {
     /// `auto`, `cpu`, `cuda` or `tensorrt`.
     pub device: DeviceKind,
-    /// Lanes; 0 is one a core.
+    /// Lanes on the CPU; 0 is one a core. A GPU has one.
     pub lanes: usize,
-    /// Images that may wait for a lane; 0 is eight a lane.
+    /// Images that may wait for a lane; 0 is eight a lane on the CPU, and four batches a GPU.
     pub queue: usize,
     /// Precision of the variant; the bundle's first for the device unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +86,42 @@ pub struct EngineConfig {
     pub onnxruntime: Option<PathBuf>,
     /// Folders with libraries of NVIDIA's: the libraries themselves, or a `site-packages` with PyPI's wheels of them.
     pub library_folders: Vec<PathBuf>,
+    /// Numbers of the GPUs that serve; all where none is named.
+    pub gpus: Vec<u32>,
+    /// Most images that a GPU computes at once.
+    pub max_batch: usize,
+    /// Longest that an image waits for others to be computed with it, while its GPU is busy.
+    #[serde(with = "humantime_serde")]
+    pub max_delay: Duration,
+    /// Threads that decode for GPUs on the CPU; 0 is one a core. They are shared out among the GPUs.
+    pub decode_threads: usize,
+    /// Whether GPUs decode JPEGs too.
+    pub nvjpeg: bool,
+    /// Whether the CPU follows every code of a JPEG before a GPU decodes it: what is damaged within is refused, as on the CPU,
+    /// which takes most of the time that the GPU saves.
+    pub check_jpeg: bool,
+    /// Whether a GPU records batches of each size once and replays them.
+    pub cuda_graphs: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            device: DeviceKind::default(),
+            lanes: 0,
+            queue: 0,
+            precision: None,
+            onnxruntime: None,
+            library_folders: Vec::new(),
+            gpus: Vec::new(),
+            max_batch: 64,
+            max_delay: Duration::from_millis(2),
+            decode_threads: 0,
+            nvjpeg: true,
+            check_jpeg: false,
+            cuda_graphs: true,
+        }
+    }
 }
 
 /// The content cache: the same bytes, model and parameters get the same answer.

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use gpu_kernels::cuda::Driver;
+use gpu_kernels::cuda::{Driver, Gpu, LEAST_CAPABILITY, LibraryUse};
 use serde::{Deserialize, Serialize};
 
-use super::EngineError;
+use super::gpu_libraries::GpuLibraries;
+use super::{EngineError, Provider, Runtime};
 
 /// A kind of device that an engine can run on, or `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,6 +35,19 @@ impl fmt::Display for DeviceKind {
     }
 }
 
+/// What is asked for, and where what it needs may lie.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceRequest {
+    /// The configured device.
+    pub kind: DeviceKind,
+    /// Numbers of the GPUs that may serve; all where there is none.
+    pub gpus: Vec<u32>,
+    /// Folders with libraries of NVIDIA's.
+    pub folders: Vec<PathBuf>,
+    /// The configured libonnxruntime.
+    pub onnxruntime: Option<PathBuf>,
+}
+
 /// The device that serves, and why it is this one.
 #[derive(Clone, Debug)]
 pub struct DeviceChoice {
@@ -41,32 +55,127 @@ pub struct DeviceChoice {
     pub kind: DeviceKind,
     /// A sentence for a person.
     pub reason: String,
+    /// Whether the configuration left the choice open, so that the CPU may stand in for a GPU.
+    pub is_auto: bool,
+    /// The GPUs that serve; none on the CPU.
+    pub gpus: Vec<Gpu>,
+    /// The CUDA version of the driver, where GPUs serve.
+    pub driver: String,
+    /// What they need.
+    pub libraries: Option<GpuLibraries>,
 }
 
-/// Settles the configured device. The NVIDIA driver is asked unless it is the CPU; its library may lie in one of `folders`.
+impl DeviceChoice {
+    fn cpu(reason: String, is_auto: bool) -> Self {
+        let (gpus, driver, libraries) = (Vec::new(), String::new(), None);
+        Self { kind: DeviceKind::Cpu, reason, is_auto, gpus, driver, libraries }
+    }
+
+    /// The provider for it; none for the CPU.
+    pub fn provider(&self) -> Option<Provider> {
+        match self.kind {
+            DeviceKind::Cuda => Some(Provider::Cuda),
+            DeviceKind::Tensorrt => Some(Provider::Tensorrt),
+            DeviceKind::Auto | DeviceKind::Cpu => None,
+        }
+    }
+
+    /// Loads ONNX Runtime for it, and has it load its provider: only then is it known to be usable. With `auto` the CPU serves
+    /// where it is not.
+    ///
+    /// # Errors
+    /// [`EngineError`] of the library; [`EngineError::DeviceUnavailable`] when the GPU was asked for by name.
+    pub fn load_runtime(&mut self, request: &DeviceRequest) -> Result<Runtime, EngineError> {
+        let (Some(provider), Some(libraries)) = (self.provider(), &self.libraries) else {
+            return Runtime::load(request.onnxruntime.as_deref());
+        };
+        let loaded = libraries.preload().map_err(|error| error.to_string());
+        let runtime = Runtime::load(Some(&libraries.onnxruntime))?;
+        let gpu = self.gpus.first().map_or(0, |gpu| gpu.number);
+        let usable = loaded.and_then(|()| provider.probe(&runtime, gpu).map_err(|error| error.to_string()));
+        if let Err(reason) = usable {
+            let what = format!("there is {}, but {reason}", names(&self.gpus));
+            if !self.is_auto {
+                let remedy = "see what `weir doctor` says of its libraries".to_owned();
+                return Err(unavailable(request.kind, what, &remedy));
+            }
+            *self = Self::cpu(format!("auto: {what}"), true);
+        }
+        Ok(runtime)
+    }
+}
+
+/// Settles the configured device. The NVIDIA driver is asked unless it is the CPU.
 ///
 /// # Errors
 /// [`EngineError::DeviceUnavailable`] for `cuda` and `tensorrt`, with what is missing: a box that was told to use its GPU
-/// must not run on its CPU unnoticed. This version has no GPU lanes, so that a GPU which is there is not enough.
-pub fn choose(asked: DeviceKind, folders: &[PathBuf]) -> Result<DeviceChoice, EngineError> {
-    let cpu = |reason: String| Ok(DeviceChoice { kind: DeviceKind::Cpu, reason });
-    if asked == DeviceKind::Cpu {
-        return cpu("configured".into());
+/// must not run on its CPU unnoticed.
+pub fn choose(request: &DeviceRequest) -> Result<DeviceChoice, EngineError> {
+    if request.kind == DeviceKind::Cpu {
+        return Ok(DeviceChoice::cpu("configured".into(), false));
     }
-    let gpus = |driver: Driver| driver.gpus.iter().map(|gpu| gpu.name.clone()).collect::<Vec<_>>().join(", ");
-    let probed = Driver::probe(folders).map(gpus);
-    if asked == DeviceKind::Auto {
-        return cpu(match probed {
-            Ok(gpus) => format!(
-                "auto: there is {gpus}, but this version of Weir serves on the CPU; its GPU lanes are not built yet"
-            ),
-            Err(error) => format!("auto: there is no GPU to use: {error}"),
-        });
+    let is_auto = request.kind == DeviceKind::Auto;
+    match on_gpu(request) {
+        Ok(choice) => Ok(choice),
+        Err((reason, _)) if is_auto => Ok(DeviceChoice::cpu(format!("auto: {reason}"), true)),
+        Err((reason, remedy)) => Err(unavailable(request.kind, reason, &remedy)),
     }
-    let other = "set engine.device to \"auto\" or \"cpu\"";
-    let (reason, remedy) = match probed {
-        Ok(gpus) => (format!("there is {gpus}, but this version of Weir has no GPU lanes yet"), other.into()),
-        Err(error) => (error.to_string(), format!("{}, or {other}", error.remedy())),
+}
+
+fn unavailable(asked: DeviceKind, reason: String, remedy: &str) -> EngineError {
+    let remedy = format!("{remedy}, or set engine.device to \"auto\" or \"cpu\"");
+    EngineError::DeviceUnavailable { asked, reason, remedy }
+}
+
+fn names(gpus: &[Gpu]) -> String {
+    gpus.iter().map(|gpu| gpu.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// The GPUs with what they need, or why not and the remedy.
+fn on_gpu(request: &DeviceRequest) -> Result<DeviceChoice, (String, String)> {
+    let driver = Driver::probe(&request.folders)
+        .map_err(|error| (format!("there is no GPU to use: {error}"), error.remedy().to_owned()))?;
+    let gpus = wanted(&driver, &request.gpus)?;
+    let there_is = format!("there is {}", names(&gpus));
+    let find = |uses: &[LibraryUse]| {
+        GpuLibraries::find(request, uses)
+            .map_err(|missing| (format!("{there_is}, but {missing}"), missing.remedy()))
     };
-    Err(EngineError::DeviceUnavailable { asked, reason, remedy })
+    let cuda: &[LibraryUse] = &[LibraryUse::Cuda];
+    let tensorrt: &[LibraryUse] = &[LibraryUse::Cuda, LibraryUse::Tensorrt];
+    let (kind, libraries) = match request.kind {
+        DeviceKind::Tensorrt => (DeviceKind::Tensorrt, find(tensorrt)?),
+        DeviceKind::Cuda => (DeviceKind::Cuda, find(cuda)?),
+        DeviceKind::Auto | DeviceKind::Cpu => match find(tensorrt) {
+            Ok(libraries) => (DeviceKind::Tensorrt, libraries),
+            Err(_) => (DeviceKind::Cuda, find(cuda)?),
+        },
+    };
+    let is_auto = request.kind == DeviceKind::Auto;
+    let how = if is_auto { "auto: there is" } else { "configured:" };
+    Ok(DeviceChoice {
+        kind,
+        reason: format!("{how} {}", names(&gpus)),
+        is_auto,
+        gpus,
+        driver: driver.version.to_string(),
+        libraries: Some(libraries),
+    })
+}
+
+fn wanted(driver: &Driver, numbers: &[u32]) -> Result<Vec<Gpu>, (String, String)> {
+    let known: Vec<String> = driver.gpus.iter().map(ToString::to_string).collect();
+    if let Some(number) = numbers.iter().find(|&&number| driver.gpus.iter().all(|gpu| gpu.number != number)) {
+        let reason = format!("engine.gpus names GPU {number}; there are {}", known.join("; "));
+        return Err((reason, "name one of these".into()));
+    }
+    let named = |gpu: &&Gpu| numbers.is_empty() || numbers.contains(&gpu.number);
+    let fit = |gpu: &&Gpu| gpu.capability >= LEAST_CAPABILITY;
+    let gpus: Vec<Gpu> = driver.gpus.iter().filter(named).filter(fit).cloned().collect();
+    if gpus.is_empty() {
+        let reason =
+            format!("the kernels need compute capability {LEAST_CAPABILITY}; there is {}", known.join("; "));
+        return Err((reason, "use a GPU of the Turing generation (2018) or later".into()));
+    }
+    Ok(gpus)
 }

@@ -4,6 +4,7 @@ mod binding;
 mod bound;
 mod cache;
 mod device;
+mod gpu_libraries;
 mod locate;
 mod provider;
 mod session;
@@ -17,7 +18,8 @@ use parking_lot::Mutex;
 
 pub use bound::{BoundSession, SlotMemory};
 pub use cache::EngineCache;
-pub use device::{DeviceChoice, DeviceKind, choose as choose_device};
+pub use device::{DeviceChoice, DeviceKind, DeviceRequest, choose as choose_device};
+pub use gpu_libraries::{GpuLibraries, MissingLibraries};
 pub use locate::{LIBRARY_NAME, candidates as library_candidates};
 pub use provider::{Profile, Provider, ProviderSettings, StreamHandle};
 pub use session::Classifier;
@@ -121,6 +123,21 @@ pub enum EngineError {
         /// Index of the first label whose score is NaN or infinite.
         label: usize,
     },
+}
+
+impl EngineError {
+    /// Whether this machine's device is at fault, or its libraries, and not the model.
+    pub fn is_of_the_device(&self) -> bool {
+        matches!(
+            self,
+            Self::Gpu(_)
+                | Self::Provider { .. }
+                | Self::Decoder(_)
+                | Self::EngineCache { .. }
+                | Self::Thread(_)
+                | Self::BuildPanicked { .. }
+        )
+    }
 }
 
 static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);

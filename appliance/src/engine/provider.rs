@@ -5,9 +5,10 @@ use std::ffi::c_void;
 use std::path::PathBuf;
 
 use ort::ep::{self, ArenaExtendStrategy};
+use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 
-use super::EngineError;
+use super::{EngineError, Runtime};
 
 /// What computes a session whose tensors lie in a GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,25 @@ impl std::fmt::Display for Provider {
 }
 
 impl Provider {
+    /// Has ONNX Runtime load it, without a model.
+    ///
+    /// # Errors
+    /// [`EngineError::Provider`].
+    pub fn probe(self, runtime: &Runtime, gpu: u32) -> Result<(), EngineError> {
+        let failed = |source| EngineError::Provider { provider: self, source };
+        let builder = Session::builder(runtime.environment()).map_err(failed)?;
+        let gpu = i32::try_from(gpu).unwrap_or(0);
+        let cuda = ep::CUDA::default().with_device_id(gpu).build().error_on_failure();
+        let providers = match self {
+            Self::Host => return Ok(()),
+            Self::Cuda => vec![cuda],
+            Self::Tensorrt => {
+                vec![ep::TensorRT::default().with_device_id(gpu).build().error_on_failure(), cuda]
+            }
+        };
+        builder.with_execution_providers(providers).map(|_| ()).map_err(|error| failed(error.into()))
+    }
+
     /// Has a session use it.
     ///
     /// # Errors

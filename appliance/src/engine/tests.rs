@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{DeviceKind, EngineError, Runtime, choose_device, library_candidates};
+use super::{DeviceKind, DeviceRequest, EngineError, Runtime, choose_device, library_candidates};
 
 #[test]
 fn a_configured_library_shuts_out_the_others() {
@@ -21,11 +21,12 @@ fn a_configured_library_that_is_not_there_is_an_error_with_the_remedy() {
 
 #[test]
 fn auto_says_what_it_chose_and_a_gpu_is_never_replaced() {
-    let auto = choose_device(DeviceKind::Auto, &[]).unwrap();
+    let ask = |kind| choose_device(&DeviceRequest { kind, ..DeviceRequest::default() });
+    let auto = ask(DeviceKind::Auto).unwrap();
     assert_eq!(auto.kind, DeviceKind::Cpu);
     assert!(auto.reason.contains("auto"));
-    assert_eq!(choose_device(DeviceKind::Cpu, &[]).unwrap().kind, DeviceKind::Cpu);
+    assert_eq!(ask(DeviceKind::Cpu).unwrap().kind, DeviceKind::Cpu);
     for asked in [DeviceKind::Cuda, DeviceKind::Tensorrt] {
-        assert!(matches!(choose_device(asked, &[]), Err(EngineError::DeviceUnavailable { .. })));
+        assert!(matches!(ask(asked), Err(EngineError::DeviceUnavailable { .. })));
     }
 }

@@ -235,6 +235,8 @@ pub(super) struct DeviceHealth {
     pub(super) lanes: usize,
     /// Lanes whose device works at this moment.
     pub(super) lanes_alive: usize,
+    /// Lanes on the CPU that stand in while no GPU works.
+    pub(super) standing_in: usize,
 }
 
 /// All models.

@@ -73,7 +73,7 @@ fn finish<T: serde::Serialize>(app: &App, route: &'static str, status: StatusCod
 }
 
 fn ready_status(app: &App) -> StatusCode {
-    let ready = app.phase() == Phase::Ready && app.engine().is_some_and(|engine| engine.lanes.alive() > 0);
+    let ready = app.phase() == Phase::Ready && app.engine().is_some_and(|engine| engine.lanes.works());
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
@@ -91,6 +91,7 @@ fn describe_engine(reply: &mut HealthReply, app: &App, engine: &LoadedModel) {
             reason: device.reason.clone(),
             lanes: lanes.count(),
             lanes_alive: lanes.alive(),
+            standing_in: lanes.standing_in(),
         });
     }
     reply.queue = Some(QueueHealth { depth: lanes.depth(), capacity: lanes.capacity() });

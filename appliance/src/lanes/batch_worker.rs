@@ -48,8 +48,13 @@ impl BatchWorker {
             Some(built) => Ok(built),
             None => build(&self.factory, self.lane),
         };
-        let mut built = match built {
-            Ok(built) => built,
+        let mut next = match built {
+            Ok(built) => Some(built),
+            // What is wrong with the GPU may pass; what is wrong with the model does not.
+            Err(error) if self.stand_ins.is_some() && error.is_of_the_device() => {
+                tracing::error!(lane = self.lane, %error, "the GPU can't be used; the CPU stands in for it");
+                None
+            }
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return;
@@ -57,7 +62,7 @@ impl BatchWorker {
         };
         let _ = ready.send(Ok(()));
         loop {
-            let Built { device, better } = built;
+            let Some(Built { device, better }) = next.take().or_else(|| self.recover()) else { return };
             self.alive.fetch_add(1, Ordering::Relaxed);
             let more = self.serve(device, better);
             self.alive.fetch_sub(1, Ordering::Relaxed);
@@ -65,11 +70,6 @@ impl BatchWorker {
                 return;
             }
             self.observer.restarted(self.lane);
-            match self.recover() {
-                Some(new) => built = new,
-                None => return,
-            }
-            tracing::warn!(lane = self.lane, "lane restarted");
         }
     }
 
@@ -150,6 +150,9 @@ impl BatchWorker {
             }
         };
         end.store(true, Ordering::Release);
+        if built.is_some() {
+            tracing::warn!(lane = self.lane, "the lane has a device again");
+        }
         drop(standing);
         // It ends after the attempt that it is at; a driver that hangs must not keep the lane.
         drop(builder);

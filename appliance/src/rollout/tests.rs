@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::{Command, Followed, Journal, Rollouts, Settings, Surroundings};
 use crate::config::{MonitoringConfig, RolloutConfig};
-use crate::engine::{DeviceKind, Runtime, choose_device};
+use crate::engine::{DeviceKind, DeviceRequest, Runtime, choose_device};
 use crate::lanes::LaneSettings;
 use crate::models::testing::{limits, write_bundle};
 use crate::models::{Bundle, ModelStore, Origin};
@@ -105,9 +105,11 @@ fn world(delay: Duration) -> World {
     });
     let root = dir.path().join("models");
     let store = ModelStore::open(&root).unwrap();
+    let cpu = DeviceRequest { kind: DeviceKind::Cpu, ..DeviceRequest::default() };
     let loader = ModelLoader {
         runtime: Runtime::load(None).unwrap(),
-        device: choose_device(DeviceKind::Cpu, &[]).unwrap(),
+        device: choose_device(&cpu).unwrap(),
+        gpu: None,
         limits: DecodeLimits::default(),
         precision: None,
     };

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use gpu_kernels::DecodeLimits;
 
-use super::LoadedModel;
+use super::{GpuPlan, LoadedModel};
 use crate::config::Config;
 use crate::engine::{DeviceChoice, EngineError, Runtime};
 use crate::gentle;
 use crate::lanes::cpu::CpuPipeline;
-use crate::lanes::{DeviceFactory, LaneDevice, LaneObserver, LaneSettings, Lanes};
+use crate::lanes::gpu::gpu_factory;
+use crate::lanes::{DeviceFactory, LaneDevice, LaneObserver, LaneSettings, Lanes, StandIn};
 use crate::models::{Bundle, BundleError, DeviceTag, ModelFile, Origin, Precision};
 use crate::predict::ServingModel;
 
@@ -40,7 +41,7 @@ pub enum LoadError {
     },
 }
 
-/// Loads models, each on lanes of its own, on one device.
+/// Loads models, each on lanes of its own, on the CPU or on GPUs.
 #[derive(Clone, Debug)]
 pub struct ModelLoader {
     /// The loaded library.
@@ -51,13 +52,30 @@ pub struct ModelLoader {
     pub limits: DecodeLimits,
     /// The variant that is wanted, where the configuration says.
     pub precision: Option<Precision>,
+    /// How models run on GPUs, where GPUs serve.
+    pub gpu: Option<GpuPlan>,
 }
 
 impl LoadError {
     /// Whether the same bundle may be loaded later: this machine is at fault, not the bundle.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Engine(EngineError::Thread(_)))
+        matches!(self, Self::Engine(error) if error.is_of_the_device())
+    }
+}
+
+/// What a bundle's lanes run.
+enum Variants {
+    Cpu(ModelFile),
+    /// On GPUs; the second stands in on the CPU where it may.
+    Gpu(ModelFile, Option<ModelFile>),
+}
+
+impl Variants {
+    fn first(&self) -> &ModelFile {
+        match self {
+            Self::Cpu(model) | Self::Gpu(model, _) => model,
+        }
     }
 }
 
@@ -67,14 +85,58 @@ impl ModelLoader {
     /// # Errors
     /// [`BundleError::NoVariant`].
     pub fn variant(&self, bundle: &Bundle) -> Result<ModelFile, BundleError> {
-        bundle.variant(DeviceTag::Cpu, self.precision)
+        self.variants(bundle).map(|variants| variants.first().clone())
     }
 
-    /// Builds the devices of a model's lanes, which compute so many `images` in one run where they can.
+    fn variants(&self, bundle: &Bundle) -> Result<Variants, BundleError> {
+        let Some(gpu) = &self.gpu else {
+            return bundle.variant(DeviceTag::Cpu, self.precision).map(Variants::Cpu);
+        };
+        // A precision that is meant for the GPU need not be there for the CPU.
+        let cpu = || bundle.variant(DeviceTag::Cpu, None);
+        match bundle.variant(gpu.tag(), self.precision) {
+            Ok(model) => Ok(Variants::Gpu(model, cpu().ok().filter(|_| gpu.cpu_may_serve))),
+            Err(error) if gpu.cpu_may_serve => {
+                tracing::warn!(%error, "this model has no variant for the GPU; the CPU serves it");
+                cpu().map(Variants::Cpu)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Builds the devices of a model's lanes on the CPU, which compute so many `images` in one run where they can.
     pub fn factory(&self, bundle: &Arc<Bundle>, model: &ModelFile, images: usize) -> DeviceFactory {
         let (runtime, bundle) = (self.runtime.clone(), Arc::clone(bundle));
         let (model, limits) = (model.clone(), self.limits);
         Arc::new(move |_| Ok(Box::new(CpuPipeline::new(&runtime, &bundle, &model, limits, images)?)))
+    }
+
+    /// Starts a bundle's lanes; `lanes` is for the CPU, and GPUs have their own.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn start(
+        &self,
+        bundle: &Arc<Bundle>,
+        lanes: &LaneSettings,
+        observer: Arc<dyn LaneObserver>,
+    ) -> Result<(ModelFile, Lanes), LoadError> {
+        let variants = self.variants(bundle)?;
+        let started = match (&variants, &self.gpu) {
+            (Variants::Gpu(model, cpu), Some(gpu)) => {
+                let factory = gpu_factory(&self.runtime, bundle, model, &gpu.settings(bundle));
+                let stand_in = cpu.as_ref().map(|model| StandIn {
+                    count: lanes.count,
+                    factory: self.factory(bundle, model, lanes.images_a_run()),
+                });
+                Lanes::start_batches(&gpu.lanes(lanes), Vec::new(), &factory, stand_in, observer)?
+            }
+            (Variants::Cpu(model) | Variants::Gpu(model, _), _) => {
+                let factory = self.factory(bundle, model, lanes.images_a_run());
+                Lanes::start(lanes, factory, observer)?
+            }
+        };
+        Ok((variants.first().clone(), started))
     }
 
     /// Loads a bundle, warms it and runs its golden cases; blocking.
@@ -89,15 +151,13 @@ impl ModelLoader {
         observer: Arc<dyn LaneObserver>,
     ) -> Result<LoadedModel, LoadError> {
         let bundle = Arc::new(bundle);
-        let model = self.variant(&bundle)?;
-        let factory = self.factory(&bundle, &model, lanes.images_a_run());
-        let lanes = Lanes::start(lanes, factory, observer)?;
+        let (model, lanes) = self.start(&bundle, lanes, observer)?;
         check_golden(&bundle, &lanes)?;
         Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
     }
 
-    /// The same beside versions that serve: devices are built and golden cases run in what time those leave, one after the
-    /// other, before there are lanes.
+    /// The same beside versions that serve. On the CPU devices are built and golden cases run in what time those leave, one
+    /// after the other, before there are lanes; a GPU takes turns by itself.
     ///
     /// # Errors
     /// As [`ModelLoader::load`].
@@ -108,8 +168,11 @@ impl ModelLoader {
         lanes: &LaneSettings,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<LoadedModel, LoadError> {
+        let model = match self.variants(&bundle)? {
+            Variants::Cpu(model) => model,
+            Variants::Gpu(..) => return self.load(bundle, origin, lanes, observer),
+        };
         let bundle = Arc::new(bundle);
-        let model = self.variant(&bundle)?;
         let factory = self.factory(&bundle, &model, lanes.images_a_run());
         let build = || {
             let devices: Result<Vec<_>, EngineError> = (0..lanes.count).map(|lane| factory(lane)).collect();
@@ -123,13 +186,13 @@ impl ModelLoader {
         let lanes = Lanes::start_on(lanes, devices, factory, observer)?;
         Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
     }
+}
 
-    /// Lanes on this device: as configured, or one a core.
-    pub fn lanes(&self, config: &Config) -> usize {
-        match config.engine.lanes {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            lanes => lanes,
-        }
+/// Lanes on the CPU: as configured, or one a core.
+pub fn cpu_lanes(config: &Config) -> usize {
+    match config.engine.lanes {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        lanes => lanes,
     }
 }
 

@@ -5,6 +5,7 @@
 //! - What a version on trial does wrong is never a client's answer: the request goes to the one that serves.
 //! - All versions of all models share the turns of one device.
 
+mod gpu;
 mod loaded;
 mod loader;
 mod sightings;
@@ -15,8 +16,9 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use gpu::GpuPlan;
 pub use loaded::LoadedModel;
-pub use loader::{LoadError, ModelLoader, SETTLED, check_golden};
+pub use loader::{LoadError, ModelLoader, SETTLED, check_golden, cpu_lanes};
 pub use sightings::{CONFIDENCE_STEPS, Sightings};
 pub use slot::{Chosen, Comparison, Routes, Slot, Trial, TrialKind};
 pub use tally::{Tally, TallyReading};

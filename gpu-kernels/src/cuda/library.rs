@@ -4,6 +4,8 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
+
 use super::find_library;
 
 /// Why a library can't be used.
@@ -38,6 +40,23 @@ pub enum LibraryError {
 pub(crate) struct Library {
     library: libloading::Library,
     path: PathBuf,
+}
+
+/// What is never unloaded: others that are loaded later find it by its name.
+static PRELOADED: Mutex<Vec<Library>> = Mutex::new(Vec::new());
+
+/// Loads the library of this path for as long as the process runs. Whoever needs it later by its name gets this one, wherever
+/// it lies.
+///
+/// # Errors
+/// [`LibraryError::Unusable`].
+pub fn preload_library(path: &Path) -> Result<(), LibraryError> {
+    let mut preloaded = PRELOADED.lock();
+    if preloaded.iter().all(|library| library.path != path) {
+        let name = path.to_string_lossy();
+        preloaded.push(Library::open(&name, &[])?);
+    }
+    Ok(())
 }
 
 impl Library {

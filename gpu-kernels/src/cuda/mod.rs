@@ -12,15 +12,17 @@ mod memory;
 mod nvml;
 mod pool;
 mod stream;
+mod tensorrt;
 
 pub use device::Device;
 pub use driver::{Driver, Gpu, LEAST_CAPABILITY, LEAST_DRIVER, Version};
 pub use libraries::{LIBRARIES, LibraryUse, NeededLibrary, find_library, library_folders};
-pub use library::LibraryError;
+pub use library::{LibraryError, preload_library};
 pub use memory::{DeviceMemory, PinnedMemory};
 pub use nvml::{GpuReading, Nvml};
 pub use pool::{Block, DevicePool, PinnedPool, Pool};
 pub use stream::{Event, Stream};
+pub use tensorrt::tensorrt_version;
 
 use cudarc::driver::DriverError;
 

@@ -169,7 +169,8 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 }
 int cuDeviceGetAttribute(int *value, int which, int device) {
     (void)device;
-    *value = which == 75 ? 9 : 0;
+    const char *capability = getenv("WEIR_SIMULATED_CAPABILITY");
+    *value = which != 75 ? 0 : capability != NULL ? atoi(capability) : 9;
     return 0;
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) {

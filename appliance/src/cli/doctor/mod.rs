@@ -17,8 +17,8 @@ use serde::Serialize;
 use super::Common;
 use crate::app::{DeviceSetup, admin_token, outbox_dir, prepare_device};
 use crate::config::{Config, Loaded};
-use crate::lanes::{LaneSettings, Lanes};
-use crate::serving::check_golden;
+use crate::lanes::LaneSettings;
+use crate::serving::{check_golden, cpu_lanes};
 use crate::telemetry::Metrics;
 
 /// Checks of links: what fails there keeps nobody from serving.
@@ -281,8 +281,8 @@ fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
     checks.push(ok("device", format!("{} ({})", setup.loader.device.kind, setup.loader.device.reason)));
     let started = Instant::now();
     let cases = manifest.golden.len();
-    let outcome = Lanes::start(&LaneSettings::new(1, 1), setup.factory(), Arc::new(Metrics::new()))
-        .map_err(crate::serving::LoadError::from)
+    let outcome = setup
+        .start(&LaneSettings::new(1, 1), Arc::new(Metrics::new()))
         .and_then(|lanes| check_golden(&setup.bundle, &lanes));
     checks.push(match outcome {
         Ok(()) if cases == 0 => warning("golden cases", "the bundle has none", "add some to bundle.toml"),
@@ -291,7 +291,7 @@ fn check_device(config: &Config, setup: &DeviceSetup, checks: &mut Vec<Check>) {
             format!(
                 "{cases} right, {} on {} lanes when serving, {} ms to load",
                 setup.model.precision,
-                setup.loader.lanes(config),
+                cpu_lanes(config),
                 started.elapsed().as_millis()
             ),
         ),

@@ -209,6 +209,27 @@ fn the_cpu_stands_in_until_the_device_is_back() {
 }
 
 #[test]
+fn with_a_device_that_can_not_be_built_the_cpu_serves_from_the_start() {
+    let world = Arc::new(World::default());
+    world.refuse_to_build.store(true, Ordering::SeqCst);
+    let (lanes, _) = start(&world, 1, true);
+    assert_eq!(check(submit(&lanes, 0..9)), [CPU; 9]);
+    world.refuse_to_build.store(false, Ordering::SeqCst);
+    until(|| lanes.alive() == 1 && lanes.standing_in() == 0);
+    assert_eq!(check(submit(&lanes, 0..9)), [0.0; 9]);
+}
+
+#[test]
+fn without_a_stand_in_a_device_that_can_not_be_built_is_an_error() {
+    let world = Arc::new(World::default());
+    world.refuse_to_build.store(true, Ordering::SeqCst);
+    let settings = LaneSettings::new(2, 10);
+    let counts = Arc::new(Counts::default());
+    let lanes = Lanes::start_batches(&settings, Vec::new(), &factory(&world), None, counts);
+    assert!(matches!(lanes.err(), Some(EngineError::BuildPanicked { lane: 0 | 1 })));
+}
+
+#[test]
 fn lanes_end_while_the_cpu_stands_in() {
     let world = Arc::new(World::default());
     world.fail_at.lock().push_back((1, Fault::Begin));

@@ -1,13 +1,13 @@
 //! The threads that decode for a GPU's lane: cores of the CPU, and nvJPEG where there is one.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use gpu_kernels::cuda::{Device, DevicePool};
 use gpu_kernels::decode::nvjpeg::{
     Eligible, EntropyCheck, GpuDecodeError, GpuJpegDecoder, NvJpegBackend, NvJpegError, eligible,
@@ -16,7 +16,7 @@ use gpu_kernels::preprocess::cuda::{DeviceImage, StagedImage, Stager};
 use gpu_kernels::{DecodeLimits, Decoder, Image, ImageFormat, inspect};
 use parking_lot::Mutex;
 
-use super::route::{Line, Route, choose};
+use super::route::{Line, Route, Router};
 use crate::engine::EngineError;
 use crate::lanes::{ClassifyError, Decoded, DeviceError, Ticket};
 
@@ -82,19 +82,46 @@ struct Work {
     eligible: Option<Eligible>,
 }
 
-#[derive(Debug)]
-struct Lines {
-    cpu: Line,
-    gpu: Line,
+/// Where images go to be decoded; whoever has something to give or to do uses it.
+struct Dispatch {
+    router: Mutex<Router<Work>>,
+    cpu: Sender<Work>,
+    gpu: Sender<Work>,
+}
+
+impl Dispatch {
+    /// Takes an image in, and hands out what has a place now.
+    fn push(&self, work: Work, cpu_only: bool) {
+        let mut router = self.router.lock();
+        let pixels = work.pixels;
+        router.push(work, pixels, cpu_only);
+        self.hand_out(&mut router);
+    }
+
+    /// A decoder has room again.
+    fn done(&self, route: Route, images: usize, pixels: u64, took: Option<Duration>) {
+        let mut router = self.router.lock();
+        router.done(route, images, pixels, took);
+        self.hand_out(&mut router);
+    }
+
+    fn hand_out(&self, router: &mut Router<Work>) {
+        while let Some((route, work)) = router.next() {
+            let line = match route {
+                Route::Cpu => &self.cpu,
+                Route::Gpu => &self.gpu,
+            };
+            // Threads that have ended were told to, or have told the lane.
+            let _ = line.send(work);
+        }
+    }
 }
 
 /// The decoders. Dropped, they finish what they are at and end.
 pub(super) struct Decoders {
-    cpu: Option<Sender<Work>>,
-    gpu: Option<Sender<Work>>,
+    dispatch: Option<Arc<Dispatch>>,
     backend: Option<NvJpegBackend>,
     limits: DecodeLimits,
-    lines: Arc<Mutex<Lines>>,
     ending: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -108,20 +135,15 @@ impl Decoders {
         pool: &DevicePool,
         teller: &Teller,
     ) -> Result<Self, EngineError> {
-        let nvjpegs = if settings.nvjpeg { open_nvjpeg(device, settings, pool)? } else { None };
-        let (to_cpu, cpu_work) = unbounded();
-        let units = NVJPEG_THREADS;
-        let lines = Lines { cpu: Line::new(settings.threads, GUESSES.0), gpu: Line::new(units, GUESSES.1) };
-        let mut decoders = Self {
-            cpu: Some(to_cpu.clone()),
-            gpu: None,
-            backend: nvjpegs.as_ref().map(|(backend, _)| *backend),
-            limits: settings.limits,
-            lines: Arc::new(Mutex::new(lines)),
-            ending: Arc::new(AtomicBool::new(false)),
-            threads: Vec::new(),
-        };
-        for number in 0..settings.threads.max(1) {
+        let nvjpeg = if settings.nvjpeg { open_nvjpeg(device, settings, pool)? } else { None };
+        let (backend, nvjpegs) =
+            nvjpeg.map_or((None, Vec::new()), |(backend, opened)| (Some(backend), opened));
+        let (cpus, (cpu, cpu_work), (gpu, gpu_work)) = (settings.threads.max(1), unbounded(), unbounded());
+        let lines = (Line::new(cpus, 1, GUESSES.0), Line::new(nvjpegs.len(), NVJPEG_BATCH, GUESSES.1));
+        let dispatch = Arc::new(Dispatch { router: Mutex::new(Router::new(lines.0, lines.1)), cpu, gpu });
+        let (limits, ending) = (settings.limits, Arc::new(AtomicBool::new(false)));
+        let mut decoders = Self { dispatch: None, backend, limits, ending, threads: Vec::new() };
+        for number in 0..cpus {
             let decoder =
                 Decoder::new(settings.limits).map_err(|error| EngineError::Decoder(error.to_string()))?;
             let thread = CpuThread {
@@ -129,27 +151,23 @@ impl Decoders {
                 resize: settings.resize,
                 stager: stager.clone(),
                 work: cpu_work.clone(),
-                lines: Arc::clone(&decoders.lines),
+                dispatch: Arc::downgrade(&dispatch),
                 ending: Arc::clone(&decoders.ending),
                 teller: teller.clone(),
             };
             decoders.spawn(format!("weir-decode-{number}"), move || thread.run())?;
         }
-        if let Some((_, opened)) = nvjpegs {
-            let (to_gpu, gpu_work) = bounded(NVJPEG_BATCH * 64);
-            decoders.gpu = Some(to_gpu);
-            for (number, decoder) in opened.into_iter().enumerate() {
-                let thread = GpuThread {
-                    decoder,
-                    check: settings.check_jpeg.then(EntropyCheck::default),
-                    work: gpu_work.clone(),
-                    to_cpu: to_cpu.clone(),
-                    lines: Arc::clone(&decoders.lines),
-                    teller: teller.clone(),
-                };
-                decoders.spawn(format!("weir-nvjpeg-{number}"), move || thread.run())?;
-            }
+        for (number, decoder) in nvjpegs.into_iter().enumerate() {
+            let thread = GpuThread {
+                decoder,
+                check: settings.check_jpeg.then(EntropyCheck::default),
+                work: gpu_work.clone(),
+                dispatch: Arc::downgrade(&dispatch),
+                teller: teller.clone(),
+            };
+            decoders.spawn(format!("weir-nvjpeg-{number}"), move || thread.run())?;
         }
+        decoders.dispatch = Some(dispatch);
         Ok(decoders)
     }
 
@@ -161,40 +179,24 @@ impl Decoders {
 
     /// Images that are decoded at the same time.
     pub(super) fn at_once(&self) -> usize {
-        let nvjpeg = if self.gpu.is_some() { NVJPEG_BATCH * NVJPEG_THREADS } else { 0 };
+        let nvjpeg = if self.backend.is_some() { NVJPEG_BATCH * NVJPEG_THREADS } else { 0 };
         self.threads.len() + nvjpeg
     }
 
     /// Has an image decoded by whoever will have it first.
     pub(super) fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
         let eligible = self.backend.and_then(|backend| eligible(&bytes, backend, &self.limits).ok());
-        let pixels = match &eligible {
+        let size = match &eligible {
             Some(eligible) => Ok((eligible.header.width, eligible.header.height)),
             None => inspect(&bytes, &self.limits).map(|header| (header.width, header.height)),
         };
-        let pixels = match pixels {
-            Ok((width, height)) => u64::from(width) * u64::from(height),
-            Err(error) => return teller.tell(Message::Refused(ticket, error.into())),
-        };
-        let mut lines = self.lines.lock();
-        let route = if eligible.is_some() { choose(&lines.cpu, &lines.gpu, pixels) } else { Route::Cpu };
-        let mut work = Work { ticket, bytes, pixels, eligible };
-        if route == Route::Gpu
-            && let Some(gpu) = &self.gpu
-        {
-            lines.gpu.put(pixels);
-            match gpu.try_send(work) {
-                Ok(()) => return,
-                Err(full) => {
-                    lines.gpu.done(pixels, None);
-                    work = full.into_inner();
-                }
+        match (size, &self.dispatch) {
+            (Ok((width, height)), Some(dispatch)) => {
+                let (pixels, cpu_only) = (u64::from(width) * u64::from(height), eligible.is_none());
+                dispatch.push(Work { ticket, bytes, pixels, eligible }, cpu_only);
             }
-        }
-        lines.cpu.put(pixels);
-        drop(lines);
-        if self.cpu.as_ref().is_none_or(|cpu| cpu.send(work).is_err()) {
-            teller.tell(Message::Failed(DeviceError::Ended));
+            (Ok(_), None) => teller.tell(Message::Failed(DeviceError::Ended)),
+            (Err(error), _) => teller.tell(Message::Refused(ticket, error.into())),
         }
     }
 }
@@ -202,8 +204,8 @@ impl Decoders {
 impl Drop for Decoders {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::Release);
-        self.gpu.take();
-        self.cpu.take();
+        // With it go the sending ends that the threads listen to.
+        self.dispatch.take();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -247,7 +249,7 @@ struct CpuThread {
     resize: u32,
     stager: Stager,
     work: Receiver<Work>,
-    lines: Arc<Mutex<Lines>>,
+    dispatch: Weak<Dispatch>,
     ending: Arc<AtomicBool>,
     teller: Teller,
 }
@@ -265,10 +267,12 @@ impl CpuThread {
                 Ok(image) => stage(&self.stager, &self.ending, work.ticket, &image, took),
                 Err(error) => Some(Message::Refused(work.ticket, error.into())),
             };
-            self.lines.lock().cpu.done(work.pixels, Some(took));
             match message {
                 Some(message) => self.teller.tell(message),
                 None => return,
+            }
+            if let Some(dispatch) = self.dispatch.upgrade() {
+                dispatch.done(Route::Cpu, 1, work.pixels, Some(took));
             }
         }
     }
@@ -299,8 +303,7 @@ struct GpuThread {
     decoder: GpuJpegDecoder,
     check: Option<EntropyCheck>,
     work: Receiver<Work>,
-    to_cpu: Sender<Work>,
-    lines: Arc<Mutex<Lines>>,
+    dispatch: Weak<Dispatch>,
     teller: Teller,
 }
 
@@ -324,31 +327,32 @@ impl GpuThread {
             };
             let took = began.elapsed();
             let mut left = Vec::new();
-            let mut pixels = 0;
+            let (mut images_done, mut pixels) = (0, 0);
             for (work, image) in batch.into_iter().zip(images) {
                 let (Some(image), Some(eligible)) = (image, work.eligible) else {
                     left.push(work);
                     continue;
                 };
+                images_done += 1;
                 pixels += work.pixels;
                 let (width, height) = (eligible.header.width, eligible.header.height);
                 let decoded = Decoded { format: ImageFormat::Jpeg, width, height, time: took };
                 self.teller.tell(Message::OnDevice(work.ticket, decoded, image));
             }
-            self.lines.lock().gpu.done(pixels, Some(took));
+            if let Some(dispatch) = self.dispatch.upgrade() {
+                dispatch.done(Route::Gpu, images_done, pixels, Some(took));
+            }
             self.leave_to_cpu(left);
         }
     }
 
     /// The CPU decodes what nvJPEG does not take, or has no room for.
     fn leave_to_cpu(&self, work: Vec<Work>) {
+        // When the lane ends nobody waits for these any more.
+        let Some(dispatch) = self.dispatch.upgrade() else { return };
         for work in work {
-            let mut lines = self.lines.lock();
-            lines.gpu.done(work.pixels, None);
-            lines.cpu.put(work.pixels);
-            drop(lines);
-            // When the lane ends nobody waits for these any more.
-            let _ = self.to_cpu.send(work);
+            dispatch.done(Route::Gpu, 1, work.pixels, None);
+            dispatch.push(work, true);
         }
     }
 }

@@ -13,26 +13,32 @@ struct Real {
     batch: usize,
 }
 
-/// Decodes images of these sizes with a window of so many in hand, and gives the time in nanoseconds and the images of each.
+/// Images after which both speeds are known.
+const LEARNED: usize = 400;
+
+/// Decodes images of these sizes with a window of so many in hand, and gives the pixels a nanosecond from when both speeds are
+/// known until no more images come, and the images of each.
 fn simulate(cpu: Real, gpu: Real, guesses: (f64, f64), window: usize, sizes: &[u64]) -> (f64, [usize; 2]) {
     let real = [cpu, gpu];
-    let mut lines = [Line::new(cpu.units, guesses.0), Line::new(gpu.units, guesses.1)];
+    let lines = [Line::new(cpu.units, cpu.batch, guesses.0), Line::new(gpu.units, gpu.batch, guesses.1)];
+    let [cpu_line, gpu_line] = lines;
+    let mut router = Router::new(cpu_line, gpu_line);
     let mut waiting: [Vec<u64>; 2] = [Vec::new(), Vec::new()];
     let mut free = [cpu.units, gpu.units];
     // When a unit of a line is done, with which images, and since when it was at them.
     let mut running: BinaryHeap<Reverse<(u64, usize, Vec<u64>, u64)>> = BinaryHeap::new();
     let (mut now, mut next, mut in_hand, mut counts) = (0u64, 0, 0, [0; 2]);
+    let (mut images, mut pixels, mut learned, mut last) = (0, 0, None, None);
     while next < sizes.len() || in_hand > 0 {
         while in_hand < window && next < sizes.len() {
-            let line = match choose(&lines[0], &lines[1], sizes[next]) {
-                Route::Cpu => 0,
-                Route::Gpu => 1,
-            };
-            lines[line].put(sizes[next]);
-            waiting[line].push(sizes[next]);
-            counts[line] += 1;
+            router.push(sizes[next], sizes[next], false);
             next += 1;
             in_hand += 1;
+        }
+        while let Some((route, size)) = router.next() {
+            let line = usize::from(route == Route::Gpu);
+            waiting[line].push(size);
+            counts[line] += 1;
         }
         for line in 0..2 {
             while free[line] > 0 && !waiting[line].is_empty() {
@@ -47,23 +53,31 @@ fn simulate(cpu: Real, gpu: Real, guesses: (f64, f64), window: usize, sizes: &[u
         now = at;
         free[line] += 1;
         in_hand -= batch.len();
-        lines[line].done(batch.iter().sum(), Some(Duration::from_nanos(at - since)));
+        images += batch.len();
+        pixels += batch.iter().sum::<u64>();
+        if images >= LEARNED {
+            learned.get_or_insert((now, pixels));
+        }
+        if next == sizes.len() {
+            last.get_or_insert((now, pixels));
+        }
+        let route = if line == 0 { Route::Cpu } else { Route::Gpu };
+        router.done(route, batch.len(), batch.iter().sum(), Some(Duration::from_nanos(at - since)));
     }
-    (now as f64, counts)
+    let ((since, before), (until, after)) = (learned.unwrap_or_default(), last.unwrap_or((now, pixels)));
+    ((after - before) as f64 / (until - since).max(1) as f64, counts)
 }
 
 #[test]
 fn together_they_are_nearly_as_fast_as_their_sum() {
     let sizes: Vec<u64> = (0..4000).map(|n| [307_200, 2_073_600, 8_294_400][n % 3]).collect();
-    let pixels = sizes.iter().sum::<u64>() as f64;
     for (cpu_ns, cores) in [(2.0, 2), (2.0, 16), (10.0, 8)] {
         for (gpu_ns, units) in [(0.05, 2), (0.3, 2), (1.0, 1), (5.0, 2)] {
             for guesses in [(2.0, 0.5), (0.1, 50.0), (50.0, 0.1)] {
                 let cpu = Real { units: cores, ns: cpu_ns, batch: 1 };
                 let gpu = Real { units, ns: gpu_ns, batch: 16 };
-                let (took, counts) = simulate(cpu, gpu, guesses, 192, &sizes);
-                let rate = cores as f64 / cpu_ns + units as f64 / gpu_ns;
-                let share = pixels / rate / took;
+                let (found, counts) = simulate(cpu, gpu, guesses, 192, &sizes);
+                let share = found / (cores as f64 / cpu_ns + units as f64 / gpu_ns);
                 let what = format!("{cores} cores of {cpu_ns}, {units} units of {gpu_ns}, {guesses:?}");
                 assert!(share > 0.9, "{what}: {share:.3} of the sum, {counts:?}");
             }
@@ -84,9 +98,33 @@ fn a_lone_image_takes_the_quicker_one_once_that_is_known() {
 
 #[test]
 fn what_is_given_up_teaches_nothing() {
-    let mut line = Line::new(2, 3.0);
+    let mut line = Line::new(2, 1, 3.0);
     line.put(100);
-    line.done(100, None);
-    line.done(0, Some(Duration::from_secs(1)));
-    assert_eq!((line.backlog, line.cost), (0, 3.0));
+    line.done(1, 100, None);
+    line.done(0, 0, Some(Duration::from_secs(1)));
+    assert_eq!((line.backlog, line.images, line.cost), (0, 0, 3.0));
+}
+
+#[test]
+fn what_only_the_cpu_decodes_keeps_nothing_from_the_gpu() {
+    let mut router = Router::new(Line::new(1, 1, 2.0), Line::new(1, 4, 0.5));
+    for name in 0..10 {
+        router.push(name, 100, true);
+    }
+    router.push(10, 100, false);
+    let given: Vec<(Route, i32)> = std::iter::from_fn(|| router.next()).collect();
+    assert_eq!(given, [(Route::Cpu, 0), (Route::Cpu, 1), (Route::Gpu, 10)]);
+    router.done(Route::Cpu, 1, 100, Some(Duration::from_nanos(200)));
+    assert_eq!(router.next(), Some((Route::Cpu, 2)));
+    assert_eq!(router.next(), None);
+}
+
+#[test]
+fn without_a_gpu_all_goes_to_the_cpu() {
+    let mut router = Router::new(Line::new(2, 1, 2.0), Line::new(0, 16, 0.1));
+    for name in 0..6 {
+        router.push(name, 100, false);
+    }
+    let given = std::iter::from_fn(|| router.next()).filter(|(route, _)| *route == Route::Cpu).count();
+    assert_eq!(given, 4);
 }

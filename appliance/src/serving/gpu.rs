@@ -1,0 +1,107 @@
+//! How models run on GPUs: what the configuration says, put together with what was found.
+
+use std::sync::Arc;
+
+use gpu_kernels::DecodeLimits;
+use gpu_kernels::cuda::{library_folders, tensorrt_version};
+
+use crate::config::Config;
+use crate::engine::{DeviceChoice, DeviceKind, EngineCache, Provider};
+use crate::lanes::LaneSettings;
+use crate::lanes::gpu::{DecodeSettings, GpuSettings};
+use crate::models::{Bundle, DeviceTag};
+
+/// Batches that may wait for each GPU where the configuration names no bound.
+const BATCHES_A_QUEUE: usize = 4;
+
+/// How models run on the GPUs that were chosen.
+#[derive(Clone, Debug)]
+pub struct GpuPlan {
+    settings: GpuSettings,
+    /// The configured bound of the queue; 0 for none.
+    queue: usize,
+    /// Whether the CPU serves what GPUs can't, and stands in for them.
+    pub(super) cpu_may_serve: bool,
+}
+
+impl GpuPlan {
+    /// The plan for a choice; none where the CPU serves.
+    pub fn new(config: &Config, choice: &DeviceChoice, limits: DecodeLimits, cores: usize) -> Option<Self> {
+        let provider = choice.provider()?;
+        let engine = &config.engine;
+        let folders = engine.library_folders.clone();
+        let tensorrt = match provider {
+            Provider::Tensorrt => tensorrt_version(&library_folders(&folders)).unwrap_or_default(),
+            Provider::Cuda | Provider::Host => String::new(),
+        };
+        // The cache finds a GPU's name by its number.
+        let last = choice.gpus.iter().map(|gpu| gpu.number as usize).max().unwrap_or(0);
+        let mut names = vec![String::new(); last + 1];
+        for gpu in &choice.gpus {
+            if let Some(name) = names.get_mut(gpu.number as usize) {
+                *name = format!("{}-cc{}", gpu.name, gpu.capability);
+            }
+        }
+        let threads = match engine.decode_threads {
+            0 => cores,
+            threads => threads,
+        };
+        let settings = GpuSettings {
+            folders: folders.clone(),
+            gpus: choice.gpus.iter().map(|gpu| gpu.number).collect(),
+            provider,
+            max_batch: engine.max_batch,
+            max_delay: engine.max_delay,
+            cuda_graphs: engine.cuda_graphs,
+            engine_cache: EngineCache {
+                root: config.data_dir.join("engines"),
+                gpus: names,
+                driver: choice.driver.clone(),
+                tensorrt,
+                max_batch: engine.max_batch,
+            },
+            decode: DecodeSettings {
+                threads: (threads / choice.gpus.len().max(1)).max(1),
+                nvjpeg: engine.nvjpeg,
+                check_jpeg: engine.check_jpeg,
+                folders: library_folders(&folders),
+                limits,
+                resize: 0,
+            },
+        };
+        Some(Self { settings, queue: engine.queue, cpu_may_serve: choice.is_auto })
+    }
+
+    /// The bundle's tag for what computes.
+    pub(super) fn tag(&self) -> DeviceTag {
+        match self.settings.provider {
+            Provider::Tensorrt => DeviceTag::Tensorrt,
+            Provider::Cuda | Provider::Host => DeviceTag::Cuda,
+        }
+    }
+
+    /// What `/health` calls it.
+    pub fn kind(&self) -> DeviceKind {
+        match self.settings.provider {
+            Provider::Tensorrt => DeviceKind::Tensorrt,
+            Provider::Cuda | Provider::Host => DeviceKind::Cuda,
+        }
+    }
+
+    /// For a bundle, which says to what size images are decoded.
+    pub(super) fn settings(&self, bundle: &Bundle) -> Arc<GpuSettings> {
+        let mut settings = self.settings.clone();
+        settings.decode.resize = bundle.preprocess().resize;
+        Arc::new(settings)
+    }
+
+    /// Lanes on the GPUs in the place of those on the CPU.
+    pub(super) fn lanes(&self, cpu: &LaneSettings) -> LaneSettings {
+        let count = self.settings.gpus.len();
+        let capacity = match self.queue {
+            0 => count * self.settings.max_batch * BATCHES_A_QUEUE,
+            queue => queue,
+        };
+        LaneSettings { count, capacity, together: self.settings.max_batch, ..cpu.clone() }
+    }
+}
