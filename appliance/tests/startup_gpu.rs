@@ -1,7 +1,7 @@
 //! What a daemon says and does of GPUs at its start, with libraries of NVIDIA's that are missing, damaged, of other versions, or
 //! simulated.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 mod support;
 

@@ -69,10 +69,11 @@ impl SimulatedDriver {
         unsafe { ask(gpu as c_int) }
     }
 
-    /// Puts a copy within a GPU's memory on a stream, as an engine would put its work there.
-    pub fn copy_on_stream(&self, stream: *mut c_void, to: u64, from: u64, bytes: usize) {
+    /// Puts a copy within a GPU's memory on a stream, as an engine would put its work there. `stream` is the driver's handle.
+    pub fn copy_on_stream(&self, stream: usize, to: u64, from: u64, bytes: usize) {
         type Copy = unsafe extern "C" fn(*mut c_void, u64, u64, usize) -> c_int;
         let copy: Copy = self.function("weir_simulated_copy");
+        let stream = std::ptr::with_exposed_provenance_mut(stream);
         // SAFETY: the simulated driver checks what it is given.
         assert_eq!(unsafe { copy(stream, to, from, bytes) }, 0);
     }

@@ -110,7 +110,7 @@ impl BatchWorker {
         let build = move || match catch_unwind(AssertUnwindSafe(builder)) {
             Ok(Ok(device)) => drop(send.send(device)),
             Ok(Err(error)) => {
-                tracing::error!(lane, %error, "the better engine can't be built; the first serves on")
+                tracing::error!(lane, %error, "the better engine can't be built; the first serves on");
             }
             Err(_) => tracing::error!(lane, "building the better engine panicked; the first serves on"),
         };

@@ -9,7 +9,7 @@ use super::*;
 /// Copies the slot's tensor to where its scores are read from: it stands in for the engine.
 fn infer(gpu: &Gpu, slot: usize, bytes: usize) {
     gpu.driver.copy_on_stream(
-        gpu.batches.stream().raw(),
+        gpu.batches.stream().raw().expose_provenance(),
         gpu.batches.scores(slot),
         gpu.batches.tensor(slot),
         bytes,

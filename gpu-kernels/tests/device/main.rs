@@ -30,7 +30,9 @@ fn pixels(width: u32, height: u32, seed: u32) -> Vec<u8> {
         state ^= state << 5;
         state
     };
-    (0..3 * width * height).map(|at| if (at / 40 + seed) % 3 == 0 { 255 } else { noise() as u8 }).collect()
+    (0..3 * width * height)
+        .map(|at| if (at / 40 + seed).is_multiple_of(3) { 255 } else { noise() as u8 })
+        .collect()
 }
 
 fn image(width: u32, height: u32, pixels: &[u8], orientation: Orientation) -> Image<'_> {

@@ -25,8 +25,9 @@ fn simulate(cpu: Real, gpu: Real, guesses: (f64, f64), window: usize, sizes: &[u
     let mut router = Router::new(cpu_line, gpu_line);
     let mut waiting: [Vec<u64>; 2] = [Vec::new(), Vec::new()];
     let mut free = [cpu.units, gpu.units];
-    // When a unit of a line is done, with which images, and since when it was at them.
-    let mut running: BinaryHeap<Reverse<(u64, usize, Vec<u64>, u64)>> = BinaryHeap::new();
+    /// When a unit of a line is done, with which images, and since when it was at them.
+    type Running = Reverse<(u64, usize, Vec<u64>, u64)>;
+    let mut running: BinaryHeap<Running> = BinaryHeap::new();
     let (mut now, mut next, mut in_hand, mut counts) = (0u64, 0, 0, [0; 2]);
     let (mut images, mut pixels, mut learned, mut last) = (0, 0, None, None);
     while next < sizes.len() || in_hand > 0 {
