@@ -103,7 +103,8 @@ fn with_driver(files: &[(&str, Option<&[u8]>)]) -> tempfile::TempDir {
 }
 
 /// What ONNX Runtime's CUDA provider needs.
-const NEEDED: [&str; 4] = ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9"];
+const NEEDED: [&str; 5] =
+    ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9", "libcurand.so.10"];
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
 /// The ONNX Runtime of the tests, which is one for the CPU.

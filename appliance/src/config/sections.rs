@@ -100,7 +100,8 @@ pub struct EngineConfig {
     /// Whether the CPU follows every code of a JPEG before a GPU decodes it: what is damaged within is refused, as on the CPU,
     /// which takes most of the time that the GPU saves.
     pub check_jpeg: bool,
-    /// Whether a GPU records batches of each size once and replays them.
+    /// Whether a GPU records batches of each size once and replays them; with the CUDA provider. Off until it has been proved
+    /// on a GPU: while one lane records, others must not take memory.
     pub cuda_graphs: bool,
 }
 
@@ -119,7 +120,7 @@ impl Default for EngineConfig {
             decode_threads: 0,
             nvjpeg: true,
             check_jpeg: false,
-            cuda_graphs: true,
+            cuda_graphs: false,
         }
     }
 }

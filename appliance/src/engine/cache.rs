@@ -27,10 +27,12 @@ pub struct EngineCache {
 impl EngineCache {
     /// The folder for a model's engine on a GPU.
     pub fn folder(&self, model: &ModelFile, gpu: u32) -> PathBuf {
+        // One a GPU, also of equal ones: two that build at once would write the same files.
+        let number = gpu;
         let gpu = usize::try_from(gpu).ok().and_then(|gpu| self.gpus.get(gpu));
         let digest = model.sha256.get(..DIGITS).unwrap_or(&model.sha256);
         let name = format!(
-            "{}-driver{}-tensorrt{}-batch{}-{digest}",
+            "gpu{number}-{}-driver{}-tensorrt{}-batch{}-{digest}",
             gpu.map_or("gpu", String::as_str),
             self.driver,
             self.tensorrt,
@@ -43,6 +45,14 @@ impl EngineCache {
     /// Whether an engine for it was built to the end.
     pub fn is_built(&self, model: &ModelFile, gpu: u32) -> bool {
         self.folder(model, gpu).join(MARKER).is_file()
+    }
+
+    /// Removes an engine that turned out to be of no use.
+    pub fn forget(&self, model: &ModelFile, gpu: u32) {
+        let folder = self.folder(model, gpu);
+        if let Err(error) = std::fs::remove_dir_all(&folder) {
+            tracing::warn!(%error, path = %folder.display(), "TensorRT's old engine can't be removed");
+        }
     }
 
     /// Notes that it was.
@@ -86,7 +96,7 @@ mod tests {
         let ours = model(&"ab".repeat(32));
         let folder = cache.folder(&ours, 0);
         let name = folder.file_name().unwrap().to_str().unwrap();
-        assert_eq!(name, "NVIDIA_H100_80GB_HBM3-driver13.0-tensorrt10.14.1-batch64-abababababababab");
+        assert_eq!(name, "gpu0-NVIDIA_H100_80GB_HBM3-driver13.0-tensorrt10.14.1-batch64-abababababababab");
         std::fs::create_dir_all(&folder).unwrap();
         assert!(!cache.is_built(&ours, 0));
         cache.set_built(&ours, 0);
@@ -94,6 +104,8 @@ mod tests {
         assert!(!cache.is_built(&model(&"cd".repeat(32)), 0));
         assert!(!EngineCache { driver: "13.1".into(), ..cache.clone() }.is_built(&ours, 0));
         assert!(!EngineCache { tensorrt: "10.15".into(), ..cache.clone() }.is_built(&ours, 0));
+        cache.forget(&ours, 0);
+        assert!(!cache.is_built(&ours, 0) && !folder.exists());
         // A folder that can't be written is only said.
         EngineCache { root: "/proc/nowhere".into(), ..cache }.set_built(&ours, 0);
     }

@@ -92,7 +92,11 @@ impl DeviceChoice {
         let loaded = libraries.preload().map_err(|error| error.to_string());
         let runtime = Runtime::load(Some(&libraries.onnxruntime))?;
         let gpu = self.gpus.first().map_or(0, |gpu| gpu.number);
-        let usable = loaded.and_then(|()| provider.probe(&runtime, gpu).map_err(|error| error.to_string()));
+        let refused = |error: ort::Error| {
+            let said = error.to_string();
+            format!("ONNX Runtime's {provider} provider can't be used: {}", said.trim())
+        };
+        let usable = loaded.and_then(|()| provider.probe(&runtime, gpu).map_err(refused));
         if let Err(reason) = usable {
             let what = format!("there is {}, but {reason}", names(&self.gpus));
             if !self.is_auto {
@@ -141,6 +145,13 @@ fn on_gpu(request: &DeviceRequest) -> Result<DeviceChoice, (String, String)> {
         GpuLibraries::find(request, uses)
             .map_err(|missing| (format!("{there_is}, but {missing}"), missing.remedy()))
     };
+    // Where it was found by its path the providers would not find it by its name.
+    let with_driver = |mut libraries: GpuLibraries| {
+        if driver.library.is_absolute() {
+            libraries.needed.insert(0, driver.library.clone());
+        }
+        libraries
+    };
     let cuda: &[LibraryUse] = &[LibraryUse::Cuda];
     let tensorrt: &[LibraryUse] = &[LibraryUse::Cuda, LibraryUse::Tensorrt];
     let (kind, libraries) = match request.kind {
@@ -159,7 +170,7 @@ fn on_gpu(request: &DeviceRequest) -> Result<DeviceChoice, (String, String)> {
         is_auto,
         gpus,
         driver: driver.version.to_string(),
-        libraries: Some(libraries),
+        libraries: Some(with_driver(libraries)),
     })
 }
 

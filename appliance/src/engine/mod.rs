@@ -59,7 +59,8 @@ pub enum EngineError {
     },
     /// A provider can't be had.
     #[error(
-        "ONNX Runtime's {provider} provider can't be used: {source}. Remedy: see what `weir doctor` says of its libraries"
+        "ONNX Runtime's {provider} provider can't be used: {}. Remedy: see what `weir doctor` says of its libraries",
+        source.to_string().trim()
     )]
     Provider {
         /// Which.
@@ -95,6 +96,16 @@ pub enum EngineError {
     /// A lane's thread can't be started.
     #[error("a lane's thread can't be started: {0}")]
     Thread(#[source] std::io::Error),
+    /// A golden case came out wrong on this device.
+    #[error(
+        "golden case {file}: {reason}. The model does not compute on this device what its bundle promises"
+    )]
+    Golden {
+        /// The case; empty where none is to blame.
+        file: String,
+        /// What came out.
+        reason: String,
+    },
     /// The folder for TensorRT's engines can't be made.
     #[error("TensorRT's engines can't be kept in {}: {source}. Remedy: see that data_dir can be written", path.display())]
     EngineCache {
@@ -123,6 +134,16 @@ pub enum EngineError {
         /// Index of the first label whose score is NaN or infinite.
         label: usize,
     },
+}
+
+impl From<gpu_kernels::decode::nvjpeg::GpuDecodeError> for EngineError {
+    fn from(error: gpu_kernels::decode::nvjpeg::GpuDecodeError) -> Self {
+        use gpu_kernels::decode::nvjpeg::GpuDecodeError;
+        match error {
+            GpuDecodeError::Gpu(error) => error.into(),
+            GpuDecodeError::NvJpeg(error) => Self::Decoder(error.to_string()),
+        }
+    }
 }
 
 impl EngineError {

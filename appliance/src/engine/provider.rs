@@ -75,12 +75,8 @@ impl std::fmt::Display for Provider {
 
 impl Provider {
     /// Has ONNX Runtime load it, without a model.
-    ///
-    /// # Errors
-    /// [`EngineError::Provider`].
-    pub fn probe(self, runtime: &Runtime, gpu: u32) -> Result<(), EngineError> {
-        let failed = |source| EngineError::Provider { provider: self, source };
-        let builder = Session::builder(runtime.environment()).map_err(failed)?;
+    pub(super) fn probe(self, runtime: &Runtime, gpu: u32) -> Result<(), ort::Error> {
+        let builder = Session::builder(runtime.environment())?;
         let gpu = i32::try_from(gpu).unwrap_or(0);
         let cuda = ep::CUDA::default().with_device_id(gpu).build().error_on_failure();
         let providers = match self {
@@ -90,7 +86,8 @@ impl Provider {
                 vec![ep::TensorRT::default().with_device_id(gpu).build().error_on_failure(), cuda]
             }
         };
-        builder.with_execution_providers(providers).map(|_| ()).map_err(|error| failed(error.into()))
+        builder.with_execution_providers(providers)?;
+        Ok(())
     }
 
     /// Has a session use it.
@@ -131,7 +128,6 @@ impl Provider {
                         .with_engine_cache_path(&folder)
                         .with_timing_cache(true)
                         .with_timing_cache_path(&folder)
-                        .with_cuda_graph(settings.cuda_graphs)
                         .with_profile_min_shapes(profile.shape(1))
                         .with_profile_opt_shapes(profile.shape(profile.max_batch))
                         .with_profile_max_shapes(profile.shape(profile.max_batch))

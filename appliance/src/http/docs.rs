@@ -93,7 +93,7 @@ struct Contract;
         (status = 422, description = "too_many_pixels, too_many_scans, url_refused, fetch_failed", body = ErrorBody),
         (status = 429, description = "overloaded; Retry-After says when to come back", body = ErrorBody),
         (status = 500, description = "lane_failed, inference_failed", body = ErrorBody),
-        (status = 503, description = "not_ready, model_not_ready, draining, outbox_full, outbox_unavailable, no_device", body = ErrorBody),
+        (status = 503, description = "not_ready, model_not_ready, draining, outbox_full, outbox_unavailable, no_device, device_failed", body = ErrorBody),
         (status = 504, description = "deadline_exceeded, fetch_timeout", body = ErrorBody)
     )
 )]

@@ -152,7 +152,7 @@ async fn many(
     let Some(current) = asked.query.slot.current() else {
         return Err(PredictError::NoModel(asked.query.slot.name().into()).into());
     };
-    let lanes = current.lanes.count().max(1);
+    let lanes = current.lanes.at_once();
     let predictions = stream::iter(files.into_iter().enumerate()).map(|(index, (file, image))| async move {
         let request = request(asked, format!("{}-{}", asked.id, index + 1), image);
         (file, service.predict(request).await.map_err(ApiError::from))

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use gpu_kernels::ImageFormat;
 use gpu_kernels::cuda::GpuError;
-use gpu_kernels::decode::nvjpeg::NvJpegError;
 
 use super::ClassifyError;
 use super::batching::Batching;
@@ -88,15 +87,18 @@ pub enum DeviceError {
     /// The driver refused, or the GPU is lost.
     #[error(transparent)]
     Gpu(#[from] GpuError),
-    /// nvJPEG failed, and not on an image.
-    #[error(transparent)]
-    NvJpeg(#[from] NvJpegError),
+    /// Another lane has found the GPU lost.
+    #[error("the GPU is lost")]
+    LostElsewhere,
     /// The engine failed on the device.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// It panicked.
     #[error("the device's code panicked")]
     Panicked,
+    /// A batch does not end.
+    #[error("a batch has been on the device for longer than any takes")]
+    Hangs,
     /// One of its threads has ended.
     #[error("a thread of the device has ended")]
     Ended,
@@ -109,8 +111,9 @@ impl DeviceError {
             Self::Gpu(error) if error.is_out_of_memory() => "out_of_memory",
             Self::Gpu(error) if error.is_lost() => "lost",
             Self::Gpu(_) => "refused",
-            Self::NvJpeg(_) => "decoder",
+            Self::LostElsewhere => "lost",
             Self::Engine(_) => "engine",
+            Self::Hangs => "hangs",
             Self::Panicked | Self::Ended => "panicked",
         }
     }

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
@@ -23,6 +23,10 @@ use crate::engine::EngineError;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// A GPU that is lost may come back; each try takes seconds of the driver's time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// An attempt to build takes seconds; after this one nobody is to wait for it.
+const LONG_ATTEMPT: Duration = Duration::from_secs(30);
+/// The same while the lanes end: what waits then waits within the grace of a shutdown.
+const LONG_ATTEMPT_AT_THE_END: Duration = Duration::from_secs(5);
 /// How soon a thread that pauses sees that it is not needed any more.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -35,6 +39,8 @@ pub(super) struct BatchWorker {
     pub(super) alive: Arc<AtomicUsize>,
     /// Lanes on the CPU that stand in.
     pub(super) standing_in: Arc<AtomicUsize>,
+    /// Whether a better device is being built.
+    pub(super) building: Arc<AtomicBool>,
     /// Whether somebody's stand-ins were started; shared by the lanes.
     pub(super) stood_in: Arc<AtomicBool>,
     /// Those that may stand in for this one.
@@ -61,20 +67,25 @@ impl BatchWorker {
             }
         };
         let _ = ready.send(Ok(()));
+        let mut failed = None;
         loop {
-            let Some(Built { device, better }) = next.take().or_else(|| self.recover()) else { return };
+            let built = next.take().or_else(|| self.recover(failed.take()));
+            let Some(Built { device, better }) = built else { return };
             self.alive.fetch_add(1, Ordering::Relaxed);
-            let more = self.serve(device, better);
-            self.alive.fetch_sub(1, Ordering::Relaxed);
-            if !more {
+            failed = self.serve(device, better);
+            if failed.is_none() {
                 return;
             }
             self.observer.restarted(self.lane);
         }
     }
 
-    /// Serves until there is nothing more to do, then false, or until the device fails.
-    fn serve(&self, mut device: Box<dyn BatchDevice>, better: Option<Builder>) -> bool {
+    /// Serves until there is nothing more to do, or until the device fails, which is returned then.
+    fn serve(
+        &self,
+        mut device: Box<dyn BatchDevice>,
+        better: Option<Builder>,
+    ) -> Option<Box<dyn BatchDevice>> {
         let mut better = better.map_or_else(never, |builder| self.build_better(builder));
         loop {
             let ended = {
@@ -84,20 +95,23 @@ impl BatchWorker {
                 served.unwrap_or_else(|_| Ended::Failed(DeviceError::Panicked, pipeline.hand_back()))
             };
             match ended {
-                Ended::Closed => return false,
+                Ended::Closed => {
+                    self.alive.fetch_sub(1, Ordering::Relaxed);
+                    return None;
+                }
                 Ended::Replaced(new) => {
                     device = new;
                     better = never();
                     tracing::info!(lane = self.lane, "the lane has its better engine");
                 }
                 Ended::Failed(error, jobs) => {
+                    // Before anything that may take long: somebody waits for these, and others may be free.
+                    self.alive.fetch_sub(1, Ordering::Relaxed);
                     let in_hand = jobs.len();
-                    // Dropping a device that has just failed may fail as well.
-                    let _ = catch_unwind(AssertUnwindSafe(move || drop(device)));
                     let retried = self.queues.try_again(jobs);
                     tracing::error!(lane = self.lane, %error, in_hand, retried, "the lane's device failed");
                     self.observer.device_failed(self.lane, error.kind(), retried);
-                    return true;
+                    return Some(device);
                 }
             }
         }
@@ -107,12 +121,17 @@ impl BatchWorker {
     fn build_better(&self, builder: Builder) -> Receiver<Box<dyn BatchDevice>> {
         let (send, receive) = bounded(1);
         let lane = self.lane;
-        let build = move || match catch_unwind(AssertUnwindSafe(builder)) {
-            Ok(Ok(device)) => drop(send.send(device)),
-            Ok(Err(error)) => {
-                tracing::error!(lane, %error, "the better engine can't be built; the first serves on");
+        // One at a time: it takes minutes, and a second one would write the same files.
+        let Some(mine) = Token::take(&self.building) else { return receive };
+        let build = move || {
+            let _mine = mine;
+            match catch_unwind(AssertUnwindSafe(builder)) {
+                Ok(Ok(device)) => drop(send.send(device)),
+                Ok(Err(error)) => {
+                    tracing::error!(lane, %error, "the better engine can't be built; the first serves on");
+                }
+                Err(_) => tracing::error!(lane, "building the better engine panicked; the first serves on"),
             }
-            Err(_) => tracing::error!(lane, "building the better engine panicked; the first serves on"),
         };
         let thread = std::thread::Builder::new().name(format!("weir-engine-{lane}"));
         if let Err(error) = thread.spawn(build) {
@@ -121,12 +140,18 @@ impl BatchWorker {
         receive
     }
 
-    /// A new device. None when the queues were closed meanwhile.
-    fn recover(&self) -> Option<Built> {
+    /// A new device in the place of one that failed. None when the queues were closed meanwhile.
+    fn recover(&self, failed: Option<Box<dyn BatchDevice>>) -> Option<Built> {
         let end = Arc::new(AtomicBool::new(false));
-        let (attempts, builder) = self.rebuild(Arc::clone(&end))?;
+        let (attempts, builder) = self.rebuild(failed, Arc::clone(&end))?;
         let mut standing = None;
+        let mut attempt_began = Instant::now();
         let built = loop {
+            if standing.as_ref().is_some_and(StandingIn::has_ended) || self.alive.load(Ordering::Relaxed) > 0
+            {
+                // They could not be built, or a GPU works again.
+                standing = None;
+            }
             if standing.is_none() && !self.others_work() {
                 standing = self.stand_in();
             }
@@ -134,14 +159,18 @@ impl BatchWorker {
                 Ok(Ok(built)) => break Some(built),
                 Ok(Err(error)) => {
                     tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
-                    // With nobody to compute them the jobs would wait for ever.
-                    let nobody =
-                        self.stand_ins.is_none() || standing.as_ref().is_some_and(StandingIn::has_ended);
-                    if nobody && !self.others_work() && self.queues.refuse_waiting().is_err() {
+                    attempt_began = Instant::now();
+                    if self.is_in_vain(standing.as_ref()) && self.queues.refuse_waiting().is_err() {
                         break None;
                     }
                 }
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                    // An attempt may hang in the driver.
+                    let bound = if self.queues.is_closing() { LONG_ATTEMPT_AT_THE_END } else { LONG_ATTEMPT };
+                    let long = attempt_began.elapsed() > bound;
+                    if long && self.is_in_vain(standing.as_ref()) && self.queues.refuse_waiting().is_err() {
+                        break None;
+                    }
                     if self.queues.is_closed() && standing.as_ref().is_none_or(StandingIn::has_ended) {
                         break None;
                     }
@@ -159,19 +188,28 @@ impl BatchWorker {
         built
     }
 
+    /// Whether jobs wait for nobody: they would for ever.
+    fn is_in_vain(&self, standing: Option<&StandingIn>) -> bool {
+        let nobody = self.stand_ins.is_none() || standing.is_some_and(StandingIn::has_ended);
+        nobody && !self.others_work()
+    }
+
     fn others_work(&self) -> bool {
         self.alive.load(Ordering::Relaxed) + self.standing_in.load(Ordering::Relaxed) > 0
     }
 
-    /// Builds on a thread of its own, with pauses that grow, until it works or `end` says so.
+    /// Builds on a thread of its own, with pauses that grow, until it works or `end` says so; lets go of the failed device first.
     #[allow(clippy::type_complexity, reason = "a channel and a thread")]
     fn rebuild(
         &self,
+        failed: Option<Box<dyn BatchDevice>>,
         end: Arc<AtomicBool>,
     ) -> Option<(Receiver<Result<Built, EngineError>>, JoinHandle<()>)> {
         let (send, receive) = bounded(1);
         let (factory, lane) = (Arc::clone(&self.factory), self.lane);
         let build = move || {
+            // Dropping a device that has just failed may fail as well, and take long.
+            let _ = catch_unwind(AssertUnwindSafe(move || drop(failed)));
             let mut pause = FIRST_PAUSE;
             while !end.load(Ordering::Acquire) {
                 let built = build(&factory, lane);
@@ -201,7 +239,7 @@ impl BatchWorker {
     fn stand_in(&self) -> Option<StandingIn> {
         let workers = self.stand_ins.as_ref()?;
         // One lane's stand-ins take the work of all.
-        let mine = StandInToken::take(&self.stood_in)?;
+        let mine = Token::take(&self.stood_in)?;
         let (until, ended) = bounded(0);
         let (ready, began) = bounded(workers.len());
         let mut threads = Vec::with_capacity(workers.len());
@@ -225,19 +263,19 @@ impl BatchWorker {
 struct StandingIn {
     until: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
-    _mine: StandInToken,
+    _mine: Token,
 }
 
-/// That lanes on the CPU stand in for all of a model's lanes, until it is dropped.
-struct StandInToken(Arc<AtomicBool>);
+/// The right to something that only one does at a time, until it is dropped.
+struct Token(Arc<AtomicBool>);
 
-impl StandInToken {
+impl Token {
     fn take(taken: &Arc<AtomicBool>) -> Option<Self> {
         (!taken.swap(true, Ordering::AcqRel)).then(|| Self(Arc::clone(taken)))
     }
 }
 
-impl Drop for StandInToken {
+impl Drop for Token {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }

@@ -68,6 +68,7 @@ pub struct Lanes {
     standing_in: Arc<AtomicUsize>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
+    at_once: usize,
 }
 
 /// Lanes on the CPU for the time that no GPU works.
@@ -185,7 +186,8 @@ impl Lanes {
         stand_in: Option<StandIn>,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
-        let setup = Setup::new(settings, observer);
+        let mut setup = Setup::new(settings, observer);
+        setup.lanes.at_once *= settings.together.max(1);
         let mut devices = devices.into_iter();
         let model = settings.turns.register();
         let stand_in = stand_in.map(Arc::new);
@@ -205,6 +207,7 @@ impl Lanes {
                 observer: Arc::clone(&setup.observer),
                 alive: Arc::clone(&setup.alive),
                 standing_in: Arc::clone(&setup.standing_in),
+                building: Arc::new(AtomicBool::new(false)),
                 stood_in: Arc::clone(&stood_in),
                 stand_ins,
             };
@@ -305,6 +308,11 @@ impl Lanes {
         self.count
     }
 
+    /// Images that all lanes together compute at once: one a lane on the CPU, a batch on a GPU.
+    pub fn at_once(&self) -> usize {
+        self.at_once
+    }
+
     /// Lanes whose device works at this moment; fewer than [`Lanes::count`] while one is being built anew.
     pub fn alive(&self) -> usize {
         self.alive.load(Ordering::Relaxed)
@@ -357,6 +365,7 @@ impl Setup {
             standing_in: Arc::clone(&standing_in),
             threads: Mutex::new(Vec::with_capacity(count)),
             count,
+            at_once: count.max(1),
         };
         let queues = LaneQueues { again, jobs, batch, give_back, closing, until: never() };
         Self { lanes, queues, observer, alive, standing_in, idle: Arc::new(AtomicUsize::new(0)) }

@@ -16,6 +16,11 @@ use super::job::{Job, LaneError};
 use super::queues::LaneQueues;
 use super::{Classified, LaneObserver, SkipReason, StageTimings};
 
+/// A batch takes milliseconds; one that takes this long will not end.
+const LONGEST_BATCH: Duration = Duration::from_secs(30);
+/// How often a lane that has nothing to do looks whether its device still works.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Why a lane stopped serving on its device.
 pub(super) enum Ended {
     /// The queues are closed and everything is answered.
@@ -82,6 +87,9 @@ impl<'a> Pipeline<'a> {
         loop {
             if let Err(error) = self.handle_events() {
                 return Ended::Failed(error, self.hand_back());
+            }
+            if self.batches.front().is_some_and(|batch| batch.begun.elapsed() > LONGEST_BATCH) {
+                return Ended::Failed(DeviceError::Hangs, self.hand_back());
             }
             if replacement.is_none() {
                 match better.try_recv() {
@@ -150,8 +158,10 @@ impl<'a> Pipeline<'a> {
         let Some(job) = job.still_wanted(self.lane, self.observer) else { return };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.device.decode(ticket, job.image.clone());
+        let image = job.image.clone();
+        // First of all, so that the job is found here whatever happens.
         self.decoding.insert(ticket, job);
+        self.device.decode(ticket, image);
     }
 
     fn handle_events(&mut self) -> Result<(), DeviceError> {
@@ -249,10 +259,8 @@ impl<'a> Pipeline<'a> {
             self.queues.watch(&mut select, self.has_room_for_patient());
             select.recv(better);
         }
-        match until {
-            Some(until) => drop(select.ready_deadline(until)),
-            None => drop(select.ready()),
-        }
+        let look = Instant::now() + LOOK;
+        let _ = select.ready_deadline(until.map_or(look, |until| until.min(look)));
         // A wake is a hint that has done its work; jobs and devices are taken where they are looked for.
         while self.device.wakes().try_recv().is_ok() {}
     }

@@ -58,16 +58,24 @@ impl LaneQueues {
         }
     }
 
+    /// Whether nothing comes any more.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
     /// Whether nothing comes any more and nothing waits.
     pub(super) fn is_closed(&self) -> bool {
         let empty = self.again.is_empty() && self.jobs.is_empty() && self.batch.is_empty();
-        empty && self.closing.load(Ordering::Acquire)
+        empty && self.is_closing()
     }
 
     /// Has a select wake up for a job; for batch work only if it is `patient_too`.
     pub(super) fn watch<'a>(&'a self, select: &mut Select<'a>, patient_too: bool) {
         select.recv(&self.again);
-        select.recv(&self.jobs);
+        // Once it is closed it would wake the lane at once, always.
+        if !self.is_closing() {
+            select.recv(&self.jobs);
+        }
         if patient_too {
             select.recv(&self.batch);
         }

@@ -53,7 +53,7 @@ impl LoadedModel {
     /// When a queue that is full now will have been worked off.
     pub fn queue_time(&self) -> Duration {
         let mean = Duration::from_micros(self.mean_busy_us.load(Ordering::Relaxed).max(1000));
-        let rounds = self.lanes.capacity().div_ceil(self.lanes.count().max(1));
+        let rounds = self.lanes.capacity().div_ceil(self.lanes.at_once());
         mean * u32::try_from(rounds).unwrap_or(u32::MAX)
     }
 }

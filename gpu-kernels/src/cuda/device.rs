@@ -10,6 +10,7 @@ use cudarc::driver::{CudaContext, result, sys};
 use parking_lot::Mutex;
 
 use super::library::Library;
+use super::stream::forget_others;
 use super::{Driver, Event, Gpu, GpuError, LEAST_CAPABILITY, Stream, refused};
 
 /// The driver's library as the configuration finds it. Never unloaded.
@@ -60,7 +61,13 @@ impl Device {
                 None => {}
             }
         }
-        let context = refused("cuDevicePrimaryCtxRetain", CudaContext::new(number as usize))?;
+        let mut context = refused("cuDevicePrimaryCtxRetain", CudaContext::new(number as usize))?;
+        if context.synchronize().is_err() {
+            // Other libraries of this process hold on to a context that was lost before anybody here used it.
+            drop(context);
+            reset(number)?;
+            context = refused("cuDevicePrimaryCtxRetain", CudaContext::new(number as usize))?;
+        }
         // Streams are put in order by hand, with events. What the bindings would add to that is one event a use of memory.
         // SAFETY: no memory of this crate is used on two streams without an event between them.
         unsafe { context.disable_event_tracking() };
@@ -74,6 +81,11 @@ impl Device {
     /// the next who opens it gets a new one.
     pub fn lost(&self) {
         self.0.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody has said so.
+    pub fn is_lost(&self) -> bool {
+        self.0.lost.load(Ordering::Acquire)
     }
 
     /// What the driver says of it.
@@ -103,6 +115,7 @@ impl Device {
     /// # Errors
     /// [`GpuError::Refused`].
     pub fn bind(&self) -> Result<(), GpuError> {
+        forget_others(&self.0.context);
         refused("cuCtxSetCurrent", self.0.context.bind_to_thread())
     }
 
@@ -111,6 +124,7 @@ impl Device {
     /// # Errors
     /// [`GpuError::Refused`] with what has gone wrong on it before.
     pub fn synchronize(&self) -> Result<(), GpuError> {
+        forget_others(&self.0.context);
         refused("cuCtxSynchronize", self.0.context.synchronize())
     }
 

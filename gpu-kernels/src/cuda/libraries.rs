@@ -31,22 +31,22 @@ const fn needed(name: &'static str, used_for: LibraryUse, install: &'static str)
 }
 
 const ONNXRUNTIME: &str = "pip install onnxruntime-gpu==1.31.1";
+const TENSORRT: &str = "TensorRT 10 for CUDA 13, from NVIDIA's own package index";
 const CUBLAS: &str = "pip install nvidia-cublas";
 
-/// All of them, for CUDA 13.
-pub const LIBRARIES: [NeededLibrary; 9] = [
+/// All of them, for CUDA 13, each behind those that it needs itself. The providers' needs are those of onnxruntime-gpu 1.31.1, as
+/// its files name them; cuDNN they load only when they compute.
+pub const LIBRARIES: [NeededLibrary; 11] = [
     needed("libnvjpeg.so.13", LibraryUse::Decode, "pip install nvidia-nvjpeg"),
     needed("libonnxruntime_providers_cuda.so", LibraryUse::Cuda, ONNXRUNTIME),
     needed("libcudart.so.13", LibraryUse::Cuda, "pip install nvidia-cuda-runtime"),
-    needed("libcublas.so.13", LibraryUse::Cuda, CUBLAS),
     needed("libcublasLt.so.13", LibraryUse::Cuda, CUBLAS),
+    needed("libcublas.so.13", LibraryUse::Cuda, CUBLAS),
+    needed("libcurand.so.10", LibraryUse::Cuda, "pip install nvidia-curand"),
     needed("libcudnn.so.9", LibraryUse::Cuda, "pip install nvidia-cudnn-cu13"),
     needed("libonnxruntime_providers_tensorrt.so", LibraryUse::Tensorrt, ONNXRUNTIME),
-    needed(
-        "libnvinfer.so.10",
-        LibraryUse::Tensorrt,
-        "TensorRT 10 for CUDA 13, from NVIDIA's own package index",
-    ),
+    needed("libnvinfer.so.10", LibraryUse::Tensorrt, TENSORRT),
+    needed("libnvonnxparser.so.10", LibraryUse::Tensorrt, TENSORRT),
     needed("libnvidia-ml.so.1", LibraryUse::Monitoring, "it comes with the NVIDIA driver"),
 ];
 

@@ -118,7 +118,8 @@ impl GpuError {
     /// uncorrectable memory error, a GPU that has fallen off the bus, a launch that failed or took too long.
     pub fn is_lost(&self) -> bool {
         // CUresult: the driver's documentation says of these that the process's context can't be used any more.
-        const LOST: [i32; 16] = [4, 46, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719];
+        const LOST: [i32; 17] =
+            [4, 46, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999];
         matches!(self, Self::Refused { call, code } if !call.starts_with("nvml") && LOST.contains(code))
     }
 

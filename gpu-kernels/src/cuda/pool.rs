@@ -137,12 +137,25 @@ impl<M: MemoryKind> Inner<M> {
         }
         drop(state);
         drop(spare);
-        let memory = M::allocate(&self.device, size);
-        if memory.is_err() {
-            self.state.lock().in_use -= size;
-            self.returned.notify_all();
+        let mut memory = M::allocate(&self.device, size);
+        if memory.as_ref().is_err_and(GpuError::is_out_of_memory) {
+            // What is kept in other sizes may be what is missing.
+            let kept = {
+                let mut state = self.state.lock();
+                state.kept = 0;
+                std::mem::take(&mut state.free)
+            };
+            drop(kept);
+            memory = M::allocate(&self.device, size);
         }
-        memory.map(Some)
+        let Err(error) = memory else { return memory.map(Some) };
+        let mut state = self.state.lock();
+        state.in_use -= size;
+        let others = state.in_use > 0;
+        drop(state);
+        self.returned.notify_all();
+        // There is room when those who have memory give it back.
+        if others && error.is_out_of_memory() { Ok(None) } else { Err(error) }
     }
 }
 

@@ -4,9 +4,18 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::{CudaEvent, CudaStream};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 
 use super::{GpuError, refused};
+
+/// The bindings keep an error that something met when it was dropped, for whoever calls next, who may be another lane and would
+/// then not have waited.
+pub(super) fn forget_others(context: &CudaContext) {
+    if let Err(error) = context.check_err() {
+        // On a GPU that is lost the call itself fails too.
+        let _ = error;
+    }
+}
 
 /// Work in order. Cheap to clone; what is put on it runs when everything before it has.
 #[derive(Clone, Debug)]
@@ -47,6 +56,7 @@ impl Stream {
     /// # Errors
     /// [`GpuError::Refused`], also with what has gone wrong on the GPU before.
     pub fn synchronize(&self) -> Result<(), GpuError> {
+        forget_others(self.0.context());
         refused("cuStreamSynchronize", self.0.synchronize())
     }
 }
@@ -61,6 +71,7 @@ impl Event {
     /// # Errors
     /// [`GpuError::Refused`], also with what has gone wrong on the GPU before.
     pub fn synchronize(&self) -> Result<(), GpuError> {
+        forget_others(self.0.context());
         refused("cuEventSynchronize", self.0.synchronize())
     }
 

@@ -373,6 +373,10 @@ int cuCtxSynchronize(void) {
 static void run_copy(Op *op) {
     pthread_mutex_lock(&lock);
     int lost = op->gpu->error;
+    if (block_of(op->to, op->bytes) == NULL || block_of(op->from, op->bytes) == NULL) {
+        violation("a copy runs after its memory was given back", op->to);
+        lost = 1;
+    }
     pthread_mutex_unlock(&lock);
     if (lost == 0) {
         memcpy(op->to, op->from, op->bytes);

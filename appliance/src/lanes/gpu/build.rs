@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gpu_kernels::cuda::{Device, PinnedPool};
+use gpu_kernels::cuda::{Device, GpuError, PinnedPool};
 use gpu_kernels::preprocess::Element;
 use gpu_kernels::preprocess::cuda::{BatchSettings, Batches, Stager};
 
@@ -22,6 +22,8 @@ use crate::models::{Bundle, InputType, ModelFile};
 const SLOTS: usize = 2;
 /// Memory for decoded images, of the GPU and of the host: what a 4K frame of a full batch takes in planes, and some.
 const IMAGE_BYTES: usize = 1 << 30;
+/// CUresult.
+const OUT_OF_MEMORY: i32 = 2;
 /// Images get no more than this part of the memory that is free before the engine takes its own.
 const SHARE_OF_FREE: u64 = 4;
 
@@ -59,8 +61,17 @@ pub fn gpu_factory(
     Arc::new(move |lane| {
         let gpu = settings.gpus.get(lane).copied().unwrap_or(0);
         let build_with = |provider| build(&runtime, &bundle, &model, &settings, (gpu, provider));
-        if settings.provider != Provider::Tensorrt || settings.engine_cache.is_built(&model, gpu) {
+        if settings.provider != Provider::Tensorrt {
             return Ok(Built { device: build_with(settings.provider)?, better: None });
+        }
+        if settings.engine_cache.is_built(&model, gpu) {
+            match build_with(Provider::Tensorrt) {
+                Ok(device) => return Ok(Built { device, better: None }),
+                Err(error) => {
+                    tracing::error!(gpu, %error, "TensorRT's engine on disk can't be used; it is built anew");
+                    settings.engine_cache.forget(&model, gpu);
+                }
+            }
         }
         let device = build_with(Provider::Cuda)?;
         let (runtime, bundle) = (runtime.clone(), Arc::clone(&bundle));
@@ -77,10 +88,10 @@ pub fn gpu_factory(
     })
 }
 
-/// Builds a device on one GPU and warms it.
+/// Builds a device on one GPU, warms it and runs the bundle's golden cases on it.
 ///
 /// # Errors
-/// [`EngineError`].
+/// [`EngineError`]; what the GPU is at fault for is [`EngineError::Gpu`], whatever the engine said of it.
 pub fn build(
     runtime: &Runtime,
     bundle: &Bundle,
@@ -88,16 +99,41 @@ pub fn build(
     settings: &GpuSettings,
     (gpu, provider): (u32, Provider),
 ) -> Result<Box<dyn BatchDevice>, EngineError> {
-    let graphs = settings.cuda_graphs && provider != Provider::Host;
-    let built = build_once(runtime, bundle, model, settings, (gpu, provider, graphs));
-    match built {
+    // TensorRT's provider in ONNX Runtime replays one graph for all shapes.
+    let graphs = settings.cuda_graphs && provider == Provider::Cuda;
+    let device = Device::open(&settings.folders, gpu)?;
+    let build = |graphs| {
+        let mut built = build_once(runtime, bundle, model, settings, &device, (provider, graphs))?;
+        super::golden::check(bundle, built.as_mut())?;
+        Ok(built)
+    };
+    let built = match build(graphs) {
         // Not every network can be recorded. What else is wrong shows again without.
-        Err(error @ EngineError::Run(_)) if graphs => {
+        Err(error @ (EngineError::Run(_) | EngineError::Model { .. } | EngineError::Golden { .. }))
+            if graphs =>
+        {
             tracing::warn!(gpu, %error, "the engine can't replay CUDA graphs of this model; it runs without");
-            build_once(runtime, bundle, model, settings, (gpu, provider, false))
+            build(false)
         }
         built => built,
+    };
+    built.map_err(|error| diagnose(&device, error))
+}
+
+/// Tells the GPU's faults from the model's. A GPU that is lost is marked so, for all who use it.
+fn diagnose(device: &Device, error: EngineError) -> EngineError {
+    if let Err(gpu) = device.synchronize() {
+        if gpu.is_lost() {
+            device.lost();
+        }
+        return gpu.into();
     }
+    let said = error.to_string();
+    if said.contains("out of memory") && !matches!(error, EngineError::Gpu(_)) {
+        tracing::error!(%error, "the engine finds no memory on the GPU");
+        return GpuError::Refused { call: "the engine's allocation", code: OUT_OF_MEMORY }.into();
+    }
+    error
 }
 
 fn build_once(
@@ -105,10 +141,12 @@ fn build_once(
     bundle: &Bundle,
     model: &ModelFile,
     settings: &GpuSettings,
-    (gpu, provider, cuda_graphs): (u32, Provider, bool),
+    device: &Device,
+    (provider, cuda_graphs): (Provider, bool),
 ) -> Result<Box<dyn BatchDevice>, EngineError> {
     let spec = bundle.preprocess();
-    let device = Device::open(&settings.folders, gpu)?;
+    let gpu = device.gpu().number;
+    // Before the session, so that it goes after it whatever fails.
     let stream = device.stream()?;
     let mut max_batch = settings.max_batch;
     let provider_settings = ProviderSettings {
@@ -142,14 +180,18 @@ fn build_once(
         slots: SLOTS,
         image_bytes,
     };
-    let batches = Batches::new(&device, stream, batches)?;
+    let batches = Batches::new(device, stream.clone(), batches)?;
     let memory = |slot| SlotMemory { tensor: batches.tensor(slot), scores: batches.scores(slot) };
     let slots: Vec<SlotMemory> = (0..SLOTS).map(memory).collect();
     // SAFETY: each slot has room for the largest batch in both, and the device drops the session before the batches.
-    unsafe { session.bind(model, &provider_settings, &slots, batching.sizes())? };
-    device.synchronize()?;
-    let stager = Stager::new(PinnedPool::new(&device, IMAGE_BYTES));
+    let bound = unsafe { session.bind(model, &provider_settings, &slots, batching.sizes()) };
+    if let Err(error) = bound.and_then(|()| Ok(device.synchronize()?)) {
+        // It still has work on that memory, or graphs of it.
+        drop(session);
+        return Err(error);
+    }
+    let stager = Stager::new(PinnedPool::new(device, IMAGE_BYTES));
     let on_host = provider == Provider::Host;
-    let built = GpuDevice::new(session, batches, batching, &stager, &settings.decode, (SLOTS, on_host))?;
+    let built = GpuDevice::new(batches, session, batching, &stager, &settings.decode, (SLOTS, on_host))?;
     Ok(Box::new(built))
 }

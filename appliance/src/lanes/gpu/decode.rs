@@ -1,5 +1,6 @@
 //! The threads that decode for a GPU's lane: cores of the CPU, and nvJPEG where there is one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -26,6 +27,8 @@ const NVJPEG_BATCH: usize = 16;
 const NVJPEG_THREADS: usize = 2;
 /// Nanoseconds a pixel before anything is known: of a core, and of one of nvJPEG's threads.
 const GUESSES: (f64, f64) = (2.0, 0.5);
+/// Batches of which nvJPEG decodes nothing before it is left alone.
+const MOST_IN_VAIN: usize = 16;
 /// How soon a thread that waits for room sees that it is to end.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -142,16 +145,19 @@ impl Decoders {
         let lines = (Line::new(cpus, 1, GUESSES.0), Line::new(nvjpegs.len(), NVJPEG_BATCH, GUESSES.1));
         let dispatch = Arc::new(Dispatch { router: Mutex::new(Router::new(lines.0, lines.1)), cpu, gpu });
         let (limits, ending) = (settings.limits, Arc::new(AtomicBool::new(false)));
-        let mut decoders = Self { dispatch: None, backend, limits, ending, threads: Vec::new() };
+        let work = Arc::downgrade(&dispatch);
+        // It has the sending ends from the start: on an error below they go with it, and the threads end.
+        let mut decoders = Self { dispatch: Some(dispatch), backend, limits, ending, threads: Vec::new() };
         for number in 0..cpus {
             let decoder =
                 Decoder::new(settings.limits).map_err(|error| EngineError::Decoder(error.to_string()))?;
             let thread = CpuThread {
                 decoder,
+                limits: settings.limits,
                 resize: settings.resize,
                 stager: stager.clone(),
                 work: cpu_work.clone(),
-                dispatch: Arc::downgrade(&dispatch),
+                dispatch: Weak::clone(&work),
                 ending: Arc::clone(&decoders.ending),
                 teller: teller.clone(),
             };
@@ -162,12 +168,13 @@ impl Decoders {
                 decoder,
                 check: settings.check_jpeg.then(EntropyCheck::default),
                 work: gpu_work.clone(),
-                dispatch: Arc::downgrade(&dispatch),
+                dispatch: Weak::clone(&work),
+                ending: Arc::clone(&decoders.ending),
                 teller: teller.clone(),
+                in_vain: 0,
             };
             decoders.spawn(format!("weir-nvjpeg-{number}"), move || thread.run())?;
         }
-        decoders.dispatch = Some(dispatch);
         Ok(decoders)
     }
 
@@ -185,10 +192,16 @@ impl Decoders {
 
     /// Has an image decoded by whoever will have it first.
     pub(super) fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
-        let eligible = self.backend.and_then(|backend| eligible(&bytes, backend, &self.limits).ok());
-        let size = match &eligible {
-            Some(eligible) => Ok((eligible.header.width, eligible.header.height)),
-            None => inspect(&bytes, &self.limits).map(|header| (header.width, header.height)),
+        let look = || {
+            let eligible = self.backend.and_then(|backend| eligible(&bytes, backend, &self.limits).ok());
+            let size = match &eligible {
+                Some(eligible) => Ok((eligible.header.width, eligible.header.height)),
+                None => inspect(&bytes, &self.limits).map(|header| (header.width, header.height)),
+            };
+            (eligible, size)
+        };
+        let Ok((eligible, size)) = catch_unwind(AssertUnwindSafe(look)) else {
+            return teller.tell(Message::Refused(ticket, panicked()));
         };
         match (size, &self.dispatch) {
             (Ok((width, height)), Some(dispatch)) => {
@@ -246,6 +259,7 @@ fn open_nvjpeg(
 
 struct CpuThread {
     decoder: Decoder,
+    limits: DecodeLimits,
     resize: u32,
     stager: Stager,
     work: Receiver<Work>,
@@ -261,12 +275,25 @@ impl CpuThread {
                 return;
             }
             let began = Instant::now();
-            let decoded = self.decoder.decode(&work.bytes, self.resize);
-            let took = began.elapsed();
-            let message = match decoded {
-                Ok(image) => stage(&self.stager, &self.ending, work.ticket, &image, took),
-                Err(error) => Some(Message::Refused(work.ticket, error.into())),
+            let decode = || {
+                let decoded = self.decoder.decode(&work.bytes, self.resize);
+                let took = began.elapsed();
+                match decoded {
+                    Ok(image) => stage(&self.stager, &self.ending, work.ticket, &image, took),
+                    Err(error) => Some(Message::Refused(work.ticket, error.into())),
+                }
             };
+            let message = match catch_unwind(AssertUnwindSafe(decode)) {
+                Ok(message) => message,
+                Err(_) => {
+                    // What is left of the decoder is not to be trusted.
+                    if let Ok(decoder) = Decoder::new(self.limits) {
+                        self.decoder = decoder;
+                    }
+                    Some(Message::Refused(work.ticket, panicked()))
+                }
+            };
+            let took = began.elapsed();
             match message {
                 Some(message) => self.teller.tell(message),
                 None => return,
@@ -299,50 +326,84 @@ fn stage(
     }
 }
 
+/// A decoder panicked on an image: that image's fault, and it alone is to bear it.
+fn panicked() -> ClassifyError {
+    EngineError::Decoder("the decoder failed on this image".into()).into()
+}
+
 struct GpuThread {
     decoder: GpuJpegDecoder,
     check: Option<EntropyCheck>,
     work: Receiver<Work>,
     dispatch: Weak<Dispatch>,
+    ending: Arc<AtomicBool>,
     teller: Teller,
+    /// Batches one after the other of which nvJPEG has decoded nothing.
+    in_vain: usize,
 }
 
 impl GpuThread {
     fn run(mut self) {
-        while let Ok(first) = self.work.recv() {
-            let mut batch = vec![first];
-            batch.extend(self.work.try_iter().take(NVJPEG_BATCH - 1));
-            let (batch, unsound): (Vec<_>, Vec<_>) =
-                batch.into_iter().partition(|work| is_sound(&mut self.check, work));
-            self.leave_to_cpu(unsound);
-            let began = Instant::now();
-            let jpegs: Vec<(&[u8], Eligible)> =
-                batch.iter().filter_map(|work| Some((&work.bytes[..], work.eligible?))).collect();
-            let images = match self.decoder.decode(&jpegs) {
-                Ok(images) => images,
-                Err(error) => {
-                    self.teller.tell(Message::Failed(failed(error)));
-                    return;
+        let serve = || {
+            while let Ok(first) = self.work.recv() {
+                if self.ending.load(Ordering::Acquire) {
+                    return Ok(());
                 }
+                let mut batch = vec![first];
+                batch.extend(self.work.try_iter().take(NVJPEG_BATCH - 1));
+                self.decode(batch)?;
+            }
+            Ok(())
+        };
+        let served = catch_unwind(AssertUnwindSafe(serve));
+        if let Err(error) = served.unwrap_or(Err(DeviceError::Panicked)) {
+            self.teller.tell(Message::Failed(error));
+        }
+    }
+
+    fn decode(&mut self, batch: Vec<Work>) -> Result<(), DeviceError> {
+        if self.in_vain >= MOST_IN_VAIN {
+            self.leave_to_cpu(batch);
+            return Ok(());
+        }
+        let (batch, unsound): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|work| is_sound(&mut self.check, work));
+        self.leave_to_cpu(unsound);
+        let began = Instant::now();
+        let jpegs: Vec<(&[u8], Eligible)> =
+            batch.iter().filter_map(|work| Some((&work.bytes[..], work.eligible?))).collect();
+        let images = self.decoder.decode(&jpegs)?;
+        let took = began.elapsed();
+        let mut left = Vec::new();
+        let (mut images_done, mut pixels) = (0, 0);
+        for (work, image) in batch.into_iter().zip(images) {
+            let (Some(image), Some(eligible)) = (image, work.eligible) else {
+                left.push(work);
+                continue;
             };
-            let took = began.elapsed();
-            let mut left = Vec::new();
-            let (mut images_done, mut pixels) = (0, 0);
-            for (work, image) in batch.into_iter().zip(images) {
-                let (Some(image), Some(eligible)) = (image, work.eligible) else {
-                    left.push(work);
-                    continue;
-                };
-                images_done += 1;
-                pixels += work.pixels;
-                let (width, height) = (eligible.header.width, eligible.header.height);
-                let decoded = Decoded { format: ImageFormat::Jpeg, width, height, time: took };
-                self.teller.tell(Message::OnDevice(work.ticket, decoded, image));
-            }
-            if let Some(dispatch) = self.dispatch.upgrade() {
-                dispatch.done(Route::Gpu, images_done, pixels, Some(took));
-            }
-            self.leave_to_cpu(left);
+            images_done += 1;
+            pixels += work.pixels;
+            let (width, height) = (eligible.header.width, eligible.header.height);
+            let decoded = Decoded { format: ImageFormat::Jpeg, width, height, time: took };
+            self.teller.tell(Message::OnDevice(work.ticket, decoded, image));
+        }
+        self.note(images_done, left.len());
+        if let Some(dispatch) = self.dispatch.upgrade() {
+            dispatch.done(Route::Gpu, images_done, pixels, Some(took));
+        }
+        self.leave_to_cpu(left);
+        Ok(())
+    }
+
+    /// nvJPEG that decodes nothing time and again is of no use here.
+    fn note(&mut self, done: usize, left: usize) {
+        self.in_vain = match (done, left) {
+            (0, 1..) => self.in_vain + 1,
+            (0, 0) => self.in_vain,
+            _ => 0,
+        };
+        if self.in_vain == MOST_IN_VAIN {
+            tracing::warn!("nvJPEG decodes nothing that it is given; the CPU decodes all images from now on");
         }
     }
 
@@ -359,11 +420,4 @@ impl GpuThread {
 
 fn is_sound(check: &mut Option<EntropyCheck>, work: &Work) -> bool {
     check.as_mut().is_none_or(|check| check.check(&work.bytes).is_ok())
-}
-
-fn failed(error: GpuDecodeError) -> DeviceError {
-    match error {
-        GpuDecodeError::Gpu(error) => error.into(),
-        GpuDecodeError::NvJpeg(error) => error.into(),
-    }
 }

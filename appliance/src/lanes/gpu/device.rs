@@ -44,8 +44,9 @@ struct Waiter {
 
 impl GpuDevice {
     pub(super) fn new(
-        session: BoundSession,
+        // In this order, since parameters that are not used up are dropped from the last to the first.
         batches: Batches,
+        session: BoundSession,
         batching: Batching,
         stager: &Stager,
         settings: &DecodeSettings,
@@ -104,6 +105,11 @@ impl GpuDevice {
 
     fn handle(&mut self, message: Message) -> Result<Option<DeviceEvent>, DeviceError> {
         Ok(Some(match message {
+            Message::Staged(ticket, decoded, staged) if !self.parked.is_empty() => {
+                // Behind those that came before.
+                self.parked.push_back((ticket, decoded, staged));
+                return Ok(None);
+            }
             Message::Staged(ticket, decoded, staged) => {
                 if self.upload(ticket, decoded, staged)? {
                     return Ok(None);
@@ -190,11 +196,19 @@ impl BatchDevice for GpuDevice {
     }
 
     fn poll(&mut self) -> Option<DeviceEvent> {
+        if self.batches.device().is_lost() {
+            // Another lane has met it. Only when all have let go of the GPU can it be had again.
+            return Some(DeviceEvent::Failed(DeviceError::LostElsewhere));
+        }
         self.next_event().unwrap_or_else(|error| Some(DeviceEvent::Failed(self.diagnose(error))))
     }
 
     fn discard(&mut self, ticket: Ticket) {
         self.images.remove(&ticket);
+        if !self.parked.is_empty() {
+            // There is room for one of those now, which nothing else would say.
+            let _ = self.teller.wake.try_send(());
+        }
     }
 
     fn begin(&mut self, images: &[Ticket]) -> Result<(), DeviceError> {

@@ -14,6 +14,7 @@
 mod build;
 mod decode;
 mod device;
+mod golden;
 mod route;
 
 pub use build::{GpuSettings, build, gpu_factory};

@@ -53,11 +53,8 @@ impl GpuJpegDecoder {
     /// that the CPU has to decode: nvJPEG does not take them, they are damaged, or there is no memory for them now.
     ///
     /// # Errors
-    /// [`GpuDecodeError`] when the GPU or nvJPEG is of no use any more.
-    pub fn decode(
-        &mut self,
-        jpegs: &[(&[u8], Eligible)],
-    ) -> Result<Vec<Option<DeviceImage>>, GpuDecodeError> {
+    /// [`GpuError`] when the GPU is of no use any more.
+    pub fn decode(&mut self, jpegs: &[(&[u8], Eligible)]) -> Result<Vec<Option<DeviceImage>>, GpuError> {
         self.device.bind()?;
         let mut blocks: Vec<Option<Block<DeviceMemory>>> = Vec::with_capacity(jpegs.len());
         for (bytes, eligible) in jpegs {
@@ -66,16 +63,11 @@ impl GpuJpegDecoder {
             blocks.push(if taken { self.pool.take(room)? } else { None });
         }
         let all: Vec<usize> = (0..jpegs.len()).filter(|&at| blocks[at].is_some()).collect();
-        if let Err(error) = self.decode_some(jpegs, &blocks, &all) {
-            if !is_of_an_image(&error) {
-                return Err(error);
-            }
-            // One of them is damaged; the others are not to suffer for it.
+        if self.decode_some(jpegs, &blocks, &all)?.is_err() {
+            // One of them is damaged, or too much for nvJPEG; the others are not to suffer for it.
             for &at in &all {
-                match self.decode_some(jpegs, &blocks, &[at]) {
-                    Ok(()) => {}
-                    Err(error) if is_of_an_image(&error) => blocks[at] = None,
-                    Err(error) => return Err(error),
+                if self.decode_some(jpegs, &blocks, &[at])?.is_err() {
+                    blocks[at] = None;
                 }
             }
         }
@@ -92,7 +84,7 @@ impl GpuJpegDecoder {
         jpegs: &[(&[u8], Eligible)],
         blocks: &[Option<Block<DeviceMemory>>],
         which: &[usize],
-    ) -> Result<(), GpuDecodeError> {
+    ) -> Result<Result<(), NvJpegError>, GpuError> {
         let mut bytes = Vec::with_capacity(which.len());
         let mut destinations = Vec::with_capacity(which.len());
         for &at in which {
@@ -105,11 +97,15 @@ impl GpuJpegDecoder {
         // SAFETY: the context is current, and the stream has finished the last batch; each block has room for the planes of its
         // JPEG and nobody else has it; bytes and blocks stay until the stream has finished, which is waited for here.
         let decoded = unsafe { self.nvjpeg.decode(&bytes, &destinations, self.stream.raw()) };
+        // Where the GPU still works, whatever nvJPEG says is about these images.
         self.stream.synchronize()?;
-        Ok(decoded?)
+        Ok(decoded)
     }
 }
 
-fn is_of_an_image(error: &GpuDecodeError) -> bool {
-    matches!(error, GpuDecodeError::NvJpeg(error) if error.is_of_the_image())
+impl Drop for GpuJpegDecoder {
+    fn drop(&mut self) {
+        // nvJPEG gives back what it has on the GPU of the thread.
+        let _ = self.device.bind();
+    }
 }

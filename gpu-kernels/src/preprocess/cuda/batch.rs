@@ -69,7 +69,7 @@ impl Batches {
     /// [`GpuError`].
     pub fn new(device: &Device, compute: Stream, settings: BatchSettings) -> Result<Self, GpuError> {
         let slots: Result<_, _> = (0..settings.slots).map(|_| Slot::new(device, &settings)).collect();
-        Ok(Self {
+        let batches = Self {
             slots: slots?,
             kernel: Kernel::load(device)?,
             copy: device.stream()?,
@@ -77,7 +77,10 @@ impl Batches {
             pool: DevicePool::new(device, settings.image_bytes),
             device: device.clone(),
             settings,
-        })
+        };
+        // Our streams do not wait for the one on which memory is made zero.
+        device.synchronize()?;
+        Ok(batches)
     }
 
     /// The GPU.
