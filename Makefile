@@ -1,6 +1,6 @@
 # Front door of the project: every target is one script in scripts/, which does the work.
 # Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
-.PHONY: help run demo onnxruntime kernels services services-down test bench lint fmt doctor clean
+.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test bench lint fmt doctor clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -17,6 +17,9 @@ onnxruntime: ## Fetch libonnxruntime into the cache
 
 kernels: ## Compile the CUDA kernels anew (no GPU is needed)
 	@scripts/kernels $(ARGS)
+
+gpu-folder: ## Make the folder with which the GPU suite runs on another machine (docs/gpu/)
+	@scripts/gpu-folder $(ARGS)
 
 services: ## Start Kafka, Redis, S3, PostgreSQL and MLflow on loopback (docs/services.md)
 	@scripts/services up $(ARGS)
