@@ -47,7 +47,8 @@ pub struct DecodeSettings {
 }
 
 /// What happens beside the lane's thread.
-pub(super) enum Message {
+#[derive(Debug)]
+pub enum Message {
     /// An image was decoded by the CPU.
     Staged(Ticket, Decoded, StagedImage),
     /// An image was decoded by the GPU.
@@ -61,13 +62,20 @@ pub(super) enum Message {
 }
 
 /// Sends messages and wakes the lane.
-#[derive(Clone)]
-pub(super) struct Teller {
-    pub(super) messages: Sender<Message>,
-    pub(super) wake: Sender<()>,
+#[derive(Clone, Debug)]
+pub struct Teller {
+    messages: Sender<Message>,
+    wake: Sender<()>,
 }
 
 impl Teller {
+    /// One for who reads the messages, which come without bound, and the wakes, of which one at most waits.
+    pub fn new() -> (Self, Receiver<Message>, Receiver<()>) {
+        let (wake, wakes) = bounded(1);
+        let (send, messages) = unbounded();
+        (Self { messages: send, wake }, messages, wakes)
+    }
+
     pub(super) fn tell(&self, message: Message) {
         // A lane that has ended wants to know nothing more; one that was woken already needs no second time.
         let _ = self.messages.send(message);
@@ -75,6 +83,7 @@ impl Teller {
     }
 }
 
+#[derive(Debug)]
 struct Work {
     ticket: Ticket,
     bytes: Bytes,
@@ -89,7 +98,8 @@ struct Lines {
 }
 
 /// The decoders. Dropped, they finish what they are at and end.
-pub(super) struct Decoders {
+#[derive(Debug)]
+pub struct Decoders {
     cpu: Option<Sender<Work>>,
     gpu: Option<Sender<Work>>,
     backend: Option<NvJpegBackend>,
@@ -100,8 +110,11 @@ pub(super) struct Decoders {
 }
 
 impl Decoders {
-    /// Starts the threads. Without nvJPEG the CPU decodes all.
-    pub(super) fn start(
+    /// Starts the threads. Without nvJPEG the CPU decodes all. The CPU's images are staged by `stager`, nvJPEG's go to `pool`.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the driver refuses, or there are no threads.
+    pub fn start(
         device: &Device,
         settings: &DecodeSettings,
         stager: &Stager,
@@ -160,13 +173,18 @@ impl Decoders {
     }
 
     /// Images that are decoded at the same time.
-    pub(super) fn at_once(&self) -> usize {
+    pub fn at_once(&self) -> usize {
         let nvjpeg = if self.gpu.is_some() { NVJPEG_BATCH * NVJPEG_THREADS } else { 0 };
         self.threads.len() + nvjpeg
     }
 
-    /// Has an image decoded by whoever will have it first.
-    pub(super) fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
+    /// Which engine of nvJPEG decodes; none where the CPU decodes all.
+    pub fn backend(&self) -> Option<NvJpegBackend> {
+        self.backend
+    }
+
+    /// Has an image decoded by whoever will have it first. `teller` hears of it when it can't be.
+    pub fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
         let eligible = self.backend.and_then(|backend| eligible(&bytes, backend, &self.limits).ok());
         let pixels = match &eligible {
             Some(eligible) => Ok((eligible.header.width, eligible.header.height)),

@@ -4,10 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use gpu_kernels::cuda::{Event, GpuError};
 use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
 
+use super::GpuEngine;
 use super::decode::{DecodeSettings, Decoders, Message, Teller};
 use crate::engine::{BoundSession, EngineError};
 use crate::lanes::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
@@ -44,16 +45,12 @@ struct Waiter {
 
 impl GpuDevice {
     pub(super) fn new(
-        session: BoundSession,
-        batches: Batches,
-        batching: Batching,
+        engine: GpuEngine,
         stager: &Stager,
         settings: &DecodeSettings,
-        (slots, on_host): (usize, bool),
     ) -> Result<Self, EngineError> {
-        let (wake, wakes) = bounded(1);
-        let (send, messages) = unbounded();
-        let teller = Teller { messages: send, wake };
+        let GpuEngine { session, batches, batching, slots, on_host } = engine;
+        let (teller, messages, wakes) = Teller::new();
         let decoders = Decoders::start(batches.device(), settings, stager, batches.pool(), &teller)?;
         let waiter = Waiter::start(teller.clone())?;
         Ok(Self {

@@ -14,7 +14,9 @@
 mod build;
 mod decode;
 mod device;
+mod engine;
 mod route;
 
 pub use build::{GpuSettings, build, gpu_factory};
-pub use decode::DecodeSettings;
+pub use decode::{DecodeSettings, Decoders, Message, Teller};
+pub use engine::GpuEngine;
