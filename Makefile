@@ -1,6 +1,6 @@
 # Front door of the project: every target is one script in scripts/, which does the work.
 # Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
-.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test bench lint fmt doctor clean
+.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test bench gpu-test lint fmt doctor clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -32,6 +32,9 @@ test: ## Every check and every test
 
 bench: ## Measure throughput and latency against the limits and the peer
 	@scripts/bench $(ARGS)
+
+gpu-test: ## Check and measure everything that runs on this machine's NVIDIA GPU (docs/gpu/suite.md)
+	@scripts/gpu-test $(ARGS)
 
 lint: ## Formatting, clippy and shellcheck, changing nothing
 	@scripts/lint

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod daemon;
 pub mod frames;
+pub mod gpu;
 pub mod limit;
 pub mod load;
 pub mod process;

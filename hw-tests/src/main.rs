@@ -26,6 +26,8 @@ enum Command {
     Limit(hw_tests::limit::Args),
     /// Measure the built daemon against its targets.
     Bench(hw_tests::bench::Args),
+    /// Check and measure everything that runs on this machine's NVIDIA GPU.
+    Gpu(hw_tests::gpu::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Load(args) => args.run(),
         Command::Limit(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Gpu(args) => args.run(),
     };
     done.unwrap_or_else(|error| {
         eprintln!("weir-rig: {error:#}");

@@ -66,6 +66,31 @@ impl DeviceMemory {
     pub fn address(&self) -> u64 {
         self.address
     }
+
+    /// Puts a copy of the first `bytes` to another block of the GPU on a stream.
+    ///
+    /// # Safety
+    /// Until the stream has run it, neither block is dropped or used on another stream.
+    pub(crate) unsafe fn copy(&self, to: &Self, bytes: usize, stream: &Stream) -> Result<(), GpuError> {
+        let bytes = bytes.min(self.bytes).min(to.bytes);
+        self.device.bind()?;
+        // SAFETY: both blocks have so many bytes; the caller keeps them until the stream has run it.
+        let copied =
+            unsafe { result::memcpy_dtod_async(to.address, self.address, bytes, stream.0.cu_stream()) };
+        refused("cuMemcpyDtoDAsync", copied)
+    }
+
+    /// Puts the writing of one value to every byte on a stream.
+    ///
+    /// # Safety
+    /// Until the stream has run it, the block is neither dropped nor used on another stream.
+    pub(crate) unsafe fn fill(&self, value: u8, stream: &Stream) -> Result<(), GpuError> {
+        self.device.bind()?;
+        // SAFETY: as above.
+        let filled =
+            unsafe { result::memset_d8_async(self.address, value, self.bytes, stream.0.cu_stream()) };
+        refused("cuMemsetD8Async", filled)
+    }
 }
 
 impl Memory for PinnedMemory {

@@ -1,9 +1,10 @@
 //! What there is of NVIDIA on this machine: driver, GPUs, libraries. Everything is looked for at run time, and nothing that
 //! is missing, too old or damaged is more than an error. A [`Device`] is a GPU in use: streams, events and memory come from it.
 //!
-//! Of this module `unsafe` is in `library`, `driver` and `nvml`, which load libraries and call them, and in `device` and `memory`, which use
-//! the driver through `cudarc`.
+//! Of this module `unsafe` is in `library`, `driver` and `nvml`, which load libraries and call them, and in `device`, `memory` and `copy`,
+//! which use the driver through `cudarc`.
 
+mod copy;
 mod device;
 mod driver;
 mod libraries;
@@ -14,6 +15,7 @@ mod pool;
 mod stream;
 mod tensorrt;
 
+pub use copy::copy_times;
 pub use device::Device;
 pub use driver::{Driver, Gpu, LEAST_CAPABILITY, LEAST_DRIVER, Version};
 pub use libraries::{LIBRARIES, LibraryUse, NeededLibrary, find_library, library_folders};

@@ -52,6 +52,52 @@ impl PixelLayout {
     }
 }
 
+impl PixelLayout {
+    /// Address and pitch of each plane that there is, and by how many bits its rows are shifted.
+    fn planes(&self) -> Vec<((u64, u32), u32)> {
+        match *self {
+            Self::Rgb { plane } | Self::Grey { plane } => vec![(plane, 0)],
+            Self::YCbCr { planes: [luma, blue, red], shift_y, .. } => {
+                vec![(luma, 0), (blue, shift_y), (red, shift_y)]
+            }
+        }
+    }
+
+    /// Whether an image of this size lies within a block of so many bytes, with offsets in the place of addresses, and as
+    /// the kernel wants it.
+    pub fn fits(&self, (width, height): (u32, u32), bytes: usize) -> bool {
+        let least = self.least_pitches(width);
+        let group = u64::from(ROW_GROUP);
+        let shifts = match *self {
+            Self::YCbCr { shift_x, shift_y, .. } => shift_x.max(shift_y),
+            _ => 0,
+        };
+        let within = |(((offset, pitch), shift), least): (((u64, u32), u32), u32)| {
+            let rows = u64::from(height).div_ceil(1 << shift);
+            let end = (rows - 1).checked_mul(u64::from(pitch)).and_then(|rows| rows.checked_add(offset));
+            let end = end.and_then(|end| end.checked_add(u64::from(least)));
+            offset % group == 0
+                && u64::from(pitch) % group == 0
+                && pitch >= least
+                && end.is_some_and(|end| end <= bytes as u64)
+        };
+        width > 0 && height > 0 && shifts <= 2 && self.planes().into_iter().zip(least).all(within)
+    }
+
+    /// The same layout with its offsets from the address `base`.
+    #[must_use]
+    pub fn at(self, base: u64) -> Self {
+        let from = |(offset, pitch): (u64, u32)| (base + offset, pitch);
+        match self {
+            Self::Rgb { plane } => Self::Rgb { plane: from(plane) },
+            Self::Grey { plane } => Self::Grey { plane: from(plane) },
+            Self::YCbCr { planes, shift_x, shift_y } => {
+                Self::YCbCr { planes: planes.map(from), shift_x, shift_y }
+            }
+        }
+    }
+}
+
 /// Element type of the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
@@ -149,5 +195,28 @@ impl TensorDescriptor {
             Element::F16 => 1,
         };
         Self { tensor, crop: spec.crop, element, factor, offset }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_lies_within_its_block_or_is_refused() {
+        let rgb = |offset, pitch| PixelLayout::Rgb { plane: (offset, pitch) };
+        assert!(rgb(0, 24).fits((7, 3), 72) && rgb(8, 24).fits((7, 3), 80));
+        assert!(!rgb(0, 24).fits((7, 3), 71), "a byte less");
+        assert!(!rgb(0, 20).fits((7, 3), 1000) && !rgb(0, 26).fits((7, 3), 1000), "pitches");
+        assert!(!rgb(2, 24).fits((7, 3), 1000) && !rgb(u64::MAX - 3, 24).fits((7, 3), 1000), "offsets");
+        assert!(!rgb(0, 24).fits((0, 3), 1000) && !rgb(0, 24).fits((7, 0), 1000), "sizes");
+        let planar = |red| PixelLayout::YCbCr {
+            planes: [(0, 8), (24, 4), (32, 4)]
+                .map(|(at, pitch)| if at == 32 { (red, pitch) } else { (at, pitch) }),
+            shift_x: 1,
+            shift_y: 1,
+        };
+        assert!(planar(32).fits((5, 3), 40) && !planar(36).fits((5, 3), 40));
+        assert_eq!(rgb(8, 24).at(256), rgb(264, 24));
     }
 }

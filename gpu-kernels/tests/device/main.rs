@@ -4,6 +4,7 @@
 
 mod batches;
 mod failures;
+mod measure;
 mod pools;
 
 use std::time::Duration;

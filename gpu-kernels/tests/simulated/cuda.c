@@ -401,6 +401,32 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     return copy("cuMemcpyDtoHAsync", to, (void *)(uintptr_t)from, bytes, 0, stream);
 }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *handle) {
+    Stream *stream = handle;
+    LOCKED(stream->gpu, "cuMemcpyDtoDAsync", {
+        void *start = (void *)(uintptr_t)to;
+        const void *source = (const void *)(uintptr_t)from;
+        int fine = valid(start, bytes, 0, stream->gpu, "a copy leaves its block");
+        if (valid(source, bytes, 0, stream->gpu, "a copy leaves its block") && fine) {
+            put(stream, (Op){.run = run_copy, .to = start, .from = source, .bytes = bytes});
+        } else {
+            code = INVALID_VALUE;
+        }
+    });
+}
+static void run_fill(Op *op) {
+    memset(op->to, (int)op->ticket, op->bytes);
+}
+int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void *handle) {
+    Stream *stream = handle;
+    LOCKED(stream->gpu, "cuMemsetD8Async", {
+        if (valid((void *)(uintptr_t)address, bytes, 0, stream->gpu, "memset out of a block")) {
+            put(stream, (Op){.run = run_fill, .to = (void *)(uintptr_t)address, .bytes = bytes, .ticket = value});
+        } else {
+            code = INVALID_VALUE;
+        }
+    });
+}
 static int readable(const WeirImage *image, Gpu *gpu) {
     uint32_t padded = (image->width + 3) / 4 * 4;
     int planes = image->layout == WEIR_YCBCR ? 3 : 1;

@@ -22,8 +22,10 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 
+pub(crate) use result::short;
 pub use result::{Row, Section, Target, median};
 pub use setup::Setup;
+pub(crate) use setup::without_deployment;
 
 use crate::process::machine;
 

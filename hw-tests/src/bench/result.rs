@@ -113,7 +113,7 @@ impl fmt::Display for Section {
 }
 
 /// Three digits, or all of a whole number.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     let digits = match value.abs() {
         _ if value.fract() == 0.0 => 0,
         large if large >= 100.0 => 0,

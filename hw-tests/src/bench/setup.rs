@@ -119,12 +119,7 @@ impl Setup {
     fn command(&self, name: &str, bundle: &Path, port: u16, data: &Path) -> anyhow::Result<Command> {
         let bundle = bundle.canonicalize().with_context(|| format!("no bundle at {}", bundle.display()))?;
         let mut command = Command::new(self.weir()?);
-        // What is measured uses the servers of its bench, or none, whatever deployment this shell is set up for.
-        for (name, _) in std::env::vars_os() {
-            if DEPLOYMENT.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
-                command.env_remove(name);
-            }
-        }
+        without_deployment(&mut command);
         command.args([name, "--listen", &format!("127.0.0.1:{port}")]).arg("--data-dir").arg(data);
         command.env("WEIR__MODEL__BUNDLE", bundle).current_dir(data);
         Ok(command)
@@ -178,6 +173,15 @@ impl Setup {
         let mut daemon = Daemon::start(command, port, &dir.path().join("peer.log"))?;
         daemon.wait_ready("/health")?;
         Ok(Server { daemon, watch_children: true, _dir: Some(dir) })
+    }
+}
+
+/// What is measured uses the servers of its bench, or none, whatever deployment this shell is set up for.
+pub(crate) fn without_deployment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if DEPLOYMENT.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+            command.env_remove(name);
+        }
     }
 }
 

@@ -16,8 +16,19 @@ fn tuning(size: Size) -> (i32, f32) {
 
 /// Frame number `seed` of a size, encoded.
 pub(super) fn frame(size: Size, seed: u64) -> turbojpeg::Result<Vec<u8>> {
-    let (width, height) = size.pixels();
-    let (quality, noise) = tuning(size);
+    encode(size.pixels(), tuning(size), seed)
+}
+
+/// Picture number `seed` of any size, encoded as a VGA camera would.
+pub(super) fn picture(pixels: (usize, usize), seed: u64) -> turbojpeg::Result<Vec<u8>> {
+    encode(pixels, tuning(Size::Vga), seed)
+}
+
+fn encode(
+    (width, height): (usize, usize),
+    (quality, noise): (i32, f32),
+    seed: u64,
+) -> turbojpeg::Result<Vec<u8>> {
     let pixels = scene::render(width, height, seed, noise);
     let mut encoder = Compressor::new()?;
     encoder.set_quality(quality)?;

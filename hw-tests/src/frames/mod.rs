@@ -123,6 +123,20 @@ pub fn render(size: Size, count: usize) -> anyhow::Result<Vec<Frame>> {
         .collect()
 }
 
+/// Renders `count` pictures of any width and height in pixels, the same on every run.
+///
+/// # Errors
+/// When the JPEG encoder fails.
+pub fn render_pixels((width, height): (usize, usize), count: usize) -> anyhow::Result<Vec<Frame>> {
+    (0..count)
+        .map(|number| {
+            let name = format!("{width}x{height}-{number:03}.jpg");
+            let bytes = encode::picture((width, height), number as u64);
+            Ok(Frame { bytes: bytes.with_context(|| format!("encoding {name}"))?, name })
+        })
+        .collect()
+}
+
 /// Reads every picture of a folder (by file extension), in the order of their names.
 ///
 /// # Errors

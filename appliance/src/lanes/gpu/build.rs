@@ -1,31 +1,22 @@
-//! Building a GPU's device: context, session, memory, warm-up; and the better engine that is built while the first serves.
-#![allow(unsafe_code, reason = "the session is bound to memory of the GPU; the block says why it is sound")]
+//! Building a GPU's device: engine and decoders; and the better engine that is built while the first serves.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gpu_kernels::cuda::{Device, GpuError, PinnedPool};
-use gpu_kernels::preprocess::Element;
-use gpu_kernels::preprocess::cuda::{BatchSettings, Batches, Stager};
+use gpu_kernels::preprocess::cuda::Stager;
 
-use super::DecodeSettings;
 use super::device::GpuDevice;
-use crate::engine::{
-    BoundSession, EngineCache, EngineError, Profile, Provider, ProviderSettings, Runtime, SlotMemory,
-    StreamHandle,
-};
-use crate::lanes::{BatchDevice, BatchFactory, Batching, Built};
-use crate::models::{Bundle, InputType, ModelFile};
+use super::{DecodeSettings, GpuEngine};
+use crate::engine::{EngineCache, EngineError, Provider, Runtime};
+use crate::lanes::{BatchDevice, BatchFactory, Built};
+use crate::models::{Bundle, ModelFile};
 
-/// Batches under way at once: one computed, one prepared.
-const SLOTS: usize = 2;
 /// Memory for decoded images, of the GPU and of the host: what a 4K frame of a full batch takes in planes, and some.
-const IMAGE_BYTES: usize = 1 << 30;
+pub(super) const IMAGE_BYTES: usize = 1 << 30;
 /// CUresult.
 const OUT_OF_MEMORY: i32 = 2;
-/// Images get no more than this part of the memory that is free before the engine takes its own.
-const SHARE_OF_FREE: u64 = 4;
 
 /// How a model runs on GPUs.
 #[derive(Clone, Debug)]
@@ -103,7 +94,7 @@ pub fn build(
     let graphs = settings.cuda_graphs && provider == Provider::Cuda;
     let device = Device::open(&settings.folders, gpu)?;
     let build = |graphs| {
-        let mut built = build_once(runtime, bundle, model, settings, &device, (provider, graphs))?;
+        let mut built = build_once(runtime, bundle, model, settings, (gpu, provider, graphs))?;
         super::golden::check(bundle, built.as_mut())?;
         Ok(built)
     };
@@ -141,57 +132,9 @@ fn build_once(
     bundle: &Bundle,
     model: &ModelFile,
     settings: &GpuSettings,
-    device: &Device,
-    (provider, cuda_graphs): (Provider, bool),
+    choice: (u32, Provider, bool),
 ) -> Result<Box<dyn BatchDevice>, EngineError> {
-    let spec = bundle.preprocess();
-    let gpu = device.gpu().number;
-    // Before the session, so that it goes after it whatever fails.
-    let stream = device.stream()?;
-    let mut max_batch = settings.max_batch;
-    let provider_settings = ProviderSettings {
-        gpu,
-        stream: StreamHandle(stream.raw()),
-        cuda_graphs,
-        profile: Profile { input: model.input.name.clone(), image: [3, spec.crop, spec.crop], max_batch },
-        engine_cache: settings.engine_cache.folder(model, gpu),
-    };
-    if provider == Provider::Tensorrt {
-        let folder = &provider_settings.engine_cache;
-        let failed = |source| EngineError::EngineCache { path: folder.clone(), source };
-        std::fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let mut session = BoundSession::load(runtime, model, provider, &provider_settings)?;
-    if !session.takes_several() {
-        max_batch = 1;
-    }
-    let batching = Batching::up_to(max_batch, settings.max_delay)
-        .map_err(|error| EngineError::Decoder(format!("engine.max_batch: {error}")))?;
-    let free = device.memory()?.0 / SHARE_OF_FREE;
-    let image_bytes = IMAGE_BYTES.min(usize::try_from(free).unwrap_or(usize::MAX));
-    let batches = BatchSettings {
-        spec: spec.clone(),
-        element: match model.input_type {
-            InputType::F32 => Element::F32,
-            InputType::F16 => Element::F16,
-        },
-        max_batch,
-        score_bytes: session.score_bytes(),
-        slots: SLOTS,
-        image_bytes,
-    };
-    let batches = Batches::new(device, stream.clone(), batches)?;
-    let memory = |slot| SlotMemory { tensor: batches.tensor(slot), scores: batches.scores(slot) };
-    let slots: Vec<SlotMemory> = (0..SLOTS).map(memory).collect();
-    // SAFETY: each slot has room for the largest batch in both, and the device drops the session before the batches.
-    let bound = unsafe { session.bind(model, &provider_settings, &slots, batching.sizes()) };
-    if let Err(error) = bound.and_then(|()| Ok(device.synchronize()?)) {
-        // It still has work on that memory, or graphs of it.
-        drop(session);
-        return Err(error);
-    }
-    let stager = Stager::new(PinnedPool::new(device, IMAGE_BYTES));
-    let on_host = provider == Provider::Host;
-    let built = GpuDevice::new(batches, session, batching, &stager, &settings.decode, (SLOTS, on_host))?;
-    Ok(Box::new(built))
+    let engine = GpuEngine::build(runtime, bundle, model, settings, choice)?;
+    let stager = Stager::new(PinnedPool::new(engine.batches().device(), IMAGE_BYTES));
+    Ok(Box::new(GpuDevice::new(engine, &stager, &settings.decode)?))
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use gpu_kernels::cuda::{Device, DevicePool};
 use gpu_kernels::decode::nvjpeg::{
     Eligible, EntropyCheck, GpuDecodeError, GpuJpegDecoder, NvJpegBackend, NvJpegError, eligible,
@@ -50,7 +50,8 @@ pub struct DecodeSettings {
 }
 
 /// What happens beside the lane's thread.
-pub(super) enum Message {
+#[derive(Debug)]
+pub enum Message {
     /// An image was decoded by the CPU.
     Staged(Ticket, Decoded, StagedImage),
     /// An image was decoded by the GPU.
@@ -64,20 +65,32 @@ pub(super) enum Message {
 }
 
 /// Sends messages and wakes the lane.
-#[derive(Clone)]
-pub(super) struct Teller {
-    pub(super) messages: Sender<Message>,
-    pub(super) wake: Sender<()>,
+#[derive(Clone, Debug)]
+pub struct Teller {
+    messages: Sender<Message>,
+    wake: Sender<()>,
 }
 
 impl Teller {
+    /// One for who reads the messages, which come without bound, and the wakes, of which one at most waits.
+    pub fn new() -> (Self, Receiver<Message>, Receiver<()>) {
+        let (wake, wakes) = bounded(1);
+        let (send, messages) = unbounded();
+        (Self { messages: send, wake }, messages, wakes)
+    }
+
+    pub(super) fn wake(&self) {
+        let _ = self.wake.try_send(());
+    }
+
     pub(super) fn tell(&self, message: Message) {
         // A lane that has ended wants to know nothing more; one that was woken already needs no second time.
         let _ = self.messages.send(message);
-        let _ = self.wake.try_send(());
+        self.wake();
     }
 }
 
+#[derive(Debug)]
 struct Work {
     ticket: Ticket,
     bytes: Bytes,
@@ -86,6 +99,7 @@ struct Work {
 }
 
 /// Where images go to be decoded; whoever has something to give or to do uses it.
+#[derive(Debug)]
 struct Dispatch {
     router: Mutex<Router<Work>>,
     cpu: Sender<Work>,
@@ -121,7 +135,8 @@ impl Dispatch {
 }
 
 /// The decoders. Dropped, they finish what they are at and end.
-pub(super) struct Decoders {
+#[derive(Debug)]
+pub struct Decoders {
     dispatch: Option<Arc<Dispatch>>,
     backend: Option<NvJpegBackend>,
     limits: DecodeLimits,
@@ -130,8 +145,11 @@ pub(super) struct Decoders {
 }
 
 impl Decoders {
-    /// Starts the threads. Without nvJPEG the CPU decodes all.
-    pub(super) fn start(
+    /// Starts the threads. Without nvJPEG the CPU decodes all. The CPU's images are staged by `stager`, nvJPEG's go to `pool`.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the driver refuses, or there are no threads.
+    pub fn start(
         device: &Device,
         settings: &DecodeSettings,
         stager: &Stager,
@@ -184,14 +202,19 @@ impl Decoders {
         Ok(())
     }
 
+    /// Which engine of nvJPEG decodes; none where the CPU decodes all.
+    pub fn backend(&self) -> Option<NvJpegBackend> {
+        self.backend
+    }
+
     /// Images that are decoded at the same time.
-    pub(super) fn at_once(&self) -> usize {
+    pub fn at_once(&self) -> usize {
         let nvjpeg = if self.backend.is_some() { NVJPEG_BATCH * NVJPEG_THREADS } else { 0 };
         self.threads.len() + nvjpeg
     }
 
-    /// Has an image decoded by whoever will have it first.
-    pub(super) fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
+    /// Has an image decoded by whoever will have it first. `teller` hears of it when it can't be.
+    pub fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
         let look = || {
             let eligible = self.backend.and_then(|backend| eligible(&bytes, backend, &self.limits).ok());
             let size = match &eligible {

@@ -4,10 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use gpu_kernels::cuda::{Event, GpuError};
 use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
 
+use super::GpuEngine;
 use super::decode::{DecodeSettings, Decoders, Message, Teller};
 use crate::engine::{BoundSession, EngineError};
 use crate::lanes::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
@@ -44,19 +45,15 @@ struct Waiter {
 
 impl GpuDevice {
     pub(super) fn new(
-        // In this order, since parameters that are not used up are dropped from the last to the first.
-        batches: Batches,
-        session: BoundSession,
-        batching: Batching,
+        engine: GpuEngine,
         stager: &Stager,
         settings: &DecodeSettings,
-        (slots, on_host): (usize, bool),
     ) -> Result<Self, EngineError> {
-        let (wake, wakes) = bounded(1);
-        let (send, messages) = unbounded();
-        let teller = Teller { messages: send, wake };
-        let decoders = Decoders::start(batches.device(), settings, stager, batches.pool(), &teller)?;
+        let (teller, messages, wakes) = Teller::new();
+        let decoders =
+            Decoders::start(engine.batches.device(), settings, stager, engine.batches.pool(), &teller)?;
         let waiter = Waiter::start(teller.clone())?;
+        let GpuEngine { session, batches, batching, slots, on_host } = engine;
         Ok(Self {
             decoders,
             waiter,
@@ -207,7 +204,7 @@ impl BatchDevice for GpuDevice {
         self.images.remove(&ticket);
         if !self.parked.is_empty() {
             // There is room for one of those now, which nothing else would say.
-            let _ = self.teller.wake.try_send(());
+            self.teller.wake();
         }
     }
 

@@ -14,8 +14,10 @@
 mod build;
 mod decode;
 mod device;
+mod engine;
 mod golden;
 mod route;
 
 pub use build::{GpuSettings, build, gpu_factory};
-pub use decode::DecodeSettings;
+pub use decode::{DecodeSettings, Decoders, Message, Teller};
+pub use engine::GpuEngine;

@@ -39,27 +39,27 @@ pub struct BatchTimes {
 #[derive(Debug)]
 pub struct Batches {
     // In the order in which they are dropped: slots have work on the streams.
-    slots: Vec<Slot>,
-    kernel: Kernel,
-    copy: Stream,
-    compute: Stream,
+    pub(super) slots: Vec<Slot>,
+    pub(super) kernel: Kernel,
+    pub(super) copy: Stream,
+    pub(super) compute: Stream,
     pool: DevicePool,
-    device: Device,
-    settings: BatchSettings,
+    pub(super) device: Device,
+    pub(super) settings: BatchSettings,
 }
 
 #[derive(Debug)]
-struct Slot {
-    descriptors: DeviceMemory,
+pub(super) struct Slot {
+    pub(super) descriptors: DeviceMemory,
     descriptors_host: PinnedMemory,
-    tensor: DeviceMemory,
+    pub(super) tensor: DeviceMemory,
     scores: DeviceMemory,
     scores_host: PinnedMemory,
     uploaded: Event,
-    began: Event,
-    preprocessed: Event,
+    pub(super) began: Event,
+    pub(super) preprocessed: Event,
     finished: Event,
-    images: Vec<DeviceImage>,
+    pub(super) images: Vec<DeviceImage>,
 }
 
 impl Batches {

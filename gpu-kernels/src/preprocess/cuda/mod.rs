@@ -9,11 +9,14 @@
 //! 5. When [`Batches::finished`] of the slot is passed, [`Batches::collect`] gives the scores and takes the images' memory back.
 //!
 //! There are as many slots as batches may be on their way at once. Nothing here waits for the GPU but `collect` and what
-//! cleans up.
+//! cleans up; tests and measurements have an [`Uploader`] and more methods of [`Batches`], which do.
 
 mod batch;
 mod image;
 mod launch;
+mod measure;
+mod upload;
 
 pub use batch::{BatchSettings, BatchTimes, Batches};
 pub use image::{DeviceImage, StagedImage, Stager};
+pub use upload::{UploadError, Uploader};

@@ -1,0 +1,238 @@
+//! The preprocess kernel against the definition: every value of the tensor of images of many sizes, orientations and layouts.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, ensure};
+use fastrand::Rng;
+use gpu_kernels::cuda::DevicePool;
+use gpu_kernels::preprocess::Element;
+use gpu_kernels::preprocess::cuda::{BatchSettings, Batches, Uploader};
+use gpu_kernels::{DecodeLimits, Decoder, Orientation, PreprocessSpec};
+
+use super::definition::Rgb;
+use super::pictures::{Kind, Picture};
+use super::setup::Setup;
+use super::sheet::Sheet;
+use crate::bench::Target;
+use crate::frames;
+
+/// Images of a batch; one place more than is used, which has to stay as it was.
+const BATCH: usize = 8;
+/// Both element types' not-a-number.
+const POISON: u8 = 0xFF;
+/// What else than the definition's own level a value may be off by: half precision, and sums in single precision.
+const ROUNDING: f64 = 0.1;
+
+const SIZES: [(u32, u32); 14] = [
+    (1, 1),
+    (1, 2),
+    (2, 1),
+    (3, 5),
+    (31, 33),
+    (223, 224),
+    (257, 255),
+    (641, 479),
+    (7, 2500),
+    (2500, 9),
+    (1, 3000),
+    (1919, 1081),
+    (1920, 1080),
+    (3840, 2160),
+];
+const FEW_SIZES: [(u32, u32); 6] = [(1, 1), (3, 5), (31, 33), (257, 255), (9, 600), (641, 479)];
+const KINDS: [Kind; 4] = [Kind::Rgb, Kind::PLANAR_420, Kind::Planar(0, 0), Kind::Grey];
+/// Sizes drawn at random beside those above.
+const RANDOM: usize = 24;
+
+/// Channels that differ, so that a mix-up shows.
+fn spec() -> PreprocessSpec {
+    PreprocessSpec { resize: 256, crop: 224, mean: [127.0, 120.0, 110.0], std: [128.0, 60.0, 255.0] }
+}
+
+/// How far the kernel is from the definition, in levels of 0 to 255.
+#[derive(Default)]
+struct Distance {
+    most: f64,
+    at: String,
+    images: usize,
+}
+
+pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
+    let pictures = drawn(setup.plan.few_images);
+    for element in [Element::F32, Element::F16] {
+        for kind in KINDS {
+            let of_kind: Vec<&Picture> = pictures.iter().filter(|picture| picture.kind == kind).collect();
+            if !sheet.has_time(&format!("{}, {element:?}", kind.name()), 3.0) {
+                continue;
+            }
+            let distance = compare(setup, element, &of_kind)?;
+            hold(sheet, kind.name(), kind == Kind::Rgb, element, &distance);
+        }
+    }
+    let Some(folder) = &setup.args.photos else {
+        sheet.say("photos", "no folder of photos was given (--photos)");
+        return Ok(());
+    };
+    let photos = photos(folder, setup.plan.photos)?;
+    let photos: Vec<&Picture> = photos.iter().collect();
+    hold(sheet, "photos", true, Element::F16, &compare(setup, Element::F16, &photos)?);
+    Ok(())
+}
+
+fn hold(sheet: &Sheet, what: &str, is_rgb: bool, element: Element, distance: &Distance) {
+    // The RGB of planes is rounded; a level that lies between two may go to either.
+    let most = if is_rgb { 1.0 } else { 1.0 + ROUNDING };
+    sheet.hold(
+        format!("{what}, {element:?}: largest difference from the definition, {} images", distance.images),
+        distance.most,
+        "levels of 255",
+        Target::AtMost(most),
+        &distance.at,
+    );
+}
+
+fn drawn(few: bool) -> Vec<Picture> {
+    let mut rng = Rng::with_seed(0x57e1);
+    let mut sizes = if few { FEW_SIZES.to_vec() } else { SIZES.to_vec() };
+    let (random, largest) = if few { (2, 300) } else { (RANDOM, 700) };
+    sizes.extend((0..random).map(|_| (rng.u32(1..largest), rng.u32(1..largest))));
+    let mut pictures = Vec::new();
+    for (at, &size) in sizes.iter().enumerate() {
+        // All orientations where it costs little.
+        let every = size == (31, 33) || size == (641, 479);
+        for (number, kind) in KINDS.into_iter().enumerate() {
+            let orientations =
+                if every { &Orientation::ALL[..] } else { &Orientation::ALL[(at + number) % 8..][..1] };
+            pictures.extend(orientations.iter().map(|&turned| Picture::random(kind, size, turned, &mut rng)));
+        }
+    }
+    pictures
+}
+
+fn photos(folder: &Path, most: usize) -> anyhow::Result<Vec<Picture>> {
+    let mut decoder = Decoder::new(DecodeLimits::default())?;
+    let photos = frames::read_dir(folder)?;
+    let decoded = photos.into_iter().take(most).map(|photo| {
+        let image = decoder.decode(&photo.bytes, spec().resize).with_context(|| photo.name.clone())?;
+        Ok(Picture::decoded(photo.name, &image))
+    });
+    decoded.collect()
+}
+
+fn compare(setup: &Setup, element: Element, pictures: &[&Picture]) -> anyhow::Result<Distance> {
+    let expected = expected(pictures, setup.cores());
+    let device = setup.device()?;
+    let settings = BatchSettings {
+        spec: spec(),
+        element,
+        max_batch: BATCH + 1,
+        score_bytes: 4,
+        slots: 1,
+        image_bytes: 1 << 30,
+    };
+    let mut batches = Batches::new(&device, device.stream()?, settings)?;
+    // What is taken is given back only after the batch: a pool of its own has room for the largest.
+    let mut uploader = Uploader::new(&device, DevicePool::new(&device, 1 << 30))?;
+    let mut distance = Distance { images: pictures.len(), ..Distance::default() };
+    for (pictures, expected) in pictures.chunks(BATCH).zip(expected.chunks(BATCH)) {
+        let upload = |p: &&Picture| uploader.upload(&p.bytes, p.layout, p.size, p.orientation);
+        let images: Vec<_> = pictures.iter().map(upload).collect::<Result<_, _>>()?;
+        batches.fill_tensor(0, POISON)?;
+        batches.preprocess(0, images)?;
+        let tensor = batches.read_tensor(0, BATCH + 1)?;
+        drop(batches.give_back(0)?);
+        let image_bytes = spec().output_len() * element.bytes();
+        let (written, rest) = tensor.split_at(pictures.len() * image_bytes);
+        ensure!(rest.iter().all(|&byte| byte == POISON), "the kernel wrote behind the batch's images");
+        for ((picture, bytes), expected) in
+            pictures.iter().zip(written.chunks_exact(image_bytes)).zip(expected)
+        {
+            let most = furthest(element, bytes, expected).with_context(|| picture.name.clone())?;
+            if most > distance.most {
+                distance.most = most;
+                distance.at = format!("most at {}", picture.name);
+            }
+        }
+    }
+    Ok(distance)
+}
+
+/// The definition of each, on all cores.
+fn expected(pictures: &[&Picture], threads: usize) -> Vec<Vec<f64>> {
+    let (next, spec) = (AtomicUsize::new(0), spec());
+    let work = || {
+        let mut done = Vec::new();
+        while let Some((at, picture)) = {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            pictures.get(at).map(|picture| (at, picture))
+        } {
+            let ((width, height), orientation) = (picture.size, picture.orientation);
+            let rgb = Rgb { pixels: &picture.rgb, width, height, orientation };
+            done.push((at, rgb.levels(spec.resize, spec.crop)));
+        }
+        done
+    };
+    let mut done: Vec<(usize, Vec<f64>)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, levels)| levels).collect()
+}
+
+/// The largest distance of an image's values from their levels.
+fn furthest(element: Element, bytes: &[u8], expected: &[f64]) -> anyhow::Result<f64> {
+    let spec = spec();
+    let values: Vec<f64> = match element {
+        Element::F32 => bytes.as_chunks().0.iter().map(|&b| f64::from(f32::from_ne_bytes(b))).collect(),
+        Element::F16 => bytes.as_chunks().0.iter().map(|&b| half(u16::from_ne_bytes(b))).collect(),
+    };
+    ensure!(values.len() == expected.len(), "{} values for {}", values.len(), expected.len());
+    let unwritten = values.iter().filter(|value| value.is_nan()).count();
+    ensure!(unwritten == 0, "{unwritten} values were not written");
+    let plane = expected.len() / 3;
+    let levels = values.iter().enumerate().map(|(at, value)| {
+        let channel = at / plane;
+        value * f64::from(spec.std[channel]) + f64::from(spec.mean[channel])
+    });
+    Ok(levels.zip(expected).map(|(level, expected)| (level - expected).abs()).fold(0.0, f64::max))
+}
+
+/// IEEE 754 half precision.
+fn half(bits: u16) -> f64 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+    sign * match exponent {
+        0 => mantissa * 2f64.powi(-24),
+        31 if mantissa == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1024.0 + mantissa) * 2f64.powi(exponent - 25),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_off_or_missing_is_seen() {
+        let spec = spec();
+        let expected: Vec<f64> = (0..spec.output_len()).map(|at| (at % 256) as f64).collect();
+        let plane = expected.len() / 3;
+        let value = |at: usize, level: f64| {
+            ((level - f64::from(spec.mean[at / plane])) / f64::from(spec.std[at / plane])) as f32
+        };
+        let mut values: Vec<f32> = expected.iter().enumerate().map(|(at, &level)| value(at, level)).collect();
+        let distance = |values: &[f32]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+            furthest(Element::F32, &bytes, &expected)
+        };
+        assert!(distance(&values).unwrap() < 0.001);
+        values[plane + 7] = value(plane + 7, expected[plane + 7] + 3.0);
+        assert!((distance(&values).unwrap() - 3.0).abs() < 0.001);
+        values[9] = f32::from_ne_bytes([POISON; 4]);
+        assert!(distance(&values).unwrap_err().to_string().contains("1 values were not written"));
+        assert!(half(u16::from_ne_bytes([POISON; 2])).is_nan());
+    }
+}
