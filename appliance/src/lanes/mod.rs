@@ -21,19 +21,19 @@ pub mod gpu;
 mod job;
 mod pipeline;
 mod queues;
+mod setup;
 #[cfg(test)]
 mod tests;
 mod turns;
 mod worker;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, never, unbounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -49,7 +49,7 @@ pub use worker::{LaneObserver, SkipReason};
 use crate::engine::EngineError;
 use batch_worker::BatchWorker;
 use job::Job;
-use queues::LaneQueues;
+use setup::Setup;
 
 /// Batch jobs that may wait, for each lane and each job that it takes at once: enough that no lane idles while the next
 /// image is on its way, few enough that the images in memory stay few.
@@ -78,16 +78,6 @@ pub struct StandIn {
     pub count: usize,
     /// Builds their devices.
     pub factory: DeviceFactory,
-}
-
-/// Queues and counts before there are threads.
-struct Setup {
-    lanes: Lanes,
-    queues: LaneQueues,
-    observer: Arc<dyn LaneObserver>,
-    alive: Arc<AtomicUsize>,
-    standing_in: Arc<AtomicUsize>,
-    idle: Arc<AtomicUsize>,
 }
 
 struct Queues {
@@ -341,80 +331,6 @@ impl Lanes {
         for job in self.again.try_iter() {
             let _ = job.reply.send(Err(LaneError::DeviceFailed));
         }
-    }
-}
-
-impl Setup {
-    fn new(settings: &LaneSettings, observer: Arc<dyn LaneObserver>) -> Self {
-        let (count, capacity) = (settings.count, settings.capacity.max(1));
-        let batch_capacity = (count * settings.together.max(1) * BATCH_JOBS_A_LANE).max(1);
-        let (send, jobs) = bounded::<Job>(capacity);
-        let (send_batch, batch) = bounded::<Job>(batch_capacity);
-        let (give_back, again) = unbounded::<Job>();
-        let (alive, standing_in) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let closing = Arc::new(AtomicBool::new(false));
-        let lanes = Lanes {
-            queues: Mutex::new(Some(Queues { real_time: send, batch: send_batch })),
-            depth: jobs.clone(),
-            batch_depth: batch.clone(),
-            batch_room: Arc::new(Semaphore::new(batch_capacity)),
-            capacity,
-            again: again.clone(),
-            closing: Arc::clone(&closing),
-            alive: Arc::clone(&alive),
-            standing_in: Arc::clone(&standing_in),
-            threads: Mutex::new(Vec::with_capacity(count)),
-            count,
-            at_once: count.max(1),
-        };
-        let queues = LaneQueues { again, jobs, batch, give_back, closing, until: never() };
-        Self { lanes, queues, observer, alive, standing_in, idle: Arc::new(AtomicUsize::new(0)) }
-    }
-
-    fn worker(
-        &self,
-        lane: usize,
-        model: u64,
-        settings: &LaneSettings,
-        factory: &DeviceFactory,
-    ) -> worker::Worker {
-        worker::Worker {
-            lane,
-            model,
-            queues: self.queues.clone(),
-            together: settings.together.max(1),
-            urgent_together: settings.urgent_together.max(1),
-            background: settings.background,
-            first: VecDeque::new(),
-            turns: Arc::clone(&settings.turns),
-            factory: Arc::clone(factory),
-            observer: Arc::clone(&self.observer),
-            alive: Arc::clone(&self.alive),
-            idle: Arc::clone(&self.idle),
-        }
-    }
-
-    /// Starts a thread for each and waits until all have said how they began.
-    fn spawn<W>(self, count: usize, workers: Vec<W>) -> Result<Lanes, EngineError>
-    where
-        W: FnOnce(&Sender<Result<(), EngineError>>) + Send + 'static,
-    {
-        let lanes = self.lanes;
-        let (ready, started) = bounded(count);
-        for (lane, worker) in workers.into_iter().enumerate() {
-            let ready = ready.clone();
-            let thread = std::thread::Builder::new().name(format!("weir-lane-{lane}"));
-            let thread = thread.spawn(move || worker(&ready)).map_err(EngineError::Thread)?;
-            lanes.threads.lock().push(thread);
-        }
-        drop(ready);
-        for outcome in started.iter().take(count) {
-            if let Err(error) = outcome {
-                lanes.stop();
-                return Err(error);
-            }
-        }
-        Ok(lanes)
     }
 }
 
