@@ -78,6 +78,11 @@ impl BoundSession {
         takes_several(&self.session)
     }
 
+    /// Whether batches of this size are bound.
+    pub fn has(&self, images: usize) -> bool {
+        self.bindings.iter().any(|binding| binding.images == images)
+    }
+
     /// Bytes of an image's scores in memory.
     pub fn score_bytes(&self) -> usize {
         self.labels * if self.output == TensorElementType::Float16 { 2 } else { 4 }
@@ -104,8 +109,9 @@ impl BoundSession {
         let number = i32::try_from(number).unwrap_or(0);
         let memory = MemoryInfo::new(device, number, AllocatorType::Device, MemoryType::Default)
             .map_err(EngineError::Run)?;
-        for (slot, at) in slots.iter().enumerate() {
-            for &images in sizes {
+        // Shape by shape: a provider may plan anew when the shape changes.
+        for &images in sizes {
+            for (slot, at) in slots.iter().enumerate() {
                 let place = |shape: &Shape, address, element| {
                     let count = i64::try_from(images).unwrap_or(1);
                     let rest = shape.dims.iter().skip(1).map(|&d| i64::from(d.max(1)));

@@ -4,6 +4,7 @@
 use std::ffi::c_void;
 use std::path::PathBuf;
 
+use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::ep::{self, ArenaExtendStrategy};
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
@@ -109,6 +110,7 @@ impl Provider {
                 .with_cuda_graph(settings.cuda_graphs && self == Self::Cuda)
                 .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
                 .with_conv_max_workspace(true)
+                .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic)
                 .build()
                 .error_on_failure()
         };

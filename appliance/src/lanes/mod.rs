@@ -74,8 +74,8 @@ pub struct Lanes {
 /// Lanes on the CPU for the time that no GPU works.
 #[derive(Clone)]
 pub struct StandIn {
-    /// Lanes.
-    pub count: usize,
+    /// How many, and how they work.
+    pub lanes: LaneSettings,
     /// Builds their devices.
     pub factory: DeviceFactory,
 }
@@ -184,8 +184,8 @@ impl Lanes {
         let stood_in = Arc::new(AtomicBool::new(false));
         let workers = (0..settings.count).map(|lane| {
             let stand_ins = stand_in.as_ref().map(|stand_in| {
-                let cpu = LaneSettings { turns: Turns::new(stand_in.count), ..settings.clone() };
-                let workers = (0..stand_in.count)
+                let cpu = LaneSettings { turns: Turns::new(stand_in.lanes.count), ..stand_in.lanes.clone() };
+                let workers = (0..cpu.count)
                     .map(|lane| setup.worker(lane, model, &cpu, &stand_in.factory))
                     .map(|worker| worker::Worker { alive: Arc::clone(&setup.standing_in), ..worker });
                 workers.collect()

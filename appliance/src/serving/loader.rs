@@ -126,7 +126,7 @@ impl ModelLoader {
             (Variants::Gpu(model, cpu), Some(gpu)) => {
                 let factory = gpu_factory(&self.runtime, bundle, model, &gpu.settings(bundle));
                 let stand_in = cpu.as_ref().map(|model| StandIn {
-                    count: lanes.count,
+                    lanes: lanes.clone(),
                     factory: self.factory(bundle, model, lanes.images_a_run()),
                 });
                 Lanes::start_batches(&gpu.lanes(lanes), Vec::new(), &factory, stand_in, observer)?

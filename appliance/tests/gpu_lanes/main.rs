@@ -49,7 +49,7 @@ impl Model {
         let (runtime, bundle, file) = (self.runtime.clone(), Arc::clone(&self.bundle), self.file.clone());
         let limits = gpu_kernels::DecodeLimits::default();
         StandIn {
-            count: 2,
+            lanes: LaneSettings::new(2, 1000),
             factory: Arc::new(move |_| Ok(Box::new(CpuPipeline::new(&runtime, &bundle, &file, limits, 1)?))),
         }
     }

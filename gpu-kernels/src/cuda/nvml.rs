@@ -10,7 +10,11 @@ use super::{GpuError, check};
 
 const NAME: &str = "libnvidia-ml.so.1";
 
+/// What a GPU does not report, or not to this process; in a virtual machine that may be any of these.
 const NOT_SUPPORTED: c_int = 3;
+const NO_PERMISSION: c_int = 4;
+const NO_FUNCTION: c_int = 13;
+const UNKNOWN: c_int = 999;
 /// nvmlTemperatureSensors_t: the chip.
 const CHIP: c_uint = 0;
 /// nvmlMemoryErrorType_t and nvmlEccCounterType_t: uncorrected, since the driver was loaded.
@@ -171,7 +175,7 @@ impl Drop for Nvml {
 fn known<T: Default>(call: &'static str, ask: impl FnOnce(*mut T) -> Status) -> Result<Option<T>, GpuError> {
     let mut value = T::default();
     match ask(&raw mut value) {
-        NOT_SUPPORTED => Ok(None),
+        NOT_SUPPORTED | NO_PERMISSION | NO_FUNCTION | UNKNOWN => Ok(None),
         status => check(call, status).map(|()| Some(value)),
     }
 }

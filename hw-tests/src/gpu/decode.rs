@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
-use gpu_kernels::cuda::{Device, DevicePool};
+use gpu_kernels::cuda::{Device, DevicePool, library_folders};
 use gpu_kernels::decode::nvjpeg::{
     Eligible, GpuDecodeError, GpuJpegDecoder, NvJpegBackend, NvJpegError, eligible,
 };
@@ -76,7 +76,7 @@ fn available(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<Ve
     for (backend, batch) in WAYS {
         let batch = batch.min(setup.plan.decode_batch);
         let pool = DevicePool::new(device, 1);
-        match GpuJpegDecoder::open(device, &setup.args.folders, backend, batch, pool) {
+        match GpuJpegDecoder::open(device, &library_folders(&setup.args.folders), backend, batch, pool) {
             Ok(decoder) => {
                 if ways.is_empty() {
                     let engines = decoder.engines();
@@ -95,7 +95,8 @@ fn available(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<Ve
             Err(GpuDecodeError::NvJpeg(error)) if error.is_absent() => {
                 sheet.say(format!("nvJPEG {backend:?}"), "this GPU has none");
             }
-            Err(error) => return Err(error).with_context(|| format!("nvJPEG {backend:?}")),
+            // The lane goes on with what is left, too.
+            Err(error) => sheet.failed(format!("nvJPEG {backend:?}"), error.to_string()),
         }
     }
     Ok(ways)
@@ -119,7 +120,7 @@ fn nvjpeg(
     let room = usize::try_from(device.memory()?.0 / 2).unwrap_or(usize::MAX);
     let open = |_| {
         let pool = DevicePool::new(device, room / threads);
-        GpuJpegDecoder::open(device, &setup.args.folders, backend, batch, pool)
+        GpuJpegDecoder::open(device, &library_folders(&setup.args.folders), backend, batch, pool)
     };
     let decoders: Vec<GpuJpegDecoder> = (0..threads).map(open).collect::<Result<_, _>>()?;
     let start = Barrier::new(threads);

@@ -74,6 +74,8 @@ pub struct Report {
     pub seconds: Vec<(&'static str, f64)>,
     /// Every row.
     pub rows: Vec<SuiteRow>,
+    /// Whether a section never came to its end, and is still on the GPU.
+    pub hangs: bool,
 }
 
 impl Report {

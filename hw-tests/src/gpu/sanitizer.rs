@@ -71,6 +71,10 @@ fn check(setup: &Setup, sheet: &Sheet, program: &PathBuf, tool: &str, what: &str
         (true, _) | (_, false) => summary,
         _ => end.into_iter().rev().collect::<Vec<_>>().join(" / "),
     };
+    if !status.success() && status.code() != Some(FOUND) {
+        // It could not be run here, which says nothing of the kernel.
+        anyhow::bail!("it ended with {status}: {note}");
+    }
     let found = status.code().map_or(f64::NAN, f64::from);
     sheet.hold(format!("{what}: exit code"), found, "", Target::AtMost(0.0), &note);
     Ok(())

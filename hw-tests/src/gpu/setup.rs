@@ -169,7 +169,7 @@ impl Setup {
 
     /// What a lane is told.
     pub(super) fn settings(&self, provider: Provider) -> anyhow::Result<GpuSettings> {
-        let folders = self.args.folders.clone();
+        let folders = library_folders(&self.args.folders);
         let engine_cache = EngineCache {
             root: self.engines.path().to_owned(),
             gpus: self.driver.gpus.iter().map(|gpu| gpu.name.clone()).collect(),
@@ -183,7 +183,8 @@ impl Setup {
             provider,
             max_batch: self.plan.max_batch,
             max_delay: MAX_DELAY,
-            cuda_graphs: true,
+            // A lane's own default.
+            cuda_graphs: false,
             engine_cache,
             decode: DecodeSettings {
                 threads: self.cores(),

@@ -88,8 +88,13 @@ impl Which {
 pub(super) fn run(setup: Setup, until: Instant, out: &Path) -> anyhow::Result<Report> {
     let chosen = |which: &Which| setup.args.only.is_empty() || setup.args.only.contains(which);
     let sections: Vec<Which> = Which::EACH.into_iter().filter(chosen).collect();
-    let mut report =
-        Report { about: setup.about(), simulated: setup.simulated, seconds: Vec::new(), rows: Vec::new() };
+    let mut report = Report {
+        about: setup.about(),
+        simulated: setup.simulated,
+        seconds: Vec::new(),
+        rows: Vec::new(),
+        hangs: false,
+    };
     report.write(out)?;
     let (send, told) = channel();
     let names: Vec<&'static str> = sections.iter().map(|which| which.name()).collect();
@@ -98,6 +103,8 @@ pub(super) fn run(setup: Setup, until: Instant, out: &Path) -> anyhow::Result<Re
     if listen(&told, until + GRACE, &mut report, &names, out)? {
         // It has told all that it had to tell, and caught what it panicked with.
         let _ = work.join();
+    } else {
+        report.hangs = true;
     }
     Ok(report)
 }
@@ -165,7 +172,13 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        Report { about: serde_json::Value::Null, simulated: false, seconds: Vec::new(), rows: Vec::new() }
+        Report {
+            about: serde_json::Value::Null,
+            simulated: false,
+            seconds: Vec::new(),
+            rows: Vec::new(),
+            hangs: false,
+        }
     }
 
     #[test]

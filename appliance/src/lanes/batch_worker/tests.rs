@@ -41,7 +41,8 @@ fn factory(world: &Arc<World>) -> BatchFactory {
 
 fn start(world: &Arc<World>, lanes: usize, stand_in: bool) -> (Lanes, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let stand_in = stand_in.then(|| StandIn { count: 2, factory: Arc::new(|_| Ok(Box::new(OnCpu))) });
+    let stand_in = stand_in
+        .then(|| StandIn { lanes: LaneSettings::new(2, 1000), factory: Arc::new(|_| Ok(Box::new(OnCpu))) });
     let settings = LaneSettings::new(lanes, 1000);
     let lanes = Lanes::start_batches(&settings, Vec::new(), &factory(world), stand_in, counts.clone());
     (lanes.unwrap(), counts)

@@ -77,7 +77,19 @@ impl Batching {
     /// # Errors
     /// [`BatchingError::NoSize`] for 0.
     pub fn up_to(max_batch: usize, max_delay: Duration) -> Result<Self, BatchingError> {
-        let powers = std::iter::successors(Some(1usize), |size| size.checked_mul(2));
+        Self::powers(2, max_batch, max_delay)
+    }
+
+    /// The same with powers of four, for engines of which each size costs a session of its own.
+    ///
+    /// # Errors
+    /// [`BatchingError::NoSize`] for 0.
+    pub fn coarsely_up_to(max_batch: usize, max_delay: Duration) -> Result<Self, BatchingError> {
+        Self::powers(4, max_batch, max_delay)
+    }
+
+    fn powers(base: usize, max_batch: usize, max_delay: Duration) -> Result<Self, BatchingError> {
+        let powers = std::iter::successors(Some(1usize), |size| size.checked_mul(base));
         let mut sizes: Vec<usize> = powers.take_while(|&size| size < max_batch).collect();
         sizes.push(max_batch);
         Self::new(&sizes, max_delay)

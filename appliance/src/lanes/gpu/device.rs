@@ -10,6 +10,7 @@ use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
 
 use super::GpuEngine;
 use super::decode::{DecodeSettings, Decoders, Message, Teller};
+use super::engine::run;
 use crate::engine::{BoundSession, EngineError};
 use crate::lanes::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
 
@@ -21,7 +22,9 @@ pub(super) struct GpuDevice {
     // In the order in which they are dropped: threads first, then what they use.
     decoders: Decoders,
     waiter: Waiter,
-    session: BoundSession,
+    sessions: Vec<BoundSession>,
+    /// Bytes of an image's scores.
+    score_bytes: usize,
     batches: Batches,
     batching: Batching,
     /// Whether the engine computes on the host, which has to wait for the stream.
@@ -53,11 +56,12 @@ impl GpuDevice {
         let decoders =
             Decoders::start(engine.batches.device(), settings, stager, engine.batches.pool(), &teller)?;
         let waiter = Waiter::start(teller.clone())?;
-        let GpuEngine { session, batches, batching, slots, on_host } = engine;
+        let GpuEngine { sessions, batches, batching, slots, on_host } = engine;
         Ok(Self {
             decoders,
             waiter,
-            session,
+            score_bytes: sessions.first().map_or(0, BoundSession::score_bytes),
+            sessions,
             batches,
             batching,
             on_host,
@@ -95,8 +99,9 @@ impl GpuDevice {
         self.free_slots.push(slot);
         let share = u32::try_from(images).unwrap_or(1).max(1);
         let (preprocess, infer) = (times.preprocess / share, times.infer / share);
-        let each = bytes.chunks_exact(self.session.score_bytes());
-        let scores = each.map(|bytes| self.session.scores(bytes));
+        let session = self.sessions.first().ok_or(DeviceError::Ended)?;
+        let each = bytes.chunks_exact(self.score_bytes.max(1));
+        let scores = each.map(|bytes| session.scores(bytes));
         Ok(scores.map(|scores| scores.map(|scores| Computed { scores, preprocess, infer })).collect())
     }
 
@@ -151,7 +156,7 @@ impl GpuDevice {
         if self.on_host {
             self.batches.stream().synchronize()?;
         }
-        self.session.run(slot, self.batching.engine_size(count))?;
+        run(&mut self.sessions, slot, self.batching.engine_size(count))?;
         self.batches.read_back(slot, count)?;
         self.waiter.wait_for(slot, self.batches.finished(slot))
     }

@@ -24,7 +24,8 @@ const SHARE_OF_FREE: u64 = 4;
 #[derive(Debug)]
 pub struct GpuEngine {
     // In the order in which they are dropped: the session is bound to the batches' memory.
-    pub(super) session: BoundSession,
+    /// Each for some of the sizes.
+    pub(super) sessions: Vec<BoundSession>,
     pub(super) batches: Batches,
     pub(super) batching: Batching,
     pub(super) slots: usize,
@@ -62,12 +63,19 @@ impl GpuEngine {
             let failed = |source| EngineError::EngineCache { path: folder.clone(), source };
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        let mut session = BoundSession::load(runtime, model, provider, &provider_settings)?;
+        let load = || BoundSession::load(runtime, model, provider, &provider_settings);
+        let session = load()?;
         if !session.takes_several() {
             max_batch = 1;
         }
-        let batching = Batching::up_to(max_batch, settings.max_delay)
-            .map_err(|error| EngineError::Decoder(format!("engine.max_batch: {error}")))?;
+        // ONNX Runtime's CUDA provider plans each convolution anew whenever the shape changes, which takes longer than many
+        // batches: so each size has a session that never sees another.
+        let (batching, one_each) = match provider {
+            Provider::Cuda => (Batching::coarsely_up_to(max_batch, settings.max_delay), true),
+            Provider::Tensorrt | Provider::Host => (Batching::up_to(max_batch, settings.max_delay), false),
+        };
+        let batching =
+            batching.map_err(|error| EngineError::Decoder(format!("engine.max_batch: {error}")))?;
         let free = device.memory()?.0 / SHARE_OF_FREE;
         let image_bytes = IMAGE_BYTES.min(usize::try_from(free).unwrap_or(usize::MAX));
         let batches = BatchSettings {
@@ -84,15 +92,30 @@ impl GpuEngine {
         let batches = Batches::new(&device, stream.clone(), batches)?;
         let memory = |slot| SlotMemory { tensor: batches.tensor(slot), scores: batches.scores(slot) };
         let slots: Vec<SlotMemory> = (0..SLOTS).map(memory).collect();
-        // SAFETY: each slot has room for the largest batch in both, and the device drops the session before the batches.
-        let bound = unsafe { session.bind(model, &provider_settings, &slots, batching.sizes()) };
-        if let Err(error) = bound.and_then(|()| Ok(device.synchronize()?)) {
-            // It still has work on that memory, or graphs of it.
-            drop(session);
+        let sizes = batching.sizes();
+        let groups: Vec<&[usize]> = if one_each { sizes.chunks(1).collect() } else { vec![sizes] };
+        let (mut sessions, mut next) = (Vec::with_capacity(groups.len()), Some(session));
+        let mut bind_all = || {
+            for &group in &groups {
+                let session = match next.take() {
+                    Some(session) => session,
+                    None => load()?,
+                };
+                sessions.push(session);
+                if let Some(session) = sessions.last_mut() {
+                    // SAFETY: each slot has room for the largest batch in both, and the device drops the sessions before the batches.
+                    unsafe { session.bind(model, &provider_settings, &slots, group)? };
+                }
+            }
+            Ok(device.synchronize()?)
+        };
+        if let Err(error) = bind_all() {
+            // They still have work on that memory, or graphs of it.
+            drop(sessions);
             return Err(error);
         }
         let on_host = provider == Provider::Host;
-        Ok(Self { session, batches, batching, slots: SLOTS, on_host })
+        Ok(Self { sessions, batches, batching, slots: SLOTS, on_host })
     }
 
     /// Sizes of batches that it computes, the smallest first.
@@ -109,7 +132,7 @@ impl GpuEngine {
         self.batches.stream().synchronize()?;
         let began = Instant::now();
         for batch in 0..batches {
-            self.session.run(batch % self.slots, images)?;
+            run(&mut self.sessions, batch % self.slots, images)?;
         }
         self.batches.stream().synchronize()?;
         Ok(began.elapsed())
@@ -118,4 +141,11 @@ impl GpuEngine {
     pub(super) fn batches(&self) -> &Batches {
         &self.batches
     }
+}
+
+/// Puts a run for so many images of a slot on the stream.
+pub(super) fn run(sessions: &mut [BoundSession], slot: usize, images: usize) -> Result<(), EngineError> {
+    let session = sessions.iter_mut().find(|session| session.has(images));
+    let unbound = || EngineError::Run(ort::Error::new(format!("no batch of {images} images is bound")));
+    session.ok_or_else(unbound)?.run(slot, images)
 }

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::path::PathBuf;
 
 use crate::cuda::LibraryError;
-use crate::cuda::library::Library;
+use crate::cuda::library::{Library, preload_library};
 
 const NAME: &str = "libnvjpeg.so.13";
 
@@ -56,6 +56,8 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) fn load(folders: &[PathBuf]) -> Result<Self, LibraryError> {
         let library = Library::open(NAME, folders)?;
+        // It has a CUDA runtime within, whose threads must not meet that it is gone.
+        preload_library(library.path())?;
         // SAFETY: the types are those of nvjpeg.h for a library of this name, and the library lives as long as they do.
         unsafe {
             Ok(Self {
