@@ -71,8 +71,10 @@ impl GpuEngine {
         // ONNX Runtime's CUDA provider plans each convolution anew whenever the shape changes, which takes longer than many
         // batches: so each size has a session that never sees another.
         let (batching, one_each) = match provider {
-            Provider::Cuda => (Batching::coarsely_up_to(max_batch, settings.max_delay), true),
-            Provider::Tensorrt | Provider::Host => (Batching::up_to(max_batch, settings.max_delay), false),
+            Provider::Cuda | Provider::Host => {
+                (Batching::coarsely_up_to(max_batch, settings.max_delay), true)
+            }
+            Provider::Tensorrt => (Batching::up_to(max_batch, settings.max_delay), false),
         };
         let batching =
             batching.map_err(|error| EngineError::Decoder(format!("engine.max_batch: {error}")))?;
