@@ -1,5 +1,5 @@
-//! A bundle's golden cases on a device that no lane has yet: in the largest batch and alone, with two batches under way, so that
-//! every slot and the first and last shape have shown what they compute.
+//! A bundle's golden cases on a device that no lane has yet: in batches of each size, with two under way, so that every slot and
+//! every shape have shown what they compute.
 
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,9 @@ pub(super) fn check(bundle: &Bundle, device: &mut dyn BatchDevice) -> Result<(),
     if cases.is_empty() {
         return Ok(());
     }
-    let largest = device.batching().max_batch();
+    let sizes = device.batching().sizes().to_vec();
     let mut run = Run { bundle, device, next: 0 };
-    run.batches(&cases, &[largest, largest])?;
-    run.batches(&cases, &[1, 1])
+    sizes.into_iter().try_for_each(|size| run.batches(&cases, &[size, size]))
 }
 
 fn wrong(file: &str, reason: String) -> EngineError {
