@@ -37,7 +37,7 @@ fn the_other_gpu_computes_what_a_lost_one_had_and_the_lost_one_comes_back() {
     let model = Model::open(DeviceTag::Cpu, Precision::Int8);
     let (lanes, seen) = start(&model, settings(driver, None, &[4, 5]), None);
     // An uncorrectable memory error, while a kernel runs.
-    driver.fail(4, "kernel", 3, 214, true);
+    driver.fail(4, "kernel", 0, 214, true);
     let pictures = many(&model);
     check(&model, submit(&lanes, &pictures));
     until(|| lanes.alive() == 2 && !seen.failures.lock().is_empty());

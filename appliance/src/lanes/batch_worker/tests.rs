@@ -101,7 +101,8 @@ fn an_image_that_does_not_decode_fails_alone() {
 #[test]
 fn what_nobody_waits_for_is_not_computed() {
     let world = Arc::new(World::default());
-    world.batch_ms.store(40, Ordering::SeqCst);
+    // Far longer than what is done here while the batches are under way.
+    world.batch_ms.store(300, Ordering::SeqCst);
     let (lanes, counts) = start(&world, 1, false);
     let first = submit(&lanes, 0..8);
     until(|| world.under_way.load(Ordering::SeqCst) == 2);
@@ -124,7 +125,7 @@ fn what_nobody_waits_for_is_not_computed() {
 #[test]
 fn real_time_work_goes_before_batch_work_and_finds_room() {
     let world = Arc::new(World::default());
-    world.batch_ms.store(20, Ordering::SeqCst);
+    world.batch_ms.store(150, Ordering::SeqCst);
     let (lanes, _) = start(&world, 1, false);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let lanes = Arc::new(lanes);
@@ -194,8 +195,8 @@ fn the_cpu_stands_in_until_the_device_is_back() {
     world.batch_ms.store(5, Ordering::SeqCst);
     world.fail_at.lock().push_back((4, Fault::Compute));
     let (lanes, _) = start(&world, 1, true);
-    let answers = submit(&lanes, 0..8);
     world.refuse_to_build.store(true, Ordering::SeqCst);
+    let answers = submit(&lanes, 0..8);
     let more = submit(&lanes, 8..100);
     let by: Vec<f32> = check(answers).into_iter().chain(check(more)).collect();
     assert!(by.contains(&CPU) && by.contains(&0.0), "{by:?}");
