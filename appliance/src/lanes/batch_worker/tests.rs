@@ -235,9 +235,8 @@ fn without_a_stand_in_a_device_that_can_not_be_built_is_an_error() {
 fn lanes_end_while_the_cpu_stands_in() {
     let world = Arc::new(World::default());
     world.fail_at.lock().push_back((1, Fault::Begin));
-    let (lanes, _) = start(&world, 2, true);
+    let (lanes, _) = start(&world, 1, true);
     world.refuse_to_build.store(true, Ordering::SeqCst);
-    world.fail_at.lock().push_back((1, Fault::Begin));
     check(submit(&lanes, 0..100));
     let answers = submit(&lanes, 0..100);
     lanes.stop();
