@@ -105,3 +105,30 @@ fn every_kind_of_image_and_of_bad_image_is_answered_as_on_the_cpu() {
     drop(lanes);
     nvjpeg.check();
 }
+
+#[test]
+fn what_the_hardware_engines_refuse_nvjpegs_kernels_or_the_cpu_decode() {
+    let driver = simulated_driver();
+    let nvjpeg = nvjpeg::Simulated::new();
+    let model = Model::open(DeviceTag::Cpu, Precision::Int8);
+    let (lanes, _) = start(&model, settings(driver, Some(&nvjpeg), &[13]), None);
+    let before = nvjpeg.initialisations();
+    let mut compressor = turbojpeg::Compressor::new().unwrap();
+    compressor.set_subsamp(turbojpeg::Subsamp::Sub2x2).unwrap();
+    compressor.set_progressive(true).unwrap();
+    let drawn = RgbImage::from_fn(320, 300, |x, y| image::Rgb([x as u8, y as u8, (x + y) as u8]));
+    let picture = turbojpeg::Image {
+        pixels: drawn.as_raw().as_slice(),
+        width: 320,
+        pitch: 960,
+        height: 300,
+        format: turbojpeg::PixelFormat::RGB,
+    };
+    let progressive = Bytes::from(compressor.compress_to_vec(picture).unwrap());
+    compare(&model, &lanes, &vec![progressive; 40], 0.25);
+    assert!(nvjpeg.initialisations() > before, "nvJPEG's kernels had nothing to do");
+    lanes.stop();
+    drop(lanes);
+    nvjpeg.check();
+    assert_eq!((driver.blocks(13), driver.users(13), driver.violations()), (0, 0, 0));
+}

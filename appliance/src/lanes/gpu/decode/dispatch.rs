@@ -17,6 +17,8 @@ pub(super) struct Work {
     pub(super) bytes: Bytes,
     pub(super) pixels: u64,
     pub(super) eligible: Option<Eligible>,
+    /// Whether nvJPEG's hardware engines refuse it, and its CUDA kernels do not.
+    pub(super) for_kernels: bool,
 }
 
 /// Where images go to be decoded; whoever has something to give or to do uses it.

@@ -26,7 +26,7 @@ use crate::engine::EngineError;
 use crate::lanes::{ClassifyError, DeviceError, Ticket};
 use cpu::CpuThread;
 use dispatch::{Dispatch, Work};
-use nvjpeg::{GpuThread, NVJPEG_BATCH, NVJPEG_THREADS, open_nvjpeg};
+use nvjpeg::{GpuThread, NVJPEG_BATCH, NVJPEG_THREADS, Opened, open_nvjpeg};
 
 /// Nanoseconds a pixel before anything is known: of a core, and of one of nvJPEG's threads.
 const GUESSES: (f64, f64) = (2.0, 0.5);
@@ -53,6 +53,8 @@ pub struct DecodeSettings {
 pub struct Decoders {
     dispatch: Option<Arc<Dispatch>>,
     backend: Option<NvJpegBackend>,
+    /// Whether nvJPEG's CUDA kernels decode what its hardware engines refuse.
+    has_kernels: bool,
     limits: DecodeLimits,
     ending: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -71,15 +73,20 @@ impl Decoders {
         teller: &Teller,
     ) -> Result<Self, EngineError> {
         let nvjpeg = if settings.nvjpeg { open_nvjpeg(device, settings, pool)? } else { None };
-        let (backend, nvjpegs) =
-            nvjpeg.map_or((None, Vec::new()), |(backend, opened)| (Some(backend), opened));
+        let (backend, nvjpegs, kernels) = match nvjpeg {
+            Some(Opened { backend, decoders, kernels }) => (Some(backend), decoders, kernels),
+            None => (None, Vec::new(), Vec::new()),
+        };
+        let has_kernels = !kernels.is_empty();
+        let mut kernels = kernels.into_iter();
         let (cpus, (cpu, cpu_work), (gpu, gpu_work)) = (settings.threads.max(1), unbounded(), unbounded());
         let lines = (Line::new(cpus, 1, GUESSES.0), Line::new(nvjpegs.len(), NVJPEG_BATCH, GUESSES.1));
         let dispatch = Arc::new(Dispatch { router: Mutex::new(Router::new(lines.0, lines.1)), cpu, gpu });
         let (limits, ending) = (settings.limits, Arc::new(AtomicBool::new(false)));
         let work = Arc::downgrade(&dispatch);
         // It has the sending ends from the start: on an error below they go with it, and the threads end.
-        let mut decoders = Self { dispatch: Some(dispatch), backend, limits, ending, threads: Vec::new() };
+        let threads = Vec::new();
+        let mut decoders = Self { dispatch: Some(dispatch), backend, has_kernels, limits, ending, threads };
         for number in 0..cpus {
             let decoder =
                 Decoder::new(settings.limits).map_err(|error| EngineError::Decoder(error.to_string()))?;
@@ -98,6 +105,7 @@ impl Decoders {
         for (number, decoder) in nvjpegs.into_iter().enumerate() {
             let thread = GpuThread {
                 decoder,
+                kernels: kernels.next(),
                 check: settings.check_jpeg.then(EntropyCheck::default),
                 work: gpu_work.clone(),
                 dispatch: Weak::clone(&work),
@@ -130,20 +138,23 @@ impl Decoders {
     /// Has an image decoded by whoever will have it first. `teller` hears of it when it can't be.
     pub fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
         let look = || {
-            let eligible = self.backend.and_then(|backend| eligible(&bytes, backend, &self.limits).ok());
+            let by = |backend| eligible(&bytes, backend, &self.limits).ok();
+            let first = self.backend.and_then(by);
+            let for_kernels = first.is_none() && self.has_kernels;
+            let eligible = if for_kernels { by(NvJpegBackend::Cuda) } else { first };
             let size = match &eligible {
                 Some(eligible) => Ok((eligible.header.width, eligible.header.height)),
                 None => inspect(&bytes, &self.limits).map(|header| (header.width, header.height)),
             };
-            (eligible, size)
+            (eligible, for_kernels, size)
         };
-        let Ok((eligible, size)) = catch_unwind(AssertUnwindSafe(look)) else {
+        let Ok((eligible, for_kernels, size)) = catch_unwind(AssertUnwindSafe(look)) else {
             return teller.tell(Message::Refused(ticket, panicked()));
         };
         match (size, &self.dispatch) {
             (Ok((width, height)), Some(dispatch)) => {
                 let (pixels, cpu_only) = (u64::from(width) * u64::from(height), eligible.is_none());
-                dispatch.push(Work { ticket, bytes, pixels, eligible }, cpu_only);
+                dispatch.push(Work { ticket, bytes, pixels, eligible, for_kernels }, cpu_only);
             }
             (Ok(_), None) => teller.tell(Message::Failed(DeviceError::Ended)),
             (Err(error), _) => teller.tell(Message::Refused(ticket, error.into())),

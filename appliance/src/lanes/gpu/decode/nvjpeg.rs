@@ -28,6 +28,8 @@ const MOST_IN_VAIN: usize = 16;
 
 pub(super) struct GpuThread {
     pub(super) decoder: GpuJpegDecoder,
+    /// nvJPEG's CUDA kernels, for what its hardware engines refuse.
+    pub(super) kernels: Option<GpuJpegDecoder>,
     pub(super) check: Option<EntropyCheck>,
     pub(super) work: Receiver<Work>,
     pub(super) dispatch: Weak<Dispatch>,
@@ -46,7 +48,13 @@ impl GpuThread {
                 }
                 let mut batch = vec![first];
                 batch.extend(self.work.try_iter().take(NVJPEG_BATCH - 1));
-                self.decode(batch)?;
+                let (for_kernels, batch): (Vec<_>, Vec<_>) =
+                    batch.into_iter().partition(|work| work.for_kernels);
+                for (batch, for_kernels) in [(batch, false), (for_kernels, true)] {
+                    if !batch.is_empty() {
+                        self.decode(batch, for_kernels)?;
+                    }
+                }
             }
             Ok(())
         };
@@ -56,7 +64,7 @@ impl GpuThread {
         }
     }
 
-    fn decode(&mut self, batch: Vec<Work>) -> Result<(), DeviceError> {
+    fn decode(&mut self, batch: Vec<Work>, for_kernels: bool) -> Result<(), DeviceError> {
         if self.in_vain >= MOST_IN_VAIN {
             self.leave_to_cpu(batch);
             return Ok(());
@@ -67,7 +75,11 @@ impl GpuThread {
         let began = Instant::now();
         let jpegs: Vec<(&[u8], Eligible)> =
             batch.iter().filter_map(|work| Some((&work.bytes[..], work.eligible?))).collect();
-        let images = self.decoder.decode(&jpegs)?;
+        let decoder = match &mut self.kernels {
+            Some(kernels) if for_kernels => kernels,
+            _ => &mut self.decoder,
+        };
+        let images = decoder.decode(&jpegs)?;
         let took = began.elapsed();
         let mut left = Vec::new();
         let (mut images_done, mut pixels) = (0, 0);
@@ -82,7 +94,9 @@ impl GpuThread {
             let decoded = Decoded { format: ImageFormat::Jpeg, width, height, time: took };
             self.teller.tell(Message::OnDevice(work.ticket, decoded, image));
         }
-        self.note(images_done, left.len());
+        if !for_kernels {
+            self.note(images_done, left.len());
+        }
         if let Some(dispatch) = self.dispatch.upgrade() {
             dispatch.done(Route::Gpu, images_done, pixels, Some(took));
         }
@@ -117,23 +131,35 @@ fn is_sound(check: &mut Option<EntropyCheck>, work: &Work) -> bool {
     check.as_mut().is_none_or(|check| check.check(&work.bytes).is_ok())
 }
 
-/// nvJPEG's hardware engines, else its CUDA kernels; `None` where neither can be had, with the reason in the log.
-#[allow(clippy::type_complexity, reason = "a backend and its decoders")]
+/// nvJPEG for each of its threads.
+pub(super) struct Opened {
+    pub(super) backend: NvJpegBackend,
+    pub(super) decoders: Vec<GpuJpegDecoder>,
+    /// As many, or none, for what hardware engines refuse.
+    pub(super) kernels: Vec<GpuJpegDecoder>,
+}
+
+/// nvJPEG's hardware engines with its CUDA kernels beside them, else the kernels alone; `None` where neither can be had, with the
+/// reason in the log.
 pub(super) fn open_nvjpeg(
     device: &Device,
     settings: &DecodeSettings,
     pool: &DevicePool,
-) -> Result<Option<(NvJpegBackend, Vec<GpuJpegDecoder>)>, EngineError> {
+) -> Result<Option<Opened>, EngineError> {
     let open = |backend| {
         let one = |_| GpuJpegDecoder::open(device, &settings.folders, backend, NVJPEG_BATCH, pool.clone());
         (0..NVJPEG_THREADS).map(one).collect::<Result<Vec<_>, _>>()
     };
     for backend in [NvJpegBackend::Hardware, NvJpegBackend::Cuda] {
         match open(backend) {
-            Ok(opened) => {
-                let engines = opened.first().and_then(GpuJpegDecoder::engines);
+            Ok(decoders) => {
+                let engines = decoders.first().and_then(GpuJpegDecoder::engines);
                 tracing::info!(?backend, ?engines, "nvJPEG decodes beside the CPU");
-                return Ok(Some((backend, opened)));
+                let kernels = match backend {
+                    NvJpegBackend::Hardware => open(NvJpegBackend::Cuda).unwrap_or_default(),
+                    NvJpegBackend::Cuda => Vec::new(),
+                };
+                return Ok(Some(Opened { backend, decoders, kernels }));
             }
             Err(GpuDecodeError::Gpu(error)) => return Err(error.into()),
             Err(GpuDecodeError::NvJpeg(error @ NvJpegError::Library(_))) => {
