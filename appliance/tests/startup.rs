@@ -6,22 +6,8 @@ mod support;
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
 
-use support::{Daemon, bundle, copy, failure, weir};
-
-fn serve(data: &Path) -> Command {
-    let mut command = weir();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data);
-    command
-}
-
-fn assert_says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is missing in: {text}");
-    }
-    assert!(!text.contains("panicked"), "{text}");
-}
+use support::{Daemon, assert_says, bundle, copy, failure, serve, weir};
 
 #[test]
 fn a_port_already_taken() {

@@ -6,24 +6,10 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Daemon, failure, weir};
+use support::{Daemon, assert_says, failure, serve, weir};
 use test_services::gpu::compile;
-
-fn serve(data: &Path) -> Command {
-    let mut command = weir();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data);
-    command
-}
-
-fn assert_says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is missing in: {text}");
-    }
-    assert!(!text.contains("panicked"), "{text}");
-}
 
 #[test]
 fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {

@@ -64,3 +64,15 @@ pub(super) struct Job {
     /// Whether a device failed while it had this job.
     pub(super) tried_again: bool,
 }
+
+impl Job {
+    /// A job that comes now, and where its answer will be.
+    pub(super) fn new(
+        image: Bytes,
+        deadline: Option<Instant>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> (Self, oneshot::Receiver<LaneReply>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { image, deadline, queued: Instant::now(), reply, place, tried_again: false }, answer)
+    }
+}

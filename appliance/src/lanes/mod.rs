@@ -217,15 +217,7 @@ impl Lanes {
         image: Bytes,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
-        let (reply, answer) = oneshot::channel();
-        let job = Job {
-            image,
-            deadline: Some(deadline),
-            queued: Instant::now(),
-            reply,
-            place: None,
-            tried_again: false,
-        };
+        let (job, answer) = Job::new(image, Some(deadline), None);
         match self.queues.lock().as_ref().map(|queues| queues.real_time.try_send(job)) {
             Some(Ok(())) => Ok(answer),
             Some(Err(TrySendError::Full(_))) => Err(SubmitError::Full { capacity: self.capacity }),
@@ -241,15 +233,7 @@ impl Lanes {
     pub async fn submit_batch(&self, image: Bytes) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let place = Arc::clone(&self.batch_room).acquire_owned().await;
         let place = place.map_err(|_| SubmitError::Stopped)?;
-        let (reply, answer) = oneshot::channel();
-        let job = Job {
-            image,
-            deadline: None,
-            queued: Instant::now(),
-            reply,
-            place: Some(place),
-            tried_again: false,
-        };
+        let (job, answer) = Job::new(image, None, Some(place));
         match self.queues.lock().as_ref().map(|queues| queues.batch.try_send(job)) {
             Some(Ok(())) => Ok(answer),
             // There are as many places in the queue as permits, so it cannot be full for who holds one.
@@ -260,15 +244,7 @@ impl Lanes {
     /// As [`Lanes::submit_batch`], without waiting for room: `None` when there is none.
     pub fn try_submit_batch(&self, image: Bytes) -> Option<oneshot::Receiver<LaneReply>> {
         let place = Arc::clone(&self.batch_room).try_acquire_owned().ok()?;
-        let (reply, answer) = oneshot::channel();
-        let job = Job {
-            image,
-            deadline: None,
-            queued: Instant::now(),
-            reply,
-            place: Some(place),
-            tried_again: false,
-        };
+        let (job, answer) = Job::new(image, None, Some(place));
         self.queues.lock().as_ref()?.batch.try_send(job).ok()?;
         Some(answer)
     }

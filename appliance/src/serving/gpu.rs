@@ -6,7 +6,7 @@ use gpu_kernels::DecodeLimits;
 use gpu_kernels::cuda::{library_folders, tensorrt_version};
 
 use crate::config::Config;
-use crate::engine::{DeviceChoice, DeviceKind, EngineCache, Provider};
+use crate::engine::{DeviceChoice, EngineCache, Provider};
 use crate::lanes::LaneSettings;
 use crate::lanes::gpu::{DecodeSettings, GpuSettings};
 use crate::models::{Bundle, DeviceTag};
@@ -77,14 +77,6 @@ impl GpuPlan {
         match self.settings.provider {
             Provider::Tensorrt => DeviceTag::Tensorrt,
             Provider::Cuda | Provider::Host => DeviceTag::Cuda,
-        }
-    }
-
-    /// What `/health` calls it.
-    pub fn kind(&self) -> DeviceKind {
-        match self.settings.provider {
-            Provider::Tensorrt => DeviceKind::Tensorrt,
-            Provider::Cuda | Provider::Host => DeviceKind::Cuda,
         }
     }
 

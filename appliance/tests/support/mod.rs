@@ -220,3 +220,18 @@ pub fn failure(command: &mut Command) -> String {
     assert!(!status.success(), "it succeeded and said: {text}");
     text
 }
+
+/// `weir serve` on a free port, with this data directory.
+pub fn serve(data: &Path) -> Command {
+    let mut command = weir();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data);
+    command
+}
+
+/// A text has all of these, and no panic.
+pub fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is missing in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}

@@ -186,7 +186,7 @@ fn furthest(element: Element, bytes: &[u8], expected: &[f64]) -> anyhow::Result<
     let spec = spec();
     let values: Vec<f64> = match element {
         Element::F32 => bytes.as_chunks().0.iter().map(|&b| f64::from(f32::from_ne_bytes(b))).collect(),
-        Element::F16 => bytes.as_chunks().0.iter().map(|&b| half(u16::from_ne_bytes(b))).collect(),
+        Element::F16 => bytes.as_chunks().0.iter().map(|&b| half::f16::from_ne_bytes(b).to_f64()).collect(),
     };
     ensure!(values.len() == expected.len(), "{} values for {}", values.len(), expected.len());
     let unwritten = values.iter().filter(|value| value.is_nan()).count();
@@ -197,18 +197,6 @@ fn furthest(element: Element, bytes: &[u8], expected: &[f64]) -> anyhow::Result<
         value * f64::from(spec.std[channel]) + f64::from(spec.mean[channel])
     });
     Ok(levels.zip(expected).map(|(level, expected)| (level - expected).abs()).fold(0.0, f64::max))
-}
-
-/// IEEE 754 half precision.
-fn half(bits: u16) -> f64 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
-    sign * match exponent {
-        0 => mantissa * 2f64.powi(-24),
-        31 if mantissa == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1024.0 + mantissa) * 2f64.powi(exponent - 25),
-    }
 }
 
 #[cfg(test)]
@@ -233,6 +221,6 @@ mod tests {
         assert!((distance(&values).unwrap() - 3.0).abs() < 0.001);
         values[9] = f32::from_ne_bytes([POISON; 4]);
         assert!(distance(&values).unwrap_err().to_string().contains("1 values were not written"));
-        assert!(half(u16::from_ne_bytes([POISON; 2])).is_nan());
+        assert!(half::f16::from_ne_bytes([POISON; 2]).is_nan());
     }
 }

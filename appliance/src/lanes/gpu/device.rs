@@ -23,8 +23,6 @@ pub(super) struct GpuDevice {
     decoders: Decoders,
     waiter: Waiter,
     sessions: Vec<BoundSession>,
-    /// Bytes of an image's scores.
-    score_bytes: usize,
     batches: Batches,
     batching: Batching,
     /// Whether the engine computes on the host, which has to wait for the stream.
@@ -60,7 +58,6 @@ impl GpuDevice {
         Ok(Self {
             decoders,
             waiter,
-            score_bytes: sessions.first().map_or(0, BoundSession::score_bytes),
             sessions,
             batches,
             batching,
@@ -75,18 +72,15 @@ impl GpuDevice {
         })
     }
 
-    /// Puts an image on its way up. True when there is no room for it yet.
-    fn upload(&mut self, ticket: Ticket, decoded: Decoded, staged: StagedImage) -> Result<bool, DeviceError> {
-        match self.batches.upload(staged)? {
+    /// Puts an image on its way up; back when there is no room for it yet.
+    fn upload(&mut self, ticket: Ticket, staged: StagedImage) -> Result<Option<StagedImage>, DeviceError> {
+        Ok(match self.batches.upload(staged)? {
             Ok(image) => {
                 self.images.insert(ticket, image);
-                Ok(false)
+                None
             }
-            Err(staged) => {
-                self.parked.push_back((ticket, decoded, staged));
-                Ok(true)
-            }
-        }
+            Err(staged) => Some(staged),
+        })
     }
 
     /// The scores of the batch that has been read back.
@@ -100,7 +94,7 @@ impl GpuDevice {
         let share = u32::try_from(images).unwrap_or(1).max(1);
         let (preprocess, infer) = (times.preprocess / share, times.infer / share);
         let session = self.sessions.first().ok_or(DeviceError::Ended)?;
-        let each = bytes.chunks_exact(self.score_bytes.max(1));
+        let each = bytes.chunks_exact(session.score_bytes().max(1));
         let scores = each.map(|bytes| session.scores(bytes));
         Ok(scores.map(|scores| scores.map(|scores| Computed { scores, preprocess, infer })).collect())
     }
@@ -113,7 +107,8 @@ impl GpuDevice {
                 return Ok(None);
             }
             Message::Staged(ticket, decoded, staged) => {
-                if self.upload(ticket, decoded, staged)? {
+                if let Some(staged) = self.upload(ticket, staged)? {
+                    self.parked.push_back((ticket, decoded, staged));
                     return Ok(None);
                 }
                 DeviceEvent::Decoded(ticket, Ok(decoded))
@@ -131,12 +126,9 @@ impl GpuDevice {
     fn next_event(&mut self) -> Result<Option<DeviceEvent>, DeviceError> {
         if let Some((ticket, decoded, staged)) = self.parked.pop_front() {
             // In the order in which they were decoded.
-            match self.batches.upload(staged)? {
-                Ok(image) => {
-                    self.images.insert(ticket, image);
-                    return Ok(Some(DeviceEvent::Decoded(ticket, Ok(decoded))));
-                }
-                Err(staged) => self.parked.push_front((ticket, decoded, staged)),
+            match self.upload(ticket, staged)? {
+                None => return Ok(Some(DeviceEvent::Decoded(ticket, Ok(decoded)))),
+                Some(staged) => self.parked.push_front((ticket, decoded, staged)),
             }
         }
         while let Ok(message) = self.messages.try_recv() {
