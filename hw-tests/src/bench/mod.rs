@@ -4,6 +4,7 @@ mod accuracy;
 mod cache;
 mod cloud;
 mod crash;
+mod isolation;
 mod limit;
 mod memory;
 mod overload;
@@ -50,6 +51,8 @@ pub enum Which {
     Cache,
     /// Latency at eight times the load that saturates.
     Overload,
+    /// Latency of one client while another misbehaves.
+    Isolation,
     /// kill -9 under load: no acknowledged prediction is lost.
     Crash,
     /// Swaps of the model under full load.
@@ -65,7 +68,7 @@ pub enum Which {
 }
 
 impl Which {
-    const EACH: [Self; 14] = [
+    const EACH: [Self; 15] = [
         Self::Accuracy,
         Self::Limit,
         Self::Serve,
@@ -74,6 +77,7 @@ impl Which {
         Self::Memory,
         Self::Cache,
         Self::Overload,
+        Self::Isolation,
         Self::Crash,
         Self::Rollout,
         Self::Outbox,
@@ -101,6 +105,7 @@ impl Which {
             Self::Memory => memory::run(setup),
             Self::Cache => cache::run(setup),
             Self::Overload => overload::run(setup),
+            Self::Isolation => isolation::run(setup),
             Self::Crash => crash::run(setup),
             Self::Rollout => rollout::run(setup),
             Self::Outbox => cloud::outbox::run(setup),
