@@ -13,6 +13,7 @@ pub mod fetch;
 mod gentle;
 pub mod http;
 pub mod lanes;
+pub mod memory;
 pub mod models;
 pub mod predict;
 pub mod rollout;

@@ -294,7 +294,7 @@ fn worker(
     let config = around.app.config();
     let limits = LoadLimits {
         max_bytes: config.http.max_body_bytes(),
-        max_inflight: config.http.max_inflight.as_u64(),
+        memory: Arc::clone(around.app.body_memory()),
         loads: config.batch.loads,
         attempts: config.batch.attempts,
         pause: FIRST_PAUSE,
@@ -360,6 +360,8 @@ pub(super) fn open_capture(
     };
     let capture = CaptureConfig {
         max_bytes: config.capture.max_bytes.as_u64(),
+        // They are held in the memory for bodies: a slow disk must leave requests half of it.
+        max_waiting: (config.http.max_inflight.as_u64() / 2).max(config.http.max_body.as_u64()),
         ..CaptureConfig::new(config.data_dir.join("captured"), rule, &config.node.name)
     };
     let opened: Result<Capture, CaptureError> = Capture::open(capture, store, &Handle::current());

@@ -16,7 +16,7 @@ use crate::batch::BatchService;
 use crate::config::Config;
 use crate::engine::DeviceChoice;
 use crate::fetch::Fetcher;
-use crate::http::BodyBudget;
+use crate::memory::{BodyMemory, DecodeMemory};
 use crate::predict::PredictService;
 use crate::rollout::Rollouts;
 use crate::serving::{LoadedModel, Models};
@@ -54,7 +54,8 @@ pub struct App {
     config: Config,
     metrics: Arc<Metrics>,
     gpus: Arc<GpuMonitor>,
-    body_budget: Arc<BodyBudget>,
+    body_memory: Arc<BodyMemory>,
+    decode_memory: Arc<DecodeMemory>,
     fetcher: Fetcher,
     phase: AtomicU8,
     models: OnceLock<Arc<Models>>,
@@ -85,7 +86,8 @@ impl App {
             role,
             metrics: Arc::new(Metrics::new()),
             gpus: GpuMonitor::new(&config.engine),
-            body_budget: BodyBudget::new(max_inflight),
+            body_memory: BodyMemory::new(max_inflight, config.http.max_body_bytes()),
+            decode_memory: DecodeMemory::new(config.image.decode_memory_bytes()),
             fetcher: Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()),
             phase: AtomicU8::new(0),
             models: OnceLock::new(),
@@ -121,9 +123,14 @@ impl App {
         &self.gpus
     }
 
-    /// Memory for request bodies.
-    pub fn body_budget(&self) -> &Arc<BodyBudget> {
-        &self.body_budget
+    /// Memory for encoded images.
+    pub fn body_memory(&self) -> &Arc<BodyMemory> {
+        &self.body_memory
+    }
+
+    /// Memory for decoding them.
+    pub fn decode_memory(&self) -> &Arc<DecodeMemory> {
+        &self.decode_memory
     }
 
     /// Fetches `image_url`s.

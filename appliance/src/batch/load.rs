@@ -9,25 +9,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloud_sync::blob::{BlobStore, TooLarge};
 use cloud_sync::error::SyncResult;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::image_url::{Source, shown, source};
 use super::layout;
 use super::patience::Patience;
 use crate::config::FetchConfig;
 use crate::fetch::{FetchError, Fetcher};
+use crate::memory::{BodyMemory, Share};
 
 pub use buckets::{Buckets, OwnBucket};
 use usual::Usual;
-
-/// Memory is counted in pieces of so many bytes: a semaphore's permits are too few to count bytes.
-const PIECE: usize = 1 << 10;
 
 /// Loads the images of batches.
 ///
 /// What is wrong with a URL fails its image. What is wrong with the appliance's own stores is waited for.
 ///
-/// A load takes a slot first and then room, and never waits for a slot with room in hand: in another order two loads
+/// A load takes a slot first and then memory, and never waits for a slot with memory in hand: in another order two loads
 /// could wait for each other.
 pub struct Loader {
     fetcher: Fetcher,
@@ -35,7 +33,6 @@ pub struct Loader {
     buckets: Buckets,
     limits: LoadLimits,
     slots: Semaphore,
-    room: Arc<Semaphore>,
     usual: Usual,
     patience: Arc<Patience>,
 }
@@ -45,31 +42,14 @@ pub struct Loader {
 pub struct LoadLimits {
     /// Bytes of one image.
     pub max_bytes: usize,
-    /// Bytes of all images that are held at once, waiting for a lane.
-    pub max_inflight: u64,
+    /// Memory for images, which requests share.
+    pub memory: Arc<BodyMemory>,
     /// Images being loaded at once.
     pub loads: usize,
     /// Tries to load an image from somebody else's server.
     pub attempts: u32,
     /// Pause after the first try; it doubles, up to sixteen times as long.
     pub pause: Duration,
-}
-
-/// An image in memory, with its share of the memory that there is for images.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The encoded image.
-    pub bytes: Bytes,
-    _room: OwnedSemaphorePermit,
-}
-
-impl Loaded {
-    /// Keeps as much of `room` as the bytes need.
-    fn new(bytes: Bytes, mut room: OwnedSemaphorePermit) -> Self {
-        let extra = room.num_permits().saturating_sub(pieces(bytes.len()) as usize);
-        drop(room.split(extra));
-        Self { bytes, _room: room }
-    }
 }
 
 /// What a store's refusal may be about.
@@ -106,25 +86,23 @@ impl Loader {
         patience: Arc<Patience>,
     ) -> Self {
         let loads = limits.loads.max(1);
-        // An image must fit, or it would wait for room for ever.
-        let room = usize::try_from(limits.max_inflight).unwrap_or(usize::MAX).max(limits.max_bytes);
         Self {
             fetcher: Fetcher::new(FetchConfig { max_concurrent: loads, ..fetch }, limits.max_bytes),
             own,
             buckets,
             slots: Semaphore::new(loads),
-            room: Arc::new(Semaphore::new(pieces(room) as usize)),
             usual: Usual::default(),
             limits,
             patience,
         }
     }
 
-    /// The bytes of the image at `url`, of the batch `request_id`.
+    /// The bytes of the image at `url`, of the batch `request_id`. They hold their share of the memory until their last clone is
+    /// dropped.
     ///
     /// # Errors
     /// [`LoadFailure`] when it can't be had.
-    pub async fn load(&self, request_id: &str, url: &str) -> Result<Loaded, LoadFailure> {
+    pub async fn load(&self, request_id: &str, url: &str) -> Result<Bytes, LoadFailure> {
         if let Some(index) = url.strip_prefix("blob:") {
             let invalid = || invalid(format!("image_url: {:?} names no file of this batch", shown(url)));
             let index = index.parse::<u64>().map_err(|_| invalid())?;
@@ -146,7 +124,7 @@ impl Loader {
         url: &str,
         refusal: Refusal,
         get: impl Fn(u64) -> F + Send + Sync,
-    ) -> Result<Loaded, LoadFailure>
+    ) -> Result<Bytes, LoadFailure>
     where
         F: Future<Output = SyncResult<Option<Bytes>>> + Send,
     {
@@ -154,7 +132,7 @@ impl Loader {
         let mut again = false;
         loop {
             let slot = self.slots.acquire().await;
-            let error = match self.get_once(&get).await? {
+            let error = match self.get_once(&get).await {
                 Ok(Some(loaded)) => return Ok(loaded),
                 Ok(None) => {
                     let error = format!("image_url: there is no object at {}", shown(url));
@@ -188,45 +166,42 @@ impl Loader {
 
     /// Reads an object into room that is taken before: for as much as is usual, and where that is too little, for as
     /// much as the store says that it takes.
-    async fn get_once<F>(
-        &self,
-        get: &(impl Fn(u64) -> F + Send + Sync),
-    ) -> Result<SyncResult<Option<Loaded>>, LoadFailure>
+    async fn get_once<F>(&self, get: &(impl Fn(u64) -> F + Send + Sync)) -> SyncResult<Option<Bytes>>
     where
         F: Future<Output = SyncResult<Option<Bytes>>> + Send,
     {
         let most = self.limits.max_bytes;
         let mut bound = self.usual.bytes().min(most);
         loop {
-            let room = self.reserve(bound).await?;
+            let room = self.limits.memory.reserve_for_batch(bound).await;
             let error = match get(bound as u64).await {
                 Ok(Some(bytes)) => {
                     self.usual.note(bytes.len());
-                    return Ok(Ok(Some(Loaded::new(bytes, room))));
+                    return Ok(Some(room.hold(bytes)));
                 }
-                Ok(None) => return Ok(Ok(None)),
+                Ok(None) => return Ok(None),
                 Err(error) => error,
             };
             match TooLarge::of(&error).map(|large| usize::try_from(large.bytes).unwrap_or(usize::MAX)) {
                 Some(bytes) if bound < most && bytes <= most => {
                     bound = bytes.max(bound.saturating_mul(2)).min(most);
                 }
-                _ => return Ok(Err(error)),
+                _ => return Err(error),
             }
         }
     }
 
     /// An image of somebody else's server, tried a few times if that may help.
-    async fn fetched(&self, url: &str) -> Result<Loaded, LoadFailure> {
+    async fn fetched(&self, url: &str) -> Result<Bytes, LoadFailure> {
         let longest = self.limits.pause.saturating_mul(16);
         let mut backoff = cloud_sync::backoff::Backoff::new(self.limits.pause, longest);
         loop {
             let slot = self.slots.acquire().await;
-            let mut outcome = self.fetch_once(url, None).await;
+            let mut outcome = self.fetch_once(url, self.limits.memory.share_for_batch()).await;
             if let Err(FetchError::NoRoom) = outcome {
                 // Others hold the memory: it waits, with none in hand, for all that the image may need.
-                let reserved = self.reserve(self.limits.max_bytes).await?;
-                outcome = self.fetch_once(url, Some(reserved)).await;
+                let reserved = self.limits.memory.reserve_for_batch(self.limits.max_bytes).await;
+                outcome = self.fetch_once(url, reserved).await;
             }
             drop(slot);
             match outcome {
@@ -244,47 +219,15 @@ impl Loader {
         }
     }
 
-    async fn fetch_once(
-        &self,
-        url: &str,
-        reserved: Option<OwnedSemaphorePermit>,
-    ) -> Result<Loaded, FetchError> {
-        let mut held = reserved;
-        let mut grow = |bytes: usize| {
-            let have = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-            let more = pieces(bytes).saturating_sub(u32::try_from(have).unwrap_or(u32::MAX));
-            if more == 0 {
-                return true;
-            }
-            let Ok(more) = Arc::clone(&self.room).try_acquire_many_owned(more) else { return false };
-            match &mut held {
-                Some(held) => held.merge(more),
-                none => *none = Some(more),
-            }
-            true
-        };
+    async fn fetch_once(&self, url: &str, mut share: Share) -> Result<Bytes, FetchError> {
+        let mut grow = |bytes: usize| share.grow_to(bytes).is_ok();
         let bytes = self.fetcher.fetch(url, Duration::MAX, &mut grow).await?;
-        let room = match held {
-            Some(room) => room,
-            // An empty body asks for no memory.
-            None => Arc::clone(&self.room).try_acquire_many_owned(0).map_err(|_| FetchError::NoRoom)?,
-        };
-        Ok(Loaded::new(bytes, room))
-    }
-
-    async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, LoadFailure> {
-        let room = Arc::clone(&self.room).acquire_many_owned(pieces(bytes)).await;
-        // Nobody closes the semaphore.
-        room.map_err(|e| LoadFailure { code: "overloaded", error: e.to_string() })
+        Ok(share.hold(bytes))
     }
 }
 
 fn invalid(error: String) -> LoadFailure {
     LoadFailure { code: "invalid_url", error }
-}
-
-fn pieces(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(PIECE)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

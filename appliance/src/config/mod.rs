@@ -84,6 +84,8 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
 }
 
+/// A camera's frame must fit, whatever its type.
+const LEAST_DECODE_MEMORY: u64 = 64 << 20;
 /// A client that waits longer has gone.
 /// A longer wait for other images would be an answer's whole time.
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
@@ -148,6 +150,11 @@ impl Config {
         within("predict.top_k", self.predict.top_k as u64, 1, 1000)?;
         within("image.max_pixels", self.image.max_pixels, 1, 1 << 31)?;
         within("image.max_scans", u64::from(self.image.max_scans), 1, 100_000)?;
+        if let Some(bytes) = self.image.decode_memory {
+            within("image.decode_memory", bytes.as_u64(), LEAST_DECODE_MEMORY, 1 << 42)?;
+        }
+        let stall = u64::try_from(self.engine.stall_timeout.as_millis()).unwrap_or(u64::MAX);
+        within("engine.stall_timeout (in milliseconds)", stall, 100, 24 * 3600 * 1000)?;
         within("fetch.max_concurrent", self.fetch.max_concurrent as u64, 1, 65_536)?;
         within("outbox.max_bytes", self.outbox.max_bytes.as_u64(), 64 << 10, 1 << 50)?;
         within("outbox.segment", self.outbox.segment.as_u64(), 16 << 10, 1 << 32)?;

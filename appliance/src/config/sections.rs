@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::DeviceKind;
+use crate::memory::limit::memory_limit;
 use crate::models::Precision;
 
 /// Who this box is.
@@ -66,6 +67,16 @@ pub struct ImageConfig {
     pub max_pixels: u64,
     /// Most scans of a progressive JPEG.
     pub max_scans: u32,
+    /// Memory for decoding, all images together; half of what the process may take unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_memory: Option<ByteSize>,
+}
+
+impl ImageConfig {
+    /// [`Self::decode_memory`], or half of the control group's or machine's memory.
+    pub fn decode_memory_bytes(&self) -> u64 {
+        self.decode_memory.map_or_else(|| memory_limit() / 2, |bytes| bytes.as_u64())
+    }
 }
 
 /// Device, lanes and ONNX Runtime.
@@ -103,6 +114,9 @@ pub struct EngineConfig {
     /// Whether a GPU records batches of each size once and replays them; with the CUDA provider. Off until it has been proved
     /// on a GPU: while one lane records, others must not take memory.
     pub cuda_graphs: bool,
+    /// How long a lane may be at one image before it is replaced.
+    #[serde(with = "humantime_serde")]
+    pub stall_timeout: Duration,
 }
 
 impl Default for EngineConfig {
@@ -121,6 +135,7 @@ impl Default for EngineConfig {
             nvjpeg: true,
             check_jpeg: false,
             cuda_graphs: false,
+            stall_timeout: Duration::from_secs(120),
         }
     }
 }
@@ -242,7 +257,7 @@ impl Default for PredictConfig {
 impl Default for ImageConfig {
     fn default() -> Self {
         let limits = gpu_kernels::DecodeLimits::default();
-        Self { max_pixels: limits.max_pixels, max_scans: limits.max_scans }
+        Self { max_pixels: limits.max_pixels, max_scans: limits.max_scans, decode_memory: None }
     }
 }
 

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -113,6 +113,9 @@ impl FetchError {
     }
 }
 
+/// Memory for an image before anything is known of its length.
+const FIRST_BYTES: usize = 64 << 10;
+
 /// Asked before an image in memory grows to so many bytes; false refuses.
 pub type Room<'a> = &'a mut (dyn FnMut(usize) -> bool + Send);
 
@@ -189,17 +192,26 @@ impl Fetcher {
         if response.content_length().is_some_and(|length| length > limit as u64) {
             return Err(FetchError::TooLarge { host, limit });
         }
-        let mut body = BytesMut::new();
+        let length = response.content_length().and_then(|length| usize::try_from(length).ok());
+        let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| failed(&host, &e))? {
             if body.len() + chunk.len() > limit {
                 return Err(FetchError::TooLarge { host, limit });
             }
-            if !room(body.len() + chunk.len()) {
-                return Err(FetchError::NoRoom);
+            let needed = body.len() + chunk.len();
+            if needed > body.capacity() {
+                // What will be allocated is asked for, not what is in it.
+                let doubled = (2 * body.capacity()).max(FIRST_BYTES).min(length.unwrap_or(limit));
+                let capacity = needed.max(doubled);
+                if !room(capacity) {
+                    return Err(FetchError::NoRoom);
+                }
+                body.reserve_exact(capacity - body.len());
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body.freeze())
+        body.shrink_to_fit();
+        Ok(body.into())
     }
 }
 

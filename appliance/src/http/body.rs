@@ -1,12 +1,11 @@
-//! Request bodies under bounds: on one body's size, on all bodies together, and on the time a body may take. A large one
-//! goes to a file.
+//! Request bodies under bounds: on one body's size, on all bodies together ([`BodyMemory`]), and on the time a body may take. A
+//! large one goes to a file.
 //!
 //! A body that is refused is still taken off the connection for a moment, in the background and without being kept:
 //! a server that closes with unread data in its socket resets the connection, and the client never sees why.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -16,7 +15,7 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 use warp::http::HeaderMap;
 use warp::http::header::{CONTENT_LENGTH, EXPECT};
 
-use super::buffers::Buffers;
+use crate::memory::{BodyMemory, NoRoom};
 
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_BYTES: usize = 64 << 20;
@@ -31,51 +30,10 @@ pub(super) enum BodyError {
     TimedOut { limit: Duration, section: &'static str },
     #[error("the connection ended within the body: {reason}")]
     Broken { reason: String },
-    #[error("bodies of other requests fill the memory for bodies (http.max_inflight); try again")]
-    NoRoom,
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("the disk has no room for the body: {0}")]
     Disk(#[source] io::Error),
-}
-
-/// Memory for bodies, all requests together.
-#[derive(Debug)]
-pub struct BodyBudget {
-    used: AtomicUsize,
-    limit: usize,
-    buffers: Arc<Buffers>,
-}
-
-/// A share of the budget; given back when dropped.
-pub(super) struct Share {
-    budget: Arc<BodyBudget>,
-    bytes: usize,
-}
-
-impl BodyBudget {
-    /// A budget of this many bytes.
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), limit, buffers: Arc::default() })
-    }
-
-    fn share(self: &Arc<Self>) -> Share {
-        Share { budget: Arc::clone(self), bytes: 0 }
-    }
-}
-
-impl Share {
-    /// Makes the share at least this large.
-    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), BodyError> {
-        let more = bytes.saturating_sub(self.bytes);
-        let used = self.budget.used.fetch_add(more, Ordering::Relaxed);
-        self.bytes += more;
-        if used + more > self.budget.limit { Err(BodyError::NoRoom) } else { Ok(()) }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
 }
 
 /// Bounds on one body.
@@ -93,13 +51,14 @@ impl BodyLimits {
     }
 }
 
-/// Reads a body whole. On an error the rest is drained in the background.
+/// Reads a body whole, into memory that is reserved before and held until the last clone of the bytes is dropped. On an
+/// error the rest is drained in the background.
 pub(super) async fn read<S, B, E>(
     headers: &HeaderMap,
     stream: S,
     limits: BodyLimits,
-    budget: &Arc<BodyBudget>,
-) -> Result<(Bytes, Share), BodyError>
+    memory: &Arc<BodyMemory>,
+) -> Result<Bytes, BodyError>
 where
     S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
     B: Buf + Send,
@@ -115,10 +74,9 @@ where
         }
     };
     let mut stream = stream;
-    let mut share = budget.share();
-    let collected = collect(&mut stream, declared, limits, &mut share);
+    let collected = collect(&mut stream, declared, limits, memory);
     let error = match tokio::time::timeout(limits.time, collected).await {
-        Ok(Ok(body)) => return Ok((body, share)),
+        Ok(Ok(body)) => return Ok(body),
         Ok(Err(error)) => error,
         Err(_) => BodyError::TimedOut { limit: limits.time, section: limits.section },
     };
@@ -188,7 +146,7 @@ async fn collect<S, B, E>(
     stream: &mut S,
     declared: usize,
     limits: BodyLimits,
-    share: &mut Share,
+    memory: &Arc<BodyMemory>,
 ) -> Result<Bytes, BodyError>
 where
     S: Stream<Item = Result<B, E>> + Unpin,
@@ -196,24 +154,23 @@ where
     E: std::fmt::Display,
 {
     let broken = |e: E| BodyError::Broken { reason: e.to_string() };
-    let mut first = match stream.next().await {
+    // Before anything is reserved: a body that does not come takes no room.
+    let mut chunk = match stream.next().await {
         Some(chunk) => chunk.map_err(broken)?,
         None => return Ok(Bytes::new()),
     };
-    if declared > 0 && first.remaining() == declared {
-        share.grow_to(declared)?;
-        return Ok(first.copy_to_bytes(declared));
+    if declared > 0 && chunk.remaining() == declared {
+        let share = memory.reserve(declared)?;
+        return Ok(share.hold(chunk.copy_to_bytes(declared)));
     }
-    let mut body = share.budget.buffers.take(declared);
-    let mut chunk = first;
+    let mut body = memory.body(declared, limits.bytes)?;
     loop {
         if body.len() + chunk.remaining() > limits.bytes {
             return Err(limits.exceeded());
         }
-        share.grow_to(body.len() + chunk.remaining())?;
         while chunk.has_remaining() {
             let part = chunk.chunk();
-            body.extend(part);
+            body.extend(part)?;
             let length = part.len();
             chunk.advance(length);
         }

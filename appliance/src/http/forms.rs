@@ -1,16 +1,19 @@
 //! The forms in which images arrive: the bytes themselves, multipart, JSON with base64 or a URL.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use bytes::Bytes;
 use futures_util::stream;
 use gpu_kernels::{DecodeError, DecodeLimits};
-use multer::{Constraints, Multipart, SizeLimit};
+use multer::{Constraints, Field, Multipart, SizeLimit};
 use warp::http::HeaderMap;
 use warp::http::header::CONTENT_TYPE;
 
 use super::api::PredictBody;
 use super::reply::ApiError;
+use crate::memory::{BodyMemory, Share};
 
 /// What was posted.
 #[derive(Debug)]
@@ -23,11 +26,17 @@ pub(super) enum Posted {
     Url(String),
 }
 
-/// Sorts out what was posted. An image is known by its bytes, whatever Content-Type says.
-pub(super) async fn parse(headers: &HeaderMap, body: Bytes, max_files: usize) -> Result<Posted, ApiError> {
+/// Sorts out what was posted. An image is known by its bytes, whatever Content-Type says. What is copied out of the body is
+/// reserved in `memory` before.
+pub(super) async fn parse(
+    headers: &HeaderMap,
+    body: Bytes,
+    max_files: usize,
+    memory: &Arc<BodyMemory>,
+) -> Result<Posted, ApiError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if content_type.trim_start().to_ascii_lowercase().starts_with("multipart/") {
-        return multipart(content_type, body, max_files).await;
+        return multipart(content_type, body, max_files, memory).await;
     }
     if body.is_empty() {
         return Err(ApiError::bad_request("empty_body", "the body is empty; post an image, a form or JSON"));
@@ -35,7 +44,7 @@ pub(super) async fn parse(headers: &HeaderMap, body: Bytes, max_files: usize) ->
     let says_json = content_type.to_ascii_lowercase().contains("json");
     let looks_json = body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b == b'{');
     if looks_json || (says_json && !is_image(&body)) {
-        return json(&body);
+        return json(body, memory);
     }
     Ok(Posted::Image(body))
 }
@@ -45,12 +54,20 @@ fn is_image(body: &[u8]) -> bool {
     !matches!(header, Err(DecodeError::UnsupportedType { .. }))
 }
 
-fn json(body: &[u8]) -> Result<Posted, ApiError> {
-    let parsed: PredictBody = serde_json::from_slice(body)
+fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Posted, ApiError> {
+    // The text in it is copied out.
+    let text = memory.reserve(body.len())?;
+    let parsed: PredictBody = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request("invalid_json", format!("the JSON body can't be used: {e}")))?;
+    drop(body);
     match (parsed.image_url, parsed.image) {
         (Some(url), None) => Ok(Posted::Url(url)),
-        (None, Some(image)) => base64(&image).map(Posted::Image),
+        (None, Some(image)) => {
+            let share = memory.reserve(::base64::decoded_len_estimate(image.len()))?;
+            let decoded = base64(&image).map(|bytes| Posted::Image(share.hold(bytes)));
+            drop((image, text));
+            decoded
+        }
         (Some(_), Some(_)) => Err(ApiError::bad_request("invalid_json", "give image_url or image, not both")),
         (None, None) => {
             Err(ApiError::bad_request("invalid_json", "the JSON body has neither image_url nor image"))
@@ -73,17 +90,22 @@ fn base64(text: &str) -> Result<Bytes, ApiError> {
     }
 }
 
-async fn multipart(content_type: &str, body: Bytes, max_files: usize) -> Result<Posted, ApiError> {
-    let bad =
-        |e: multer::Error| ApiError::bad_request("invalid_multipart", format!("the form can't be read: {e}"));
-    let boundary = multer::parse_boundary(content_type).map_err(bad)?;
+async fn multipart(
+    content_type: &str,
+    body: Bytes,
+    max_files: usize,
+    memory: &Arc<BodyMemory>,
+) -> Result<Posted, ApiError> {
+    let boundary = multer::parse_boundary(content_type).map_err(unreadable)?;
     let limit = body.len() as u64;
     // The body is in memory already and bounded, so the parts need no bounds of their own.
     let constraints = Constraints::new().size_limit(SizeLimit::new().whole_stream(limit).per_field(limit));
+    // The form's reader has one buffer with a copy of the body, of which the parts are slices.
+    let share = Arc::new(memory.reserve(body.len())?);
     let source = stream::iter([Ok::<_, std::convert::Infallible>(body)]);
     let mut form = Multipart::with_constraints(source, boundary, constraints);
     let mut files = Vec::new();
-    while let Some(field) = form.next_field().await.map_err(bad)? {
+    while let Some(field) = form.next_field().await.map_err(unreadable)? {
         if field.name() != Some("file") {
             continue;
         }
@@ -92,10 +114,30 @@ async fn multipart(content_type: &str, body: Bytes, max_files: usize) -> Result<
             return Err(ApiError::bad_request("too_many_files", message));
         }
         let name = field.file_name().unwrap_or("file").to_owned();
-        files.push((name, field.bytes().await.map_err(bad)?));
+        files.push((name, whole(field, limit, &share).await?));
     }
     if files.is_empty() {
         return Err(ApiError::bad_request("missing_file", "the form has no field called file"));
     }
     Ok(Posted::Files(files))
+}
+
+/// A part, which holds the share of the reader's buffer. It is a slice of that buffer, since the whole body is in there; should
+/// it come in pieces, they are put together in memory of its own.
+async fn whole(mut field: Field<'_>, most: u64, share: &Arc<Share>) -> Result<Bytes, ApiError> {
+    let first = field.chunk().await.map_err(unreadable)?.unwrap_or_default();
+    let Some(second) = field.chunk().await.map_err(unreadable)? else { return Ok(share.hold_shared(first)) };
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let mut body = share.memory().body(0, most)?;
+    body.extend(&first)?;
+    let mut next = Some(second);
+    while let Some(chunk) = next {
+        body.extend(&chunk)?;
+        next = field.chunk().await.map_err(unreadable)?;
+    }
+    Ok(body.freeze())
+}
+
+fn unreadable(error: multer::Error) -> ApiError {
+    ApiError::bad_request("invalid_multipart", format!("the form can't be read: {error}"))
 }

@@ -3,7 +3,6 @@
 mod api;
 mod batch;
 mod body;
-mod buffers;
 mod docs;
 mod forms;
 mod health;
@@ -27,7 +26,6 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
-pub use body::BodyBudget;
 pub use docs::openapi_json;
 pub use server::{BindError, Server};
 

@@ -76,20 +76,21 @@ where
         named.map_or(config.http.body_timeout, |d| d.duration_since(start).min(config.http.body_timeout));
     let bytes = config.http.max_body_bytes();
     let read =
-        body::read(headers, stream, BodyLimits { bytes, section: "http", time }, app.body_budget()).await;
-    let (body, mut share) = read.map_err(|error| match named {
+        body::read(headers, stream, BodyLimits { bytes, section: "http", time }, app.body_memory()).await;
+    let body = read.map_err(|error| match named {
         Some(deadline) if deadline <= Instant::now() => PredictError::DeadlineExceeded.into(),
         _ => ApiError::from(error),
     })?;
     app.metrics().stage(Stage::Read, start.elapsed());
     let deadline = named.unwrap_or_else(|| Instant::now() + config.predict.deadline);
     let asked = Asked { id: id.to_owned(), query, start, deadline };
-    match forms::parse(headers, body, config.http.max_files).await? {
+    match forms::parse(headers, body, config.http.max_files, app.body_memory()).await? {
         Posted::Image(image) => one(service, &asked, image).await,
         Posted::Url(url) => {
             let time = deadline.saturating_duration_since(Instant::now());
+            let mut share = app.body_memory().share();
             let image = app.fetcher().fetch(&url, time, &mut |bytes| share.grow_to(bytes).is_ok()).await?;
-            one(service, &asked, image).await
+            one(service, &asked, share.hold(image)).await
         }
         Posted::Files(mut files) if files.len() == 1 => {
             let image = files.pop().map(|(_, image)| image).unwrap_or_default();

@@ -14,6 +14,7 @@ use crate::batch::intake::{IntakeError, OptionError, Place};
 use crate::batch::spool::SpoolError;
 use crate::fetch::FetchError;
 use crate::lanes::{ClassifyError, LaneError};
+use crate::memory::NoRoom;
 use crate::predict::PredictError;
 use cloud_sync::outbox::OutboxError;
 use gpu_kernels::DecodeError;
@@ -189,12 +190,18 @@ impl From<BodyError> for ApiError {
             BodyError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message),
             BodyError::TimedOut { .. } => Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message),
             BodyError::Broken { .. } => Self::bad_request("body_incomplete", message),
-            BodyError::NoRoom => Self::overloaded(message, Duration::from_secs(1)),
+            BodyError::NoRoom(_) => Self::overloaded(message, Duration::from_secs(1)),
             BodyError::Disk(error) => {
                 tracing::warn!(%error, "a body could not be spooled");
                 Self::unavailable("spool_unavailable", NO_SPOOL)
             }
         }
+    }
+}
+
+impl From<NoRoom> for ApiError {
+    fn from(error: NoRoom) -> Self {
+        BodyError::from(error).into()
     }
 }
 

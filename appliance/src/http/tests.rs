@@ -8,8 +8,10 @@ use futures_util::stream;
 use warp::http::header::RETRY_AFTER;
 use warp::http::{HeaderMap, HeaderValue};
 
-use super::body::{self, BodyBudget, BodyError, BodyLimits};
+use super::body::{self, BodyError, BodyLimits};
+use super::forms::{self, Posted};
 use super::reply::ApiError;
+use crate::memory::BodyMemory;
 use crate::predict::PredictError;
 
 const NO_TIME: BodyLimits = BodyLimits { bytes: 10, section: "http", time: Duration::from_millis(10) };
@@ -27,11 +29,10 @@ fn length(bytes: u64) -> HeaderMap {
 
 #[tokio::test]
 async fn bodies_are_put_together_up_to_the_bound() {
-    let budget = BodyBudget::new(100);
-    let (body, _share) =
-        body::read(&HeaderMap::new(), chunks(&[b"01234", b"56789"]), LIMITS, &budget).await.unwrap();
+    let budget = BodyMemory::new(100, 10);
+    let body = body::read(&HeaderMap::new(), chunks(&[b"01234", b"56789"]), LIMITS, &budget).await.unwrap();
     assert_eq!(&body[..], b"0123456789");
-    let (body, _share) = body::read(&length(5), chunks(&[b"01234"]), LIMITS, &budget).await.unwrap();
+    let body = body::read(&length(5), chunks(&[b"01234"]), LIMITS, &budget).await.unwrap();
     assert_eq!(&body[..], b"01234");
     let over = body::read(&HeaderMap::new(), chunks(&[b"01234", b"567890"]), LIMITS, &budget).await;
     assert!(matches!(over, Err(BodyError::TooLarge { limit: 10, .. })));
@@ -40,18 +41,57 @@ async fn bodies_are_put_together_up_to_the_bound() {
 }
 
 #[tokio::test]
-async fn all_bodies_together_are_bounded_and_give_their_share_back() {
-    let budget = BodyBudget::new(15);
-    let (_, share) = body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &budget).await.unwrap();
-    let second = body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &budget).await;
-    assert!(matches!(second, Err(BodyError::NoRoom)));
+async fn all_bodies_together_are_bounded_for_as_long_as_somebody_holds_their_bytes() {
+    let memory = BodyMemory::new(15, 10);
+    let first = body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &memory).await.unwrap();
+    // As a lane's queue or a capture does, after the request is answered.
+    let elsewhere = first.slice(2..4);
+    drop(first);
+    let second = body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &memory).await;
+    let Err(refused @ BodyError::NoRoom(_)) = second else { panic!("{second:?}") };
+    let response = ApiError::from(refused).into_response(None);
+    assert_eq!((response.status().as_u16(), response.headers().contains_key(RETRY_AFTER)), (429, true));
     let promised =
-        body::read(&length(10), stream::pending::<Result<Bytes, Infallible>>(), NO_TIME, &budget).await;
+        body::read(&length(10), stream::pending::<Result<Bytes, Infallible>>(), NO_TIME, &memory).await;
     assert!(matches!(promised, Err(BodyError::TimedOut { .. })), "what has not come takes no room");
-    let chunked = body::read(&HeaderMap::new(), chunks(&[b"0123", b"4567"]), LIMITS, &budget).await;
-    assert!(matches!(chunked, Err(BodyError::NoRoom)));
-    drop(share);
-    assert!(body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &budget).await.is_ok());
+    let in_parts = body::read(&length(10), chunks(&[b"01234", b"56789"]), LIMITS, &memory).await;
+    assert!(matches!(in_parts, Err(BodyError::NoRoom(_))));
+    let chunked = body::read(&HeaderMap::new(), chunks(&[b"0123", b"4567"]), LIMITS, &memory).await;
+    assert!(matches!(chunked, Err(BodyError::NoRoom(_))));
+    assert_eq!(memory.used(), 10, "what was refused holds nothing");
+    drop(elsewhere);
+    assert_eq!(memory.used(), 0);
+    assert!(body::read(&length(10), chunks(&[b"0123456789"]), LIMITS, &memory).await.is_ok());
+    assert_eq!(memory.used(), 0);
+}
+
+fn typed(kind: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(warp::http::header::CONTENT_TYPE, HeaderValue::from_static(kind))])
+}
+
+#[tokio::test]
+async fn what_is_copied_out_of_a_form_or_json_is_reserved_first_and_held_by_the_image() {
+    let json = br#"{"image": "AAECAwQFBgcICQoLDA0ODw=="}"#;
+    let form = b"--x\r\ncontent-disposition: form-data; name=\"file\"\r\n\r\n0123456789abcdef\r\n--x--\r\n";
+    let cases: [(&str, &'static [u8], usize); 2] =
+        [("application/json", json, 16), ("multipart/form-data; boundary=x", form, form.len())];
+    for (kind, posted, held) in cases {
+        let memory = BodyMemory::new(3 * posted.len(), posted.len());
+        let body = memory.reserve(posted.len()).unwrap().hold(Bytes::from_static(posted));
+        let image = match forms::parse(&typed(kind), body, 1, &memory).await.unwrap() {
+            Posted::Image(image) => image,
+            Posted::Files(mut files) => files.remove(0).1,
+            Posted::Url(url) => panic!("{url}"),
+        };
+        assert_eq!((image.len(), memory.used()), (16, held), "{kind}");
+        drop(image);
+        assert_eq!(memory.used(), 0, "{kind}");
+        // Room for the body alone.
+        let memory = BodyMemory::new(posted.len(), posted.len());
+        let body = memory.reserve(posted.len()).unwrap().hold(Bytes::from_static(posted));
+        let refused = forms::parse(&typed(kind), body, 1, &memory).await.unwrap_err();
+        assert_eq!((refused.status.as_u16(), memory.used()), (429, 0), "{kind}");
+    }
 }
 
 #[test]

@@ -53,8 +53,6 @@ use writer::Writer;
 
 /// Most images that wait for the writer.
 const MAX_WAITING: usize = 64;
-/// Most bytes of images that wait for the writer: they are held in memory.
-const MAX_WAITING_BYTES: u64 = 64 << 20;
 
 /// How images are captured.
 #[derive(Debug, Clone)]
@@ -66,6 +64,8 @@ pub struct CaptureConfig {
     /// Most bytes of images that wait to be sent; beyond it new ones are left out. What is refused for good
     /// may take a tenth of it besides.
     pub max_bytes: u64,
+    /// Most bytes of images that wait for the writer: they are held in memory, and with them what their memory is counted to.
+    pub max_waiting: u64,
     /// The name of this node, for the sidecar.
     pub node: String,
     /// How long to wait after the first failure of the storage.
@@ -82,6 +82,7 @@ impl CaptureConfig {
             dir: dir.into(),
             rule,
             max_bytes: 2 << 30,
+            max_waiting: 64 << 20,
             node: node.into(),
             first_wait: Duration::from_millis(500),
             longest_wait: Duration::from_secs(60),
@@ -94,6 +95,7 @@ impl CaptureConfig {
 pub struct Capture {
     rule: CaptureRule,
     max_bytes: u64,
+    max_waiting: u64,
     images: Mutex<Option<Sender<Captured>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     uploader: Mutex<Option<JoinHandle<()>>>,
@@ -145,6 +147,7 @@ impl Capture {
         Ok(Self {
             rule: config.rule,
             max_bytes: config.max_bytes,
+            max_waiting: config.max_waiting,
             images: Mutex::new(Some(images)),
             writer: Mutex::new(Some(writer)),
             uploader: Mutex::new(Some(runtime.spawn(uploader.run()))),
@@ -177,7 +180,7 @@ impl Capture {
             return;
         }
         let bytes = image.bytes.len() as u64;
-        if !self.counters.reserve(bytes, MAX_WAITING_BYTES, self.spool.bytes(), self.max_bytes) {
+        if !self.counters.reserve(bytes, self.max_waiting, self.spool.bytes(), self.max_bytes) {
             self.counters.skip();
             return;
         }

@@ -83,14 +83,16 @@ impl BlobStore for Store {
     }
 }
 
-fn loader(store: Store, max_inflight: u64) -> (Arc<Loader>, Arc<Store>) {
+/// A loader that may hold so many bytes.
+fn loader(store: Store, max_inflight: usize) -> (Arc<Loader>, Arc<Store>) {
     loader_of(store, 64 << 10, max_inflight)
 }
 
-fn loader_of(store: Store, max_bytes: usize, max_inflight: u64) -> (Arc<Loader>, Arc<Store>) {
+fn loader_of(store: Store, max_bytes: usize, max_inflight: usize) -> (Arc<Loader>, Arc<Store>) {
     let store = Arc::new(store);
-    let limits =
-        LoadLimits { max_bytes, max_inflight, loads: 4, attempts: 3, pause: Duration::from_millis(1) };
+    // Batch loads get half.
+    let memory = BodyMemory::new(2 * max_inflight, max_bytes);
+    let limits = LoadLimits { max_bytes, memory, loads: 4, attempts: 3, pause: Duration::from_millis(1) };
     let allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
     let fetch = FetchConfig { allow_networks, timeout: Duration::from_secs(5), ..FetchConfig::default() };
     let patience = Arc::new(Patience::new(Duration::from_millis(1), Duration::from_millis(2)));
@@ -148,7 +150,7 @@ async fn what_may_pass_is_tried_again_and_what_stays_is_not() {
         let (loader, _) = loader(Store::default(), 1 << 20);
         let (url, served, _) = server(answers).await;
         let got = loader.load("b", &url).await;
-        assert_eq!(got.as_ref().map(|l| l.bytes.len()).map_err(|e| e.code), expected, "{answers:?}");
+        assert_eq!(got.as_ref().map(Bytes::len).map_err(|e| e.code), expected, "{answers:?}");
         assert_eq!(served.load(Ordering::SeqCst), requests, "{answers:?}");
     }
     let (loader, _) = loader(Store::default(), 1 << 20);
@@ -162,7 +164,7 @@ async fn a_store_that_is_away_is_waited_for() {
     for url in ["s3://fish/k", "s3://own/k", "blob:0"] {
         let (loader, store) =
             loader(Store { away: AtomicUsize::new(50), bytes: 5, ..Store::default() }, 1 << 20);
-        assert_eq!(loader.load("b", url).await.unwrap().bytes.len(), 5);
+        assert_eq!(loader.load("b", url).await.unwrap().len(), 5);
         assert_eq!(store.calls.load(Ordering::SeqCst), 51);
     }
     let (loader, _) = loader(Store::default(), 1 << 20);
@@ -190,12 +192,12 @@ async fn what_is_refused_to_the_appliance_as_a_whole_is_waited_for() {
         let store =
             Store { refuses: AtomicUsize::new(30), closed: AtomicUsize::new(closed), ..Store::default() };
         let (loader, store) = loader(Store { bytes: 5, ..store }, 1 << 20);
-        assert_eq!(loader.load("b", url).await.map(|loaded| loaded.bytes.len()), Ok(5), "{url}");
+        assert_eq!(loader.load("b", url).await.map(|loaded| loaded.len()), Ok(5), "{url}");
         assert_eq!(store.calls.load(Ordering::SeqCst), 31, "{url}");
     }
     // They are good again between the object and the question.
     let (loader, _) = loader(Store { refuses: AtomicUsize::new(1), bytes: 5, ..Store::default() }, 1 << 20);
-    assert_eq!(loader.load("b", "s3://own/k").await.unwrap().bytes.len(), 5);
+    assert_eq!(loader.load("b", "s3://own/k").await.unwrap().len(), 5);
 }
 
 #[tokio::test]
@@ -206,7 +208,7 @@ async fn the_appliances_own_objects_are_no_images_to_others() {
     assert_eq!((failure.code, failure.error.contains("s3.allow_prefixes")), ("url_refused", true));
     assert_eq!(store.calls.load(Ordering::SeqCst), 0);
     for url in ["S3://own/k", " s3://own/k", "s3://fish/batches/other/files/00000000"] {
-        assert_eq!(loader.load("b", url).await.unwrap().bytes.len(), 5, "{url}");
+        assert_eq!(loader.load("b", url).await.unwrap().len(), 5, "{url}");
     }
     let failure = loader.load("b", "gopher://fish/k").await.unwrap_err();
     assert!(failure.error.contains("http, https or s3"), "{}", failure.error);
@@ -217,19 +219,18 @@ async fn an_object_takes_no_more_room_than_it_needs_and_has_it_before_it_is_read
     let (loader, store) = loader_of(Store { bytes: 200 << 10, ..Store::default() }, 256 << 10, 1 << 20);
     // Small images until now: the first large one is asked for twice.
     (0..1000).for_each(|_| loader.usual.note(0));
-    let before = loader.room.available_permits();
     for calls in [2, 3] {
         let loaded = loader.load("b", "s3://fish/k").await.unwrap();
-        assert_eq!(before - loader.room.available_permits(), 200);
+        assert_eq!(loader.limits.memory.used(), 200 << 10);
         drop(loaded);
-        assert_eq!(loader.room.available_permits(), before);
+        assert_eq!(loader.limits.memory.used(), 0);
         assert_eq!(store.calls.load(Ordering::SeqCst), calls);
     }
     for (bytes, expected) in [(64 << 10, Ok(64 << 10)), ((64 << 10) + 1, Err("image_too_large"))] {
         let (loader, _) = self::loader(Store { bytes, ..Store::default() }, 1 << 20);
         for url in ["s3://fish/k", "s3://own/k", "blob:0"] {
             let loaded = loader.load("b", url).await;
-            let got = loaded.as_ref().map(|loaded| loaded.bytes.len()).map_err(|failure| failure.code);
+            let got = loaded.as_ref().map(Bytes::len).map_err(|failure| failure.code);
             assert_eq!(got, expected, "{url}");
         }
     }
@@ -244,7 +245,7 @@ async fn load_one_at_a_time(loader: &Arc<Loader>, urls: &[&str], count: usize) {
                 (Arc::clone(loader), urls[i % urls.len()].to_owned(), Arc::clone(&held));
             tokio::spawn(async move {
                 let loaded = loader.load("b", &url).await.unwrap();
-                assert_eq!(loaded.bytes.len(), 60 << 10);
+                assert_eq!(loaded.len(), 60 << 10);
                 assert_eq!(held.fetch_add(1, Ordering::SeqCst), 0, "two such images are over the bound");
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 held.fetch_sub(1, Ordering::SeqCst);
@@ -264,7 +265,7 @@ async fn stores_and_web_servers_share_slots_and_memory_and_none_waits_for_ever()
     load_one_at_a_time(&loader, &[web.as_str(), "s3://fish/k", "blob:0"], 60).await;
     let most = store.most.load(Ordering::SeqCst);
     assert!(most <= 96 << 10, "{most} bytes were on their way at once");
-    assert_eq!(loader.room.available_permits(), 96, "memory is not given back");
+    assert_eq!(loader.limits.memory.used(), 0, "memory is not given back");
 }
 
 #[tokio::test]
@@ -276,5 +277,5 @@ async fn loads_and_memory_are_bounded_and_everything_arrives() {
     load_one_at_a_time(&loader, &[url.as_str()], 24).await;
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(most.load(Ordering::SeqCst) <= 4);
-    assert_eq!(loader.room.available_permits(), 96, "memory is not given back");
+    assert_eq!(loader.limits.memory.used(), 0, "memory is not given back");
 }

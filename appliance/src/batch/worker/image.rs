@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use cloud_sync::capture::Captured;
 use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
 
 use super::{Setback, Worker};
 use crate::batch::image_url::without_userinfo;
-use crate::batch::load::Loaded;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::lanes::{Classified, LaneError};
 use crate::predict::ServingModel;
@@ -44,10 +44,10 @@ impl Worker {
         Ok(item(message, offset, outcome))
     }
 
-    async fn classify(&self, message: &BatchMessage, image: Loaded) -> Result<ItemOutcome, Setback> {
+    async fn classify(&self, message: &BatchMessage, image: Bytes) -> Result<ItemOutcome, Setback> {
         let top_k = message.top_k.unwrap_or(self.settings.top_k);
         // Costs microseconds here and spares the lanes what is no image.
-        if let Err(error) = gpu_kernels::inspect(&image.bytes, &self.settings.limits) {
+        if let Err(error) = gpu_kernels::inspect(&image, &self.settings.limits) {
             return Ok(failed(error.code(), error.to_string()));
         }
         let source = message.camera.as_deref().unwrap_or(&message.spec.request_id);
@@ -62,7 +62,7 @@ impl Worker {
                 continue;
             };
             let model = &chosen.model;
-            let Ok(answer) = model.lanes.submit_batch(image.bytes.clone()).await else {
+            let Ok(answer) = model.lanes.submit_batch(image.clone()).await else {
                 // Either the process ends, or this version's lanes do, and another serves by now.
                 match slot.current() {
                     Some(current) if !Arc::ptr_eq(&current, model) => continue,
@@ -77,7 +77,7 @@ impl Worker {
                         && let Some(best) = predictions.first()
                     {
                         slot.observed(best);
-                        chosen.compare(&image.bytes, &best.label);
+                        chosen.compare(&image, &best.label);
                     }
                     self.capture(message, &image, &outcome);
                     return Ok(outcome);
@@ -99,12 +99,12 @@ impl Worker {
     }
 
     /// Offers the image to the next training set; never waits. An image that comes again is captured once.
-    fn capture(&self, message: &BatchMessage, image: &Loaded, outcome: &ItemOutcome) {
+    fn capture(&self, message: &BatchMessage, image: &Bytes, outcome: &ItemOutcome) {
         let Some(capture) = &self.capture else { return };
         let ItemOutcome::Ok { species, confidence, model, image: about, .. } = outcome else { return };
         if capture.wants(&about.digest, *confidence) {
             capture.offer(Captured {
-                bytes: image.bytes.clone(),
+                bytes: image.clone(),
                 digest: about.digest.clone(),
                 format: about.format.clone(),
                 camera: Some(message.camera.clone().unwrap_or_else(|| NO_CAMERA.to_owned())),
@@ -118,7 +118,7 @@ impl Worker {
     }
 }
 
-fn answer_of(model: &ServingModel, image: &Loaded, classified: &Classified, top_k: usize) -> ItemOutcome {
+fn answer_of(model: &ServingModel, image: &Bytes, classified: &Classified, top_k: usize) -> ItemOutcome {
     let predictions = model.best(&classified.scores, top_k);
     let Some(best) = predictions.first() else {
         return failed("inference_failed", "the model gave no scores");
@@ -129,9 +129,9 @@ fn answer_of(model: &ServingModel, image: &Loaded, classified: &Classified, top_
         predictions: predictions.clone(),
         model: model.event_ref(),
         image: ImageRef {
-            digest: blake3::hash(&image.bytes).to_hex().to_string(),
+            digest: blake3::hash(image).to_hex().to_string(),
             format: classified.format.to_string(),
-            bytes: image.bytes.len() as u64,
+            bytes: image.len() as u64,
             width: classified.width,
             height: classified.height,
         },

@@ -180,7 +180,7 @@ impl World {
         let allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
         let limits = LoadLimits {
             max_bytes: 1000,
-            max_inflight: 100_000,
+            memory: crate::memory::BodyMemory::new(200_000, 1000),
             loads: 4,
             attempts: 2,
             pause: Duration::from_millis(1),

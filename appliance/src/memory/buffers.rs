@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// Smaller ones the allocator keeps by itself. Also the step of sizes, so that frames of one camera share buffers.
-const LEAST: usize = 128 << 10;
+pub(super) const LEAST: usize = 128 << 10;
 /// Kept at most, all spare buffers together.
 const MOST_SPARE: usize = 4 << 20;
 
@@ -23,20 +22,22 @@ struct Spare {
 }
 
 /// A buffer that goes back when it is dropped.
+#[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
     home: Arc<Buffers>,
 }
 
 impl Buffers {
-    /// An empty buffer with room for this many bytes; it grows when they are more.
+    /// The bytes that a buffer for so many takes.
+    pub(super) fn size_for(room: usize) -> usize {
+        if room < LEAST { room } else { room.checked_next_multiple_of(LEAST).unwrap_or(room) }
+    }
+
+    /// An empty buffer of exactly [`Buffers::size_for`] this many bytes, or a spare one of at most twice as many.
     pub(super) fn take(self: &Arc<Self>, room: usize) -> Buffer {
-        let bytes = if room < LEAST {
-            Vec::with_capacity(room)
-        } else {
-            let spare = self.spare.lock().take(room);
-            spare.unwrap_or_else(|| Vec::with_capacity(room.next_multiple_of(LEAST)))
-        };
+        let spare = if room < LEAST { None } else { self.spare.lock().take(room) };
+        let bytes = spare.unwrap_or_else(|| Vec::with_capacity(Self::size_for(room)));
         Buffer { bytes, home: Arc::clone(self) }
     }
 }
@@ -44,7 +45,7 @@ impl Buffers {
 impl Spare {
     /// The smallest that is large enough, but not so large that a small body would hold a giant's memory.
     fn take(&mut self, room: usize) -> Option<Vec<u8>> {
-        let fits = |buffer: &Vec<u8>| (room..=room.saturating_mul(4)).contains(&buffer.capacity());
+        let fits = |buffer: &Vec<u8>| (room..=room.saturating_mul(2)).contains(&buffer.capacity());
         let all = self.buffers.iter().enumerate().filter(|(_, buffer)| fits(buffer));
         let (at, _) = all.min_by_key(|(_, buffer)| buffer.capacity())?;
         let buffer = self.buffers.swap_remove(at);
@@ -58,13 +59,17 @@ impl Buffer {
         self.bytes.len()
     }
 
-    pub(super) fn extend(&mut self, part: &[u8]) {
-        self.bytes.extend_from_slice(part);
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 
-    /// What is in it; the buffer goes back when the last clone is dropped.
-    pub(super) fn freeze(self) -> Bytes {
-        Bytes::from_owner(self)
+    /// Makes room for so many bytes in all, and for no more.
+    pub(super) fn grow_to(&mut self, room: usize) {
+        self.bytes.reserve_exact(room.saturating_sub(self.bytes.len()));
+    }
+
+    pub(super) fn extend(&mut self, part: &[u8]) {
+        self.bytes.extend_from_slice(part);
     }
 }
 
@@ -104,7 +109,7 @@ mod tests {
         let mut first = buffers.take(LEAST);
         first.extend(&[7; LEAST]);
         let address = first.as_ref().as_ptr();
-        let bytes = first.freeze();
+        let bytes = bytes::Bytes::from_owner(first);
         let slice = bytes.slice(10..20);
         drop(bytes);
         assert_eq!(spare(&buffers).0, 0);
