@@ -8,7 +8,7 @@ use cloud_sync::registry::ModelReference;
 use super::start::model_loader;
 use super::{App, Links, Role, StartError, models_dir};
 use crate::config::{Config, ModelConfig};
-use crate::lanes::{LaneSettings, Turns};
+use crate::lanes::{LaneSettings, Stalls};
 use crate::models::{ModelStore, PullLimits, find_bundle};
 use crate::rollout::{Begun, Followed, Journal, Settings, Surroundings, begin};
 use crate::serving::{LoadedModel, Models, Slot, cpu_lanes};
@@ -42,7 +42,7 @@ pub(super) fn prepare(app: &App, links: &Links) -> Result<Prepared, StartError> 
     let loader = loader?;
     let surroundings = Surroundings {
         registry: links.registry(config)?,
-        lanes: lanes(app.role(), config, cpu_lanes(config)),
+        lanes: lanes(app, cpu_lanes(config)),
         store,
         journal,
         loader,
@@ -133,17 +133,25 @@ fn followed(name: &str, model: &ModelConfig, is_default: bool) -> Followed {
 }
 
 /// The lanes that each version gets; all share the turns of one device.
-fn lanes(role: Role, config: &Config, count: usize) -> LaneSettings {
+fn lanes(app: &App, count: usize) -> LaneSettings {
+    let config = app.config();
     let capacity = match config.engine.queue {
         0 => count * 8,
         queue => queue,
     };
     // Somebody waits for each real-time answer, and would wait for all that the lane has begun.
-    let (together, urgent_together, background) = match role {
+    let (together, urgent_together, background) = match app.role() {
         Role::Serve => (1, IMAGES_A_RUN, false),
         Role::Worker => (WORKER_IMAGES_A_RUN, 1, true),
     };
-    LaneSettings { count, capacity, together, urgent_together, background, turns: Turns::new(count) }
+    LaneSettings {
+        together,
+        urgent_together,
+        background,
+        memory: Arc::clone(app.decode_memory()),
+        stalls: Stalls::new(config.engine.stall_timeout, count),
+        ..LaneSettings::new(count, capacity)
+    }
 }
 
 fn settings(config: &Config) -> Settings {

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
+use gpu_kernels::DecodeLimits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::sync::oneshot::Receiver;
 
 use super::Common;
 use crate::app::prepare_device;
-use crate::lanes::{Classified, LaneReply, LaneSettings, Lanes, StageTimings};
+use crate::lanes::{Classified, LaneReply, LaneSettings, Lanes, StageTimings, Stalls};
+use crate::memory::{DecodeMemory, decode_cost};
 use crate::serving::cpu_lanes;
 use crate::telemetry::Metrics;
 
@@ -51,7 +53,12 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     let files = expand(&args.files)?;
     let setup = prepare_device(&config)?;
     let count = cpu_lanes(&config).min(files.len()).max(1);
-    let lanes = setup.start(&LaneSettings::new(count, count * 2), Arc::new(Metrics::new()))?;
+    let settings = LaneSettings {
+        memory: DecodeMemory::new(config.image.decode_memory_bytes()),
+        stalls: Stalls::new(config.engine.stall_timeout, count),
+        ..LaneSettings::new(count, count * 2)
+    };
+    let lanes = setup.start(&settings, Arc::new(Metrics::new()))?;
     let labels = &setup.bundle.manifest().labels;
     let top_k = args.top_k.unwrap_or(if args.json { 5 } else { 1 });
     anyhow::ensure!((1..=labels.len()).contains(&top_k), "--top-k {top_k}: 1 to {} labels", labels.len());
@@ -59,7 +66,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     let progress = progress(files.len() as u64);
     let mut failed = 0;
     let mut table = table();
-    classify(&lanes, files, |row| {
+    classify(&lanes, &setup.loader.limits, files, |row| {
         progress.inc(1);
         failed += usize::from(row.outcome.is_err());
         if args.json {
@@ -80,7 +87,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Hands the files to the lanes a few at a time, and the rows to `each` in the files' order.
-fn classify(lanes: &Lanes, files: Vec<PathBuf>, mut each: impl FnMut(Row)) {
+fn classify(lanes: &Lanes, limits: &DecodeLimits, files: Vec<PathBuf>, mut each: impl FnMut(Row)) {
     let mut pending: VecDeque<(PathBuf, Result<Receiver<LaneReply>, String>)> = VecDeque::new();
     let window = lanes.capacity().min(MOST_FILES_AT_ONCE);
     for file in files {
@@ -88,7 +95,9 @@ fn classify(lanes: &Lanes, files: Vec<PathBuf>, mut each: impl FnMut(Row)) {
             pending.pop_front().into_iter().for_each(|(file, answer)| each(finish(file, answer)));
         }
         let answer = std::fs::read(&file).map_err(|e| e.to_string()).and_then(|bytes| {
-            lanes.submit(bytes.into(), Instant::now() + PATIENCE).map_err(|e| e.to_string())
+            let header = gpu_kernels::inspect(&bytes, limits).map_err(|e| e.to_string())?;
+            let deadline = Instant::now() + PATIENCE;
+            lanes.admit_blocking(bytes.into(), decode_cost(&header), deadline).map_err(|e| e.to_string())
         });
         pending.push_back((file, answer));
     }

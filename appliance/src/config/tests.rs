@@ -289,6 +289,7 @@ fn the_documented_file_holds_every_key_with_its_default() {
     let mut expected = super::Config::default();
     // Documented with examples, since their default is "unset".
     expected.engine.precision = loaded.engine.precision;
+    expected.image.decode_memory = loaded.image.decode_memory;
     expected.engine.onnxruntime.clone_from(&loaded.engine.onnxruntime);
     expected.model.bundle.clone_from(&loaded.model.bundle);
     expected.registry.dir.clone_from(&loaded.registry.dir);

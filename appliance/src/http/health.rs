@@ -80,7 +80,7 @@ fn ready_status(app: &App) -> StatusCode {
 /// It answers, but something is wrong. A link that is away is not: that is a normal state.
 fn is_degraded(app: &App, engine: &LoadedModel) -> bool {
     let outbox_fails = app.service().is_some_and(|service| service.outbox.stats().error.is_some());
-    engine.lanes.alive() < engine.lanes.count() || outbox_fails
+    engine.lanes.alive() < engine.lanes.count() || engine.lanes.stuck().1 || outbox_fails
 }
 
 fn describe_engine(reply: &mut HealthReply, app: &App, engine: &LoadedModel) {

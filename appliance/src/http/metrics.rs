@@ -8,7 +8,7 @@ use warp::reply::Response;
 
 use super::reply::ApiError;
 use crate::app::{App, Cloud};
-use crate::telemetry::Gauges;
+use crate::telemetry::{Gauges, MemoryReadings};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -19,6 +19,7 @@ pub(super) async fn handle(app: Arc<App>) -> Response {
         queue_depth: engine.lanes.depth(),
         queue_capacity: engine.lanes.capacity(),
         lanes_alive: engine.lanes.alive(),
+        memory: MemoryReadings::of(app.body_memory(), app.decode_memory(), &engine.lanes),
         cache: app.service().map(|service| service.cache.stats()),
         outbox: app.service().map(|service| service.outbox.stats()),
         cloud: app.cloud().map(Cloud::readings).unwrap_or_default(),

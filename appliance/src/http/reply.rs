@@ -105,6 +105,9 @@ impl From<&PredictError> for ApiError {
         match error {
             PredictError::Shared(error) => error.as_ref().into(),
             PredictError::Image(image) => image.into(),
+            PredictError::TooCostly(_) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "image_too_costly", message)
+            }
             PredictError::Overloaded { retry_after, .. } => Self::overloaded(message, *retry_after),
             PredictError::DeadlineExceeded => {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
@@ -135,9 +138,9 @@ impl From<&LaneError> for ApiError {
             LaneError::NoDevice | LaneError::DeviceFailed => Self::unavailable(code, message),
             LaneError::Classify(ClassifyError::Decode(image)) => image.into(),
             LaneError::Panicked
-            | LaneError::Classify(ClassifyError::Preprocess(_) | ClassifyError::Engine(_)) => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message)
-            }
+            | LaneError::Classify(
+                ClassifyError::Preprocess(_) | ClassifyError::Engine(_) | ClassifyError::Stalled { .. },
+            ) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message),
         }
     }
 }

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
 use super::batch_device::{BatchDevice, BatchFactory, Builder, Built, DeviceError};
+use super::crew::Crew;
 use super::pipeline::{Ended, Pipeline};
 use super::queues::LaneQueues;
+use super::stall::Stalls;
 use super::worker::{LaneObserver, Worker};
 use crate::engine::EngineError;
 
@@ -43,6 +45,8 @@ pub(super) struct BatchWorker {
     pub(super) building: Arc<AtomicBool>,
     /// Whether somebody's stand-ins were started; shared by the lanes.
     pub(super) stood_in: Arc<AtomicBool>,
+    /// When threads are given up on.
+    pub(super) stalls: Arc<Stalls>,
     /// Those that may stand in for this one.
     pub(super) stand_ins: Option<Vec<Worker>>,
 }
@@ -242,27 +246,28 @@ impl BatchWorker {
         let mine = Token::take(&self.stood_in)?;
         let (until, ended) = bounded(0);
         let (ready, began) = bounded(workers.len());
-        let mut threads = Vec::with_capacity(workers.len());
-        for worker in workers {
-            let worker = worker.on_other_queues(LaneQueues { until: ended.clone(), ..self.queues.clone() });
-            let ready = ready.clone();
-            let thread = std::thread::Builder::new().name(format!("weir-cpu-{}", worker.lane));
-            match thread.spawn(move || worker.run(None, &ready)) {
-                Ok(thread) => threads.push(thread),
-                Err(error) => tracing::error!(%error, "a lane on the CPU can't be started"),
-            }
-        }
+        let queues = || LaneQueues { until: ended.clone(), ..self.queues.clone() };
+        let lanes = workers.iter().map(|worker| (worker.on_other_queues(queues()), None)).collect();
+        let crew = Crew::start(lanes, &self.stalls, "weir-cpu", &ready).and_then(Crew::watched);
         drop(ready);
-        let count = began.iter().take(threads.len()).filter(Result::is_ok).count();
+        let watch = match crew {
+            Ok(watch) => watch,
+            Err(error) => {
+                tracing::error!(%error, "lanes on the CPU can't be started");
+                return None;
+            }
+        };
+        let count = began.iter().take(workers.len()).filter(Result::is_ok).count();
         tracing::warn!(lane = self.lane, count, "the CPU stands in for the GPU");
-        Some(StandingIn { until: Some(until), threads, _mine: mine })
+        Some(StandingIn { until: Some(until), watch: Some(watch), _mine: mine })
     }
 }
 
 /// Lanes on the CPU; dropped, they finish what they are at and end.
 struct StandingIn {
     until: Option<Sender<()>>,
-    threads: Vec<JoinHandle<()>>,
+    /// Ends when they have.
+    watch: Option<JoinHandle<()>>,
     _mine: Token,
 }
 
@@ -283,15 +288,15 @@ impl Drop for Token {
 
 impl StandingIn {
     fn has_ended(&self) -> bool {
-        self.threads.iter().all(JoinHandle::is_finished)
+        self.watch.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
 impl Drop for StandingIn {
     fn drop(&mut self) {
         self.until.take();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        if let Some(watch) = self.watch.take() {
+            let _ = watch.join();
         }
     }
 }

@@ -5,8 +5,9 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use gpu_kernels::{CpuPreprocessor, DecodeLimits, Decoder};
+use gpu_kernels::{CpuPreprocessor, DecodeLimits};
 
+use super::decoder::LaneDecoder;
 use super::{Classified, ClassifyError, LaneDevice, StageTimings};
 use crate::engine::{Classifier, EngineError, Runtime};
 use crate::models::{Bundle, ModelFile};
@@ -16,7 +17,7 @@ type Answer = Option<Result<Classified, ClassifyError>>;
 
 /// Encoded bytes to scores on one CPU core.
 pub struct CpuPipeline {
-    decoder: Decoder,
+    decoder: LaneDecoder,
     preprocessor: CpuPreprocessor,
     classifier: Classifier,
     resize: u32,
@@ -43,7 +44,7 @@ impl CpuPipeline {
         let mismatch = |reason: String| EngineError::Mismatch { path: model.path.clone(), reason };
         let mut pipeline = Self {
             resize: spec.resize,
-            decoder: Decoder::new(limits).map_err(|e| mismatch(e.to_string()))?,
+            decoder: LaneDecoder::new(limits).map_err(|e| mismatch(e.to_string()))?,
             preprocessor: CpuPreprocessor::new(spec).map_err(|e| mismatch(e.to_string()))?,
             classifier: Classifier::load(runtime, model, images)?,
             labels: model.labels,
@@ -68,28 +69,30 @@ impl CpuPipeline {
     /// Decodes and preprocesses an image into the slot for one, or into that place of the batch's slot.
     fn prepare(&mut self, image: &[u8], place: Option<usize>) -> Result<Classified, ClassifyError> {
         let started = Instant::now();
-        let decoded = self.decoder.decode(image, self.resize)?;
-        let decode_done = Instant::now();
-        let slot = match place {
-            None => self.classifier.input()?,
-            Some(place) => {
-                let values = self.classifier.input()?.len();
-                let batch = self.classifier.batch_input()?;
-                batch.chunks_exact_mut(values).nth(place).unwrap_or_default()
-            }
-        };
-        self.preprocessor.run(&decoded, slot)?;
-        Ok(Classified {
-            scores: Vec::new(),
-            format: decoded.format,
-            width: decoded.original_width,
-            height: decoded.original_height,
-            timings: StageTimings {
-                decode: decode_done - started,
-                preprocess: decode_done.elapsed(),
-                infer: Duration::ZERO,
-            },
-        })
+        let Self { decoder, classifier, preprocessor, .. } = self;
+        decoder.with(image, self.resize, |decoded| {
+            let decode_done = Instant::now();
+            let slot = match place {
+                None => classifier.input()?,
+                Some(place) => {
+                    let values = classifier.input()?.len();
+                    let batch = classifier.batch_input()?;
+                    batch.chunks_exact_mut(values).nth(place).unwrap_or_default()
+                }
+            };
+            preprocessor.run(decoded, slot)?;
+            Ok(Classified {
+                scores: Vec::new(),
+                format: decoded.format,
+                width: decoded.original_width,
+                height: decoded.original_height,
+                timings: StageTimings {
+                    decode: decode_done - started,
+                    preprocess: decode_done.elapsed(),
+                    infer: Duration::ZERO,
+                },
+            })
+        })?
     }
 
     /// Scores for what is in the slot for one.

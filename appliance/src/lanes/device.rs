@@ -71,4 +71,10 @@ pub enum ClassifyError {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The thread that had it did not come back.
+    #[error("the lane was stuck at this image for more than {} s and was replaced", limit.as_secs_f32())]
+    Stalled {
+        /// How long a lane may be at one image.
+        limit: Duration,
+    },
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Classified, ClassifyError};
+use crate::memory::{DecodeMemory, Room};
 
 /// What a lane answers: the scores and how long the job waited, or why there are none.
 pub type LaneReply = Result<(Classified, Duration), LaneError>;
@@ -48,6 +49,7 @@ impl LaneError {
             Self::Panicked => "lane_failed",
             Self::DeviceFailed => "device_failed",
             Self::Classify(ClassifyError::Decode(image)) => image.code(),
+            Self::Classify(ClassifyError::Stalled { .. }) => "lane_stalled",
             Self::Classify(ClassifyError::Preprocess(_) | ClassifyError::Engine(_)) => "inference_failed",
         }
     }
@@ -61,8 +63,24 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<LaneReply>,
     /// Its place among the batch jobs that wait; given back when a lane takes the job.
     pub(super) place: Option<OwnedSemaphorePermit>,
+    /// Bytes of memory that decoding it may take; 0 for what is not counted.
+    pub(super) cost: u64,
+    /// That memory, until a decoder has the image.
+    pub(super) room: Option<Room>,
     /// Whether a device failed while it had this job.
     pub(super) tried_again: bool,
+}
+
+/// An image with the memory that decoding it may take.
+struct Housed {
+    image: Bytes,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Housed {
+    fn as_ref(&self) -> &[u8] {
+        &self.image
+    }
 }
 
 impl Job {
@@ -73,6 +91,33 @@ impl Job {
         place: Option<OwnedSemaphorePermit>,
     ) -> (Self, oneshot::Receiver<LaneReply>) {
         let (reply, answer) = oneshot::channel();
-        (Self { image, deadline, queued: Instant::now(), reply, place, tried_again: false }, answer)
+        let queued = Instant::now();
+        let job = Self { image, deadline, queued, reply, place, cost: 0, room: None, tried_again: false };
+        (job, answer)
+    }
+
+    /// The job with the memory that decoding it may take.
+    pub(super) fn with_room(self, cost: u64, room: Room) -> Self {
+        Self { cost, room: Some(room), ..self }
+    }
+
+    /// The image for who decodes it: as long as a clone of it is left, the memory for decoding is held.
+    pub(super) fn take_to_decode(&mut self) -> Bytes {
+        match self.room.take() {
+            Some(room) => Bytes::from_owner(Housed { image: self.image.clone(), _room: room }),
+            None => self.image.clone(),
+        }
+    }
+
+    /// The job, unless its memory went with a device that failed and there is none now, who is told so then.
+    pub(super) fn has_room(mut self, memory: &DecodeMemory) -> Option<Self> {
+        if self.room.is_none() && self.cost > 0 {
+            self.room = memory.try_reserve(self.cost);
+            if self.room.is_none() {
+                let _ = self.reply.send(Err(LaneError::DeviceFailed));
+                return None;
+            }
+        }
+        Some(self)
     }
 }

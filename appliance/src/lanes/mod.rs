@@ -10,18 +10,25 @@
 //! - Every job that was accepted is answered exactly once, also while the lanes stop.
 //! - A GPU that fails ends its device: what it had in hand is tried once more, by another lane, by the same lane's new device,
 //!   or by lanes on the CPU that stand in for it where the configuration lets them.
+//! - A lane that is stuck at an image is replaced: the image is answered, the others go on ([`Stalls`]).
+//! - An image enters a queue with the memory that decoding it may take ([`DecodeMemory`]), and holds it until it is decoded.
 //! - However many models are loaded, no more lanes compute at once than the device has turns ([`Turns`]).
 
 mod batch_device;
 mod batch_worker;
 pub mod batching;
 pub mod cpu;
+mod crew;
+mod decoder;
 mod device;
 pub mod gpu;
 mod job;
 mod pipeline;
 mod queues;
 mod setup;
+mod stall;
+#[cfg(test)]
+mod stall_tests;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -30,7 +37,7 @@ mod worker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -43,10 +50,12 @@ pub use batch_device::{
 pub use batching::Batching;
 pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
 pub use job::{LaneError, LaneReply};
+pub use stall::Stalls;
 pub use turns::Turns;
 pub use worker::{LaneObserver, SkipReason};
 
 use crate::engine::EngineError;
+use crate::memory::{DecodeMemory, Room, TooCostly};
 use batch_worker::BatchWorker;
 use job::Job;
 use setup::Setup;
@@ -69,6 +78,8 @@ pub struct Lanes {
     threads: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
     at_once: usize,
+    memory: Arc<DecodeMemory>,
+    stalls: Arc<Stalls>,
 }
 
 /// Lanes on the CPU for the time that no GPU works.
@@ -101,7 +112,14 @@ pub struct LaneSettings {
     pub background: bool,
     /// Turns at the device that other lanes share.
     pub turns: Arc<Turns>,
+    /// Memory for decoding that other lanes share.
+    pub memory: Arc<DecodeMemory>,
+    /// When threads are given up on; shared too.
+    pub stalls: Arc<Stalls>,
 }
+
+/// How long a lane may be at one image where nothing is configured.
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl LaneSettings {
     /// Most images that a lane's device computes in one run.
@@ -109,16 +127,30 @@ impl LaneSettings {
         self.together.max(self.urgent_together)
     }
 
-    /// Lanes for real-time work that have the device to themselves.
+    /// Lanes for real-time work that have the device to themselves, and memory without bound.
     pub fn new(count: usize, capacity: usize) -> Self {
-        let turns = Turns::new(count);
-        Self { count, capacity, together: 1, urgent_together: 1, background: false, turns }
+        Self {
+            count,
+            capacity,
+            together: 1,
+            urgent_together: 1,
+            background: false,
+            turns: Turns::new(count),
+            memory: DecodeMemory::unlimited(),
+            stalls: Stalls::new(STALL_TIMEOUT, count),
+        }
     }
 }
 
 /// Why a job was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
+    /// It can never be decoded here.
+    #[error(transparent)]
+    TooCostly(#[from] TooCostly),
+    /// The deadline passed while it waited for memory.
+    #[error("the deadline passed while the image waited for memory to be decoded in")]
+    DeadlinePassed,
     /// The queue is at its bound.
     #[error("the queue of {capacity} is full")]
     Full {
@@ -156,12 +188,10 @@ impl Lanes {
         let setup = Setup::new(settings, observer);
         let mut devices = devices.into_iter();
         let model = settings.turns.register();
-        let workers = (0..settings.count).map(|lane| {
-            let (worker, device) = (setup.worker(lane, model, settings, &factory), devices.next());
-            move |ready: &Sender<Result<(), EngineError>>| worker.run(device, ready)
-        });
+        let workers =
+            (0..settings.count).map(|lane| (setup.worker(lane, model, settings, &factory), devices.next()));
         let workers = workers.collect();
-        setup.spawn(settings.count, workers)
+        setup.start_crew(workers)
     }
 
     /// Starts lanes on devices that compute in batches, one a device. While none of them has a device that works, lanes on
@@ -199,6 +229,7 @@ impl Lanes {
                 standing_in: Arc::clone(&setup.standing_in),
                 building: Arc::new(AtomicBool::new(false)),
                 stood_in: Arc::clone(&stood_in),
+                stalls: Arc::clone(&settings.stalls),
                 stand_ins,
             };
             let device = devices.next();
@@ -208,7 +239,8 @@ impl Lanes {
         setup.spawn(settings.count, workers)
     }
 
-    /// Queues an encoded image; the answer comes through the receiver. Dropping the receiver cancels the job.
+    /// Queues an encoded image of the operator's own (a golden case, a bench), whose memory is not counted; the answer comes
+    /// through the receiver. Dropping the receiver cancels the job.
     ///
     /// # Errors
     /// [`SubmitError::Full`] at the bound, [`SubmitError::Stopped`] after [`Lanes::stop`].
@@ -217,35 +249,100 @@ impl Lanes {
         image: Bytes,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+        self.queue(Job::new(image, Some(deadline), None))
+    }
+
+    /// Queues an encoded image, which takes up to `cost` bytes of memory to decode, as soon as there is so much. Dropping the
+    /// future gives up, dropping the receiver cancels the job.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; [`SubmitError::Full`] also where as many images of its kind wait for memory as may wait for a lane.
+    pub async fn admit(
+        &self,
+        image: Bytes,
+        cost: u64,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+        self.memory.check(cost)?;
+        let room = match self.memory.try_reserve(cost) {
+            Some(room) => room,
+            None if self.memory.waiting_like(cost) >= self.capacity => {
+                return Err(SubmitError::Full { capacity: self.capacity });
+            }
+            None => {
+                let room = self.memory.reserve(cost, true);
+                let room = tokio::time::timeout_at(deadline.into(), room).await;
+                room.map_err(|_| SubmitError::DeadlinePassed)??
+            }
+        };
+        self.queue_with(image, (cost, room), deadline)
+    }
+
+    /// The same on a thread that may block, for as long as it takes.
+    ///
+    /// # Errors
+    /// As [`Lanes::admit`].
+    pub fn admit_blocking(
+        &self,
+        image: Bytes,
+        cost: u64,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+        let room = pollster::block_on(self.memory.reserve(cost, true))?;
+        self.queue_with(image, (cost, room), deadline)
+    }
+
+    fn queue_with(
+        &self,
+        image: Bytes,
+        (cost, room): (u64, Room),
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let (job, answer) = Job::new(image, Some(deadline), None);
-        match self.queues.lock().as_ref().map(|queues| queues.real_time.try_send(job)) {
-            Some(Ok(())) => Ok(answer),
-            Some(Err(TrySendError::Full(_))) => Err(SubmitError::Full { capacity: self.capacity }),
-            Some(Err(TrySendError::Disconnected(_))) | None => Err(SubmitError::Stopped),
+        self.queue((job.with_room(cost, room), answer))
+    }
+
+    fn queue(
+        &self,
+        (job, answer): (Job, oneshot::Receiver<LaneReply>),
+    ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+        let queues = self.queues.lock();
+        match queues.as_ref().ok_or(SubmitError::Stopped)?.real_time.try_send(job) {
+            Ok(()) => Ok(answer),
+            Err(TrySendError::Full(_)) => Err(SubmitError::Full { capacity: self.capacity }),
+            Err(TrySendError::Disconnected(_)) => Err(SubmitError::Stopped),
         }
     }
 
-    /// Queues an encoded image of a batch as soon as there is room; it is computed when no real-time job waits, and it
-    /// has no deadline. Dropping the receiver cancels the job, and dropping the future takes it back.
+    /// Queues an encoded image of a batch as soon as there is room, in the queue and in the memory for decoding, of which it
+    /// takes up to `cost` bytes; it is computed when no real-time job waits, and it has no deadline. Dropping the receiver
+    /// cancels the job, and dropping the future takes it back.
     ///
     /// # Errors
-    /// [`SubmitError::Stopped`] after [`Lanes::stop`].
-    pub async fn submit_batch(&self, image: Bytes) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+    /// [`SubmitError::TooCostly`], and [`SubmitError::Stopped`] after [`Lanes::stop`].
+    pub async fn submit_batch(
+        &self,
+        image: Bytes,
+        cost: u64,
+    ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
+        self.memory.check(cost)?;
         let place = Arc::clone(&self.batch_room).acquire_owned().await;
         let place = place.map_err(|_| SubmitError::Stopped)?;
+        let room = self.memory.reserve(cost, false).await?;
         let (job, answer) = Job::new(image, None, Some(place));
-        match self.queues.lock().as_ref().map(|queues| queues.batch.try_send(job)) {
-            Some(Ok(())) => Ok(answer),
-            // There are as many places in the queue as permits, so it cannot be full for who holds one.
-            Some(Err(_)) | None => Err(SubmitError::Stopped),
-        }
+        let job = job.with_room(cost, room);
+        let queues = self.queues.lock();
+        // There are as many places in the queue as permits, so it cannot be full for who holds one.
+        let sent = queues.as_ref().is_some_and(|queues| queues.batch.try_send(job).is_ok());
+        if sent { Ok(answer) } else { Err(SubmitError::Stopped) }
     }
 
     /// As [`Lanes::submit_batch`], without waiting for room: `None` when there is none.
-    pub fn try_submit_batch(&self, image: Bytes) -> Option<oneshot::Receiver<LaneReply>> {
+    pub fn try_submit_batch(&self, image: Bytes, cost: u64) -> Option<oneshot::Receiver<LaneReply>> {
         let place = Arc::clone(&self.batch_room).try_acquire_owned().ok()?;
+        let room = self.memory.try_reserve(cost)?;
         let (job, answer) = Job::new(image, None, Some(place));
-        self.queues.lock().as_ref()?.batch.try_send(job).ok()?;
+        self.queues.lock().as_ref()?.batch.try_send(job.with_room(cost, room)).ok()?;
         Some(answer)
     }
 
@@ -287,6 +384,11 @@ impl Lanes {
     /// Lanes on the CPU that stand in for those.
     pub fn standing_in(&self) -> usize {
         self.standing_in.load(Ordering::Relaxed)
+    }
+
+    /// Threads of all lanes that were given up on and have not ended, and whether they are more than are replaced.
+    pub fn stuck(&self) -> (usize, bool) {
+        (self.stalls.stuck(), self.stalls.is_exhausted())
     }
 
     /// Whether anything computes.

@@ -156,9 +156,11 @@ impl<'a> Pipeline<'a> {
     fn decode(&mut self, mut job: Job) {
         job.place.take();
         let Some(job) = job.still_wanted(self.lane, self.observer) else { return };
+        let Some(mut job) = job.has_room(&self.queues.memory) else { return };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let image = job.image.clone();
+        // The decoder holds the memory that it may take, whatever becomes of the job.
+        let image = job.take_to_decode();
         // First of all, so that the job is found here whatever happens.
         self.decoding.insert(ticket, job);
         self.device.decode(ticket, image);

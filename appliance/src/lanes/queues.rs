@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, select_biased};
 
 use super::job::{Job, LaneError};
+use crate::memory::DecodeMemory;
 
 /// The receiving ends that all lanes of a model share.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ pub(super) struct LaneQueues {
     pub(super) give_back: Sender<Job>,
     /// Set before the queues are closed.
     pub(super) closing: Arc<AtomicBool>,
+    /// The memory for decoding, of which jobs that wait hold a part.
+    pub(super) memory: Arc<DecodeMemory>,
     /// Closed when the lane is to end though there may be more work.
     pub(super) until: Receiver<()>,
 }
@@ -33,6 +36,9 @@ impl LaneQueues {
         if let Ok(job) = self.again.try_recv() {
             return Ok(Some(job));
         }
+        if patient_too && let Some(job) = self.in_the_way() {
+            return Ok(Some(job));
+        }
         match self.jobs.try_recv() {
             Ok(job) => return Ok(Some(job)),
             Err(TryRecvError::Disconnected) if self.batch.is_empty() => return Err(Closed),
@@ -43,6 +49,9 @@ impl LaneQueues {
 
     /// The next job, after a wait for it. None when nothing comes any more, or the lane is to end.
     pub(super) fn next(&self) -> Option<Job> {
+        if let Some(job) = self.in_the_way() {
+            return Some(job);
+        }
         select_biased! {
             recv(self.until) -> _ => None,
             recv(self.again) -> job => job.ok(),
@@ -56,6 +65,17 @@ impl LaneQueues {
                 Err(_) => self.jobs.recv().ok(),
             },
         }
+    }
+
+    /// Batch work that holds memory for which real-time work waits: it goes first, or under a steady load it would keep the
+    /// memory for ever.
+    fn in_the_way(&self) -> Option<Job> {
+        if self.memory.is_wanted() { self.batch.try_recv().ok() } else { None }
+    }
+
+    /// Whether the lane is to end though there may be more work.
+    pub(super) fn is_to_end(&self) -> bool {
+        matches!(self.until.try_recv(), Err(TryRecvError::Disconnected))
     }
 
     /// Whether nothing comes any more.
@@ -92,6 +112,12 @@ impl LaneQueues {
             }
         }
         again
+    }
+
+    /// Has a job computed once more.
+    pub(super) fn give_back_one(&self, job: Job) {
+        // Each lane holds the other end.
+        let _ = self.give_back.send(job);
     }
 
     /// Answers all that wait, since no lane has a device. Err when the queues are closed.

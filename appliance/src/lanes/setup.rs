@@ -1,17 +1,18 @@
 //! What lanes share before there are threads: queues and counts; and the start of the threads.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use crossbeam_channel::{Sender, bounded, never, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, unbounded};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use super::crew::Crew;
 use super::job::Job;
 use super::queues::LaneQueues;
+use super::stall::Task;
 use super::worker::{self, LaneObserver};
-use super::{BATCH_JOBS_A_LANE, DeviceFactory, LaneSettings, Lanes, Queues};
+use super::{BATCH_JOBS_A_LANE, DeviceFactory, LaneDevice, LaneSettings, Lanes, Queues};
 use crate::engine::EngineError;
 
 /// Queues and counts before there are threads.
@@ -46,8 +47,11 @@ impl Setup {
             threads: Mutex::new(Vec::with_capacity(count)),
             count,
             at_once: count.max(1),
+            memory: Arc::clone(&settings.memory),
+            stalls: Arc::clone(&settings.stalls),
         };
-        let queues = LaneQueues { again, jobs, batch, give_back, closing, until: never() };
+        let memory = Arc::clone(&settings.memory);
+        let queues = LaneQueues { again, jobs, batch, give_back, closing, memory, until: never() };
         Self { lanes, queues, observer, alive, standing_in, idle: Arc::new(AtomicUsize::new(0)) }
     }
 
@@ -65,7 +69,8 @@ impl Setup {
             together: settings.together.max(1),
             urgent_together: settings.urgent_together.max(1),
             background: settings.background,
-            first: VecDeque::new(),
+            first: Arc::default(),
+            task: Task::new(),
             turns: Arc::clone(&settings.turns),
             factory: Arc::clone(factory),
             observer: Arc::clone(&self.observer),
@@ -88,6 +93,28 @@ impl Setup {
             lanes.threads.lock().push(thread);
         }
         drop(ready);
+        Self::begun(lanes, count, &started)
+    }
+
+    /// Starts the threads of lanes on the CPU, each on the device that is there for it if one is, and waits until all have said
+    /// how they began.
+    pub(super) fn start_crew(
+        self,
+        workers: Vec<(worker::Worker, Option<Box<dyn LaneDevice>>)>,
+    ) -> Result<Lanes, EngineError> {
+        let (lanes, count) = (self.lanes, workers.len());
+        let (ready, started) = bounded(count);
+        let crew = Crew::start(workers, &lanes.stalls, "weir-lane", &ready)?;
+        lanes.threads.lock().push(crew.watched()?);
+        drop(ready);
+        Self::begun(lanes, count, &started)
+    }
+
+    fn begun(
+        lanes: Lanes,
+        count: usize,
+        started: &Receiver<Result<(), EngineError>>,
+    ) -> Result<Lanes, EngineError> {
         for outcome in started.iter().take(count) {
             if let Err(error) = outcome {
                 lanes.stop();

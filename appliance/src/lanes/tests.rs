@@ -42,6 +42,7 @@ impl LaneDevice for Announced {
 pub(super) struct Counts {
     pub(super) computed: AtomicUsize,
     pub(super) restarted: AtomicUsize,
+    pub(super) stalled: AtomicUsize,
     runs: Mutex<Vec<usize>>,
     pub(super) failures: Mutex<Vec<(&'static str, usize)>>,
     pub(super) skipped: Mutex<HashMap<SkipReason, usize>>,
@@ -59,6 +60,9 @@ impl LaneObserver for Counts {
     }
     fn device_failed(&self, _: usize, kind: &'static str, retried: usize) {
         self.failures.lock().push((kind, retried));
+    }
+    fn stalled(&self, _: usize) {
+        self.stalled.fetch_add(1, Ordering::SeqCst);
     }
     fn restarted(&self, _: usize) {
         self.restarted.fetch_add(1, Ordering::SeqCst);
@@ -191,7 +195,7 @@ async fn real_time_goes_before_batch_work_that_waited_longer() {
     let mut batch: Vec<_> = (10..16)
         .map(|n| {
             let lanes = Arc::clone(&lanes);
-            tokio::spawn(async move { lanes.submit_batch(Bytes::from(vec![5, n])).await.unwrap().await })
+            tokio::spawn(async move { lanes.submit_batch(Bytes::from(vec![5, n]), 0).await.unwrap().await })
         })
         .collect();
     while lanes.batch_depth() < 2 {
@@ -219,12 +223,12 @@ async fn batch_work_waits_for_room_and_is_cancelled_by_dropping_it() {
     while lanes.depth() > 0 {
         tokio::task::yield_now().await;
     }
-    let kept = lanes.submit_batch(image(1)).await.unwrap();
-    drop(lanes.submit_batch(image(1)).await.unwrap());
-    let waiting = tokio::time::timeout(Duration::from_millis(20), lanes.submit_batch(image(1))).await;
+    let kept = lanes.submit_batch(image(1), 0).await.unwrap();
+    drop(lanes.submit_batch(image(1), 0).await.unwrap());
+    let waiting = tokio::time::timeout(Duration::from_millis(20), lanes.submit_batch(image(1), 0)).await;
     assert!(waiting.is_err(), "there is room for two batch jobs a lane");
     assert_eq!(lanes.batch_depth(), 2);
-    let later = lanes.submit_batch(image(2)).await.unwrap();
+    let later = lanes.submit_batch(image(2), 0).await.unwrap();
     assert!(busy.await.unwrap().is_ok());
     assert_eq!(kept.await.unwrap().unwrap().0.scores, [1.0]);
     assert_eq!(later.await.unwrap().unwrap().0.scores, [2.0]);
@@ -240,10 +244,11 @@ async fn stop_answers_batch_work_too_and_wakes_who_waits_for_room() {
     while lanes.depth() > 0 {
         tokio::task::yield_now().await;
     }
-    let accepted = [lanes.submit_batch(image(1)).await.unwrap(), lanes.submit_batch(image(1)).await.unwrap()];
+    let accepted =
+        [lanes.submit_batch(image(1), 0).await.unwrap(), lanes.submit_batch(image(1), 0).await.unwrap()];
     let waiting = tokio::spawn({
         let lanes = Arc::clone(&lanes);
-        async move { lanes.submit_batch(image(1)).await.map(|_| ()) }
+        async move { lanes.submit_batch(image(1), 0).await.map(|_| ()) }
     });
     tokio::task::yield_now().await;
     tokio::task::spawn_blocking({
@@ -257,7 +262,7 @@ async fn stop_answers_batch_work_too_and_wakes_who_waits_for_room() {
         assert!(answer.await.unwrap().is_ok());
     }
     assert_eq!(waiting.await.unwrap(), Err(SubmitError::Stopped));
-    assert_eq!(lanes.submit_batch(image(1)).await.unwrap_err(), SubmitError::Stopped);
+    assert_eq!(lanes.submit_batch(image(1), 0).await.unwrap_err(), SubmitError::Stopped);
 }
 
 fn start_together(count: usize, together: usize) -> (Arc<Lanes>, Arc<Counts>) {
@@ -275,7 +280,7 @@ async fn batch_jobs_are_computed_together_when_enough_wait_and_real_time_jobs_go
     }
     let mut batch = Vec::new();
     for n in 0..6 {
-        batch.push(lanes.submit_batch(image(n)).await.unwrap());
+        batch.push(lanes.submit_batch(image(n), 0).await.unwrap());
     }
     let urgent: Vec<_> = (0..5).map(|n| lanes.submit(image(n), soon()).unwrap()).collect();
     for (n, answer) in (0u8..5).zip(urgent) {
@@ -298,7 +303,7 @@ async fn real_time_jobs_that_wait_are_computed_together_and_none_waits_for_anoth
     let busy = lanes.submit(image(100), soon()).unwrap();
     // Until it is computed, the lane may still look for what goes with it.
     begins.recv().unwrap();
-    let batch = lanes.submit_batch(image(9)).await.unwrap();
+    let batch = lanes.submit_batch(image(9), 0).await.unwrap();
     let urgent: Vec<_> = (0..3).map(|n| lanes.submit(image(n), soon()).unwrap()).collect();
     for (n, answer) in (0u8..3).zip(urgent) {
         assert_eq!(answer.await.unwrap().unwrap().0.scores, [f32::from(n)]);
@@ -316,7 +321,7 @@ async fn of_jobs_that_were_together_only_the_one_at_fault_is_told_of_a_panic() {
     }
     let mut batch = Vec::new();
     for n in [1, 255, 2, 3] {
-        batch.push(lanes.submit_batch(image(n)).await.unwrap());
+        batch.push(lanes.submit_batch(image(n), 0).await.unwrap());
     }
     let mut answers = Vec::new();
     for answer in batch {
@@ -343,7 +348,8 @@ async fn a_lane_that_cannot_be_built_anew_answers_those_it_would_try_alone() {
     while lanes.depth() > 0 {
         tokio::task::yield_now().await;
     }
-    let batch = [lanes.submit_batch(image(255)).await.unwrap(), lanes.submit_batch(image(1)).await.unwrap()];
+    let batch =
+        [lanes.submit_batch(image(255), 0).await.unwrap(), lanes.submit_batch(image(1), 0).await.unwrap()];
     for answer in batch {
         assert!(matches!(answer.await.unwrap(), Err(LaneError::NoDevice)));
     }

@@ -42,7 +42,7 @@ impl std::fmt::Debug for Waiter {
 
 /// The right to compute, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a>(&'a Turns);
+pub(super) struct Turn(Arc<Turns>);
 
 impl Turns {
     /// As many turns at once as `count`, at least 1.
@@ -60,13 +60,13 @@ impl Turns {
     }
 
     /// Waits for a turn of `model`. `urgent` is asked whenever a turn becomes free.
-    pub(super) fn take(&self, model: u64, urgent: impl Fn() -> bool + Send + 'static) -> Turn<'_> {
+    pub(super) fn take(self: &Arc<Self>, model: u64, urgent: impl Fn() -> bool + Send + 'static) -> Turn {
         let given = {
             let mut state = self.state.lock();
             if state.free > 0 {
                 state.free -= 1;
                 state.last = model;
-                return Turn(self);
+                return Turn(Arc::clone(self));
             }
             let given = Arc::new(AtomicBool::new(false));
             let waiter = Waiter {
@@ -81,7 +81,7 @@ impl Turns {
         while !given.load(Ordering::Acquire) {
             std::thread::park();
         }
-        Turn(self)
+        Turn(Arc::clone(self))
     }
 }
 
@@ -96,7 +96,7 @@ impl State {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         let Some(place) = state.pick() else {

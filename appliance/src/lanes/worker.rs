@@ -6,10 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::Sender;
+use parking_lot::Mutex;
 
 use super::job::{Job, LaneError};
 use super::queues::{Closed, LaneQueues};
+use super::stall::Task;
+use super::turns::Turn;
 use super::{Classified, DeviceFactory, LaneDevice, Turns};
 use crate::engine::EngineError;
 
@@ -34,6 +38,8 @@ pub trait LaneObserver: Send + Sync {
     fn skipped(&self, lane: usize, reason: SkipReason);
     /// A lane's device panicked or failed and is being built anew.
     fn restarted(&self, lane: usize);
+    /// A lane was stuck at an image and is being replaced.
+    fn stalled(&self, _lane: usize) {}
     /// A lane's GPU failed, in this way; so many images that it had in hand are computed again elsewhere.
     fn device_failed(&self, lane: usize, kind: &'static str, retried: usize);
 }
@@ -86,11 +92,31 @@ pub(super) struct Worker {
     pub(super) idle: Arc<AtomicUsize>,
     /// What goes next, each by itself: jobs that were computed together when the device panicked, since one of them is at
     /// fault; and batch jobs that gave way to a real-time job.
-    pub(super) first: VecDeque<Vec<Job>>,
+    pub(super) first: Arc<Mutex<VecDeque<Vec<Job>>>>,
+    /// What it is at, for who watches it.
+    pub(super) task: Arc<Task<InHand>>,
     pub(super) turns: Arc<Turns>,
     pub(super) factory: DeviceFactory,
     pub(super) observer: Arc<dyn LaneObserver>,
     pub(super) alive: Arc<AtomicUsize>,
+}
+
+/// What a lane is computing.
+pub(super) struct InHand {
+    pub(super) jobs: Vec<Job>,
+    pub(super) begun: Instant,
+    pub(super) turn: Turn,
+}
+
+/// How a lane stopped serving on its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The queues are closed and empty.
+    Closed,
+    /// The device panicked.
+    Panicked,
+    /// The lane was stuck, and another has its place.
+    GivenUp,
 }
 
 /// Whether somebody waits for these in real time.
@@ -101,9 +127,20 @@ fn is_urgent(jobs: &[Job]) -> bool {
 impl Worker {
     /// One like this that takes its jobs from these queues.
     pub(super) fn on_other_queues(&self, queues: LaneQueues) -> Self {
+        Self { queues, first: Arc::default(), task: Task::new(), ..self.successor() }
+    }
+
+    /// One like this after its thread got stuck: what was deferred is its, what the thread is at is not.
+    pub(super) fn successor_of_a_stuck_one(&self) -> Self {
+        Self { task: Task::new(), ..self.successor() }
+    }
+
+    /// The same again, for a thread.
+    pub(super) fn successor(&self) -> Self {
         Self {
-            queues,
-            first: VecDeque::new(),
+            queues: self.queues.clone(),
+            first: Arc::clone(&self.first),
+            task: Arc::clone(&self.task),
             idle: Arc::clone(&self.idle),
             turns: Arc::clone(&self.turns),
             factory: Arc::clone(&self.factory),
@@ -114,17 +151,13 @@ impl Worker {
     }
 
     /// Runs until the queue is closed and empty. The outcome of the first build is sent to `ready`.
-    pub(super) fn run(
-        mut self,
-        device: Option<Box<dyn LaneDevice>>,
-        ready: &Sender<Result<(), EngineError>>,
-    ) {
+    pub(super) fn run(self, device: Option<Box<dyn LaneDevice>>, ready: &Sender<Result<(), EngineError>>) {
         yield_to_io(self.background);
         let built = match device {
             Some(device) => Ok(Ok(device)),
             None => catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane))),
         };
-        let mut device = match built.unwrap_or(Err(EngineError::BuildPanicked { lane: self.lane })) {
+        let device = match built.unwrap_or(Err(EngineError::BuildPanicked { lane: self.lane })) {
             Ok(device) => device,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -133,15 +166,37 @@ impl Worker {
         };
         self.alive.fetch_add(1, Ordering::Relaxed);
         let _ = ready.send(Ok(()));
+        self.work(device);
+    }
+
+    /// Runs in the place of a lane that got stuck.
+    pub(super) fn run_again(mut self) {
+        yield_to_io(self.background);
+        if let Some(device) = self.rebuild() {
+            self.alive.fetch_add(1, Ordering::Relaxed);
+            self.work(device);
+        }
+    }
+
+    /// Its thread was given up on while it served.
+    pub(super) fn has_lost_its_thread(&self) {
+        self.alive.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn work(mut self, mut device: Box<dyn LaneDevice>) {
         loop {
-            let panicked = self.serve(device.as_mut());
-            self.alive.fetch_sub(1, Ordering::Relaxed);
-            if !panicked {
-                return;
+            let ended = self.serve(device.as_mut());
+            if ended != Ended::GivenUp {
+                self.alive.fetch_sub(1, Ordering::Relaxed);
             }
-            self.observer.restarted(self.lane);
+            if ended == Ended::Panicked {
+                self.observer.restarted(self.lane);
+            }
             // Dropping a device that has just panicked may panic again.
             let _ = catch_unwind(AssertUnwindSafe(move || drop(device)));
+            if ended != Ended::Panicked {
+                return;
+            }
             match self.rebuild() {
                 Some(new) => device = new,
                 None => return,
@@ -150,8 +205,8 @@ impl Worker {
         }
     }
 
-    /// Serves jobs; returns true when the device panicked, false when the queue was closed.
-    fn serve(&mut self, device: &mut dyn LaneDevice) -> bool {
+    /// Serves jobs until the device is of no use, or nothing comes any more.
+    fn serve(&mut self, device: &mut dyn LaneDevice) -> Ended {
         while let Some(jobs) = self.next() {
             let jobs = self.wanted(jobs);
             if jobs.is_empty() {
@@ -159,24 +214,36 @@ impl Worker {
             }
             let (turns, urgent, queue) =
                 (Arc::clone(&self.turns), is_urgent(&jobs), self.queues.jobs.clone());
-            let _turn = turns.take(self.model, move || urgent || !queue.is_empty());
-            let jobs = self.give_way(jobs);
-            if !jobs.is_empty() && self.compute(device, jobs) {
-                return true;
+            let turn = turns.take(self.model, move || urgent || !queue.is_empty());
+            let jobs = self.give_way(jobs).into_iter().filter_map(|job| job.has_room(&self.queues.memory));
+            let jobs: Vec<Job> = jobs.collect();
+            if jobs.is_empty() {
+                continue;
+            }
+            match self.compute(device, jobs, turn) {
+                None => {}
+                Some(ended) => return ended,
             }
         }
-        false
+        Ended::Closed
     }
 
-    /// Computes and answers; returns true when the device panicked.
-    fn compute(&mut self, device: &mut dyn LaneDevice, jobs: Vec<Job>) -> bool {
-        let images: Vec<&[u8]> = jobs.iter().map(|job| &job.image[..]).collect();
+    /// Computes and answers; says so when the device is of no use after it.
+    fn compute(&mut self, device: &mut dyn LaneDevice, mut jobs: Vec<Job>, turn: Turn) -> Option<Ended> {
+        // With them goes the memory for decoding, which a thread that gets stuck keeps.
+        let images: Vec<Bytes> = jobs.iter_mut().map(Job::take_to_decode).collect();
         let started = Instant::now();
-        let outcomes = catch_unwind(AssertUnwindSafe(|| device.classify_all(&images)));
+        self.task.begin(InHand { jobs, begun: started, turn });
+        let outcomes = catch_unwind(AssertUnwindSafe(|| {
+            let images: Vec<&[u8]> = images.iter().map(|image| &image[..]).collect();
+            device.classify_all(&images)
+        }));
+        let Some(InHand { jobs, turn: _turn, .. }) = self.task.finish() else { return Some(Ended::GivenUp) };
+        drop(images);
         let panicked = outcomes.is_err();
         if panicked && jobs.len() > 1 {
-            self.first.extend(jobs.into_iter().map(|job| vec![job]));
-            return true;
+            self.first.lock().extend(jobs.into_iter().map(|job| vec![job]));
+            return Some(Ended::Panicked);
         }
         let busy = started.elapsed() / u32::try_from(jobs.len()).unwrap_or(1);
         let outcomes = outcomes.unwrap_or_default();
@@ -193,13 +260,13 @@ impl Worker {
             // The client may have gone meanwhile; then nobody wants the answer.
             let _ = job.reply.send(outcome.map(|classified| (classified, waited)));
         }
-        panicked
+        panicked.then_some(Ended::Panicked)
     }
 
     /// The next jobs, of batches only when no real-time job waits, and several only when there are enough, so that no
     /// lane idles while another computes what it could. None when both queues are closed and empty.
     fn next(&mut self) -> Option<Vec<Job>> {
-        if let Some(jobs) = self.first.pop_front() {
+        if let Some(jobs) = self.first.lock().pop_front() {
             return Some(jobs);
         }
         self.idle.fetch_add(1, Ordering::Relaxed);
@@ -208,6 +275,8 @@ impl Worker {
         let first = first?;
         let mut jobs = vec![first];
         let (waiting, together) = match jobs[0].deadline {
+            // It may be what a device failed on.
+            _ if jobs[0].tried_again => (&self.queues.jobs, 1),
             Some(_) if others_idle => (&self.queues.jobs, 1),
             Some(_) => (&self.queues.jobs, self.urgent_together),
             None if self.queues.jobs.is_empty() => (&self.queues.batch, self.together),
@@ -229,7 +298,7 @@ impl Worker {
         }
         match self.queues.jobs.try_recv() {
             Ok(urgent) => {
-                self.first.push_front(jobs);
+                self.first.lock().push_front(jobs);
                 self.wanted(vec![urgent])
             }
             Err(_) => jobs,
@@ -267,7 +336,7 @@ impl Worker {
 
     /// With no device on any lane the jobs would wait for ever, so they are answered. Err when the queue is closed.
     fn refuse_waiting(&mut self) -> Result<(), Closed> {
-        for job in self.first.drain(..).flatten() {
+        for job in self.first.lock().drain(..).flatten() {
             drop(job.reply.send(Err(LaneError::NoDevice)));
         }
         self.queues.refuse_waiting()

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use gpu_kernels::ImageHeader;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Memory is counted in pieces of so many bytes: a semaphore gives out less than 2^32 permits at once.
@@ -179,6 +180,11 @@ impl DecodeMemory {
         let common = pieces.min(u32::try_from(self.pieces.1).unwrap_or(u32::MAX));
         (common, pieces - common)
     }
+}
+
+/// Bytes of memory that decoding an image may take.
+pub fn decode_cost(header: &ImageHeader) -> u64 {
+    (60 << 20) + 12 * u64::from(header.width) * u64::from(header.height)
 }
 
 fn pieces(bytes: u64) -> u32 {

@@ -6,4 +6,4 @@ pub mod decode;
 pub mod limit;
 
 pub use bodies::{BodyMemory, NoRoom, Share};
-pub use decode::{DecodeMemory, Room, TooCostly};
+pub use decode::{DecodeMemory, Room, TooCostly, decode_cost};

@@ -7,6 +7,7 @@ use cloud_sync::outbox::OutboxError;
 use gpu_kernels::DecodeError;
 
 use crate::lanes::{ClassifyError, LaneError};
+use crate::memory::TooCostly;
 
 /// Why an image has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,9 @@ pub enum PredictError {
     /// The bytes are no usable image.
     #[error(transparent)]
     Image(#[from] DecodeError),
+    /// Decoding it takes more memory than there may be for it.
+    #[error(transparent)]
+    TooCostly(#[from] TooCostly),
     /// The queue is full.
     #[error("all lanes are busy and {capacity} images wait already; try again after the time in Retry-After")]
     Overloaded {
@@ -58,7 +62,10 @@ impl PredictError {
 
     /// Whether any other request with the same picture would fail in the same way, so that it need not try.
     pub(super) fn is_of_the_image(&self) -> bool {
-        matches!(self, Self::Image(_) | Self::Lane(LaneError::Panicked | LaneError::Classify(_)))
+        matches!(
+            self,
+            Self::Image(_) | Self::TooCostly(_) | Self::Lane(LaneError::Panicked | LaneError::Classify(_))
+        )
     }
 }
 

@@ -31,6 +31,7 @@ pub use flight::Flights;
 pub use model::ServingModel;
 
 use crate::lanes::{LaneError, StageTimings, SubmitError};
+use crate::memory::decode_cost;
 use crate::serving::{Chosen, LoadedModel, Models, Slot};
 use crate::telemetry::{CacheOutcome, Metrics, Stage};
 use flight::Role;
@@ -249,9 +250,12 @@ impl PredictService {
         request: &PredictRequest,
     ) -> Result<(Outcome, (Duration, StageTimings)), PredictError> {
         // Costs microseconds here and spares the lanes what is no image.
-        gpu_kernels::inspect(&request.image, &self.settings.limits)?;
-        let answer = match model.lanes.submit(request.image.clone(), request.deadline) {
+        let header = gpu_kernels::inspect(&request.image, &self.settings.limits)?;
+        let cost = decode_cost(&header);
+        let answer = match model.lanes.admit(request.image.clone(), cost, request.deadline).await {
             Ok(answer) => answer,
+            Err(SubmitError::TooCostly(error)) => return Err(error.into()),
+            Err(SubmitError::DeadlinePassed) => return Err(PredictError::DeadlineExceeded),
             Err(SubmitError::Full { .. }) => return Err(refusal(model)),
             Err(SubmitError::Stopped) => return Err(PredictError::Stopping),
         };

@@ -7,8 +7,8 @@ use gpu_kernels::cuda::{library_folders, tensorrt_version};
 
 use crate::config::Config;
 use crate::engine::{DeviceChoice, EngineCache, Provider};
-use crate::lanes::LaneSettings;
 use crate::lanes::gpu::{DecodeSettings, GpuSettings};
+use crate::lanes::{LaneSettings, Stalls};
 use crate::models::{Bundle, DeviceTag};
 
 /// Batches that may wait for each GPU where the configuration names no bound.
@@ -67,6 +67,7 @@ impl GpuPlan {
                 folders: library_folders(&folders),
                 limits,
                 resize: 0,
+                stalls: Stalls::new(engine.stall_timeout, threads),
             },
         };
         Some(Self { settings, queue: engine.queue, cpu_may_serve: choice.is_auto })
@@ -80,10 +81,11 @@ impl GpuPlan {
         }
     }
 
-    /// For a bundle, which says to what size images are decoded.
-    pub(super) fn settings(&self, bundle: &Bundle) -> Arc<GpuSettings> {
+    /// For a bundle, which says to what size images are decoded, and lanes, which say how many threads may be stuck.
+    pub(super) fn settings(&self, bundle: &Bundle, stalls: &Arc<Stalls>) -> Arc<GpuSettings> {
         let mut settings = self.settings.clone();
         settings.decode.resize = bundle.preprocess().resize;
+        settings.decode.stalls = Arc::clone(stalls);
         Arc::new(settings)
     }
 

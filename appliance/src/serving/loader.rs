@@ -124,7 +124,7 @@ impl ModelLoader {
         let variants = self.variants(bundle)?;
         let started = match (&variants, &self.gpu) {
             (Variants::Gpu(model, cpu), Some(gpu)) => {
-                let factory = gpu_factory(&self.runtime, bundle, model, &gpu.settings(bundle));
+                let factory = gpu_factory(&self.runtime, bundle, model, &gpu.settings(bundle, &lanes.stalls));
                 let stand_in = cpu.as_ref().map(|model| StandIn {
                     lanes: lanes.clone(),
                     factory: self.factory(bundle, model, lanes.images_a_run()),

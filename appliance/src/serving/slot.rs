@@ -5,9 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use cloud_sync::event::Score;
+use gpu_kernels::DecodeLimits;
 use parking_lot::{Mutex, RwLock};
 
 use super::{LoadedModel, Sightings};
+use crate::memory::decode_cost;
+
+const NO_LIMITS: DecodeLimits =
+    DecodeLimits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_scans: u32::MAX };
 
 /// A model by name. Many ask it at once; only the model's rollout changes it.
 #[derive(Debug)]
@@ -87,7 +92,9 @@ impl Chosen {
     /// notes whether both name the same best label. Never waits: where the other has no room, the image is not compared.
     pub fn compare(&self, image: &Bytes, label: &str) {
         let Some((other, comparison)) = &self.other else { return };
-        let Some(answer) = other.lanes.try_submit_batch(image.clone()) else { return };
+        // It was decoded within its limits already; only what that takes is asked.
+        let Ok(header) = gpu_kernels::inspect(image, &NO_LIMITS) else { return };
+        let Some(answer) = other.lanes.try_submit_batch(image.clone(), decode_cost(&header)) else { return };
         let (other, comparison, label) = (Arc::clone(other), Arc::clone(comparison), label.to_owned());
         tokio::spawn(async move {
             match answer.await {

@@ -41,6 +41,10 @@ impl LaneObserver for Metrics {
         self.device_retries.inc_by(retried as u64);
     }
 
+    fn stalled(&self, lane: usize) {
+        self.lane_stalls.get_or_create(&lane_labels(lane)).inc();
+    }
+
     fn restarted(&self, lane: usize) {
         self.lane_restarts.get_or_create(&lane_labels(lane)).inc();
     }

@@ -19,6 +19,7 @@ use super::labels::{
     BatchOutcome, CacheOutcome, FailureLabels, LaneLabels, ModelLabels, OutcomeLabels, RequestLabels,
     SkipLabels, SpeciesLabels, Stage, StageLabels,
 };
+use super::memory::{MemoryMetrics, MemoryReadings};
 use super::models::ModelMetrics;
 use super::owned::{Seconds, raise, raise_time};
 use crate::serving::LoadedModel;
@@ -31,6 +32,8 @@ pub struct Gauges {
     pub queue_capacity: usize,
     /// Lanes whose device works.
     pub lanes_alive: usize,
+    /// Memory for images, and threads that are stuck at one.
+    pub memory: MemoryReadings,
     /// The content cache; a worker has none.
     pub cache: Option<StateStats>,
     /// The outbox; a worker has none.
@@ -52,6 +55,7 @@ pub struct Metrics {
     batch_images: Family<OutcomeLabels, Counter>,
     pub(super) lane_busy: Family<LaneLabels, Seconds>,
     pub(super) lane_restarts: Family<LaneLabels, Counter>,
+    pub(super) lane_stalls: Family<LaneLabels, Counter>,
     pub(super) device_failures: Family<FailureLabels, Counter>,
     pub(super) device_retries: Counter,
     pub(super) skipped: Family<SkipLabels, Counter>,
@@ -63,6 +67,7 @@ pub struct Metrics {
     cache_entries: Gauge,
     cache_bytes: Gauge,
     outbox: OutboxMetrics,
+    memory: MemoryMetrics,
     cloud: CloudMetrics,
     gpus: GpuMetrics,
 }
@@ -109,6 +114,7 @@ impl Metrics {
             batch_images: Family::default(),
             lane_busy: Family::default(),
             lane_restarts: Family::default(),
+            lane_stalls: Family::default(),
             device_failures: Family::default(),
             device_retries: Counter::default(),
             skipped: Family::default(),
@@ -120,6 +126,7 @@ impl Metrics {
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
             outbox: OutboxMetrics::default(),
+            memory: MemoryMetrics::default(),
             cloud: CloudMetrics::default(),
             gpus: GpuMetrics::default(),
             registry: Registry::default(),
@@ -154,6 +161,12 @@ impl Metrics {
             self.device_retries.clone(),
         );
         r.register("lane_restarts", "Times a lane's device was built anew", self.lane_restarts.clone());
+        r.register(
+            "lane_stalls",
+            "Times a lane was stuck at an image and replaced",
+            self.lane_stalls.clone(),
+        );
+        self.memory.register(r);
         r.register("jobs_skipped", "Queued images answered without being computed", self.skipped.clone());
         r.register("predictions", "Predictions acknowledged, by first label", self.species.clone());
         self.models.register(r);
@@ -265,6 +278,7 @@ impl Metrics {
         self.queue_depth.set(int(gauges.queue_depth as u64));
         self.queue_capacity.set(int(gauges.queue_capacity as u64));
         self.lanes_alive.set(int(gauges.lanes_alive as u64));
+        self.memory.set(&gauges.memory);
         self.cloud.set(&gauges.cloud);
         self.gpus.set(&gauges.gpus);
         if let Some(cache) = gauges.cache {

@@ -51,6 +51,7 @@ fn everything(waiting: Option<u64>) -> String {
         queue_depth: 0,
         queue_capacity: 8,
         lanes_alive: 1,
+        memory: crate::telemetry::MemoryReadings { bodies: (7, 64), decode: (5, 512), waiting: 2, stuck: 1 },
         cache: None,
         outbox: Some(outbox),
         cloud: CloudReadings {

@@ -20,7 +20,9 @@ use tokio::sync::oneshot::Receiver as Answer;
 use weir::engine::{EngineCache, Provider, Runtime};
 use weir::lanes::cpu::CpuPipeline;
 use weir::lanes::gpu::{DecodeSettings, GpuSettings, gpu_factory};
-use weir::lanes::{Classified, LaneError, LaneObserver, LaneReply, LaneSettings, Lanes, SkipReason, StandIn};
+use weir::lanes::{
+    Classified, LaneError, LaneObserver, LaneReply, LaneSettings, Lanes, SkipReason, Stalls, StandIn,
+};
 use weir::models::{Bundle, DeviceTag, ModelFile, Precision};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -73,6 +75,7 @@ fn settings(driver: &SimulatedDriver, nvjpeg: Option<&nvjpeg::Simulated>, gpus: 
             folders,
             limits: gpu_kernels::DecodeLimits::default(),
             resize: 256,
+            stalls: Stalls::new(LONG, 1),
         },
     }
 }

@@ -12,6 +12,7 @@ use gpu_kernels::cuda::{
 };
 use tempfile::TempDir;
 use weir::engine::{EngineCache, LIBRARY_NAME, Provider, Runtime, library_candidates};
+use weir::lanes::Stalls;
 use weir::lanes::gpu::{DecodeSettings, GpuSettings};
 use weir::models::{Bundle, DeviceTag, ModelFile, find_bundle};
 
@@ -21,6 +22,7 @@ use crate::frames::{self, Frame, Size};
 
 /// Longest that an image waits for others.
 const MAX_DELAY: Duration = Duration::from_millis(2);
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The suite's surroundings.
 pub(super) struct Setup {
@@ -193,6 +195,7 @@ impl Setup {
                 folders,
                 limits: DecodeLimits::default(),
                 resize: self.bundle().context("the model bundle")?.preprocess().resize,
+                stalls: Stalls::new(STALL_TIMEOUT, 1),
             },
         })
     }

@@ -11,7 +11,8 @@ use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
 use super::{Setback, Worker};
 use crate::batch::image_url::without_userinfo;
 use crate::batch::message::{BatchMessage, is_file};
-use crate::lanes::{Classified, LaneError};
+use crate::lanes::{Classified, LaneError, SubmitError};
+use crate::memory::decode_cost;
 use crate::predict::ServingModel;
 use crate::serving::Chosen;
 
@@ -47,9 +48,10 @@ impl Worker {
     async fn classify(&self, message: &BatchMessage, image: Bytes) -> Result<ItemOutcome, Setback> {
         let top_k = message.top_k.unwrap_or(self.settings.top_k);
         // Costs microseconds here and spares the lanes what is no image.
-        if let Err(error) = gpu_kernels::inspect(&image, &self.settings.limits) {
-            return Ok(failed(error.code(), error.to_string()));
-        }
+        let cost = match gpu_kernels::inspect(&image, &self.settings.limits) {
+            Ok(header) => decode_cost(&header),
+            Err(error) => return Ok(failed(error.code(), error.to_string())),
+        };
         let source = message.camera.as_deref().unwrap_or(&message.spec.request_id);
         let (mut panicked, mut backoff) = (false, self.patience.backoff());
         let mut may_try = true;
@@ -62,12 +64,16 @@ impl Worker {
                 continue;
             };
             let model = &chosen.model;
-            let Ok(answer) = model.lanes.submit_batch(image.clone()).await else {
+            let answer = match model.lanes.submit_batch(image.clone(), cost).await {
+                Ok(answer) => answer,
+                Err(SubmitError::TooCostly(error)) => {
+                    return Ok(failed("image_too_costly", error.to_string()));
+                }
                 // Either the process ends, or this version's lanes do, and another serves by now.
-                match slot.current() {
+                Err(_) => match slot.current() {
                     Some(current) if !Arc::ptr_eq(&current, model) => continue,
                     _ => return Err(Setback::Stopping),
-                }
+                },
             };
             match answer.await.map_err(|_| Setback::Stopping)? {
                 Ok((classified, _)) => {

@@ -132,7 +132,7 @@ fn real_time_work_goes_before_batch_work_and_finds_room() {
     let patient: Vec<_> = (0..30u8)
         .map(|name| {
             let lanes = Arc::clone(&lanes);
-            runtime.spawn(async move { lanes.submit_batch(image(0, name)).await.unwrap().await.unwrap() })
+            runtime.spawn(async move { lanes.submit_batch(image(0, name), 0).await.unwrap().await.unwrap() })
         })
         .collect();
     until(|| world.under_way.load(Ordering::SeqCst) == 2);

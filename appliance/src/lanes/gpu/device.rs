@@ -194,6 +194,7 @@ impl BatchDevice for GpuDevice {
             // Another lane has met it. Only when all have let go of the GPU can it be had again.
             return Some(DeviceEvent::Failed(DeviceError::LostElsewhere));
         }
+        self.decoders.replace_stuck();
         self.next_event().unwrap_or_else(|error| Some(DeviceEvent::Failed(self.diagnose(error))))
     }
 

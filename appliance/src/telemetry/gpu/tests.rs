@@ -86,8 +86,16 @@ async fn scrape(metrics: &Metrics, monitor: &Arc<GpuMonitor>) -> Vec<String> {
 
 fn render(metrics: &Metrics, gpus: Vec<Option<GpuReading>>) -> String {
     let cloud = CloudReadings::default();
-    let gauges =
-        Gauges { queue_depth: 0, queue_capacity: 8, lanes_alive: 1, cache: None, outbox: None, cloud, gpus };
+    let gauges = Gauges {
+        queue_depth: 0,
+        queue_capacity: 8,
+        lanes_alive: 1,
+        memory: crate::telemetry::MemoryReadings::default(),
+        cache: None,
+        outbox: None,
+        cloud,
+        gpus,
+    };
     metrics.render(Some(&gauges)).unwrap()
 }
 

@@ -10,21 +10,24 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use bytes::Bytes;
 use crossbeam_channel::unbounded;
 use gpu_kernels::cuda::{Device, DevicePool};
 use gpu_kernels::decode::nvjpeg::{EntropyCheck, NvJpegBackend, eligible};
 use gpu_kernels::preprocess::cuda::Stager;
-use gpu_kernels::{DecodeLimits, Decoder, inspect};
+use gpu_kernels::{DecodeLimits, inspect};
 use parking_lot::Mutex;
 
 pub use message::{Message, Teller};
 
-use super::route::{Line, Router};
+use super::route::{Line, Route, Router};
 use crate::engine::EngineError;
+use crate::lanes::decoder::{self, LaneDecoder};
+use crate::lanes::stall::{Stalls, Task};
 use crate::lanes::{ClassifyError, DeviceError, Ticket};
-use cpu::CpuThread;
+use cpu::{AtImage, CpuThread};
 use dispatch::{Dispatch, Work};
 use nvjpeg::{GpuThread, NVJPEG_BATCH, NVJPEG_THREADS, Opened, open_nvjpeg};
 
@@ -46,6 +49,8 @@ pub struct DecodeSettings {
     pub limits: DecodeLimits,
     /// The shorter side that the model needs.
     pub resize: u32,
+    /// When a thread that is stuck at an image is given up on.
+    pub stalls: Arc<Stalls>,
 }
 
 /// The decoders. Dropped, they finish what they are at and end.
@@ -57,7 +62,22 @@ pub struct Decoders {
     has_kernels: bool,
     limits: DecodeLimits,
     ending: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    stalls: Arc<Stalls>,
+    looked: Instant,
+    /// How a thread on the CPU is made.
+    cpu: CpuThread,
+    cpus: Vec<Seat<AtImage>>,
+    /// Those on the CPU that are to be replaced as soon as fewer are stuck.
+    vacant: Vec<usize>,
+    nvjpegs: Vec<Seat<()>>,
+}
+
+/// A thread and what it is at.
+#[derive(Debug)]
+struct Seat<T> {
+    task: Arc<Task<T>>,
+    /// None after it was given up on, when it can't be joined.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Decoders {
@@ -84,25 +104,40 @@ impl Decoders {
         let dispatch = Arc::new(Dispatch { router: Mutex::new(Router::new(lines.0, lines.1)), cpu, gpu });
         let (limits, ending) = (settings.limits, Arc::new(AtomicBool::new(false)));
         let work = Arc::downgrade(&dispatch);
+        if settings.stalls.is_exhausted() {
+            let stuck = settings.stalls.stuck();
+            return Err(EngineError::Decoder(format!(
+                "{stuck} threads are stuck at images; no more are started"
+            )));
+        }
+        let cpu = CpuThread {
+            resize: settings.resize,
+            stager: stager.clone(),
+            work: cpu_work,
+            dispatch: Weak::clone(&work),
+            ending: Arc::clone(&ending),
+            teller: teller.clone(),
+        };
         // It has the sending ends from the start: on an error below they go with it, and the threads end.
-        let threads = Vec::new();
-        let mut decoders = Self { dispatch: Some(dispatch), backend, has_kernels, limits, ending, threads };
+        let mut decoders = Self {
+            dispatch: Some(dispatch),
+            backend,
+            has_kernels,
+            limits,
+            ending,
+            stalls: Arc::clone(&settings.stalls),
+            looked: Instant::now(),
+            cpu,
+            cpus: Vec::new(),
+            vacant: Vec::new(),
+            nvjpegs: Vec::new(),
+        };
         for number in 0..cpus {
-            let decoder =
-                Decoder::new(settings.limits).map_err(|error| EngineError::Decoder(error.to_string()))?;
-            let thread = CpuThread {
-                decoder,
-                limits: settings.limits,
-                resize: settings.resize,
-                stager: stager.clone(),
-                work: cpu_work.clone(),
-                dispatch: Weak::clone(&work),
-                ending: Arc::clone(&decoders.ending),
-                teller: teller.clone(),
-            };
-            decoders.spawn(format!("weir-decode-{number}"), move || thread.run())?;
+            let seat = decoders.start_cpu(number)?;
+            decoders.cpus.push(seat);
         }
         for (number, decoder) in nvjpegs.into_iter().enumerate() {
+            let task = Task::new();
             let thread = GpuThread {
                 decoder,
                 kernels: kernels.next(),
@@ -112,16 +147,66 @@ impl Decoders {
                 ending: Arc::clone(&decoders.ending),
                 teller: teller.clone(),
                 in_vain: 0,
+                task: Arc::clone(&task),
             };
-            decoders.spawn(format!("weir-nvjpeg-{number}"), move || thread.run())?;
+            let thread = spawn(format!("weir-nvjpeg-{number}"), move || thread.run())?;
+            decoders.nvjpegs.push(Seat { task, thread: Some(thread) });
         }
         Ok(decoders)
     }
 
-    fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), EngineError> {
-        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(EngineError::Thread)?;
-        self.threads.push(thread);
-        Ok(())
+    fn start_cpu(&self, number: usize) -> Result<Seat<AtImage>, EngineError> {
+        let decoder =
+            LaneDecoder::new(self.limits).map_err(|error| EngineError::Decoder(error.to_string()))?;
+        let (thread, task) = (self.cpu.clone(), Task::new());
+        let at = Arc::clone(&task);
+        let thread = spawn(format!("weir-decode-{number}"), move || thread.run(decoder, &at))?;
+        Ok(Seat { task, thread: Some(thread) })
+    }
+
+    /// Replaces threads on the CPU that are stuck at an image, whose error that is. That nvJPEG is stuck, or all threads on the
+    /// CPU are, is the device's failure. To be called now and then.
+    pub fn replace_stuck(&mut self) {
+        if self.looked.elapsed() < self.stalls.look() {
+            return;
+        }
+        self.looked = Instant::now();
+        for number in 0..self.cpus.len() {
+            let seat = &mut self.cpus[number];
+            let Some(AtImage { ticket, pixels, bytes }) = seat.task.give_up(&self.stalls) else { continue };
+            // What it is at is its own from now on; it can't be joined.
+            *seat = Seat { task: Task::new(), thread: None };
+            self.vacant.push(number);
+            let image = blake3::hash(&bytes).to_hex();
+            tracing::error!(%image, bytes = bytes.len(), stuck = self.stalls.stuck(), "a decoder is stuck at this image");
+            let limit = self.stalls.limit();
+            self.cpu.teller.tell(Message::Refused(ticket, ClassifyError::Stalled { limit }));
+            if let Some(dispatch) = &self.dispatch {
+                dispatch.done(Route::Cpu, 1, pixels, None);
+            }
+        }
+        while !self.stalls.is_exhausted()
+            && let Some(number) = self.vacant.pop()
+        {
+            match self.start_cpu(number) {
+                Ok(seat) => self.cpus[number] = seat,
+                Err(error) => {
+                    tracing::error!(%error, "a decoder can't be replaced");
+                    self.vacant.push(number);
+                    break;
+                }
+            }
+        }
+        let mut hangs = self.vacant.len() == self.cpus.len();
+        for seat in &mut self.nvjpegs {
+            if seat.task.give_up(&self.stalls).is_some() {
+                *seat = Seat { task: Task::new(), thread: None };
+                hangs = true;
+            }
+        }
+        if hangs {
+            self.cpu.teller.tell(Message::Failed(DeviceError::Hangs));
+        }
     }
 
     /// Which engine of nvJPEG decodes; none where the CPU decodes all.
@@ -132,7 +217,7 @@ impl Decoders {
     /// Images that are decoded at the same time.
     pub fn at_once(&self) -> usize {
         let nvjpeg = if self.backend.is_some() { NVJPEG_BATCH * NVJPEG_THREADS } else { 0 };
-        self.threads.len() + nvjpeg
+        self.cpus.len() + nvjpeg
     }
 
     /// Has an image decoded by whoever will have it first. `teller` hears of it when it can't be.
@@ -149,7 +234,7 @@ impl Decoders {
             (eligible, for_kernels, size)
         };
         let Ok((eligible, for_kernels, size)) = catch_unwind(AssertUnwindSafe(look)) else {
-            return teller.tell(Message::Refused(ticket, panicked()));
+            return teller.tell(Message::Refused(ticket, decoder::failed(&bytes).into()));
         };
         match (size, &self.dispatch) {
             (Ok((width, height)), Some(dispatch)) => {
@@ -167,13 +252,13 @@ impl Drop for Decoders {
         self.ending.store(true, Ordering::Release);
         // With it go the sending ends that the threads listen to.
         self.dispatch.take();
-        for thread in self.threads.drain(..) {
+        let cpus = self.cpus.drain(..).filter_map(|seat| seat.thread);
+        for thread in cpus.chain(self.nvjpegs.drain(..).filter_map(|seat| seat.thread)) {
             let _ = thread.join();
         }
     }
 }
 
-/// A decoder panicked on an image: that image's fault, and it alone is to bear it.
-fn panicked() -> ClassifyError {
-    EngineError::Decoder("the decoder failed on this image".into()).into()
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, EngineError> {
+    std::thread::Builder::new().name(name).spawn(run).map_err(EngineError::Thread)
 }

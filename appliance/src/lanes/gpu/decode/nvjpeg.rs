@@ -17,6 +17,7 @@ use super::DecodeSettings;
 use super::dispatch::{Dispatch, Work};
 use super::message::{Message, Teller};
 use crate::engine::EngineError;
+use crate::lanes::stall::Task;
 use crate::lanes::{Decoded, DeviceError};
 
 /// Images that nvJPEG is given at once: enough for every engine of a card to have two.
@@ -37,6 +38,8 @@ pub(super) struct GpuThread {
     pub(super) teller: Teller,
     /// Batches one after the other of which nvJPEG has decoded nothing.
     pub(super) in_vain: usize,
+    /// What it is at, for who watches it.
+    pub(super) task: Arc<Task<()>>,
 }
 
 impl GpuThread {
@@ -79,7 +82,13 @@ impl GpuThread {
             Some(kernels) if for_kernels => kernels,
             _ => &mut self.decoder,
         };
-        let images = decoder.decode(&jpegs)?;
+        self.task.begin(());
+        let images = decoder.decode(&jpegs);
+        if self.task.finish().is_none() {
+            // The device was given up with this thread.
+            return Err(DeviceError::Hangs);
+        }
+        let images = images?;
         let took = began.elapsed();
         let mut left = Vec::new();
         let (mut images_done, mut pixels) = (0, 0);
