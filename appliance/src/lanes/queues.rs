@@ -36,7 +36,7 @@ impl LaneQueues {
         if let Ok(job) = self.again.try_recv() {
             return Ok(Some(job));
         }
-        if patient_too && let Some(job) = self.in_the_way() {
+        if let Some(job) = self.in_the_way() {
             return Ok(Some(job));
         }
         match self.jobs.try_recv() {

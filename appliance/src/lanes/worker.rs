@@ -293,7 +293,8 @@ impl Worker {
 
     /// What is still wanted of these, after a wait for the turn; a real-time job that has come meanwhile goes before batch jobs.
     fn give_way(&mut self, jobs: Vec<Job>) -> Vec<Job> {
-        if is_urgent(&jobs) {
+        // Batch jobs that hold memory for which a real-time job waits are in its way.
+        if is_urgent(&jobs) || self.queues.memory.is_wanted() {
             return self.wanted(jobs);
         }
         match self.queues.jobs.try_recv() {
