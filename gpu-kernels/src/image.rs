@@ -3,7 +3,8 @@
 use std::fmt;
 
 /// A format that [`Decoder`](crate::Decoder) reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
     /// JPEG: baseline, progressive, arithmetic or 8-bit lossless.
     Jpeg,
@@ -32,6 +33,18 @@ impl ImageFormat {
             Self::Bmp => "bmp",
             Self::Gif => "gif",
             Self::Tiff => "tiff",
+        }
+    }
+
+    /// The name as people write it, for messages.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Jpeg => "JPEG",
+            Self::Png => "PNG",
+            Self::WebP => "WebP",
+            Self::Bmp => "BMP",
+            Self::Gif => "GIF",
+            Self::Tiff => "TIFF",
         }
     }
 }

@@ -130,12 +130,9 @@ pub(super) fn model_loader(config: &Config) -> Result<ModelLoader, EngineError> 
     let request = device_request(config);
     let mut device = choose_device(&request)?;
     let runtime = device.load_runtime(&request)?;
-    let limits = DecodeLimits {
-        // Bodies are bounded before they get here; a low http.max_body must not refuse the golden cases.
-        max_bytes: config.http.max_body_bytes().max(DecodeLimits::default().max_bytes),
-        max_pixels: config.image.max_pixels,
-        max_scans: config.image.max_scans,
-    };
+    // Bodies are bounded before they get here; a low http.max_body must not refuse the golden cases.
+    let max_bytes = config.http.max_body_bytes().max(DecodeLimits::default().max_bytes);
+    let limits = config.image.limits(max_bytes);
     let gpu = GpuPlan::new(config, &device, limits, cpu_lanes(config));
     Ok(ModelLoader { runtime, device, limits, precision: config.engine.precision, gpu })
 }

@@ -109,11 +109,7 @@ fn examine(dir: &Path, config: &Config) -> Report {
             return report;
         }
     };
-    let limits = DecodeLimits {
-        max_pixels: config.image.max_pixels,
-        max_scans: config.image.max_scans,
-        ..DecodeLimits::default()
-    };
+    let limits = config.image.limits(DecodeLimits::default().max_bytes);
     for variant in &manifest.variants {
         examine_graph(&mut report, &runtime, &bundle, variant);
         if variant.devices.contains(&DeviceTag::Cpu) {

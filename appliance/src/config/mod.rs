@@ -155,6 +155,9 @@ impl Config {
         }
         let stall = u64::try_from(self.engine.stall_timeout.as_millis()).unwrap_or(u64::MAX);
         within("engine.stall_timeout (in milliseconds)", stall, 100, 24 * 3600 * 1000)?;
+        if self.image.formats.is_empty() {
+            return Err(("image.formats", "it names no format, so that no image would be accepted".into()));
+        }
         within("fetch.max_concurrent", self.fetch.max_concurrent as u64, 1, 65_536)?;
         within("outbox.max_bytes", self.outbox.max_bytes.as_u64(), 64 << 10, 1 << 50)?;
         within("outbox.segment", self.outbox.segment.as_u64(), 16 << 10, 1 << 32)?;

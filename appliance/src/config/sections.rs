@@ -70,12 +70,24 @@ pub struct ImageConfig {
     /// Memory for decoding, all images together; half of what the process may take unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_memory: Option<ByteSize>,
+    /// The formats that are accepted.
+    pub formats: Vec<gpu_kernels::ImageFormat>,
 }
 
 impl ImageConfig {
     /// [`Self::decode_memory`], or half of the control group's or machine's memory.
     pub fn decode_memory_bytes(&self) -> u64 {
         self.decode_memory.map_or_else(|| memory_limit() / 2, |bytes| bytes.as_u64())
+    }
+
+    /// What the decoders accept, for bodies of up to `max_bytes`.
+    pub fn limits(&self, max_bytes: usize) -> gpu_kernels::DecodeLimits {
+        gpu_kernels::DecodeLimits {
+            max_bytes,
+            max_pixels: self.max_pixels,
+            max_scans: self.max_scans,
+            formats: self.formats.iter().copied().collect(),
+        }
     }
 }
 
@@ -257,7 +269,8 @@ impl Default for PredictConfig {
 impl Default for ImageConfig {
     fn default() -> Self {
         let limits = gpu_kernels::DecodeLimits::default();
-        Self { max_pixels: limits.max_pixels, max_scans: limits.max_scans, decode_memory: None }
+        let formats = gpu_kernels::ImageFormat::ALL.to_vec();
+        Self { max_pixels: limits.max_pixels, max_scans: limits.max_scans, decode_memory: None, formats }
     }
 }
 

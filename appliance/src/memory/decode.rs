@@ -184,7 +184,7 @@ impl DecodeMemory {
 
 /// Bytes of memory that decoding an image may take.
 pub fn decode_cost(header: &ImageHeader) -> u64 {
-    (60 << 20) + 12 * u64::from(header.width) * u64::from(header.height)
+    header.decode_memory
 }
 
 fn pieces(bytes: u64) -> u32 {

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use cloud_sync::event::Score;
-use gpu_kernels::DecodeLimits;
+use gpu_kernels::{DecodeLimits, FormatSet};
 use parking_lot::{Mutex, RwLock};
 
 use super::{LoadedModel, Sightings};
 use crate::memory::decode_cost;
 
 const NO_LIMITS: DecodeLimits =
-    DecodeLimits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_scans: u32::MAX };
+    DecodeLimits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_scans: u32::MAX, formats: FormatSet::ALL };
 
 /// A model by name. Many ask it at once; only the model's rollout changes it.
 #[derive(Debug)]

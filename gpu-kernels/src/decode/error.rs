@@ -1,5 +1,6 @@
 //! Why bytes could not become an image.
 
+use super::FormatSet;
 use crate::image::ImageFormat;
 
 /// Why an image was refused. The message is fit for the person who sent it.
@@ -9,11 +10,13 @@ pub enum DecodeError {
     #[error("the image is empty (0 bytes)")]
     EmptyImage,
 
-    /// The bytes are none of the formats that are read, whatever their name or declared type.
-    #[error("unsupported file type: the bytes look like {looks_like}; send {SUPPORTED}")]
+    /// The bytes are none of the formats that are accepted, whatever their name or declared type.
+    #[error("unsupported file type: the bytes look like {looks_like}; send {accepted}")]
     UnsupportedType {
         /// What the first bytes resemble.
         looks_like: &'static str,
+        /// What is accepted.
+        accepted: FormatSet,
     },
 
     /// The bytes are of a known format, but damaged or cut short.
@@ -64,12 +67,9 @@ pub enum DecodeError {
     },
 
     /// The JPEG library could not be set up; no image is to blame.
-    #[error("the JPEG decoder could not be set up")]
-    Setup(#[source] turbojpeg::Error),
+    #[error("the JPEG decoder could not be set up: {0}")]
+    Setup(String),
 }
-
-/// The formats that are read, for messages.
-const SUPPORTED: &str = "JPEG, PNG, WebP, BMP, GIF or TIFF";
 
 impl DecodeError {
     /// A stable name for programs, in snake case.

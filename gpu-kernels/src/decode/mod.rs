@@ -3,65 +3,37 @@
 //! Rules that hold for every format:
 //! - The type comes from the bytes. A file name or a declared content type is never looked at.
 //! - Bytes, pixels and scans are checked against [`DecodeLimits`] before anything is allocated for them.
-//! - Alpha is dropped, as Pillow's `convert("RGB")` does: a transparent pixel keeps the colour that it stores.
+//! - A transparent pixel is laid on white, as viewers and web pages show it. (Pillow's `convert("RGB")` drops alpha and
+//!   shows whatever colour is stored under it.)
 //! - Grey becomes three equal channels; 16 bits become 8 by rounding; CMYK is multiplied out.
 //! - Of an animation the first frame counts.
+//! - Memory stays below 60 MiB, the encoded bytes and 12 bytes a declared pixel ([`ImageHeader::decode_memory`]).
+//! - A panic in a decoder is that image's error.
 //! - An EXIF orientation is reported, not applied; a broken one is ignored.
 //!
 //! JPEGs may be decoded on the GPU instead: [`nvjpeg`] says which, and does it.
 
 mod buffer;
 mod error;
+mod gif;
+mod guard;
 mod jpeg;
+mod limits;
+mod memory;
 pub mod nvjpeg;
 mod other;
 mod riff;
 mod samples;
 mod sniff;
+mod tiff;
 
 pub use error::DecodeError;
 pub use jpeg::{JpegHeader, jpeg_header};
+pub use limits::{DecodeLimits, FormatSet};
 pub use sniff::sniff;
 
 use crate::image::{Image, ImageFormat, Orientation};
 use buffer::Buffer;
-
-/// What an image may cost. All of it is read from headers, before memory is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecodeLimits {
-    /// Most bytes of the encoded image.
-    pub max_bytes: usize,
-    /// Most pixels, width times height, of the image in the file.
-    pub max_pixels: u64,
-    /// Most scans of a progressive JPEG. Encoders write about ten.
-    pub max_scans: u32,
-}
-
-impl Default for DecodeLimits {
-    /// 20 MiB, 50 megapixels, 100 scans.
-    fn default() -> Self {
-        Self { max_bytes: 20 << 20, max_pixels: 50_000_000, max_scans: 100 }
-    }
-}
-
-impl DecodeLimits {
-    fn check_bytes(&self, bytes: &[u8]) -> Result<(), DecodeError> {
-        if bytes.len() > self.max_bytes {
-            return Err(DecodeError::ImageTooLarge { bytes: bytes.len(), max: self.max_bytes });
-        }
-        Ok(())
-    }
-
-    fn check_size(&self, format: ImageFormat, width: u32, height: u32) -> Result<(), DecodeError> {
-        if width == 0 || height == 0 {
-            return Err(DecodeError::corrupt(format, format!("its header says {width} x {height} pixels")));
-        }
-        if u64::from(width) * u64::from(height) > self.max_pixels {
-            return Err(DecodeError::TooManyPixels { width, height, max: self.max_pixels });
-        }
-        Ok(())
-    }
-}
 
 /// What the headers of an image say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +46,15 @@ pub struct ImageHeader {
     pub height: u32,
     /// How to turn the stored pixels upright.
     pub orientation: Orientation,
+    /// Upper bound on the memory, in bytes, that decoding the image at full size takes at its peak, the result included and
+    /// the encoded bytes not. Never above 60 MiB and 12 bytes a pixel: [`inspect`] refuses what needs more.
+    pub decode_memory: u64,
+}
+
+impl ImageHeader {
+    fn pixels(&self) -> usize {
+        self.width as usize * self.height as usize
+    }
 }
 
 /// Reads the headers of an image and checks them against `limits`. No pixel is decoded, so an image that
@@ -82,23 +63,40 @@ pub struct ImageHeader {
 /// # Errors
 /// Every [`DecodeError`] but [`DecodeError::Setup`].
 pub fn inspect(bytes: &[u8], limits: &DecodeLimits) -> Result<ImageHeader, DecodeError> {
-    let format = sniff(bytes)?;
-    limits.check_bytes(bytes)?;
-    if format == ImageFormat::Jpeg {
-        return Ok(jpeg_header(bytes, limits)?.into());
-    }
-    other::open(format, bytes, limits).map(|(header, _)| header)
+    let format = limits.format_of(bytes)?;
+    guard::guarded(format, || match format {
+        ImageFormat::Jpeg => jpeg_header(bytes, limits).map(ImageHeader::from),
+        ImageFormat::Tiff => tiff::open(bytes, limits).map(|opened| opened.header),
+        _ => other::open(format, bytes, limits).map(|opened| opened.header),
+    })
+    .map_err(|(error, _)| error)
 }
 
 /// Decodes one image after another into a buffer that it keeps. One thread owns it.
 ///
-/// After an error it decodes the next image as if nothing had happened.
+/// What it answers for an image depends on nothing that it decoded before. After an error it decodes the next image as if
+/// nothing had happened.
 #[derive(Debug)]
 pub struct Decoder {
     limits: DecodeLimits,
     jpeg: jpeg::JpegDecoder,
     pixels: Buffer,
-    samples: Buffer,
+    scratch: Buffer,
+}
+
+/// An image whose RGB lies at the front of the decoder's pixels.
+#[derive(Clone, Copy, Debug)]
+struct Decoded {
+    header: ImageHeader,
+    width: u32,
+    height: u32,
+}
+
+impl From<ImageHeader> for Decoded {
+    /// At full size.
+    fn from(header: ImageHeader) -> Self {
+        Self { header, width: header.width, height: header.height }
+    }
 }
 
 impl Decoder {
@@ -111,7 +109,7 @@ impl Decoder {
             limits,
             jpeg: jpeg::JpegDecoder::new(&limits)?,
             pixels: Buffer::default(),
-            samples: Buffer::default(),
+            scratch: Buffer::default(),
         })
     }
 
@@ -123,18 +121,59 @@ impl Decoder {
     /// # Errors
     /// Every [`DecodeError`] but [`DecodeError::Setup`].
     pub fn decode(&mut self, bytes: &[u8], shorter_side: u32) -> Result<Image<'_>, DecodeError> {
-        let format = sniff(bytes)?;
-        self.limits.check_bytes(bytes)?;
-        if format == ImageFormat::Jpeg {
-            let header = jpeg_header(bytes, &self.limits)?;
-            return self.jpeg.decode(bytes, &header, shorter_side, &mut self.pixels, &mut self.samples);
+        let format = self.limits.format_of(bytes)?;
+        let decoded = match guard::guarded(format, || self.decode_as(format, bytes, shorter_side)) {
+            Ok(decoded) => decoded,
+            Err((error, panicked)) => {
+                if panicked {
+                    // What is left of the decoder is not to be trusted.
+                    *self = Self::new(self.limits)?;
+                }
+                return Err(error);
+            }
+        };
+        let Decoded { header, width, height } = decoded;
+        Ok(Image {
+            format,
+            width,
+            height,
+            pixels: self.pixels.front(3 * width as usize * height as usize),
+            orientation: header.orientation,
+            original_width: header.width,
+            original_height: header.height,
+        })
+    }
+
+    fn decode_as(
+        &mut self,
+        format: ImageFormat,
+        bytes: &[u8],
+        shorter_side: u32,
+    ) -> Result<Decoded, DecodeError> {
+        match format {
+            ImageFormat::Jpeg => {
+                let header = jpeg_header(bytes, &self.limits)?;
+                self.jpeg.decode(bytes, &header, shorter_side, &mut self.pixels)
+            }
+            ImageFormat::Tiff => {
+                let opened = tiff::open(bytes, &self.limits)?;
+                opened.decode(&mut self.pixels, &mut self.scratch)
+            }
+            _ => other::open(format, bytes, &self.limits)?.decode(&mut self.pixels),
         }
-        other::decode(format, bytes, &self.limits, &mut self.pixels, &mut self.samples)
     }
 
     /// Bytes of memory that are kept for the next image.
     pub fn retained_bytes(&self) -> usize {
-        self.pixels.capacity() + self.samples.capacity() + self.jpeg.retained_bytes()
+        self.pixels.capacity() + self.scratch.capacity() + self.jpeg.retained_bytes()
+    }
+
+    /// Gives back the memory of a large image. Whoever decodes calls it when the pixels have been used; the next image does
+    /// too.
+    pub fn trim(&mut self) {
+        self.pixels.trim();
+        self.scratch.trim();
+        self.jpeg.trim();
     }
 }
 

@@ -1,46 +1,39 @@
-//! PNG, WebP, BMP, GIF and TIFF through the `image` crate.
+//! PNG, WebP, BMP and GIF through the `image` crate.
 
 use std::io::Cursor;
 
-use image::codecs::{bmp, gif, png, tiff, webp};
+use image::codecs::{bmp, gif, png, webp};
 use image::{ColorType, ImageDecoder, ImageError};
 
 use super::buffer::Buffer;
-use super::{DecodeError, DecodeLimits, ImageHeader, exif_orientation, riff, samples};
-use crate::image::{Image, ImageFormat, Orientation};
+use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, exif_orientation, memory, riff, samples};
+use crate::image::{ImageFormat, Orientation};
 
-/// Memory beside the pixels that a decoder may take: palettes, tables, metadata.
-const OVERHEAD: u64 = 16 << 20;
+/// Memory beside pixels and rows that a PNG's chunks may take: palettes, profiles, text.
+const METADATA: u64 = 8 << 20;
 
-/// Decodes `bytes`, which begin as `format` does, into `pixels`.
-pub(super) fn decode<'a>(
-    format: ImageFormat,
-    bytes: &[u8],
-    limits: &DecodeLimits,
-    pixels: &'a mut Buffer,
-    scratch: &mut Buffer,
-) -> Result<Image<'a>, DecodeError> {
-    let (header, decoder) = open(format, bytes, limits)?;
-    let color = decoder.color_type();
-    // The pixel limit has been held, so that both sizes fit in memory and in usize.
-    let count = header.width as usize * header.height as usize;
-    let rgb = pixels.take(3 * count);
-    if color == ColorType::Rgb8 {
-        decoder.read_image_boxed(rgb).map_err(|error| refusal(format, error))?;
-    } else {
-        let raw = scratch.take(usize::from(color.bytes_per_pixel()) * count);
-        decoder.read_image_boxed(raw).map_err(|error| refusal(format, error))?;
-        samples::to_rgb(color, raw, rgb);
+/// An image whose headers keep to the limits, ready to be decoded.
+pub(super) struct Opened<'a> {
+    pub(super) header: ImageHeader,
+    color: ColorType,
+    decoder: Box<dyn ImageDecoder + 'a>,
+}
+
+impl Opened<'_> {
+    /// Decodes to RGB, in `pixels`.
+    pub(super) fn decode(self, pixels: &mut Buffer) -> Result<Decoded, DecodeError> {
+        let Self { header, color, decoder } = self;
+        // The pixel limit has been held, so that the size fits in memory and in usize.
+        let count = header.pixels();
+        let buffer = pixels.take(samples::room(color, count));
+        let samples = &mut buffer[..usize::from(color.bytes_per_pixel()) * count];
+        decoder.read_image_boxed(samples).map_err(|error| refusal(header.format, error))?;
+        if header.format == ImageFormat::Bmp && color == ColorType::Rgba8 {
+            samples::without_void_alpha(samples);
+        }
+        samples::to_rgb(color, buffer, count);
+        Ok(header.into())
     }
-    Ok(Image {
-        format,
-        width: header.width,
-        height: header.height,
-        pixels: rgb,
-        orientation: header.orientation,
-        original_width: header.width,
-        original_height: header.height,
-    })
 }
 
 /// Reads the headers, holds them against `limits` and returns a decoder that is ready for its pixels.
@@ -48,7 +41,7 @@ pub(super) fn open<'a>(
     format: ImageFormat,
     bytes: &'a [u8],
     limits: &DecodeLimits,
-) -> Result<(ImageHeader, Box<dyn ImageDecoder + 'a>), DecodeError> {
+) -> Result<Opened<'a>, DecodeError> {
     let mut exif = None;
     // Sizes at fixed places are looked at before a decoder is set up, which may already allocate.
     if format == ImageFormat::WebP {
@@ -61,11 +54,9 @@ pub(super) fn open<'a>(
         limits.check_size(format, width, height)?;
     }
 
-    let allowance = image_limits(limits);
-    let mut decoder = decoder(format, bytes, &allowance).map_err(|error| refusal(format, error))?;
+    let mut decoder = decoder(format, bytes).map_err(|error| refusal(format, error))?;
     let (width, height) = decoder.dimensions();
     limits.check_size(format, width, height)?;
-    decoder.set_limits(allowance).map_err(|error| refusal(format, error))?;
     let color = decoder.color_type();
     if !samples::is_convertible(color) {
         return Err(DecodeError::unsupported(
@@ -78,26 +69,62 @@ pub(super) fn open<'a>(
         // A broken tag says nothing about the pixels.
         _ => decoder.orientation().ok().and_then(|value| Orientation::from_exif(value.to_exif())),
     };
-    let header = ImageHeader { format, width, height, orientation: orientation.unwrap_or_default() };
-    Ok((header, decoder))
+    let room = samples::room(color, width as usize * height as usize) as u64;
+    let needed = room + memory_beside(format, bytes, (width, height))?;
+    let header = ImageHeader {
+        format,
+        width,
+        height,
+        orientation: orientation.unwrap_or_default(),
+        decode_memory: memory::accepted(format, (width, height), needed)?,
+    };
+    Ok(Opened { header, color, decoder })
 }
 
-fn decoder<'a>(
-    format: ImageFormat,
-    bytes: &'a [u8],
-    limits: &image::Limits,
-) -> Result<Box<dyn ImageDecoder + 'a>, ImageError> {
+/// Memory that decoding takes beside the samples.
+fn memory_beside(format: ImageFormat, bytes: &[u8], (width, height): (u32, u32)) -> Result<u64, DecodeError> {
+    let pixels = memory::pixels(width, height);
+    Ok(memory::BASE
+        + match format {
+            // Two rows of up to eight bytes a pixel and the window of Deflate.
+            ImageFormat::Png => METADATA + 32 * u64::from(width),
+            // The frame, where it does not fill its canvas.
+            ImageFormat::Gif => {
+                let frame = super::gif::first_frame(bytes)
+                    .ok_or_else(|| DecodeError::corrupt(format, "it ends before its first frame"))?;
+                let area = memory::pixels(frame.width, frame.height);
+                if area > pixels {
+                    return Err(DecodeError::unsupported(
+                        format,
+                        format!(
+                            "a frame of {} x {} pixels on a canvas of {width} x {height}",
+                            frame.width, frame.height
+                        ),
+                    ));
+                }
+                // A profile is collected piece by piece in a buffer that doubles.
+                4 * area + 2 * frame.extensions as u64
+            }
+            ImageFormat::WebP => 8 * pixels + bytes.len() as u64,
+            _ => 32 * u64::from(width),
+        })
+}
+
+fn decoder<'a>(format: ImageFormat, bytes: &'a [u8]) -> Result<Box<dyn ImageDecoder + 'a>, ImageError> {
     let reader = Cursor::new(bytes);
     Ok(match format {
-        ImageFormat::Png => Box::new(png::PngDecoder::with_limits(reader, limits.clone())?),
+        ImageFormat::Png => {
+            let width = declared_size(format, bytes).map_or(0, |(width, _)| width);
+            let mut limits = image::Limits::no_limits();
+            limits.max_alloc = Some(METADATA + 32 * u64::from(width));
+            Box::new(png::PngDecoder::with_limits(reader, limits)?)
+        }
         ImageFormat::WebP => Box::new(webp::WebPDecoder::new(reader)?),
         ImageFormat::Bmp => Box::new(bmp::BmpDecoder::new(reader)?),
         ImageFormat::Gif => Box::new(gif::GifDecoder::new(reader)?),
-        ImageFormat::Tiff => Box::new(tiff::TiffDecoder::new(reader)?),
-        // Another module decodes it; the `image` crate is built without it and says so.
-        ImageFormat::Jpeg => {
-            let hint = image::error::ImageFormatHint::Exact(image::ImageFormat::Jpeg);
-            return Err(ImageError::Unsupported(hint.into()));
+        // Other modules decode them.
+        ImageFormat::Jpeg | ImageFormat::Tiff => {
+            return Err(ImageError::Unsupported(image::error::ImageFormatHint::Unknown.into()));
         }
     })
 }
@@ -116,13 +143,6 @@ fn declared_size(format: ImageFormat, bytes: &[u8]) -> Option<(u32, u32)> {
         }
         ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Tiff => None,
     }
-}
-
-/// Room for the largest allowed image at 16 bits and four channels, once.
-fn image_limits(limits: &DecodeLimits) -> image::Limits {
-    let mut allowance = image::Limits::no_limits();
-    allowance.max_alloc = Some(limits.max_pixels.saturating_mul(8).saturating_add(OVERHEAD));
-    allowance
 }
 
 fn refusal(format: ImageFormat, error: ImageError) -> DecodeError {

@@ -1,6 +1,9 @@
-//! Converts decoded samples of other colour types to 8-bit RGB.
+//! Converts decoded samples of other colour types to 8-bit RGB, in the buffer in which they lie.
 
 use image::ColorType;
+
+/// The background on which transparent images are laid: white, as nearly every viewer and web page shows them.
+const BACKGROUND: u32 = 255;
 
 /// Whether [`to_rgb`] can convert `color`.
 pub(super) fn is_convertible(color: ColorType) -> bool {
@@ -8,28 +11,63 @@ pub(super) fn is_convertible(color: ColorType) -> bool {
     matches!(color, L8 | La8 | L16 | La16 | Rgb8 | Rgba8 | Rgb16 | Rgba16)
 }
 
-/// Converts whole pixels of `color`, in the machine's byte order, to `rgb`. Alpha is dropped.
-pub(super) fn to_rgb(color: ColorType, samples: &[u8], rgb: &mut [u8]) {
-    let out = rgb.as_chunks_mut().0;
+/// Bytes of a buffer in which [`to_rgb`] can convert `count` pixels.
+pub(super) fn room(color: ColorType, count: usize) -> usize {
+    usize::from(color.bytes_per_pixel()).max(3) * count
+}
+
+/// Converts `count` pixels of `color`, in the machine's byte order, at the beginning of `buffer` to RGB at the same place.
+pub(super) fn to_rgb(color: ColorType, buffer: &mut [u8], count: usize) {
     match color {
-        ColorType::L8 => convert(samples, out, |&[grey]| [grey; 3]),
-        ColorType::La8 => convert(samples, out, |&[grey, _]| [grey; 3]),
-        ColorType::Rgba8 => convert(samples, out, |&[r, g, b, _]| [r, g, b]),
-        ColorType::L16 => convert(samples, out, |&[g0, g1]| [to_8_bit([g0, g1]); 3]),
-        ColorType::La16 => convert(samples, out, |&[g0, g1, _, _]| [to_8_bit([g0, g1]); 3]),
-        ColorType::Rgb16 => convert(samples, out, |&[r0, r1, g0, g1, b0, b1]| {
+        ColorType::L8 => convert(buffer, count, |[grey]: [u8; 1]| [grey; 3]),
+        ColorType::La8 => convert(buffer, count, |[grey, a]: [u8; 2]| [over(grey, a); 3]),
+        ColorType::Rgba8 => convert(buffer, count, |[r, g, b, a]: [u8; 4]| [r, g, b].map(|c| over(c, a))),
+        ColorType::L16 => convert(buffer, count, |[g0, g1]: [u8; 2]| [to_8_bit([g0, g1]); 3]),
+        ColorType::La16 => convert(buffer, count, |[g0, g1, a0, a1]: [u8; 4]| {
+            [over(to_8_bit([g0, g1]), to_8_bit([a0, a1])); 3]
+        }),
+        ColorType::Rgb16 => convert(buffer, count, |[r0, r1, g0, g1, b0, b1]: [u8; 6]| {
             [to_8_bit([r0, r1]), to_8_bit([g0, g1]), to_8_bit([b0, b1])]
         }),
-        ColorType::Rgba16 => convert(samples, out, |&[r0, r1, g0, g1, b0, b1, _, _]| {
-            [to_8_bit([r0, r1]), to_8_bit([g0, g1]), to_8_bit([b0, b1])]
+        ColorType::Rgba16 => convert(buffer, count, |[r0, r1, g0, g1, b0, b1, a0, a1]: [u8; 8]| {
+            let alpha = to_8_bit([a0, a1]);
+            [[r0, r1], [g0, g1], [b0, b1]].map(|sample| over(to_8_bit(sample), alpha))
         }),
-        _ => convert(samples, out, |pixel: &[u8; 3]| *pixel),
+        _ => {}
     }
 }
 
-fn convert<const N: usize>(samples: &[u8], rgb: &mut [[u8; 3]], pixel: impl Fn(&[u8; N]) -> [u8; 3]) {
-    for (out, sample) in rgb.iter_mut().zip(samples.as_chunks().0) {
-        *out = pixel(sample);
+/// Converts `count` pixels of `N` bytes, each to three, in place: from the end where pixels grow, from the beginning where
+/// they shrink, so that none is overwritten before it is read.
+pub(super) fn convert<const N: usize>(buffer: &mut [u8], count: usize, pixel: impl Fn([u8; N]) -> [u8; 3]) {
+    let mut one = |at: usize| {
+        if let Some(&sample) = buffer.get(N * at..).and_then(<[u8]>::first_chunk::<N>)
+            && let Some(out) = buffer.get_mut(3 * at..).and_then(<[u8]>::first_chunk_mut::<3>)
+        {
+            *out = pixel(sample);
+        }
+    };
+    if N < 3 { (0..count).rev().for_each(&mut one) } else { (0..count).for_each(&mut one) }
+}
+
+/// Converts planes of `count` samples each (1 grey, 3 RGB, 4 with alpha; 8 or 16 bits in the machine's byte order) to `rgb`.
+pub(super) fn planes_to_rgb(planes: usize, wide: bool, samples: &[u8], rgb: &mut [u8]) {
+    let count = rgb.len() / 3;
+    let sample = |plane: usize, at: usize| match (wide, plane * count + at) {
+        (false, at) => samples.get(at).copied().unwrap_or_default(),
+        (true, at) => samples.get(2 * at..).and_then(<[u8]>::first_chunk).map_or(0, |&pair| to_8_bit(pair)),
+    };
+    for (at, out) in rgb.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+        let alpha = if planes == 4 { sample(3, at) } else { 255 };
+        *out = [0, 1, 2].map(|plane| over(sample(if planes < 3 { 0 } else { plane }, at), alpha));
+    }
+}
+
+/// Makes the pixels of RGBA opaque where not one of them has any opacity: their writer did not mean the fourth byte.
+pub(super) fn without_void_alpha(rgba: &mut [u8]) {
+    let pixels = rgba.as_chunks_mut::<4>().0;
+    if pixels.iter().all(|pixel| pixel[3] == 0) {
+        pixels.iter_mut().for_each(|pixel| pixel[3] = 255);
     }
 }
 
@@ -38,10 +76,28 @@ fn to_8_bit(sample: [u8; 2]) -> u8 {
     ((u32::from(u16::from_ne_bytes(sample)) + 128) / 257) as u8
 }
 
+/// `level` with opacity `alpha`, on the background.
+fn over(level: u8, alpha: u8) -> u8 {
+    let (level, alpha) = (u32::from(level), u32::from(alpha));
+    ((level * alpha + BACKGROUND * (255 - alpha) + 127) / 255) as u8
+}
+
 /// CMYK of a JPEG, which by Adobe's convention stores ink inverted (0 is full ink): each channel is
 /// multiplied by black. Pillow and Chrome take every CMYK JPEG for inverted; so does this.
-pub(super) fn inverted_cmyk_to_rgb(cmyk: &[u8], rgb: &mut [u8]) {
-    convert(cmyk, rgb.as_chunks_mut().0, |&[c, m, y, k]| [c, m, y].map(|ink| multiply(ink, k)));
+pub(super) fn inverted_cmyk_to_rgb(buffer: &mut [u8], count: usize) {
+    convert(buffer, count, |[c, m, y, k]: [u8; 4]| [c, m, y].map(|ink| multiply(ink, k)));
+}
+
+/// CMYK of a TIFF, where 255 is full ink, of 8 or 16 bits.
+pub(super) fn cmyk_to_rgb(wide: bool, buffer: &mut [u8], count: usize) {
+    let rgb = |[c, m, y, k]: [u8; 4]| [c, m, y].map(|ink| multiply(255 - ink, 255 - k));
+    if wide {
+        convert(buffer, count, |[c0, c1, m0, m1, y0, y1, k0, k1]: [u8; 8]| {
+            rgb([[c0, c1], [m0, m1], [y0, y1], [k0, k1]].map(to_8_bit))
+        });
+    } else {
+        convert(buffer, count, rgb);
+    }
 }
 
 /// `a * b / 255`, rounded.
@@ -64,32 +120,55 @@ mod tests {
     }
 
     #[test]
-    fn every_convertible_type_keeps_colour_and_drops_alpha() {
+    fn every_convertible_type_becomes_rgb_on_white_in_place() {
         let wide = |levels: &[u8]| -> Vec<u8> {
             levels.iter().flat_map(|&level| (u16::from(level) * 257).to_ne_bytes()).collect()
         };
         for (color, samples, expected) in [
-            (ColorType::L8, vec![7], [7, 7, 7]),
-            (ColorType::La8, vec![7, 0], [7, 7, 7]),
-            (ColorType::Rgb8, vec![1, 2, 3], [1, 2, 3]),
-            (ColorType::Rgba8, vec![1, 2, 3, 0], [1, 2, 3]),
-            (ColorType::L16, wide(&[7]), [7, 7, 7]),
-            (ColorType::La16, wide(&[7, 0]), [7, 7, 7]),
-            (ColorType::Rgb16, wide(&[1, 2, 3]), [1, 2, 3]),
-            (ColorType::Rgba16, wide(&[1, 2, 3, 0]), [1, 2, 3]),
+            (ColorType::L8, vec![7, 9], [7, 7, 7, 9, 9, 9]),
+            (ColorType::La8, vec![7, 0, 9, 255], [255, 255, 255, 9, 9, 9]),
+            (ColorType::Rgb8, vec![1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),
+            (ColorType::Rgba8, vec![1, 2, 3, 0, 0, 255, 5, 51], [255, 255, 255, 204, 255, 205]),
+            (ColorType::L16, wide(&[7, 8]), [7, 7, 7, 8, 8, 8]),
+            (ColorType::La16, wide(&[7, 255, 8, 0]), [7, 7, 7, 255, 255, 255]),
+            (ColorType::Rgb16, wide(&[1, 2, 3, 4, 5, 6]), [1, 2, 3, 4, 5, 6]),
+            (ColorType::Rgba16, wide(&[1, 2, 3, 255, 4, 5, 6, 0]), [1, 2, 3, 255, 255, 255]),
         ] {
             assert!(is_convertible(color));
-            let mut rgb = [0xAA; 3];
-            to_rgb(color, &samples, &mut rgb);
-            assert_eq!(rgb, expected, "{color:?}");
+            let mut buffer = samples.clone();
+            buffer.resize(room(color, 2), 0xAA);
+            to_rgb(color, &mut buffer, 2);
+            assert_eq!(buffer[..6], expected, "{color:?}");
         }
         assert!(!is_convertible(ColorType::Rgb32F));
     }
 
     #[test]
+    fn planes_become_pixels() {
+        let mut rgb = [0; 6];
+        planes_to_rgb(3, false, &[1, 2, 3, 4, 5, 6], &mut rgb);
+        assert_eq!(rgb, [1, 3, 5, 2, 4, 6]);
+        planes_to_rgb(4, false, &[1, 2, 3, 4, 5, 6, 255, 0], &mut rgb);
+        assert_eq!(rgb, [1, 3, 5, 255, 255, 255]);
+    }
+
+    #[test]
+    fn alpha_that_is_nowhere_set_is_not_meant() {
+        let mut void = [1, 2, 3, 0, 4, 5, 6, 0];
+        without_void_alpha(&mut void);
+        assert_eq!(void, [1, 2, 3, 255, 4, 5, 6, 255]);
+        let mut meant = [1, 2, 3, 0, 4, 5, 6, 1];
+        without_void_alpha(&mut meant);
+        assert_eq!(meant, [1, 2, 3, 0, 4, 5, 6, 1]);
+    }
+
+    #[test]
     fn inverted_cmyk_of_no_ink_is_white_and_of_full_black_is_black() {
-        let mut rgb = [0xAA; 9];
-        inverted_cmyk_to_rgb(&[255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 128, 255], &mut rgb);
-        assert_eq!(rgb, [255, 255, 255, 0, 0, 0, 0, 255, 128]);
+        let mut buffer = [255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 128, 255];
+        inverted_cmyk_to_rgb(&mut buffer, 3);
+        assert_eq!(buffer[..9], [255, 255, 255, 0, 0, 0, 0, 255, 128]);
+        let mut buffer = [0, 0, 0, 0, 255, 0, 127, 0];
+        cmyk_to_rgb(false, &mut buffer, 2);
+        assert_eq!(buffer[..6], [255, 255, 255, 0, 255, 128]);
     }
 }

@@ -1,6 +1,6 @@
 //! Tells the type of an image from its first bytes, and names what is not an image of ours.
 
-use super::DecodeError;
+use super::{DecodeError, FormatSet};
 use crate::image::ImageFormat;
 
 /// The format of `bytes`, from the bytes alone.
@@ -11,7 +11,9 @@ pub fn sniff(bytes: &[u8]) -> Result<ImageFormat, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::EmptyImage);
     }
-    format_of(bytes).ok_or_else(|| DecodeError::UnsupportedType { looks_like: resemblance(bytes) })
+    let unknown =
+        || DecodeError::UnsupportedType { looks_like: resemblance(bytes), accepted: FormatSet::ALL };
+    format_of(bytes).ok_or_else(unknown)
 }
 
 fn format_of(bytes: &[u8]) -> Option<ImageFormat> {

@@ -27,13 +27,43 @@ fn lossless_formats_come_back_bit_by_bit() {
 }
 
 #[test]
-fn alpha_is_dropped_and_the_stored_colour_stays() {
+fn a_transparent_image_lies_on_white() {
     let rgba = RgbaImage::from_fn(5, 3, |x, y| image::Rgba([x as u8 * 40, y as u8 * 60, 9, x as u8 * 63]));
-    for encoder in [image::ImageFormat::Png, image::ImageFormat::WebP, image::ImageFormat::Tiff] {
-        let decoded = decode(&encode(&rgba.clone().into(), encoder)).unwrap();
-        let expected: Vec<u8> = rgba.pixels().flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
-        assert_eq!(decoded.pixels, expected, "{encoder:?}");
+    let on_white = |level: u8, alpha: u8| {
+        ((u32::from(level) * u32::from(alpha) + 255 * (255 - u32::from(alpha)) + 127) / 255) as u8
+    };
+    let expected: Vec<u8> = rgba
+        .pixels()
+        .flat_map(|&image::Rgba([r, g, b, a])| [r, g, b].map(|level| on_white(level, a)))
+        .collect();
+    let bmp = rgba32_bmp(&rgba);
+    for (what, bytes) in [
+        ("PNG", encode(&rgba.clone().into(), image::ImageFormat::Png)),
+        ("WebP", encode(&rgba.clone().into(), image::ImageFormat::WebP)),
+        ("TIFF", encode(&rgba.clone().into(), image::ImageFormat::Tiff)),
+        ("BMP", bmp),
+    ] {
+        assert_eq!(decode(&bytes).unwrap().pixels, expected, "{what}");
     }
+    let wide = ImageBuffer::from_fn(5, 3, |x, y| {
+        image::Rgba(rgba.get_pixel(x, y).0.map(|level| u16::from(level) * 257))
+    });
+    for encoder in [image::ImageFormat::Png, image::ImageFormat::Tiff] {
+        let bytes = encode(&DynamicImage::ImageRgba16(wide.clone()), encoder);
+        assert_eq!(decode(&bytes).unwrap().pixels, expected, "16 bits, {encoder:?}");
+    }
+}
+
+/// A bitmap of 32 bits whose header has a mask for alpha.
+fn rgba32_bmp(rgba: &RgbaImage) -> Vec<u8> {
+    encode(&rgba.clone().into(), image::ImageFormat::Bmp)
+}
+
+#[test]
+fn a_bitmap_whose_alpha_is_nowhere_set_is_opaque() {
+    let rgba = RgbaImage::from_fn(5, 3, |x, y| image::Rgba([x as u8 * 40, y as u8 * 60, 9, 0]));
+    let expected: Vec<u8> = rgba.pixels().flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
+    assert_eq!(decode(&rgba32_bmp(&rgba)).unwrap().pixels, expected);
 }
 
 #[test]
@@ -54,11 +84,14 @@ fn grey_and_sixteen_bits_become_8_bit_rgb() {
             triple
         );
     }
-    assert_eq!(decode(&encode(&grey_alpha.into(), image::ImageFormat::Png)).unwrap().pixels, triple);
+    let light: Vec<u8> =
+        triple.iter().map(|&level| 255 - ((255 - u32::from(level)) * 3 / 255) as u8).collect();
+    let decoded = decode(&encode(&grey_alpha.into(), image::ImageFormat::Png)).unwrap().pixels;
+    assert!(decoded.iter().zip(&light).all(|(a, b)| a.abs_diff(*b) <= 1), "{decoded:?}");
 }
 
 #[test]
-fn a_palette_png_is_looked_up_and_its_transparency_dropped() {
+fn a_palette_png_is_looked_up_and_lies_on_white() {
     let bytes = png(&[
         ihdr(4, 1, 2, 3),
         (b"PLTE", vec![10, 20, 30, 40, 50, 60, 70, 80, 90, 255, 0, 128]),
@@ -66,7 +99,7 @@ fn a_palette_png_is_looked_up_and_its_transparency_dropped() {
         idat(&[&[0b00_01_10_11]]),
         iend(),
     ]);
-    assert_eq!(decode(&bytes).unwrap().pixels, [10, 20, 30, 40, 50, 60, 70, 80, 90, 255, 0, 128]);
+    assert_eq!(decode(&bytes).unwrap().pixels, [255, 255, 255, 40, 50, 60, 70, 80, 90, 255, 0, 128]);
 }
 
 #[test]
@@ -86,12 +119,12 @@ fn the_first_frame_of_an_animated_gif_counts() {
 }
 
 #[test]
-fn a_gif_frame_smaller_than_its_canvas_lies_on_black() {
+fn a_gif_frame_smaller_than_its_canvas_lies_on_white() {
     let mut bytes = picture(6, 4, |_, _, _| 200).encode(image::ImageFormat::Gif);
     bytes[6..10].copy_from_slice(&[8, 0, 5, 0]);
     let decoded = decode(&bytes).unwrap();
     assert_eq!((decoded.width, decoded.height), (8, 5));
-    let expected = picture(8, 5, |x, y, _| if x < 6 && y < 4 { 200 } else { 0 });
+    let expected = picture(8, 5, |x, y, _| if x < 6 && y < 4 { 200 } else { 255 });
     assert_eq!(decoded, expected);
 }
 
@@ -176,11 +209,14 @@ fn colour_types_that_are_not_read_are_refused_by_name() {
     let mut entries = tiff_entries(1, 1, 32, 1, 4);
     entries.push((339, 3, 1, 3));
     assert_eq!(code_of(decode(&tiff(&entries, &[0; 4]))), "unsupported_image");
-    // A palette.
-    assert_eq!(code_of(decode(&tiff(&tiff_entries(1, 1, 8, 3, 1), &[0]))), "unsupported_image");
+    for (photometric, name) in [(3, "a palette"), (6, "YCbCr colours"), (8, "Lab colours")] {
+        let error = decode(&tiff(&tiff_entries(1, 1, 8, photometric, 1), &[0])).unwrap_err();
+        assert_eq!(error.code(), "unsupported_image");
+        assert!(error.to_string().contains(name), "{error}");
+    }
     let rgb32 = DynamicImage::ImageRgb32F(ImageBuffer::from_pixel(2, 2, image::Rgb([0.5f32; 3])));
     let error = decode(&encode(&rgb32, image::ImageFormat::Tiff)).unwrap_err();
-    assert_eq!(error.to_string(), "unsupported tiff image: samples of type Rgb32F; send 8 or 16 bits");
+    assert_eq!(error.to_string(), "unsupported tiff image: 32 bits a sample; send 8 or 16");
     // A compression that no decoder knows.
     let mut entries = tiff_entries(1, 1, 8, 1, 1);
     entries[3].3 = 34712;

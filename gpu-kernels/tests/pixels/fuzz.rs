@@ -41,7 +41,8 @@ static SOUND: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
 });
 
 fn survives(bytes: &[u8]) {
-    let limits = DecodeLimits { max_bytes: 1 << 20, max_pixels: 1 << 20, max_scans: 20 };
+    let limits =
+        DecodeLimits { max_bytes: 1 << 20, max_pixels: 1 << 20, max_scans: 20, ..DecodeLimits::default() };
     let mut decoder = Decoder::new(limits).unwrap();
     let header = inspect(bytes, &limits);
     match decoder.decode(bytes, 24) {

@@ -10,6 +10,8 @@ mod bad_input;
 mod draw;
 mod formats;
 mod fuzz;
+mod history;
+mod hostile;
 mod jpeg_damage;
 mod jpeg_kinds;
 mod kernel;

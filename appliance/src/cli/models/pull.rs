@@ -36,11 +36,7 @@ pub(super) fn run(config: &Config, reference: &str, as_json: bool) -> anyhow::Re
     bar.finish_and_clear();
     let (version, pulled) = pulled?;
     let bundle = store.bundle(&pulled.digest)?;
-    let limits = DecodeLimits {
-        max_pixels: config.image.max_pixels,
-        max_scans: config.image.max_scans,
-        ..DecodeLimits::default()
-    };
+    let limits = config.image.limits(DecodeLimits::default().max_bytes);
     try_load(&engine, &bundle, config.engine.precision, limits)
         .with_context(|| format!("{}/{} is on disk, but must not serve", version.name, version.version))?;
     let mut out = std::io::stdout().lock();

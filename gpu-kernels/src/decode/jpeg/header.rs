@@ -1,7 +1,8 @@
 //! What the headers of a JPEG say up to its first scan, checked before the library sees them.
 
 use super::markers::{Markers, Segment, code, more_scans_than};
-use crate::decode::{DecodeError, DecodeLimits, ImageHeader};
+use super::shrink::{MAX_SCAN, SEGMENT_BYTES};
+use crate::decode::{DecodeError, DecodeLimits, ImageHeader, memory};
 use crate::image::{ImageFormat, Orientation};
 
 /// The headers of a JPEG that [`Decoder`](crate::Decoder) would try to decode.
@@ -23,6 +24,9 @@ pub struct JpegHeader {
     pub lossless: bool,
     /// More than one scan, so that the library buffers the coefficients of the whole image.
     pub several_scans: bool,
+    /// Bytes that decoding takes beside the result: rows, coefficients of the whole image where there are several scans, and
+    /// a copy of a plain image's data.
+    pub working_memory: u64,
 }
 
 impl JpegHeader {
@@ -35,7 +39,9 @@ impl JpegHeader {
 impl From<JpegHeader> for ImageHeader {
     fn from(header: JpegHeader) -> Self {
         let JpegHeader { width, height, orientation, .. } = header;
-        Self { format: ImageFormat::Jpeg, width, height, orientation }
+        let channels = if header.components == 4 { 4 } else { 3 };
+        let decode_memory = header.working_memory + channels * memory::pixels(width, height);
+        Self { format: ImageFormat::Jpeg, width, height, orientation, decode_memory }
     }
 }
 
@@ -55,18 +61,20 @@ pub fn jpeg_header(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegHeader, De
                 orientation = orientation.or_else(|| exif_orientation(body));
             }
             Segment { code: code::SOS, body } => {
-                let header: JpegHeader =
+                let (header, sampling): (JpegHeader, _) =
                     frame.ok_or_else(|| corrupt("a scan comes before the frame header"))?;
                 let in_first_scan = *body.first().ok_or_else(|| corrupt("its scan header is empty"))?;
                 let several_scans = header.progressive || in_first_scan < header.components;
                 if several_scans && more_scans_than(limits.max_scans, markers) {
                     return Err(DecodeError::TooManyScans { max: limits.max_scans });
                 }
-                return Ok(JpegHeader {
-                    several_scans,
-                    orientation: orientation.unwrap_or_default(),
-                    ..header
-                });
+                let header =
+                    JpegHeader { several_scans, orientation: orientation.unwrap_or_default(), ..header };
+                let working_memory = working_memory(&header, sampling, bytes.len());
+                let header = JpegHeader { working_memory, ..header };
+                let needed = ImageHeader::from(header).decode_memory;
+                memory::accepted(ImageFormat::Jpeg, (header.width, header.height), needed)?;
+                return Ok(header);
             }
             Segment { code: code::EOI, .. } => return Err(corrupt("it has no image data")),
             Segment { code: code::SOI, .. } => {
@@ -83,8 +91,35 @@ pub fn jpeg_header(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegHeader, De
     }
 }
 
-fn read_frame(segment: Segment<'_>, limits: &DecodeLimits) -> Result<JpegHeader, DecodeError> {
-    let &[precision, h1, h0, w1, w0, components, ..] = segment.body else {
+/// Sampling factors of each component, across and down.
+type Sampling = [(u64, u64); 4];
+
+/// Bytes that decoding takes beside the result.
+fn working_memory(header: &JpegHeader, sampling: Sampling, length: usize) -> u64 {
+    let (width, height) = (u64::from(header.width), u64::from(header.height));
+    let components = &sampling[..usize::from(header.components).min(sampling.len())];
+    let across = components.iter().map(|factors| factors.0).max().unwrap_or(1);
+    let down = components.iter().map(|factors| factors.1).max().unwrap_or(1);
+    let (columns, rows) = (width.div_ceil(8 * across), height.div_ceil(8 * down));
+    let blocks: u64 = components.iter().map(|(across, down)| across * down).sum::<u64>() * columns * rows;
+    let whole = match (header.several_scans, header.lossless) {
+        // 64 coefficients of two bytes.
+        (true, false) => 128 * blocks,
+        (true, true) => 64 * blocks,
+        _ => 0,
+    };
+    // Rows of blocks on their way through upsampling: of each component up to 8 * 4 lines, and those next to them.
+    let lines = 8 * across * columns * components.len() as u64 * 64;
+    let copy = if header.is_plain() {
+        MAX_SCAN.min(length) as u64 + SEGMENT_BYTES as u64 * columns * rows
+    } else {
+        0
+    };
+    memory::BASE + whole + lines + copy
+}
+
+fn read_frame(segment: Segment<'_>, limits: &DecodeLimits) -> Result<(JpegHeader, Sampling), DecodeError> {
+    let &[precision, h1, h0, w1, w0, components, ref specifications @ ..] = segment.body else {
         return Err(corrupt("its frame header is too short"));
     };
     let width = u32::from(u16::from_be_bytes([w1, w0]));
@@ -107,7 +142,14 @@ fn read_frame(segment: Segment<'_>, limits: &DecodeLimits) -> Result<JpegHeader,
             "{components} colour components; send 1 (grey), 3 (colour) or 4 (CMYK)"
         )));
     }
-    Ok(JpegHeader {
+    let mut sampling = [(1, 1); 4];
+    for (factors, &[_, both, _]) in sampling.iter_mut().zip(specifications.as_chunks().0) {
+        *factors = (u64::from(both >> 4).clamp(1, 4), u64::from(both & 15).clamp(1, 4));
+    }
+    if lossless && sampling != [(1, 1); 4] {
+        return Err(unsupported("lossless JPEG with subsampled colours"));
+    }
+    let header = JpegHeader {
         width,
         height,
         orientation: Orientation::Upright,
@@ -116,7 +158,9 @@ fn read_frame(segment: Segment<'_>, limits: &DecodeLimits) -> Result<JpegHeader,
         arithmetic,
         lossless,
         several_scans: false,
-    })
+        working_memory: 0,
+    };
+    Ok((header, sampling))
 }
 
 fn exif_orientation(app1: &[u8]) -> Option<Orientation> {

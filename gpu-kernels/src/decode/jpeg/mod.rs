@@ -1,191 +1,117 @@
 //! JPEG at the smallest scale that is fast: through libjpeg-turbo, with a verdict on its warnings, and the plain kind at a
 //! quarter or an eighth through our own [`shrink`].
 
+mod evidence;
 mod header;
 mod markers;
-mod mend;
 mod shrink;
 mod strict;
+mod turbo;
 
 pub use header::{JpegHeader, jpeg_header};
 pub(super) use shrink::EntropyWalk;
 pub(super) use strict::{Colour, Oddity, read_strictly};
 
-use turbojpeg::{Decompressor, PixelFormat, ScalingFactor};
-
 use super::buffer::Buffer;
-use super::{DecodeError, DecodeLimits, samples};
-use crate::image::{Image, ImageFormat};
+use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, samples};
+use crate::image::ImageFormat;
 use shrink::ShrinkDecoder;
+use turbo::{Failure, Request, Warnings};
 
-/// The scales for which libjpeg-turbo has vectorised inverse transforms, smallest first.
+/// The scales, in eighths, for which libjpeg-turbo has vectorised inverse transforms, smallest first.
 ///
 /// It offers every eighth, but the others run scalar code. Decoding a 1080p frame of 4:2:0 on an AVX-512
 /// server took 4.3 ms at 2/8, 4.7 at 3/8, 4.5 at 4/8, 6.8 at 5/8, 7.4 at 6/8, 9.8 at 7/8 and 5.7 at 8/8; a
 /// VGA frame 1.33 ms at 5/8 and 1.26 at 8/8; a 4K frame 9.9 ms at 1/8 and 12.5 at 2/8. So of the scales
 /// that keep the shorter side, the smallest of these four is also the fastest.
-const SCALES: [ScalingFactor; 4] =
-    [ScalingFactor::ONE_EIGHTH, ScalingFactor::ONE_QUARTER, ScalingFactor::ONE_HALF, ScalingFactor::ONE];
+const SCALES: [u32; 4] = [1, 2, 4, 8];
 
 #[derive(Debug)]
 pub(super) struct JpegDecoder {
-    turbo: Decompressor,
+    max_scans: u32,
     shrink: ShrinkDecoder,
-    mended: Vec<u8>,
 }
 
 impl JpegDecoder {
     pub(super) fn new(limits: &DecodeLimits) -> Result<Self, DecodeError> {
-        let mut turbo = Decompressor::new().map_err(DecodeError::Setup)?;
-        // The second line behind the count of `jpeg_header`; to the library 0 means no limit.
-        turbo.set_scan_limit(limits.max_scans.clamp(1, i32::MAX as u32)).map_err(DecodeError::Setup)?;
-        Ok(Self { turbo, shrink: ShrinkDecoder::default(), mended: Vec::new() })
+        turbo::check().map_err(DecodeError::Setup)?;
+        Ok(Self { max_scans: limits.max_scans, shrink: ShrinkDecoder::default() })
     }
 
     pub(super) fn retained_bytes(&self) -> usize {
-        self.mended.capacity() + self.shrink.retained_bytes()
+        self.shrink.retained_bytes()
     }
 
-    /// Decodes `bytes`, whose header is `header`, into `pixels`. CMYK passes through `samples`.
-    pub(super) fn decode<'a>(
+    pub(super) fn trim(&mut self) {
+        self.shrink.trim();
+    }
+
+    /// Decodes `bytes`, whose header is `header`, to RGB in `pixels`.
+    pub(super) fn decode(
         &mut self,
         bytes: &[u8],
         header: &JpegHeader,
         shorter_side: u32,
-        pixels: &'a mut Buffer,
-        samples: &mut Buffer,
-    ) -> Result<Image<'a>, DecodeError> {
-        let scale = if header.lossless { ScalingFactor::ONE } else { scale_for(header, shorter_side) };
-        self.turbo.set_scaling_factor(scale).map_err(|error| corrupt(error.to_string()))?;
-        let width = scale.scale(header.width as usize);
-        let height = scale.scale(header.height as usize);
-        let rgb = pixels.take(3 * width * height);
-        if let Some(eighths) = reduced(scale)
+        pixels: &mut Buffer,
+    ) -> Result<Decoded, DecodeError> {
+        let eighths = if header.lossless { 8 } else { scale_for(header, shorter_side) };
+        let (width, height) = (scaled(header.width, eighths), scaled(header.height, eighths));
+        let (count, channels) =
+            (width as usize * height as usize, if header.components == 4 { 4 } else { 3 });
+        let buffer = pixels.take(channels * count);
+        let reduced = eighths <= 2
             && header.is_plain()
-            && self.shrink.decode(bytes, eighths, rgb, width).is_some()
-        {
-            // Done; what our own decoder does not take, or finds odd, the library judges.
-        } else if header.components == 4 {
-            let cmyk = samples.take(4 * width * height);
-            self.decode_into(bytes, cmyk, (width, height), PixelFormat::CMYK)?;
-            samples::inverted_cmyk_to_rgb(cmyk, rgb);
-        } else {
-            self.decode_into(bytes, rgb, (width, height), PixelFormat::RGB)?;
+            && self.shrink.decode(bytes, eighths as usize, buffer, width as usize).is_some();
+        // What our own decoder does not take, or finds odd, the library judges.
+        if !reduced {
+            let max_memory = ImageHeader::from(*header).decode_memory;
+            let request = Request { eighths, width, height, channels, max_memory, max_scans: self.max_scans };
+            let warnings = turbo::decode(bytes, &request, buffer).map_err(|failure| self.refusal(failure))?;
+            judge(bytes, warnings)?;
+            if channels == 4 {
+                samples::inverted_cmyk_to_rgb(buffer, count);
+            }
         }
-        Ok(Image {
-            format: ImageFormat::Jpeg,
-            width: width as u32,
-            height: height as u32,
-            pixels: rgb,
-            orientation: header.orientation,
-            original_width: header.width,
-            original_height: header.height,
-        })
+        Ok(Decoded { header: (*header).into(), width, height })
     }
 
-    /// Decodes, and where the library warns finds out whether a pixel was lost.
-    fn decode_into(
-        &mut self,
-        bytes: &[u8],
-        out: &mut [u8],
-        size: (usize, usize),
-        format: PixelFormat,
-    ) -> Result<(), DecodeError> {
-        let Err(first) = self.run(bytes, out, size, format) else { return Ok(()) };
-        let complaint = Complaint::of(&first);
-        if complaint == Complaint::Fatal {
-            return Err(corrupt(detail(&first)));
+    fn refusal(&self, failure: Failure) -> DecodeError {
+        match failure {
+            Failure::Said(text) => corrupt(text),
+            Failure::TooManyScans => DecodeError::TooManyScans { max: self.max_scans },
+            Failure::OtherSize => corrupt("its headers contradict each other"),
         }
-
-        let mut mended = std::mem::take(&mut self.mended);
-        let evidence = mend::mend(bytes, &mut mended);
-        // A warning about the end comes after every pixel, so that these need not be decoded again.
-        let second =
-            if complaint == Complaint::BeforeEnd { Err(first) } else { self.run(&mended, out, size, format) };
-        self.mended = mended;
-        if evidence.lacks_scans && !evidence.has_end {
-            return Err(corrupt("it ends before its last scan"));
-        }
-        let Err(second) = second else { return Ok(()) };
-        match Complaint::of(&second) {
-            Complaint::Harmless => Ok(()),
-            Complaint::BeforeEnd if !evidence.lacks_restarts => Ok(()),
-            Complaint::Ambiguous if !evidence.lacks_restarts && evidence.has_end => Ok(()),
-            _ if complaint == Complaint::EndOfFile => Err(corrupt("it ends before its last pixel")),
-            _ => Err(corrupt(detail(&second))),
-        }
-    }
-
-    fn run(
-        &mut self,
-        bytes: &[u8],
-        out: &mut [u8],
-        (width, height): (usize, usize),
-        format: PixelFormat,
-    ) -> Result<(), turbojpeg::Error> {
-        let pitch = width * format.size();
-        self.turbo.decompress(bytes, turbojpeg::Image { pixels: out, width, pitch, height, format })
     }
 }
 
-/// The scales that [`ShrinkDecoder`] serves, in eighths.
-fn reduced(scale: ScalingFactor) -> Option<usize> {
-    match scale {
-        ScalingFactor::ONE_EIGHTH => Some(1),
-        ScalingFactor::ONE_QUARTER => Some(2),
-        _ => None,
+/// Whether an image is whole that the library decoded with warnings. It stops at those that cost a pixel.
+fn judge(bytes: &[u8], warnings: Warnings) -> Result<(), DecodeError> {
+    if warnings.is_empty() {
+        return Ok(());
     }
+    let evidence = evidence::of(bytes);
+    if evidence.lacks_scans && !evidence.has_end {
+        return Err(corrupt("it ends before its last scan"));
+    }
+    if evidence.lacks_restarts && (warnings.has_bytes_before_end() || warnings.is_ambiguous()) {
+        return Err(corrupt("a restart marker is missing"));
+    }
+    // Bytes between intervals, and no end: nothing vouches for the last of them.
+    if warnings.is_ambiguous() && (warnings.lacks_end() || !evidence.has_end) {
+        return Err(corrupt("it ends before its last pixel"));
+    }
+    Ok(())
 }
 
 /// The smallest of [`SCALES`] at which the shorter side is at least `shorter_side`.
-fn scale_for(header: &JpegHeader, shorter_side: u32) -> ScalingFactor {
-    let side = header.width.min(header.height) as usize;
-    SCALES.into_iter().find(|scale| scale.scale(side) >= shorter_side as usize).unwrap_or(ScalingFactor::ONE)
+fn scale_for(header: &JpegHeader, shorter_side: u32) -> u32 {
+    let side = header.width.min(header.height);
+    SCALES.into_iter().find(|&eighths| scaled(side, eighths) >= shorter_side).unwrap_or(8)
 }
 
-/// What an error of the library means for the pixels. It turns warnings into errors too, after it has
-/// decoded the whole image, and tells them apart by their text alone (jerror.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Complaint {
-    /// Bytes before the EOI: every block had been decoded by then, unless a restart marker was awaited.
-    BeforeEnd,
-    /// The file ends without an EOI; its pixels may be whole.
-    EndOfFile,
-    /// Something in a header that cost no pixel, but may hide a later warning.
-    Harmless,
-    /// Bytes before a restart marker or between two scans, as webcams write them; may hide a later warning.
-    Ambiguous,
-    /// Pixels are missing or wrong.
-    Fatal,
-}
-
-impl Complaint {
-    fn of(error: &turbojpeg::Error) -> Self {
-        let turbojpeg::Error::TurboJpegError(text) = error else { return Self::Fatal };
-        if text.contains("extraneous bytes before marker 0xd9") {
-            Self::BeforeEnd
-        } else if text.contains("extraneous bytes before marker")
-            || text.starts_with("Inconsistent progression")
-        {
-            Self::Ambiguous
-        } else if text.starts_with("Premature end of JPEG file") {
-            Self::EndOfFile
-        } else if text.starts_with("Unknown Adobe color transform")
-            || text.starts_with("Warning: unknown JFIF revision")
-            || text.starts_with("Invalid SOS parameters for sequential JPEG")
-        {
-            Self::Harmless
-        } else {
-            Self::Fatal
-        }
-    }
-}
-
-fn detail(error: &turbojpeg::Error) -> String {
-    match error {
-        turbojpeg::Error::TurboJpegError(text) => text.clone(),
-        other => other.to_string(),
-    }
+/// A side at a scale, as libjpeg rounds it.
+fn scaled(side: u32, eighths: u32) -> u32 {
+    (side * eighths).div_ceil(8)
 }
 
 fn corrupt(detail: impl Into<String>) -> DecodeError {

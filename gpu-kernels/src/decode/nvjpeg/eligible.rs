@@ -3,6 +3,7 @@
 use super::{JpegPlanes, NvJpegBackend};
 use crate::decode::jpeg::{Colour, EntropyWalk, Oddity, jpeg_header, read_strictly};
 use crate::decode::{DecodeLimits, JpegHeader};
+use crate::image::ImageFormat;
 
 /// What nvJPEG may be given of a file, and what that decodes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,7 @@ impl From<Oddity> for Ineligible {
 /// # Errors
 /// [`Ineligible`]: the CPU decides.
 pub fn eligible(bytes: &[u8], backend: NvJpegBackend, limits: &DecodeLimits) -> Result<Eligible, Ineligible> {
-    if !bytes.starts_with(&[0xFF, 0xD8, 0xFF]) || limits.check_bytes(bytes).is_err() {
+    if limits.format_of(bytes).ok() != Some(ImageFormat::Jpeg) {
         return Err(Ineligible::Refused);
     }
     let header = jpeg_header(bytes, limits).map_err(|_| Ineligible::Refused)?;

@@ -2,6 +2,11 @@
 
 use memchr::memchr;
 
+/// Longest scan that is taken, since it is copied. Longer ones libjpeg-turbo reads in place.
+pub(in crate::decode::jpeg) const MAX_SCAN: usize = 16 << 20;
+/// Bytes that a segment takes beside its data.
+pub(in crate::decode::jpeg) const SEGMENT_BYTES: usize = PAD + 2 * size_of::<(usize, usize)>();
+
 /// Zeros behind each segment, so that a load of eight bytes near its end stays inside.
 const PAD: usize = 16;
 
@@ -13,29 +18,39 @@ pub(super) struct EntropyData {
     cuts: Vec<(usize, usize)>,
 }
 
-/// Most that is kept from image to image.
-const KEEP: usize = 32 << 20;
+/// Most bytes of data, and most cuts, that are kept from image to image.
+const KEEP: usize = 4 << 20;
+const KEEP_CUTS: usize = 1 << 15;
 
 impl EntropyData {
     pub(super) fn capacity(&self) -> usize {
-        self.clean.capacity()
+        self.clean.capacity() + self.cuts.capacity() * size_of::<(usize, usize)>()
     }
 
-    /// Takes the scan up to its first marker that is no restart marker. `None` for fill bytes and for restart markers out
-    /// of order, which this decoder leaves to libjpeg-turbo.
-    pub(super) fn collect(&mut self, scan: &[u8]) -> Option<()> {
+    /// Gives back what is beyond [`KEEP`] and [`KEEP_CUTS`].
+    pub(super) fn trim(&mut self) {
         if self.clean.capacity() > KEEP {
             self.clean = Vec::new();
         }
+        if self.cuts.capacity() > KEEP_CUTS {
+            self.cuts = Vec::new();
+        }
+    }
+
+    /// Takes the scan, which has so many segments, up to its first marker that is no restart marker. `None` for another
+    /// number of segments, for fill bytes and for restart markers out of order, which this decoder leaves to libjpeg-turbo.
+    pub(super) fn collect(&mut self, scan: &[u8], segments: usize) -> Option<()> {
+        self.trim();
+        (scan.len() <= MAX_SCAN).then_some(())?;
         self.clean.clear();
         self.cuts.clear();
-        self.clean.reserve(scan.len() + PAD);
+        self.clean.reserve_exact(scan.len() + PAD);
         let (mut rest, mut start, mut expected) = (scan, 0, 0u8);
         while let Some(at) = memchr(0xFF, rest) {
             match rest.get(at + 1) {
                 Some(0) => self.clean.extend_from_slice(&rest[..=at]),
                 Some(&marker @ 0xD0..=0xD7) => {
-                    (marker == 0xD0 + expected).then_some(())?;
+                    (marker == 0xD0 + expected && self.cuts.len() + 1 < segments).then_some(())?;
                     expected = (expected + 1) % 8;
                     self.clean.extend_from_slice(&rest[..at]);
                     start = self.cut(start);
@@ -50,7 +65,7 @@ impl EntropyData {
         }
         self.clean.extend_from_slice(rest);
         self.cut(start);
-        Some(())
+        (self.cuts.len() == segments).then_some(())
     }
 
     fn cut(&mut self, start: usize) -> usize {

@@ -1,6 +1,7 @@
 //! The headers that the reduced decoder needs: frame, quantization, Huffman codes, restart interval, scan.
 
 use super::super::markers::{Markers, Segment, code};
+use super::standard;
 use super::tables::Code;
 
 /// A plain baseline frame.
@@ -37,7 +38,7 @@ impl<'a> Frame<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
         let mut markers = Markers::new(bytes);
         let mut quants = [None; 4];
-        let (mut dc, mut ac) = ([None, None, None, None], [None, None, None, None]);
+        let (mut dc, mut ac) = standard::codes();
         let (mut interval, mut start, mut colours) = (0, None, None);
         loop {
             let Segment { code, body } = markers.next_segment()?;
@@ -60,6 +61,12 @@ impl<'a> Frame<'a> {
                 _ => {}
             }
         }
+    }
+
+    /// Segments between restart markers that the scan must have.
+    pub(super) fn segments(&self) -> usize {
+        let mcus = self.mcus_per_row * self.mcu_rows;
+        if self.restart_interval == 0 { 1 } else { mcus.div_ceil(self.restart_interval) }
     }
 
     fn assemble(

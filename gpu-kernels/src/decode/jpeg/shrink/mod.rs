@@ -13,11 +13,13 @@
 mod bits;
 mod frame;
 mod idct;
+mod standard;
 mod tables;
 #[cfg(test)]
 mod tests;
 mod walk;
 
+pub(super) use bits::{MAX_SCAN, SEGMENT_BYTES};
 pub(in crate::decode) use walk::EntropyWalk;
 
 use bits::{Bits, EntropyData};
@@ -58,6 +60,10 @@ impl ShrinkDecoder {
         self.data.capacity() + self.strips.iter().map(Vec::capacity).sum::<usize>()
     }
 
+    pub(super) fn trim(&mut self) {
+        self.data.trim();
+    }
+
     /// Decodes at `eighths`/8 of the size (1 or 2) into `rgb`, whose rows hold `width` pixels; `None` if the image is not
     /// of the plain kind or anything about it is odd.
     pub(super) fn decode(
@@ -71,7 +77,7 @@ impl ShrinkDecoder {
         let luma = BlockPlan::of(eighths)?;
         let chroma = BlockPlan::of(eighths * frame.subsampling)?;
         let plans = [luma, chroma, chroma];
-        self.data.collect(frame.scan)?;
+        self.data.collect(frame.scan, frame.segments())?;
         let tables = self.tables.build(&frame)?;
 
         let per_mcu = eighths * frame.subsampling;

@@ -30,6 +30,12 @@ struct Plan<'a> {
     scan: &'a [u8],
 }
 
+impl Plan<'_> {
+    fn segments(&self) -> usize {
+        if self.restart_interval == 0 { 1 } else { self.mcus.div_ceil(self.restart_interval) }
+    }
+}
+
 impl EntropyWalk {
     pub(in crate::decode) fn retained_bytes(&self) -> usize {
         self.data.capacity()
@@ -39,7 +45,7 @@ impl EntropyWalk {
     /// after its data does.
     pub(in crate::decode) fn run(&mut self, bytes: &[u8]) -> Option<()> {
         let plan = self.plan(bytes)?;
-        self.data.collect(plan.scan)?;
+        self.data.collect(plan.scan, plan.segments())?;
         let mut segments = self.data.segments();
         let mut left = plan.mcus;
         while left > 0 {

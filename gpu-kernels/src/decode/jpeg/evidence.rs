@@ -1,8 +1,5 @@
-//! Rewrites a JPEG without the faults that cost no pixel, and tells whether its data is all there.
-//!
-//! libjpeg-turbo reports only the first warning of an image, and a harmless one hides a grave one. A copy
-//! without the harmless causes shows whether a grave one remains. The copy is made only for an image that
-//! drew a warning.
+//! Whether the data of a JPEG is all there, from a walk through its whole stream. It is made only for an image that drew a
+//! warning of libjpeg-turbo's.
 
 use super::markers::{Markers, Segment, code};
 
@@ -17,14 +14,7 @@ pub(super) struct Evidence {
     pub(super) lacks_scans: bool,
 }
 
-/// Writes to `out` a copy of `bytes` that has
-/// - nothing between its segments, no application data but a JFIF version and an Adobe transform that the
-///   library knows,
-/// - in every sequential scan the parameters that such a scan must have,
-/// - an EOI at its end.
-pub(super) fn mend(bytes: &[u8], out: &mut Vec<u8>) -> Evidence {
-    out.clear();
-    out.extend([0xFF, code::SOI]);
+pub(super) fn of(bytes: &[u8]) -> Evidence {
     let mut markers = Markers::new(bytes);
     let mut frame = Frame::default();
     let mut has_end = false;
@@ -34,59 +24,20 @@ pub(super) fn mend(bytes: &[u8], out: &mut Vec<u8>) -> Evidence {
                 has_end = true;
                 break;
             }
-            code::APP0 => {
-                if segment.body.starts_with(b"JFIF\0") && segment.body.len() >= 14 {
-                    let start = write(out, segment);
-                    out[start + 5] = 1;
-                }
-            }
-            code::APP14 => {
-                if segment.body.starts_with(b"Adobe") && segment.body.len() >= 12 {
-                    let start = write(out, segment);
-                    // The library takes an unknown transform for YCbCr or YCCK; so does this.
-                    if segment.body[11] > 2 {
-                        out[start + 11] = if frame.components.len() == 4 { 2 } else { 1 };
-                    }
-                }
-            }
-            code::TEM | code::RST0..=code::RST7 | code::COM | code::APP1..=code::APP15 => {}
             code::DRI => {
                 if let [high, low] = segment.body {
                     frame.restart_interval = u64::from(u16::from_be_bytes([*high, *low]));
                 }
-                write(out, segment);
             }
             code::SOS => {
-                let start = write(out, segment);
-                if frame.is_sequential()
-                    && let Some(parameters) = out[start..].last_chunk_mut::<3>()
-                {
-                    *parameters = [0, 63, 0];
-                }
-                let (data, restarts) = markers.skip_entropy();
-                out.extend_from_slice(data);
+                let (_, restarts) = markers.skip_entropy();
                 frame.saw_scan(segment.body, restarts);
             }
-            _ => {
-                if segment.is_frame() {
-                    frame.read(segment);
-                }
-                write(out, segment);
-            }
+            _ if segment.is_frame() => frame.read(segment),
+            _ => {}
         }
     }
-    out.extend([0xFF, code::EOI]);
     Evidence { has_end, lacks_restarts: frame.lacks_restarts, lacks_scans: !frame.is_fully_refined() }
-}
-
-/// Appends a segment and returns where its body begins.
-fn write(out: &mut Vec<u8>, segment: Segment<'_>) -> usize {
-    out.extend([0xFF, segment.code]);
-    // A body came from a segment, so that its length fits in the two bytes that it had there.
-    let length = u16::try_from(segment.body.len() + 2).unwrap_or(u16::MAX);
-    out.extend(length.to_be_bytes());
-    out.extend_from_slice(segment.body);
-    out.len() - segment.body.len()
 }
 
 #[derive(Debug, Default)]
@@ -111,10 +62,6 @@ struct Component {
 }
 
 impl Frame {
-    fn is_sequential(&self) -> bool {
-        !self.progressive && !self.lossless
-    }
-
     fn read(&mut self, segment: Segment<'_>) {
         self.progressive = matches!(segment.code & 0x0F, 2 | 10);
         self.lossless = segment.code & 0x0F == 3;
