@@ -11,8 +11,12 @@ use parking_lot::{Mutex, RwLock};
 use super::{LoadedModel, Sightings};
 use crate::memory::decode_cost;
 
-const NO_LIMITS: DecodeLimits =
-    DecodeLimits { max_bytes: usize::MAX, max_pixels: u64::MAX, max_scans: u32::MAX, formats: FormatSet::ALL };
+const NO_LIMITS: DecodeLimits = DecodeLimits {
+    max_bytes: usize::MAX,
+    max_pixels: u64::MAX,
+    max_scans: u32::MAX,
+    formats: FormatSet::ALL,
+};
 
 /// A model by name. Many ask it at once; only the model's rollout changes it.
 #[derive(Debug)]
