@@ -72,7 +72,6 @@ impl LaneDecoder {
         let decode = || decoder.decode(bytes, shorter_side).map(|image| then(&image));
         match catch_unwind(AssertUnwindSafe(decode)) {
             Ok(outcome) => {
-                decoder.trim();
                 if decoder.retained_bytes() <= MOST_RETAINED {
                     self.decoder = Some(decoder);
                 }
