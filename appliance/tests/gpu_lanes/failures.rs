@@ -104,6 +104,41 @@ fn without_memory_from_the_start_the_cpu_stands_in_until_there_is_some() {
 }
 
 #[test]
+fn images_at_which_nvjpeg_hangs_are_decoded_by_the_cpu_and_the_lane_goes_on() {
+    let driver = simulated_driver();
+    let nvjpeg = nvjpeg::Simulated::new();
+    let model = Model::open(DeviceTag::Cpu, Precision::Int8);
+    let mut settings = settings(driver, Some(&nvjpeg), &[13]);
+    let stalls = Stalls::new(Duration::from_millis(300), 4);
+    settings.decode.stalls = Arc::clone(&stalls);
+    let (lanes, seen) = start(&model, settings, None);
+    // The same picture with a comment in its head.
+    let hanging = |image: &Bytes| {
+        let length = u16::try_from(nvjpeg::HANGS.len() + 2).unwrap().to_be_bytes();
+        Bytes::from([&image[..2], &[0xff, 0xfe], &length, nvjpeg::HANGS, &image[2..]].concat())
+    };
+    let pictures: Vec<Bytes> = many(&model);
+    // Often enough for each of nvJPEG's threads to get some.
+    for _ in 0..20 {
+        let images: Vec<Bytes> = pictures.iter().map(hanging).collect();
+        check(&model, submit(&lanes, &images));
+        check(&model, submit(&lanes, &pictures));
+        if stalls.stuck() == 2 {
+            break;
+        }
+    }
+    assert_eq!((stalls.stuck(), stalls.is_exhausted()), (2, false));
+    assert_eq!((seen.failures.lock().len(), seen.restarted.load(Ordering::SeqCst)), (0, 0));
+    nvjpeg::LET_GO.store(true, Ordering::Release);
+    until(|| stalls.stuck() == 0);
+    check(&model, submit(&lanes, &pictures));
+    lanes.stop();
+    drop(lanes);
+    nothing_is_left(driver, &[13]);
+    nvjpeg.check();
+}
+
+#[test]
 fn nvjpeg_that_fails_leaves_its_images_to_the_cpu() {
     let driver = simulated_driver();
     let nvjpeg = nvjpeg::Simulated::new();

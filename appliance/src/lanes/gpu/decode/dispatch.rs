@@ -11,7 +11,7 @@ use super::super::route::{Route, Router};
 use crate::lanes::Ticket;
 
 /// An image on its way to a decoder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Work {
     pub(super) ticket: Ticket,
     pub(super) bytes: Bytes,

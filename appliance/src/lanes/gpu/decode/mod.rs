@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{Receiver, unbounded};
 use gpu_kernels::cuda::{Device, DevicePool};
 use gpu_kernels::decode::nvjpeg::{EntropyCheck, NvJpegBackend, eligible};
 use gpu_kernels::preprocess::cuda::Stager;
@@ -69,7 +69,9 @@ pub struct Decoders {
     cpus: Vec<Seat<AtImage>>,
     /// Those on the CPU that are to be replaced as soon as fewer are stuck.
     vacant: Vec<usize>,
-    nvjpegs: Vec<Seat<()>>,
+    nvjpegs: Vec<Seat<Vec<Work>>>,
+    /// What waits for nvJPEG.
+    gpu_work: Receiver<Work>,
 }
 
 /// A thread and what it is at.
@@ -131,6 +133,7 @@ impl Decoders {
             cpus: Vec::new(),
             vacant: Vec::new(),
             nvjpegs: Vec::new(),
+            gpu_work: gpu_work.clone(),
         };
         for number in 0..cpus {
             let seat = decoders.start_cpu(number)?;
@@ -164,8 +167,8 @@ impl Decoders {
         Ok(Seat { task, thread: Some(thread) })
     }
 
-    /// Replaces threads on the CPU that are stuck at an image, whose error that is. That nvJPEG is stuck, or all threads on the
-    /// CPU are, is the device's failure. To be called now and then.
+    /// Replaces threads on the CPU that are stuck at an image, whose error that is. That all of them are
+    /// is the device's failure. Images at which nvJPEG is stuck are decoded on the CPU. To be called now and then.
     pub fn replace_stuck(&mut self) {
         if self.looked.elapsed() < self.stalls.look() {
             return;
@@ -197,15 +200,30 @@ impl Decoders {
                 }
             }
         }
-        let mut hangs = self.vacant.len() == self.cpus.len();
-        for seat in &mut self.nvjpegs {
-            if seat.task.give_up(&self.stalls).is_some() {
-                *seat = Seat { task: Task::new(), thread: None };
-                hangs = true;
-            }
-        }
-        if hangs {
+        if self.vacant.len() == self.cpus.len() {
             self.cpu.teller.tell(Message::Failed(DeviceError::Hangs));
+        }
+        self.do_without_stuck_nvjpeg();
+    }
+
+    /// The CPU decodes what a thread of nvJPEG is stuck at, and all from now on when none of them is left.
+    fn do_without_stuck_nvjpeg(&mut self) {
+        let Some(dispatch) = &self.dispatch else { return };
+        let leave_to_cpu = |work: Work| {
+            dispatch.done(Route::Gpu, 1, work.pixels, None);
+            dispatch.push(work, true);
+        };
+        for seat in &mut self.nvjpegs {
+            let Some(images) = seat.task.give_up(&self.stalls) else { continue };
+            *seat = Seat { task: Task::new(), thread: None };
+            let (images_left, stuck) = (images.len(), self.stalls.stuck());
+            tracing::error!(images_left, stuck, "nvJPEG is stuck at these images; the CPU decodes them");
+            images.into_iter().for_each(leave_to_cpu);
+        }
+        if !self.nvjpegs.is_empty() && self.nvjpegs.iter().all(|seat| seat.thread.is_none()) {
+            self.backend = None;
+            // Some may still be on their way there.
+            self.gpu_work.try_iter().for_each(leave_to_cpu);
         }
     }
 

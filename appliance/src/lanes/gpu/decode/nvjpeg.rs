@@ -39,7 +39,14 @@ pub(super) struct GpuThread {
     /// Batches one after the other of which nvJPEG has decoded nothing.
     pub(super) in_vain: usize,
     /// What it is at, for who watches it.
-    pub(super) task: Arc<Task<()>>,
+    pub(super) task: Arc<Task<Vec<Work>>>,
+}
+
+/// Whether a thread goes on after a batch.
+enum After {
+    GoOn,
+    /// It was stuck, and the CPU has its images.
+    GivenUp,
 }
 
 impl GpuThread {
@@ -55,7 +62,9 @@ impl GpuThread {
                     batch.into_iter().partition(|work| work.for_kernels);
                 for (batch, for_kernels) in [(batch, false), (for_kernels, true)] {
                     if !batch.is_empty() {
-                        self.decode(batch, for_kernels)?;
+                        if let After::GivenUp = self.decode(batch, for_kernels)? {
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -67,10 +76,10 @@ impl GpuThread {
         }
     }
 
-    fn decode(&mut self, batch: Vec<Work>, for_kernels: bool) -> Result<(), DeviceError> {
+    fn decode(&mut self, batch: Vec<Work>, for_kernels: bool) -> Result<After, DeviceError> {
         if self.in_vain >= MOST_IN_VAIN {
             self.leave_to_cpu(batch);
-            return Ok(());
+            return Ok(After::GoOn);
         }
         let (batch, unsound): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|work| is_sound(&mut self.check, work));
@@ -82,11 +91,11 @@ impl GpuThread {
             Some(kernels) if for_kernels => kernels,
             _ => &mut self.decoder,
         };
-        self.task.begin(());
+        self.task.begin(batch.clone());
         let images = decoder.decode(&jpegs);
         if self.task.finish().is_none() {
-            // The device was given up with this thread.
-            return Err(DeviceError::Hangs);
+            // The CPU has had the images meanwhile.
+            return Ok(After::GivenUp);
         }
         let images = images?;
         let took = began.elapsed();
@@ -110,7 +119,7 @@ impl GpuThread {
             dispatch.done(Route::Gpu, images_done, pixels, Some(took));
         }
         self.leave_to_cpu(left);
-        Ok(())
+        Ok(After::GoOn)
     }
 
     /// nvJPEG that decodes nothing time and again is of no use here.
