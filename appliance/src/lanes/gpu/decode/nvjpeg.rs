@@ -61,10 +61,8 @@ impl GpuThread {
                 let (for_kernels, batch): (Vec<_>, Vec<_>) =
                     batch.into_iter().partition(|work| work.for_kernels);
                 for (batch, for_kernels) in [(batch, false), (for_kernels, true)] {
-                    if !batch.is_empty() {
-                        if let After::GivenUp = self.decode(batch, for_kernels)? {
-                            return Ok(());
-                        }
+                    if !batch.is_empty() && matches!(self.decode(batch, for_kernels)?, After::GivenUp) {
+                        return Ok(());
                     }
                 }
             }
