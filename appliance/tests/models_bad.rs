@@ -53,6 +53,10 @@ const WRONG: [Wrong; 13] = [
         registry.publish_colours(version, &Colours { model: "nan.onnx", ..Colours::default() });
         vec!["not a finite number"]
     }),
+    ("logits that are not declared", |registry, version| {
+        registry.publish_colours(version, &Colours { model: "logits.onnx", ..Colours::default() });
+        vec!["between 0 and 1", "kind = \"logits\""]
+    }),
     ("a golden case that comes out wrong", |registry, version| {
         registry.publish_colours(version, &Colours { golden: "blue", ..Colours::default() });
         vec!["golden case golden/red.png"]

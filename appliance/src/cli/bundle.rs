@@ -122,7 +122,7 @@ fn examine(dir: &Path, config: &Config) -> Report {
             "not run: no variant is meant for the CPU, and this check has no other device",
         );
     } else if manifest.golden.is_empty() {
-        report.ok("golden cases", "there are none: add some, nothing else notices a wrong preprocess");
+        report.ok("golden cases", "there are none, so built-in pictures were run: add some, nothing else notices a wrong preprocess");
     }
     report
 }
@@ -184,7 +184,7 @@ fn try_out(report: &mut Report, runtime: &Runtime, bundle: &Bundle, variant: &Va
             report.wrong(
                 name("load"),
                 error,
-                "export the model again; a blank image must come to finite scores",
+                "export the model again; a blank image must come to scores between 0 and 1 that add up to 1",
             );
             return;
         }
@@ -197,14 +197,18 @@ fn try_out(report: &mut Report, runtime: &Runtime, bundle: &Bundle, variant: &Va
     };
     for case in &cases {
         match trial.run(bundle, case) {
-            Ok(score) => {
-                let label = bundle.manifest().labels.get(case.label).map_or("", String::as_str);
-                report.ok(name(&case.file), format!("{label} {score:.3}, at least {} is due", case.min_score));
+            Ok((label, score)) => {
+                let label = bundle.manifest().labels.get(label).map_or("", String::as_str);
+                let due = case.expected.map_or_else(
+                    || "valid scores, no answer is expected".to_owned(),
+                    |expected| format!("at least {} is due", expected.min_score),
+                );
+                report.ok(name(&case.file), format!("{label} {score:.3}, {due}"));
             }
             Err(error) => report.wrong(
                 name(&case.file),
                 error,
-                "look at [preprocess], the order of labels and this variant's weights; then at label and min_score",
+                "look at [output] kind, [preprocess], the order of labels and this variant's weights; then at label and min_score",
             ),
         }
     }

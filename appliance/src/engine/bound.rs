@@ -8,9 +8,10 @@ use ort::value::TensorElementType;
 
 use super::binding::{FixedBinding, Place};
 use super::provider::{Provider, ProviderSettings};
+use super::scores::finish;
 use super::session::{check, takes_several};
 use super::{EngineError, Runtime};
-use crate::models::{InputType, ModelFile, Shape};
+use crate::models::{InputType, ModelFile, OutputKind, Shape};
 
 /// Runs before a shape counts as warm. With CUDA graphs ONNX Runtime records the second and replays the third.
 const WARM_RUNS: usize = 3;
@@ -31,6 +32,7 @@ pub struct BoundSession {
     provider: Provider,
     output: TensorElementType,
     labels: usize,
+    output_kind: OutputKind,
 }
 
 struct Binding {
@@ -70,7 +72,14 @@ impl BoundSession {
         let mut builder = provider.register(builder, settings)?;
         let session = builder.commit_from_file(&model.path).map_err(failed)?;
         let output = check(&session, model, &[TensorElementType::Float32, TensorElementType::Float16])?;
-        Ok(Self { bindings: Vec::new(), session, provider, output, labels: model.labels })
+        Ok(Self {
+            bindings: Vec::new(),
+            session,
+            provider,
+            output,
+            labels: model.labels,
+            output_kind: model.output_kind,
+        })
     }
 
     /// Whether the graph takes more than one image at a time.
@@ -174,14 +183,14 @@ impl BoundSession {
     /// The scores of one image from their bytes in memory.
     ///
     /// # Errors
-    /// [`EngineError::NotFinite`].
+    /// As of [`Classifier::run`](super::Classifier::run), for values that are no scores.
     pub fn scores(&self, bytes: &[u8]) -> Result<Vec<f32>, EngineError> {
-        let scores: Vec<f32> = if self.output == TensorElementType::Float16 {
+        let mut scores: Vec<f32> = if self.output == TensorElementType::Float16 {
             bytes.as_chunks().0.iter().map(|&b| half::f16::from_ne_bytes(b).to_f32()).collect()
         } else {
             bytes.as_chunks().0.iter().map(|&b| f32::from_ne_bytes(b)).collect()
         };
-        super::session::finite(&scores)?;
+        finish(self.output_kind, &mut scores)?;
         Ok(scores)
     }
 }

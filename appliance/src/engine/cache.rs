@@ -68,7 +68,7 @@ impl EngineCache {
 mod tests {
     use super::*;
 
-    use crate::models::{InputType, Precision, Shape};
+    use crate::models::{InputType, OutputKind, Precision, Shape};
 
     fn model(sha256: &str) -> ModelFile {
         let shape = Shape { name: "x".into(), dims: vec![0, 3, 224, 224] };
@@ -78,6 +78,7 @@ mod tests {
             input_type: InputType::F16,
             input: shape.clone(),
             output: shape,
+            output_kind: OutputKind::Probabilities,
             labels: 17,
             sha256: sha256.into(),
         }

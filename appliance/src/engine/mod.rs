@@ -7,6 +7,7 @@ mod device;
 mod gpu_libraries;
 mod locate;
 mod provider;
+mod scores;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -133,6 +134,26 @@ pub enum EngineError {
     NotFinite {
         /// Index of the first label whose score is NaN or infinite.
         label: usize,
+    },
+    /// A score is no probability.
+    #[error(
+        "the model answered with a score of {score} for label {label}, which is not between 0 and 1. Remedy: end the graph \
+         in a softmax, or declare `kind = \"logits\"` in [output] of bundle.toml"
+    )]
+    OutOfRange {
+        /// Index of the first such label.
+        label: usize,
+        /// Its score.
+        score: f32,
+    },
+    /// The scores of an image are not those of one choice among the labels.
+    #[error(
+        "the model's scores for an image add up to {sum}, not to 1. Remedy: end the graph in a softmax, or declare \
+         `kind = \"logits\"` in [output] of bundle.toml"
+    )]
+    Sum {
+        /// What they add up to.
+        sum: f32,
     },
 }
 

@@ -4,8 +4,9 @@ use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{Tensor, TensorElementType, ValueType};
 
+use super::scores::finish;
 use super::{EngineError, Runtime};
-use crate::models::{InputType, ModelFile, Shape};
+use crate::models::{InputType, ModelFile, OutputKind, Shape};
 
 /// A session for one image or a few at a time, owned by one lane. Single-threaded: on a CPU one such session a core
 /// beats one session with many threads (docs/performance.md).
@@ -15,6 +16,7 @@ pub struct Classifier {
     input: Tensor<f32>,
     batch: Option<Tensor<f32>>,
     labels: usize,
+    output: OutputKind,
 }
 
 impl Classifier {
@@ -46,7 +48,7 @@ impl Classifier {
             dims[0] = i64::try_from(images).unwrap_or(1);
             batch = Some(Tensor::<f32>::new(session.allocator(), dims).map_err(failed)?);
         }
-        Ok(Self { session, input, batch, labels: model.labels })
+        Ok(Self { session, input, batch, labels: model.labels, output: model.output_kind })
     }
 
     /// Images that [`Classifier::run_batch`] takes, no more and no fewer; `None` when there is no such slot.
@@ -91,8 +93,8 @@ impl Classifier {
         if data.len() != self.labels * images {
             return Err(EngineError::ScoreCount { found: data.len(), labels: self.labels * images });
         }
-        let each: Vec<Vec<f32>> = data.chunks_exact(self.labels).map(<[f32]>::to_vec).collect();
-        each.iter().try_for_each(|scores| finite(scores))?;
+        let mut each: Vec<Vec<f32>> = data.chunks_exact(self.labels).map(<[f32]>::to_vec).collect();
+        each.iter_mut().try_for_each(|scores| finish(self.output, scores))?;
         Ok(each)
     }
 
@@ -108,7 +110,8 @@ impl Classifier {
     /// Runs the network on the input slot; `scores` gets one value a label.
     ///
     /// # Errors
-    /// [`EngineError::Run`], or [`EngineError::NotFinite`] for scores that are not numbers.
+    /// [`EngineError::Run`], [`EngineError::NotFinite`], [`EngineError::OutOfRange`] or [`EngineError::Sum`] for values that
+    /// are no scores.
     pub fn run(&mut self, scores: &mut Vec<f32>) -> Result<(), EngineError> {
         let outputs = self.session.run(ort::inputs![&self.input]).map_err(EngineError::Run)?;
         let (_, data) = outputs[0].try_extract_tensor::<f32>().map_err(EngineError::Run)?;
@@ -117,14 +120,7 @@ impl Classifier {
         }
         scores.clear();
         scores.extend_from_slice(data);
-        finite(scores)
-    }
-}
-
-pub(super) fn finite(scores: &[f32]) -> Result<(), EngineError> {
-    match scores.iter().position(|s| !s.is_finite()) {
-        Some(label) => Err(EngineError::NotFinite { label }),
-        None => Ok(()),
+        finish(self.output, scores)
     }
 }
 

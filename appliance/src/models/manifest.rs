@@ -65,6 +65,28 @@ pub struct Output {
     pub name: String,
     /// N, labels; N is 0 for any batch size.
     pub shape: [u32; 2],
+    /// What its values are.
+    #[serde(default, skip_serializing_if = "OutputKind::is_default")]
+    pub kind: OutputKind,
+}
+
+/// What the values of a graph's output are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputKind {
+    /// Probabilities: each between 0 and 1, all of an image adding up to 1.
+    #[default]
+    Probabilities,
+    /// Logits: any finite values, of which Weir takes the softmax.
+    Logits,
+}
+
+impl OutputKind {
+    /// Whether this is what a manifest need not say.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A model file and where it runs.

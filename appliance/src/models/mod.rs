@@ -4,6 +4,7 @@ mod bundle;
 mod error;
 mod find;
 mod flavour;
+mod golden;
 mod manifest;
 mod pull;
 mod store;
@@ -13,11 +14,14 @@ pub(crate) mod testing;
 mod tests;
 mod trial;
 
-pub use bundle::{Bundle, GoldenCase, ModelFile, Shape};
+pub use bundle::{Bundle, ModelFile, Shape};
 pub use error::BundleError;
 pub use find::find_bundle;
 pub use flavour::{Graph, Port};
-pub use manifest::{DataFile, DeviceTag, Golden, Input, InputType, Manifest, Output, Precision, Variant};
+pub use golden::{Expected, GoldenCase};
+pub use manifest::{
+    DataFile, DeviceTag, Golden, Input, InputType, Manifest, Output, OutputKind, Precision, Variant,
+};
 pub use pull::{Progress, PullError, PullLimits, Pulled, pull};
 pub use store::{ModelStore, Origin, Partial, StoreError, StoredBundle};
 pub use trial::{CheckError, Trial, try_load};

@@ -62,11 +62,11 @@ impl Trial {
         Ok(Self { pipeline, load_time: started.elapsed() })
     }
 
-    /// Runs a golden case. Returns the score of the label that must come first, and does.
+    /// Runs a golden case. Returns the label that comes first, as it must, and its score.
     ///
     /// # Errors
     /// [`CheckError::Classify`] and [`CheckError::Golden`].
-    pub fn run(&mut self, bundle: &Bundle, case: &GoldenCase) -> Result<f32, CheckError> {
+    pub fn run(&mut self, bundle: &Bundle, case: &GoldenCase) -> Result<(usize, f32), CheckError> {
         let classified = self
             .pipeline
             .classify(&case.bytes)

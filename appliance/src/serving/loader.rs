@@ -11,8 +11,8 @@ use crate::engine::{DeviceChoice, EngineError, Runtime};
 use crate::gentle;
 use crate::lanes::cpu::CpuPipeline;
 use crate::lanes::gpu::gpu_factory;
-use crate::lanes::{DeviceFactory, LaneDevice, LaneObserver, LaneSettings, Lanes, StandIn};
-use crate::models::{Bundle, BundleError, DeviceTag, ModelFile, Origin, Precision};
+use crate::lanes::{ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, StandIn};
+use crate::models::{Bundle, BundleError, DeviceTag, GoldenCase, ModelFile, Origin, Precision};
 use crate::predict::ServingModel;
 
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
@@ -200,9 +200,17 @@ pub fn cpu_lanes(config: &Config) -> usize {
 fn check_golden_on(bundle: &Bundle, device: &mut dyn LaneDevice) -> Result<(), LoadError> {
     bundle.golden_cases()?.iter().try_for_each(|case| {
         let wrong = |reason: String| LoadError::Golden { file: case.file.clone(), reason };
-        let classified = device.classify(&case.bytes).map_err(|error| wrong(error.to_string()))?;
+        let classified = device.classify(&case.bytes).map_err(|error| failed(case, error))?;
         case.judge(&bundle.manifest().labels, &classified.scores).map(|_| ()).map_err(wrong)
     })
+}
+
+/// Why a case could not be computed: a failed device is not the bundle's fault.
+fn failed(case: &GoldenCase, error: ClassifyError) -> LoadError {
+    match error {
+        ClassifyError::Engine(error) if error.is_of_the_device() => LoadError::Engine(error),
+        error => LoadError::Golden { file: case.file.clone(), reason: error.to_string() },
+    }
 }
 
 /// Runs every golden case of the bundle through the lanes.
@@ -215,8 +223,11 @@ pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), LoadError> {
         let submitted = lanes.submit(case.bytes.clone().into(), Instant::now() + GOLDEN_TIME);
         let answer = submitted.map_err(|e| wrong(e.to_string()))?.blocking_recv();
         let (classified, _) =
-            answer.map_err(|_| wrong("the lane ended".into()))?.map_err(|e| wrong(e.to_string()))?;
-        case.judge(&bundle.manifest().labels, &classified.scores).map_err(wrong)?;
+            answer.map_err(|_| wrong("the lane ended".into()))?.map_err(|error| match error {
+                LaneError::Classify(error) => failed(&case, error),
+                error => wrong(error.to_string()),
+            })?;
+        case.judge(&bundle.manifest().labels, &classified.scores).map(drop).map_err(wrong)?;
     }
     Ok(())
 }

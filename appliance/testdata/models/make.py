@@ -19,18 +19,20 @@ MOODY = {
 }
 
 
-def model(side=8, labels=3, kind=TensorProto.FLOAT, broken=False, moody=False):
-    """Mean of each channel -> one row a label -> softmax; `broken` takes the logarithm of a negative number, `moody` does
-    so for what is blue."""
+def model(side=8, labels=3, kind=TensorProto.FLOAT, broken=False, moody=False, logits=False):
+    """Mean of each channel -> one row per label -> softmax; `broken` takes the logarithm of a negative number, `moody` does
+    so for what is blue, `logits` leaves the softmax out."""
     dtype = np.float16 if kind == TensorProto.FLOAT16 else np.float32
     weights = np.zeros((3, labels), dtype)
     weights[: min(3, labels), : min(3, labels)] = 4 * np.eye(min(3, labels), dtype=dtype)
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["mean"]),
-        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+        helper.make_node("MatMul", ["mean", "weights"], ["scores" if logits else "logits"]),
         helper.make_node("Softmax", ["logits"], ["likely" if broken or moody else "scores"], axis=1),
     ]
+    if logits:
+        nodes.pop()
     if moody:
         # Blue is 0.65 in a picture that is blue and -0.91 in one that is red, and the root of less than 0 is no number.
         nodes += [
@@ -64,6 +66,7 @@ onnx.save(model(labels=2), HERE / "two_labels.onnx")
 onnx.save(model(kind=TensorProto.FLOAT16), HERE / "fp16.onnx")
 onnx.save(model(broken=True), HERE / "nan.onnx")
 onnx.save(model(moody=True), HERE / "moody.onnx")
+onnx.save(model(logits=True), HERE / "logits.onnx")
 (HERE / "weights.data").unlink(missing_ok=True)
 onnx.save(model(), HERE / "external.onnx", save_as_external_data=True, location="weights.data", size_threshold=0)
 for name, colour in [("red", (220, 10, 10)), ("blue", (10, 10, 220))]:

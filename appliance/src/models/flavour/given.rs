@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use gpu_kernels::PreprocessSpec;
 use serde::Deserialize;
+use serde::de::IntoDeserializer;
+
+use crate::models::OutputKind;
 
 /// How each piece is given, for refusals.
 const PREPROCESS: &str = "preprocess: set the tag weir.preprocess, as in \
@@ -40,11 +43,13 @@ pub(in crate::models) struct Given {
 }
 
 /// A name and a shape that the graph must have.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Declared {
     name: Option<String>,
     shape: Option<Vec<u32>>,
+    /// What the values are; of the output alone.
+    kind: Option<OutputKind>,
 }
 
 /// A golden case of a sidecar; its digest is taken from the file where none is given.
@@ -122,6 +127,17 @@ impl Given {
         } else if given.labels.is_none() && given.labels_file.is_none() {
             faults.push(LABELS.into());
         }
+        if let Some(text) = tag("weir.output") {
+            match OutputKind::deserialize(text.into_deserializer()) {
+                Ok(kind) => given.output.get_or_insert_default().kind = Some(kind),
+                Err::<_, serde::de::value::Error>(error) => {
+                    faults.push(format!("the tag weir.output = {text:?}: {error}"));
+                }
+            }
+        }
+        if given.input.as_ref().is_some_and(|input| input.kind.is_some()) {
+            faults.push("weir.toml: kind belongs to [output], not to [input]".into());
+        }
         for (name, field) in [("weir.model", &mut given.name), ("weir.sha256", &mut given.sha256)] {
             if let Some(text) = tag(name) {
                 *field = Some(text.into());
@@ -138,6 +154,11 @@ impl Given {
     pub(in crate::models) fn labels(&self) -> Option<Labels> {
         let these = self.labels.clone().map(Labels::These);
         these.or_else(|| self.labels_file.clone().map(Labels::File))
+    }
+
+    /// What the values of the output are; probabilities unless that is said.
+    pub(super) fn output_kind(&self) -> OutputKind {
+        self.output.as_ref().and_then(|output| output.kind).unwrap_or_default()
     }
 
     pub(super) fn fits(

@@ -41,7 +41,8 @@ impl Complete {
         let [images, scores] = graph.output.shape::<2>("output", "N, labels")?;
         let labels = u32::try_from(self.labels.len()).unwrap_or(u32::MAX);
         let scores = if scores == 0 { labels } else { scores };
-        let output = Output { name: graph.output.name.clone(), shape: [images, scores] };
+        let kind = given.output_kind();
+        let output = Output { name: graph.output.name.clone(), shape: [images, scores], kind };
         given.fits("input", given.input.as_ref(), &input.name, &input.shape)?;
         given.fits("output", given.output.as_ref(), &output.name, &output.shape)?;
         let (precision, devices) = match graph.input.input_type("input")? {
