@@ -83,9 +83,13 @@ pub struct RolloutConfig {
     /// How long it answers so at least.
     #[serde(with = "humantime_serde")]
     pub canary_time: Duration,
-    /// Longest time that shadow or canary may last; what has been seen by then decides. 0s for no bound.
+    /// Longest time that shadow or canary may last; what has been seen by then decides, and a version that has computed
+    /// nothing stays on trial. 0s for no bound.
     #[serde(with = "humantime_serde")]
-    pub patience: Duration,
+    pub max_trial_time: Duration,
+    /// How long a promoted version is held against the same limits, and rolled back where it passes one; 0s for never.
+    #[serde(with = "humantime_serde")]
+    pub monitor_time: Duration,
     /// Share of images that the new version may fail on, 0 to 1.
     pub max_error_rate: f64,
     /// How much longer than the one that serves it may compute, at the 95th percentile.
@@ -149,7 +153,8 @@ impl Default for RolloutConfig {
             canary: 0.0,
             canary_images: 100,
             canary_time: Duration::from_secs(300),
-            patience: Duration::from_secs(24 * 3600),
+            max_trial_time: Duration::from_secs(24 * 3600),
+            monitor_time: Duration::from_secs(600),
             max_error_rate: 0.01,
             max_latency_ratio: 2.0,
             max_disagreement: 0.2,

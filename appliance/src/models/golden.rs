@@ -50,7 +50,7 @@ impl GoldenCase {
 /// values for one of them that are no probabilities.
 pub(super) fn built_in() -> Vec<GoldenCase> {
     let mut random = fastrand::Rng::with_seed(1);
-    let mut case = |name: &str, pixel: &mut dyn FnMut(u8, u8) -> [u8; 3]| GoldenCase {
+    let case = |name: &str, pixel: &mut dyn FnMut(u8, u8) -> [u8; 3]| GoldenCase {
         file: format!("built-in {name}"),
         bytes: bmp(pixel),
         expected: None,

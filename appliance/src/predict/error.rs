@@ -60,6 +60,18 @@ impl PredictError {
         }
     }
 
+    /// Whether another version might answer where this one did not: all but what is wrong with the image, the outbox or the
+    /// process.
+    pub(super) fn may_be_of_the_model(&self) -> bool {
+        match self {
+            Self::Lane(_) | Self::Overloaded { .. } | Self::DeadlineExceeded | Self::NoScores => true,
+            Self::Shared(error) => error.may_be_of_the_model(),
+            Self::Image(_) | Self::TooCostly(_) | Self::Outbox(_) | Self::NoModel(_) | Self::Stopping => {
+                false
+            }
+        }
+    }
+
     /// Whether any other request with the same picture would fail in the same way, so that it need not try.
     pub(super) fn is_of_the_image(&self) -> bool {
         matches!(

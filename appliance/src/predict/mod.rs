@@ -36,6 +36,9 @@ use crate::serving::{Chosen, LoadedModel, Models, Slot};
 use crate::telemetry::{CacheOutcome, Metrics, Stage};
 use flight::Role;
 
+/// Share of a request's time that a version on trial may take. The rest is for the version that serves, should it fail.
+const TRIAL_SHARE: f64 = 0.5;
+
 /// What predicts: models on their lanes, with the cache before and the outbox behind them.
 pub struct PredictService {
     /// The models that serve.
@@ -129,14 +132,38 @@ impl PredictService {
         let source = request.camera.as_deref().unwrap_or(&request.request_id);
         let chosen =
             request.slot.choose(source).ok_or_else(|| PredictError::NoModel(request.slot.name().into()))?;
-        match self.answer(&chosen, &digest, &request).await {
-            Err(error) if chosen.on_trial && error.is_of_the_model() => {
-                let Some(model) = request.slot.current() else { return Err(error) };
-                let serving = Chosen { model, on_trial: false, other: None };
-                self.answer(&serving, &digest, &request).await
-            }
-            answered => answered,
+        if chosen.on_trial {
+            self.try_out(&chosen, &digest, request).await
+        } else {
+            self.answer(&chosen, &digest, &request).await
         }
+    }
+
+    /// The answer of the version on trial within its share of the time, or else that of the version that serves.
+    async fn try_out(
+        &self,
+        chosen: &Chosen,
+        digest: &blake3::Hash,
+        request: PredictRequest,
+    ) -> Result<PredictAnswer, PredictError> {
+        let share = request.deadline.saturating_duration_since(Instant::now()).mul_f64(TRIAL_SHARE);
+        let tried = PredictRequest { deadline: Instant::now() + share, ..request.clone() };
+        // Only what comes before the event is tried again, so that no request has two events.
+        let error = match self.outcome(&chosen.model, digest, &tried).await {
+            Ok(computed) => return self.deliver(chosen, digest, &request, computed).await,
+            Err(error) if error.may_be_of_the_model() => error,
+            Err(error) => return Err(error),
+        };
+        let Some(model) = request.slot.current() else { return Err(error) };
+        let serving = Chosen { model, on_trial: false, other: None };
+        let answered = self.answer(&serving, digest, &request).await;
+        // A full queue and a deadline that has passed count against the version on trial where the one that serves had room
+        // and time; what its lanes reported has been counted already.
+        if answered.is_ok() && !error.is_of_the_model() {
+            chosen.model.tally.fail();
+            self.metrics.model_failure(request.slot.name(), &chosen.model.model.version);
+        }
+        answered
     }
 
     /// The answer of one version, durable.
@@ -147,6 +174,17 @@ impl PredictService {
         request: &PredictRequest,
     ) -> Result<PredictAnswer, PredictError> {
         let computed = self.outcome(&chosen.model, digest, request).await?;
+        self.deliver(chosen, digest, request, computed).await
+    }
+
+    /// Makes what a version computed durable, and an answer of it.
+    async fn deliver(
+        &self,
+        chosen: &Chosen,
+        digest: &blake3::Hash,
+        request: &PredictRequest,
+        computed: Computed,
+    ) -> Result<PredictAnswer, PredictError> {
         let model = &chosen.model.model;
         let predictions = model.best(&computed.outcome.scores, request.top_k);
         let cached = computed.timing.is_none();

@@ -10,6 +10,7 @@ mod command;
 mod journal;
 mod monitor;
 mod orders;
+mod promoted;
 mod retire;
 mod start;
 mod status;
@@ -42,7 +43,10 @@ pub use journal::{Entry, Journal, JournalError, Placed, Rejected};
 pub use monitor::{population_stability, report};
 pub use start::{Begun, begin};
 pub use status::{Board, Status, Step};
-pub use verdict::{Evidence, Stage, Verdict, judge};
+pub use verdict::{Evidence, Stage, Verdict, judge, judge_promoted};
+
+/// How long an operator's command waits until the model's task takes it and has carried it out.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What all rollouts of a process share.
 #[derive(Debug)]
@@ -133,6 +137,7 @@ impl Rollouts {
                 orders,
                 stop: stopped.clone(),
                 standby_until: None,
+                promoted: None,
             };
             tasks.push(tokio::spawn(task.run()));
             handles.insert(followed.slot.name().to_owned(), Handle { followed, board, commands });
@@ -166,14 +171,25 @@ impl Rollouts {
 }
 
 impl Handle {
-    /// Has the model's task carry out a command. The text says what it did.
+    /// Has the model's task carry out a command. The text says what it did. A command that is not begun in time, since a
+    /// version is being loaded, is not carried out later either.
     ///
     /// # Errors
-    /// [`Refusal`], when there is nothing that the command could do.
+    /// [`Refusal`], when there is nothing that the command could do, or the task is busy for longer than [`COMMAND_TIMEOUT`].
     pub async fn order(&self, command: Command) -> Result<String, Refusal> {
         let (answer, answered) = oneshot::channel();
-        let gone = |()| Refusal("the appliance is stopping".to_owned());
-        self.commands.send((command, answer)).await.map_err(|_| gone(()))?;
-        answered.await.map_err(|_| gone(()))?
+        let outcome = tokio::time::timeout(COMMAND_TIMEOUT, async {
+            self.commands.send((command, answer)).await.ok()?;
+            answered.await.ok()
+        });
+        match outcome.await {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => Err(Refusal("the appliance is stopping".to_owned())),
+            Err(_) => Err(Refusal(format!(
+                "the rollout of this model has been busy for {} s ({:?}); nothing was done, try again later",
+                COMMAND_TIMEOUT.as_secs(),
+                self.board.read().step
+            ))),
+        }
     }
 }

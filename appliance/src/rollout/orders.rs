@@ -16,7 +16,7 @@ impl Task {
         let outcome = match &order.command {
             Command::Promote => Err(Refusal("no version is on trial".into())),
             Command::Reload => self.forgive().await,
-            Command::Rollback => self.back().await,
+            Command::Rollback => self.back("rolled back by an operator").await,
             Command::Pin(version) => self.pin(version.clone()),
         };
         order.answer(outcome);
@@ -53,7 +53,7 @@ impl Task {
     }
 
     /// Back to the version before: loaded still, from the store, or the configured bundle.
-    async fn back(&mut self) -> Result<String, Refusal> {
+    pub(super) async fn back(&mut self, reason: &str) -> Result<String, Refusal> {
         let entry = self.around.journal.entry(self.name());
         let Some(serving) = entry.serving.clone() else {
             return Err(Refusal("the configured bundle serves; there is nothing to go back to".into()));
@@ -61,7 +61,7 @@ impl Task {
         let (model, placed) = self.before(&entry).await?;
         let described = model.describe();
         let origin = serving.origin();
-        let undone = Some((&origin, "rolled back by an operator"));
+        let undone = Some((&origin, reason));
         match self.promote(model, placed, undone).await {
             Ok(()) => {
                 tell::tags(&self.around, self.name()).await;

@@ -89,10 +89,9 @@ pub fn begin(
                 let origin: Option<Origin> = placed.as_ref().map(Placed::origin);
                 let observer = Arc::clone(&around.metrics);
                 match around.loader.load(bundle, origin, &around.lanes, observer) {
-                    Ok(model) => {
-                        note(around, name, placed);
-                        return Ok(Some(Arc::new(model)));
-                    }
+                    // What serves may be less than the journal says. The journal stays as it is: whether the version it
+                    // names can be loaded later, or never again, the rollout's task finds out.
+                    Ok(model) => return Ok(Some(Arc::new(model))),
                     Err(error) => {
                         tracing::error!(%error, model = name, "a bundle can't be served");
                         first.get_or_insert(error);
@@ -111,23 +110,10 @@ pub fn begin(
 }
 
 /// What the journal knows of the model that is followed now. What was followed before, the configuration has put aside.
-fn still_followed(followed: &Followed, journal: &Journal) -> Entry {
+pub(super) fn still_followed(followed: &Followed, journal: &Journal) -> Entry {
     let mut entry = journal.entry(followed.slot.name());
     let is_it = |placed: &Placed| followed.follow.as_ref().is_some_and(|follow| follow.name == placed.name);
     entry.serving = entry.serving.filter(is_it);
     entry.previous = entry.previous.filter(is_it);
     entry
-}
-
-/// What serves is what was left, which need not be what the journal says.
-fn note(around: &Surroundings, model: &str, placed: Option<Placed>) {
-    let noted = around.journal.change(model, |entry| {
-        if entry.serving != placed {
-            entry.previous = None;
-        }
-        entry.serving = placed;
-    });
-    if let Err(error) = noted {
-        tracing::warn!(%error, "what serves could not be written down");
-    }
 }

@@ -7,6 +7,7 @@ use cloud_sync::event::ModelChange;
 use cloud_sync::registry::ModelVersion;
 
 use super::journal::{Entry, Placed};
+use super::promoted::Promoted;
 use super::retire::retire;
 use super::status::Step;
 use super::task::{Interrupt, Order, Polled, Task};
@@ -251,6 +252,10 @@ impl Task {
             retire(model);
             return Err(Setback::Later(error.to_string()));
         }
+        self.promoted = match &before {
+            Some(before) if undone.is_none() => Some(Promoted::new(&model, before)),
+            _ => None,
+        };
         let mut gone = Vec::new();
         self.followed.slot.change(|routes| {
             // One that failed is of no use for a way back.
@@ -281,7 +286,7 @@ impl Task {
     }
 
     /// Metrics say which version serves.
-    fn announce(&self) {
+    pub(super) fn announce(&self) {
         if let Some(current) = self.followed.slot.current() {
             self.around.metrics.serving(self.name(), &current, &self.around.loader.device.kind.to_string());
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use cloud_sync::registry::{ModelReference, ModelVersion, Which};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::promoted::Promoted;
 use super::retire::retire;
 use super::status::Step;
 use super::{Board, Command, Followed, Refusal, Surroundings, tell};
@@ -40,27 +41,38 @@ pub(super) struct Task {
     pub(super) stop: watch::Receiver<bool>,
     /// When the version that is kept for a way back is unloaded.
     pub(super) standby_until: Option<Instant>,
+    /// The version that was promoted last, while it is monitored.
+    pub(super) promoted: Option<Promoted>,
 }
 
 impl Task {
     pub(super) async fn run(mut self) {
-        let mut wait = self.around.settings.poll.min(Duration::from_millis(50));
+        let mut poll_at = Instant::now() + self.around.settings.poll.min(Duration::from_millis(50));
         loop {
-            let waited = self.next_look(wait);
+            let mut commanded = false;
+            let look = tokio::time::sleep_until(self.next_look(poll_at).into());
             tokio::select! {
                 interrupt = self.interrupt() => match interrupt {
                     Interrupt::Stop => return,
-                    Interrupt::Order(order) => self.carry_out(order).await,
+                    Interrupt::Order(order) => {
+                        self.carry_out(order).await;
+                        commanded = true;
+                    }
                 },
-                () = tokio::time::sleep(waited) => {}
+                () = look => {}
             }
             self.unload_standby();
+            self.check_promoted().await;
+            if !commanded && Instant::now() < poll_at {
+                continue;
+            }
             // A version that was promoted may be followed by another at once.
-            wait = match self.poll().await {
-                Polled::Again => Duration::ZERO,
-                Polled::Later => jittered(self.around.settings.poll),
-                Polled::Stop => return,
-            };
+            poll_at = Instant::now()
+                + match self.poll().await {
+                    Polled::Again => Duration::ZERO,
+                    Polled::Later => jittered(self.around.settings.poll),
+                    Polled::Stop => return,
+                };
         }
     }
 
@@ -68,7 +80,7 @@ impl Task {
     pub(super) async fn interrupt(&mut self) -> Interrupt {
         tokio::select! {
             _ = self.stop.wait_for(|stop| *stop) => Interrupt::Stop,
-            order = self.orders.recv() => match order {
+            order = next_order(&mut self.orders) => match order {
                 Some((command, answer)) => Interrupt::Order(Order { command, answer }),
                 None => Interrupt::Stop,
             },
@@ -79,11 +91,9 @@ impl Task {
         self.followed.slot.name()
     }
 
-    fn next_look(&self, wait: Duration) -> Duration {
-        match self.standby_until {
-            Some(until) => wait.min(until.saturating_duration_since(Instant::now())),
-            None => wait,
-        }
+    fn next_look(&self, poll_at: Instant) -> Instant {
+        let promoted = self.promoted.as_ref().map(Promoted::next_look);
+        [self.standby_until, promoted].into_iter().flatten().fold(poll_at, Instant::min)
     }
 
     fn unload_standby(&mut self) {
@@ -107,6 +117,7 @@ impl Task {
 
     /// Asks the registry, and rolls out what is new.
     async fn poll(&mut self) -> Polled {
+        self.restore().await;
         let Some(version) = self.resolve().await else { return Polled::Later };
         let origin = Origin::of(&version);
         let entry = self.around.journal.entry(self.name());
@@ -151,6 +162,18 @@ impl Task {
             );
         }
         version
+    }
+}
+
+/// The next command whose sender still waits.
+async fn next_order(
+    orders: &mut mpsc::Receiver<(Command, oneshot::Sender<Result<String, Refusal>>)>,
+) -> Option<(Command, oneshot::Sender<Result<String, Refusal>>)> {
+    loop {
+        let order = orders.recv().await?;
+        if !order.1.is_closed() {
+            return Some(order);
+        }
     }
 }
 

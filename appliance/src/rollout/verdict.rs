@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::config::RolloutConfig;
 use crate::serving::TallyReading;
 
-/// Fewer images than this show nothing about a share or a percentile.
-const LEAST_IMAGES: u64 = 20;
+/// Fewer images than this show nothing about a share or a percentile, as long as more may come.
+const MIN_IMAGES: u64 = 20;
 
 /// Which trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,22 +43,35 @@ pub enum Verdict {
     Fail(String),
 }
 
-/// Judges a trial. A bound that is passed rejects at once, as soon as enough images were seen to say so.
+/// Judges a trial. A bound that is passed rejects at once, as soon as enough images were seen to say so; at the end of a
+/// trial, by its images and time or by its timeout, whatever was seen decides. A version that has computed nothing never
+/// passes.
 pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdict {
     let images = evidence.trial.computed() + evidence.trial.failed;
-    let wanted_images = wanted(stage, config).0;
-    let enough = images >= LEAST_IMAGES || (wanted_images > 0 && images >= wanted_images);
-    if enough && let Some(reason) = passed_bound(evidence, config) {
+    let (wanted_images, least_time) = wanted(stage, config);
+    let complete = images >= wanted_images && evidence.time >= least_time;
+    let timed_out = !config.max_trial_time.is_zero() && evidence.time >= config.max_trial_time;
+    let over = complete || timed_out;
+    let enough = images >= MIN_IMAGES || (wanted_images > 0 && images >= wanted_images);
+    if (enough || over)
+        && let Some(reason) = passed_bound(evidence, config, over)
+    {
         return Verdict::Fail(reason);
     }
-    let (most_images, least_time) = wanted(stage, config);
-    if images >= most_images && evidence.time >= least_time {
-        return Verdict::Pass;
-    }
-    if !config.patience.is_zero() && evidence.time >= config.patience {
+    if over && evidence.trial.computed() > 0 {
         return Verdict::Pass;
     }
     Verdict::Wait
+}
+
+/// Judges a version that was promoted: against the limits on failures and on latency, as there is nothing left to compare its
+/// labels with. Gives the reason for a rollback.
+pub fn judge_promoted(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
+    let images = evidence.trial.computed() + evidence.trial.failed;
+    if images < MIN_IMAGES {
+        return None;
+    }
+    passed_bound(evidence, config, false)
 }
 
 /// Images and time that a stage takes at least.
@@ -69,7 +82,8 @@ fn wanted(stage: Stage, config: &RolloutConfig) -> (u64, Duration) {
     }
 }
 
-fn passed_bound(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
+/// The bound that is passed. With `over` there is no more evidence to come, so that fewer images than [`MIN_IMAGES`] decide.
+fn passed_bound(evidence: &Evidence, config: &RolloutConfig, over: bool) -> Option<String> {
     let percent = |share: f64| format!("{:.1} %", share * 100.0);
     let errors = evidence.trial.error_rate();
     if errors > config.max_error_rate {
@@ -80,7 +94,7 @@ fn passed_bound(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
             percent(config.max_error_rate)
         ));
     }
-    if evidence.compared >= LEAST_IMAGES {
+    if evidence.compared >= if over { 1 } else { MIN_IMAGES } {
         let share = evidence.disagreed as f64 / evidence.compared as f64;
         if share > config.max_disagreement {
             return Some(format!(
@@ -92,7 +106,7 @@ fn passed_bound(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
             ));
         }
     }
-    let enough = evidence.trial.computed().min(evidence.serving.computed()) >= LEAST_IMAGES;
+    let enough = evidence.trial.computed().min(evidence.serving.computed()) >= MIN_IMAGES;
     if let (true, Some(new), Some(old)) =
         (enough, evidence.trial.quantile(0.95), evidence.serving.quantile(0.95))
         && new.as_secs_f64() > old.as_secs_f64() * config.max_latency_ratio
@@ -145,8 +159,42 @@ mod tests {
         assert_eq!(judged(Stage::Canary, &evidence(reading(40, 10, 0), 8)), Verdict::Pass);
         let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(4000, 10, 0), 0) };
         assert_eq!(judged(Stage::Canary, &early), Verdict::Wait);
-        let late = Evidence { time: config.patience, ..evidence(reading(1, 10, 0), 0) };
-        assert_eq!(judged(Stage::Canary, &late), Verdict::Pass);
+        let late = |trial, disagreed| Evidence { time: config.max_trial_time, ..evidence(trial, disagreed) };
+        assert_eq!(judged(Stage::Canary, &late(reading(1, 10, 0), 0)), Verdict::Pass);
+    }
+
+    #[test]
+    fn a_timeout_judges_what_there_is_and_promotes_nothing_that_has_not_succeeded() {
+        let config = config();
+        let late = |trial, disagreed| {
+            let evidence = Evidence { time: config.max_trial_time, ..evidence(trial, disagreed) };
+            judge(Stage::Canary, &evidence, &config)
+        };
+        for (failing, disagreed, word) in [
+            (reading(0, 10, 19), 0, "failed on 19 of 19"),
+            (reading(18, 10, 1), 0, "failed on 1 of 19"),
+            (reading(4, 10, 0), 4, "max_disagreement"),
+        ] {
+            let Verdict::Fail(reason) = late(failing, disagreed) else { panic!("not rejected: {word}") };
+            assert!(reason.contains(word), "{reason}");
+        }
+        // Without a single image there is nothing to promote it for, nor to reject it for.
+        assert_eq!(late(reading(0, 10, 0), 0), Verdict::Wait);
+        assert_eq!(late(reading(19, 10, 0), 0), Verdict::Pass);
+        let by_time = RolloutConfig { canary_images: 0, ..config.clone() };
+        assert_eq!(judge(Stage::Canary, &evidence(reading(0, 10, 0), 0), &by_time), Verdict::Wait);
+    }
+
+    #[test]
+    fn a_promoted_version_is_held_against_failures_and_latency() {
+        let config = config();
+        let promoted = |trial| Evidence { compared: 0, ..evidence(trial, 0) };
+        assert_eq!(judge_promoted(&promoted(reading(100, 10, 0)), &config), None);
+        assert_eq!(judge_promoted(&promoted(reading(0, 10, 19)), &config), None);
+        let failing = judge_promoted(&promoted(reading(10, 10, 10)), &config).unwrap();
+        assert!(failing.contains("failed on 10 of 20"), "{failing}");
+        let slow = judge_promoted(&promoted(reading(100, 30, 0)), &config).unwrap();
+        assert!(slow.contains("max_latency_ratio"), "{slow}");
     }
 
     #[test]
@@ -165,9 +213,10 @@ mod tests {
         }
         // Without a number of images, one that fails says nothing yet either.
         let by_time = RolloutConfig { canary_images: 0, ..config.clone() };
-        assert_eq!(judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time), Verdict::Pass);
         let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(0, 10, 1), 0) };
         assert_eq!(judge(Stage::Canary, &early, &by_time), Verdict::Wait);
+        // At the end of the time it does.
+        assert!(matches!(judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time), Verdict::Fail(_)));
         // Five images say nothing yet.
         assert_eq!(judge(Stage::Canary, &evidence(reading(4, 100, 1), 4), &config), Verdict::Wait);
     }

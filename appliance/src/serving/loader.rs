@@ -11,7 +11,9 @@ use crate::engine::{DeviceChoice, EngineError, Runtime};
 use crate::gentle;
 use crate::lanes::cpu::CpuPipeline;
 use crate::lanes::gpu::gpu_factory;
-use crate::lanes::{ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, StandIn};
+use crate::lanes::{
+    ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, StandIn,
+};
 use crate::models::{Bundle, BundleError, DeviceTag, GoldenCase, ModelFile, Origin, Precision};
 use crate::predict::ServingModel;
 
