@@ -54,9 +54,9 @@ use intake::{BatchOptions, Intake, IntakeBounds};
 use spool::{Spool, SpoolError};
 
 /// Submissions at once: each may have two bodies on the disk.
-const MAX_SUBMISSIONS: usize = 8;
+pub(crate) const MAX_SUBMISSIONS: usize = 8;
 /// Results being given out at once: each has a copy on the disk.
-const MAX_DOWNLOADS: usize = 4;
+pub(crate) const MAX_DOWNLOADS: usize = 4;
 /// Statuses being put together from the blob store at once.
 const MAX_RECOVERIES: usize = 2;
 

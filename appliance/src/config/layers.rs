@@ -38,10 +38,12 @@ const ALIASES: [(&str, &str); 22] = [
 ];
 
 /// Keys that are lists; in a variable commas separate them.
-const LISTS: [&str; 5] = [
+const LISTS: [&str; 7] = [
     "engine.gpus",
     "engine.library_folders",
     "fetch.allow_networks",
+    "http.allowed_hosts",
+    "http.allowed_origins",
     "s3.allow_buckets",
     "s3.allow_prefixes",
 ];

@@ -26,6 +26,7 @@ pub use cloud::{
 };
 pub use layers::{ConfigError, Layers, Loaded};
 pub use models::{AdminConfig, ModelConfig, MonitoringConfig, RegistryConfig, RolloutConfig};
+use crate::http::{is_host_pattern, is_origin};
 pub use sections::{
     CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, NodeConfig,
     OutboxConfig, PredictConfig, ShutdownConfig,
@@ -167,10 +168,33 @@ impl Config {
                 format!("{} is less than http.max_body = {}", self.http.max_inflight, self.http.max_body),
             ));
         }
+        let per_address = self.http.max_inflight_per_address.as_u64();
+        if per_address != 0 && per_address < self.http.max_body.as_u64() {
+            return Err((
+                "http.max_inflight_per_address",
+                format!(
+                    "{} is less than http.max_body = {}",
+                    self.http.max_inflight_per_address, self.http.max_body
+                ),
+            ));
+        }
+        within("http.max_connections_per_address", self.http.max_connections_per_address as u64, 0, 1_000_000)?;
+        within("http.min_rate", self.http.min_rate.as_u64(), 0, 1 << 30)?;
+        if let Some(bad) = self.http.allowed_hosts.iter().find(|name| !is_host_pattern(name)) {
+            return Err(("http.allowed_hosts", format!("{bad:?} is no host name, *.name or *")));
+        }
+        if let Some(bad) = self.http.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            return Err((
+                "http.allowed_origins",
+                format!("{bad:?} is no origin such as https://board.example.com, nor *"),
+            ));
+        }
         for (key, value) in [
             ("predict.deadline", self.predict.deadline),
             ("http.body_timeout", self.http.body_timeout),
             ("http.header_timeout", self.http.header_timeout),
+            ("http.idle_timeout", self.http.idle_timeout),
+            ("http.rate_window", self.http.rate_window),
             ("fetch.timeout", self.fetch.timeout),
         ] {
             if value.is_zero() {

@@ -34,11 +34,30 @@ pub struct HttpConfig {
     /// Longest time for a body to arrive.
     #[serde(with = "humantime_serde")]
     pub body_timeout: Duration,
-    /// Longest time for a request's head to arrive; also how long an idle connection is kept.
+    /// Address and port of the listener for health, metrics and models, with all details.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Names under which this box is reached, besides addresses, localhost and the node name.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of web pages of other sites that may use this box.
+    pub allowed_origins: Vec<String>,
+    /// Memory for bodies of one address's requests; 0 is half of `max_inflight`, and at least `max_body`.
+    pub max_inflight_per_address: ByteSize,
+    /// Bytes a second that a body must bring, and that a client must take of its answer; 0 is no bound.
+    pub min_rate: ByteSize,
+    /// Time over which that is averaged.
+    #[serde(with = "humantime_serde")]
+    pub rate_window: Duration,
+    /// Longest time for a request's head to arrive.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
-    /// Open connections; more wait to be accepted.
+    /// How long a connection is kept between requests.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Open connections; beyond it idle ones are closed, then more wait to be accepted.
     pub max_connections: usize,
+    /// Open connections of one address; 0 is half of all.
+    pub max_connections_per_address: usize,
     /// Most `file` parts in one multipart request.
     pub max_files: usize,
     /// Threads for network I/O; 0 is one a core, for a worker one for two cores, at most four.
@@ -236,6 +255,23 @@ impl HttpConfig {
     pub fn max_body_bytes(&self) -> usize {
         usize::try_from(self.max_body.as_u64()).unwrap_or(usize::MAX)
     }
+
+    /// Bytes of bodies that one address may have in memory.
+    pub fn inflight_per_address(&self) -> usize {
+        let bytes = match self.max_inflight_per_address.as_u64() {
+            0 => (self.max_inflight.as_u64() / 2).max(self.max_body.as_u64()),
+            bytes => bytes,
+        };
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Connections of one address, where there may be `limit` in all.
+    pub fn connections_per_address(&self, limit: usize) -> usize {
+        match self.max_connections_per_address {
+            0 => limit.div_ceil(2),
+            most => most.min(limit),
+        }
+    }
 }
 
 impl Default for NodeConfig {
@@ -252,8 +288,16 @@ impl Default for HttpConfig {
             max_body: ByteSize::mib(20),
             max_inflight: ByteSize::mib(64),
             body_timeout: Duration::from_secs(30),
-            header_timeout: Duration::from_secs(60),
+            admin_listen: None,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            max_inflight_per_address: ByteSize::b(0),
+            min_rate: ByteSize::kib(1),
+            rate_window: Duration::from_secs(15),
+            header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
             max_connections: 4096,
+            max_connections_per_address: 0,
             max_files: 16,
             io_threads: 0,
         }

@@ -108,14 +108,16 @@ pub(super) struct ModelName {
     pub(super) version: String,
 }
 
-/// How the appliance is.
+/// How the appliance is. What names hosts and paths, or is the text of an error, is told only to the operator: on the admin
+/// listener, or with the admin token.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct HealthReply {
     /// `starting`, `ready`, `degraded` (it answers, but something is wrong: see the parts) or `draining`.
     pub(super) status: &'static str,
     pub(super) version: &'static str,
-    /// Name of this box.
-    pub(super) node: String,
+    /// Name of this box; for the operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) node: Option<String>,
     pub(super) uptime_s: u64,
     /// What computes; absent while starting.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,7 +155,7 @@ pub(super) struct LinkHealthReply {
     pub(super) since: Option<String>,
     /// Calls that failed since the start.
     pub(super) failures: u64,
-    /// The newest failure; it stays when the link is back.
+    /// The newest failure; it stays when the link is back. For the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_error: Option<String>,
 }
@@ -184,7 +186,7 @@ pub(super) struct CaptureHealth {
     pub(super) skipped: u64,
     /// Images that the storage refused for good; they lie in the data directory as far as there is room.
     pub(super) dead: u64,
-    /// Why images wait; not there when they don't.
+    /// Why images wait; not there when they don't. For the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_error: Option<String>,
 }
@@ -230,8 +232,9 @@ pub(super) struct BatchHealth {
 pub(super) struct DeviceHealth {
     /// `cpu`, `cuda` or `tensorrt`.
     pub(super) kind: String,
-    /// Why this one.
-    pub(super) reason: String,
+    /// Why this one; for the operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
     pub(super) lanes: usize,
     /// Lanes whose device works at this moment.
     pub(super) lanes_alive: usize,
@@ -296,7 +299,7 @@ pub(super) struct ModelHealth {
     /// When the registry answered last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) asked: Option<String>,
-    /// What went wrong last, if nothing went right since.
+    /// What went wrong last, if nothing went right since. For the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
 }
@@ -318,7 +321,9 @@ pub(super) struct TrialHealth {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct RejectedHealth {
     pub(super) version: String,
-    pub(super) reason: String,
+    /// Why; for the operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
     pub(super) at: String,
 }
 
@@ -338,7 +343,7 @@ pub(super) struct CacheHealth {
 pub(super) struct OutboxHealth {
     /// Whether the last append was made durable.
     pub(super) healthy: bool,
-    /// Why not.
+    /// Why not; for the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
     /// Events on disk.

@@ -15,6 +15,7 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 use warp::http::HeaderMap;
 use warp::http::header::{CONTENT_LENGTH, EXPECT};
 
+use super::inbound::TransferError;
 use crate::memory::{BodyMemory, NoRoom};
 
 const DRAIN_TIME: Duration = Duration::from_secs(2);
@@ -32,6 +33,8 @@ pub(super) enum BodyError {
     Broken { reason: String },
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
+    #[error(transparent)]
+    Transfer(TransferError),
     #[error("the disk has no room for the body: {0}")]
     Disk(#[source] io::Error),
 }
@@ -62,7 +65,7 @@ pub(super) async fn read<S, B, E>(
 where
     S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
     B: Buf + Send,
-    E: std::fmt::Display + Send,
+    E: std::error::Error + Send + 'static,
 {
     // What the head alone refuses is refused before the stream is asked for a chunk, which would tell a client that
     // waits for "100 Continue" to send.
@@ -94,7 +97,7 @@ pub(super) async fn read_to_file<S, B, E>(
 where
     S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
     B: Buf + Send,
-    E: std::fmt::Display + Send,
+    E: std::error::Error + Send + 'static,
 {
     if let Err(error) = declared_length(headers, limits) {
         discard(headers, stream);
@@ -114,13 +117,13 @@ async fn store<S, B, E>(stream: &mut S, limits: BodyLimits, file: File) -> Resul
 where
     S: Stream<Item = Result<B, E>> + Unpin,
     B: Buf,
-    E: std::fmt::Display,
+    E: std::error::Error + 'static,
 {
     // Small chunks from a slow client would each be a write of their own.
     let mut file = BufWriter::with_capacity(WRITE_BYTES, file);
     let mut length = 0;
     while let Some(chunk) = stream.next().await {
-        let mut chunk = chunk.map_err(|e| BodyError::Broken { reason: e.to_string() })?;
+        let mut chunk = chunk.map_err(broken)?;
         length += chunk.remaining();
         if length > limits.bytes {
             return Err(limits.exceeded());
@@ -151,9 +154,8 @@ async fn collect<S, B, E>(
 where
     S: Stream<Item = Result<B, E>> + Unpin,
     B: Buf,
-    E: std::fmt::Display,
+    E: std::error::Error + 'static,
 {
-    let broken = |e: E| BodyError::Broken { reason: e.to_string() };
     // Before anything is reserved: a body that does not come takes no room.
     let mut chunk = match stream.next().await {
         Some(chunk) => chunk.map_err(broken)?,
@@ -178,6 +180,13 @@ where
             Some(next) => chunk = next.map_err(broken)?,
             None => return Ok(body.freeze()),
         }
+    }
+}
+
+fn broken<E: std::error::Error + 'static>(error: E) -> BodyError {
+    match TransferError::within(&error) {
+        Some(error) => BodyError::Transfer(error.clone()),
+        None => BodyError::Broken { reason: error.to_string() },
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use base64::alphabet::{STANDARD, URL_SAFE};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use futures_util::stream;
 use gpu_kernels::{DecodeError, DecodeLimits};
@@ -14,6 +15,16 @@ use warp::http::header::CONTENT_TYPE;
 use super::api::PredictBody;
 use super::reply::ApiError;
 use crate::memory::{BodyMemory, Share};
+
+/// UTF-8's.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// The fields of a form that are images.
+const FILE_FIELDS: [&str; 3] = ["file", "files", "image"];
+/// With or without padding at the end, as it comes.
+const ANY_PADDING: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const PLAIN: GeneralPurpose = GeneralPurpose::new(&STANDARD, ANY_PADDING);
+const FOR_URLS: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, ANY_PADDING);
 
 /// What was posted.
 #[derive(Debug)]
@@ -42,9 +53,13 @@ pub(super) async fn parse(
         return Err(ApiError::bad_request("empty_body", "the body is empty; post an image, a form or JSON"));
     }
     let says_json = content_type.to_ascii_lowercase().contains("json");
-    let looks_json = body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b == b'{');
+    // Some programs put a byte order mark before JSON, which no image begins with.
+    let marked = body.starts_with(BYTE_ORDER_MARK);
+    let text = if marked { &body[BYTE_ORDER_MARK.len()..] } else { &body[..] };
+    let looks_json = text.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b == b'{');
     if looks_json || (says_json && !is_image(&body)) {
-        return json(body, memory);
+        let text = body.slice(body.len() - text.len()..);
+        return json(text, memory);
     }
     Ok(Posted::Image(body))
 }
@@ -64,8 +79,8 @@ fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Posted, ApiError> {
         (Some(url), None) => Ok(Posted::Url(url)),
         (None, Some(image)) => {
             let share = memory.reserve(::base64::decoded_len_estimate(image.len()))?;
-            let decoded = base64(&image).map(|bytes| Posted::Image(share.hold(bytes)));
-            drop((image, text));
+            let decoded = base64(image).map(|bytes| Posted::Image(share.hold(bytes)));
+            drop(text);
             decoded
         }
         (Some(_), Some(_)) => Err(ApiError::bad_request("invalid_json", "give image_url or image, not both")),
@@ -75,14 +90,14 @@ fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Posted, ApiError> {
     }
 }
 
-fn base64(text: &str) -> Result<Bytes, ApiError> {
+fn base64(mut text: String) -> Result<Bytes, ApiError> {
+    // Lines of 76 characters are common.
+    text.retain(|c| !c.is_ascii_whitespace());
     let text = match text.strip_prefix("data:").and_then(|rest| rest.split_once(',')) {
         Some((kind, data)) if kind.ends_with(";base64") => data,
-        _ => text,
+        _ => &text,
     };
-    let text = text.trim();
-    let engine =
-        if text.ends_with('=') || text.len().is_multiple_of(4) { &STANDARD } else { &STANDARD_NO_PAD };
+    let engine = if text.contains(['-', '_']) { &FOR_URLS } else { &PLAIN };
     match engine.decode(text) {
         Ok(bytes) if bytes.is_empty() => Err(ApiError::bad_request("empty_image", "image holds no bytes")),
         Ok(bytes) => Ok(bytes.into()),
@@ -106,7 +121,7 @@ async fn multipart(
     let mut form = Multipart::with_constraints(source, boundary, constraints);
     let mut files = Vec::new();
     while let Some(field) = form.next_field().await.map_err(unreadable)? {
-        if field.name() != Some("file") {
+        if !field.name().is_some_and(|name| FILE_FIELDS.contains(&name)) {
             continue;
         }
         if files.len() == max_files {
@@ -117,7 +132,7 @@ async fn multipart(
         files.push((name, whole(field, limit, &share).await?));
     }
     if files.is_empty() {
-        return Err(ApiError::bad_request("missing_file", "the form has no field called file"));
+        return Err(ApiError::bad_request("missing_file", "the form has no field called file, files or image"));
     }
     Ok(Posted::Files(files))
 }

@@ -5,21 +5,23 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::json as object;
-use warp::http::StatusCode;
+use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
 use super::api::{
     BatchHealth, BlobsHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply,
     OutboxHealth, QueueHealth, UplinkHealth,
 };
+use super::models;
 use super::reply::json;
+use super::routes::Surface;
 use crate::VERSION;
 use crate::app::{App, Cloud, Phase};
 use crate::predict::PredictService;
 use crate::serving::LoadedModel;
 
-/// The whole state; 503 while not ready.
-pub(super) fn full(app: Arc<App>) -> Response {
+/// The whole state; 503 while not ready. Names of hosts, paths and texts of errors only for the operator.
+pub(super) fn full(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Response {
     let status = match (app.phase(), app.engine()) {
         (Phase::Ready, Some(engine)) if is_degraded(&app, &engine) => "degraded",
         (Phase::Ready, Some(_)) => "ready",
@@ -29,7 +31,7 @@ pub(super) fn full(app: Arc<App>) -> Response {
     let mut reply = HealthReply {
         status,
         version: VERSION,
-        node: app.config().node.name.clone(),
+        node: Some(app.config().node.name.clone()),
         uptime_s: app.uptime().as_secs(),
         device: None,
         models: Vec::new(),
@@ -44,7 +46,7 @@ pub(super) fn full(app: Arc<App>) -> Response {
     };
     if let Some(engine) = app.engine() {
         describe_engine(&mut reply, &app, &engine);
-        reply.models = super::models::all(&app);
+        reply.models = models::all(&app);
     }
     if let Some(service) = app.service() {
         describe_service(&mut reply, service);
@@ -52,7 +54,26 @@ pub(super) fn full(app: Arc<App>) -> Response {
     if let Some(cloud) = app.cloud() {
         describe_cloud(&mut reply, cloud);
     }
+    if !models::is_operator(&app, surface, headers) {
+        conceal(&mut reply);
+    }
     finish(&app, "health", ready_status(&app), &reply)
+}
+
+/// Takes out what is only for the operator.
+fn conceal(reply: &mut HealthReply) {
+    reply.node = None;
+    if let Some(device) = &mut reply.device {
+        device.reason = None;
+    }
+    reply.models.iter_mut().for_each(models::conceal);
+    if let Some(outbox) = &mut reply.outbox {
+        outbox.error = None;
+    }
+    reply.links.values_mut().for_each(|link| link.last_error = None);
+    if let Some(capture) = &mut reply.capture {
+        capture.last_error = None;
+    }
 }
 
 /// Whether the process runs at all: what a supervisor restarts on.
@@ -88,7 +109,7 @@ fn describe_engine(reply: &mut HealthReply, app: &App, engine: &LoadedModel) {
     if let Some(device) = app.device() {
         reply.device = Some(DeviceHealth {
             kind: device.kind.to_string(),
-            reason: device.reason.clone(),
+            reason: Some(device.reason.clone()),
             lanes: lanes.count(),
             lanes_alive: lanes.alive(),
             standing_in: lanes.standing_in(),

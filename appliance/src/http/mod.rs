@@ -3,15 +3,22 @@
 mod api;
 mod batch;
 mod body;
+mod connections;
 mod docs;
 mod forms;
+mod front;
 mod health;
+mod inbound;
 mod metrics;
 mod models;
+mod pace;
 mod predict;
 mod query;
 mod reply;
+mod routes;
 mod server;
+mod sites;
+mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +28,7 @@ use std::sync::Arc;
 use bytes::Buf;
 use futures_util::Stream;
 use warp::filters::BoxedFilter;
+use warp::http::header::{ALLOW, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
 use warp::path::FullPath;
 use warp::reply::Response;
@@ -28,24 +36,11 @@ use warp::{Filter, Rejection};
 
 pub use docs::openapi_json;
 pub use server::{BindError, Server};
+pub(crate) use sites::{is_host_pattern, is_origin};
 
 use crate::app::App;
 use reply::ApiError;
-
-const ROUTES: [&str; 10] = [
-    "/",
-    "/predict",
-    "/batch/predict",
-    "/health",
-    "/health/live",
-    "/health/ready",
-    "/metrics",
-    "/models",
-    "/openapi.json",
-    "/docs",
-];
-/// Routes that go on with an id.
-const ROUTES_BY_ID: [&str; 3] = ["/batch/status/", "/batch/results/", "/models/"];
+use routes::{Surface, allowed};
 
 /// All routes.
 pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
@@ -70,16 +65,9 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
     let batch_status =
         warp::path!("batch" / "status" / String).and(get_head).and(state.clone()).then(batch::status);
     let batch_results =
-        warp::path!("batch" / "results" / String).and(warp::get()).and(state.clone()).then(batch::results);
-    let fallback = warp::any()
-        .and(state)
-        .and(warp::path::full())
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .map(unrouted);
-
-    let about = about(Arc::clone(&app));
-    let models = model_routes(app);
+        warp::path!("batch" / "results" / String).and(get_head).and(state.clone()).then(batch::results);
+    let about = about(Arc::clone(&app), Surface::Public);
+    let models = model_routes(Arc::clone(&app), Surface::Public);
     predict
         .or(batch_predict)
         .unify()
@@ -93,17 +81,21 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .unify()
         .or(pages())
         .unify()
-        .or(fallback)
+        .or(fallback(app, Surface::Public))
         .unify()
         .recover(unreadable)
         .unify()
 }
 
 /// How the process is. Boxed, like the groups below: the type of one long chain takes the compiler minutes.
-fn about(app: Arc<App>) -> BoxedFilter<(Response,)> {
+fn about(app: Arc<App>, surface: Surface) -> BoxedFilter<(Response,)> {
     let get_head = warp::get().or(warp::head()).unify();
     let state = with(app);
-    let health = warp::path!("health").and(get_head).and(state.clone()).map(health::full);
+    let health = warp::path!("health")
+        .and(get_head)
+        .and(state.clone())
+        .and(warp::header::headers_cloned())
+        .map(move |app, headers| health::full(app, surface, &headers));
     let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
     let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
     let metrics = warp::path!("metrics").and(get_head).and(state).then(metrics::handle);
@@ -111,11 +103,18 @@ fn about(app: Arc<App>) -> BoxedFilter<(Response,)> {
 }
 
 /// What is served, and commands to rollouts.
-fn model_routes(app: Arc<App>) -> BoxedFilter<(Response,)> {
+fn model_routes(app: Arc<App>, surface: Surface) -> BoxedFilter<(Response,)> {
     let get_head = warp::get().or(warp::head()).unify();
     let state = with(app);
-    let list = warp::path!("models").and(get_head).and(state.clone()).map(models::list);
-    let show = warp::path!("models" / String).and(get_head).and(state.clone()).map(models::show);
+    let asked = state.clone().and(warp::header::headers_cloned());
+    let list = warp::path!("models")
+        .and(get_head)
+        .and(asked.clone())
+        .map(move |app, headers| models::list(app, surface, &headers));
+    let show = warp::path!("models" / String)
+        .and(get_head)
+        .and(asked)
+        .map(move |name, app, headers| models::show(name, app, surface, &headers));
     let order = warp::path!("models" / String / String)
         .and(warp::post())
         .and(state)
@@ -143,49 +142,68 @@ fn with(app: Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible>
 pub fn worker_routes(
     app: Arc<App>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
-    let (about, models, state) = (about(Arc::clone(&app)), model_routes(Arc::clone(&app)), with(app));
-    let fallback = warp::any()
-        .and(state)
-        .and(warp::header::headers_cloned())
-        .and(warp::body::stream())
-        .map(not_a_workers);
-    about.or(models).unify().or(fallback).unify().recover(unreadable).unify()
+    operator_routes(app, Surface::Worker)
 }
 
-fn not_a_workers<S, B>(app: Arc<App>, headers: HeaderMap, body: S) -> Response
-where
-    S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
-    B: Buf + Send,
-{
-    body::discard(&headers, Box::pin(body));
-    let message =
-        "this is a worker: it answers /health, /health/live, /health/ready, /metrics and /models only";
-    app.metrics().request("other", StatusCode::NOT_FOUND.as_u16());
-    ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response(None)
+/// The routes of the listener for health and metrics.
+pub fn admin_routes(
+    app: Arc<App>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
+    operator_routes(app, Surface::Admin)
+}
+
+fn operator_routes(
+    app: Arc<App>,
+    surface: Surface,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
+    let (about, models) = (about(Arc::clone(&app), surface), model_routes(Arc::clone(&app), surface));
+    about.or(models).unify().or(fallback(app, surface)).unify().recover(unreadable).unify()
+}
+
+fn fallback(app: Arc<App>, surface: Surface) -> BoxedFilter<(Response,)> {
+    warp::any()
+        .and(with(app))
+        .and(warp::path::full())
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .map(move |app, path, headers, body| unrouted(surface, app, path, headers, body))
+        .boxed()
 }
 
 /// What no route took: 405 on a path that there is, else 404. A body is taken off the connection as with every refusal.
-fn unrouted<S, B>(app: Arc<App>, path: FullPath, headers: HeaderMap, body: S) -> Response
+fn unrouted<S, B>(surface: Surface, app: Arc<App>, path: FullPath, headers: HeaderMap, body: S) -> Response
 where
     S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
     B: Buf + Send,
 {
     body::discard(&headers, Box::pin(body));
-    let by_id = |route: &&str| {
-        path.as_str().strip_prefix(*route).is_some_and(|id| !id.is_empty() && !id.contains('/'))
-    };
-    let is_order = models::is_order(path.as_str());
-    let error = if ROUTES.contains(&path.as_str()) || ROUTES_BY_ID.iter().any(by_id) || is_order {
-        ApiError::new(
+    let methods = allowed(surface, path.as_str());
+    let (status, code, message) = match (methods, surface) {
+        (Some(_), _) => (
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",
-            "this route does not take that method; GET /docs lists what each takes",
-        )
-    } else {
-        ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such route; GET /docs lists them")
+            "this route does not take that method; the header Allow lists those that it takes",
+        ),
+        (None, Surface::Public) => {
+            (StatusCode::NOT_FOUND, "not_found", "there is no such route; GET /docs lists them")
+        }
+        (None, Surface::Worker) => (
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "this is a worker: it answers /health, /health/live, /health/ready, /metrics and /models only",
+        ),
+        (None, Surface::Admin) => (
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "this listener answers /health, /health/live, /health/ready, /metrics and /models only",
+        ),
     };
-    app.metrics().request("other", error.status.as_u16());
-    error.into_response(None)
+    app.metrics().request("other", status.as_u16());
+    let mut response = ApiError::new(status, code, message).into_response(None);
+    if let Some(methods) = methods {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    }
+    response
 }
 
 /// What not even the fallback could take, in the shape of every other error.

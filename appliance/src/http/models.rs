@@ -11,25 +11,26 @@ use warp::reply::Response;
 use super::api::{ModelDone, ModelHealth, ModelsReply, RejectedHealth, TrialHealth};
 use super::query;
 use super::reply::{ApiError, json};
+use super::routes::Surface;
 use crate::app::App;
 use crate::rollout::{Command, Handle, Step};
 use crate::serving::TrialKind;
 
 /// All models and how their rollouts stand.
-pub(super) fn list(app: Arc<App>) -> Response {
-    let reply = ModelsReply { models: all(&app) };
+pub(super) fn list(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Response {
+    let reply = ModelsReply { models: shown(&app, surface, headers) };
     app.metrics().request("models", StatusCode::OK.as_u16());
     json(StatusCode::OK, &reply, None)
 }
 
 /// One of them.
-pub(super) fn show(name: String, app: Arc<App>) -> Response {
+pub(super) fn show(name: String, app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Response {
     let found = app.models().map(|models| query::find(models, &name).map(|slot| slot.name().to_owned()));
     let response = match found {
         None => ApiError::unavailable("not_ready", "the appliance is starting").into_response(None),
         Some(Err(error)) => error.into_response(None),
         Some(Ok(name)) => {
-            let model = all(&app).into_iter().find(|model| model.model == name);
+            let model = shown(&app, surface, headers).into_iter().find(|model| model.model == name);
             json(StatusCode::OK, &model, None)
         }
     };
@@ -118,6 +119,25 @@ fn command(action: &str, raw_query: &str) -> Result<Command, ApiError> {
     }
 }
 
+/// Whether the request may see what is only for the operator.
+pub(super) fn is_operator(app: &App, surface: Surface, headers: &HeaderMap) -> bool {
+    surface == Surface::Admin || app.admin_token().is_some_and(|token| authorize(headers, token).is_ok())
+}
+
+fn shown(app: &App, surface: Surface, headers: &HeaderMap) -> Vec<ModelHealth> {
+    let mut models = all(app);
+    if !is_operator(app, surface, headers) {
+        models.iter_mut().for_each(conceal);
+    }
+    models
+}
+
+/// Takes out what is only for the operator: errors name paths, hosts and addresses.
+pub(super) fn conceal(model: &mut ModelHealth) {
+    model.error = None;
+    model.rejected.iter_mut().for_each(|rejected| rejected.reason = None);
+}
+
 fn authorize(headers: &HeaderMap, token: &Secret) -> Result<(), ApiError> {
     if token.is_empty() {
         let message = "no admin token is configured, so nothing can be changed here; set admin.token or admin.token_file";
@@ -180,7 +200,7 @@ fn describe(app: &App, slot: &crate::serving::Slot, handle: Option<&Handle>) -> 
             .iter()
             .map(|rejected| RejectedHealth {
                 version: format!("{}/{}", rejected.name, rejected.version),
-                reason: rejected.reason.clone(),
+                reason: Some(rejected.reason.clone()),
                 at: time(rejected.at),
             })
             .collect(),

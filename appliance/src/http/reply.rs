@@ -9,6 +9,7 @@ use warp::reply::Response;
 
 use super::api::ErrorBody;
 use super::body::BodyError;
+use super::inbound::TransferError;
 use crate::batch::BatchError;
 use crate::batch::intake::{IntakeError, OptionError, Place};
 use crate::batch::spool::SpoolError;
@@ -54,7 +55,7 @@ impl ApiError {
         Self { retry_after: Some(Duration::from_secs(1)), ..base }
     }
 
-    fn overloaded(message: String, retry_after: Duration) -> Self {
+    pub(super) fn overloaded(message: String, retry_after: Duration) -> Self {
         let base = Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message);
         Self { retry_after: Some(retry_after), ..base }
     }
@@ -194,6 +195,14 @@ impl From<BodyError> for ApiError {
             BodyError::TimedOut { .. } => Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message),
             BodyError::Broken { .. } => Self::bad_request("body_incomplete", message),
             BodyError::NoRoom(_) => Self::overloaded(message, Duration::from_secs(1)),
+            BodyError::Transfer(TransferError::TooSlow(_)) => {
+                Self::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", message)
+            }
+            BodyError::Transfer(TransferError::Encoding(_)) => Self::bad_request("invalid_encoding", message),
+            BodyError::Transfer(TransferError::AddressFull { .. }) => {
+                Self::overloaded(message, Duration::from_secs(1))
+            }
+            BodyError::Transfer(TransferError::Broken(_)) => Self::bad_request("body_incomplete", message),
             BodyError::Disk(error) => {
                 tracing::warn!(%error, "a body could not be spooled");
                 Self::unavailable("spool_unavailable", NO_SPOOL)

@@ -25,7 +25,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 const MAX_HEAD_BYTES: usize = 256 << 10;
 
 /// The fields that are images.
-const FILE_FIELDS: [&str; 2] = ["file", "files"];
+const FILE_FIELDS: [&str; 3] = ["file", "files", "image"];
 
 /// A form in a file.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Form {
             }
         }
         if found.files == 0 {
-            return Err(IntakeError::NoImages { what: "the form has no field called file" });
+            return Err(IntakeError::NoImages { what: "the form has no field called file, files or image" });
         }
         found.digest = digests.finalize();
         Ok(found)

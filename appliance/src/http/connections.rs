@@ -1,0 +1,319 @@
+//! Open connections by address: how many there may be, what each address has in hand, and which one is closed for another.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+const IDLE: u8 = 0;
+const BUSY: u8 = 1;
+/// The answer is complete, but part of it may not have been written yet.
+const FLUSHING: u8 = 2;
+
+/// The connections of one listener.
+pub(super) struct Connections {
+    limit: usize,
+    per_address: usize,
+    started: Instant,
+    table: Mutex<Table>,
+    /// A connection ended or became idle.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    open: HashMap<u64, Arc<Connection>>,
+    addresses: HashMap<IpAddr, Arc<Address>>,
+}
+
+/// What one address has in hand. All addresses of an IPv6 /64 are one: a single machine has that many.
+#[derive(Debug, Default)]
+pub(super) struct Address {
+    connections: AtomicUsize,
+    held: [AtomicUsize; 3],
+}
+
+/// What an address may have a share of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Resource {
+    /// Bytes of bodies in memory.
+    BodyBytes,
+    /// Batches that are being submitted.
+    Submissions,
+    /// Results that are being downloaded.
+    Downloads,
+}
+
+/// What an address holds of a resource; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    address: Arc<Address>,
+    of: Resource,
+    amount: usize,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    id: u64,
+    key: IpAddr,
+    pub(super) address: Arc<Address>,
+    connections: Arc<Connections>,
+    state: AtomicU8,
+    /// Milliseconds since the listener's start.
+    idle_since: AtomicU64,
+    closing: std::sync::atomic::AtomicBool,
+    close: Notify,
+}
+
+/// A connection's place; it is free again when this is dropped.
+pub(super) struct Place(pub(super) Arc<Connection>);
+
+/// A request is in hand until this is dropped.
+pub(super) struct Busy(Arc<Connection>);
+
+/// What becomes of a new connection.
+pub(super) enum Admission {
+    Admitted(Place),
+    /// The address has as many as it may, all in use.
+    AddressFull,
+    /// There is no room until something changes.
+    Wait,
+}
+
+impl Connections {
+    pub(super) fn new(limit: usize, per_address: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            per_address,
+            started: Instant::now(),
+            table: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// A place for a connection from this address. Where there is none an idle connection is told to close: one of the
+    /// same address at that address's limit, otherwise one of the address that has most of them.
+    pub(super) fn admit(self: &Arc<Self>, from: IpAddr) -> Admission {
+        let key = group(from);
+        let mut table = self.table.lock();
+        let of_address = table.addresses.get(&key).map_or(0, |a| a.connections.load(Ordering::Relaxed));
+        if of_address >= self.per_address {
+            return if table.close_idle(Some(key)) { Admission::Wait } else { Admission::AddressFull };
+        }
+        if table.open.len() >= self.limit {
+            table.close_idle(None);
+            return Admission::Wait;
+        }
+        let address = Arc::clone(table.addresses.entry(key).or_default());
+        address.connections.fetch_add(1, Ordering::Relaxed);
+        table.next += 1;
+        let connection = Arc::new(Connection {
+            id: table.next,
+            key,
+            address,
+            connections: Arc::clone(self),
+            state: AtomicU8::new(IDLE),
+            idle_since: AtomicU64::new(self.now()),
+            closing: false.into(),
+            close: Notify::new(),
+        });
+        table.open.insert(connection.id, Arc::clone(&connection));
+        Admission::Admitted(Place(connection))
+    }
+
+    /// Waits until a connection has ended or become idle. For one task only.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// How many are open.
+    pub(super) fn open(&self) -> usize {
+        self.table.lock().open.len()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Table {
+    /// Tells the connection that has been idle longest to close. False if none is idle.
+    fn close_idle(&self, of: Option<IpAddr>) -> bool {
+        let candidates = self.open.values().filter(|c| of.is_none_or(|key| c.key == key) && c.is_idle());
+        let longest = candidates.max_by_key(|c| {
+            let count = c.address.connections.load(Ordering::Relaxed);
+            (count, std::cmp::Reverse(c.idle_since.load(Ordering::Relaxed)))
+        });
+        let Some(connection) = longest else { return false };
+        connection.closing.store(true, Ordering::Relaxed);
+        connection.close.notify_one();
+        true
+    }
+}
+
+fn group(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(ip) if !ip.is_loopback() => {
+            IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)))
+        }
+        ip => ip,
+    }
+}
+
+impl Connection {
+    /// A request has come.
+    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+        self.state.store(BUSY, Ordering::Release);
+        Busy(Arc::clone(self))
+    }
+
+    /// Whether a request is in hand.
+    pub(super) fn is_busy(&self) -> bool {
+        self.state.load(Ordering::Acquire) == BUSY
+    }
+
+    /// Everything that was to be written has been written.
+    pub(super) fn flushed(&self) {
+        let done = self.state.compare_exchange(FLUSHING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
+        if done.is_ok() {
+            self.idle_since.store(self.connections.now(), Ordering::Relaxed);
+            self.connections.changed.notify_one();
+        }
+    }
+
+    /// Waits until the connection is to close for another.
+    pub(super) async fn closed_for_another(&self) {
+        self.close.notified().await;
+    }
+
+    fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Acquire) == IDLE && !self.closing.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.state.store(FLUSHING, Ordering::Release);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let connections = &self.0.connections;
+        let mut table = connections.table.lock();
+        table.open.remove(&self.0.id);
+        if self.0.address.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
+            table.addresses.remove(&self.0.key);
+        }
+        drop(table);
+        connections.changed.notify_one();
+    }
+}
+
+impl Address {
+    /// Nothing of a resource yet.
+    pub(super) fn share(self: &Arc<Self>, of: Resource) -> Share {
+        Share { address: Arc::clone(self), of, amount: 0 }
+    }
+}
+
+impl Share {
+    /// Makes it at least this much, if the address has no more than `limit` in all.
+    pub(super) fn grow_to(&mut self, amount: usize, limit: usize) -> bool {
+        let more = amount.saturating_sub(self.amount);
+        let held = &self.address.held[self.of as usize];
+        let grown = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            held.checked_add(more).filter(|all| *all <= limit)
+        });
+        if grown.is_ok() {
+            self.amount += more;
+        }
+        grown.is_ok()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.address.held[self.of as usize].fetch_sub(self.amount, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn admitted(connections: &Arc<Connections>, last: u8) -> Place {
+        match connections.admit(ip(last)) {
+            Admission::Admitted(place) => place,
+            Admission::AddressFull => panic!("the address is full"),
+            Admission::Wait => panic!("there is no room"),
+        }
+    }
+
+    fn is_closing(place: &Place) -> bool {
+        place.0.closing.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn an_address_at_its_limit_loses_an_idle_connection_of_its_own_or_is_refused() {
+        let connections = Connections::new(10, 2);
+        let (first, second, other) =
+            (admitted(&connections, 1), admitted(&connections, 1), admitted(&connections, 2));
+        let busy = first.0.begin();
+        assert!(matches!(connections.admit(ip(1)), Admission::Wait));
+        assert!(is_closing(&second) && !is_closing(&first) && !is_closing(&other));
+        drop(second);
+        let second = admitted(&connections, 1);
+        let _busy = second.0.begin();
+        assert!(matches!(connections.admit(ip(1)), Admission::AddressFull));
+        // An answer that is not written yet is not cut.
+        drop(busy);
+        assert!(matches!(connections.admit(ip(1)), Admission::AddressFull));
+        first.0.flushed();
+        assert!(matches!(connections.admit(ip(1)), Admission::Wait));
+        assert!(is_closing(&first));
+    }
+
+    #[test]
+    fn when_all_are_taken_the_address_that_has_most_loses_its_longest_idle_one() {
+        let connections = Connections::new(4, 3);
+        let alone = admitted(&connections, 9);
+        let flood: Vec<_> = (0..3).map(|_| admitted(&connections, 1)).collect();
+        flood[0].0.idle_since.store(7, Ordering::Relaxed);
+        flood[1].0.idle_since.store(5, Ordering::Relaxed);
+        flood[2].0.idle_since.store(6, Ordering::Relaxed);
+        assert!(matches!(connections.admit(ip(2)), Admission::Wait));
+        assert!(is_closing(&flood[1]) && !is_closing(&flood[0]) && !is_closing(&flood[2]) && !is_closing(&alone));
+        drop(flood);
+        let _place = admitted(&connections, 2);
+        assert_eq!(connections.open(), 2);
+    }
+
+    #[test]
+    fn shares_are_bounded_and_given_back() {
+        let address = Arc::new(Address::default());
+        let (mut one, mut two) = (address.share(Resource::BodyBytes), address.share(Resource::BodyBytes));
+        assert!(one.grow_to(6, 10) && one.grow_to(3, 10) && two.grow_to(4, 10));
+        assert!(!two.grow_to(5, 10));
+        assert!(address.share(Resource::Downloads).grow_to(1, 1), "another resource");
+        drop(one);
+        assert!(two.grow_to(10, 10));
+    }
+
+    #[test]
+    fn an_ipv6_network_and_a_mapped_address_are_one_address() {
+        let parse = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(group(parse("2001:db8:1:2::1")), group(parse("2001:db8:1:2:ffff::9")));
+        assert_ne!(group(parse("2001:db8:1:2::1")), group(parse("2001:db8:1:3::1")));
+        assert_eq!(group(parse("::ffff:10.0.0.1")), ip(1));
+    }
+}

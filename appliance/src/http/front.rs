@@ -1,0 +1,298 @@
+//! What every request passes before the routes: its host and origin, the shares of its address, the packing of its body.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyDataStream, BodyExt, combinators::BoxBody};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use warp::http::header::{
+    ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ALLOW, CONTENT_ENCODING,
+    CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, VARY,
+};
+use warp::http::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
+use warp::reply::Response;
+
+use super::body;
+use super::connections::{Address, Busy, Connection, Resource, Share};
+use super::inbound::{AddressShare, Coding, Inbound};
+use super::pace::Rate;
+use super::reply::ApiError;
+use super::routes::{Surface, allowed};
+use super::sites::{Caller, Sites};
+use crate::app::App;
+use crate::batch::{MAX_DOWNLOADS, MAX_SUBMISSIONS};
+
+/// What requests may carry, and what pages may see of answers.
+const REQUEST_HEADERS: HeaderValue =
+    HeaderValue::from_static("authorization, content-encoding, content-type, x-deadline-ms, x-request-id");
+const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static("location, retry-after, x-request-id");
+/// How long a browser may keep a preflight's answer, in seconds.
+const PREFLIGHT_AGE: HeaderValue = HeaderValue::from_static("600");
+
+/// What the fronts of all connections share.
+pub(super) struct Policy {
+    pub(super) app: Arc<App>,
+    pub(super) surface: Surface,
+    pub(super) sites: Sites,
+    pub(super) rate: Rate,
+    /// Bytes of bodies that one address may have in memory.
+    pub(super) bodies_per_address: usize,
+    pub(super) max_body: usize,
+}
+
+/// The service of one connection: the routes, behind the checks.
+pub(super) struct Front<S> {
+    pub(super) policy: Arc<Policy>,
+    pub(super) connection: Arc<Connection>,
+    pub(super) routes: S,
+}
+
+impl<S> Service<Request<Incoming>> for Front<S>
+where
+    S: Service<Request<Inbound>, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = HttpResponse<Outbound>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let busy = self.connection.begin();
+        let policy = &self.policy;
+        let from = match policy.sites.check(request.method(), request.uri(), request.headers()) {
+            Ok(from) => from,
+            Err(error) => return answered(policy.refuse(request, error), busy),
+        };
+        if *request.method() == Method::OPTIONS
+            && let Some(methods) = allowed(policy.surface, request.uri().path())
+        {
+            let mut response = options(methods, request.headers());
+            policy.share_with(&from, &mut response);
+            policy.app.metrics().request("options", response.status().as_u16());
+            return answered(response, busy);
+        }
+        let (request, held) = match policy.prepare(request, &self.connection.address) {
+            Ok(prepared) => prepared,
+            Err(mut response) => {
+                policy.share_with(&from, &mut response);
+                return answered(response, busy);
+            }
+        };
+        let answer = self.routes.call(request);
+        let policy = Arc::clone(policy);
+        Box::pin(async move {
+            let mut response = answer.await?;
+            policy.share_with(&from, &mut response);
+            Ok(response.map(|body| Outbound { body: body.boxed(), _held: held, _busy: Some(busy) }))
+        })
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<HttpResponse<Outbound>, Infallible>> + Send>>;
+
+fn answered(response: Response, busy: Busy) -> Answer {
+    let response = response.map(|body| Outbound { body: body.boxed(), _held: Held::default(), _busy: Some(busy) });
+    Box::pin(std::future::ready(Ok(response)))
+}
+
+/// What an address holds until its answer is sent.
+#[derive(Default)]
+struct Held(Vec<Share>);
+
+impl Policy {
+    /// The request as the routes want it, with what its address holds for it.
+    fn prepare(
+        &self,
+        request: Request<Incoming>,
+        address: &Arc<Address>,
+    ) -> Result<(Request<Inbound>, Held), Response> {
+        let coding = match coding(request.headers()) {
+            Ok(coding) => coding,
+            Err(error) => {
+                let mut response = self.refuse(request, error);
+                response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+                return Err(response);
+            }
+        };
+        let (mut held, mut of_body) = (Held::default(), None);
+        match (request.method(), request.uri().path()) {
+            (&Method::POST, "/predict") => {
+                let declared = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+                // What is too large is refused by the route, and what is packed is counted as it is unpacked.
+                let declared = declared.filter(|n| *n <= self.max_body && coding == Coding::Identity);
+                of_body = Some(AddressShare {
+                    share: address.share(Resource::BodyBytes),
+                    limit: self.bodies_per_address,
+                    declared: declared.unwrap_or(0),
+                });
+            }
+            (&Method::POST, "/batch/predict") => {
+                match share(address, Resource::Submissions, MAX_SUBMISSIONS, "submissions") {
+                    Ok(share) => held.0.push(share),
+                    Err(error) => return Err(self.refuse(request, error)),
+                }
+            }
+            (&Method::GET, path) if path.starts_with("/batch/results/") => {
+                match share(address, Resource::Downloads, MAX_DOWNLOADS, "downloads") {
+                    Ok(share) => held.0.push(share),
+                    Err(error) => return Err(self.refuse(request, error)),
+                }
+            }
+            _ => {}
+        }
+        let rate = self.rate;
+        let mut request = request.map(|body| Inbound::new(body, rate, coding, of_body));
+        let headers = request.headers_mut();
+        if headers.remove(CONTENT_ENCODING).is_some() && coding != Coding::Identity {
+            headers.remove(CONTENT_LENGTH);
+        }
+        if let Some(plain) = headers.get(CONTENT_TYPE).and_then(without_blanks) {
+            headers.insert(CONTENT_TYPE, plain);
+        }
+        Ok((request, held))
+    }
+
+    /// An answer without the routes; the body is taken off the connection.
+    fn refuse(&self, request: Request<Incoming>, error: ApiError) -> Response {
+        let (head, incoming) = request.into_parts();
+        body::discard(&head.headers, BodyDataStream::new(incoming));
+        let (status, code, path) = (error.status.as_u16(), error.code, head.uri.path());
+        tracing::info!(status, code, path = path.get(..100).unwrap_or(path), "request refused");
+        self.app.metrics().request("refused", status);
+        error.into_response(None)
+    }
+
+    /// Lets an allowed page read the answer.
+    fn share_with(&self, from: &Caller, response: &mut Response) {
+        let headers = response.headers_mut();
+        if let Caller::Page(origin) = from {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, ANSWER_HEADERS);
+        }
+        if self.sites.has_origins() {
+            headers.append(VARY, HeaderValue::from_static("Origin"));
+        }
+    }
+}
+
+/// One of the half of all that an address may have.
+fn share(address: &Arc<Address>, of: Resource, all: usize, what: &str) -> Result<Share, ApiError> {
+    let (mut share, limit) = (address.share(of), (all / 2).max(1));
+    if share.grow_to(1, limit) {
+        return Ok(share);
+    }
+    Err(ApiError::overloaded(
+        format!("this address has {limit} {what} in hand already; try again"),
+        Duration::from_secs(1),
+    ))
+}
+
+fn options(methods: &'static str, headers: &HeaderMap) -> Response {
+    let mut response = HttpResponse::new(Bytes::new().into());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let answer = response.headers_mut();
+    answer.insert(ALLOW, HeaderValue::from_static(methods));
+    if headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+        answer.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
+        answer.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+        answer.insert(ACCESS_CONTROL_MAX_AGE, PREFLIGHT_AGE);
+    }
+    response
+}
+
+fn coding(headers: &HeaderMap) -> Result<Coding, ApiError> {
+    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return match headers.contains_key(CONTENT_ENCODING) {
+            true => Err(unsupported("several")),
+            false => Ok(Coding::Identity),
+        };
+    };
+    let value = value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+    match value.as_str() {
+        "" | "identity" => Ok(Coding::Identity),
+        "gzip" | "x-gzip" => Ok(Coding::Gzip),
+        "deflate" => Ok(Coding::Deflate),
+        other => Err(unsupported(other)),
+    }
+}
+
+fn unsupported(coding: &str) -> ApiError {
+    let shown: String = coding.chars().take(40).collect();
+    let message = format!("Content-Encoding: {shown} is not taken; gzip and deflate are");
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+}
+
+/// A Content-Type without blanks around its semicolons, which parsers of media types refuse; None if it has none.
+fn without_blanks(value: &HeaderValue) -> Option<HeaderValue> {
+    let text = value.to_str().ok()?;
+    let mut quoted = false;
+    let parts = text.split(|c| {
+        quoted ^= c == '"';
+        c == ';' && !quoted
+    });
+    let plain = parts.map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(";");
+    (plain != text).then(|| HeaderValue::from_str(&plain).ok())?
+}
+
+/// The body of an answer. While it lasts the request is in hand.
+pub(super) struct Outbound {
+    body: BoxBody<Bytes, warp::Error>,
+    _held: Held,
+    _busy: Option<Busy>,
+}
+
+impl Body for Outbound {
+    type Data = Bytes;
+    type Error = warp::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, warp::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_around_semicolons_go_and_quoted_ones_stay() {
+        let plain = |text: &'static str| without_blanks(&HeaderValue::from_static(text));
+        let form = plain("multipart/form-data ; boundary=edge").unwrap();
+        assert_eq!(form, "multipart/form-data;boundary=edge");
+        assert_eq!(plain("a/b ; c=\" ; \" ;").unwrap(), "a/b;c=\" ; \"");
+        assert_eq!(plain("image/jpeg"), None);
+    }
+
+    #[test]
+    fn codings_are_known_by_name() {
+        let coding = |value: &str| {
+            let headers = HeaderMap::from_iter([(CONTENT_ENCODING, value.parse().unwrap())]);
+            coding(&headers).map_err(|error| error.code)
+        };
+        assert_eq!(coding("GZIP"), Ok(Coding::Gzip));
+        assert_eq!(coding("identity"), Ok(Coding::Identity));
+        for other in ["br", "zstd", "gzip, gzip"] {
+            assert_eq!(coding(other), Err("unsupported_encoding"), "{other}");
+        }
+    }
+}
