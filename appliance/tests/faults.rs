@@ -128,8 +128,10 @@ fn clients_that_go_away_cost_nothing_more() {
             scope.spawn(move || {
                 use std::io::Write;
                 let mut stream = support::client::connect(address);
-                let head =
-                    format!("POST /predict HTTP/1.1\r\nhost: w\r\ncontent-length: {}\r\n\r\n", picture.len());
+                let head = format!(
+                    "POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+                    picture.len()
+                );
                 stream.write_all(head.as_bytes()).unwrap();
                 stream.write_all(picture).unwrap();
                 // Gone before the answer.

@@ -77,7 +77,7 @@ fn health_metrics_and_the_contract_tell_the_truth() {
     let daemon = Daemon::start(&[("WEIR__NODE__NAME", "dock"), ("WEIR__ENGINE__LANES", "2")]);
     let (picture, label) = sample();
     assert_eq!(daemon.post("/predict", &[], &picture).status, 200);
-    let health = daemon.get("/health");
+    let health = daemon.get_as_operator("/health");
     assert_eq!(health.status, 200);
     let json = health.json();
     assert_eq!(json["status"], "ready");
@@ -121,7 +121,7 @@ fn health_metrics_and_the_contract_tell_the_truth() {
 /// Sends a head and waits until the daemon asks for the body: from then on the request is in hand.
 fn begin(stream: &mut TcpStream, length: usize) {
     let head = format!(
-        "POST /predict HTTP/1.1\r\nhost: weir\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+        "POST /predict HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
     let mut interim = [0; 25];
@@ -172,7 +172,7 @@ fn the_grace_period_ends() {
 fn idle_connections_do_not_hold_up_the_end() {
     let mut daemon = Daemon::start(&[]);
     let mut idle = connect(daemon.address);
-    idle.write_all(b"GET /health/live HTTP/1.1\r\nhost: weir\r\n\r\n").unwrap();
+    idle.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     assert_eq!(read(&mut idle).status, 200);
     daemon.terminate();
     assert_eq!(daemon.wait(Duration::from_secs(5)).expect("it did not end").code(), Some(0));

@@ -50,7 +50,7 @@ fn with_a_damaged_driver_auto_serves_on_the_cpu_and_says_why() {
     let folder = doctored_driver(b"no library");
     let path = folder.path().display().to_string();
     let daemon = Daemon::start(&[("LD_LIBRARY_PATH", &path), ("WEIR__ENGINE__DEVICE", "auto")]);
-    let health = daemon.get("/health").text();
+    let health = daemon.get_as_operator("/health").text();
     assert!(health.contains("libcuda.so.1") && health.contains("can't be loaded"), "{health}");
     assert!(health.contains("\"cpu\""), "{health}");
 }
@@ -112,7 +112,7 @@ fn health(folder: &Path) -> String {
     let folders = folder.display().to_string();
     let daemon =
         Daemon::start(&[("WEIR__ENGINE__LIBRARY_FOLDERS", &folders), ("WEIR__ENGINE__DEVICE", "auto")]);
-    let health = daemon.get("/health").text();
+    let health = daemon.get_as_operator("/health").text();
     assert!(health.contains("\"kind\":\"cpu\""), "{health}");
     health
 }

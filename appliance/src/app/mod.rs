@@ -1,6 +1,7 @@
 //! Wiring: the parts of the daemon, the order in which they start, and the order in which they end. Nothing else.
 
 mod cloud;
+mod files;
 mod links;
 mod models;
 mod run;
@@ -23,10 +24,13 @@ use crate::serving::{LoadedModel, Models};
 use crate::telemetry::{GpuMonitor, Metrics};
 
 pub use cloud::Cloud;
+pub use files::{Files, raise_limit};
 pub use links::{LinkError, Links, admin_token};
 pub use models::{default_name, pull_limits};
 pub use run::{RunError, run};
-pub use start::{DeviceSetup, StartError, models_dir, outbox_dir, prepare_device};
+pub use start::{
+    DeviceSetup, StartError, create_private, is_open_to_others, models_dir, outbox_dir, prepare_device,
+};
 
 /// Where the daemon is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{App, Phase, Role, StartError};
-use crate::http::{BindError, Server, routes, worker_routes};
+use super::{App, Files, Phase, Role, StartError, raise_limit};
+use crate::http::{BindError, Server, admin_routes, routes, worker_routes};
 
 /// The outbox gets this long to flush even if the requests used up the grace period.
 const LEAST_FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -47,12 +47,30 @@ pub enum RunError {
 pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
-    let server = Server::bind(&app.config().http).await?;
-    let address = server.address();
+    let files = Files::share(raise_limit(), app.config());
+    let wanted = app.config().http.max_connections;
+    if files.connections < wanted {
+        tracing::warn!(
+            open_files = files.limit,
+            connections = files.connections,
+            "fewer connections than http.max_connections: the limit of open files (ulimit -n) is too low"
+        );
+    }
+    let server = Server::bind(&app, files.connections).await?;
+    let admin = Server::bind_admin(&app).await?;
+    let (address, admin_address) = (server.address(), admin.as_ref().map(Server::address));
     let (stop, stopped) = watch::channel(false);
-    let serving = match app.role() {
+    let operator =
+        admin.map(|admin| tokio::spawn(admin.run(admin_routes(Arc::clone(&app)), stopped.clone())));
+    let clients = match app.role() {
         Role::Serve => tokio::spawn(server.run(routes(Arc::clone(&app)), stopped)),
         Role::Worker => tokio::spawn(server.run(worker_routes(Arc::clone(&app)), stopped)),
+    };
+    let serving = async move {
+        let _ = clients.await;
+        if let Some(operator) = operator {
+            let _ = operator.await;
+        }
     };
 
     let starting = Arc::clone(&app);
@@ -68,6 +86,7 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     app.enter(Phase::Ready);
     tracing::info!(
         listen = %address,
+        admin_listen = admin_address.map(tracing::field::display),
         start_ms = u64::try_from(app.uptime().as_millis()).unwrap_or(u64::MAX),
         "{}",
         match app.role() {

@@ -1,5 +1,6 @@
 //! The start: verify the bundle, load, warm, run the golden cases. Only then is anything answered.
 
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -253,9 +254,33 @@ impl App {
     }
 }
 
+/// Makes a folder that only this user may look into; one that is there stays as it is.
+pub fn create_private(dir: &Path) -> std::io::Result<()> {
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+/// Whether other users may look into a folder.
+pub fn is_open_to_others(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+}
+
 fn make_data_dir(config: &Config) -> Result<(), StartError> {
     let dir = &config.data_dir;
-    std::fs::create_dir_all(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })
+    create_private(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })?;
+    // It may be a folder that others have a share in, so that its mode is for the operator to change.
+    if is_open_to_others(dir) {
+        tracing::warn!(
+            data_dir = %dir.display(),
+            "other users of this machine may look into the data directory. Remedy: chmod 700"
+        );
+    }
+    Ok(())
 }
 
 /// Opens the outbox in the data directory.

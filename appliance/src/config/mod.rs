@@ -20,13 +20,13 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::http::{is_host_pattern, is_origin};
 pub use cloud::{
     BatchConfig, BlobsConfig, CaptureConfig, CaptureRule, KafkaSection, Mechanism, Protocol, QueueChoice,
     RedisSection, S3Section,
 };
 pub use layers::{ConfigError, Layers, Loaded};
 pub use models::{AdminConfig, ModelConfig, MonitoringConfig, RegistryConfig, RolloutConfig};
-use crate::http::{is_host_pattern, is_origin};
 pub use sections::{
     CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, NodeConfig,
     OutboxConfig, PredictConfig, ShutdownConfig,
@@ -178,7 +178,12 @@ impl Config {
                 ),
             ));
         }
-        within("http.max_connections_per_address", self.http.max_connections_per_address as u64, 0, 1_000_000)?;
+        within(
+            "http.max_connections_per_address",
+            self.http.max_connections_per_address as u64,
+            0,
+            1_000_000,
+        )?;
         within("http.min_rate", self.http.min_rate.as_u64(), 0, 1 << 30)?;
         if let Some(bad) = self.http.allowed_hosts.iter().find(|name| !is_host_pattern(name)) {
             return Err(("http.allowed_hosts", format!("{bad:?} is no host name, *.name or *")));

@@ -288,6 +288,7 @@ fn the_documented_file_holds_every_key_with_its_default() {
     loaded.node.name = super::NodeConfig::default().name;
     let mut expected = super::Config::default();
     // Documented with examples, since their default is "unset".
+    expected.http.admin_listen = loaded.http.admin_listen;
     expected.engine.precision = loaded.engine.precision;
     expected.image.decode_memory = loaded.image.decode_memory;
     expected.engine.onnxruntime.clone_from(&loaded.engine.onnxruntime);

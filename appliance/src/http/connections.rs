@@ -292,7 +292,9 @@ mod tests {
         flood[1].0.idle_since.store(5, Ordering::Relaxed);
         flood[2].0.idle_since.store(6, Ordering::Relaxed);
         assert!(matches!(connections.admit(ip(2)), Admission::Wait));
-        assert!(is_closing(&flood[1]) && !is_closing(&flood[0]) && !is_closing(&flood[2]) && !is_closing(&alone));
+        assert!(
+            is_closing(&flood[1]) && !is_closing(&flood[0]) && !is_closing(&flood[2]) && !is_closing(&alone)
+        );
         drop(flood);
         let _place = admitted(&connections, 2);
         assert_eq!(connections.open(), 2);

@@ -60,7 +60,7 @@ struct Contract;
 /// Classify an image.
 ///
 /// The body is the image itself (JPEG, PNG, WebP, BMP, GIF or TIFF; known by its bytes, whatever Content-Type says), or
-/// multipart/form-data with one or more fields called `file`, or JSON with `image_url` or `image` (base64). One image is
+/// multipart/form-data with one or more fields called `file`, `files` or `image`, or JSON with `image_url` or `image` (base64). One image is
 /// answered with PredictReply, a form of several files with PredictManyReply. When the answer comes, its event is
 /// durable.
 #[utoipa::path(
@@ -84,12 +84,13 @@ struct Contract;
     ),
     responses(
         (status = 200, description = "What was seen", body = PredictReply),
-        (status = 400, description = "corrupt_image, empty_body, invalid_query, invalid_json, invalid_base64, invalid_multipart, missing_file, too_many_files, invalid_url, invalid_deadline, body_incomplete", body = ErrorBody),
-        (status = 403, description = "fetch_disabled", body = ErrorBody),
+        (status = 400, description = "corrupt_image, empty_body, invalid_query, invalid_json, invalid_base64, invalid_multipart, missing_file, too_many_files, invalid_url, invalid_deadline, invalid_encoding, body_incomplete", body = ErrorBody),
+        (status = 403, description = "fetch_disabled, origin_refused", body = ErrorBody),
         (status = 404, description = "unknown_model", body = ErrorBody),
-        (status = 408, description = "body_timeout", body = ErrorBody),
+        (status = 408, description = "body_timeout, body_too_slow", body = ErrorBody),
         (status = 413, description = "body_too_large, image_too_large", body = ErrorBody),
-        (status = 415, description = "unsupported_type, unsupported_image", body = ErrorBody),
+        (status = 415, description = "unsupported_type, unsupported_image, unsupported_encoding", body = ErrorBody),
+        (status = 421, description = "host_refused: on every route", body = ErrorBody),
         (status = 422, description = "too_many_pixels, too_many_scans, url_refused, fetch_failed", body = ErrorBody),
         (status = 429, description = "overloaded; Retry-After says when to come back", body = ErrorBody),
         (status = 500, description = "lane_failed, inference_failed", body = ErrorBody),
@@ -129,12 +130,12 @@ struct FormBody {
     ),
     responses(
         (status = 202, description = "Taken, now or before; Location says where its status is", body = BatchAccepted),
-        (status = 400, description = "empty_body, invalid_json, invalid_multipart, invalid_query, invalid_url, no_images, body_incomplete", body = ErrorBody),
-        (status = 403, description = "batch_disabled", body = ErrorBody),
-        (status = 408, description = "body_timeout", body = ErrorBody),
+        (status = 400, description = "empty_body, invalid_json, invalid_multipart, invalid_query, invalid_url, no_images, invalid_encoding, body_incomplete", body = ErrorBody),
+        (status = 403, description = "batch_disabled, origin_refused", body = ErrorBody),
+        (status = 408, description = "body_timeout, body_too_slow", body = ErrorBody),
         (status = 409, description = "request_id_taken: by a batch with other content", body = ErrorBody),
         (status = 413, description = "body_too_large, too_many_images, image_too_large, batch_too_large", body = ErrorBody),
-        (status = 415, description = "unsupported_type", body = ErrorBody),
+        (status = 415, description = "unsupported_type, unsupported_encoding", body = ErrorBody),
         (status = 429, description = "overloaded, queue_full (the queue or the data directory); Retry-After says when to come back", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
         (status = 503, description = "not_ready, draining, link_unavailable, spool_unavailable; send the same again after Retry-After, with the request_id of the error", body = ErrorBody)
@@ -233,7 +234,8 @@ fn model() {}
 #[allow(dead_code)]
 fn model_order() {}
 
-/// How the appliance is: version, device, models, queue, outbox, links.
+/// How the appliance is: version, device, models, queue, outbox, links. With names of hosts and texts of errors only on the
+/// admin listener and with the admin token.
 #[utoipa::path(get, path = "/health", tag = "operate", responses(
     (status = 200, description = "It answers", body = HealthReply),
     (status = 503, description = "Starting or draining", body = HealthReply)

@@ -14,10 +14,9 @@ use warp::http::header::CONTENT_TYPE;
 
 use super::api::PredictBody;
 use super::reply::ApiError;
+use crate::batch::intake::BYTE_ORDER_MARK;
 use crate::memory::{BodyMemory, Share};
 
-/// UTF-8's.
-pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The fields of a form that are images.
 const FILE_FIELDS: [&str; 3] = ["file", "files", "image"];
 /// With or without padding at the end, as it comes.
@@ -132,7 +131,10 @@ async fn multipart(
         files.push((name, whole(field, limit, &share).await?));
     }
     if files.is_empty() {
-        return Err(ApiError::bad_request("missing_file", "the form has no field called file, files or image"));
+        return Err(ApiError::bad_request(
+            "missing_file",
+            "the form has no field called file, files or image",
+        ));
     }
     Ok(Posted::Files(files))
 }

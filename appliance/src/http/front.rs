@@ -14,8 +14,8 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use warp::http::header::{
     ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ALLOW, CONTENT_ENCODING,
-    CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ALLOW,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, VARY,
 };
 use warp::http::{HeaderMap, Method, Request, Response as HttpResponse, StatusCode};
 use warp::reply::Response;
@@ -36,6 +36,8 @@ const REQUEST_HEADERS: HeaderValue =
 const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static("location, retry-after, x-request-id");
 /// How long a browser may keep a preflight's answer, in seconds.
 const PREFLIGHT_AGE: HeaderValue = HeaderValue::from_static("600");
+
+const UNSUPPORTED: &str = "unsupported_encoding";
 
 /// What the fronts of all connections share.
 pub(super) struct Policy {
@@ -79,13 +81,15 @@ where
             policy.app.metrics().request("options", response.status().as_u16());
             return answered(response, busy);
         }
-        let (request, held) = match policy.prepare(request, &self.connection.address) {
-            Ok(prepared) => prepared,
-            Err(mut response) => {
+        let admitted = match policy.admit(&request, &self.connection.address) {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                let mut response = policy.refuse(request, error);
                 policy.share_with(&from, &mut response);
                 return answered(response, busy);
             }
         };
+        let (request, held) = policy.prepare(request, admitted);
         let answer = self.routes.call(request);
         let policy = Arc::clone(policy);
         Box::pin(async move {
@@ -99,7 +103,8 @@ where
 type Answer = Pin<Box<dyn Future<Output = Result<HttpResponse<Outbound>, Infallible>> + Send>>;
 
 fn answered(response: Response, busy: Busy) -> Answer {
-    let response = response.map(|body| Outbound { body: body.boxed(), _held: Held::default(), _busy: Some(busy) });
+    let response =
+        response.map(|body| Outbound { body: body.boxed(), _held: Held::default(), _busy: Some(busy) });
     Box::pin(std::future::ready(Ok(response)))
 }
 
@@ -107,47 +112,44 @@ fn answered(response: Response, busy: Busy) -> Answer {
 #[derive(Default)]
 struct Held(Vec<Share>);
 
+/// A request that may go on to the routes.
+struct Admitted {
+    coding: Coding,
+    of_body: Option<AddressShare>,
+    held: Held,
+}
+
 impl Policy {
-    /// The request as the routes want it, with what its address holds for it.
-    fn prepare(
-        &self,
-        request: Request<Incoming>,
-        address: &Arc<Address>,
-    ) -> Result<(Request<Inbound>, Held), Response> {
-        let coding = match coding(request.headers()) {
-            Ok(coding) => coding,
-            Err(error) => {
-                let mut response = self.refuse(request, error);
-                response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
-                return Err(response);
-            }
-        };
-        let (mut held, mut of_body) = (Held::default(), None);
+    /// What the request's address holds for it, if it may.
+    fn admit(&self, request: &Request<Incoming>, address: &Arc<Address>) -> Result<Admitted, ApiError> {
+        let coding = coding(request.headers())?;
+        let mut admitted = Admitted { coding, of_body: None, held: Held::default() };
         match (request.method(), request.uri().path()) {
             (&Method::POST, "/predict") => {
-                let declared = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+                let declared =
+                    request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
                 // What is too large is refused by the route, and what is packed is counted as it is unpacked.
                 let declared = declared.filter(|n| *n <= self.max_body && coding == Coding::Identity);
-                of_body = Some(AddressShare {
+                admitted.of_body = Some(AddressShare {
                     share: address.share(Resource::BodyBytes),
                     limit: self.bodies_per_address,
                     declared: declared.unwrap_or(0),
                 });
             }
             (&Method::POST, "/batch/predict") => {
-                match share(address, Resource::Submissions, MAX_SUBMISSIONS, "submissions") {
-                    Ok(share) => held.0.push(share),
-                    Err(error) => return Err(self.refuse(request, error)),
-                }
+                admitted.held.0.push(share(address, Resource::Submissions, MAX_SUBMISSIONS, "submissions")?);
             }
             (&Method::GET, path) if path.starts_with("/batch/results/") => {
-                match share(address, Resource::Downloads, MAX_DOWNLOADS, "downloads") {
-                    Ok(share) => held.0.push(share),
-                    Err(error) => return Err(self.refuse(request, error)),
-                }
+                admitted.held.0.push(share(address, Resource::Downloads, MAX_DOWNLOADS, "downloads")?);
             }
             _ => {}
         }
+        Ok(admitted)
+    }
+
+    /// The request as the routes want it.
+    fn prepare(&self, request: Request<Incoming>, admitted: Admitted) -> (Request<Inbound>, Held) {
+        let Admitted { coding, of_body, held } = admitted;
         let rate = self.rate;
         let mut request = request.map(|body| Inbound::new(body, rate, coding, of_body));
         let headers = request.headers_mut();
@@ -157,7 +159,7 @@ impl Policy {
         if let Some(plain) = headers.get(CONTENT_TYPE).and_then(without_blanks) {
             headers.insert(CONTENT_TYPE, plain);
         }
-        Ok((request, held))
+        (request, held)
     }
 
     /// An answer without the routes; the body is taken off the connection.
@@ -167,7 +169,12 @@ impl Policy {
         let (status, code, path) = (error.status.as_u16(), error.code, head.uri.path());
         tracing::info!(status, code, path = path.get(..100).unwrap_or(path), "request refused");
         self.app.metrics().request("refused", status);
-        error.into_response(None)
+        let unpackable = code == UNSUPPORTED;
+        let mut response = error.into_response(None);
+        if unpackable {
+            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+        }
+        response
     }
 
     /// Lets an allowed page read the answer.
@@ -228,7 +235,7 @@ fn coding(headers: &HeaderMap) -> Result<Coding, ApiError> {
 fn unsupported(coding: &str) -> ApiError {
     let shown: String = coding.chars().take(40).collect();
     let message = format!("Content-Encoding: {shown} is not taken; gzip and deflate are");
-    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED, message)
 }
 
 /// A Content-Type without blanks around its semicolons, which parsers of media types refuse; None if it has none.
@@ -292,7 +299,7 @@ mod tests {
         assert_eq!(coding("GZIP"), Ok(Coding::Gzip));
         assert_eq!(coding("identity"), Ok(Coding::Identity));
         for other in ["br", "zstd", "gzip, gzip"] {
-            assert_eq!(coding(other), Err("unsupported_encoding"), "{other}");
+            assert_eq!(coding(other), Err(UNSUPPORTED), "{other}");
         }
     }
 }

@@ -35,8 +35,14 @@ pub(super) enum TransferError {
 impl TransferError {
     /// The one within an error, however it is wrapped.
     pub(super) fn within<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        let mut causes = std::iter::successors(Some(error), |error| error.source());
-        causes.find_map(|cause| cause.downcast_ref())
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            cause = error.source();
+        }
+        None
     }
 }
 
@@ -90,10 +96,7 @@ impl Inbound {
     }
 
     /// The next frame off the connection.
-    fn poll_paced(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, TransferError>>> {
+    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransferError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.deadline = None;
             let frame = frame.transpose().map_err(|e| TransferError::Broken(e.to_string()))?;
@@ -116,10 +119,7 @@ impl Inbound {
     }
 
     /// The next bytes as they were before they were packed.
-    fn poll_unpacked(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, TransferError>>> {
+    fn poll_unpacked(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransferError>>> {
         loop {
             let Some(unpacking) = &mut self.unpacking else { return self.poll_paced(cx) };
             let mut block = vec![0; BLOCK_BYTES];

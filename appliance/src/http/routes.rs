@@ -29,9 +29,8 @@ const POST: &str = "POST, OPTIONS";
 
 /// The methods of a path, as the header Allow lists them; None where there is no such path.
 pub(super) fn allowed(surface: Surface, path: &str) -> Option<&'static str> {
-    let has_id = |prefix: &str| {
-        path.strip_prefix(prefix).is_some_and(|id| !id.is_empty() && !id.contains('/'))
-    };
+    let has_id =
+        |prefix: &str| path.strip_prefix(prefix).is_some_and(|id| !id.is_empty() && !id.contains('/'));
     match path {
         "/health" | "/health/live" | "/health/ready" | "/metrics" | "/models" => Some(READ),
         _ if has_id("/models/") => Some(READ),

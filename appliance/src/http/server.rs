@@ -81,7 +81,8 @@ impl Server {
         let per_address = config.connections_per_address(limit);
         app.metrics().connection_limit(limit);
         let key = "--listen or http.listen";
-        Self::open(app, Surface::of(app.role()), config.listen, key, Connections::new(limit, per_address)).await
+        Self::open(app, Surface::of(app.role()), config.listen, key, Connections::new(limit, per_address))
+            .await
     }
 
     /// Binds `http.admin_listen`, if it is set.
@@ -151,8 +152,7 @@ impl Server {
             let _ = stream.set_nodelay(true);
             let connection = Arc::clone(&place.0);
             let socket = Socket::new(stream, Arc::clone(&connection), times, self.policy.rate);
-            let front =
-                Front { policy: Arc::clone(&self.policy), connection, routes: service.clone() };
+            let front = Front { policy: Arc::clone(&self.policy), connection, routes: service.clone() };
             let watched = graceful.watch(builder.serve_connection(TokioIo::new(socket), front));
             let app = Arc::clone(&self.policy.app);
             tokio::spawn(async move {
@@ -210,9 +210,12 @@ impl Server {
 
 /// Why a connection was closed before its client wanted it, if it was.
 fn reason(error: &hyper::Error) -> Option<ClosedFor> {
-    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    let timed_out = causes
-        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut));
+    let mut cause = Some(error as &(dyn std::error::Error + 'static));
+    let mut timed_out = false;
+    while let Some(error) = cause {
+        timed_out |= error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut);
+        cause = error.source();
+    }
     (error.is_timeout() || timed_out).then_some(ClosedFor::Slowness)
 }
 

@@ -105,8 +105,9 @@ impl Sites {
 
 fn refused(origin: &str) -> ApiError {
     let shown: String = origin.chars().take(100).collect();
-    let message =
-        format!("pages of {shown:?} may not use this box; to let them, add the origin to http.allowed_origins");
+    let message = format!(
+        "pages of {shown:?} may not use this box; to let them, add the origin to http.allowed_origins"
+    );
     ApiError::new(StatusCode::FORBIDDEN, "origin_refused", message)
 }
 
@@ -158,14 +159,29 @@ mod tests {
     #[test]
     fn a_name_that_is_not_ours_is_refused_and_addresses_are_not() {
         for host in [
-            "127.0.0.1:8080", "10.1.2.3", "[::1]:8080", "[2001:db8::1]", "localhost", "LOCALHOST:80", "dock-3",
-            "dock-3.local:8080", "Dock-3.", "weir.harbour.svc", "a.b.example.com",
+            "127.0.0.1:8080",
+            "10.1.2.3",
+            "[::1]:8080",
+            "[2001:db8::1]",
+            "localhost",
+            "LOCALHOST:80",
+            "dock-3",
+            "dock-3.local:8080",
+            "Dock-3.",
+            "weir.harbour.svc",
+            "a.b.example.com",
         ] {
             assert_eq!(check(&Method::GET, &[("host", host)]), Ok(Caller::Here), "{host}");
         }
         for host in [
-            "evil.example", "example.com", "evilexample.com", "localhost.evil.example", "127.0.0.1.evil.example",
-            "127.0.0.1@evil.example", "dock-3.evil.example", "",
+            "evil.example",
+            "example.com",
+            "evilexample.com",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil.example",
+            "dock-3.evil.example",
+            "",
         ] {
             assert_eq!(check(&Method::GET, &[("host", host)]), Err("host_refused"), "{host}");
         }
@@ -180,7 +196,8 @@ mod tests {
     fn a_foreign_page_is_refused_unless_it_is_allowed() {
         let host = ("host", "10.1.2.3:8080");
         for method in [Method::GET, Method::POST] {
-            for origin in ["http://evil.example", "null", "http://10.1.2.3", "http://10.1.2.3:8081", "", "x"] {
+            for origin in ["http://evil.example", "null", "http://10.1.2.3", "http://10.1.2.3:8081", "", "x"]
+            {
                 let found = check(&method, &[host, ("origin", origin)]);
                 assert_eq!(found, Err("origin_refused"), "{method} {origin}");
             }
@@ -202,8 +219,12 @@ mod tests {
     #[test]
     fn configured_names_and_origins_are_checked() {
         assert!(["weir", "*.example.com", "*", "a-b_c.d"].iter().all(|name| is_host_pattern(name)));
-        assert!(!["", "http://weir", "weir:80", "a*.b", "*.", "we ir"].iter().any(|name| is_host_pattern(name)));
+        assert!(
+            !["", "http://weir", "weir:80", "a*.b", "*.", "we ir"].iter().any(|name| is_host_pattern(name))
+        );
         assert!(["https://a.example", "http://10.0.0.1:3000", "*"].iter().all(|origin| is_origin(origin)));
-        assert!(!["a.example", "https://", "https://a/b", "https://*.a"].iter().any(|origin| is_origin(origin)));
+        assert!(
+            !["a.example", "https://", "https://a/b", "https://*.a"].iter().any(|origin| is_origin(origin))
+        );
     }
 }

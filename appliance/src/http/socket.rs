@@ -42,12 +42,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(
-        stream: TcpStream,
-        connection: Arc<Connection>,
-        times: Times,
-        rate: Rate,
-    ) -> Self {
+    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>, times: Times, rate: Rate) -> Self {
         Self {
             stream,
             connection,
@@ -132,23 +127,24 @@ impl AsyncRead for Socket {
         // Also when bytes keep coming: a head that never ends would not be bounded otherwise.
         let idle = self.times.idle;
         match self.clock.get_or_insert_with(|| Clock::Idle(Box::pin(sleep(idle)))) {
-            Clock::Head(clock) if clock.as_mut().poll(cx).is_ready() => Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the head did not arrive within http.header_timeout",
-            ))),
-            // As if the client had closed.
-            Clock::Idle(clock) if clock.as_mut().poll(cx).is_ready() => Poll::Ready(Ok(())),
-            _ => outcome,
+            Clock::Head(clock) => match clock.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the head did not arrive within http.header_timeout",
+                ))),
+                Poll::Pending => outcome,
+            },
+            Clock::Idle(clock) => match clock.as_mut().poll(cx) {
+                // As if the client had closed.
+                Poll::Ready(()) => Poll::Ready(Ok(())),
+                Poll::Pending => outcome,
+            },
         }
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, buffer);
         self.written(cx, outcome, buffer)
     }

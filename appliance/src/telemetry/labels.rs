@@ -84,6 +84,27 @@ impl BatchOutcome {
     }
 }
 
+/// Why a connection was closed before its client wanted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClosedFor {
+    /// It was idle, and another needed its place.
+    Room,
+    /// Its address had as many as it may.
+    AddressLimit,
+    /// Its head came, or its answer was taken, too slowly.
+    Slowness,
+}
+
+impl ClosedFor {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Room => "room",
+            Self::AddressLimit => "address_limit",
+            Self::Slowness => "slowness",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RequestLabels {
     pub route: &'static str,

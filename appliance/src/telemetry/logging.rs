@@ -4,7 +4,9 @@ use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::prelude::*;
 
+use super::log_limit::LogLimit;
 use crate::config::{LogConfig, LogFormat};
 
 /// Why logging can't be set up.
@@ -32,17 +34,20 @@ pub fn init(config: &LogConfig) -> Result<(), LoggingError> {
         .parse(&config.level)
         .map_err(|source| LoggingError::Filter { level: config.level.clone(), source })?;
     let terminal = stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_span_events(FmtSpan::NONE);
+    let limit = LogLimit::default();
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr).with_span_events(FmtSpan::NONE);
     let json = match config.format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !terminal,
     };
-    let done = if json {
-        builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+    let lines = if json {
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     } else {
-        builder.with_ansi(terminal).with_target(false).try_init()
+        lines.with_ansi(terminal).with_target(false).boxed()
     };
-    done.map_err(|_| LoggingError::Twice)
+    let lines = lines.with_filter(limit.clone());
+    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|_| LoggingError::Twice)?;
+    limit.report();
+    Ok(())
 }

@@ -16,8 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::cloud::{CloudMetrics, CloudReadings};
 use super::gpu::GpuMetrics;
 use super::labels::{
-    BatchOutcome, CacheOutcome, FailureLabels, LaneLabels, ModelLabels, OutcomeLabels, RequestLabels,
-    SkipLabels, SpeciesLabels, Stage, StageLabels,
+    BatchOutcome, CacheOutcome, ClosedFor, FailureLabels, LaneLabels, ModelLabels, OutcomeLabels,
+    RequestLabels, SkipLabels, SpeciesLabels, Stage, StageLabels,
 };
 use super::memory::{MemoryMetrics, MemoryReadings};
 use super::models::ModelMetrics;
@@ -47,6 +47,9 @@ pub struct Gauges {
 /// All metrics.
 pub struct Metrics {
     registry: Registry,
+    connections: Gauge,
+    connection_limit: Gauge,
+    connections_closed: Family<SkipLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     stages: Family<StageLabels, Histogram>,
     pub(super) engine_batch: Histogram,
@@ -106,6 +109,9 @@ impl Metrics {
             Histogram::new(exponential_buckets(0.0001, 2.0, 18))
         });
         let mut metrics = Self {
+            connections: Gauge::default(),
+            connection_limit: Gauge::default(),
+            connections_closed: Family::default(),
             requests: Family::default(),
             stages,
             engine_batch: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
@@ -138,6 +144,13 @@ impl Metrics {
 
     fn register(&self, r: &mut Registry) {
         r.register("http_requests", "Requests by route and status", self.requests.clone());
+        r.register("http_connections", "Open connections", self.connections.clone());
+        r.register("http_connections_limit", "Bound on them", self.connection_limit.clone());
+        r.register(
+            "http_connections_closed",
+            "Connections closed before their clients wanted it, by reason",
+            self.connections_closed.clone(),
+        );
         r.register_with_unit(
             "stage_duration",
             "Time by stage of a request",
@@ -197,6 +210,21 @@ impl Metrics {
     /// Counts an answered request.
     pub fn request(&self, route: &'static str, status: u16) {
         self.requests.get_or_create(&RequestLabels { route, status }).inc();
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self, open: usize) {
+        self.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// How many there may be.
+    pub fn connection_limit(&self, limit: usize) {
+        self.connection_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a connection that was closed before its client wanted it.
+    pub fn connection_closed(&self, reason: ClosedFor) {
+        self.connections_closed.get_or_create(&SkipLabels { reason: reason.name() }).inc();
     }
 
     /// Records the time that one stage took.

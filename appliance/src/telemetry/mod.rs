@@ -4,6 +4,7 @@ mod cloud;
 mod gpu;
 mod labels;
 mod lanes;
+mod log_limit;
 mod logging;
 mod memory;
 mod metrics;
@@ -14,7 +15,7 @@ mod tests;
 
 pub use cloud::{BatchReading, CloudReadings, UplinkReading};
 pub use gpu::GpuMonitor;
-pub use labels::{BatchOutcome, CacheOutcome, Stage};
+pub use labels::{BatchOutcome, CacheOutcome, ClosedFor, Stage};
 pub use logging::{LoggingError, init as init_logging};
 pub use memory::MemoryReadings;
 pub use metrics::{Gauges, Metrics};

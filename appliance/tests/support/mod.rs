@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Daemon {
     pub child: Child,
     pub address: SocketAddr,
+    /// The listener for the operator, where there is one.
+    pub admin: Option<SocketAddr>,
     pub data: TempDir,
     log: crossbeam_channel::Receiver<String>,
 }
@@ -39,7 +41,10 @@ pub fn weir() -> Command {
     {
         command.env_remove(name);
     }
-    command.env("WEIR__MODEL__BUNDLE", bundle()).stdin(Stdio::null());
+    command
+        .env("WEIR__MODEL__BUNDLE", bundle())
+        .env("WEIR__HTTP__ADMIN_LISTEN", "127.0.0.1:0")
+        .stdin(Stdio::null());
     command
 }
 
@@ -109,10 +114,12 @@ impl Daemon {
                 let _ = send.send(line);
             }
         });
-        let mut daemon = Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), data, log };
+        let mut daemon =
+            Self { child, address: SocketAddr::from(([127, 0, 0, 1], 0)), admin: None, data, log };
         let ready = daemon.wait_for_log("ready: ");
-        let listen = serde_json::from_str::<Value>(&ready).unwrap()["listen"].as_str().unwrap().to_owned();
-        daemon.address = listen.parse().unwrap();
+        let ready: Value = serde_json::from_str(&ready).unwrap();
+        daemon.address = ready["listen"].as_str().unwrap().parse().unwrap();
+        daemon.admin = ready["admin_listen"].as_str().map(|address| address.parse().unwrap());
         daemon
     }
 
@@ -143,6 +150,11 @@ impl Daemon {
 
     pub fn get(&self, path: &str) -> Reply {
         get(self.address, path)
+    }
+
+    /// The same on the listener for the operator, where there is one: with all details.
+    pub fn get_as_operator(&self, path: &str) -> Reply {
+        get(self.admin.unwrap_or(self.address), path)
     }
 
     /// SIGKILL, and its data directory for the next one.

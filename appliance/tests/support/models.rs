@@ -150,7 +150,7 @@ pub fn start_in(data: TempDir, env: &[(String, String)], more: &[(&str, &str)]) 
 
 /// What the daemon says of a model.
 pub fn model(daemon: &Daemon, name: &str) -> Value {
-    let reply = daemon.get(&format!("/models/{name}"));
+    let reply = daemon.get_as_operator(&format!("/models/{name}"));
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json()
 }

@@ -8,7 +8,7 @@ mod strings;
 mod tests;
 mod urls;
 
-use std::io::Read;
+use std::io::{Read, Seek};
 
 use tempfile::TempPath;
 
@@ -17,6 +17,9 @@ pub use options::{BatchOptions, OptionError, Place};
 pub use urls::{MAX_URL_BYTES, UrlList, UrlReader};
 
 use super::spool::{Spool, SpoolError};
+
+/// What some programs put before JSON: UTF-8's byte order mark.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Version of what goes into a digest.
 const DIGEST_CONTEXT: &str = "weir 2026 batch digest v1";
@@ -157,12 +160,24 @@ pub async fn read(
     let parsed = tokio::task::spawn_blocking(move || {
         let failed = |e| IntakeError::Spool(files.failed(e));
         check_json(&body, &content_type).map_err(failed)??;
-        json::read(std::fs::File::open(&body).map_err(failed)?, &files, bounds)
+        let mut json = std::fs::File::open(&body).map_err(failed)?;
+        skip_byte_order_mark(&mut json).map_err(failed)?;
+        json::read(json, &files, bounds)
     });
     let (body, list) = parsed.await.map_err(|e| spool.failed(std::io::Error::other(e)))??;
     let options = query.with(body, Place::Json)?;
     let digest = digest("urls", list.digest, &options);
     Ok(Intake { options, total: list.count, images: Images::Urls(list), digest })
+}
+
+/// Some programs put one before JSON; blocking.
+fn skip_byte_order_mark(file: &mut std::fs::File) -> std::io::Result<()> {
+    let mut start = Vec::new();
+    file.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut start)?;
+    if start != BYTE_ORDER_MARK {
+        file.rewind()?;
+    }
+    Ok(())
 }
 
 /// Whether the body looks like JSON or says that it is; blocking.
@@ -176,7 +191,8 @@ fn check_json(body: &TempPath, content_type: &str) -> std::io::Result<Result<(),
             count => length += count,
         }
     }
-    let first = start[..length].iter().find(|b| !b.is_ascii_whitespace());
+    let text = start[..length].strip_prefix(BYTE_ORDER_MARK).unwrap_or(&start[..length]);
+    let first = text.iter().find(|b| !b.is_ascii_whitespace());
     Ok(match first {
         None if length == 0 => Err(IntakeError::EmptyBody),
         Some(b'{') => Ok(()),

@@ -15,7 +15,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Common;
-use crate::app::{DeviceSetup, admin_token, outbox_dir, prepare_device};
+use crate::app::{
+    DeviceSetup, Files, admin_token, create_private, is_open_to_others, outbox_dir, prepare_device,
+    raise_limit,
+};
 use crate::config::{Config, Loaded};
 use crate::lanes::LaneSettings;
 use crate::serving::{check_golden, cpu_lanes};
@@ -131,6 +134,7 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
         checks.push(failed("admin", error, "correct admin.token_file, or remove it"));
     }
     checks.push(check_listen(config));
+    checks.push(check_files(config));
     checks.extend(check_data_dir(&config.data_dir));
     checks.extend(links::check_links(config));
     checks.push(check_cpu());
@@ -180,13 +184,32 @@ fn check_listen(config: &Config) -> Check {
     }
 }
 
+/// How many connections there are files for.
+fn check_files(config: &Config) -> Check {
+    let files = Files::share(raise_limit(), config);
+    let wanted = config.http.max_connections;
+    let text = format!("{} may be open, {} of them connections", files.limit, files.connections.min(wanted));
+    match files.connections < wanted {
+        true => warning(
+            "files",
+            format!("{text}; http.max_connections = {wanted}"),
+            "raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower http.max_connections",
+        ),
+        false => ok("files", text),
+    }
+}
+
 fn check_data_dir(dir: &Path) -> Vec<Check> {
     let remedy = "choose another with --data-dir or data_dir, or give this user the right to write";
     let was_there = dir.is_dir();
-    if let Err(error) = std::fs::create_dir_all(dir) {
+    if let Err(error) = create_private(dir) {
         return vec![failed("data directory", format!("{}: {error}", dir.display()), remedy)];
     }
     let mut checks = Vec::new();
+    if is_open_to_others(dir) {
+        let text = format!("other users of this machine may look into {}", dir.display());
+        checks.push(warning("data directory", text, &format!("chmod 700 {}", dir.display())));
+    }
     match sync_time_ms(dir) {
         Ok(ms) if ms > SLOW_SYNC_MS => checks.push(warning(
             "data directory",

@@ -41,8 +41,11 @@ impl Appliance {
     }
 
     /// Its models; none when nobody answers there.
-    pub(super) fn models(&self) -> anyhow::Result<Option<Vec<Value>>> {
-        let Some(reply) = self.send(self.client.get(self.path(&["models"])?))? else { return Ok(None) };
+    /// With the admin token they come with their errors.
+    pub(super) fn models(&self, config: &Config) -> anyhow::Result<Option<Vec<Value>>> {
+        let (request, token) = (self.client.get(self.path(&["models"])?), admin_token(config)?);
+        let request = if token.is_empty() { request } else { request.bearer_auth(token.expose()) };
+        let Some(reply) = self.send(request)? else { return Ok(None) };
         match &reply["models"] {
             Value::Array(models) => Ok(Some(models.clone())),
             _ => anyhow::bail!("{} answers, but is no Weir with models: {reply}", self.url()),

@@ -166,7 +166,7 @@ fn command(look: &LookArgs, model: &str, action: &str, version: Option<&str>) ->
 /// What the running appliance says of its models; where none runs, what its data directory says.
 fn served(look: &LookArgs, config: &Config) -> anyhow::Result<Vec<Value>> {
     let appliance = Appliance::at(look.url.as_deref(), config)?;
-    match appliance.models()? {
+    match appliance.models(config)? {
         Some(models) => Ok(models),
         None if look.url.is_some() => anyhow::bail!("no appliance answers at {}", appliance.url()),
         None => {

@@ -33,7 +33,7 @@ impl Bench {
         set(&mut config);
         let stores = MemoryStores::default();
         let app = App::new(Role::Serve, config);
-        let server = Server::bind(&app.config().http).await.unwrap();
+        let server = Server::bind(&app, 1000).await.unwrap();
         let address = server.address();
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(server.run(routes(Arc::clone(&app)), stopped));
