@@ -102,7 +102,8 @@ impl Connections {
         let key = group(from);
         let mut table = self.table.lock();
         let of_address = table.addresses.get(&key).map_or(0, |a| a.connections.load(Ordering::Relaxed));
-        if of_address >= self.per_address {
+        // Where one address may have all, its connections wait as all do.
+        if self.per_address < self.limit && of_address >= self.per_address {
             return if table.close_idle(Some(key)) { Admission::Wait } else { Admission::AddressFull };
         }
         if table.open.len() >= self.limit {
@@ -147,7 +148,7 @@ impl Table {
         let candidates = self.open.values().filter(|c| of.is_none_or(|key| c.key == key) && c.is_idle());
         let longest = candidates.max_by_key(|c| {
             let count = c.address.connections.load(Ordering::Relaxed);
-            (count, std::cmp::Reverse(c.idle_since.load(Ordering::Relaxed)))
+            (count, std::cmp::Reverse((c.idle_since.load(Ordering::Relaxed), c.id)))
         });
         let Some(connection) = longest else { return false };
         connection.closing.store(true, Ordering::Relaxed);

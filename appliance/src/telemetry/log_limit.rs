@@ -138,7 +138,9 @@ mod tests {
     #[test]
     fn the_allowance_comes_back_with_time() {
         let limit = LogLimit::default();
-        let callsite = tracing::callsite!(name: "x", kind: tracing::metadata::Kind::EVENT, fields: a);
+        let callsite = tracing::callsite! {
+            name: "x", kind: tracing::metadata::Kind::EVENT, target: "x", level: Level::INFO, fields: a
+        };
         let (metadata, start) = (callsite.metadata(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let allowed = |seconds| (0..100).filter(|_| limit.allows(metadata, at(seconds))).count();
