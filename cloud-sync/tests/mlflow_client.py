@@ -29,6 +29,15 @@ def register(name, folder, count=1):
     return [client.create_model_version(name, source, run.info.run_id).version for _ in range(count)]
 
 
+def register_run(name, folder):
+    """The same with a source that names the run, and not where its artifacts lie."""
+    model(name)
+    run = client.create_run(experiment("weir-tests"))
+    client.log_artifacts(run.info.run_id, folder, "a/model")
+    client.set_terminated(run.info.run_id)
+    return [client.create_model_version(name, f"runs:/{run.info.run_id}/a/model", run.info.run_id).version]
+
+
 def register_logged(name, folder):
     """The folder as a logged model, which MLflow 3 registers by its id."""
     model(name)
@@ -60,7 +69,7 @@ def runs(name):
     ]  # fmt: skip
 
 
-STEPS = {step.__name__: step for step in (register, register_logged, alias, tag, tags, runs)}
+STEPS = {step.__name__: step for step in (register, register_run, register_logged, alias, tag, tags, runs)}
 for line in sys.stdin:
     step = json.loads(line)
     print(json.dumps(STEPS[step.pop("step")](**step)), file=answers, flush=True)

@@ -186,6 +186,31 @@ async fn a_logged_model_of_mlflow_3_is_found_through_its_id() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_whose_source_names_a_run_is_found() {
+    let services = shared_with_mlflow();
+    for (server, s3) in
+        [(services.mlflow(), None), (services.mlflow29(), s3().await), (services.mlflow29(), None)]
+    {
+        let own = OnServer::new(server, s3);
+        let model = content(100_000);
+        let dir = folder(&[("MLmodel", MLMODEL.as_bytes()), ("extra/model.onnx", &model)]);
+        let step = json!({"step": "register_run", "name": own.name, "folder": dir.path()});
+        let version = versions_of(&own.client(step).await).remove(0);
+        let (registry, _) = own.open();
+        let version = find(&registry, &format!("{}/{version}", own.name)).await.unwrap();
+        let listed =
+            registry.artifacts(&version, 10).await.unwrap_or_else(|error| panic!("{}", error.in_full()));
+        let listed: Vec<_> = listed.iter().map(|found| found.path.as_str()).collect();
+        assert_eq!(listed, ["MLmodel", "extra/model.onnx"]);
+        let to = tempfile::tempdir().unwrap();
+        let to = to.path().join("model.onnx");
+        let fetched = registry.fetch(&version, "extra/model.onnx", &to, 1 << 20).await;
+        fetched.unwrap_or_else(|error| panic!("{}", error.in_full()));
+        assert!(std::fs::read(to).unwrap() == model);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_s3_refuses_the_server_reads_for_the_box() {
     let wrong = tempfile::tempdir().unwrap();
     let keys = wrong.path().join("keys");

@@ -8,7 +8,7 @@ use super::MlflowRegistry;
 use super::answers::DownloadUri;
 use super::download::{self, Wanted};
 use super::failure::Answer;
-use super::listing::{Listing, join, logged_model, logged_model_uri};
+use super::listing::{Listing, join, logged_model, logged_model_uri, run_source, run_uri};
 use crate::blob::{BlobStore, Found, Reading, S3Store};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::registry::partial::{Origin, Partial, Size};
@@ -58,9 +58,12 @@ impl MlflowRegistry {
         let what = format!("find the files of {} version {}", version.name, version.version);
         let query = [("name", version.name.as_str()), ("version", version.version.as_str())];
         let found: DownloadUri = self.rest.get(&what, "model-versions/get-download-uri", &query).await?;
-        let uri = match logged_model(&found.artifact_uri) {
-            Some(id) => logged_model_uri(&self.rest, id).await?,
-            None => found.artifact_uri,
+        let uri = if let Some(id) = logged_model(&found.artifact_uri) {
+            logged_model_uri(&self.rest, id).await?
+        } else if let Some((id, folder)) = run_source(&found.artifact_uri) {
+            run_uri(&self.rest, id, folder).await?
+        } else {
+            found.artifact_uri
         };
         let place = Place::of(&uri)?;
         Ok((uri, place))

@@ -33,6 +33,9 @@ impl Listing {
         if let Some(id) = logged_model(&found.source) {
             return Ok(Self::Logged { id: id.to_owned() });
         }
+        if let Some((id, root)) = run_source(&found.source) {
+            return Ok(Self::Run { id: id.to_owned(), root: root.to_owned() });
+        }
         if !found.run_id.is_empty() {
             let run: OneRun = rest.get(&what, "runs/get", &[("run_id", &found.run_id)]).await?;
             let root = run.run.info.artifact_uri;
@@ -137,6 +140,24 @@ pub(super) async fn logged_model_uri(rest: &Rest, id: &str) -> Answer<String> {
     Ok(found["model"]["info"]["artifact_uri"].as_str().unwrap_or_default().to_owned())
 }
 
+/// Where a folder among a run's artifacts lies.
+pub(super) async fn run_uri(rest: &Rest, id: &str, folder: &str) -> Answer<String> {
+    let what = format!("find the artifacts of the run {id}");
+    if !folder.is_empty() {
+        path::check(Link::Mlflow, folder)?;
+    }
+    let run: OneRun = rest.get(&what, "runs/get", &[("run_id", id)]).await?;
+    Ok(join(run.run.info.artifact_uri.trim_end_matches('/'), folder))
+}
+
+/// Run and folder in `runs:/<run>/<folder>`, as MLflow's client writes the source of a model that a run logged.
+pub(super) fn run_source(source: &str) -> Option<(&str, &str)> {
+    let rest = source.strip_prefix("runs:/")?.trim_matches('/');
+    let (id, folder) = rest.split_once('/').unwrap_or((rest, ""));
+    let plain = !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    plain.then_some((id, folder))
+}
+
 /// The id in `models:/m-...`.
 pub(super) fn logged_model(source: &str) -> Option<&str> {
     let id = source.strip_prefix("models:/")?.trim_matches('/');
@@ -149,5 +170,24 @@ pub(super) fn join(folder: &str, name: &str) -> String {
         (true, _) => name.to_owned(),
         (_, true) => folder.to_owned(),
         _ => format!("{folder}/{name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_names_a_run_and_a_folder_of_its_artifacts() {
+        for (source, found) in [
+            ("runs:/4f0e/model", Some(("4f0e", "model"))),
+            ("runs:/4f0e/a/b/", Some(("4f0e", "a/b"))),
+            ("runs:/4f0e", Some(("4f0e", ""))),
+            ("runs:/", None),
+            ("runs:/a b/model", None),
+            ("models:/m-4f0e", None),
+        ] {
+            assert_eq!(run_source(source), found, "{source}");
+        }
     }
 }
