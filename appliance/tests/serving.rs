@@ -169,6 +169,48 @@ fn the_grace_period_ends() {
 }
 
 #[test]
+fn the_grace_period_is_one_for_all_that_is_stuck() {
+    // Accepts and never answers, for the broker and for the images of a batch.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = silent.local_addr().unwrap().to_string();
+    let grace = Duration::from_secs(4);
+    let mut daemon = Daemon::start(&[
+        ("WEIR__SHUTDOWN__GRACE", "4s"),
+        ("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8"),
+        ("WEIR__FETCH__TIMEOUT", "60s"),
+        ("WEIR__BATCH__QUEUE", "embedded"),
+        ("KAFKA_BOOTSTRAP_SERVERS", &at),
+    ]);
+    let reply = daemon.post(
+        "/batch/predict",
+        &[("content-type", "application/json")],
+        format!("{{\"image_urls\": [\"http://{at}/a.jpg\"]}}").as_bytes(),
+    );
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    // Held, so that nothing learns that nobody answers.
+    let mut held = Vec::new();
+    loop {
+        let (mut stream, _) = silent.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut head = [0; 4];
+        let read = std::io::Read::read(&mut stream, &mut head).unwrap_or(0);
+        held.push(stream);
+        if &head[..read] == b"GET " {
+            break;
+        }
+    }
+    let mut stream = connect(daemon.address);
+    begin(&mut stream, 100);
+    stream.write_all(b"half").unwrap();
+    daemon.terminate();
+    let began = std::time::Instant::now();
+    let status = daemon.wait(Duration::from_secs(30)).expect("it did not end");
+    let took = began.elapsed();
+    assert_eq!(status.code(), Some(1), "a request was abandoned, which is no good end");
+    assert!(took < grace + Duration::from_millis(2500), "{took:?}");
+}
+
+#[test]
 fn idle_connections_do_not_hold_up_the_end() {
     let mut daemon = Daemon::start(&[]);
     let mut idle = connect(daemon.address);

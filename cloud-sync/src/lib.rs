@@ -30,4 +30,5 @@ pub mod queue;
 pub mod registry;
 pub mod secret;
 pub mod state;
+mod tls;
 pub mod uplink;

@@ -155,6 +155,58 @@ async fn with_tls_the_authority_decides() {
     assert!(mixed.get(&[1; 32]).await.unwrap_err().is_transient());
 }
 
+/// A node of a cluster, as far as a check sees one: an answer to each command.
+async fn clustered_node(info: &'static str) -> u16 {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (from, mut to) = stream.into_split();
+                let mut lines = BufReader::new(from).lines();
+                while let Ok(Some(head)) = lines.next_line().await {
+                    // *<parts>, then a length and a text for each.
+                    let parts: usize = head.trim_start_matches('*').parse().unwrap();
+                    let mut command = String::new();
+                    for part in 0..parts {
+                        lines.next_line().await.unwrap();
+                        let text = lines.next_line().await.unwrap().unwrap();
+                        if part == 0 {
+                            command = text.to_ascii_uppercase();
+                        }
+                    }
+                    let answer = match command.as_str() {
+                        "PING" => "+PONG\r\n".to_owned(),
+                        "INFO" => format!("${}\r\n{info}\r\n", info.len()),
+                        "SET" => "-MOVED 42 127.0.0.1:7001\r\n".to_owned(),
+                        _ => "+OK\r\n".to_owned(),
+                    };
+                    if to.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_check_names_a_cluster() {
+    let port = clustered_node("# Cluster\r\ncluster_enabled:1\r\n").await;
+    let (store, _) = open(RedisConfig { port, timeout: Duration::from_secs(10), ..RedisConfig::default() });
+    let steps = store.check().await;
+    let last = steps.last().unwrap().outcome.as_ref().unwrap_err();
+    assert!(!last.is_transient() && last.in_full().contains("Redis Cluster"), "{}", last.in_full());
+    assert!(last.in_full().contains("redis.host"), "{}", last.in_full());
+    // One that is not clustered passes that step.
+    let port = clustered_node("# Cluster\r\ncluster_enabled:0\r\n").await;
+    let (store, _) = open(RedisConfig { port, timeout: Duration::from_secs(10), ..RedisConfig::default() });
+    let steps = store.check().await;
+    assert!(steps.iter().any(|step| step.what == "one server, not a cluster" && step.outcome.is_ok()));
+}
+
 #[test]
 fn settings_that_cannot_be_are_refused_by_value() {
     let refused = |config| RedisStore::open(config, LinkHealth::new(Link::Redis)).unwrap_err().in_full();

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloud_sync::blob::{BlobStore, Bound, DirStore};
 use cloud_sync::capture::{Capture, CaptureConfig, CaptureError, CaptureRule as Rule};
@@ -40,7 +40,7 @@ const SUBMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Longest time for leaving the queue: what is settled is still committed.
 const LONGEST_CLOSE: Duration = Duration::from_secs(10);
-/// Longest time for what batch work leaves to be ended behind it.
+/// Longest time that is kept for a step behind batch work: links, then lanes and outbox.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// How `shutdown.grace` is shared out to the steps in which batch work ends.
@@ -55,7 +55,7 @@ struct Parting {
 impl Parting {
     fn of(grace: Duration) -> Self {
         let close = (grace * 2 / 5).min(LONGEST_CLOSE);
-        let rest = (grace / 10).min(LONGEST_REST);
+        let rest = (grace / 10).min(LONGEST_REST * 2);
         Self { work: grace - close - rest, close }
     }
 }
@@ -161,26 +161,32 @@ impl Cloud {
     }
 
     /// Ends batch work, capture and uplink, in this order: what one leaves behind, the next still sends.
-    pub async fn end(&self, within: Duration) {
+    /// All of it is over by the deadline: each step leaves some of the time to the next.
+    pub async fn end(&self, deadline: Instant) {
+        let left = || deadline.saturating_duration_since(Instant::now());
         if let Some(work) = &self.work {
             if let Some(tidy) = &work.tidy {
                 tidy.abort();
             }
             let running = work.running.lock().take();
+            let for_work = left() - (left() / 20).min(LONGEST_REST);
             match running {
                 Some(Running { stop, task }) => {
                     let _ = stop.send(true);
-                    let _ = tokio::time::timeout(within, task).await;
+                    let _ = tokio::time::timeout(for_work, task).await;
                 }
-                None => work.queue.close().await,
+                None => {
+                    let _ = tokio::time::timeout(for_work, work.queue.close()).await;
+                }
             }
         }
         if let Some(capture) = &self.capture {
-            capture.close(within.min(Duration::from_secs(2))).await;
+            capture.close((left() / 2).min(Duration::from_secs(2))).await;
         }
         if let Some(uplink) = &self.uplink {
             let uplink = Arc::clone(uplink);
-            let stopped = move || uplink.stop(within.min(Duration::from_secs(5)));
+            let within = left().min(Duration::from_secs(5));
+            let stopped = move || uplink.stop(within);
             let _ = tokio::task::spawn_blocking(stopped).await;
         }
     }
@@ -381,6 +387,6 @@ mod tests {
             assert!(work >= grace / 2 && close >= grace.min(LONGEST_CLOSE) / 3, "{work:?} and {close:?}");
         }
         let usual = Parting::of(Duration::from_secs(20));
-        assert_eq!(usual, Parting { work: Duration::from_secs(11), close: Duration::from_secs(8) });
+        assert_eq!(usual, Parting { work: Duration::from_secs(10), close: Duration::from_secs(8) });
     }
 }

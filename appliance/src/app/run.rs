@@ -9,8 +9,29 @@ use tokio::sync::watch;
 use super::{App, Files, Phase, Role, StartError, raise_limit};
 use crate::http::{BindError, Server, admin_routes, routes, worker_routes};
 
-/// The outbox gets this long to flush even if the requests used up the grace period.
-const LEAST_FLUSH_TIME: Duration = Duration::from_secs(2);
+/// Longest share of `shutdown.grace` that is kept for each step after the requests.
+const LONGEST_SHARE: Duration = Duration::from_secs(1);
+
+/// When the steps of a shutdown end. There is one end for all of them, and each step but the last leaves the next its
+/// share, so that requests or links that are stuck leave time to flush the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Deadlines {
+    /// Of the requests in hand.
+    requests: Instant,
+    /// Then of batch work and links.
+    cloud: Instant,
+    /// Of lanes and outbox, and so of all.
+    end: Instant,
+}
+
+impl Deadlines {
+    fn new(began: Instant, grace: Duration) -> Self {
+        let share = (grace / 20).min(LONGEST_SHARE);
+        let end = began + grace;
+        let cloud = began + grace.saturating_sub(share);
+        Self { requests: began + grace.saturating_sub(share * 2), cloud, end }
+    }
+}
 
 /// Why the daemon ended other than by a signal and in order.
 #[derive(Debug, thiserror::Error)]
@@ -106,28 +127,28 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
         "stopping: finishing what is in hand"
     );
     let began = Instant::now();
+    let deadlines = Deadlines::new(began, grace);
     let _ = stop.send(true);
     if app.role() == Role::Worker {
         // Its time runs from now. A server's work goes on until the requests in hand have put theirs into the queue.
         app.stop_batch_work();
     }
     let drained = tokio::select! {
-        drained = tokio::time::timeout(grace, serving) => drained.is_ok(),
+        drained = tokio::time::timeout_at(deadlines.requests.into(), serving) => drained.is_ok(),
         // A second signal means now.
         () = either(&mut terminate, &mut interrupt) => false,
     };
     // Batch work ends before the lanes that it needs. What is unfinished is given back.
-    let left = grace.saturating_sub(began.elapsed()).max(LEAST_FLUSH_TIME);
+    let cloud = deadlines.cloud;
     tokio::select! {
-        () = app.end_cloud(left) => {}
+        _ = tokio::time::timeout_at(cloud.into(), app.end_cloud(cloud)) => {}
         () = either(&mut terminate, &mut interrupt) => {}
     }
     let abandoned = app.in_hand();
     let flush = tokio::task::spawn_blocking(move || app.end_service(drained));
     // A lane may be deep in an image whose client gave up long ago, and a disk may hang.
-    let left = grace.saturating_sub(began.elapsed()).max(LEAST_FLUSH_TIME);
     let flushed = tokio::select! {
-        flushed = tokio::time::timeout(left, flush) => flushed,
+        flushed = tokio::time::timeout_at(deadlines.end.into(), flush) => flushed,
         () = either(&mut terminate, &mut interrupt) => return Err(RunError::FlushCut),
     };
     match flushed {
@@ -145,5 +166,22 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_has_a_share_of_the_one_grace_period() {
+        let began = Instant::now();
+        for millis in [0, 1, 100, 1000, 20_000, 600_000] {
+            let grace = Duration::from_millis(millis);
+            let Deadlines { requests, cloud, end } = Deadlines::new(began, grace);
+            assert_eq!(end, began + grace);
+            assert!(requests <= cloud && cloud <= end && requests >= began + grace * 4 / 5, "{grace:?}");
+            assert!(end - cloud >= LONGEST_SHARE.min(grace / 20), "{grace:?}");
+        }
     }
 }

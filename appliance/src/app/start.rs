@@ -3,7 +3,7 @@
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloud_sync::capture::{Capture, CaptureError};
 use cloud_sync::error::SyncError;
@@ -236,12 +236,14 @@ impl App {
 
     /// Ends rollouts, batch work and what sends and captures. What is unfinished is taken up by the next start, or by
     /// others.
-    pub(super) async fn end_cloud(&self, within: Duration) {
+    pub(super) async fn end_cloud(&self, deadline: Instant) {
         if let Some(rollouts) = self.rollouts() {
-            rollouts.end(within.min(LONGEST_ROLLOUT_END)).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            // What follows must have the most of the time.
+            rollouts.end((left / 4).min(LONGEST_ROLLOUT_END)).await;
         }
         if let Some(cloud) = self.cloud() {
-            cloud.end(within).await;
+            cloud.end(deadline).await;
         }
     }
 

@@ -125,7 +125,7 @@ pub struct Fetcher {
     max_bytes: usize,
     running: Semaphore,
     lookup: Arc<dyn Lookup>,
-    client: OnceLock<Result<Client, String>>,
+    clients: OnceLock<Result<Clients, String>>,
 }
 
 impl Fetcher {
@@ -136,7 +136,7 @@ impl Fetcher {
 
     fn with_lookup(config: FetchConfig, max_bytes: usize, lookup: Arc<dyn Lookup>) -> Self {
         let running = Semaphore::new(config.max_concurrent);
-        Self { running, lookup, config, max_bytes, client: OnceLock::new() }
+        Self { running, lookup, config, max_bytes, clients: OnceLock::new() }
     }
 
     /// Fetches one image within `time`, or within the configured timeout if that is shorter. `room` is asked before
@@ -161,14 +161,17 @@ impl Fetcher {
     async fn follow(&self, mut url: Url, room: Room<'_>) -> Result<Bytes, FetchError> {
         let build = || {
             let lookup = Arc::clone(&self.lookup);
-            build_client(GuardedResolver { allow: self.config.allow_networks.clone().into(), lookup })
+            Clients::build(&Arc::new(GuardedResolver {
+                allow: self.config.allow_networks.clone().into(),
+                lookup,
+            }))
         };
-        let client = self.client.get_or_init(build);
-        let client = client.as_ref().map_err(|e| FetchError::Client(e.clone()))?;
+        let clients = self.clients.get_or_init(build);
+        let clients = clients.as_ref().map_err(|e| FetchError::Client(e.clone()))?;
         for _ in 0..=self.config.max_redirects {
             guard::check_url(&url, &self.config.allow_networks)?;
             let host = host_of(&url);
-            let response = client.get(url.clone()).send().await.map_err(|e| failed(&host, &e))?;
+            let response = clients.get(&url).await.map_err(|e| failed(&host, &e))?;
             let status = response.status();
             if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
                 url = redirect_target(&url, &response)?;
@@ -218,11 +221,41 @@ impl Fetcher {
 fn redirect_target(from: &Url, response: &reqwest::Response) -> Result<Url, FetchError> {
     let bad = |reason: &str| FetchError::BadUrl { reason: format!("{} redirects {reason}", host_of(from)) };
     let location = response.headers().get("location").ok_or_else(|| bad("without saying where"))?;
-    let location = location.to_str().map_err(|_| bad("to something that is no URL"))?;
+    // Many servers send what is beyond ASCII as it is; the URL parser encodes it.
+    let location = std::str::from_utf8(location.as_bytes());
+    let location = location.map_err(|_| bad("to something that is no URL"))?;
     from.join(location).map_err(|_| bad("to something that is no URL"))
 }
 
-fn build_client(resolver: GuardedResolver) -> Result<Client, String> {
+/// The HTTP clients, which differ in nothing but their connections.
+struct Clients {
+    /// Keeps connections for the next request.
+    pooled: Client,
+    /// Opens a connection for each request.
+    fresh: Client,
+}
+
+impl Clients {
+    fn build(resolver: &Arc<GuardedResolver>) -> Result<Self, String> {
+        Ok(Self {
+            pooled: build_client(Arc::clone(resolver), 4)?,
+            fresh: build_client(Arc::clone(resolver), 0)?,
+        })
+    }
+
+    /// The head of the response to a GET. A server may close a kept connection just as a request is written to it, so
+    /// a request that fails on an open connection before any response is sent once more, over a new connection.
+    async fn get(&self, url: &Url) -> Result<reqwest::Response, reqwest::Error> {
+        match self.pooled.get(url.clone()).send().await {
+            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                self.fresh.get(url.clone()).send().await
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn build_client(resolver: Arc<GuardedResolver>, idle: usize) -> Result<Client, String> {
     // A second installation is refused, which is as good: then there is a provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
@@ -230,8 +263,8 @@ fn build_client(resolver: GuardedResolver) -> Result<Client, String> {
         .redirect(reqwest::redirect::Policy::none())
         // A proxy would resolve and connect in our stead, past the guard.
         .no_proxy()
-        .dns_resolver(Arc::new(resolver))
-        .pool_max_idle_per_host(4)
+        .dns_resolver(resolver)
+        .pool_max_idle_per_host(idle)
         .connect_timeout(Duration::from_secs(5))
         .build()
         .map_err(|e| e.to_string())

@@ -179,6 +179,76 @@ async fn bounds_on_size_and_time_and_status() {
     assert!(matches!(outcome, Err(FetchError::Failed { .. })), "{outcome:?}");
 }
 
+/// Answers the first request of each connection and promises to keep it, then closes it at the next request without
+/// a response. Counts connections.
+async fn forgetful_server(answers: bool) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            seen.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                if answers {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
+                    let _ = stream.read(&mut [0; 4096]).await;
+                }
+            });
+        }
+    });
+    (port, connections)
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_the_server_closes_fails_no_fetch() {
+    let (port, connections) = forgetful_server(true).await;
+    let (fetcher, url) = (fetcher(true), format!("http://127.0.0.1:{port}/"));
+    for n in 0..8 {
+        let body = fetcher.fetch(&url, TIME, &mut |_| true).await.unwrap_or_else(|e| panic!("{n}: {e}"));
+        assert_eq!(&body[..], b"hello");
+    }
+    assert!(connections.load(Ordering::SeqCst) > 1, "no connection was closed");
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_tried_twice() {
+    let (port, connections) = forgetful_server(false).await;
+    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME, &mut |_| true).await;
+    assert!(matches!(outcome, Err(FetchError::Failed { .. })), "{outcome:?}");
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_location_may_hold_what_is_beyond_ascii() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (paths, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let read = stream.read(&mut head).await.unwrap();
+            let head = String::from_utf8_lossy(&head[..read]);
+            let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+            let answer = match path.as_str() {
+                "/" => {
+                    "HTTP/1.1 302 X\r\nlocation: /f\u{f6}rsta bild.jpg\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                }
+                _ => "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello",
+            };
+            let _ = paths.send(path);
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let body = fetcher(true).fetch(&url, TIME, &mut |_| true).await.unwrap();
+    assert_eq!(&body[..], b"hello");
+    assert_eq!(
+        (asked.recv().await.unwrap(), asked.recv().await.unwrap()),
+        ("/".into(), "/f%C3%B6rsta%20bild.jpg".into())
+    );
+}
+
 #[tokio::test]
 async fn memory_and_number_are_bounded() {
     let port = server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;

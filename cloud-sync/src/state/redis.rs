@@ -67,6 +67,10 @@ impl RedisStore {
         if steps.note("connect and log in", ping.await, remark).is_none() {
             return steps.finish();
         }
+        if steps.note("one server, not a cluster", self.refuse_cluster().await, |()| String::new()).is_none()
+        {
+            return steps.finish();
+        }
         let key = *blake3::hash(Ulid::generate().to_string().as_bytes()).as_bytes();
         let value = Bytes::from_static(b"written by a check");
         let ttl = Duration::from_secs(60);
@@ -89,6 +93,24 @@ impl RedisStore {
         let id = format!("weir-check-{}", Ulid::generate());
         steps.note("run a script", self.batch_submitted(&id).await, |()| "done".into());
         steps.finish()
+    }
+
+    /// # Errors
+    /// When the server is a node of a Redis Cluster, which answers most keys with MOVED.
+    async fn refuse_cluster(&self) -> SyncResult<()> {
+        let asked = self.call("ask for the mode", |mut to| async move {
+            redis::cmd("INFO").arg("cluster").query_async::<String>(&mut to).await
+        });
+        // A user may lack the right to INFO; the steps that follow then show what works.
+        match asked.await {
+            Ok(info) if is_cluster(&info) => {
+                let what = "the server is a node of a Redis Cluster, which this client does not follow from node to \
+                            node. Remedy: name a server that is not clustered (one Redis, or one with replicas), or \
+                            a proxy or managed endpoint with cluster mode disabled, in redis.host";
+                Err(SyncError::permanent(Link::Redis, what))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn call<T, F>(&self, what: &str, work: impl Fn(MultiplexedConnection) -> F) -> SyncResult<T>
@@ -257,4 +279,9 @@ fn json(outcome: &BatchOutcome) -> SyncResult<String> {
 fn millis(time: Duration) -> u64 {
     const LONGEST: u64 = 100 * 365 * 24 * 3600 * 1000;
     u64::try_from(time.as_millis()).unwrap_or(LONGEST).min(LONGEST)
+}
+
+/// Whether the answer to INFO cluster is that of a cluster's node.
+fn is_cluster(info: &str) -> bool {
+    info.lines().any(|line| line.trim() == "cluster_enabled:1")
 }

@@ -1,14 +1,15 @@
 //! Where MLflow is and who this box is there.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Client, Url};
 
 use crate::error::{Link, SyncError, SyncResult};
 use crate::secret::Secret;
+use crate::tls;
 
 /// Redirects that are followed, on the same server only.
 const MAX_REDIRECTS: usize = 5;
@@ -101,7 +102,7 @@ impl MlflowConfig {
             .pool_max_idle_per_host(4)
             .connect_timeout(self.timeout.min(Duration::from_secs(10)));
         if let Some(file) = &self.ca_file {
-            builder = builder.tls_certs_only(authorities(file)?);
+            builder = builder.tls_backend_preconfigured(tls::client_config(Link::Mlflow, file)?);
         }
         builder.build().map_err(|error| {
             SyncError::permanent(Link::Mlflow, "cannot set up the client").because(error.without_url())
@@ -114,14 +115,4 @@ fn same_server_only(attempt: Attempt<'_>) -> reqwest::redirect::Action {
         |url: &Url| (url.scheme().to_owned(), url.host_str().map(str::to_owned), url.port_or_known_default());
     let own = attempt.previous().first().map(server) == Some(server(attempt.url()));
     if own && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
-}
-
-fn authorities(file: &Path) -> SyncResult<Vec<Certificate>> {
-    let failed = || SyncError::permanent(Link::Mlflow, format!("no authorities in {}", file.display()));
-    let text = std::fs::read(file).map_err(|error| failed().because(error))?;
-    let found = Certificate::from_pem_bundle(&text).map_err(|error| failed().because(error))?;
-    if found.is_empty() {
-        return Err(failed().because("it has no certificate in PEM form"));
-    }
-    Ok(found)
 }
