@@ -65,10 +65,7 @@ impl From<redb::TableError> for Stop {
 }
 
 impl Database {
-    /// Opens the file, makes it if it is not there (its folder too), and checks all of it.
-    ///
-    /// # Errors
-    /// Permanent where it is another process's, damaged or no such file; transient where the disk is full.
+    /// The same without setting anything aside.
     #[cfg(test)]
     pub(crate) fn open(path: PathBuf) -> SyncResult<Self> {
         let database = Self::away(path)?;
@@ -76,8 +73,9 @@ impl Database {
         Ok(database)
     }
 
-    /// As [`Self::open`], but a file that is damaged, or none of ours, is set aside and replaced by an empty one: what
-    /// it held must not keep the rest of the process from starting. Returns where it is now.
+    /// Opens the file, makes it if it is not there (its folder too), and checks all of it. One that is damaged or no such
+    /// file is set aside, and an empty one takes its place: what it held must not keep the process from starting.
+    /// Returns where it is then.
     ///
     /// # Errors
     /// Permanent where it is another process's or another version's; transient where the disk is full.

@@ -272,11 +272,7 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
 }
 
 /// The stores in the data directory, and how many of their files were damaged and are set aside.
-fn embedded_stores(
-    config: &Config,
-    outbox: &Arc<Outbox>,
-    disk: &Disk<'_>,
-) -> SyncResult<(BatchStores, u64)> {
+fn embedded_stores(config: &Config, outbox: &Arc<Outbox>, disk: &Disk<'_>) -> SyncResult<(BatchStores, u64)> {
     let dir = &config.data_dir;
     let queue = EmbeddedQueueConfig {
         inflight: config.batch.inflight,

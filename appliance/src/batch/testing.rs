@@ -12,8 +12,7 @@ use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage, BlobStore};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, QueueFull, QueueStats, ResultRecord, Settled};
 use cloud_sync::state::{
-    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore,
-    WorkStarts,
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
 };
 use parking_lot::Mutex;
 

@@ -52,7 +52,8 @@ impl Worker {
                 tracing::error!(request_id, index, "an image is given up at which the process ended");
                 WorkerStats::count(&self.stats.failed);
                 WorkerStats::count(&self.stats.crashing_images);
-                let error = format!("the worker process ended {MOST_ENDS} times while it processed this image");
+                let error =
+                    format!("the worker process ended {MOST_ENDS} times while it processed this image");
                 items.push(item(message, offset, failed("worker_crashed", error)));
                 continue;
             }

@@ -184,18 +184,15 @@ impl Worker {
             self.end_work(&delivery, true).await;
             return;
         };
-        {
-            if !matches!(setback, Setback::Stopping) {
-                tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
-                let end = abandoned.wait_for(|abandoned| *abandoned);
-                let _ = tokio::time::timeout(self.settings.fault_pause, end).await;
-            }
-            if matches!(setback, Setback::Stopping) {
-                self.end_work(&delivery, false).await;
-            }
-            tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
-            self.queue.release(delivery).await;
+        if matches!(setback, Setback::Stopping) {
+            self.end_work(&delivery, false).await;
+        } else {
+            tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
+            let end = abandoned.wait_for(|abandoned| *abandoned);
+            let _ = tokio::time::timeout(self.settings.fault_pause, end).await;
         }
+        tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
+        self.queue.release(delivery).await;
     }
 
     /// Notes that the current start of the work on a message is no matter any more. A store that is away is not waited

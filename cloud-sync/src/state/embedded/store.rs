@@ -18,8 +18,7 @@ use super::{EmbeddedState, StateConfig, StateStats};
 use crate::database::Stop;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::state::{
-    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore,
-    WorkStarts,
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
 };
 
 const FILE: &str = "batches.redb";
@@ -254,7 +253,8 @@ impl StateStore for EmbeddedStore {
 
     async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
         let position = position.to_owned();
-        let note = move |kept: &Kept| kept.file.work(&position, |starts| Some(WorkStarts { image, ..starts }));
+        let note =
+            move |kept: &Kept| kept.file.work(&position, |starts| Some(WorkStarts { image, ..starts }));
         self.blocking(note).await
     }
 

@@ -115,7 +115,10 @@ async fn what_a_refused_url_leaves_is_small() {
     // The same messages again find their results.
     world.submit("b", &urls, 2);
     world.work().await;
-    assert_eq!((outcomes(&world, "b"), world.stats.counts().duplicates), (vec!["invalid_url".to_owned(); 4], 2));
+    assert_eq!(
+        (outcomes(&world, "b"), world.stats.counts().duplicates),
+        (vec!["invalid_url".to_owned(); 4], 2)
+    );
     let items = world.items("b");
     assert!(items[0].image_url.len() <= 256 && items[0].image_url.starts_with("ftp://example.com/0/x"));
     assert_ne!(items[0].image_url, items[1].image_url);
