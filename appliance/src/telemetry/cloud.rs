@@ -139,7 +139,7 @@ impl CloudMetrics {
         }
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, &Counter); 15] {
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 19] {
         [
             ("uplink_sent", "Events sent to Kafka", &self.uplink_sent),
             ("uplink_dead_lettered", "Events that Kafka refused for good", &self.uplink_dead_lettered),
