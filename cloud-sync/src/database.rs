@@ -1,5 +1,7 @@
 //! One redb file: opened and checked, closed and opened again after the disk has failed it.
 
+mod quarantine;
+
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -63,22 +65,52 @@ impl From<redb::TableError> for Stop {
 }
 
 impl Database {
-    /// Opens the file, makes it if it is not there (its folder too), and checks all of it.
+    /// The same without setting anything aside.
+    #[cfg(test)]
+    pub(crate) fn open(path: PathBuf) -> SyncResult<Self> {
+        let database = Self::away(path)?;
+        database.reopen()?;
+        Ok(database)
+    }
+
+    /// Opens the file, makes it if it is not there (its folder too), and checks all of it. One that is damaged or no such
+    /// file is set aside, and an empty one takes its place: what it held must not keep the process from starting.
+    /// Returns where it is then.
     ///
     /// # Errors
-    /// Permanent where it is another process's, damaged or no such file; transient where the disk is full.
-    pub(crate) fn open(path: PathBuf) -> SyncResult<Self> {
+    /// Permanent where it is another process's or another version's; transient where the disk is full.
+    pub(crate) fn open_or_quarantine(path: PathBuf) -> SyncResult<(Self, Option<PathBuf>)> {
+        let database = Self::away(path)?;
+        let damage = match database.open_file() {
+            Ok(file) => {
+                *database.handle.write() = Handle::Open(file);
+                return Ok((database, None));
+            }
+            Err(error) if is_damage(&error) => error,
+            Err(error) => return Err(at(&database.path, "open", &error)),
+        };
+        let aside = quarantine::set_aside(&database.path)
+            .map_err(|e| at(&database.path, "set aside the damaged", &e.into()))?;
+        tracing::error!(
+            file = %database.path.display(),
+            kept_as = %aside.display(),
+            error = %damage,
+            "a file is damaged; it is set aside and an empty one takes its place"
+        );
+        database.reopen()?;
+        Ok((database, Some(aside)))
+    }
+
+    fn away(path: PathBuf) -> SyncResult<Self> {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(|e| at(&path, "make the folder of", &e.into()))?;
         }
-        let database = Self {
+        Ok(Self {
             path,
             handle: RwLock::new(Handle::Away),
             #[cfg(test)]
             disk_full: std::sync::Arc::default(),
-        };
-        database.reopen()?;
-        Ok(database)
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -171,6 +203,15 @@ impl Database {
     #[cfg(test)]
     fn backend(&self, file: FileBackend) -> impl StorageBackend + use<> {
         tests::FullDisk { file, full: std::sync::Arc::clone(&self.disk_full) }
+    }
+}
+
+/// Whether the file is damaged or no such file, and stays so.
+fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Corrupted(_) => true,
+        redb::Error::Io(io) => matches!(io.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof),
+        _ => false,
     }
 }
 

@@ -229,6 +229,7 @@ pub(super) fn start(links: &Links, around: &Around<'_>) -> Result<Cloud, StartEr
 fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError> {
     let config = around.app.config();
     let (choice, reason) = links.queue(config);
+    let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
     let (stores, kind) = match (choice, &links.kafka, &links.redis, &links.s3, around.outbox) {
         (QueueChoice::Kafka, Some(kafka), Some(redis), Some(s3), _) => {
             let queue = KafkaQueueConfig {
@@ -241,7 +242,11 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
             let (state, blob) = (Arc::clone(&redis.of), Arc::clone(&s3.of));
             (BatchStores { queue: Arc::new(queue), state, blob }, "kafka")
         }
-        (_, _, _, _, Some(outbox)) => (embedded_stores(config, outbox, around.disk)?, "embedded"),
+        (_, _, _, _, Some(outbox)) => {
+            let (stores, quarantined) = embedded_stores(config, outbox, around.disk)?;
+            own.0.note_quarantined(quarantined);
+            (stores, "embedded")
+        }
         _ => return Err(StartError::WorkerWithoutKafka),
     };
     tracing::info!(queue = kind, reason, "batches are taken");
@@ -260,7 +265,6 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
         let labels = move || models.default().current().map_or(1, |model| model.model.labels.len());
         around.app.serve_batches(BatchService::open(stores.clone(), config, Box::new(labels))?);
     }
-    let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
     let running = works.then(|| -> Result<Running, StartError> {
         let worker = worker(stores, links, around, own.clone(), kind == "embedded")?;
         let (stop, mut stopped) = watch::channel(false);
@@ -273,7 +277,8 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
     Ok(Work { queue, kind, own: works.then_some(own), running: Mutex::new(running), tidy })
 }
 
-fn embedded_stores(config: &Config, outbox: &Arc<Outbox>, disk: &Disk<'_>) -> SyncResult<BatchStores> {
+/// The stores in the data directory, and how many of their files were damaged and are set aside.
+fn embedded_stores(config: &Config, outbox: &Arc<Outbox>, disk: &Disk<'_>) -> SyncResult<(BatchStores, u64)> {
     let dir = &config.data_dir;
     let queue = EmbeddedQueueConfig {
         inflight: config.batch.inflight,
@@ -283,11 +288,11 @@ fn embedded_stores(config: &Config, outbox: &Arc<Outbox>, disk: &Disk<'_>) -> Sy
     // The content cache is the prediction service's; this store keeps batches only.
     let state =
         EmbeddedStore::open(dir.join("batches"), StateConfig { max_bytes: 0 }, config.batch.status_ttl)?;
-    Ok(BatchStores {
-        queue: Arc::new(EmbeddedQueue::open(queue, Arc::clone(outbox))?),
-        state: Arc::new(state),
-        blob: Arc::new(disk.store()?),
-    })
+    let queue = EmbeddedQueue::open(queue, Arc::clone(outbox))?;
+    let quarantined = u64::from(state.quarantined().is_some()) + u64::from(queue.quarantined().is_some());
+    let stores =
+        BatchStores { queue: Arc::new(queue), state: Arc::new(state), blob: Arc::new(disk.store()?) };
+    Ok((stores, quarantined))
 }
 
 fn worker(

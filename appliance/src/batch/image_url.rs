@@ -2,10 +2,16 @@
 
 use std::borrow::Cow;
 
+use cloud_sync::event::ItemOutcome;
 use url::Url;
 
 /// Longest URL, in bytes.
 pub const MAX_URL_BYTES: usize = 4096;
+
+/// Longest URL, in bytes, that the result of a failed image has whole.
+pub const MAX_FAILED_URL_BYTES: usize = 256;
+/// What is kept of one that is longer, before its digest.
+const KEPT_URL_BYTES: usize = 200;
 
 /// Most of a URL that an error shows.
 const SHOWN_CHARS: usize = 100;
@@ -83,6 +89,21 @@ pub fn without_userinfo(text: &str) -> Cow<'_, str> {
         // What the parser can't tell apart may still be a URL with a slip in it.
         _ => without_anything_before_the_host(text),
     }
+}
+
+/// The URL as the result of an image has it. Where the image has failed, one that is long is cut and ends in its digest:
+/// anybody can send a list of the longest, and each would be kept in the results, in an event and in a dead letter.
+pub fn in_result<'a>(outcome: &ItemOutcome, text: &'a str) -> Cow<'a, str> {
+    let url = without_userinfo(text);
+    if matches!(outcome, ItemOutcome::Ok { .. }) || url.len() <= MAX_FAILED_URL_BYTES {
+        return url;
+    }
+    let digest = blake3::hash(url.as_bytes()).to_hex();
+    let mut end = KEPT_URL_BYTES;
+    while !url.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(format!("{}…blake3:{}", &url[..end], &digest[..32]))
 }
 
 fn without_anything_before_the_host(text: &str) -> Cow<'_, str> {

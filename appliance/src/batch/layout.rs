@@ -6,6 +6,7 @@
 //! | `batches/<id>/files/<index>` | an image that was posted as a file; on a box's own disk until the batch is finished |
 //! | `batches/<id>/parts/<chunk>.jsonl` | results of one chunk, until the batch is finished |
 //! | `results/<id>.jsonl` | the results, one line an image, in the order of the images |
+//! | `dead-letter/parts/<id>-<chunk>.jsonl` | results of a chunk that were damaged |
 //! | `dead-letter/<day>/<position>.json` | a message or images that could not be worked on, and why |
 
 use cloud_sync::blob::{BlobKey, InvalidKey};
@@ -113,6 +114,14 @@ pub fn parts_prefix(id: &str) -> String {
 /// As for [`batch_key`].
 pub fn results_key(id: &str) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("results/{id}.jsonl"))
+}
+
+/// Where the results of a chunk are kept that were damaged.
+///
+/// # Errors
+/// Never for an id that was checked.
+pub fn damaged_part_key(id: &str, chunk: u32) -> Result<BlobKey, InvalidKey> {
+    BlobKey::new(format!("dead-letter/parts/{id}-{chunk:06}.jsonl"))
 }
 
 /// What could not be worked on of the delivery at `position`; `day` is `yyyy-mm-dd`.

@@ -14,6 +14,7 @@ pub mod image_url;
 pub mod intake;
 mod jobs;
 pub mod layout;
+mod lines;
 pub mod load;
 pub mod message;
 pub mod patience;

@@ -12,7 +12,7 @@ use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage, BlobStore};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, QueueFull, QueueStats, ResultRecord, Settled};
 use cloud_sync::state::{
-    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore,
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
 };
 use parking_lot::Mutex;
 
@@ -170,6 +170,18 @@ impl StateStore for MemoryState {
         self.faults.check("forget_batch", Link::Redis)?;
         self.batches.lock().remove(id);
         Ok(())
+    }
+
+    async fn begin_work(&self, _: &str) -> SyncResult<WorkStarts> {
+        Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
+    }
+
+    async fn work_at(&self, _: &str, _: Option<u64>) -> SyncResult<()> {
+        Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
+    }
+
+    async fn end_work(&self, _: &str, _: bool) -> SyncResult<()> {
+        Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
     }
 }
 

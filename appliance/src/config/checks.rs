@@ -133,6 +133,9 @@ impl Config {
         if batch.body_timeout.is_zero() {
             return Err(("batch.body_timeout", "0s: no batch could ever be taken".into()));
         }
+        if batch.time_limit < Duration::from_secs(1) {
+            return Err(("batch.time_limit", "less than 1s: no batch could ever be finished".into()));
+        }
         if batch.inline_results > 10_000 {
             return Err(("batch.inline_results", format!("{} is more than 10000", batch.inline_results)));
         }

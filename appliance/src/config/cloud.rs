@@ -30,6 +30,10 @@ pub struct BatchConfig {
     pub loads: usize,
     /// Tries to load an image before it counts as failed.
     pub attempts: u32,
+    /// Longest time that the work on one batch may take, from when a process begins with it; what is not done by then has
+    /// failed.
+    #[serde(with = "humantime_serde")]
+    pub time_limit: Duration,
     /// Results are part of the status up to so many images.
     pub inline_results: u64,
     /// Bytes of work that may wait in the embedded queue; beyond it batches get 429.
@@ -225,6 +229,7 @@ impl Default for BatchConfig {
             inflight: 4,
             loads: 16,
             attempts: 4,
+            time_limit: Duration::from_secs(24 * 3600),
             inline_results: 100,
             max_queued: ByteSize::gib(1),
             status_ttl: Duration::from_secs(24 * 3600),

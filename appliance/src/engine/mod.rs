@@ -168,6 +168,11 @@ impl From<gpu_kernels::decode::nvjpeg::GpuDecodeError> for EngineError {
 }
 
 impl EngineError {
+    /// Whether the same image may come out otherwise when it is tried again.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Run(_)) || self.is_of_the_device()
+    }
+
     /// Whether this machine's device is at fault, or its libraries, and not the model.
     pub fn is_of_the_device(&self) -> bool {
         matches!(

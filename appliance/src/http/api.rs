@@ -226,6 +226,8 @@ pub(super) struct BatchHealth {
     pub(super) lost: u64,
     /// Calls to the stores that were repeated.
     pub(super) retries: u64,
+    /// Files of batches that were damaged and set aside at the start.
+    pub(super) quarantined_files: u64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -183,5 +183,6 @@ fn describe_cloud(reply: &mut HealthReply, cloud: &Cloud) {
         duplicates: batch.counts.duplicates,
         lost: batch.counts.lost,
         retries: batch.retries,
+        quarantined_files: batch.counts.quarantined,
     });
 }

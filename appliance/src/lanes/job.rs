@@ -41,6 +41,16 @@ impl LaneError {
         }
     }
 
+    /// Whether the same image may come out otherwise when it is tried again.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::DeadlinePassed | Self::NoDevice | Self::Panicked | Self::DeviceFailed => true,
+            Self::Classify(ClassifyError::Engine(error)) => error.may_pass(),
+            Self::Classify(ClassifyError::Stalled { .. }) => true,
+            Self::Classify(ClassifyError::Decode(_) | ClassifyError::Preprocess(_)) => false,
+        }
+    }
+
     /// The reason for programs.
     pub fn code(&self) -> &'static str {
         match self {

@@ -94,6 +94,10 @@ pub(super) struct CloudMetrics {
     batch_lost: Counter,
     batch_refused_results: Counter,
     batch_retries: Counter,
+    batch_retried_images: Counter,
+    batch_crashing_images: Counter,
+    batch_damaged_results: Counter,
+    batch_quarantined: Counter,
     blobs_size: Known,
     blobs_limit: Known,
 }
@@ -135,7 +139,7 @@ impl CloudMetrics {
         }
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, &Counter); 15] {
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 19] {
         [
             ("uplink_sent", "Events sent to Kafka", &self.uplink_sent),
             ("uplink_dead_lettered", "Events that Kafka refused for good", &self.uplink_dead_lettered),
@@ -168,6 +172,22 @@ impl CloudMetrics {
                 &self.batch_refused_results,
             ),
             ("batch_store_retries", "Calls to the stores that were repeated", &self.batch_retries),
+            ("batch_image_retries", "Retries of batch images", &self.batch_retried_images),
+            (
+                "batch_crashing_images",
+                "Batch images given up because the process ended at them",
+                &self.batch_crashing_images,
+            ),
+            (
+                "batch_damaged_results",
+                "Results of chunks that were damaged in the store",
+                &self.batch_damaged_results,
+            ),
+            (
+                "batch_quarantined_files",
+                "Damaged files of batches that were set aside at the start",
+                &self.batch_quarantined,
+            ),
         ]
     }
 
@@ -212,5 +232,9 @@ impl CloudMetrics {
         raise(&self.batch_lost, batch.counts.lost);
         raise(&self.batch_refused_results, batch.counts.refused_results);
         raise(&self.batch_retries, batch.retries);
+        raise(&self.batch_retried_images, batch.counts.retried_images);
+        raise(&self.batch_crashing_images, batch.counts.crashing_images);
+        raise(&self.batch_damaged_results, batch.counts.damaged_results);
+        raise(&self.batch_quarantined, batch.counts.quarantined);
     }
 }

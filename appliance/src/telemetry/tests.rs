@@ -37,6 +37,10 @@ fn everything(waiting: Option<u64>) -> String {
         duplicates: 3,
         lost: 3,
         refused_results: 3,
+        retried_images: 3,
+        crashing_images: 3,
+        damaged_results: 3,
+        quarantined: 3,
         ..WorkerCounts::default()
     };
     let mut capture = CaptureStats::default();
@@ -103,6 +107,10 @@ fn what_is_counted_is_a_counter_and_ends_in_total() {
         "batch_moved_messages_total",
         "batch_refused_results_total",
         "batch_store_retries_total",
+        "batch_image_retries_total",
+        "batch_crashing_images_total",
+        "batch_damaged_results_total",
+        "batch_quarantined_files_total",
         "outbox_dropped_total",
         "outbox_append_failures_total",
         "outbox_syncs_total",

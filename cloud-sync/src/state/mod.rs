@@ -7,6 +7,7 @@
 mod batch;
 mod embedded;
 mod redis;
+mod work;
 
 use std::fmt;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 pub use self::redis::{RedisConfig, RedisStore};
 pub use batch::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created};
 pub use embedded::{EmbeddedState, EmbeddedStore, StateConfig, StateStats};
+pub use work::WorkStarts;
 
 use crate::error::SyncResult;
 
@@ -85,4 +87,24 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the store is out of reach.
     async fn forget_batch(&self, request_id: &str) -> SyncResult<()>;
+
+    /// Notes, durably, that the work on the message at `position` begins. Returns what is known of its
+    /// starts, this one included.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts>;
+
+    /// Notes, durably, which image the work on a message is at, or that it is at none.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()>;
+
+    /// Forgets the starts of a message that is `done`; else takes back only the current start, which was
+    /// given up in good order.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()>;
 }

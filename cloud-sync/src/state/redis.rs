@@ -6,6 +6,7 @@ mod scripts;
 mod settings;
 mod status;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use scripts::{FIELDS, Scripts};
 pub use settings::RedisConfig;
 use status::{Fields, phase_name, status};
 
-use super::{BatchOutcome, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore};
+use super::{BatchOutcome, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts};
 use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
@@ -29,7 +30,7 @@ use crate::health::LinkHealth;
 /// State in Redis. It connects when it is first used, and again when the connection breaks; while the
 /// server is away calls fail within the timeout, most of them at once. Every call may be repeated.
 ///
-/// Keys are `<prefix>:cache:<digest>` and `<prefix>:batch:{<id>}`.
+/// Keys are `<prefix>:cache:<digest>` and `<prefix>:batch:{<id>}` and `<prefix>:work:{<position>}`.
 pub struct RedisStore {
     config: RedisConfig,
     connector: Connector,
@@ -137,11 +138,32 @@ impl RedisStore {
         script: &Script,
         more: impl Fn(&mut ScriptInvocation<'_>),
     ) -> SyncResult<T> {
+        let key = self.batch_key(request_id);
+        self.script_on(key, &format!("{what} {request_id:?}"), script, more).await
+    }
+
+    /// Calls a script on the starts of the work on a message; `more` adds its own arguments.
+    async fn work_script<T: redis::FromRedisValue>(
+        &self,
+        position: &str,
+        script: &Script,
+        more: impl Fn(&mut ScriptInvocation<'_>),
+    ) -> SyncResult<T> {
+        let key = format!("{}:work:{{{position}}}", self.config.prefix);
+        self.script_on(key, &format!("note the work on message {position:?}"), script, more).await
+    }
+
+    async fn script_on<T: redis::FromRedisValue>(
+        &self,
+        key: String,
+        what: &str,
+        script: &Script,
+        more: impl Fn(&mut ScriptInvocation<'_>),
+    ) -> SyncResult<T> {
         let mut invocation = script.prepare_invoke();
-        invocation.key(self.batch_key(request_id)).arg(millis(self.config.status_ttl));
+        invocation.key(key).arg(millis(self.config.status_ttl));
         more(&mut invocation);
-        let what = format!("{what} {request_id:?}");
-        self.call(&what, |mut to| {
+        self.call(what, |mut to| {
             let invocation = &invocation;
             async move { invocation.invoke_async(&mut to).await }
         })
@@ -254,6 +276,33 @@ impl StateStore for RedisStore {
         self.call(&format!("forget batch {request_id:?}"), |mut to| {
             let command = &command;
             async move { command.query_async(&mut to).await }
+        })
+        .await
+    }
+
+    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts> {
+        let fields: BTreeMap<String, u64> =
+            self.work_script(position, &self.scripts.begin_work, |_| {}).await?;
+        let narrow = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        let ended = fields.iter().filter_map(|(name, count)| {
+            let image = name.strip_prefix("e:")?.parse().ok()?;
+            Some((image, narrow(*count)))
+        });
+        let starts = fields.get("starts").copied().map_or(1, narrow);
+        Ok(WorkStarts { starts, image: None, ended_at: ended.collect() })
+    }
+
+    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+        let image = image.map_or_else(String::new, |image| image.to_string());
+        self.work_script(position, &self.scripts.work_at, |to| {
+            to.arg(&image);
+        })
+        .await
+    }
+
+    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()> {
+        self.work_script(position, &self.scripts.end_work, |to| {
+            to.arg(u8::from(done));
         })
         .await
     }

@@ -1,22 +1,20 @@
 //! The status of a batch that the state store does not know, put together from what lies in the blob store.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use cloud_sync::blob::{BlobInfo, BlobKey};
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
-use serde::Deserialize;
 
 use super::{BatchView, is_long_ago};
 use crate::batch::layout::{batch_key, parts_prefix, results_key};
+use crate::batch::lines::{Line, next_line};
 use crate::batch::record::{self, BatchRecord};
 use crate::batch::submit::unreadable_record;
 use crate::batch::{BatchError, BatchService, MAX_RECOVERIES};
 
-/// Longest line of results that is read; a line has at most a URL and the model's labels.
-const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Most bytes of parts that one status reads. Beyond it the counts say at least how many.
 const MAX_PARTS_BYTES: u64 = 64 << 20;
 
@@ -28,12 +26,6 @@ const WAIT: Duration = Duration::from_secs(1);
 struct Counts {
     completed: u64,
     failed: u64,
-}
-
-/// The part of a result that is counted.
-#[derive(Deserialize)]
-struct Line {
-    status: String,
 }
 
 impl BatchService {
@@ -197,17 +189,16 @@ impl BatchService {
     }
 }
 
-/// Counts the lines of results; blocking.
+/// Counts the lines of results; blocking. A line that is damaged tells of an image that has no result.
 fn count(path: &Path) -> io::Result<Counts> {
     let mut file = BufReader::with_capacity(64 << 10, File::open(path)?);
     let mut counts = Counts::default();
     let mut line = Vec::new();
-    while file.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? > 0 {
-        match serde_json::from_slice::<Line>(&line)?.status.as_str() {
-            "ok" => counts.completed += 1,
+    while next_line(&mut file, &mut line)? {
+        match Line::parse(&line) {
+            Some(line) if line.is_ok() => counts.completed += 1,
             _ => counts.failed += 1,
         }
-        line.clear();
     }
     Ok(counts)
 }

@@ -3,13 +3,13 @@
 use cloud_sync::error::SyncResult;
 use cloud_sync::event::{BatchItem, ItemOutcome};
 use cloud_sync::queue::{Delivery, ResultRecord, Settled};
-use cloud_sync::state::{BatchSpec, BatchStatus, ChunkStart};
+use cloud_sync::state::{BatchSpec, BatchStatus, ChunkStart, WorkStarts};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use super::image::{failed, item};
 use super::results::{self, Kept, LINES, Tally};
-use super::{Setback, Worker, WorkerStats};
+use super::{Setback, Worker, WorkerStats, alone};
 use crate::batch::layout;
 use crate::batch::message::BatchMessage;
 use crate::batch::record::{self, BatchRecord};
@@ -17,9 +17,6 @@ use crate::batch::record::{self, BatchRecord};
 /// Images of one message in hand at once, for every load that runs: those that wait for their next try or for a lane
 /// must not keep the others from being loaded.
 const IMAGES_A_LOAD: usize = 4;
-
-/// A message that has made the work panic so often is not worked on again: its images have failed.
-const MOST_FAULTS: u32 = 3;
 
 /// How the work on a message came out.
 enum Done {
@@ -65,8 +62,10 @@ pub(super) struct Found {
 impl Worker {
     /// Works on one message until it is settled.
     pub(super) async fn process(&self, delivery: &Delivery) -> Result<(), Setback> {
+        let begin = || self.state.begin_work(&delivery.position);
+        let starts = self.patience.insist("noting that work begins", begin).await;
         let parsed = BatchMessage::parse(&delivery.payload, &delivery.position, self.config.max_images);
-        let given_up = self.stats.faults(&delivery.position) >= MOST_FAULTS;
+        let given_up = alone::is_given_up(&starts);
         let reason = match parsed {
             Ok(message) => {
                 let mut outcome = None;
@@ -76,7 +75,7 @@ impl Worker {
                     self.keep_message(delivery, reason).await?;
                     outcome = Some(failed("internal", reason));
                 }
-                match self.work(delivery, &message, outcome).await? {
+                match self.work(delivery, &message, &starts, outcome).await? {
                     Done::Settled => return Ok(()),
                     Done::Refused(reason) => reason,
                 }
@@ -86,7 +85,7 @@ impl Worker {
         self.keep_message(delivery, &reason).await?;
         let message = BatchMessage::unreadable(&delivery.position);
         let outcome = failed("invalid_message", reason);
-        self.work(delivery, &message, Some(outcome)).await.map(|_| ())
+        self.work(delivery, &message, &starts, Some(outcome)).await.map(|_| ())
     }
 
     /// Works on a message; with an `outcome` that is the result of each of its images.
@@ -94,6 +93,7 @@ impl Worker {
         &self,
         delivery: &Delivery,
         message: &BatchMessage,
+        starts: &WorkStarts,
         outcome: Option<ItemOutcome>,
     ) -> Result<Done, Setback> {
         let spec = &message.spec;
@@ -105,7 +105,7 @@ impl Worker {
             Some(found) => found,
             None => {
                 let items = match &outcome {
-                    None => self.items(message).await?,
+                    None => self.items(delivery, message, starts).await?,
                     Some(outcome) => {
                         (0..message.image_urls.len()).map(|i| item(message, i, outcome.clone())).collect()
                     }
@@ -206,7 +206,8 @@ impl Worker {
             (None, false) => true,
             (None, true) => match self.kept(&key, 0, message).await {
                 Kept::Theirs(_) => self.outcome_of_results(spec).await?.is_some(),
-                Kept::Others => false,
+                // What is damaged may be another batch's.
+                Kept::Others | Kept::Damaged => false,
                 Kept::Nothing => true,
             },
         };
@@ -249,12 +250,12 @@ impl Worker {
             let part = layout::part_key(&spec.request_id, message.chunk)?;
             match self.kept(&part, message.first, message).await {
                 Kept::Theirs(items) => return Ok(Some(Found { items, in_results: false })),
-                Kept::Others | Kept::Nothing => true,
+                Kept::Others | Kept::Damaged | Kept::Nothing => true,
             }
         };
         match self.kept(&layout::results_key(&spec.request_id)?, 0, message).await {
             Kept::Theirs(items) => Ok(Some(Found { items, in_results })),
-            Kept::Others | Kept::Nothing => Ok(None),
+            Kept::Others | Kept::Damaged | Kept::Nothing => Ok(None),
         }
     }
 
@@ -274,9 +275,17 @@ impl Worker {
     }
 
     /// Results of all images, in their order; many in hand at once.
-    async fn items(&self, message: &BatchMessage) -> Result<Vec<BatchItem>, Setback> {
+    async fn items(
+        &self,
+        delivery: &Delivery,
+        message: &BatchMessage,
+        starts: &WorkStarts,
+    ) -> Result<Vec<BatchItem>, Setback> {
         // An id that somebody else's files lie under must not be enough to see what is on them.
         let files = message.names_files() && self.is_of_record(&message.spec).await? == Some(true);
+        if alone::is_suspect(starts) {
+            return self.items_alone(delivery, message, starts, files).await;
+        }
         let window = self.config.loads.max(1) * IMAGES_A_LOAD;
         let mut running = FuturesUnordered::new();
         let mut items = Vec::with_capacity(message.image_urls.len());
@@ -285,7 +294,7 @@ impl Worker {
             while running.len() < window
                 && let Some(offset) = offsets.next()
             {
-                running.push(self.item(message, offset, files));
+                running.push(self.item_in_time(message, offset, files));
             }
             match running.next().await {
                 Some(item) => items.push(item?),

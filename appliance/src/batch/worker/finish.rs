@@ -1,8 +1,7 @@
 //! The end of a batch: one object with all results, the outcome in the state store, and the summary that is published.
 
 use std::collections::BTreeSet;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use cloud_sync::blob::BlobKey;
@@ -12,7 +11,7 @@ use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 
 use super::chunk::{Found, Seen};
 use super::results::{Kept, LINES, Tally, on_disk};
-use super::{Setback, Worker, WorkerStats};
+use super::{Setback, Worker, WorkerStats, join};
 use crate::batch::layout;
 use crate::batch::message::BatchMessage;
 
@@ -46,6 +45,7 @@ impl Worker {
         let Some(outcome) = outcome else { return Ok(None) };
         let finish = || self.state.finish_batch(spec, &outcome);
         self.patience.insist("noting that a batch is finished", finish).await;
+        self.stats.budgets.forget(&spec.request_id);
         self.clear_away(spec).await?;
         if !self.may_publish(delivery, spec).await {
             return Ok(None);
@@ -87,7 +87,7 @@ impl Worker {
         }
         match self.kept(&key, 0, message).await {
             Kept::Theirs(_) => self.outcome_of_results(spec).await,
-            Kept::Others | Kept::Nothing => Ok(None),
+            Kept::Others | Kept::Damaged | Kept::Nothing => Ok(None),
         }
     }
 
@@ -137,8 +137,9 @@ impl Worker {
                 }
                 return Ok(outcome);
             };
-            let part = part.to_path_buf();
-            self.append(whole.to_path_buf(), part, chunk == 0).await;
+            if self.append(&whole, &part, spec, chunk).await > 0 {
+                self.keep_part(spec, chunk, &part).await?;
+            }
         }
         let tally = self.tally(&whole, self.inline(spec)).await;
         let key = layout::results_key(&spec.request_id)?;
@@ -147,20 +148,31 @@ impl Worker {
         Ok(Some(self.outcome(&key, tally)))
     }
 
-    /// Appends a part to the whole. A try that failed in the middle is taken back first.
-    async fn append(&self, whole: PathBuf, part: PathBuf, first: bool) {
+    /// Appends a part to the whole. Returns how many lines had to be put in the place of what is damaged. A try that
+    /// failed in the middle is taken back first.
+    async fn append(&self, whole: &Path, part: &Path, spec: &BatchSpec, chunk: u32) -> u64 {
+        let (whole, part) = (whole.to_path_buf(), part.to_path_buf());
         let length = || on_disk(whole.clone(), |whole| std::fs::metadata(whole).map(|m| m.len()));
-        let length = if first { 0 } else { self.patience.insist("joining results", length).await };
+        let length = if chunk == 0 { 0 } else { self.patience.insist("joining results", length).await };
         let append = || {
-            let part = part.clone();
+            let (part, spec) = (part.clone(), spec.clone());
             on_disk(whole.clone(), move |whole| {
-                let mut to = std::fs::OpenOptions::new().append(true).open(whole)?;
+                let to = std::fs::OpenOptions::new().append(true).open(whole)?;
                 to.set_len(length)?;
-                std::io::copy(&mut std::fs::File::open(&part)?, &mut to)?;
-                to.flush()
+                join::append(&part, to, &spec, chunk)
             })
         };
-        self.patience.insist("joining results", append).await;
+        self.patience.insist("joining results", append).await
+    }
+
+    /// Keeps a part that is damaged.
+    async fn keep_part(&self, spec: &BatchSpec, chunk: u32, part: &Path) -> Result<(), Setback> {
+        tracing::error!(request_id = spec.request_id, chunk, "results of a chunk are damaged");
+        WorkerStats::count(&self.stats.damaged_results);
+        let key = layout::damaged_part_key(&spec.request_id, chunk)?;
+        let put = || self.blob.put_file(&key, part, "application/octet-stream");
+        self.patience.insist("keeping damaged results", put).await;
+        Ok(())
     }
 
     async fn known_outcome(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {

@@ -7,9 +7,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use cloud_sync::capture::Captured;
 use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
+use tokio::time::Instant;
 
-use super::{Setback, Worker};
-use crate::batch::image_url::without_userinfo;
+use super::{Setback, Worker, WorkerStats};
+use crate::batch::image_url::in_result;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::lanes::{Classified, LaneError, SubmitError};
 use crate::memory::decode_cost;
@@ -19,7 +20,31 @@ use crate::serving::Chosen;
 /// The camera of captured images of a batch that names none.
 const NO_CAMERA: &str = "batch";
 
+/// Retries of an image whose failure may pass.
+const MOST_RETRIES: u32 = 4;
+
 impl Worker {
+    /// The result of an image within the time that its batch may take; after it the image has failed.
+    pub(super) async fn item_in_time(
+        &self,
+        message: &BatchMessage,
+        offset: usize,
+        files: bool,
+    ) -> Result<BatchItem, Setback> {
+        let limit = self.config.time_limit;
+        let deadline = self.stats.budgets.deadline(&message.spec.request_id, limit);
+        // A future that is ready at once would win over a deadline that has passed.
+        if deadline > Instant::now()
+            && let Ok(item) = tokio::time::timeout_at(deadline, self.item(message, offset, files)).await
+        {
+            return item;
+        }
+        WorkerStats::count(&self.stats.failed);
+        let limit = humantime::format_duration(limit);
+        let error = format!("the batch was not finished within {limit} (batch.time_limit)");
+        Ok(item(message, offset, failed("deadline_exceeded", error)))
+    }
+
     /// The result of the image that stands at `offset` in the message; `files` is whether it may be a posted file.
     pub(super) async fn item(
         &self,
@@ -53,7 +78,7 @@ impl Worker {
             Err(error) => return Ok(failed(error.code(), error.to_string())),
         };
         let source = message.camera.as_deref().unwrap_or(&message.spec.request_id);
-        let (mut panicked, mut backoff) = (false, self.patience.backoff());
+        let (mut tries, mut backoff) = (0, self.patience.backoff());
         let mut may_try = true;
         loop {
             let slot = self.models.default();
@@ -93,10 +118,15 @@ impl Worker {
                     model.tally.fail();
                     may_try = false;
                 }
-                // It may have been the device's fault; twice in a row it is the image's.
-                Err(LaneError::Panicked) if !panicked => panicked = true,
-                // Not the image's fault.
+                // Not the image's fault: it waits for as long as its batch may.
                 Err(LaneError::NoDevice | LaneError::DeadlinePassed) => {
+                    tokio::time::sleep(backoff.fail()).await;
+                }
+                // It may have been the device's fault; again and again it is the image's.
+                Err(error) if error.may_pass() && tries < MOST_RETRIES => {
+                    tries += 1;
+                    WorkerStats::count(&self.stats.retried_images);
+                    tracing::debug!(code = error.code(), tries, "an image of a batch is tried again");
                     tokio::time::sleep(backoff.fail()).await;
                 }
                 Err(error) => return Ok(failed(error.code(), error.to_string())),
@@ -150,7 +180,7 @@ pub(super) fn item(message: &BatchMessage, offset: usize, outcome: ItemOutcome) 
     BatchItem {
         request_id: message.spec.request_id.clone(),
         index: message.first + offset as u64,
-        image_url: without_userinfo(url).into_owned(),
+        image_url: in_result(&outcome, url).into_owned(),
         camera: message.camera.clone(),
         outcome,
     }

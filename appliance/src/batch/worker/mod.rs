@@ -7,11 +7,14 @@
 //! - Of all deliveries of a chunk one owns it: the first that the state store saw complete it. Only the owner publishes.
 //! - While one of the appliance's own stores is away, work waits and nothing fails.
 
+mod alone;
+mod budget;
 mod chunk;
 mod dead_letter;
 mod files;
 mod finish;
 mod image;
+mod join;
 mod results;
 mod stats;
 #[cfg(test)]
@@ -42,6 +45,9 @@ use crate::serving::Models;
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
 /// A queue that has nothing to give may say so at once; then it is asked again after this time.
 const IDLE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest wait for the state store when the work on a message is over.
+const END_WAIT: Duration = Duration::from_secs(1);
 
 /// What works batches off.
 pub struct Worker {
@@ -174,17 +180,27 @@ impl Worker {
             outcome = AssertUnwindSafe(self.process(&delivery)).catch_unwind() => outcome.unwrap_or(Err(Setback::Fault)),
             _ = abandoned.wait_for(|abandoned| *abandoned) => Err(Setback::Stopping),
         };
-        if let Err(setback) = outcome {
-            if !matches!(setback, Setback::Stopping) {
-                tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
-                if matches!(setback, Setback::Fault) {
-                    self.stats.fault(&delivery.position);
-                }
-                let end = abandoned.wait_for(|abandoned| *abandoned);
-                let _ = tokio::time::timeout(self.settings.fault_pause, end).await;
-            }
-            tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
-            self.queue.release(delivery).await;
+        let Err(setback) = outcome else {
+            self.end_work(&delivery, true).await;
+            return;
+        };
+        if matches!(setback, Setback::Stopping) {
+            self.end_work(&delivery, false).await;
+        } else {
+            tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
+            let end = abandoned.wait_for(|abandoned| *abandoned);
+            let _ = tokio::time::timeout(self.settings.fault_pause, end).await;
+        }
+        tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
+        self.queue.release(delivery).await;
+    }
+
+    /// Notes that the current start of the work on a message is no matter any more. A store that is away is not waited
+    /// for: at worst the next start counts one too many.
+    async fn end_work(&self, delivery: &Delivery, done: bool) {
+        let ended = tokio::time::timeout(END_WAIT, self.state.end_work(&delivery.position, done)).await;
+        if !matches!(ended, Ok(Ok(()))) {
+            tracing::debug!(position = delivery.position, "the end of the work was not noted");
         }
     }
 }

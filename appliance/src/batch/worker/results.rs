@@ -1,6 +1,6 @@
 //! Results as lines of an object, and as records of the results topic.
 
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,12 +9,12 @@ use cloud_sync::blob::BlobKey;
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::event::{BatchItem, BatchSummary, EVENT_VERSION, Event, EventBody, ItemOutcome};
 use cloud_sync::queue::{Delivery, ResultRecord};
-use serde::Deserialize;
 use tempfile::TempPath;
 use ulid::Ulid;
 
 use super::{Setback, Worker};
-use crate::batch::image_url::without_userinfo;
+use crate::batch::image_url::{in_result, without_userinfo};
+use crate::batch::lines::{Line, next_line};
 use crate::batch::message::BatchMessage;
 use crate::batch::spool::RESULTS_PREFIX;
 
@@ -27,6 +27,8 @@ pub(super) enum Kept {
     Theirs(Vec<BatchItem>),
     /// Results of other images: the id was used before.
     Others,
+    /// What is no results: it was damaged.
+    Damaged,
     /// Nothing.
     Nothing,
 }
@@ -38,11 +40,6 @@ pub(super) struct Tally {
     pub(super) failed: u64,
     /// The lines as one JSON array, where they are few.
     pub(super) inline: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Line {
-    status: String,
 }
 
 /// One line an image, in their order.
@@ -65,21 +62,25 @@ impl Tally {
         Ok(Self { completed: items.len() as u64 - failed, failed, inline })
     }
 
-    /// Counts the lines of a file, and keeps them too if there are at most `inline` of them.
+    /// Counts the lines of a file, and keeps them too if there are at most `inline` of them. A line that is damaged
+    /// tells of an image that has no result.
     pub(super) fn of_file(file: &Path, inline: u64) -> std::io::Result<Self> {
         let mut tally = Self::default();
-        let mut kept: Vec<String> = Vec::new();
-        for line in BufReader::new(std::fs::File::open(file)?).lines() {
-            let line = line?;
-            match serde_json::from_str::<Line>(&line)?.status.as_str() {
-                "ok" => tally.completed += 1,
+        let (mut kept, mut damaged): (Vec<String>, bool) = (Vec::new(), false);
+        let (mut file, mut line) = (BufReader::new(std::fs::File::open(file)?), Vec::new());
+        while next_line(&mut file, &mut line)? {
+            let result = Line::parse(&line);
+            damaged |= result.is_none();
+            match result {
+                Some(result) if result.is_ok() => tally.completed += 1,
                 _ => tally.failed += 1,
             }
             if tally.images() <= inline {
-                kept.push(line);
+                kept.push(String::from_utf8_lossy(&line).into_owned());
             }
         }
-        tally.inline = (tally.images() <= inline).then(|| format!("[{}]", kept.join(",")));
+        let few = tally.images() <= inline && !damaged;
+        tally.inline = few.then(|| format!("[{}]", kept.join(",")));
         Ok(tally)
     }
 
@@ -113,12 +114,13 @@ impl Worker {
         let take = message.image_urls.len();
         let path = file.to_path_buf();
         let read = || on_disk(path.clone(), move |path| read_items(path, skip, take));
-        let Some(items) = self.patience.insist("reading results", read).await else { return Kept::Others };
+        let Some(items) = self.patience.insist("reading results", read).await else { return Kept::Damaged };
         let spec = &message.spec;
         let fits = items.len() == take
             && (message.first..).zip(&items).zip(&message.image_urls).all(|((index, item), url)| {
                 item.index == index
-                    && item.image_url == without_userinfo(url)
+                    // An earlier version kept the whole of every URL.
+                    && (item.image_url == in_result(&item.outcome, url) || item.image_url == without_userinfo(url))
                     && item.request_id == spec.request_id
             });
         if fits { Kept::Theirs(items) } else { Kept::Others }
@@ -180,10 +182,14 @@ fn millis(since: Duration) -> u64 {
 
 /// None when the lines are no results.
 fn read_items(path: &Path, skip: usize, take: usize) -> std::io::Result<Option<Vec<BatchItem>>> {
-    let lines = BufReader::new(std::fs::File::open(path)?).lines().skip(skip).take(take);
-    let mut items = Vec::new();
-    for line in lines {
-        match serde_json::from_str(&line?) {
+    let (mut file, mut line) = (BufReader::new(std::fs::File::open(path)?), Vec::new());
+    let (mut items, mut at) = (Vec::new(), 0);
+    while items.len() < take && next_line(&mut file, &mut line)? {
+        at += 1;
+        if at <= skip {
+            continue;
+        }
+        match serde_json::from_slice(&line) {
             Ok(item) => items.push(item),
             Err(_) => return Ok(None),
         }

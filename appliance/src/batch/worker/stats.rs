@@ -1,13 +1,11 @@
 //! What a worker has done and has in hand, for metrics.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-/// Messages whose panics are counted at once.
-const MOST_FAULTY: usize = 1000;
+use super::budget::Budgets;
 
 /// Counters of a worker.
 #[derive(Debug, Default)]
@@ -22,8 +20,14 @@ pub struct WorkerStats {
     in_hand: AtomicU64,
     stopping: AtomicBool,
     rate: Mutex<Option<(Instant, u64)>>,
-    /// Panics of the work on a message, by its position.
-    faults: Mutex<HashMap<String, u32>>,
+    pub(super) retried_images: AtomicU64,
+    pub(super) crashing_images: AtomicU64,
+    pub(super) damaged_results: AtomicU64,
+    quarantined: AtomicU64,
+    /// Held while an image is worked on alone.
+    pub(super) alone: tokio::sync::Mutex<()>,
+    /// How long each batch may be worked on.
+    pub(super) budgets: Budgets,
 }
 
 /// A snapshot of [`WorkerStats`]; all but `in_hand` and `images_per_second` count since the start.
@@ -43,6 +47,14 @@ pub struct WorkerCounts {
     pub lost: u64,
     /// Results that the results topic refused.
     pub refused_results: u64,
+    /// Retries of images whose failure might pass.
+    pub retried_images: u64,
+    /// Images given up because the process ended at them.
+    pub crashing_images: u64,
+    /// Results of chunks that were damaged in the store.
+    pub damaged_results: u64,
+    /// Files of batches that were damaged and set aside at the start.
+    pub quarantined: u64,
     /// Messages being worked on.
     pub in_hand: u64,
     /// Images done a second, since the snapshot before.
@@ -68,6 +80,10 @@ impl WorkerStats {
             duplicates: load(&self.duplicates),
             lost: load(&self.lost),
             refused_results: load(&self.refused_results),
+            retried_images: load(&self.retried_images),
+            crashing_images: load(&self.crashing_images),
+            damaged_results: load(&self.damaged_results),
+            quarantined: load(&self.quarantined),
             in_hand: load(&self.in_hand),
             images_per_second,
         }
@@ -77,19 +93,9 @@ impl WorkerStats {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often the work on the message at `position` has panicked in this process.
-    pub(super) fn faults(&self, position: &str) -> u32 {
-        self.faults.lock().get(position).copied().unwrap_or_default()
-    }
-
-    /// Counts a panic of the work on a message.
-    pub(super) fn fault(&self, position: &str) {
-        let mut faults = self.faults.lock();
-        // Some of the messages have gone to other workers: what is known of them is worth little.
-        if faults.len() == MOST_FAULTY {
-            faults.clear();
-        }
-        *faults.entry(position.to_owned()).or_default() += 1;
+    /// Counts files of batches that were damaged and set aside at the start.
+    pub fn note_quarantined(&self, files: u64) {
+        self.quarantined.fetch_add(files, Ordering::Relaxed);
     }
 
     /// Counts a message in hand until the guard is dropped.

@@ -1,6 +1,6 @@
 //! The jobs on disk: the tables of `queue.redb` and every transaction on them. All of it blocks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -62,12 +62,13 @@ pub(super) struct JobFile {
     database: Database,
     identity: Ulid,
     max_bytes: u64,
+    quarantined: Option<PathBuf>,
 }
 
 impl JobFile {
-    /// Opens the file and returns it with the number of its jobs.
+    /// Opens the file and returns it with the number of its jobs. One that is damaged is set aside first.
     pub(super) fn open(path: PathBuf, max_bytes: u64) -> SyncResult<(Self, u64)> {
-        let database = Database::open(path)?;
+        let (database, quarantined) = Database::open_or_quarantine(path)?;
         let (identity, jobs) = database.write(Durability::Immediate, |txn| {
             let mut meta = txn.open_table(META)?;
             txn.open_table(MARKS)?;
@@ -82,7 +83,12 @@ impl JobFile {
             meta.insert(IDENTITY, identity)?;
             Ok((Ulid::from(identity), txn.open_table(JOBS)?.len()?))
         })?;
-        Ok((Self { database, identity, max_bytes }, jobs))
+        Ok((Self { database, identity, max_bytes, quarantined }, jobs))
+    }
+
+    /// Where the damaged file is that this one has replaced.
+    pub(super) fn quarantined(&self) -> Option<&Path> {
+        self.quarantined.as_deref()
     }
 
     #[cfg(test)]

@@ -26,7 +26,7 @@ mod full;
 mod ledger;
 mod publish;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -102,7 +102,8 @@ impl EmbeddedQueue {
     ///
     /// # Errors
     /// Permanent, with the file's name, when a setting is out of its bounds, when another process has the
-    /// queue open, and when the file is damaged or no queue; transient when the disk is full.
+    /// queue open, and when it is of another version; transient when the disk is full. A file that is damaged or
+    /// no queue is set aside, and the queue is empty: [`Self::quarantined`].
     pub fn open(config: EmbeddedQueueConfig, outbox: Arc<Outbox>) -> SyncResult<Self> {
         let least = [("inflight", config.inflight as u64), ("max_bytes", config.max_bytes)];
         if let Some((name, value)) = least.into_iter().find(|(_, value)| *value == 0) {
@@ -113,6 +114,12 @@ impl EmbeddedQueue {
         let ledger = Mutex::new(Ledger::new(config.inflight, jobs));
         let shared = Arc::new(Shared { file, outbox, ledger, changed: Notify::new() });
         Ok(Self { shared, epoch: fastrand::u64(..) })
+    }
+
+    /// Where the damaged file is that had to be set aside when the queue was opened, if it had to be.
+    #[must_use]
+    pub fn quarantined(&self) -> Option<&Path> {
+        self.shared.file.quarantined()
     }
 
     fn delivery(&self, mut taken: Taken) -> Option<Delivery> {

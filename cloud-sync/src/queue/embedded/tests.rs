@@ -107,8 +107,24 @@ async fn settings_out_of_bounds_and_files_of_others_are_refused() {
     assert!(text.contains("queue.redb is in use"), "{text}");
     drop(queue);
     std::fs::write(place.dir.path().join("queue/queue.redb"), "something else").unwrap();
-    let text = refused(place.config());
-    assert!(text.contains("queue.redb is damaged or no file of ours"), "{text}");
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_set_aside_and_a_bounded_number_is_kept() {
+    let place = Place::new();
+    let dir = place.dir.path().join("queue");
+    drop(place.open());
+    for n in 0..5 {
+        let garbage = format!("something else {n}");
+        std::fs::write(dir.join("queue.redb"), &garbage).unwrap();
+        let queue = place.open();
+        let aside = queue.quarantined().expect("nothing was set aside").to_owned();
+        assert_eq!(std::fs::read_to_string(aside).unwrap(), garbage);
+        submit(&queue, &[10]).await.unwrap();
+        assert!(receive(&queue).await.position.starts_with("queue-"));
+    }
+    assert!(place.open().quarantined().is_none());
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1 + 3);
 }
 
 #[tokio::test]

@@ -9,14 +9,15 @@
 //! work has begun is said again by the delivery that repeats the work when it is lost, and is forced to the
 //! disk along with the next change that is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use redb::{Durability, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 
 use super::record::{Record, millis};
 use crate::database::{Database, Stop};
 use crate::error::{Link, SyncError, SyncResult};
+use crate::state::WorkStarts;
 
 /// Id -> the batch, as JSON.
 const BATCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("batches");
@@ -24,6 +25,8 @@ const BATCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("batches"
 const CHUNKS: TableDefinition<'_, (&str, u32), &str> = TableDefinition::new("chunks");
 /// Whether it is finished, when it changed last, id: the batches in the order in which they are forgotten.
 const BY_AGE: TableDefinition<'_, (bool, u64, &str), ()> = TableDefinition::new("by_age");
+/// Position of a message -> starts of the work on it, as JSON.
+const WORK: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("work");
 /// The rest, each under its name.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
@@ -33,6 +36,10 @@ const BYTES: &str = "bytes";
 
 /// Batches whose time is over that one change forgets at most: it must not take long.
 const SWEEP: usize = 16;
+
+/// Messages whose starts are kept. Those of a message go when it is done; only a crash right after it leaves
+/// some behind.
+const MOST_WORK: u64 = 4096;
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +56,7 @@ pub(super) struct Bounds {
 pub(super) struct Batches {
     database: Database,
     bounds: Bounds,
+    quarantined: Option<PathBuf>,
 }
 
 /// A change under way, of one batch.
@@ -71,11 +79,12 @@ pub(super) struct Changed<T> {
 
 impl Batches {
     pub(super) fn open(path: PathBuf, bounds: Bounds) -> SyncResult<Self> {
-        let database = Database::open(path)?;
+        let (database, quarantined) = Database::open_or_quarantine(path)?;
         database.write(Durability::Immediate, |txn| {
             let mut meta = txn.open_table(META)?;
             txn.open_table(BATCHES)?;
             txn.open_table(CHUNKS)?;
+            txn.open_table(WORK)?;
             txn.open_table(BY_AGE)?;
             let format = meta.get(FORMAT)?.map_or(FORMAT_VERSION, |found| found.value());
             if format != FORMAT_VERSION {
@@ -86,7 +95,12 @@ impl Batches {
             meta.insert(FORMAT, format)?;
             Ok(())
         })?;
-        Ok(Self { database, bounds })
+        Ok(Self { database, bounds, quarantined })
+    }
+
+    /// Where the damaged file is that this one has replaced.
+    pub(super) fn quarantined(&self) -> Option<&Path> {
+        self.quarantined.as_deref()
     }
 
     pub(super) fn ttl(&self) -> Duration {
@@ -126,6 +140,29 @@ impl Batches {
             let (value, record) = work(&change, found.clone())?;
             let record = change.store(found, record)?;
             Ok(Changed { value, record, forgotten: sweep(txn, self.bounds, now, id)? })
+        })
+    }
+
+    /// Changes what is kept of the starts of the work on a message; `None` from `change` forgets it.
+    pub(super) fn work(
+        &self,
+        position: &str,
+        change: impl FnOnce(WorkStarts) -> Option<WorkStarts>,
+    ) -> SyncResult<()> {
+        self.database.write(Durability::Immediate, |txn| {
+            let mut table = txn.open_table(WORK)?;
+            // What cannot be read is of another version: it begins anew.
+            let known = table.get(position)?.and_then(|json| serde_json::from_slice(json.value()).ok());
+            let Some(starts) = change(known.unwrap_or_default()) else {
+                table.remove(position)?;
+                return Ok(());
+            };
+            let json = serde_json::to_vec(&starts).map_err(|e| broken(position, e))?;
+            table.insert(position, &json[..])?;
+            if table.len()? > MOST_WORK {
+                table.retain(|key, _| key == position)?;
+            }
+            Ok(())
         })
     }
 }
@@ -257,7 +294,6 @@ impl Batches {
 
     /// Rows of every table, and the bytes that are counted.
     pub(super) fn size(&self) -> (u64, u64, u64, u64) {
-        use redb::ReadableTableMetadata;
         let size = self.database.read(|txn| {
             let bytes = txn.open_table(META)?.get(BYTES)?.map_or(0, |found| found.value());
             let batches = txn.open_table(BATCHES)?.len()?;

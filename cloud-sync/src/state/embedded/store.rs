@@ -1,6 +1,6 @@
 //! The state store of one process: what it promises, put together from the cache and the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +18,7 @@ use super::{EmbeddedState, StateConfig, StateStats};
 use crate::database::Stop;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::state::{
-    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore,
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
 };
 
 const FILE: &str = "batches.redb";
@@ -55,8 +55,9 @@ impl EmbeddedStore {
     /// The whole file is read and checked, so this blocks for as long as the disk takes.
     ///
     /// # Errors
-    /// Permanent, with the file's name, when another process has it open, or it is damaged or no such file;
-    /// transient when the disk is full.
+    /// Permanent, with the file's name, when another process has it open or it is of another version; transient
+    /// when the disk is full. A file that is damaged or no such file is set aside, and the store is empty:
+    /// [`Self::quarantined`].
     pub fn open(dir: impl Into<PathBuf>, cache: StateConfig, status_ttl: Duration) -> SyncResult<Self> {
         Self::open_bounded(dir.into(), cache, Bounds { ttl: status_ttl, max_bytes: MAX_BYTES })
     }
@@ -70,6 +71,12 @@ impl EmbeddedStore {
             .build();
         let batches = Arc::new(Kept { file, recent, writing: Mutex::new(()) });
         Ok(Self { cache: EmbeddedState::new(cache), batches })
+    }
+
+    /// Where the damaged file is that had to be set aside when the store was opened, if it had to be.
+    #[must_use]
+    pub fn quarantined(&self) -> Option<&Path> {
+        self.batches.file.quarantined()
     }
 
     /// What the content cache holds and how it fared.
@@ -228,6 +235,38 @@ impl StateStore for EmbeddedStore {
         let id = request_id.to_owned();
         let forget = move |kept: &Kept| kept.change(&id, Durability::Immediate, |_, _| Ok(((), None)));
         self.blocking(forget).await
+    }
+
+    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts> {
+        let position = position.to_owned();
+        let begin = move |kept: &Kept| {
+            let mut begun = WorkStarts::default();
+            kept.file.work(&position, |mut starts| {
+                starts.begin();
+                begun.clone_from(&starts);
+                Some(starts)
+            })?;
+            Ok(begun)
+        };
+        self.blocking(begin).await
+    }
+
+    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+        let position = position.to_owned();
+        let note =
+            move |kept: &Kept| kept.file.work(&position, |starts| Some(WorkStarts { image, ..starts }));
+        self.blocking(note).await
+    }
+
+    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()> {
+        let position = position.to_owned();
+        let end = move |kept: &Kept| {
+            kept.file.work(&position, |mut starts| {
+                starts.give_back();
+                (!done && starts != WorkStarts::default()).then_some(starts)
+            })
+        };
+        self.blocking(end).await
     }
 }
 

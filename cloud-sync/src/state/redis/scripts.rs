@@ -116,6 +116,44 @@ end
 return 0
 ";
 
+/// KEYS: what is kept of the starts of the work on a message: `starts`, `image`, and for each image at which
+/// one ended `e:<image>`. ARGV: milliseconds to live -> the fields and their values
+const BEGIN_WORK: &str = r"
+local work = KEYS[1]
+local image = redis.call('HGET', work, 'image')
+if image then
+    redis.call('HINCRBY', work, 'e:' .. image, 1)
+    redis.call('HDEL', work, 'image')
+end
+redis.call('HINCRBY', work, 'starts', 1)
+redis.call('PEXPIRE', work, ARGV[1])
+return redis.call('HGETALL', work)
+";
+
+/// ARGV: milliseconds to live, image or nothing
+const WORK_AT: &str = r"
+if ARGV[2] == '' then
+    redis.call('HDEL', KEYS[1], 'image')
+else
+    redis.call('HSET', KEYS[1], 'image', ARGV[2])
+    redis.call('PEXPIRE', KEYS[1], ARGV[1])
+end
+return 0
+";
+
+/// ARGV: milliseconds to live, whether the message is done
+const END_WORK: &str = r"
+if ARGV[2] == '1' then
+    redis.call('DEL', KEYS[1])
+elseif redis.call('EXISTS', KEYS[1]) == 1 then
+    redis.call('HDEL', KEYS[1], 'image')
+    if redis.call('HINCRBY', KEYS[1], 'starts', -1) < 1 then
+        redis.call('DEL', KEYS[1])
+    end
+end
+return 0
+";
+
 /// The scripts, each with the name under which Redis keeps it.
 pub(super) struct Scripts {
     pub(super) create: Script,
@@ -123,6 +161,9 @@ pub(super) struct Scripts {
     pub(super) start: Script,
     pub(super) complete: Script,
     pub(super) finish: Script,
+    pub(super) begin_work: Script,
+    pub(super) work_at: Script,
+    pub(super) end_work: Script,
 }
 
 impl Scripts {
@@ -134,6 +175,9 @@ impl Scripts {
             start: script(START),
             complete: script(COMPLETE),
             finish: script(FINISH),
+            begin_work: Script::new(BEGIN_WORK),
+            work_at: Script::new(WORK_AT),
+            end_work: Script::new(END_WORK),
         }
     }
 }

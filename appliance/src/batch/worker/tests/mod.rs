@@ -3,6 +3,7 @@
 mod after;
 mod crashes;
 mod embedded;
+mod failures;
 mod ids;
 mod stores;
 mod world;

@@ -12,7 +12,7 @@ use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage, BlobStore, TooLarge};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, QueueStats, ResultRecord, Settled};
 use cloud_sync::state::{
-    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore,
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -74,6 +74,8 @@ pub(super) struct Stores {
     /// A chunk whose begin makes the worker panic, and how often still.
     pub(super) panics_on: Mutex<Option<(String, u32)>>,
     pub(super) panics: AtomicUsize,
+    /// Starts of the work on messages, by their positions.
+    pub(super) work: Mutex<HashMap<String, WorkStarts>>,
     next: AtomicUsize,
 }
 
@@ -264,6 +266,39 @@ impl StateStore for Reach {
     }
 
     async fn forget_batch(&self, _: &str) -> SyncResult<()> {
+        Ok(())
+    }
+
+    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts> {
+        self.trip.call(Link::Redis).await?;
+        let begun = {
+            let mut work = self.stores.work.lock();
+            let starts = work.entry(position.to_owned()).or_default();
+            starts.begin();
+            starts.clone()
+        };
+        self.trip.pass().await;
+        Ok(begun)
+    }
+
+    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+        self.trip.call(Link::Redis).await?;
+        self.stores.work.lock().entry(position.to_owned()).or_default().image = image;
+        self.trip.pass().await;
+        Ok(())
+    }
+
+    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()> {
+        self.trip.call(Link::Redis).await?;
+        {
+            let mut work = self.stores.work.lock();
+            if done {
+                work.remove(position);
+            } else if let Some(starts) = work.get_mut(position) {
+                starts.give_back();
+            }
+        }
+        self.trip.pass().await;
         Ok(())
     }
 }

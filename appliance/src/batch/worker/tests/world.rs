@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +24,7 @@ use crate::batch::patience::Patience;
 use crate::batch::record::BatchRecord;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
+use crate::engine::EngineError;
 use crate::lanes::{
     Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, SkipReason,
     StageTimings,
@@ -31,7 +33,10 @@ use crate::models::{Bundle, DeviceTag};
 use crate::predict::ServingModel;
 use crate::serving::{LoadedModel, Models, Slot};
 
-/// Sees the label in the picture's last byte; a 255 makes it panic.
+/// How often a picture whose last byte is 254 still fails.
+static FAILURES: AtomicUsize = AtomicUsize::new(3);
+
+/// Sees the label in the picture's last byte; a 255 makes it panic, a 253 fails.
 struct Simulated {
     labels: usize,
 }
@@ -40,6 +45,11 @@ impl LaneDevice for Simulated {
     fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
         let seen = image.last().copied().unwrap_or_default();
         assert!(seen != 255, "simulated fault");
+        let left = || FAILURES.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if seen == 253 || seen == 254 && left().is_ok() {
+            return Err(EngineError::Run(ort::Error::new("simulated")).into());
+        }
+        let seen = if seen == 254 { 0 } else { seen };
         let score = |label| if label == usize::from(seen) % self.labels { 0.75 } else { 0.01 };
         let scores = (0..self.labels).map(score).collect();
         let timings = StageTimings::default();

@@ -1,0 +1,129 @@
+//! Images that end the process, that never come, that fail for a while, and results that are damaged.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::world::{World, messages, pictures};
+use super::{label, letters, outcomes};
+
+/// A URL that is never answered, and what tells of each request for it.
+async fn silent() -> (String, mpsc::UnboundedReceiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (asked, asks) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 1024];
+            if stream.read(&mut head).await.is_ok_and(|read| read > 0) && asked.send(()).is_err() {
+                return;
+            }
+            open.push(stream);
+        }
+    });
+    (url, asks)
+}
+
+#[tokio::test]
+async fn an_image_at_which_the_process_ends_fails_and_the_rest_is_completed() {
+    let mut world = World::new(&pictures().await, i64::MAX);
+    let (killer, mut asks) = silent().await;
+    let url = |n: u8| format!("{}/{n}", world.base);
+    let urls = [url(0), url(1), url(2), killer, url(4), url(5)];
+    world.submit("b", &urls, 3);
+    world.submit("next", &urls[..2], 2);
+    let mut ends = 0;
+    loop {
+        let worker = world.start();
+        let ended = tokio::select! {
+            ask = asks.recv() => ask.is_some(),
+            () = world.idle() => false,
+        };
+        worker.abort();
+        let _ = worker.await;
+        if !ended {
+            break;
+        }
+        ends += 1;
+        assert!(ends <= 5, "the message comes again and again");
+        while asks.try_recv().is_ok() {}
+        world.mended();
+    }
+    assert_eq!(ends, 5, "3 starts with all images at once, 2 with one at a time");
+    let expected = [label(0), label(1), label(2), "worker_crashed".into(), label(4), label(5)];
+    assert_eq!(outcomes(&world, "b"), expected);
+    assert_eq!(outcomes(&world, "next"), [label(0), label(1)]);
+    assert_eq!(world.published("b").1.len(), 1);
+    let letters = letters(&world);
+    assert_eq!((letters.len(), letters[0]["images"][0]["index"].as_u64()), (1, Some(3)));
+}
+
+#[tokio::test]
+async fn a_batch_takes_no_longer_than_it_may() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let (tarpit, _asks) = silent().await;
+    let urls = vec![tarpit; 40];
+    world.submit("slow", &urls, 10);
+    let mut worker = world.worker();
+    worker.config.time_limit = Duration::from_millis(300);
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    world.idle().await;
+    running.abort();
+    assert_eq!(outcomes(&world, "slow"), vec!["deadline_exceeded"; 40]);
+    assert_eq!(world.published("slow").1[0].1.status, "failed");
+}
+
+#[tokio::test]
+async fn a_failure_that_may_pass_is_retried_with_a_limit() {
+    let world = World::new(&pictures().await, i64::MAX);
+    // 254 fails three times, 253 always.
+    let urls = [254, 253, 1].map(|n| format!("{}/{n}", world.base));
+    world.submit("b", &urls, 3);
+    world.work().await;
+    assert_eq!(outcomes(&world, "b"), [label(0), "inference_failed".into(), label(1)]);
+    assert_eq!(world.stats.counts().retried_images, 3 + 4);
+}
+
+#[tokio::test]
+async fn results_that_were_damaged_do_not_stop_the_batch() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let urls: Vec<_> = (0..4).map(|n| format!("{}/{n}", world.base)).collect();
+    let [first, second] = messages("b", &urls, 2).try_into().unwrap();
+    world.stores.send(first);
+    world.work().await;
+    let part = "batches/b/parts/000000.jsonl";
+    let mut damaged = world.stores.object(part).expect("no part").to_vec();
+    damaged[3] = 0xff;
+    world.stores.objects.lock().insert(part.into(), damaged.clone().into());
+    world.stores.send(second);
+    world.work().await;
+    assert_eq!(outcomes(&world, "b"), ["result_damaged".into(), label(1), label(2), label(3)]);
+    assert_eq!(world.published("b").1[0].1.failed, 1);
+    assert_eq!(world.stores.object("dead-letter/parts/b-000000.jsonl").unwrap(), damaged);
+    assert_eq!(world.stats.counts().damaged_results, 1);
+}
+
+#[tokio::test]
+async fn what_a_refused_url_leaves_is_small() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let url = |n: usize| format!("ftp://example.com/{n}/{}", "x".repeat(4070));
+    let urls: Vec<_> = (0..4).map(url).collect();
+    world.submit("b", &urls, 2);
+    // The same messages again find their results.
+    world.submit("b", &urls, 2);
+    world.work().await;
+    assert_eq!(
+        (outcomes(&world, "b"), world.stats.counts().duplicates),
+        (vec!["invalid_url".to_owned(); 4], 2)
+    );
+    let items = world.items("b");
+    assert!(items[0].image_url.len() <= 256 && items[0].image_url.starts_with("ftp://example.com/0/x"));
+    assert_ne!(items[0].image_url, items[1].image_url);
+    let largest = world.stores.published.lock().iter().map(|record| record.payload.len()).max().unwrap();
+    // 200,000 of them, the most that a batch may have, are then at most 120 MB; with the whole URLs they were 340 MB
+    // for URLs of 1.3 KB and 900 MB for these.
+    assert!(largest <= 600, "{largest} bytes");
+}

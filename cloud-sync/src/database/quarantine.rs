@@ -1,0 +1,38 @@
+//! Damaged files, set aside for whoever wants to look at them; a bounded number of each.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Damaged files of one name that are kept; the oldest go first.
+const MOST_KEPT: usize = 3;
+
+/// Renames a file to `<name>.damaged-<seconds>` in its directory, durably. Returns its new path.
+pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!("{name}.damaged-");
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut seconds = since.as_secs();
+    let mut aside = dir.join(format!("{prefix}{seconds:010}"));
+    while aside.exists() {
+        seconds += 1;
+        aside = dir.join(format!("{prefix}{seconds:010}"));
+    }
+    fs::rename(path, &aside)?;
+    let mut kept = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path() != aside {
+            kept.push(entry.path());
+        }
+    }
+    kept.sort();
+    let excess = (kept.len() + 1).saturating_sub(MOST_KEPT);
+    for old in kept.iter().take(excess) {
+        fs::remove_file(old)?;
+    }
+    File::open(dir)?.sync_all()?;
+    Ok(aside)
+}
