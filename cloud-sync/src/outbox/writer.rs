@@ -202,7 +202,11 @@ impl Writer {
         let Some(active) = self.active.as_ref().filter(|active| active.length > 0) else { return Ok(()) };
         let full = active.length + bytes > self.settled.config.segment_bytes;
         let now = now.observed_ms;
-        let oldest = self.shared.ledger.lock().segments.back().map_or(now, |s| s.span.oldest_ms);
+        // One without events has no age: it carries the numbering on, and its successor would have its name.
+        let oldest = {
+            let ledger = self.shared.ledger.lock();
+            ledger.segments.back().filter(|s| s.events > 0).map_or(now, |s| s.span.oldest_ms)
+        };
         if full || super::retention::is_past(oldest, self.settled.config.max_age / 4, now) {
             self.close_segment()?;
         }
