@@ -199,6 +199,8 @@ pub struct OutboxConfig {
     pub when_full: WhenFull,
     /// What an acknowledgement promises.
     pub durability: Durability,
+    /// Whether `max_bytes` is taken from the disk in advance.
+    pub reserve: bool,
 }
 
 /// `image_url`: what may be fetched.
@@ -332,6 +334,7 @@ impl Default for OutboxConfig {
             segment: ByteSize::mib(16),
             when_full: WhenFull::default(),
             durability: Durability::default(),
+            reserve: true,
         }
     }
 }

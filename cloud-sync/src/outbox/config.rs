@@ -46,7 +46,8 @@ pub struct OutboxConfig {
     pub dir: PathBuf,
     /// Most bytes of all segments together, at least [`MIN_MAX_BYTES`].
     pub max_bytes: u64,
-    /// Events older than this are deleted. They go by the segment, so one may live a quarter longer.
+    /// Events older than this are deleted. They go by the segment, so one may live a quarter longer. Only time
+    /// for which the outbox was open counts, by a clock that does not step.
     pub max_age: Duration,
     /// How long events that the consumer has committed are kept, for people to look at.
     pub keep_committed: Duration,
@@ -54,6 +55,11 @@ pub struct OutboxConfig {
     pub segment_bytes: u64,
     /// What to do at `max_bytes`.
     pub when_full: WhenFull,
+    /// Whether somebody is to commit the events. If so, [`WhenFull::Refuse`] deletes none for its age that was not
+    /// committed, and what [`WhenFull::DropOldest`] deletes uncommitted is a fault that [`super::Stats::error`] shows.
+    pub has_consumer: bool,
+    /// Whether what `max_bytes` leaves beside the segments is taken from the disk in advance, so that nobody else gets it.
+    pub reserve: bool,
     /// What an acknowledged event survives.
     pub durability: Durability,
     /// Most appends that may wait for the disk; the next one fails at once with [`OutboxError::Busy`].
@@ -72,6 +78,8 @@ impl OutboxConfig {
             keep_committed: DAY,
             segment_bytes: 16 << 20,
             when_full: WhenFull::default(),
+            has_consumer: false,
+            reserve: false,
             durability: Durability::default(),
             max_pending: 4096,
         }

@@ -3,11 +3,11 @@
 //! One line: format version, sequence, CRC-32 of the two in hex. It is replaced by a rename, so it is
 //! always whole. A cursor that cannot be read counts as 0: events are sent again, none is left out.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disk::sync_dir;
+use super::disk::replace_file;
 use super::error::OutboxError;
 
 const FILE: &str = "cursor";
@@ -41,18 +41,10 @@ impl Cursor {
             return Ok(());
         }
         let line = line(upto);
-        let temp = self.dir.join(TEMP);
-        self.replace(&temp, &line).map_err(|e| OutboxError::storage("write", &temp, line.len() as u64, e))?;
+        replace_file(&self.dir, TEMP, FILE, line.as_bytes())
+            .map_err(|e| OutboxError::storage("write", &self.dir.join(TEMP), line.len() as u64, e))?;
         self.upto = upto;
         Ok(())
-    }
-
-    fn replace(&self, temp: &Path, line: &str) -> io::Result<()> {
-        let mut file = File::create(temp)?;
-        file.write_all(line.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(temp, self.dir.join(FILE))?;
-        sync_dir(&self.dir)
     }
 }
 

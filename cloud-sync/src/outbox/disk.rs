@@ -1,7 +1,7 @@
 //! Every operation of the writer on segment files, in one place, so that tests can make each one fail.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -95,6 +95,16 @@ impl Disk {
     fn fault(&self, op: Op<'_>) -> io::Result<()> {
         self.faults.as_ref().map_or(Ok(()), |faults| faults.before(op))
     }
+}
+
+/// Replaces the file `name` in `dir` durably and as a whole, by way of `temporary` beside it.
+pub(super) fn replace_file(dir: &Path, temporary: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(temporary);
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(temporary, dir.join(name))?;
+    sync_dir(dir)
 }
 
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {

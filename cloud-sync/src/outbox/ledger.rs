@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use super::ages::Span;
 use super::error::OutboxError;
 use super::segment;
 
@@ -46,7 +47,8 @@ pub struct Stats {
     pub last_sync: Duration,
     /// How long all of them took.
     pub total_sync: Duration,
-    /// What the writer last failed at; none once an append has succeeded after it.
+    /// What the writer last failed at, none once an append has succeeded after it; or that events were deleted
+    /// which had not been sent, until the consumer has caught up with what was there then.
     pub error: Option<String>,
 }
 
@@ -59,15 +61,18 @@ pub(super) struct SegmentMeta {
     pub(super) events: u64,
     /// Length of the file.
     pub(super) bytes: u64,
-    pub(super) oldest_ms: u64,
-    pub(super) newest_ms: u64,
+    /// When the oldest event was appended, by the wall clock: to be shown, never to decide by.
+    pub(super) oldest_wall_ms: u64,
+    /// When its events came, in observed time.
+    pub(super) span: Span,
 }
 
 impl SegmentMeta {
     /// A segment that has its header and nothing else.
-    pub(super) fn new(first: u64, now_ms: u64) -> Self {
+    pub(super) fn new(first: u64, now: Now) -> Self {
         let bytes = segment::HEADER_LEN;
-        Self { first, last: first - 1, events: 0, bytes, oldest_ms: now_ms, newest_ms: now_ms }
+        let span = Span { oldest_ms: now.observed_ms, newest_ms: now.observed_ms };
+        Self { first, last: first - 1, events: 0, bytes, oldest_wall_ms: now.wall_ms, span }
     }
 
     /// How many of its events come after `cursor`.
@@ -75,6 +80,13 @@ impl SegmentMeta {
         // Sequences are dense within a segment; where damage has made a hole, the count is the limit.
         self.last.saturating_sub(cursor).min(self.events)
     }
+}
+
+/// One moment by both clocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) wall_ms: u64,
+    pub(super) observed_ms: u64,
 }
 
 /// Why a segment is deleted.
@@ -90,6 +102,8 @@ pub(super) struct Ledger {
     pub(super) segments: VecDeque<SegmentMeta>,
     pub(super) bytes: u64,
     pub(super) counters: Stats,
+    /// The last event there was when one was deleted that the consumer had not committed; 0 when none was.
+    pub(super) lossy_upto: u64,
 }
 
 /// Shared by the handle, the writer and whoever asks for numbers.
@@ -117,9 +131,10 @@ impl Shared {
             backlog: ledger.segments.iter().map(|s| s.events_after(committed)).sum(),
             bytes: ledger.bytes,
             segments: ledger.segments.len(),
-            oldest: oldest.map(|s| UNIX_EPOCH + Duration::from_millis(s.oldest_ms)),
+            oldest: oldest.map(|s| UNIX_EPOCH + Duration::from_millis(s.oldest_wall_ms)),
             committed,
             pending,
+            error: ledger.counters.error.clone().or_else(|| ledger.loss(committed)),
             ..ledger.counters.clone()
         }
     }
@@ -132,14 +147,15 @@ impl Ledger {
     }
 
     /// Counts events that have become durable at the end of the newest segment.
-    pub(super) fn add_events(&mut self, count: u64, now_ms: u64) {
+    pub(super) fn add_events(&mut self, count: u64, now: Now) {
         let Some(newest) = self.segments.back_mut() else { return };
         if newest.events == 0 {
-            newest.oldest_ms = now_ms;
+            newest.oldest_wall_ms = now.wall_ms;
+            newest.span.oldest_ms = now.observed_ms;
         }
         newest.last += count;
         newest.events += count;
-        newest.newest_ms = newest.newest_ms.max(now_ms);
+        newest.span.newest_ms = now.observed_ms;
         self.counters.last_sequence = newest.last;
         self.counters.appended += count;
         self.counters.error = None;
@@ -152,8 +168,9 @@ impl Ledger {
         newest.bytes = bytes;
     }
 
-    pub(super) fn remove_oldest(&mut self, reason: Reason, committed: u64) -> Option<SegmentMeta> {
-        let gone = self.segments.pop_front()?;
+    /// Takes the oldest segment off the books and returns how many of its events were never committed.
+    pub(super) fn remove_oldest(&mut self, reason: Reason, committed: u64) -> u64 {
+        let Some(gone) = self.segments.pop_front() else { return 0 };
         self.bytes -= gone.bytes;
         let lost = gone.events_after(committed);
         match reason {
@@ -161,7 +178,17 @@ impl Ledger {
             Reason::Age => self.counters.dropped_by_age += lost,
         }
         self.counters.removed_committed += gone.events - lost;
-        Some(gone)
+        lost
+    }
+
+    /// That events were lost, for as long as the consumer is behind what was there then.
+    fn loss(&self, committed: u64) -> Option<String> {
+        let Stats { dropped_by_size, dropped_by_age, .. } = self.counters;
+        (committed < self.lossy_upto).then(|| {
+            format!(
+                "events were deleted that had not been sent: {dropped_by_size} for space, {dropped_by_age} for their age"
+            )
+        })
     }
 
     pub(super) fn add_sync(&mut self, took: Duration) {

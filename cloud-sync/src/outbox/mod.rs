@@ -8,6 +8,9 @@
 //! ```text
 //! <dir>/lock                       held by the one writer
 //! <dir>/cursor                     up to where the consumer has committed
+//! <dir>/log                        the id of the log
+//! <dir>/ages                       how old the segments are, in observed time
+//! <dir>/reserve                    space for further segments that nobody else gets
 //! <dir>/00000000000000000001.seg   events 1, 2, 3, ...
 //! <dir>/00000000000000000412.seg   events 412, ...
 //! ```
@@ -24,26 +27,32 @@
 //! 4. Every segment but the last is complete, and ends with its last record. A torn tail and zeros are cut
 //!    off when the outbox is opened; damage elsewhere is passed over, never a reason not to start (`recovery`).
 //! 5. Size (of the files, so with the zeros), age, and the number of waiting appends are bounded (`retention`, [`OutboxConfig`]).
-//! 6. An append that failed may still be seen by a reader, under a sequence of its own. Consumers must
+//! 6. No step of the wall clock deletes an event.
+//! 7. Where the end of the log was lost, as far as that can be known, it gets another [`LogId`].
+//! 8. An append that failed may still be seen by a reader, under a sequence of its own. Consumers must
 //!    live with at-least-once anyhow.
 //!
 //! # Map
 //!
 //! `append` the wait for an acknowledgement; `writer` the one thread that writes; `ahead` the space that it
-//! prepares; `retention` what it deletes; `disk` its file operations; `recovery` what opening does; `cursor`
-//! the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
+//! prepares; `retention` what it deletes, `clock` and `ages` by what time; `disk` its file operations; `recovery`
+//! what opening does; `log_id` which log it is; `reserve` its space; `cursor` the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
 //! the format.
 
+mod ages;
 mod ahead;
 mod append;
+mod clock;
 mod config;
 mod cursor;
 mod disk;
 mod error;
 mod ledger;
+mod log_id;
 mod reader;
 mod record;
 mod recovery;
+mod reserve;
 mod retention;
 mod segment;
 mod writer;
@@ -62,14 +71,18 @@ pub use append::Append;
 pub use config::{Durability, MIN_MAX_BYTES, OutboxConfig, WhenFull};
 pub use error::OutboxError;
 pub use ledger::Stats;
+pub use log_id::{LogId, NewLog};
 pub use reader::{Reader, StoredEvent};
 pub use recovery::{Damage, Recovery};
 
 use crate::event::Event;
+use ages::Ages;
+use clock::Clock;
 use config::Settled;
 use cursor::Cursor;
 use disk::Disk;
 use ledger::Shared;
+use reserve::Reserve;
 use writer::{Job, Pending, Writer};
 
 /// An open outbox. It can be shared between threads; one process at a time may have it open.
@@ -83,6 +96,7 @@ pub struct Outbox {
     writer: Mutex<Option<JoinHandle<Result<(), OutboxError>>>>,
     max_payload: usize,
     max_pending: usize,
+    log_id: LogId,
 }
 
 impl Outbox {
@@ -95,23 +109,33 @@ impl Outbox {
     /// [`OutboxError::Io`] when the directory cannot be used. Damaged events are none: see [`Recovery`].
     pub fn open(config: OutboxConfig) -> Result<(Self, Recovery), OutboxError> {
         let disk = Disk::new(&config.dir);
-        Self::open_on(disk, config)
+        Self::open_on(disk, Clock::new(), config)
     }
 
-    fn open_on(disk: Disk, config: OutboxConfig) -> Result<(Self, Recovery), OutboxError> {
+    fn open_on(disk: Disk, clock: Clock, config: OutboxConfig) -> Result<(Self, Recovery), OutboxError> {
         let settled = config.settle()?;
         let lock = take_lock(disk.dir())?;
         let (cursor, cursor_lost) = Cursor::load(disk.dir())?;
-        let mut resumed = recovery::resume(&disk, &settled, cursor.upto())?;
+        let ages = Ages::load(disk.dir())?;
+        let mut resumed = recovery::resume(&disk, &settled, &ages, cursor.upto())?;
         resumed.report.cursor_lost = cursor_lost;
+        let Settled { max_payload, config: OutboxConfig { max_pending, durability, .. }, .. } = settled;
+        let last = resumed.ledger.segments.back().map(|segment| segment.last);
+        let log = log_id::open(disk.dir(), durability, last, cursor.upto())?;
+        resumed.report.new_log = log.changed;
+        let reserve = Reserve::open(disk.dir(), settled.config.reserve)
+            .map_err(|e| OutboxError::io("reserve space in", disk.dir(), e))?;
         let shared = Arc::new(Shared { ledger: Mutex::new(resumed.ledger), committed: cursor.upto().into() });
-        let Settled { max_payload, config: OutboxConfig { max_pending, .. }, .. } = settled;
         let (jobs, waiting) = crossbeam_channel::bounded(max_pending);
         let path = disk.dir().to_owned();
         let writer = Writer {
             disk,
             settled,
             shared: Arc::clone(&shared),
+            clock,
+            ages,
+            log_id: log.id,
+            reserve,
             active: resumed.active,
             next_sequence: resumed.next_sequence,
             freed_in_vain: false,
@@ -129,6 +153,7 @@ impl Outbox {
             writer: Mutex::new(Some(writer)),
             max_payload,
             max_pending,
+            log_id: log.id,
         };
         Ok((outbox, resumed.report))
     }
@@ -137,6 +162,27 @@ impl Outbox {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Which log this is. A copy of the directory, also an older one, has the same id: what tells the two apart is
+    /// [`Self::fingerprint`].
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        self.log_id
+    }
+
+    /// The [`StoredEvent::fingerprint`] of the event `sequence`; none when it is not there (any more). Reads a segment.
+    ///
+    /// # Errors
+    /// When the disk does not read it.
+    pub fn fingerprint(&self, sequence: u64) -> Result<Option<u64>, OutboxError> {
+        if sequence == 0 || sequence > self.last_sequence() {
+            return Ok(None);
+        }
+        let mut reader = Reader::open(&self.dir)?;
+        reader.seek(sequence);
+        let event = reader.try_next()?.filter(|event| event.sequence == sequence);
+        Ok(event.map(|event| event.fingerprint()))
     }
 
     /// Most bytes that one event may have.

@@ -37,6 +37,19 @@ impl StoredEvent {
         }
     }
 
+    /// A sum over the sequence, the time of the append and the payload. Two events of one sequence in two histories of an
+    /// outbox differ in it, also after the directory came back in an older state.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.sequence.to_le_bytes());
+        let since = self.appended.duration_since(UNIX_EPOCH).unwrap_or_default();
+        hash.update(&u64::try_from(since.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
+        hash.update(&self.payload);
+        let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// The payload as an event.
     ///
     /// # Errors
@@ -49,7 +62,8 @@ impl StoredEvent {
 /// Reads the events of an outbox in order. As an iterator it ends where the outbox ends now; asked again
 /// later it goes on with what has come.
 ///
-/// Torn and damaged stretches are passed over, and so are events that retention deletes under way.
+/// Torn and damaged stretches are passed over, and so are events that retention deletes under way. What the disk does
+/// not read is no damage: the reader stays in front of it.
 #[derive(Debug)]
 pub struct Reader {
     dir: PathBuf,
@@ -117,7 +131,7 @@ impl Reader {
     /// The next event, or none when there is no further one yet.
     ///
     /// # Errors
-    /// When a segment cannot be read. The reader then goes on behind that segment.
+    /// When a segment cannot be read. The reader stays where it is, so the next call tries again.
     pub fn try_next(&mut self) -> Result<Option<StoredEvent>, OutboxError> {
         loop {
             let Some(scan) = &mut self.scan else {
@@ -149,9 +163,7 @@ impl Reader {
                 }
                 Err(e) => {
                     let error = self.failed(first, e);
-                    // Behind all that this segment can hold, so that the same error does not come again.
-                    let later = self.list()?.into_iter().find(|other| *other > first);
-                    self.seek(later.unwrap_or(u64::MAX));
+                    self.seek(self.next.max(first));
                     return Err(error);
                 }
             }

@@ -12,18 +12,28 @@
 //!   around it stays. It is never a reason not to start.
 //! - The numbering goes on behind everything that was ever seen: the last record, the names of the
 //!   segments and the consumer's cursor. So the cursor can never cover an event it has not seen.
+//! - What the disk does not read is tried again a few times. A segment that stays unreadable is left as it is and
+//!   counts as holding as many events as may be in it, so that none of its numbers is given out again.
 //! - What was read but perhaps never forced to the disk is forced now, before anything is built on it.
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
+use super::ages::Ages;
 use super::config::Settled;
 use super::disk::Disk;
 use super::error::OutboxError;
 use super::ledger::{Ledger, SegmentMeta};
+use super::log_id::NewLog;
 use super::record;
 use super::segment::{self, Header, Scan, Step};
 use super::writer::Active;
+
+/// Times that a segment is read which the disk does not read, and the pause before each further one.
+const READS: u32 = 3;
+const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// What was found when an outbox was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +52,8 @@ pub struct Recovery {
     pub damaged: Vec<Damage>,
     /// The consumer's cursor was damaged: what is on disk will be sent again.
     pub cursor_lost: bool,
+    /// Why the log has another id than before.
+    pub new_log: Option<NewLog>,
 }
 
 /// A stretch of a segment that holds no readable event.
@@ -72,9 +84,16 @@ struct Walked {
     end: u64,
     unread: u64,
     damaged: Vec<Damage>,
+    /// The disk did not read all of it.
+    failed: bool,
 }
 
-pub(super) fn resume(disk: &Disk, settled: &Settled, cursor: u64) -> Result<Resumed, OutboxError> {
+pub(super) fn resume(
+    disk: &Disk,
+    settled: &Settled,
+    ages: &Ages,
+    cursor: u64,
+) -> Result<Resumed, OutboxError> {
     let list = segment::list(disk.dir()).map_err(|e| OutboxError::io("list", disk.dir(), e))?;
     let mut resumed = Resumed {
         ledger: Ledger::default(),
@@ -83,7 +102,8 @@ pub(super) fn resume(disk: &Disk, settled: &Settled, cursor: u64) -> Result<Resu
         report: Recovery::default(),
     };
     for (index, &first) in list.iter().enumerate() {
-        let mut walked = walk(disk, first)?;
+        let next = list.get(index + 1).copied();
+        let mut walked = read_segment(disk, first, next, ages)?;
         resumed.next_sequence = resumed.next_sequence.max(walked.meta.last.saturating_add(1));
         if index + 1 == list.len() {
             resumed.take_last(disk, settled, walked)?;
@@ -107,11 +127,31 @@ pub(super) fn resume(disk: &Disk, settled: &Settled, cursor: u64) -> Result<Resu
     Ok(resumed)
 }
 
-fn walk(disk: &Disk, first: u64) -> Result<Walked, OutboxError> {
+/// Walks over a segment, again when the disk does not read it. `next` is the first sequence of the segment behind it.
+fn read_segment(disk: &Disk, first: u64, next: Option<u64>, ages: &Ages) -> Result<Walked, OutboxError> {
+    let mut walked = walk(disk, first, ages)?;
+    for _ in 1..READS {
+        if !walked.failed {
+            return Ok(walked);
+        }
+        thread::sleep(READ_PAUSE);
+        walked = walk(disk, first, ages)?;
+    }
+    if walked.failed {
+        // The most that the file has room for.
+        let records = walked.meta.bytes.saturating_sub(segment::HEADER_LEN) / record::HEADER_LEN as u64;
+        let most = first.saturating_add(records).saturating_sub(1);
+        let most = next.map_or(most, |next| most.min(next - 1)).max(walked.meta.last);
+        walked.meta.events += most - walked.meta.last;
+        walked.meta.last = most;
+    }
+    Ok(walked)
+}
+
+fn walk(disk: &Disk, first: u64, ages: &Ages) -> Result<Walked, OutboxError> {
     let path = disk.path(first);
     let fail = |e| OutboxError::io("read", &path, e);
-    let about = fs::metadata(&path).map_err(fail)?;
-    let length = about.len();
+    let length = fs::metadata(&path).map_err(fail)?.len();
     let mut scan = Scan::open(disk.dir(), first).map_err(fail)?;
     let header = scan.header();
     if let Ok(Header::Newer(found)) = header {
@@ -122,13 +162,16 @@ fn walk(disk: &Disk, first: u64) -> Result<Walked, OutboxError> {
     if !matches!(header, Ok(Header::Good)) {
         damaged.push(damage(0, segment::HEADER_LEN.min(length)));
     }
-    let mut meta = SegmentMeta { first, last: 0, events: 0, bytes: length, oldest_ms: 0, newest_ms: 0 };
+    let span = ages.span(first);
+    let mut meta = SegmentMeta { first, last: 0, events: 0, bytes: length, oldest_wall_ms: 0, span };
+    let mut failed = header.is_err();
     let mut readable = header.is_ok();
     let (end, unread) = loop {
         match scan.step() {
             Ok(Step::Record(header)) => {
-                meta.oldest_ms = if meta.events == 0 { header.unix_ms } else { meta.oldest_ms };
-                meta.newest_ms = meta.newest_ms.max(header.unix_ms);
+                if meta.events == 0 {
+                    meta.oldest_wall_ms = header.unix_ms;
+                }
                 meta.events += 1;
             }
             Ok(Step::Damage { offset, bytes }) => damaged.push(damage(offset, bytes)),
@@ -136,6 +179,7 @@ fn walk(disk: &Disk, first: u64) -> Result<Walked, OutboxError> {
             Err(_) => {
                 // A bad sector. Nobody knows what lies behind it: it is damage, and no torn tail.
                 readable = false;
+                failed = true;
                 let offset = scan.offset().min(length);
                 damaged.push(damage(offset, length - offset));
                 break (length, 0);
@@ -143,13 +187,8 @@ fn walk(disk: &Disk, first: u64) -> Result<Walked, OutboxError> {
         }
     };
     meta.last = scan.last();
-    if meta.events == 0 {
-        // The file's own time stands in for that of its events, so that age still removes it.
-        meta.newest_ms = about.modified().map_or(0, record::unix_ms);
-        meta.oldest_ms = meta.newest_ms;
-    }
     let blank = readable && meta.events == 0 && !matches!(header, Ok(Header::Good));
-    Ok(Walked { meta, blank, end, unread, damaged })
+    Ok(Walked { meta, blank, end, unread, damaged, failed })
 }
 
 /// Cuts off the zeros behind the records of a closed segment; a crash or a failure kept the writer from it.

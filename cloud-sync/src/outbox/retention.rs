@@ -4,17 +4,19 @@
 //! what it has not. The segment that is being written is never deleted; when its events are too old a new
 //! one is started first, because the name of the newest segment carries the numbering on.
 //!
-//! Age is measured with the wall clock. A clock that jumps far ahead ages every event at once.
+//! Age is observed time (`clock`), so no step of the wall clock deletes anything. Where a consumer is to send the
+//! events, `refuse` never deletes one for its age that was not sent, and `drop_oldest` says what it has deleted.
 
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::config::WhenFull;
 use super::error::OutboxError;
-use super::ledger::{Reason, SegmentMeta};
+use super::ledger::{Now, Reason, SegmentMeta};
 use super::writer::Writer;
 
+/// Both moments are in observed time.
 pub(super) fn is_past(then_ms: u64, age: Duration, now_ms: u64) -> bool {
     u128::from(now_ms.saturating_sub(then_ms)) > age.as_millis()
 }
@@ -56,28 +58,34 @@ impl Writer {
     }
 
     /// Deletes what is too old to keep.
-    pub(super) fn expire(&mut self, now_ms: u64) {
-        if let Err(error) = self.try_expire(now_ms)
+    pub(super) fn expire(&mut self, now: Now) {
+        if let Err(error) = self.try_expire(now)
             && self.shared.ledger.lock().add_failure(0, &error)
         {
             warn!(error = error.in_full(), "the outbox cannot delete old events");
         }
     }
 
-    fn try_expire(&mut self, now_ms: u64) -> Result<(), OutboxError> {
+    fn try_expire(&mut self, now: Now) -> Result<(), OutboxError> {
+        let now_ms = now.observed_ms;
         let max_age = self.settled.config.max_age;
+        let keeps_unsent =
+            self.settled.config.has_consumer && self.settled.config.when_full == WhenFull::Refuse;
         let newest = self.shared.ledger.lock().segments.back().cloned();
         if let Some(newest) = newest
-            && is_past(newest.newest_ms, max_age, now_ms)
+            && is_past(newest.span.newest_ms, max_age, now_ms)
+            && (!keeps_unsent || self.is_committed(&newest))
             && (newest.events > 0 || self.active.is_none())
         {
             self.close_segment()?;
             self.start_empty()?;
         }
         while let Some(oldest) = self.oldest_closed() {
-            let sent = self.is_committed(&oldest)
-                && is_past(oldest.newest_ms, self.settled.config.keep_committed, now_ms);
-            if !sent && !is_past(oldest.newest_ms, max_age, now_ms) {
+            let committed = self.is_committed(&oldest);
+            let is_past = |age| is_past(oldest.span.newest_ms, age, now_ms);
+            let sent = committed && is_past(self.settled.config.keep_committed);
+            let expired = is_past(max_age) && (committed || !keeps_unsent);
+            if !sent && !expired {
                 break;
             }
             self.drop_oldest(Reason::Age)?;
@@ -101,7 +109,18 @@ impl Writer {
         let path = self.disk.path(oldest.first);
         self.disk.remove(oldest.first).map_err(|e| OutboxError::io("remove", &path, e))?;
         let committed = self.shared.committed();
-        self.shared.ledger.lock().remove_oldest(reason, committed);
+        let lost = {
+            let mut ledger = self.shared.ledger.lock();
+            let lost = ledger.remove_oldest(reason, committed);
+            if lost > 0 && self.settled.config.has_consumer {
+                ledger.lossy_upto = ledger.counters.last_sequence;
+            }
+            lost
+        };
+        if lost > 0 && self.settled.config.has_consumer {
+            let (first, last) = (oldest.first, oldest.last);
+            error!(lost, ?reason, first, last, "acknowledged events were deleted before they were sent");
+        }
         // Should the removal not be durable the file comes back: old events again, nothing lost.
         let _ = self.disk.sync_dir();
         Ok(())

@@ -95,6 +95,8 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) first: u64,
+    #[cfg(test)]
+    path: PathBuf,
     file: File,
     offset: u64,
     last: u64,
@@ -107,9 +109,12 @@ pub(super) struct Scan {
 
 impl Scan {
     pub(super) fn open(dir: &Path, first: u64) -> io::Result<Self> {
-        let file = File::open(path(dir, first))?;
+        let path = path(dir, first);
+        let file = File::open(&path)?;
         Ok(Self {
             first,
+            #[cfg(test)]
+            path,
             file,
             offset: HEADER_LEN,
             last: first.saturating_sub(1),
@@ -122,6 +127,8 @@ impl Scan {
 
     pub(super) fn header(&self) -> io::Result<Header> {
         let mut bytes = [0; HEADER_LEN as usize];
+        #[cfg(test)]
+        super::tests::faults::readable(&self.path, 0, bytes.len())?;
         match self.file.read_exact_at(&mut bytes, 0) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Header::Damaged),
             other => other?,
@@ -263,6 +270,14 @@ impl Scan {
         Ok(good.then_some(header))
     }
 
+    /// Reads from `at` into what the window has behind `had`.
+    fn read_window(&mut self, had: usize, at: u64) -> io::Result<usize> {
+        let end = self.window.len();
+        #[cfg(test)]
+        let end = had + super::tests::faults::readable(&self.path, at, end - had)?;
+        self.file.read_at(&mut self.window[had..end], at)
+    }
+
     /// `count` bytes from `at`, fewer at the end of the file. Going back before the window reads it anew.
     fn bytes(&mut self, at: u64, count: usize) -> io::Result<&[u8]> {
         let mut start = usize::try_from(at.saturating_sub(self.window_at)).unwrap_or(usize::MAX);
@@ -280,7 +295,7 @@ impl Scan {
             while self.window.len() < count {
                 let had = self.window.len();
                 self.window.resize((count + READ_AHEAD).max(had), 0);
-                let read = self.file.read_at(&mut self.window[had..], at + had as u64);
+                let read = self.read_window(had, at + had as u64);
                 self.window.truncate(had + read.as_ref().copied().unwrap_or(0));
                 if read? == 0 {
                     break;

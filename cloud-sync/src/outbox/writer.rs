@@ -22,17 +22,24 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::ages::Ages;
+use super::clock::Clock;
 use super::config::{Durability, Settled};
 use super::disk::{Disk, SegmentFile};
 use super::error::OutboxError;
-use super::ledger::{SegmentMeta, Shared};
+use super::ledger::{Now, SegmentMeta, Shared};
+use super::log_id::{self, LogId};
+use super::reserve::Reserve;
 use super::{record, segment};
+
+/// How much observed time a crash may lose at most.
+const SAVE_AGES_EVERY: Duration = Duration::from_secs(300);
 
 /// One append that waits.
 #[derive(Debug)]
@@ -66,6 +73,10 @@ pub(super) struct Writer {
     pub(super) disk: Disk,
     pub(super) settled: Settled,
     pub(super) shared: Arc<Shared>,
+    pub(super) clock: Clock,
+    pub(super) ages: Ages,
+    pub(super) log_id: LogId,
+    pub(super) reserve: Reserve,
     pub(super) active: Option<Active>,
     pub(super) next_sequence: u64,
     /// The disk was still full after events were deleted for it: whoever fills it would get the rest
@@ -89,9 +100,12 @@ impl Writer {
         let tick = (config.max_age / 8)
             .min((config.keep_committed / 8).max(Duration::from_secs(1)))
             .clamp(Duration::from_millis(20), Duration::from_secs(30));
+        let save_every =
+            (config.max_age.min(config.keep_committed) / 8).clamp(Duration::from_secs(1), SAVE_AGES_EVERY);
         let mut group = Vec::new();
         let mut buffer = Vec::new();
         let mut open = true;
+        self.settle_reserve();
         while open {
             match jobs.recv_timeout(tick) {
                 Ok(Job::Append(first)) => {
@@ -102,11 +116,21 @@ impl Writer {
                     }
                 }
                 Ok(Job::Close) | Err(RecvTimeoutError::Disconnected) => open = false,
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.reserve.retry(),
             }
-            self.expire(now_ms());
+            let now = self.now();
+            self.expire(now);
+            self.settle_reserve();
+            if self.ages.unsaved(now.observed_ms) >= save_every {
+                self.save_ages();
+            }
         }
-        let closed = self.close_segment();
+        self.save_ages();
+        let closed = self.close_segment().and_then(|()| {
+            let Settled { config, .. } = &self.settled;
+            log_id::close(self.disk.dir(), self.log_id, config.durability)
+                .map_err(|e| OutboxError::io("close", self.disk.dir(), e))
+        });
         drop(self.lock);
         closed
     }
@@ -145,11 +169,18 @@ impl Writer {
 
     /// Writes a group and returns the sequence of its first event.
     fn write_group(&mut self, group: &[Pending], buffer: &mut Vec<u8>) -> Result<u64, OutboxError> {
-        let now = now_ms();
+        let now = self.now();
         let bytes = group.iter().map(|p| record::size(p.payload.len())).sum();
         self.make_room(bytes + segment::HEADER_LEN)?;
         self.rotate(bytes, now)?;
         let mut written = self.attempt(group, buffer, now);
+        if let Err(Failure { error: OutboxError::Full { .. }, undone }) = written
+            // Also for the next group when this one cannot be tried again.
+            && self.reserve.release(2 * bytes + self.settled.step_bytes)
+            && undone
+        {
+            written = self.attempt(group, buffer, now);
+        }
         if let Err(Failure { error: OutboxError::Full { .. }, undone: true }) = written
             && self.free_space(bytes)
         {
@@ -167,24 +198,29 @@ impl Writer {
 
     /// Closes the active segment when the group does not fit into it, or when its first event is old:
     /// events are deleted by the segment, so one that spans a long time would keep them too long.
-    fn rotate(&mut self, bytes: u64, now: u64) -> Result<(), OutboxError> {
+    fn rotate(&mut self, bytes: u64, now: Now) -> Result<(), OutboxError> {
         let Some(active) = self.active.as_ref().filter(|active| active.length > 0) else { return Ok(()) };
         let full = active.length + bytes > self.settled.config.segment_bytes;
-        let oldest = self.shared.ledger.lock().segments.back().map_or(now, |s| s.oldest_ms);
+        let now = now.observed_ms;
+        // One without events has no age: it carries the numbering on, and its successor would have its name.
+        let oldest = {
+            let ledger = self.shared.ledger.lock();
+            ledger.segments.back().filter(|s| s.events > 0).map_or(now, |s| s.span.oldest_ms)
+        };
         if full || super::retention::is_past(oldest, self.settled.config.max_age / 4, now) {
             self.close_segment()?;
         }
         Ok(())
     }
 
-    fn attempt(&mut self, group: &[Pending], buffer: &mut Vec<u8>, now: u64) -> Result<(), Failure> {
+    fn attempt(&mut self, group: &[Pending], buffer: &mut Vec<u8>, now: Now) -> Result<(), Failure> {
         let active = self.take_or_create().map_err(|error| Failure { error, undone: true })?;
         buffer.clear();
         if active.length == 0 {
             buffer.extend_from_slice(&segment::header(active.segment.first));
         }
         for (sequence, pending) in (self.next_sequence..).zip(group) {
-            record::encode(sequence, now, &pending.payload, buffer);
+            record::encode(sequence, now.wall_ms, &pending.payload, buffer);
         }
         self.put(active, buffer)?;
         let mut ledger = self.shared.ledger.lock();
@@ -214,9 +250,10 @@ impl Writer {
             if end > active.file_bytes { self.put_zeros(&mut active, end) } else { active.file_bytes };
         let forced = self.force(&active.segment, is_new);
         if forced.is_ok() {
+            let now = self.now();
             let mut ledger = self.shared.ledger.lock();
             if is_new {
-                ledger.add_segment(SegmentMeta::new(active.segment.first, now_ms()));
+                ledger.add_segment(SegmentMeta::new(active.segment.first, now));
             }
             ledger.resize_newest(file_bytes);
             active.length = end;
@@ -299,8 +336,25 @@ impl Writer {
         }
         Ok(())
     }
-}
 
-fn now_ms() -> u64 {
-    record::unix_ms(SystemTime::now())
+    /// Takes in advance what the segments leave of `max_bytes`.
+    fn settle_reserve(&mut self) {
+        let held = self.shared.ledger.lock().bytes;
+        let target = self.settled.config.max_bytes.saturating_sub(held);
+        self.reserve.settle(target, self.settled.config.segment_bytes / 8);
+    }
+
+    fn now(&self) -> Now {
+        let observed_ms = self.ages.now_ms(self.clock.running());
+        Now { wall_ms: self.clock.wall_ms(), observed_ms }
+    }
+
+    /// Writes down how old the segments are. Where that fails they count as younger after a crash.
+    fn save_ages(&mut self) {
+        let now = self.now();
+        let segments = self.shared.ledger.lock().segments.clone();
+        if let Err(error) = self.ages.save(self.disk.dir(), now.observed_ms, &segments) {
+            warn!(%error, "the ages of events in the outbox cannot be written");
+        }
+    }
 }

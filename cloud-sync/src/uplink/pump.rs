@@ -83,9 +83,6 @@ impl Pump {
         }
         let group =
             self.source.gather(self.config.group_events, self.config.group_bytes).map_err(unreadable)?;
-        if group.unreadable > 0 {
-            self.numbers.unreadable.fetch_add(group.unreadable, Ordering::Relaxed);
-        }
         self.numbers.set_oldest(group.events.first().map(|event| event.appended));
         let upto = group.upto;
         let sends = !group.events.is_empty();

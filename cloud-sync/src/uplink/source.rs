@@ -6,17 +6,12 @@ use std::time::SystemTime;
 
 use crate::outbox::{Outbox, OutboxError, Reader, StoredEvent};
 
-/// Times that a segment which cannot be read is tried before it is passed over.
-const TRIES: u32 = 4;
-
 /// Events on their way.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) events: Vec<StoredEvent>,
     /// When these are sent, everything up to this is.
     pub(super) upto: u64,
-    /// Events before these that could not be read.
-    pub(super) unreadable: u64,
 }
 
 #[derive(Debug)]
@@ -27,12 +22,11 @@ pub(super) struct Source {
     at: u64,
     /// Read already, for the next group.
     held: Option<StoredEvent>,
-    failures: u32,
 }
 
 impl Source {
     pub(super) fn open(dir: &Path, outbox: Arc<Outbox>) -> Result<Self, OutboxError> {
-        Ok(Self { reader: Reader::open(dir)?, outbox, at: 0, held: None, failures: 0 })
+        Ok(Self { reader: Reader::open(dir)?, outbox, at: 0, held: None })
     }
 
     /// Goes behind `at`.
@@ -71,7 +65,6 @@ impl Source {
             };
             let Some(event) = event.filter(|event| self.hold_behind(limit, event)) else {
                 // Up to the limit there is nothing more: deleted by retention, or damaged.
-                group.unreadable += self.passed_over(limit + 1);
                 self.at = limit;
                 break;
             };
@@ -79,7 +72,6 @@ impl Source {
                 self.held = Some(event);
                 break;
             }
-            group.unreadable += self.passed_over(event.sequence);
             bytes += event.payload.len();
             self.at = event.sequence;
             group.events.push(event);
@@ -109,22 +101,7 @@ impl Source {
                 self.reader.try_next()
             }
         });
-        next.or_else(|error| {
-            self.failures += 1;
-            if self.failures < TRIES {
-                self.seek(self.at);
-                return Err(error);
-            }
-            let after = self.at;
-            tracing::error!(%error, after, "a part of the outbox cannot be read and is left out");
-            // The reader stands behind the segment now.
-            self.reader.try_next()
-        })
-    }
-
-    /// Events between the last and `next` that a segment which cannot be read has taken along.
-    fn passed_over(&mut self, next: u64) -> u64 {
-        let failures = std::mem::take(&mut self.failures);
-        if failures >= TRIES { next - self.at - 1 } else { 0 }
+        // What cannot be read now is not lost: it is never passed over, however long the disk takes.
+        next.inspect_err(|_| self.seek(self.at))
     }
 }

@@ -43,7 +43,6 @@ pub(super) struct Numbers {
     pub(super) sent: AtomicU64,
     pub(super) dead_lettered: AtomicU64,
     pub(super) dead_letters_dropped: AtomicU64,
-    pub(super) unreadable: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -92,7 +91,6 @@ impl Numbers {
         let sent_sequence = self.sent_sequence.load(Ordering::Acquire).max(stats.committed);
         // What retention has deleted is lost, it does not wait.
         let backlog = stats.last_sequence.saturating_sub(sent_sequence).min(stats.events);
-        let unreadable = self.unreadable.load(Ordering::Relaxed);
         let state = self.state.lock();
         let oldest = state.oldest.filter(|_| backlog > 0);
         UplinkStatus {
@@ -103,7 +101,7 @@ impl Numbers {
             sent: self.sent.load(Ordering::Relaxed),
             dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
             dead_letters_dropped: self.dead_letters_dropped.load(Ordering::Relaxed),
-            lost: stats.dropped_by_size + stats.dropped_by_age + unreadable,
+            lost: stats.dropped_by_size + stats.dropped_by_age,
             up: state.up,
             since: state.since,
             last_error: state.last_error.clone(),

@@ -1,14 +1,15 @@
 //! A disk that fails where a test says so, and that can lose power.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
+use crate::outbox::clock::{Clock, Manual};
 use crate::outbox::disk::{Disk, SegmentFile};
 use crate::outbox::{Outbox, OutboxConfig, OutboxError, Recovery, segment};
 
@@ -182,8 +183,10 @@ impl Faults {
             let durable = known.durable.get(&first).unwrap_or(&written);
             fs::write(segment::path(to, first), survives.of(durable, &written)).unwrap();
         }
-        if let Ok(cursor) = fs::read(from.join("cursor")) {
-            fs::write(to.join("cursor"), cursor).unwrap();
+        for name in ["cursor", "log", "ages"] {
+            if let Ok(content) = fs::read(from.join(name)) {
+                fs::write(to.join(name), content).unwrap();
+            }
         }
     }
 }
@@ -212,11 +215,43 @@ impl Fault {
     }
 }
 
+/// Offsets that the disk does not read, and how many reads of them fail yet. By file: a reader has no handle of its own.
+static UNREADABLE: LazyLock<Mutex<HashMap<PathBuf, (u64, u32)>>> = LazyLock::new(Mutex::default);
+
+/// The next `times` reads of `path` at or behind `from` fail.
+pub(super) fn fail_reads(path: &Path, from: u64, times: u32) {
+    UNREADABLE.lock().insert(path.to_owned(), (from, times));
+}
+
+/// How many of `count` bytes from `at` the disk reads: those in front of what it does not.
+pub(in crate::outbox) fn readable(path: &Path, at: u64, count: usize) -> io::Result<usize> {
+    match UNREADABLE.lock().get_mut(path) {
+        Some((from, times)) if at + count as u64 > *from && *times > 0 => match from.checked_sub(at) {
+            Some(before) if before > 0 => Ok(usize::try_from(before).unwrap()),
+            _ => {
+                *times -= 1;
+                Err(io::Error::other("a read that the test makes fail"))
+            }
+        },
+        _ => Ok(count),
+    }
+}
+
+/// Opens an outbox by a clock that the test moves.
+pub(super) fn open_at(
+    config: &OutboxConfig,
+    manual: &Arc<Manual>,
+) -> Result<(Outbox, Recovery), OutboxError> {
+    let mut clock = Clock::new();
+    clock.manual = Some(Arc::clone(manual));
+    Outbox::open_on(Disk::new(&config.dir), clock, config.clone())
+}
+
 /// Opens an outbox on a disk with these faults.
 pub(super) fn open(config: &OutboxConfig, faults: &Arc<Faults>) -> Result<(Outbox, Recovery), OutboxError> {
     let mut disk = Disk::new(&config.dir);
     disk.faults = Some(Arc::clone(faults));
-    let opened = Outbox::open_on(disk, config.clone())?;
+    let opened = Outbox::open_on(disk, Clock::new(), config.clone())?;
     faults.settle(&config.dir);
     Ok(opened)
 }

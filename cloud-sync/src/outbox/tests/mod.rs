@@ -1,7 +1,11 @@
 //! Tests that need the inside of the outbox: the format, and disks that fail.
 
 mod ahead;
+mod clock_steps;
 mod failing_disk;
 pub(super) mod faults;
 mod format;
+mod incarnation;
 mod model;
+mod reserve;
+mod unreadable;
