@@ -8,6 +8,7 @@
 //! ```text
 //! <dir>/lock                       held by the one writer
 //! <dir>/cursor                     up to where the consumer has committed
+//! <dir>/epochs                     which opening gave out which sequences
 //! <dir>/00000000000000000001.seg   events 1, 2, 3, ...
 //! <dir>/00000000000000000412.seg   events 412, ...
 //! ```
@@ -17,8 +18,8 @@
 //! # Invariants
 //!
 //! 1. An acknowledged event is readable after any crash, until retention deletes it (and counts it).
-//! 2. Sequences rise in the order of appending, by one within a segment, and are never used twice. They
-//!    have gaps where appends failed.
+//! 2. Sequences rise in the order of appending, by one within a segment, and are never used twice within an
+//!    epoch (`epochs`). They have gaps where appends failed.
 //! 3. Records are only ever written behind the last one of a segment, where nothing is or durable zeros are.
 //!    A failed write or fsync ends the segment for good (`writer`).
 //! 4. Every segment but the last is complete, and ends with its last record. A torn tail and zeros are cut
@@ -31,7 +32,7 @@
 //!
 //! `append` the wait for an acknowledgement; `writer` the one thread that writes; `ahead` the space that it
 //! prepares; `retention` what it deletes; `disk` its file operations; `recovery` what opening does; `cursor`
-//! the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
+//! the consumer's position; `epochs` what tells a restored or copied log from the one before; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
 //! the format.
 
 mod ahead;
@@ -39,6 +40,7 @@ mod append;
 mod config;
 mod cursor;
 mod disk;
+mod epochs;
 mod error;
 mod ledger;
 mod reader;
@@ -60,6 +62,7 @@ use tokio::sync::oneshot;
 
 pub use append::Append;
 pub use config::{Durability, MIN_MAX_BYTES, OutboxConfig, WhenFull};
+pub use epochs::Epochs;
 pub use error::OutboxError;
 pub use ledger::Stats;
 pub use reader::{Reader, StoredEvent};
@@ -83,6 +86,7 @@ pub struct Outbox {
     writer: Mutex<Option<JoinHandle<Result<(), OutboxError>>>>,
     max_payload: usize,
     max_pending: usize,
+    epochs: Epochs,
 }
 
 impl Outbox {
@@ -104,6 +108,7 @@ impl Outbox {
         let (cursor, cursor_lost) = Cursor::load(disk.dir())?;
         let mut resumed = recovery::resume(&disk, &settled, cursor.upto())?;
         resumed.report.cursor_lost = cursor_lost;
+        let epochs = Epochs::open(disk.dir(), resumed.next_sequence)?;
         let shared = Arc::new(Shared { ledger: Mutex::new(resumed.ledger), committed: cursor.upto().into() });
         let Settled { max_payload, config: OutboxConfig { max_pending, .. }, .. } = settled;
         let (jobs, waiting) = crossbeam_channel::bounded(max_pending);
@@ -129,6 +134,7 @@ impl Outbox {
             writer: Mutex::new(Some(writer)),
             max_payload,
             max_pending,
+            epochs,
         };
         Ok((outbox, resumed.report))
     }
@@ -137,6 +143,12 @@ impl Outbox {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Which opening of the outbox gave out which sequences.
+    #[must_use]
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
     }
 
     /// Most bytes that one event may have.
