@@ -69,6 +69,8 @@ pub enum EventBody {
     Batch(BatchSummary),
     /// Another version of a model serves, or one was rejected.
     Model(ModelChange),
+    /// The outbox was found to be a copy, or to have come back as it was earlier.
+    Outbox(OutboxChange),
     /// A kind that a newer appliance wrote: its fields as they came, `kind` among them.
     #[serde(untagged)]
     Unknown(Map<String, Value>),
@@ -83,6 +85,7 @@ impl EventBody {
             Self::BatchItem(_) => "batch_item",
             Self::Batch(_) => "batch",
             Self::Model(_) => "model",
+            Self::Outbox(_) => "outbox",
             Self::Unknown(fields) => fields.get("kind").and_then(Value::as_str).unwrap_or_default(),
         }
     }
@@ -98,6 +101,7 @@ impl TryFrom<Map<String, Value>> for EventBody {
             Some("batch_item") => serde_json::from_value(Value::Object(fields)).map(Self::BatchItem),
             Some("batch") => serde_json::from_value(Value::Object(fields)).map(Self::Batch),
             Some("model") => serde_json::from_value(Value::Object(fields)).map(Self::Model),
+            Some("outbox") => serde_json::from_value(Value::Object(fields)).map(Self::Outbox),
             _ => Ok(Self::Unknown(fields)),
         }
     }
@@ -201,6 +205,19 @@ pub struct ModelChange {
     /// Why, for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// Why a node's outbox goes on under another identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboxChange {
+    /// `copied` for a copy of a data directory, `restored` for one that came back as it was earlier.
+    pub cause: String,
+    /// The identity until now.
+    pub from: String,
+    /// The identity from now on.
+    pub to: String,
+    /// Events of this outbox up to this sequence had been sent.
+    pub sent: u64,
 }
 
 /// Which model answered.

@@ -134,6 +134,9 @@ impl Cloud {
                     sent: status.sent,
                     dead_lettered: status.dead_lettered,
                     lost: status.lost,
+                    dead_letter_failures: status.dead_letter_failures,
+                    fenced: status.fenced,
+                    renewed: status.renewed,
                 }
             }),
             capture: self.capture.as_ref().map(|capture| capture.stats()),
@@ -215,7 +218,10 @@ pub(super) fn start(links: &Links, around: &Around<'_>) -> Result<Cloud, StartEr
     let uplink = match (&links.kafka, around.outbox) {
         (Some(kafka), Some(outbox)) if config.kafka.publish_events => {
             let dir = &config.data_dir;
-            let uplink = UplinkConfig::new(&config.node.name, outbox_dir(dir), dir.join("dead-letter"));
+            let uplink = UplinkConfig {
+                max_rejections: config.kafka.max_rejections,
+                ..UplinkConfig::new(&config.node.name, outbox_dir(dir), dir.join("dead-letter"))
+            };
             let health = kafka.health.clone();
             Some(Arc::new(Uplink::start(uplink, kafka.of.clone(), Arc::clone(outbox), health)?))
         }

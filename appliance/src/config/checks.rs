@@ -182,6 +182,9 @@ impl Config {
         if !(1..=1800).contains(&kafka.session_timeout.as_secs()) {
             return Err(("kafka.session_timeout", "not between 1s and 30m".into()));
         }
+        if kafka.max_rejections == 0 {
+            return Err(("kafka.max_rejections", "0: at least 1".into()));
+        }
         if kafka.group_id.is_empty() {
             return Err(("kafka.group_id", "empty: workers share their work by it".into()));
         }

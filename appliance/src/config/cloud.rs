@@ -84,6 +84,8 @@ pub struct KafkaSection {
     pub group_id: String,
     /// Whether `serve` sends its events to the results topic.
     pub publish_events: bool,
+    /// Most events that the results topic may refuse one after the other; beyond that they wait in the outbox.
+    pub max_rejections: u32,
     /// Largest record that is sent or taken.
     pub max_message: ByteSize,
     /// How long a worker may be silent before its work goes to others.
@@ -251,6 +253,7 @@ impl Default for KafkaSection {
             results_topic: "fish-classification-results".into(),
             group_id: "ml-workers".into(),
             publish_events: true,
+            max_rejections: 100,
             max_message: ByteSize::mib(16),
             session_timeout: Duration::from_secs(45),
         }

@@ -47,6 +47,12 @@ pub struct UplinkReading {
     pub dead_lettered: u64,
     /// Events that retention dropped before they were sent.
     pub lost: u64,
+    /// Times that a dead letter could not be written.
+    pub dead_letter_failures: u64,
+    /// Times that another process published under the same identity.
+    pub fenced: u64,
+    /// Times that the outbox took a new identity.
+    pub renewed: u64,
 }
 
 /// Batch work at one moment.
@@ -75,6 +81,9 @@ pub(super) struct CloudMetrics {
     uplink_sent: Counter,
     uplink_dead_lettered: Counter,
     uplink_lost: Counter,
+    uplink_dead_letter_failures: Counter,
+    uplink_fenced: Counter,
+    uplink_renewed: Counter,
     capture_waiting: Gauge,
     capture_size: Gauge,
     capture_dead_kept: Gauge,
@@ -139,11 +148,22 @@ impl CloudMetrics {
         }
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, &Counter); 19] {
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 22] {
         [
             ("uplink_sent", "Events sent to Kafka", &self.uplink_sent),
             ("uplink_dead_lettered", "Events that Kafka refused for good", &self.uplink_dead_lettered),
             ("uplink_lost", "Events that retention dropped before they were sent", &self.uplink_lost),
+            (
+                "uplink_dead_letter_failures",
+                "Dead letters that could not be written; their events wait",
+                &self.uplink_dead_letter_failures,
+            ),
+            ("uplink_fenced", "Times that another process had the outbox's identity", &self.uplink_fenced),
+            (
+                "uplink_identities_renewed",
+                "Times that a copied or restored outbox took a new identity",
+                &self.uplink_renewed,
+            ),
             ("capture_sent", "Captured images sent", &self.capture_sent),
             ("capture_skipped", "Images not captured for want of room", &self.capture_skipped),
             ("capture_deduplicated", "Images that had been captured before", &self.capture_deduplicated),
@@ -207,6 +227,9 @@ impl CloudMetrics {
             raise(&self.uplink_sent, uplink.sent);
             raise(&self.uplink_dead_lettered, uplink.dead_lettered);
             raise(&self.uplink_lost, uplink.lost);
+            raise(&self.uplink_dead_letter_failures, uplink.dead_letter_failures);
+            raise(&self.uplink_fenced, uplink.fenced);
+            raise(&self.uplink_renewed, uplink.renewed);
         }
         if let Some(capture) = &readings.capture {
             self.capture_waiting.set(int(capture.spooled));

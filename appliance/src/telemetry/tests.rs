@@ -47,7 +47,15 @@ fn everything(waiting: Option<u64>) -> String {
     (capture.sent, capture.skipped, capture.deduplicated, capture.dead) = (3, 3, 3, 3);
     let mut link = LinkState::default();
     (link.up, link.failures) = (Some(false), 3);
-    let uplink = UplinkReading { sent: 3, dead_lettered: 3, lost: 3, ..UplinkReading::default() };
+    let uplink = UplinkReading {
+        sent: 3,
+        dead_lettered: 3,
+        lost: 3,
+        dead_letter_failures: 3,
+        fenced: 3,
+        renewed: 3,
+        ..UplinkReading::default()
+    };
     let mut outbox = cloud_sync::outbox::Stats::default();
     (outbox.dropped_by_size, outbox.dropped_by_age, outbox.failed, outbox.syncs) = (1, 2, 3, 3);
     outbox.total_sync = Duration::from_secs(3);
@@ -95,6 +103,9 @@ fn what_is_counted_is_a_counter_and_ends_in_total() {
         "uplink_sent_total",
         "uplink_dead_lettered_total",
         "uplink_lost_total",
+        "uplink_dead_letter_failures_total",
+        "uplink_fenced_total",
+        "uplink_identities_renewed_total",
         "capture_sent_total",
         "capture_skipped_total",
         "capture_deduplicated_total",

@@ -216,6 +216,11 @@ pub(super) fn is_too_large(code: Code) -> bool {
     matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize)
 }
 
+/// Whether a code says that another producer has the transactional id now.
+pub(super) fn is_fenced(code: Code) -> bool {
+    matches!(code, Code::ProducerFenced | Code::InvalidProducerEpoch | Code::Fenced)
+}
+
 /// Whether a code says that the consumer group has moved on without this member.
 pub(super) fn is_lost_group(code: Code) -> bool {
     let lost =

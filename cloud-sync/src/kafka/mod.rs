@@ -10,6 +10,6 @@ mod watch;
 pub use check::{CheckStep, check};
 pub(crate) use errors::{Trouble, down, explain, noted};
 pub(crate) use position::committed;
-pub use position::{Bookmark, Position};
+pub use position::{Bookmark, Mark, Position};
 pub use settings::{KafkaConfig, SaslMechanism, SecurityProtocol};
 pub use transaction::{PublishError, Record, TransactionalProducer};

@@ -43,6 +43,15 @@ impl fmt::Debug for Position<'_> {
     }
 }
 
+/// Where a bookmark stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The number.
+    pub value: i64,
+    /// The text beside it: the offset's metadata.
+    pub note: String,
+}
+
 /// A number kept at the broker that moves in the same transaction as the records it stands for: the
 /// committed offset of a group of its own on partition 0 of a topic.
 ///
@@ -81,21 +90,26 @@ impl Bookmark {
     ///
     /// # Errors
     /// When the broker is out of reach, or refuses.
-    pub fn read(&self, timeout: Duration) -> SyncResult<Option<i64>> {
-        let found = committed(&self.config, &self.group, &self.topic, &[0], timeout);
-        Ok(self.health.note(found)?.first().copied().flatten())
+    pub fn read(&self, timeout: Duration) -> SyncResult<Option<Mark>> {
+        let found = committed_marks(&self.config, &self.group, &self.topic, &[0], timeout);
+        Ok(self.health.note(found)?.pop().flatten())
     }
 
-    /// The position that moves the number to `value`, for [`super::TransactionalProducer::publish`].
+    /// The position that moves the number to `value` and sets the text beside it (4 KiB at most unless the broker
+    /// is set otherwise), for [`super::TransactionalProducer::publish`].
     ///
     /// # Errors
     /// When `value` is negative (permanent).
-    pub fn at(&self, value: i64) -> SyncResult<Position<'_>> {
+    pub fn at(&self, value: i64, note: &str) -> SyncResult<Position<'_>> {
         if value < 0 {
             let what = format!("a bookmark cannot stand at {value}: offsets begin at 0");
             return Err(SyncError::permanent(Link::Kafka, what));
         }
-        Position::new(&self.metadata, &self.topic, &[(0, value)])
+        let position = Position::new(&self.metadata, &self.topic, &[(0, value)])?;
+        if let Some(mut offset) = position.offsets.find_partition(&self.topic, 0) {
+            offset.set_metadata(note);
+        }
+        Ok(position)
     }
 }
 
@@ -110,6 +124,17 @@ pub(crate) fn committed(
     partitions: &[i32],
     timeout: Duration,
 ) -> SyncResult<Vec<Option<i64>>> {
+    let marks = committed_marks(config, group, topic, partitions, timeout)?;
+    Ok(marks.into_iter().map(|mark| mark.map(|mark| mark.value)).collect())
+}
+
+fn committed_marks(
+    config: &KafkaConfig,
+    group: &str,
+    topic: &str,
+    partitions: &[i32],
+    timeout: Duration,
+) -> SyncResult<Vec<Option<Mark>>> {
     let watch = Watch::default();
     let consumer = idle_consumer(config, group, watch.clone())?;
     let attempt = format!("read the offsets of group {group} on topic {topic}");
@@ -139,10 +164,10 @@ pub(crate) fn committed(
         {
             return Err(explain(config, &attempt, error, None));
         }
-        offsets.push(match place.map(|place| place.offset()) {
-            Some(Offset::Offset(offset)) => Some(offset),
+        offsets.push(place.and_then(|place| match place.offset() {
+            Offset::Offset(value) => Some(Mark { value, note: place.metadata().to_owned() }),
             _ => None,
-        });
+        }));
     }
     Ok(offsets)
 }

@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
-use super::errors::{explain, is_lost_group, is_too_large, noted, refuses_record};
+use super::errors::{explain, is_fenced, is_lost_group, is_too_large, noted, refuses_record};
 use super::watch::Watch;
 use super::{KafkaConfig, Position};
 use crate::error::{Link, SyncError, SyncResult};
@@ -49,6 +49,10 @@ pub enum PublishError {
     /// published.
     #[error("the consumer group has moved on")]
     Lost(#[source] SyncError),
+    /// Another producer with the same transactional id has shut this one out, or the broker has ended a
+    /// transaction that took too long. What is true after [`PublishError::Unknown`] is true here.
+    #[error("another producer has the same transactional id")]
+    Fenced(#[source] SyncError),
     /// Nothing was published.
     #[error("the group was not published")]
     Failed(#[source] SyncError),
@@ -236,6 +240,10 @@ impl TransactionalProducer {
         };
         let attempt = format!("commit to topic {topic}");
         let told = explain(&self.config, &attempt, error.clone(), Some(watch(client).trouble()));
+        if is_shut_out(client, &error) {
+            self.drop_client();
+            return Err(PublishError::Fenced(told));
+        }
         if matches!(&error, KafkaError::Transaction(error) if error.txn_requires_abort()) {
             self.abort();
             return Err(PublishError::Failed(noted(&self.health, told)));
@@ -253,8 +261,17 @@ impl TransactionalProducer {
         deadline: Instant,
     ) -> Option<PublishError> {
         let watch = self.client.as_ref().map(|client| watch(client).clone()).unwrap_or_default();
-        self.abort();
         let attempt = format!("publish to topic {topic}");
+        let shut_out = self.client.as_ref().is_some_and(|client| match &failure {
+            Failure::Client(error) => is_shut_out(client, error),
+            Failure::Record | Failure::Late => is_fatally_fenced(client),
+        });
+        if shut_out {
+            self.drop_client();
+            let error = KafkaError::MessageProduction(Code::ProducerFenced);
+            return Some(PublishError::Fenced(explain(&self.config, &attempt, error, Some(watch.trouble()))));
+        }
+        self.abort();
         // All are here: an abort waits for what is under way.
         let mut back = watch.take_refused();
         back.retain(|(_, code)| !matches!(code, Code::PurgeQueue | Code::PurgeInflight));
@@ -414,6 +431,15 @@ fn watch(client: &ThreadedProducer<Watch>) -> &Watch {
 
 fn is_fatal(client: &ThreadedProducer<Watch>) -> bool {
     client.client().fatal_error().is_some()
+}
+
+/// Whether the broker takes nothing from this client any more, since another has its transactional id.
+fn is_shut_out(client: &ThreadedProducer<Watch>, error: &KafkaError) -> bool {
+    error.rdkafka_error_code().is_some_and(is_fenced) || is_fatally_fenced(client)
+}
+
+fn is_fatally_fenced(client: &ThreadedProducer<Watch>) -> bool {
+    client.client().fatal_error().is_some_and(|(code, _)| is_fenced(code))
 }
 
 fn size(record: &Record<'_>) -> usize {

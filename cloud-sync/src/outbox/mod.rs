@@ -11,6 +11,7 @@
 //! <dir>/log                        the id of the log
 //! <dir>/ages                       how old the segments are, in observed time
 //! <dir>/reserve                    space for further segments that nobody else gets
+//! <dir>/epochs                     which opening gave out which sequences
 //! <dir>/00000000000000000001.seg   events 1, 2, 3, ...
 //! <dir>/00000000000000000412.seg   events 412, ...
 //! ```
@@ -20,8 +21,8 @@
 //! # Invariants
 //!
 //! 1. An acknowledged event is readable after any crash, until retention deletes it (and counts it).
-//! 2. Sequences rise in the order of appending, by one within a segment, and are never used twice. They
-//!    have gaps where appends failed.
+//! 2. Sequences rise in the order of appending, by one within a segment, and are never used twice within an
+//!    epoch (`epochs`). They have gaps where appends failed.
 //! 3. Records are only ever written behind the last one of a segment, where nothing is or durable zeros are.
 //!    A failed write or fsync ends the segment for good (`writer`).
 //! 4. Every segment but the last is complete, and ends with its last record. A torn tail and zeros are cut
@@ -36,7 +37,8 @@
 //!
 //! `append` the wait for an acknowledgement; `writer` the one thread that writes; `ahead` the space that it
 //! prepares; `retention` what it deletes, `clock` and `ages` by what time; `disk` its file operations; `recovery`
-//! what opening does; `log_id` which log it is; `reserve` its space; `cursor` the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
+//! what opening does; `log_id` which log it is; `epochs` what tells a restored or copied log from the one before; `reserve` its
+//! space; `cursor` the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
 //! the format.
 
 mod ages;
@@ -46,6 +48,7 @@ mod clock;
 mod config;
 mod cursor;
 mod disk;
+mod epochs;
 mod error;
 mod ledger;
 mod log_id;
@@ -69,6 +72,7 @@ use tokio::sync::oneshot;
 
 pub use append::Append;
 pub use config::{Durability, MIN_MAX_BYTES, OutboxConfig, WhenFull};
+pub use epochs::Epochs;
 pub use error::OutboxError;
 pub use ledger::Stats;
 pub use log_id::{LogId, NewLog};
@@ -97,6 +101,7 @@ pub struct Outbox {
     max_payload: usize,
     max_pending: usize,
     log_id: LogId,
+    epochs: Epochs,
 }
 
 impl Outbox {
@@ -125,6 +130,7 @@ impl Outbox {
         resumed.report.new_log = log.changed;
         let reserve = Reserve::open(disk.dir(), settled.config.reserve)
             .map_err(|e| OutboxError::io("reserve space in", disk.dir(), e))?;
+        let epochs = Epochs::open(disk.dir(), resumed.next_sequence)?;
         let shared = Arc::new(Shared { ledger: Mutex::new(resumed.ledger), committed: cursor.upto().into() });
         let (jobs, waiting) = crossbeam_channel::bounded(max_pending);
         let path = disk.dir().to_owned();
@@ -154,6 +160,7 @@ impl Outbox {
             max_payload,
             max_pending,
             log_id: log.id,
+            epochs,
         };
         Ok((outbox, resumed.report))
     }
@@ -183,6 +190,12 @@ impl Outbox {
         reader.seek(sequence);
         let event = reader.try_next()?.filter(|event| event.sequence == sequence);
         Ok(event.map(|event| event.fingerprint()))
+    }
+
+    /// Which opening of the outbox gave out which sequences.
+    #[must_use]
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
     }
 
     /// Most bytes that one event may have.

@@ -1,11 +1,16 @@
-//! Which outbox this is: a random id, kept beside its segments in the file `identity`.
+//! Which outbox this is: a random id and the place that it was given in, kept beside the segments in the file
+//! `identity`.
 //!
 //! Sequences begin at 1 in every outbox. Two boxes of the same name, or one whose data directory was wiped,
-//! must not take the other's place in the results topic for their own.
+//! must not take the other's place in the results topic for their own. Nor must a copy of a data directory: the
+//! place is a digest of what tells machines and directories apart, and another one means that this is a copy.
+//! A place that changes without a copy (a new main board) costs a new id and nothing else, and a copy that
+//! cannot be told from its original is found out by the history beside the bookmark (`pump`).
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use ulid::Ulid;
 
@@ -13,52 +18,140 @@ use super::error::UplinkError;
 
 const FILE: &str = "identity";
 const TEMP: &str = "identity.tmp";
+/// What names a machine: of the installation, of a main board, and of an ARM module. In a container the last two are
+/// the node's; what is missing or not readable counts as empty.
+const MACHINE: [&str; 3] =
+    ["/etc/machine-id", "/sys/class/dmi/id/product_uuid", "/proc/device-tree/serial-number"];
 
-/// The id of the outbox in `dir`; a new one when it has none, or one that cannot be read.
-pub(super) fn load_or_create(dir: &Path) -> Result<String, UplinkError> {
-    let path = dir.join(FILE);
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let known = std::str::from_utf8(&bytes).ok().and_then(|text| Ulid::from_string(text.trim()).ok());
-            if let Some(id) = known {
-                return Ok(id.to_string().to_lowercase());
-            }
-            let path = path.display();
-            tracing::warn!(%path, "this file is damaged: the outbox gets a new id, and events may be sent twice");
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(UplinkError::io("read", &path, e)),
-    }
-    let id = Ulid::generate().to_string().to_lowercase();
-    write(dir, &id).map_err(|e| UplinkError::io("write", &path, e))?;
-    Ok(id)
+#[derive(Debug)]
+pub(super) struct Identity {
+    dir: PathBuf,
+    id: String,
+    place: String,
+    copied: bool,
 }
 
-/// Durably: with an id that a crash takes away, what was sent under it would be sent again.
-fn write(dir: &Path, id: &str) -> io::Result<()> {
-    let temporary = dir.join(TEMP);
-    let mut file = File::create(&temporary)?;
-    writeln!(file, "{id}")?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join(FILE))?;
-    File::open(dir)?.sync_all()
+impl Identity {
+    /// The id of the outbox in `dir`; a new one when it has none, or one that cannot be read.
+    pub(super) fn load_or_create(dir: &Path) -> Result<Self, UplinkError> {
+        let path = dir.join(FILE);
+        let place = place(dir).map_err(|e| UplinkError::io("look at", dir, e))?;
+        let mut identity = Self { dir: dir.to_owned(), id: String::new(), place, copied: false };
+        match fs::read(&path) {
+            Ok(bytes) => match parse(&bytes) {
+                Some((id, Some(place))) => {
+                    identity.copied = place != identity.place;
+                    identity.id = id;
+                    return Ok(identity);
+                }
+                // From before places were kept.
+                Some((id, None)) => identity.id = id,
+                None => {
+                    let path = path.display();
+                    tracing::warn!(%path, "this file is damaged: the outbox gets a new id, and events may be sent twice");
+                }
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(UplinkError::io("read", &path, e)),
+        }
+        if identity.id.is_empty() {
+            identity.id = new_id();
+        }
+        identity.write().map_err(|e| UplinkError::io("write", &path, e))?;
+        Ok(identity)
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether the id was given to another machine or directory.
+    pub(super) fn is_copied(&self) -> bool {
+        self.copied
+    }
+
+    /// Takes a new id, bound to this place.
+    pub(super) fn renew(&mut self) -> Result<(), UplinkError> {
+        let old = std::mem::replace(&mut self.id, new_id());
+        if let Err(error) = self.write() {
+            self.id = old;
+            return Err(UplinkError::io("write", &self.dir.join(FILE), error));
+        }
+        self.copied = false;
+        Ok(())
+    }
+
+    /// Durably: with an id that a crash takes away, what was sent under it would be sent again.
+    fn write(&self) -> io::Result<()> {
+        let temporary = self.dir.join(TEMP);
+        let mut file = File::create(&temporary)?;
+        writeln!(file, "{}\n{}", self.id, self.place)?;
+        file.sync_all()?;
+        fs::rename(&temporary, self.dir.join(FILE))?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+fn new_id() -> String {
+    Ulid::generate().to_string().to_lowercase()
+}
+
+fn parse(bytes: &[u8]) -> Option<(String, Option<String>)> {
+    let mut lines = std::str::from_utf8(bytes).ok()?.lines();
+    let id = Ulid::from_string(lines.next()?.trim()).ok()?.to_string().to_lowercase();
+    Some((id, lines.next().map(str::to_owned)))
+}
+
+/// A digest of the machine and of the directory's inode. (Its device has another number after each start.)
+fn place(dir: &Path) -> io::Result<String> {
+    let mut digest = blake3::Hasher::new();
+    for path in MACHINE {
+        digest.update(&fs::read(path).unwrap_or_default());
+        digest.update(b"\0");
+    }
+    digest.update(&fs::metadata(dir)?.ino().to_le_bytes());
+    Ok(digest.finalize().to_hex().to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn id(dir: &Path) -> String {
+        Identity::load_or_create(dir).unwrap().id
+    }
+
     #[test]
     fn an_outbox_keeps_its_id_and_no_two_have_the_same() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let ids = dirs.each_ref().map(|dir| load_or_create(dir.path()).unwrap());
+        let ids = dirs.each_ref().map(|dir| id(dir.path()));
         assert_ne!(ids[0], ids[1]);
-        assert_eq!(load_or_create(dirs[0].path()).unwrap(), ids[0]);
+        assert_eq!(id(dirs[0].path()), ids[0]);
         fs::write(dirs[0].path().join(FILE), "\0\0\0").unwrap();
-        let new = load_or_create(dirs[0].path()).unwrap();
+        let new = id(dirs[0].path());
         assert!(new != ids[0] && new.len() == 26);
-        assert_eq!(load_or_create(dirs[0].path()).unwrap(), new);
-        let error = load_or_create(Path::new("/no/such/folder")).unwrap_err();
-        assert_eq!(error.to_string(), "cannot write /no/such/folder/identity");
+        assert_eq!(id(dirs[0].path()), new);
+        let error = Identity::load_or_create(Path::new("/no/such/folder")).unwrap_err();
+        assert_eq!(error.to_string(), "cannot look at /no/such/folder");
+    }
+
+    #[test]
+    fn a_copy_is_known_and_gets_an_id_of_its_own() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let original = Identity::load_or_create(dirs[0].path()).unwrap();
+        assert!(!original.is_copied());
+        fs::copy(dirs[0].path().join(FILE), dirs[1].path().join(FILE)).unwrap();
+        for _ in 0..2 {
+            let copy = Identity::load_or_create(dirs[1].path()).unwrap();
+            assert!(copy.is_copied() && copy.id() == original.id());
+        }
+        let mut copy = Identity::load_or_create(dirs[1].path()).unwrap();
+        copy.renew().unwrap();
+        let new = Identity::load_or_create(dirs[1].path()).unwrap();
+        assert!(!new.is_copied() && new.id() == copy.id() && new.id() != original.id());
+        // Written by an older version: taken as it is, and bound from now on.
+        fs::write(dirs[1].path().join(FILE), format!("{}\n", original.id())).unwrap();
+        assert!(!Identity::load_or_create(dirs[1].path()).unwrap().is_copied());
+        assert_eq!(fs::read_to_string(dirs[1].path().join(FILE)).unwrap().lines().count(), 2);
     }
 }

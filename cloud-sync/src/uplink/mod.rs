@@ -8,14 +8,23 @@
 //! The broker may be away for days: the events stay in the outbox, under its bounds, and the uplink tries
 //! again ever later, up to a minute. Only how long things take is measured, never by the wall clock.
 //!
+//! Beside that number stands the history of the log up to it (`crate::outbox::Epochs`). A directory that came back
+//! as it was earlier has another history behind some point: what both share is sent, all behind it is not, and
+//! the log goes on under a new identity. A copy of the directory first sends what it shares with its original,
+//! under the identity of both: the broker lets only one of them do so at a time, and each looks first how far the
+//! other came. Then it goes on under its own.
+//!
 //! An event that can never be published (no JSON object, or refused by the broker as it is) goes to the dead
-//! letters and the rest goes on. Killed at that very moment, the uplink may write it there twice.
+//! letters and the rest goes on; where it cannot be written, everything waits. Killed at that very moment, the
+//! uplink may write it there twice. A topic that refuses one event after the other is not what it should be:
+//! after `max_rejections` without a success nothing more is given up.
 //!
 //! # Map
 //!
-//! `pump` the thread; `source` reading the outbox in groups; `route` under which key an event goes;
+//! `pump` the thread; `account` the producer and the bookmark of an identity; `source` reading the outbox in groups; `route` under which key an event goes;
 //! `dead` the dead letters; `identity` which outbox this is; `status` the numbers.
 
+mod account;
 mod dead;
 mod error;
 mod identity;
@@ -35,11 +44,11 @@ use parking_lot::Mutex;
 pub use error::UplinkError;
 pub use status::UplinkStatus;
 
-use crate::backoff::Backoff;
 use crate::health::LinkHealth;
-use crate::kafka::{KafkaConfig, TransactionalProducer};
+use crate::kafka::KafkaConfig;
 use crate::outbox::Outbox;
-use dead::DeadLetters;
+use account::Account;
+use identity::Identity;
 use pump::Pump;
 use source::Source;
 use status::Numbers;
@@ -56,6 +65,8 @@ pub struct UplinkConfig {
     pub dead_letter_dir: PathBuf,
     /// Most bytes of dead letters; beyond it the oldest file of them is deleted.
     pub dead_letter_bytes: u64,
+    /// Most events that the topic may refuse one after the other; beyond that they wait.
+    pub max_rejections: u32,
     /// Most events of one transaction.
     pub group_events: usize,
     /// Most bytes of one transaction; a larger event goes alone.
@@ -70,7 +81,8 @@ pub struct UplinkConfig {
 
 impl UplinkConfig {
     /// The defaults: groups of 10,000 events or 4 MiB, 20 s for a call, tries again after half a second and
-    /// then ever later up to a minute, 64 MiB of dead letters.
+    /// then ever later up to a minute, 64 MiB of dead letters,
+    /// 100 rejections in a row.
     #[must_use]
     pub fn new(
         node: impl Into<String>,
@@ -82,6 +94,7 @@ impl UplinkConfig {
             outbox_dir: outbox_dir.into(),
             dead_letter_dir: dead_letter_dir.into(),
             dead_letter_bytes: 64 << 20,
+            max_rejections: 100,
             group_events: 10_000,
             group_bytes: 4 << 20,
             timeout: Duration::from_secs(20),
@@ -113,30 +126,14 @@ impl Uplink {
         outbox: Arc<Outbox>,
         health: LinkHealth,
     ) -> Result<Self, UplinkError> {
-        let identity = identity::load_or_create(&config.outbox_dir)?;
-        let name = format!("weir-uplink-{}-{identity}", config.node);
+        let identity = Identity::load_or_create(&config.outbox_dir)?;
         let source = Source::open(&config.outbox_dir, Arc::clone(&outbox)).map_err(UplinkError::Outbox)?;
         let numbers = Arc::new(Numbers::default());
         let (going, stop) = crossbeam_channel::bounded(0);
         let (end, ended) = crossbeam_channel::bounded(0);
-        let pump = Pump {
-            producer: TransactionalProducer::open(&kafka, &name, config.timeout, health.clone()),
-            bookmark: None,
-            kafka,
-            name,
-            source,
-            dead: DeadLetters::new(config.dead_letter_dir.clone(), config.dead_letter_bytes),
-            backoff: Backoff::new(config.first_wait, config.longest_wait),
-            config,
-            outbox: Arc::clone(&outbox),
-            health,
-            numbers: Arc::clone(&numbers),
-            at: None,
-            uncommitted_since: None,
-            buried: std::collections::BTreeSet::new(),
-            losses: pump::Losses::default(),
-            stop,
-        };
+        let account = Account::open(&kafka, &config, identity, health.clone());
+        let (kept, counts) = (Arc::clone(&outbox), Arc::clone(&numbers));
+        let pump = Pump::new(config, kafka, account, kept, source, health, counts, stop);
         let spawned = thread::Builder::new().name("uplink".into()).spawn(move || {
             pump.run();
             drop(end);

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::UplinkConfig;
+use super::account::{Account, Sent};
 use super::dead::DeadLetters;
 use super::route::{Route, route};
 use super::source::{Group, Source};
 use super::status::Numbers;
 use crate::backoff::Backoff;
 use crate::error::{Link, SyncError, SyncResult};
+use crate::event::{Event, EventBody, OutboxChange};
 use crate::health::LinkHealth;
-use crate::kafka::{Bookmark, KafkaConfig, PublishError, Record, TransactionalProducer};
+use crate::kafka::{KafkaConfig, PublishError, Record};
 use crate::outbox::{Outbox, OutboxError, StoredEvent};
 
 /// How often the outbox is looked at while nothing waits. It also groups what comes in between: ten
@@ -29,27 +31,27 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Pump {
-    pub(super) config: UplinkConfig,
-    pub(super) kafka: KafkaConfig,
-    /// Transactional id and consumer group.
-    pub(super) name: String,
-    pub(super) producer: TransactionalProducer,
-    /// Made at the first try: with a wrong setting it cannot be, and that is for the status to say.
-    pub(super) bookmark: Option<Bookmark>,
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) source: Source,
-    pub(super) dead: DeadLetters,
-    pub(super) backoff: Backoff,
-    pub(super) health: LinkHealth,
-    pub(super) numbers: Arc<Numbers>,
+    config: UplinkConfig,
+    topic: String,
+    account: Account,
+    outbox: Arc<Outbox>,
+    source: Source,
+    dead: DeadLetters,
+    backoff: Backoff,
+    health: LinkHealth,
+    numbers: Arc<Numbers>,
     /// Everything up to this sequence is sent; `None` while only the broker knows.
-    pub(super) at: Option<u64>,
+    at: Option<u64>,
+    /// Up to where this process knows that everything is sent, whatever the bookmark says.
+    confirmed: u64,
     /// Since when the outbox's cursor is behind `at`.
-    pub(super) uncommitted_since: Option<Instant>,
+    uncommitted_since: Option<Instant>,
     /// Dead letters of the group under way: a group that has to be sent again leaves them out.
-    pub(super) buried: BTreeSet<u64>,
-    pub(super) losses: Losses,
-    pub(super) stop: Receiver<()>,
+    buried: BTreeSet<u64>,
+    /// Events that the topic has refused since it took one.
+    rejections: u32,
+    losses: Losses,
+    stop: Receiver<()>,
 }
 
 /// What retention had deleted when the log last said so.
@@ -60,6 +62,37 @@ pub(super) struct Losses {
 }
 
 impl Pump {
+    #[allow(clippy::too_many_arguments, reason = "made in one place, of parts that have nothing in common")]
+    pub(super) fn new(
+        config: UplinkConfig,
+        kafka: KafkaConfig,
+        account: Account,
+        outbox: Arc<Outbox>,
+        source: Source,
+        health: LinkHealth,
+        numbers: Arc<Numbers>,
+        stop: Receiver<()>,
+    ) -> Self {
+        Self {
+            dead: DeadLetters::new(config.dead_letter_dir.clone(), config.dead_letter_bytes),
+            backoff: Backoff::new(config.first_wait, config.longest_wait),
+            config,
+            topic: kafka.results_topic,
+            account,
+            outbox,
+            source,
+            health,
+            numbers,
+            at: None,
+            confirmed: 0,
+            uncommitted_since: None,
+            buried: BTreeSet::new(),
+            rejections: 0,
+            losses: Losses::default(),
+            stop,
+        }
+    }
+
     pub(super) fn run(mut self) {
         let mut wait = Duration::ZERO;
         while !self.stops_within(wait) {
@@ -81,13 +114,23 @@ impl Pump {
             self.moved(at);
             self.succeeded();
         }
-        let group =
-            self.source.gather(self.config.group_events, self.config.group_bytes).map_err(unreadable)?;
+        // A copy sends what it shares with its original, and then goes on by itself.
+        let shared = self.outbox.epochs().current_first() - 1;
+        let copied = self.account.identity().is_copied();
+        if copied && self.at.is_some_and(|at| at >= shared) {
+            return self.renew("copied", self.at.unwrap_or_default()).map(|()| true);
+        }
+        let bound = if copied { shared } else { u64::MAX };
+        let (events, bytes) = (self.config.group_events, self.config.group_bytes);
+        let group = self.source.gather(bound, events, bytes).map_err(unreadable)?;
         self.numbers.set_oldest(group.events.first().map(|event| event.appended));
         let upto = group.upto;
         let sends = !group.events.is_empty();
         if sends {
-            self.deliver(group)?;
+            if let Err(error) = self.deliver(group) {
+                self.source.seek(self.at.unwrap_or_default());
+                return Err(error);
+            }
             self.succeeded();
             self.losses.in_burst = false;
         }
@@ -95,34 +138,53 @@ impl Pump {
         if self.uncommitted_since.is_some_and(|since| since.elapsed() >= COMMIT_EVERY) {
             self.commit_cursor();
         }
-        Ok(sends)
+        Ok(sends || copied)
     }
 
     /// Asks the broker up to where everything is sent.
     fn locate(&mut self) -> SyncResult<u64> {
-        // First of all it ends a transaction that a crash has left open: its outcome decides.
-        self.producer.recover()?;
-        let bookmark = match &self.bookmark {
-            Some(bookmark) => bookmark,
-            None => {
-                let topic = &self.kafka.results_topic;
-                let new = Bookmark::new(&self.kafka, &self.name, topic, self.health.clone())?;
-                self.bookmark.insert(new)
-            }
-        };
-        let sent = bookmark.read(self.config.timeout)?;
-        let sent = sent.and_then(|sent| u64::try_from(sent).ok()).unwrap_or(0);
+        let sent = self.account.take_over()?;
         let last = self.outbox.last_sequence();
-        if sent > last {
-            tracing::warn!(
-                sent,
-                last,
-                "the outbox has lost events that were sent: new ones go on behind its last"
-            );
-            // Or the numbers up to `sent`, used anew, would count as sent.
-            self.outbox.commit(last).map_err(unreadable)?;
+        let common = self.outbox.epochs().common(last, &sent.epochs, sent.upto);
+        let at = common.max(self.outbox.committed()).max(self.confirmed).min(last);
+        if common < sent.upto {
+            let upto = sent.upto;
+            tracing::error!(sent = upto, common, last, "the outbox is not the one whose events were sent");
+            // The bookmark may be that of another, or of a history that is gone: it must not move any more.
+            self.renew("restored", at)?;
+            return self.locate_anew(at);
         }
-        Ok(sent.min(last).max(self.outbox.committed()))
+        Ok(at)
+    }
+
+    /// The identity is new: nothing was sent under it.
+    fn locate_anew(&mut self, at: u64) -> SyncResult<u64> {
+        self.account.take_over()?;
+        Ok(at)
+    }
+
+    /// Goes on under a new identity, behind `at`.
+    fn renew(&mut self, cause: &'static str, at: u64) -> SyncResult<()> {
+        self.at = None;
+        // The new identity has no bookmark: what is sent is known from here alone.
+        self.outbox.commit(at).map_err(unreadable)?;
+        let from = self.account.identity().id().to_owned();
+        self.account.renew().map_err(|error| {
+            SyncError::transient(Link::Disk, "the outbox cannot get another identity").because(error)
+        })?;
+        let to = self.account.identity().id().to_owned();
+        self.numbers.renewed.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            cause,
+            from,
+            to,
+            sent = at,
+            "the data directory is a copy, or an earlier state, of another: the outbox goes on under a new identity"
+        );
+        let change = OutboxChange { cause: cause.to_owned(), from, to, sent: at };
+        // Nobody waits for it: without room for it the log and the metric have said the same.
+        drop(self.outbox.append_event(&Event::new(&self.config.node, EventBody::Outbox(change))));
+        Ok(())
     }
 
     /// Publishes a group, without those of it that nobody can publish.
@@ -134,18 +196,26 @@ impl Pump {
             }
             match route(&event.payload, &self.config.node, event.sequence) {
                 Ok(route) => events.push((event, route)),
-                Err(reason) => self.bury(&event, &reason),
+                Err(reason) => self.bury(&event, &reason)?,
             }
         }
         while !events.is_empty() {
             match self.publish(&events, group.upto) {
-                Ok(()) => break,
-                Err(PublishError::Refused { index, error }) if index < events.len() => {
-                    let (event, _) = events.remove(index);
-                    self.bury(&event, &error.in_full());
+                Ok(()) => {
+                    self.rejections = 0;
+                    break;
                 }
-                Err(PublishError::Failed(error) | PublishError::Refused { error, .. }) => {
-                    self.source.seek(self.at.unwrap_or_default());
+                Err(PublishError::Refused { index, error }) if index < events.len() => {
+                    self.reject(&error)?;
+                    let (event, _) = events.remove(index);
+                    self.bury(&event, &error.in_full())?;
+                }
+                Err(PublishError::Failed(error) | PublishError::Refused { error, .. }) => return Err(error),
+                Err(PublishError::Fenced(error)) => {
+                    self.at = None;
+                    self.numbers.fenced.fetch_add(1, Ordering::Relaxed);
+                    let identity = self.account.identity().id();
+                    tracing::error!(identity, "another process publishes under the identity of this outbox");
                     return Err(error);
                 }
                 Err(PublishError::Unknown(error) | PublishError::Lost(error)) => {
@@ -167,26 +237,43 @@ impl Pump {
                 payload: &event.payload,
             })
             .collect();
-        let upto = i64::try_from(upto).unwrap_or(i64::MAX);
-        let position = self.bookmark.as_ref().map(|bookmark| bookmark.at(upto)).transpose();
-        let position = position.map_err(PublishError::Failed)?;
-        self.producer.publish(&self.kafka.results_topic, &records, position.as_ref())
+        let sent = Sent { upto, epochs: self.outbox.epochs().upto(upto) };
+        self.account.publish(&records, &sent)
     }
 
-    fn bury(&mut self, event: &StoredEvent, reason: &str) {
+    /// The topic refused an event: an error when it has refused so many that the topic is at fault.
+    fn reject(&mut self, error: &SyncError) -> SyncResult<()> {
+        if self.rejections >= self.config.max_rejections {
+            let what = format!(
+                "topic {} has refused {} events in a row (kafka.max_rejections) and taken none: correct the topic, \
+                 the events wait",
+                self.topic, self.rejections
+            );
+            return Err(SyncError::permanent(Link::Kafka, what).because(error.in_full()));
+        }
+        self.rejections += 1;
+        Ok(())
+    }
+
+    /// Gives an event up once it is among the dead letters, and not before.
+    fn bury(&mut self, event: &StoredEvent, reason: &str) -> SyncResult<()> {
         let sequence = event.sequence;
+        let dropped = self.dead.bury(event, reason).map_err(|error| {
+            self.numbers.dead_letter_failures.fetch_add(1, Ordering::Relaxed);
+            let what =
+                format!("cannot write the dead letter of event {sequence}: it waits, and what follows it");
+            SyncError::transient(Link::Disk, what).because(error)
+        })?;
         self.buried.insert(sequence);
         self.numbers.dead_lettered.fetch_add(1, Ordering::Relaxed);
-        let dropped = self.dead.bury(event, reason).unwrap_or_else(|error| {
-            tracing::error!(sequence, %error, "a dead letter cannot be written: the event is lost");
-            1
-        });
         self.numbers.dead_letters_dropped.fetch_add(dropped, Ordering::Relaxed);
         tracing::warn!(sequence, reason, "an event can never be published and went to the dead letters");
+        Ok(())
     }
 
     fn moved(&mut self, at: u64) {
         self.at = Some(at);
+        self.confirmed = self.confirmed.max(at);
         self.buried.retain(|sequence| *sequence > at);
         self.numbers.sent_sequence.store(at, Ordering::Release);
         if at > self.outbox.committed() && self.uncommitted_since.is_none() {
@@ -211,8 +298,9 @@ impl Pump {
     /// Notes a failure; how long to wait now.
     fn failed(&mut self, error: &SyncError) -> Duration {
         let text = error.in_full();
-        if !error.is_transient() {
-            // For the uplink a refusal is the link's: nothing gets through until a person has acted.
+        if !error.is_transient() || error.link() == Link::Disk {
+            // For the uplink a refusal is the link's: nothing gets through until a person has acted. And so is a
+            // disk that takes no dead letters.
             self.health.failed(error);
         }
         if self.numbers.failed(text.clone()) {

@@ -47,10 +47,16 @@ impl Source {
         appended
     }
 
-    /// The next events, up to `max_events` and `max_bytes`, at least one if there is any.
-    pub(super) fn gather(&mut self, max_events: usize, max_bytes: usize) -> Result<Group, OutboxError> {
+    /// The next events up to the sequence `bound`, at most `max_events` and `max_bytes`, at least one if there is
+    /// any.
+    pub(super) fn gather(
+        &mut self,
+        bound: u64,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Group, OutboxError> {
         // A reader sees events before they are durable: those must not leave.
-        let limit = self.outbox.last_sequence();
+        let limit = self.outbox.last_sequence().min(bound);
         let mut group = Group { upto: self.at, ..Group::default() };
         let mut bytes = 0;
         while self.at < limit && group.events.len() < max_events {

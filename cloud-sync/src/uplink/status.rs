@@ -24,8 +24,15 @@ pub struct UplinkStatus {
     pub sent: u64,
     /// Events that can never be published and went to the dead letters.
     pub dead_lettered: u64,
-    /// Dead letters deleted because there were too many, or that could not be written.
+    /// Dead letters deleted because there were too many.
     pub dead_letters_dropped: u64,
+    /// Times that a dead letter could not be written; its event waits.
+    pub dead_letter_failures: u64,
+    /// Times that another producer with the same identity shut this one out.
+    pub fenced: u64,
+    /// Times that this outbox was found to be a copy, or to have come back as it was earlier, and took a new
+    /// identity.
+    pub renewed: u64,
     /// Events that were deleted by the outbox's bounds before they were sent, or could not be read.
     pub lost: u64,
     /// Whether the last try worked; none before the first.
@@ -43,6 +50,9 @@ pub(super) struct Numbers {
     pub(super) sent: AtomicU64,
     pub(super) dead_lettered: AtomicU64,
     pub(super) dead_letters_dropped: AtomicU64,
+    pub(super) dead_letter_failures: AtomicU64,
+    pub(super) fenced: AtomicU64,
+    pub(super) renewed: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -101,6 +111,9 @@ impl Numbers {
             sent: self.sent.load(Ordering::Relaxed),
             dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
             dead_letters_dropped: self.dead_letters_dropped.load(Ordering::Relaxed),
+            dead_letter_failures: self.dead_letter_failures.load(Ordering::Relaxed),
+            fenced: self.fenced.load(Ordering::Relaxed),
+            renewed: self.renewed.load(Ordering::Relaxed),
             lost: stats.dropped_by_size + stats.dropped_by_age,
             up: state.up,
             since: state.since,

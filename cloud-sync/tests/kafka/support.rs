@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cloud_sync::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
 use cloud_sync::queue::KafkaQueueConfig;
 use cloud_sync::secret::Secret;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::FromClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -68,6 +68,20 @@ pub(crate) fn make_topic(config: &KafkaConfig, topic: &str, partitions: i32, set
     };
     let made = std::thread::scope(|scope| scope.spawn(make).join().unwrap());
     for result in made.unwrap() {
+        result.unwrap();
+    }
+}
+
+/// Changes the settings of a topic to these alone.
+#[allow(dead_code, reason = "not every test that shares this needs it")]
+pub(crate) fn set_topic(config: &KafkaConfig, topic: &str, settings: &[(&str, &str)]) {
+    let admin = AdminClient::<DefaultClientContext>::from_config(&config.client()).unwrap();
+    let mut change = AlterConfig::new(ResourceSpecifier::Topic(topic));
+    for (key, value) in settings {
+        change = change.set(key, value);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for result in runtime.block_on(admin.alter_configs([&change], &AdminOptions::new())).unwrap() {
         result.unwrap();
     }
 }

@@ -10,8 +10,9 @@ use cloud_sync::event::{Event, EventBody};
 use serde_json::{Map, Value};
 use tempfile::tempdir;
 
-use crate::broker::{config_of, ids, make_topic};
-use crate::support::{append, drain, event, open, start};
+use crate::broker::{config_of, ids, make_topic, set_topic};
+use crate::support::{BOUND, append, config, drain, event, open, start, start_with, until};
+use cloud_sync::uplink::UplinkConfig;
 
 fn letters(dir: &Path) -> BTreeMap<u64, (String, Vec<u8>)> {
     let mut letters = BTreeMap::new();
@@ -79,4 +80,31 @@ fn nothing_but_poison_does_not_come_again_after_a_restart() {
     assert_eq!(drain(&uplink, &outbox).dead_lettered, 0);
     assert_eq!(letters(dir.path()).len(), 3);
     assert_eq!(ids(&kafka, &kafka.results_topic), expected);
+}
+
+#[test]
+fn a_topic_that_refuses_everything_stops_the_uplink_and_the_backlog_stays() {
+    let dir = tempdir().unwrap();
+    let kafka = config_of(test_services::shared());
+    let topic = [("max.message.bytes", "200"), ("compression.type", "uncompressed")];
+    make_topic(&kafka, &kafka.results_topic, 1, &topic);
+    let outbox = open(dir.path());
+    let appended = append(&outbox, (0..30).map(|n| event(n, Some("dock"))));
+    let config = UplinkConfig { max_rejections: 5, ..config(dir.path()) };
+    let uplink = start_with(config, &kafka, &outbox);
+    let status = until(&uplink, |status| {
+        status.last_error.as_ref().is_some_and(|text| text.contains("has refused 5 events in a row"))
+    });
+    assert_eq!((status.dead_lettered, status.sent, status.up), (5, 0, Some(false)));
+    assert_eq!((outbox.committed(), letters(dir.path()).len()), (0, 5));
+    set_topic(&kafka, &kafka.results_topic, &[("max.message.bytes", "1000000")]);
+    let status = drain(&uplink, &outbox);
+    assert_eq!((status.dead_lettered, status.sent), (5, 25));
+    let mut found = ids(&kafka, &kafka.results_topic);
+    found.extend(appended.iter().take(5).cloned());
+    found.sort();
+    let mut expected = appended;
+    expected.sort();
+    assert_eq!(found, expected);
+    assert!(uplink.stop(BOUND));
 }

@@ -80,7 +80,7 @@ fn publish(
             }
             (Outcome::Aborted, Some(backoff.fail()))
         }
-        Err(PublishError::Unknown(error)) => {
+        Err(PublishError::Unknown(error) | PublishError::Fenced(error)) => {
             tracing::debug!(error = error.in_full(), "a commit was not answered");
             (find_out(shared, producer, &offsets, backoff), None)
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::outbox::OutboxConfig;
+use crate::uplink::identity::Identity;
 
 #[test]
 fn poison_is_buried_once_however_often_its_group_is_tried() {
@@ -19,25 +20,13 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
     };
     let health = LinkHealth::new(Link::Kafka);
     let kafka = KafkaConfig::of_nobody(Duration::from_secs(6));
-    let mut pump = Pump {
-        producer: TransactionalProducer::open(&kafka, "weir-uplink-test", config.timeout, health.clone()),
-        bookmark: None,
-        name: "weir-uplink-test".into(),
-        source: Source::open(&config.outbox_dir, Arc::clone(&outbox)).unwrap(),
-        dead: DeadLetters::new(config.dead_letter_dir.clone(), 1 << 20),
-        backoff: Backoff::new(config.first_wait, config.longest_wait),
-        kafka,
-        config,
-        outbox,
-        health,
-        numbers: Arc::default(),
-        // The broker has been asked already, and went away then.
-        at: Some(0),
-        uncommitted_since: None,
-        buried: BTreeSet::new(),
-        losses: Losses::default(),
-        stop: crossbeam_channel::never(),
-    };
+    let identity = Identity::load_or_create(&config.outbox_dir).unwrap();
+    let account = Account::open(&kafka, &config, identity, health.clone());
+    let source = Source::open(&config.outbox_dir, Arc::clone(&outbox)).unwrap();
+    let stop = crossbeam_channel::never();
+    let mut pump = Pump::new(config, kafka, account, outbox, source, health, Arc::default(), stop);
+    // The broker has been asked already, and went away then.
+    pump.at = Some(0);
     for _ in 0..3 {
         pump.step().unwrap_err();
     }
@@ -52,4 +41,35 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
     assert_eq!(pump.numbers.dead_lettered.load(Ordering::Relaxed), 2);
     pump.moved(3);
     assert!(pump.buried.is_empty(), "what is behind is not remembered");
+}
+
+#[test]
+fn an_event_whose_dead_letter_cannot_be_written_waits_and_so_does_what_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let outbox = Arc::new(Outbox::open(OutboxConfig::new(dir.path().join("outbox"))).unwrap().0);
+    outbox.append(b"not json".to_vec()).wait().unwrap();
+    // A file where the folder should be: no letter can be written, not even by root.
+    fs::write(dir.path().join("dead"), "").unwrap();
+    let config = UplinkConfig::new("box-1", outbox.dir(), dir.path().join("dead"));
+    let health = LinkHealth::new(Link::Kafka);
+    let kafka = KafkaConfig::of_nobody(Duration::from_secs(6));
+    let identity = Identity::load_or_create(&config.outbox_dir).unwrap();
+    let account = Account::open(&kafka, &config, identity, health.clone());
+    let source = Source::open(&config.outbox_dir, Arc::clone(&outbox)).unwrap();
+    let stop = crossbeam_channel::never();
+    let mut pump =
+        Pump::new(config, kafka, account, Arc::clone(&outbox), source, health, Arc::default(), stop);
+    pump.at = Some(0);
+    for _ in 0..3 {
+        let error = pump.step().unwrap_err();
+        assert!(error.is_transient() && error.link() == Link::Disk, "{error:?}");
+        pump.failed(&error);
+    }
+    assert_eq!((pump.at, outbox.committed()), (Some(0), 0));
+    assert_eq!(pump.numbers.dead_lettered.load(Ordering::Relaxed), 0);
+    assert_eq!(pump.numbers.dead_letter_failures.load(Ordering::Relaxed), 3);
+    assert_eq!(pump.health.state().up, Some(false));
+    fs::remove_file(dir.path().join("dead")).unwrap();
+    assert!(pump.step().unwrap());
+    assert_eq!((pump.at, pump.numbers.dead_lettered.load(Ordering::Relaxed)), (Some(1), 1));
 }
