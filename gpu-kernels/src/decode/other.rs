@@ -105,7 +105,11 @@ fn memory_beside(format: ImageFormat, bytes: &[u8], (width, height): (u32, u32))
                 // A profile is collected piece by piece in a buffer that doubles.
                 4 * area + 2 * frame.extensions as u64
             }
-            ImageFormat::WebP => 8 * pixels + bytes.len() as u64,
+            // Luma and chroma, alpha, and a copy of the data; of an animation the frame and its canvas too.
+            ImageFormat::WebP => {
+                let each = if riff::read(bytes).animated { 16 } else { 8 };
+                each * pixels + bytes.len() as u64
+            }
             _ => 32 * u64::from(width),
         })
 }

@@ -10,6 +10,8 @@ pub(super) struct Chunks<'a> {
     pub(super) sizes: Vec<(u32, u32)>,
     /// The EXIF block, from its TIFF header on.
     pub(super) exif: Option<&'a [u8]>,
+    /// It has frames, of which the first is laid on a canvas.
+    pub(super) animated: bool,
 }
 
 /// Reads the chunks of `bytes`, which begin with a RIFF header. Stops where they no longer make sense.
@@ -20,6 +22,7 @@ pub(super) fn read(bytes: &[u8]) -> Chunks<'_> {
         match name {
             b"VP8X" => chunks.sizes.extend(size_of_24_bits(body, 4)),
             b"ANMF" if first_frame.is_none() => {
+                chunks.animated = true;
                 chunks.sizes.extend(size_of_24_bits(body, 6));
                 first_frame = Some(body.get(16..).unwrap_or_default());
             }

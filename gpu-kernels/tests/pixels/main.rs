@@ -15,6 +15,7 @@ mod hostile;
 mod jpeg_damage;
 mod jpeg_kinds;
 mod kernel;
+mod kinship;
 mod orientation;
 mod photos;
 mod reference;

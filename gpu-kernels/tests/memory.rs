@@ -1,0 +1,144 @@
+//! The memory that a decode takes at its peak: what the header says it may, and never more than 60 MiB, the encoded bytes
+//! and 12 bytes a declared pixel. Counted as allocations of Rust code, and as the resident size of a process that does
+//! nothing else, in which libjpeg-turbo's allocations count too.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "the lints exempt test functions, but not what they call"
+)]
+
+use std::io::Cursor;
+use std::path::Path;
+use std::process::Command;
+
+use gpu_kernels::{DecodeLimits, Decoder, inspect};
+use image::{DynamicImage, ImageBuffer, ImageFormat};
+use turbojpeg::{Compressor, PixelFormat, Subsamp};
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+/// Names the file that the child process decodes.
+const FILE: &str = "WEIR_TEST_DECODE_FILE";
+
+const WIDTH: u32 = 2400;
+const HEIGHT: u32 = 1700;
+
+fn level(x: u32, y: u32) -> u8 {
+    ((x * 7 + y * 13) % 251) as u8
+}
+
+fn jpeg(format: PixelFormat, progressive: bool, subsampling: Subsamp) -> Vec<u8> {
+    let pixels: Vec<u8> = (0..HEIGHT)
+        .flat_map(|y| (0..WIDTH).map(move |x| level(x, y)))
+        .flat_map(|level| std::iter::repeat_n(level, format.size()))
+        .collect();
+    let mut compressor = Compressor::new().unwrap();
+    compressor.set_subsamp(subsampling).unwrap();
+    compressor.set_progressive(progressive).unwrap();
+    compressor.set_quality(60).unwrap();
+    let (width, height) = (WIDTH as usize, HEIGHT as usize);
+    let pitch = width * format.size();
+    compressor
+        .compress_to_vec(turbojpeg::Image { pixels: &pixels[..], width, pitch, height, format })
+        .unwrap()
+}
+
+fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// A file of every kind that takes much memory for its size, and those that are made to.
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    let rgba = ImageBuffer::from_fn(WIDTH, HEIGHT, |x, y| {
+        let level = level(x, y);
+        image::Rgba([level, level / 2, 9, level | 1])
+    });
+    let small: DynamicImage = DynamicImage::ImageRgba8(rgba.clone());
+    let wide = DynamicImage::ImageRgba16(ImageBuffer::from_fn(WIDTH, HEIGHT, |x, y| {
+        rgba.get_pixel(x, y).0.map(|level| u16::from(level) * 257).into()
+    }));
+    let mut restarts = jpeg(PixelFormat::RGB, false, Subsamp::Sub2x2);
+    let scan = restarts.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap() + 14;
+    restarts.truncate(scan);
+    restarts.extend((0..10u32 << 20).flat_map(|at| [0xFF, 0xD0 + (at % 8) as u8]));
+    restarts.truncate(20 << 20);
+    vec![
+        ("baseline JPEG", jpeg(PixelFormat::RGB, false, Subsamp::Sub2x2)),
+        ("progressive JPEG", jpeg(PixelFormat::RGB, true, Subsamp::None)),
+        ("progressive CMYK JPEG", jpeg(PixelFormat::CMYK, true, Subsamp::None)),
+        ("JPEG of restart markers", restarts),
+        ("PNG", encode(&small, ImageFormat::Png)),
+        ("16-bit PNG", encode(&wide, ImageFormat::Png)),
+        ("WebP", encode(&small, ImageFormat::WebP)),
+        ("BMP", encode(&small, ImageFormat::Bmp)),
+        ("16-bit TIFF", encode(&wide, ImageFormat::Tiff)),
+        ("GIF", encode(&DynamicImage::ImageRgb8(small.to_rgb8()), ImageFormat::Gif)),
+        ("strip bomb", include_bytes!("field/strip_bomb.tif").to_vec()),
+        ("tiled planar TIFF", include_bytes!("field/tiled_planar.tif").to_vec()),
+    ]
+}
+
+fn limits() -> DecodeLimits {
+    DecodeLimits { max_bytes: 128 << 20, ..DecodeLimits::default() }
+}
+
+/// Decodes at full size and scaled; whether it is refused does not matter.
+fn decode(bytes: &[u8]) {
+    let mut decoder = Decoder::new(limits()).unwrap();
+    for side in [u32::MAX, 256] {
+        let _ = decoder.decode(bytes, side);
+        decoder.trim();
+    }
+}
+
+#[test]
+fn no_decode_takes_more_memory_than_its_header_allows() {
+    if let Some(file) = std::env::var_os(FILE) {
+        let bytes = std::fs::read(file).unwrap();
+        decode(&bytes);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        println!("{}", status.lines().find(|line| line.starts_with("VmHWM:")).unwrap());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let idle = peak_of_a_process(&folder.path().join("none"), b"no image");
+    for (name, bytes) in files() {
+        let header = inspect(&bytes, &limits());
+        let pixels = header.as_ref().map_or(0, |header| u64::from(header.width) * u64::from(header.height));
+        let formula = (60 << 20) + 12 * pixels;
+        let told = header.as_ref().map_or(60 << 20, |header| header.decode_memory);
+        assert!(told <= formula, "{name}");
+
+        let profiler = dhat::Profiler::builder().testing().build();
+        decode(&bytes);
+        let allocated = dhat::HeapStats::get().max_bytes as u64;
+        drop(profiler);
+        assert!(allocated <= told, "{name}: allocated {allocated}, told {told}");
+
+        let resident = peak_of_a_process(&folder.path().join("image"), &bytes).saturating_sub(idle);
+        let most = told + bytes.len() as u64 + (4 << 20);
+        println!(
+            "{name}: {} bytes, {pixels} pixels: told {told}, allocated {allocated}, resident {resident}",
+            bytes.len()
+        );
+        assert!(resident <= most, "{name}: {resident} bytes resident, {most} allowed");
+    }
+}
+
+/// Peak resident bytes of this test as a process of its own, which decodes one file.
+fn peak_of_a_process(path: &Path, bytes: &[u8]) -> u64 {
+    std::fs::write(path, bytes).unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "no_decode_takes_more_memory_than_its_header_allows", "--nocapture"])
+        .env(FILE, path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.split_once("VmHWM:")).expect("the child tells its peak").1;
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+}
