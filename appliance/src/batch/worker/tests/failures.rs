@@ -123,7 +123,6 @@ async fn what_a_refused_url_leaves_is_small() {
     assert!(items[0].image_url.len() <= 256 && items[0].image_url.starts_with("ftp://example.com/0/x"));
     assert_ne!(items[0].image_url, items[1].image_url);
     let largest = world.stores.published.lock().iter().map(|record| record.payload.len()).max().unwrap();
-    // 200,000 of them, the most that a batch may have, are then at most 120 MB; with the whole URLs they were 340 MB
-    // for URLs of 1.3 KB and 900 MB for these.
+    // 200,000 of them, the most that a batch may have, then take at most 120 MB.
     assert!(largest <= 600, "{largest} bytes");
 }
