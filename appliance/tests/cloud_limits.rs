@@ -62,10 +62,10 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     assert_eq!(found.len(), 10_000);
     for (n, line) in found.iter().enumerate() {
         let ok = if n % 100 == 7 { "ok" } else { "failed" };
-        assert!(
-            line["index"] == n && line["status"] == ok && line["image_url"] == url(n),
-            "line {n}: {line}"
-        );
+        let (said, whole) = (line["image_url"].as_str().unwrap(), url(n));
+        // Of a URL that failed, the beginning is kept and a digest.
+        let is_it = said == whole || (ok == "failed" && said.len() <= 300 && whole.starts_with(&said[..200]));
+        assert!(line["index"] == n && line["status"] == ok && is_it, "line {n}: {line}");
     }
     let unread = |seen: &[serde_json::Value]| -> Vec<String> {
         let bad = seen.iter().filter(|record| record["code"] == "invalid_message");

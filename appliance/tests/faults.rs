@@ -120,7 +120,9 @@ fn overload_is_refused_at_once_and_the_rest_is_served() {
 
 #[test]
 fn clients_that_go_away_cost_nothing_more() {
-    let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1")]);
+    // All come from one address, and are more than one may have by default.
+    let daemon =
+        Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "64 MiB")]);
     let pictures: Vec<_> = (0..8).map(|seed| pictures::bmp(1500, 1500, seed)).collect();
     std::thread::scope(|scope| {
         for picture in &pictures {

@@ -86,6 +86,12 @@ fn one_address_gets_no_more_than_its_share_of_the_memory_for_bodies() {
     ]);
     // Two bodies that have begun fill the share of 127.0.0.1.
     let _stalled: Vec<_> = (0..2).map(|_| begin_upload(&daemon, "/predict", 1 << 20, &[7; 1000])).collect();
+    // A post before that would take what the second of them is to have.
+    until("both are in hand", || {
+        let metrics = daemon.get("/metrics").text();
+        let used = metrics.lines().find_map(|line| line.strip_prefix("weir_body_memory_used_bytes "));
+        used.is_some_and(|used| used.parse::<f64>().unwrap() >= f64::from(2 << 20))
+    });
     let picture = pictures::bmp(300, 300, 1);
     until("the share is full", || daemon.post("/predict", &[], &picture).status == 429);
     let refused = daemon.post("/predict", &[], &picture);

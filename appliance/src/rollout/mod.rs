@@ -186,7 +186,7 @@ impl Handle {
             Ok(Some(outcome)) => outcome,
             Ok(None) => Err(Refusal("the appliance is stopping".to_owned())),
             Err(_) => Err(Refusal(format!(
-                "the rollout of this model has been busy for {} s ({:?}); nothing was done, try again later",
+                "the rollout of this model has been busy for {} s ({:?}): a command that had not begun by now is dropped; GET /models says what serves",
                 COMMAND_TIMEOUT.as_secs(),
                 self.board.read().step
             ))),

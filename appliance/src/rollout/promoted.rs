@@ -57,11 +57,11 @@ impl Task {
             disagreed: 0,
         };
         let config = &self.around.settings.rollout;
+        let judged = if serves { judge_promoted(&evidence, config) } else { None };
         if !serves || evidence.time >= config.monitor_time {
             self.promoted = None;
-            return;
         }
-        let Some(reason) = judge_promoted(&evidence, config) else { return };
+        let Some(reason) = judged else { return };
         self.promoted = None;
         let reason = format!("after it was promoted, {reason}");
         tracing::error!(model = self.name(), reason, "the version that serves is rolled back");

@@ -252,8 +252,9 @@ impl Task {
             retire(model);
             return Err(Setback::Later(error.to_string()));
         }
+        let monitored = undone.is_none() && !self.around.settings.rollout.monitor_time.is_zero();
         self.promoted = match &before {
-            Some(before) if undone.is_none() => Some(Promoted::new(&model, before)),
+            Some(before) if monitored => Some(Promoted::new(&model, before)),
             _ => None,
         };
         let mut gone = Vec::new();

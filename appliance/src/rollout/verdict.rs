@@ -65,13 +65,14 @@ pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdi
 }
 
 /// Judges a version that was promoted: against the limits on failures and on latency, as there is nothing left to compare its
-/// labels with. Gives the reason for a rollback.
+/// labels with. At the end of the time fewer images decide, too. Gives the reason for a rollback.
 pub fn judge_promoted(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
     let images = evidence.trial.computed() + evidence.trial.failed;
-    if images < MIN_IMAGES {
+    let over = evidence.time >= config.monitor_time;
+    if images < MIN_IMAGES && !over {
         return None;
     }
-    passed_bound(evidence, config, false)
+    passed_bound(evidence, config, over)
 }
 
 /// Images and time that a stage takes at least.
@@ -191,6 +192,8 @@ mod tests {
         let promoted = |trial| Evidence { compared: 0, ..evidence(trial, 0) };
         assert_eq!(judge_promoted(&promoted(reading(100, 10, 0)), &config), None);
         assert_eq!(judge_promoted(&promoted(reading(0, 10, 19)), &config), None);
+        let over = Evidence { time: config.monitor_time, ..promoted(reading(0, 10, 19)) };
+        assert!(judge_promoted(&over, &config).is_some_and(|reason| reason.contains("failed on 19 of 19")));
         let failing = judge_promoted(&promoted(reading(10, 10, 10)), &config).unwrap();
         assert!(failing.contains("failed on 10 of 20"), "{failing}");
         let slow = judge_promoted(&promoted(reading(100, 30, 0)), &config).unwrap();

@@ -115,7 +115,7 @@ impl Pump {
             self.succeeded();
         }
         // A copy sends what it shares with its original, and then goes on by itself.
-        let shared = self.outbox.epochs().current_first() - 1;
+        let shared = (self.outbox.epochs().current_first() - 1).min(self.outbox.last_sequence());
         let copied = self.account.identity().is_copied();
         if copied && self.at.is_some_and(|at| at >= shared) {
             return self.renew("copied", self.at.unwrap_or_default()).map(|()| true);
@@ -210,7 +210,11 @@ impl Pump {
                     let (event, _) = events.remove(index);
                     self.bury(&event, &error.in_full())?;
                 }
-                Err(PublishError::Failed(error) | PublishError::Refused { error, .. }) => return Err(error),
+                // The client may have begun anew meanwhile, which shuts another out: what that one has sent is asked first.
+                Err(PublishError::Failed(error) | PublishError::Refused { error, .. }) => {
+                    self.at = None;
+                    return Err(error);
+                }
                 Err(PublishError::Fenced(error)) => {
                     self.at = None;
                     self.numbers.fenced.fetch_add(1, Ordering::Relaxed);

@@ -44,7 +44,7 @@ fn events(from: usize, count: usize) -> impl Iterator<Item = cloud_sync::event::
 }
 
 /// Each of `expected` is in the topic once, and beside them only what outboxes say of themselves.
-fn assert_each_once(kafka: &KafkaConfig, expected: &[String], what: &str) {
+pub(crate) fn assert_each_once(kafka: &KafkaConfig, expected: &[String], what: &str) {
     let mut times: BTreeMap<String, usize> = expected.iter().map(|id| (id.clone(), 0)).collect();
     for seen in committed(kafka, &kafka.results_topic) {
         match times.get_mut(&seen.id) {

@@ -17,8 +17,9 @@ use crate::batch::message::BatchMessage;
 const MOST_STARTS: u32 = 3;
 /// Ends of the process at an image that is worked on alone.
 const MOST_ENDS: u32 = 2;
-/// Starts that ended at no image: then it is the message itself, and all of its images have failed.
-const MOST_ELSEWHERE: u32 = 6;
+/// Starts that ended at no image: then it is the message itself, and all of its images have failed. Many, since a message
+/// that only waits for its turn is started too, and a box may lose its power often.
+const MOST_ELSEWHERE: u32 = 100;
 
 /// Whether the images of a message are to be worked on one at a time.
 pub(super) fn is_suspect(starts: &WorkStarts) -> bool {

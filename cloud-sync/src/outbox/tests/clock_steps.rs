@@ -160,10 +160,13 @@ fn drop_oldest_says_what_it_deleted_until_the_consumer_has_caught_up() {
         for _ in 0..8 {
             rig.put();
         }
-        rig.clock.running_ms.fetch_add(3601 * 1000, Ordering::AcqRel);
         if at_start {
-            // Closing notes the time; the next process finds events that are too old.
+            // Young enough for the process that closes, which would delete them else; too old for the next.
+            rig.clock.running_ms.fetch_add(1801 * 1000, Ordering::AcqRel);
+            rig.config.max_age = Duration::from_secs(1800);
             rig.restart();
+        } else {
+            rig.clock.running_ms.fetch_add(3601 * 1000, Ordering::AcqRel);
         }
         rig.put();
         rig.until(|outbox| outbox.stats().dropped_by_age > 0);
