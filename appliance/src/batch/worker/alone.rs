@@ -3,7 +3,7 @@
 //! Every start of the work on a message is noted before it begins, in the state store, where a crash does not reach
 //! it. After [`MOST_STARTS`] starts that did not end, the images are worked on one at a time, and which one is noted
 //! too. An image at which the process ended [`MOST_ENDS`] times has failed; the rest of the batch is completed. Once
-//! is not enough: the process may have ended for another reason, such as a loss of power, while it was at that image.
+//! or twice is not enough: the process may have ended for another reason, such as a loss of power, while it was at that image.
 
 use cloud_sync::event::BatchItem;
 use cloud_sync::queue::Delivery;
@@ -16,7 +16,7 @@ use crate::batch::message::BatchMessage;
 /// Starts of a message with its images side by side.
 const MOST_STARTS: u32 = 3;
 /// Ends of the process at an image that is worked on alone.
-const MOST_ENDS: u32 = 2;
+const MOST_ENDS: u32 = 4;
 /// Starts that ended at no image: then it is the message itself, and all of its images have failed. Many, since a message
 /// that only waits for its turn is started too, and a box may lose its power often.
 const MOST_ELSEWHERE: u32 = 100;

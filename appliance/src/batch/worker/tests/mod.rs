@@ -263,7 +263,7 @@ async fn a_result_that_the_topic_refuses_does_not_hold_back_the_others() {
     // The topic of this world takes 100,000 bytes, which only the record with the long URL goes beyond.
     let mut worker = world.worker();
     worker.settings.node = "n".repeat(97_000);
-    let urls = [format!("{}/0?{}", world.base, "x".repeat(4000)), format!("{}/1", world.base)];
+    let urls = [format!("{}/{}", world.base, "0".repeat(3500)), format!("{}/1", world.base)];
     world.stores.send(json!({"request_id": "b", "image_urls": urls}).to_string());
     let running = tokio::spawn(worker.run(std::future::pending()));
     world.idle().await;
