@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -122,6 +123,34 @@ fn post_on(mut stream: TcpStream, body: &[u8]) -> u16 {
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(body).unwrap();
     read(&mut stream).status
+}
+
+#[test]
+fn a_client_that_floods_the_lanes_keeps_nobody_else_out() {
+    const FLOOD: usize = 24;
+    let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__ENGINE__QUEUE", "8")]);
+    let (address, over, number) = (daemon.address, AtomicBool::new(false), AtomicU32::new(0));
+    let unique = || pictures::bmp(300, 300, number.fetch_add(1, Ordering::Relaxed));
+    let flood = || {
+        let mut statuses = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            statuses.push(post_on(connect_from([127, 0, 0, 2].into(), address), &unique()));
+        }
+        statuses
+    };
+    let (others, flooded) = std::thread::scope(|scope| {
+        let flooding: Vec<_> = (0..FLOOD).map(|_| scope.spawn(flood)).collect();
+        until("the queue is full", || {
+            post_on(connect_from([127, 0, 0, 2].into(), address), &unique()) == 429
+        });
+        let others: Vec<u16> = (0..40).map(|_| daemon.post("/predict", &[], &unique()).status).collect();
+        over.store(true, Ordering::Relaxed);
+        let flooded: Vec<u16> = flooding.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        (others, flooded)
+    });
+    assert!(others.iter().all(|status| *status == 200), "{others:?}");
+    assert!(flooded.iter().all(|status| [200, 429].contains(status)), "{flooded:?}");
+    assert!(flooded.contains(&200) && flooded.contains(&429));
 }
 
 #[test]

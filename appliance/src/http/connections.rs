@@ -1,13 +1,15 @@
 //! Open connections by address: how many there may be, what each address has in hand, and which one is closed for another.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::lanes::Client;
 
 const IDLE: u8 = 0;
 const BUSY: u8 = 1;
@@ -28,7 +30,7 @@ pub(super) struct Connections {
 struct Table {
     next: u64,
     open: HashMap<u64, Arc<Connection>>,
-    addresses: HashMap<IpAddr, Arc<Address>>,
+    addresses: HashMap<Client, Arc<Address>>,
 }
 
 /// What one address has in hand. All addresses of an IPv6 /64 are one: a single machine has that many.
@@ -60,7 +62,7 @@ pub(super) struct Share {
 /// One connection.
 pub(super) struct Connection {
     id: u64,
-    key: IpAddr,
+    pub(super) client: Client,
     pub(super) address: Arc<Address>,
     connections: Arc<Connections>,
     state: AtomicU8,
@@ -99,23 +101,23 @@ impl Connections {
     /// A place for a connection from this address. Where there is none an idle connection is told to close: one of the
     /// same address at that address's limit, otherwise one of the address that has most of them.
     pub(super) fn admit(self: &Arc<Self>, from: IpAddr) -> Admission {
-        let key = group(from);
+        let client = Client::at(from);
         let mut table = self.table.lock();
-        let of_address = table.addresses.get(&key).map_or(0, |a| a.connections.load(Ordering::Relaxed));
+        let of_address = table.addresses.get(&client).map_or(0, |a| a.connections.load(Ordering::Relaxed));
         // Where one address may have all, its connections wait as all do.
         if self.per_address < self.limit && of_address >= self.per_address {
-            return if table.close_idle(Some(key)) { Admission::Wait } else { Admission::AddressFull };
+            return if table.close_idle(Some(client)) { Admission::Wait } else { Admission::AddressFull };
         }
         if table.open.len() >= self.limit {
             table.close_idle(None);
             return Admission::Wait;
         }
-        let address = Arc::clone(table.addresses.entry(key).or_default());
+        let address = Arc::clone(table.addresses.entry(client).or_default());
         address.connections.fetch_add(1, Ordering::Relaxed);
         table.next += 1;
         let connection = Arc::new(Connection {
             id: table.next,
-            key,
+            client,
             address,
             connections: Arc::clone(self),
             state: AtomicU8::new(IDLE),
@@ -144,8 +146,9 @@ impl Connections {
 
 impl Table {
     /// Tells the connection that has been idle longest to close. False if none is idle.
-    fn close_idle(&self, of: Option<IpAddr>) -> bool {
-        let candidates = self.open.values().filter(|c| of.is_none_or(|key| c.key == key) && c.is_idle());
+    fn close_idle(&self, of: Option<Client>) -> bool {
+        let candidates =
+            self.open.values().filter(|c| of.is_none_or(|client| c.client == client) && c.is_idle());
         let longest = candidates.max_by_key(|c| {
             let count = c.address.connections.load(Ordering::Relaxed);
             (count, std::cmp::Reverse((c.idle_since.load(Ordering::Relaxed), c.id)))
@@ -154,15 +157,6 @@ impl Table {
         connection.closing.store(true, Ordering::Relaxed);
         connection.close.notify_one();
         true
-    }
-}
-
-fn group(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(ip) if !ip.is_loopback() => {
-            IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)))
-        }
-        ip => ip,
     }
 }
 
@@ -209,7 +203,7 @@ impl Drop for Place {
         let mut table = connections.table.lock();
         table.open.remove(&self.0.id);
         if self.0.address.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
-            table.addresses.remove(&self.0.key);
+            table.addresses.remove(&self.0.client);
         }
         drop(table);
         connections.changed.notify_one();
@@ -310,13 +304,5 @@ mod tests {
         assert!(address.share(Resource::Downloads).grow_to(1, 1), "another resource");
         drop(one);
         assert!(two.grow_to(10, 10));
-    }
-
-    #[test]
-    fn an_ipv6_network_and_a_mapped_address_are_one_address() {
-        let parse = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(group(parse("2001:db8:1:2::1")), group(parse("2001:db8:1:2:ffff::9")));
-        assert_ne!(group(parse("2001:db8:1:2::1")), group(parse("2001:db8:1:3::1")));
-        assert_eq!(group(parse("::ffff:10.0.0.1")), ip(1));
     }
 }

@@ -29,6 +29,7 @@ use super::routes::{Surface, allowed};
 use super::sites::{Caller, Sites};
 use crate::app::App;
 use crate::batch::{MAX_DOWNLOADS, MAX_SUBMISSIONS};
+use crate::lanes::Client;
 
 /// What requests may carry, and what pages may see of answers.
 const REQUEST_HEADERS: HeaderValue =
@@ -89,7 +90,7 @@ where
                 return answered(response, busy);
             }
         };
-        let (request, held) = policy.prepare(request, admitted);
+        let (request, held) = policy.prepare(request, admitted, self.connection.client);
         let answer = self.routes.call(request);
         let policy = Arc::clone(policy);
         Box::pin(async move {
@@ -148,10 +149,16 @@ impl Policy {
     }
 
     /// The request as the routes want it.
-    fn prepare(&self, request: Request<Incoming>, admitted: Admitted) -> (Request<Inbound>, Held) {
+    fn prepare(
+        &self,
+        request: Request<Incoming>,
+        admitted: Admitted,
+        client: Client,
+    ) -> (Request<Inbound>, Held) {
         let Admitted { coding, of_body, held } = admitted;
         let rate = self.rate;
         let mut request = request.map(|body| Inbound::new(body, rate, coding, of_body));
+        request.extensions_mut().insert(client);
         let headers = request.headers_mut();
         if headers.remove(CONTENT_ENCODING).is_some() && coding != Coding::Identity {
             headers.remove(CONTENT_LENGTH);

@@ -39,6 +39,7 @@ pub use server::{BindError, Server};
 pub(crate) use sites::{is_host_pattern, is_origin};
 
 use crate::app::App;
+use crate::lanes::Client;
 use reply::ApiError;
 use routes::{Surface, allowed};
 
@@ -48,9 +49,12 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
     let state = with(Arc::clone(&app));
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
 
+    // Where there is no connection (in tests) all requests are of one client.
+    let client = warp::ext::optional::<Client>().map(Option::unwrap_or_default);
     let predict = warp::path!("predict")
         .and(warp::post())
         .and(state.clone())
+        .and(client)
         .and(warp::header::headers_cloned())
         .and(raw_query)
         .and(warp::body::stream())

@@ -17,6 +17,7 @@ use super::forms::{self, Posted};
 use super::query::{self, PredictQuery};
 use super::reply::{ApiError, json};
 use crate::app::{App, Phase};
+use crate::lanes::Client;
 use crate::predict::{PredictAnswer, PredictError, PredictRequest, PredictService};
 use crate::serving::LoadedModel;
 use crate::telemetry::Stage;
@@ -29,16 +30,23 @@ struct Asked {
     /// As X-Deadline-Ms says; without it the configured deadline counts from when the body is there, so that a camera
     /// on a slow line is not told that it was late.
     deadline: Instant,
+    client: Client,
 }
 
-pub(super) async fn handle<S, B>(app: Arc<App>, headers: HeaderMap, raw_query: String, stream: S) -> Response
+pub(super) async fn handle<S, B>(
+    app: Arc<App>,
+    client: Client,
+    headers: HeaderMap,
+    raw_query: String,
+    stream: S,
+) -> Response
 where
     S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
     B: Buf + Send,
 {
     let start = Instant::now();
     let id = query::request_id(&headers);
-    let outcome = answer(&app, &headers, &raw_query, Box::pin(stream), start, &id).await;
+    let outcome = answer(&app, client, &headers, &raw_query, Box::pin(stream), start, &id).await;
     let response = match outcome {
         Ok(response) => response,
         Err(error) => {
@@ -53,6 +61,7 @@ where
 
 async fn answer<S, B>(
     app: &App,
+    client: Client,
     headers: &HeaderMap,
     raw_query: &str,
     stream: S,
@@ -64,7 +73,7 @@ where
     B: Buf + Send,
 {
     let _in_hand = app.request_in_hand();
-    let (service, query, named) = match admit(app, headers, raw_query, start) {
+    let (service, query, named) = match admit(app, client, headers, raw_query, start) {
         Ok(admitted) => admitted,
         Err(error) => {
             body::discard(headers, stream);
@@ -83,7 +92,7 @@ where
     })?;
     app.metrics().stage(Stage::Read, start.elapsed());
     let deadline = named.unwrap_or_else(|| Instant::now() + config.predict.deadline);
-    let asked = Asked { id: id.to_owned(), query, start, deadline };
+    let asked = Asked { id: id.to_owned(), query, start, deadline, client };
     match forms::parse(headers, body, config.http.max_files, app.body_memory()).await? {
         Posted::Image(image) => one(service, &asked, image).await,
         Posted::Url(url) => {
@@ -103,6 +112,7 @@ where
 /// Everything that can be refused before the body is read.
 fn admit<'a>(
     app: &'a App,
+    client: Client,
     headers: &HeaderMap,
     raw_query: &str,
     start: Instant,
@@ -120,7 +130,7 @@ fn admit<'a>(
     let config = &app.config().predict;
     let query = query::parse(raw_query, &service.models, config)?;
     let deadline = query::deadline(headers, start, config)?;
-    if let Some(refusal) = service.overloaded(&query.slot) {
+    if let Some(refusal) = service.overloaded(&query.slot, client) {
         return Err(refusal.into());
     }
     Ok((service, query, deadline))
@@ -193,6 +203,7 @@ fn request(asked: &Asked, request_id: String, image: Bytes) -> PredictRequest {
         camera: asked.query.camera.clone(),
         top_k: asked.query.top_k,
         deadline: asked.deadline,
+        client: asked.client,
     }
 }
 

@@ -136,7 +136,9 @@ impl From<&LaneError> for ApiError {
         let code = error.code();
         match error {
             LaneError::DeadlinePassed => Self::new(StatusCode::GATEWAY_TIMEOUT, code, message),
-            LaneError::NoDevice | LaneError::DeviceFailed => Self::unavailable(code, message),
+            LaneError::NoDevice | LaneError::DeviceFailed | LaneError::Displaced => {
+                Self::unavailable(code, message)
+            }
             LaneError::Classify(ClassifyError::Decode(image)) => image.into(),
             LaneError::Panicked
             | LaneError::Classify(

@@ -20,6 +20,9 @@ pub enum LaneError {
     /// The deadline passed while the job waited; nothing was computed.
     #[error("the deadline passed while the request waited for a lane")]
     DeadlinePassed,
+    /// The queue was full, and another client with fewer jobs took this one's place.
+    #[error("the queue is full and another client's image took the place of this one")]
+    Displaced,
     /// The device panicked on this job; it is being built anew.
     #[error("the lane failed on this image and is being restarted")]
     Panicked,
@@ -35,7 +38,7 @@ impl LaneError {
     /// Whether it is the model's fault, or its device's, and not the image's or the moment's.
     pub fn is_of_the_model(&self) -> bool {
         match self {
-            Self::DeadlinePassed => false,
+            Self::DeadlinePassed | Self::Displaced => false,
             Self::NoDevice | Self::Panicked | Self::DeviceFailed => true,
             Self::Classify(error) => !matches!(error, ClassifyError::Decode(_)),
         }
@@ -44,7 +47,9 @@ impl LaneError {
     /// Whether the same image may come out otherwise when it is tried again.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::DeadlinePassed | Self::NoDevice | Self::Panicked | Self::DeviceFailed => true,
+            Self::DeadlinePassed | Self::Displaced | Self::NoDevice | Self::Panicked | Self::DeviceFailed => {
+                true
+            }
             Self::Classify(ClassifyError::Engine(error)) => error.may_pass(),
             Self::Classify(ClassifyError::Stalled { .. }) => true,
             Self::Classify(ClassifyError::Decode(_) | ClassifyError::Preprocess(_)) => false,
@@ -55,6 +60,7 @@ impl LaneError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::DeadlinePassed => "deadline_exceeded",
+            Self::Displaced => "overloaded",
             Self::NoDevice => "no_device",
             Self::Panicked => "lane_failed",
             Self::DeviceFailed => "device_failed",

@@ -21,10 +21,12 @@ pub mod cpu;
 mod crew;
 mod decoder;
 mod device;
+mod fair;
 pub mod gpu;
 mod job;
 mod pipeline;
 mod queues;
+mod settings;
 mod setup;
 mod stall;
 #[cfg(test)]
@@ -37,7 +39,7 @@ mod worker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -49,7 +51,9 @@ pub use batch_device::{
 };
 pub use batching::Batching;
 pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
+pub use fair::Client;
 pub use job::{LaneError, LaneReply};
+pub use settings::{LaneSettings, StandIn};
 pub use stall::Stalls;
 pub use turns::Turns;
 pub use worker::{LaneObserver, SkipReason};
@@ -57,6 +61,7 @@ pub use worker::{LaneObserver, SkipReason};
 use crate::engine::EngineError;
 use crate::memory::{DecodeMemory, Room, TooCostly};
 use batch_worker::BatchWorker;
+use fair::{Claim, FairSender};
 use job::Job;
 use setup::Setup;
 
@@ -67,7 +72,7 @@ const BATCH_JOBS_A_LANE: usize = 2;
 /// The lanes of one model on one device.
 pub struct Lanes {
     queues: Mutex<Option<Queues>>,
-    depth: Receiver<Job>,
+    depth: Receiver<Claim>,
     batch_depth: Receiver<Job>,
     batch_room: Arc<Semaphore>,
     capacity: usize,
@@ -82,64 +87,9 @@ pub struct Lanes {
     stalls: Arc<Stalls>,
 }
 
-/// Lanes on the CPU for the time that no GPU works.
-#[derive(Clone)]
-pub struct StandIn {
-    /// How many, and how they work.
-    pub lanes: LaneSettings,
-    /// Builds their devices.
-    pub factory: DeviceFactory,
-}
-
 struct Queues {
-    real_time: Sender<Job>,
+    real_time: FairSender,
     batch: Sender<Job>,
-}
-
-/// How many lanes, and how they work.
-#[derive(Clone, Debug)]
-pub struct LaneSettings {
-    /// Lanes.
-    pub count: usize,
-    /// Bound of the real-time queue.
-    pub capacity: usize,
-    /// Batch jobs that a lane takes at once when so many wait, 1 for none. A real-time job would wait for all of them.
-    pub together: usize,
-    /// Real-time jobs that a lane takes at once when so many wait and no lane is idle, 1 for none. They would have waited for each other
-    /// anyway; only the first of them waits longer than it had to.
-    pub urgent_together: usize,
-    /// Whether the lanes give way to all else on the machine: for a process that does batch work alone.
-    pub background: bool,
-    /// Turns at the device that other lanes share.
-    pub turns: Arc<Turns>,
-    /// Memory for decoding that other lanes share.
-    pub memory: Arc<DecodeMemory>,
-    /// When threads are given up on; shared too.
-    pub stalls: Arc<Stalls>,
-}
-
-/// How long a lane may be at one image where nothing is configured.
-const STALL_TIMEOUT: Duration = Duration::from_secs(120);
-
-impl LaneSettings {
-    /// Most images that a lane's device computes in one run.
-    pub fn images_a_run(&self) -> usize {
-        self.together.max(self.urgent_together)
-    }
-
-    /// Lanes for real-time work that have the device to themselves, and memory without bound.
-    pub fn new(count: usize, capacity: usize) -> Self {
-        Self {
-            count,
-            capacity,
-            together: 1,
-            urgent_together: 1,
-            background: false,
-            turns: Turns::new(count),
-            memory: DecodeMemory::unlimited(),
-            stalls: Stalls::new(STALL_TIMEOUT, count),
-        }
-    }
 }
 
 /// Why a job was not taken.
@@ -249,16 +199,17 @@ impl Lanes {
         image: Bytes,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
-        self.queue(Job::new(image, Some(deadline), None))
+        self.queue(Client::default(), Job::new(image, Some(deadline), None))
     }
 
-    /// Queues an encoded image, which takes up to `cost` bytes of memory to decode, as soon as there is so much. Dropping the
-    /// future gives up, dropping the receiver cancels the job.
+    /// Queues an encoded image of `client`, which takes up to `cost` bytes of memory to decode, as soon as there is so much.
+    /// Dropping the future gives up, dropping the receiver cancels the job.
     ///
     /// # Errors
     /// [`SubmitError`]; [`SubmitError::Full`] also where as many images of its kind wait for memory as may wait for a lane.
     pub async fn admit(
         &self,
+        client: Client,
         image: Bytes,
         cost: u64,
         deadline: Instant,
@@ -275,7 +226,7 @@ impl Lanes {
                 room.map_err(|_| SubmitError::DeadlinePassed)??
             }
         };
-        self.queue_with(image, (cost, room), deadline)
+        self.queue_with(client, image, (cost, room), deadline)
     }
 
     /// The same on a thread that may block, for as long as it takes.
@@ -289,25 +240,27 @@ impl Lanes {
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let room = pollster::block_on(self.memory.reserve(cost, true))?;
-        self.queue_with(image, (cost, room), deadline)
+        self.queue_with(Client::default(), image, (cost, room), deadline)
     }
 
     fn queue_with(
         &self,
+        client: Client,
         image: Bytes,
         (cost, room): (u64, Room),
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let (job, answer) = Job::new(image, Some(deadline), None);
-        self.queue((job.with_room(cost, room), answer))
+        self.queue(client, (job.with_room(cost, room), answer))
     }
 
     fn queue(
         &self,
+        client: Client,
         (job, answer): (Job, oneshot::Receiver<LaneReply>),
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let queues = self.queues.lock();
-        match queues.as_ref().ok_or(SubmitError::Stopped)?.real_time.try_send(job) {
+        match queues.as_ref().ok_or(SubmitError::Stopped)?.real_time.try_send(client, job) {
             Ok(()) => Ok(answer),
             Err(TrySendError::Full(_)) => Err(SubmitError::Full { capacity: self.capacity }),
             Err(TrySendError::Disconnected(_)) => Err(SubmitError::Stopped),
@@ -346,9 +299,9 @@ impl Lanes {
         Some(answer)
     }
 
-    /// Whether a real-time submit would be refused now: lets a caller refuse before it reads a body.
-    pub fn is_full(&self) -> bool {
-        self.depth.len() >= self.capacity
+    /// Whether a real-time job of this client would be refused now: lets a caller refuse before it reads a body.
+    pub fn is_full_for(&self, client: Client) -> bool {
+        self.queues.lock().as_ref().is_some_and(|queues| queues.real_time.is_full_for(client))
     }
 
     /// Real-time jobs that wait.

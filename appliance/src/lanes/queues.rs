@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, select_biased};
 
+use super::fair::Claim;
 use super::job::{Job, LaneError};
 use crate::memory::DecodeMemory;
 
@@ -14,7 +15,7 @@ pub(super) struct LaneQueues {
     /// Jobs whose device failed; tried once more.
     pub(super) again: Receiver<Job>,
     /// Real-time work.
-    pub(super) jobs: Receiver<Job>,
+    pub(super) jobs: Receiver<Claim>,
     /// Batch work.
     pub(super) batch: Receiver<Job>,
     /// Where jobs go whose device failed. Bounded by what lanes have in hand.
@@ -40,7 +41,7 @@ impl LaneQueues {
             return Ok(Some(job));
         }
         match self.jobs.try_recv() {
-            Ok(job) => return Ok(Some(job)),
+            Ok(claim) => return Ok(claim.take()),
             Err(TryRecvError::Disconnected) if self.batch.is_empty() => return Err(Closed),
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
         }
@@ -55,14 +56,14 @@ impl LaneQueues {
         select_biased! {
             recv(self.until) -> _ => None,
             recv(self.again) -> job => job.ok(),
-            recv(self.jobs) -> job => match job {
-                Ok(job) => Some(job),
+            recv(self.jobs) -> claim => match claim {
+                Ok(claim) => claim.take(),
                 // Both queues are closed at the same moment, so this ends.
                 Err(_) => self.batch.recv().ok(),
             },
             recv(self.batch) -> job => match job {
                 Ok(job) => Some(job),
-                Err(_) => self.jobs.recv().ok(),
+                Err(_) => self.jobs.recv().ok().and_then(Claim::take),
             },
         }
     }
@@ -122,19 +123,23 @@ impl LaneQueues {
 
     /// Answers all that wait, since no lane has a device. Err when the queues are closed.
     pub(super) fn refuse_waiting(&self) -> Result<(), Closed> {
-        let refuse_all = |jobs: &Receiver<Job>| loop {
-            match jobs.try_recv() {
-                Ok(mut job) => {
-                    job.place.take();
-                    drop(job.reply.send(Err(LaneError::NoDevice)));
-                }
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(Closed),
-            }
-        };
         // Of these every lane holds the other end, so they are never closed.
-        let _ = refuse_all(&self.again);
-        let (jobs, batch) = (refuse_all(&self.jobs), refuse_all(&self.batch));
+        let _ = refuse_all(&self.again, Some);
+        let (jobs, batch) = (refuse_all(&self.jobs, Claim::take), refuse_all(&self.batch, Some));
         jobs.and(batch)
+    }
+}
+
+fn refuse_all<T>(waiting: &Receiver<T>, take: impl Fn(T) -> Option<Job>) -> Result<(), Closed> {
+    loop {
+        match waiting.try_recv().map(&take) {
+            Ok(Some(mut job)) => {
+                job.place.take();
+                drop(job.reply.send(Err(LaneError::NoDevice)));
+            }
+            Ok(None) => {}
+            Err(TryRecvError::Empty) => return Ok(()),
+            Err(TryRecvError::Disconnected) => return Err(Closed),
+        }
     }
 }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::crew::Crew;
+use super::fair::fair;
 use super::job::Job;
 use super::queues::LaneQueues;
 use super::stall::Task;
@@ -29,7 +30,7 @@ impl Setup {
     pub(super) fn new(settings: &LaneSettings, observer: Arc<dyn LaneObserver>) -> Self {
         let (count, capacity) = (settings.count, settings.capacity.max(1));
         let batch_capacity = (count * settings.together.max(1) * BATCH_JOBS_A_LANE).max(1);
-        let (send, jobs) = bounded::<Job>(capacity);
+        let (send, jobs) = fair(capacity);
         let (send_batch, batch) = bounded::<Job>(batch_capacity);
         let (give_back, again) = unbounded::<Job>();
         let (alive, standing_in) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

@@ -11,8 +11,8 @@ use gpu_kernels::ImageFormat;
 use super::decoder::{LaneDecoder, tests::fragile};
 use super::tests::Counts;
 use super::{
-    Classified, ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneSettings, Lanes, StageTimings,
-    Stalls, SubmitError,
+    Classified, ClassifyError, Client, DeviceFactory, LaneDevice, LaneError, LaneSettings, Lanes,
+    StageTimings, Stalls, SubmitError,
 };
 use crate::memory::DecodeMemory;
 
@@ -162,21 +162,29 @@ fn slow(count: usize, memory: &Arc<DecodeMemory>) -> (Arc<Lanes>, Arc<AtomicUsiz
 async fn images_wait_for_memory_outside_the_queue_and_small_ones_pass_them() {
     let memory = DecodeMemory::new(100 * MIB);
     let (lanes, most) = slow(2, &memory);
-    let refused = lanes.admit(Bytes::from_static(&[1]), 101 * MIB, soon()).await.unwrap_err();
+    let refused =
+        lanes.admit(Client::default(), Bytes::from_static(&[1]), 101 * MIB, soon()).await.unwrap_err();
     assert!(matches!(refused, SubmitError::TooCostly(_)), "{refused}");
     let large: Vec<_> = (0..12)
         .map(|_| {
             let lanes = Arc::clone(&lanes);
             tokio::spawn(async move {
-                let answer = lanes.admit(Bytes::from_static(&[20]), 70 * MIB, soon()).await.unwrap();
+                let answer = lanes
+                    .admit(Client::default(), Bytes::from_static(&[20]), 70 * MIB, soon())
+                    .await
+                    .unwrap();
                 answer.await.unwrap().unwrap();
             })
         })
         .collect();
     until("most wait", || memory.waiting() >= 8);
-    assert!(!lanes.is_full() && lanes.depth() < 2, "who waits for memory takes no place in the queue");
+    assert!(
+        !lanes.is_full_for(Client::default()) && lanes.depth() < 2,
+        "who waits for memory takes no place in the queue"
+    );
     for _ in 0..5 {
-        let answer = lanes.admit(Bytes::from_static(&[1]), 10 * MIB, soon()).await.unwrap();
+        let answer =
+            lanes.admit(Client::default(), Bytes::from_static(&[1]), 10 * MIB, soon()).await.unwrap();
         answer.await.unwrap().unwrap();
     }
     assert!(memory.waiting() > 0, "small images are answered before large ones that came earlier");
@@ -192,12 +200,18 @@ async fn a_wait_for_memory_ends_with_the_deadline_and_with_the_client() {
     let memory = DecodeMemory::new(100 * MIB);
     let (lanes, _) = slow(1, &memory);
     let held = memory.try_reserve(100 * MIB).unwrap();
-    let late =
-        lanes.admit(Bytes::from_static(&[1]), 50 * MIB, Instant::now() + Duration::from_millis(20)).await;
+    let late = lanes
+        .admit(
+            Client::default(),
+            Bytes::from_static(&[1]),
+            50 * MIB,
+            Instant::now() + Duration::from_millis(20),
+        )
+        .await;
     assert_eq!(late.unwrap_err(), SubmitError::DeadlinePassed);
     let gone = tokio::time::timeout(
         Duration::from_millis(20),
-        lanes.admit(Bytes::from_static(&[1]), 50 * MIB, soon()),
+        lanes.admit(Client::default(), Bytes::from_static(&[1]), 50 * MIB, soon()),
     );
     assert!(gone.await.is_err());
     assert_eq!((memory.waiting(), memory.used()), (0, 100 * MIB));
@@ -206,12 +220,17 @@ async fn a_wait_for_memory_ends_with_the_deadline_and_with_the_client() {
         .map(|_| {
             let lanes = Arc::clone(&lanes);
             tokio::spawn(async move {
-                lanes.admit(Bytes::from_static(&[0]), 50 * MIB, soon()).await.unwrap().await
+                lanes
+                    .admit(Client::default(), Bytes::from_static(&[0]), 50 * MIB, soon())
+                    .await
+                    .unwrap()
+                    .await
             })
         })
         .collect();
     until("all wait", || memory.waiting() == 16);
-    let refused = lanes.admit(Bytes::from_static(&[1]), 50 * MIB, soon()).await.unwrap_err();
+    let refused =
+        lanes.admit(Client::default(), Bytes::from_static(&[1]), 50 * MIB, soon()).await.unwrap_err();
     assert_eq!(refused, SubmitError::Full { capacity: 16 });
     drop(held);
     for waiting in waiting {
@@ -223,7 +242,7 @@ async fn a_wait_for_memory_ends_with_the_deadline_and_with_the_client() {
 async fn batch_work_that_holds_memory_does_not_keep_it_from_real_time_work_under_load() {
     let memory = DecodeMemory::new(100 * MIB);
     let (lanes, _) = slow(1, &memory);
-    let busy = lanes.admit(Bytes::from_static(&[100]), MIB, soon()).await.unwrap();
+    let busy = lanes.admit(Client::default(), Bytes::from_static(&[100]), MIB, soon()).await.unwrap();
     // It has its room and waits for a lane that does nothing else, which never comes.
     let batch = lanes.submit_batch(Bytes::from_static(&[1]), 70 * MIB).await.unwrap();
     let stop = Arc::new(AtomicUsize::new(0));
@@ -232,13 +251,17 @@ async fn batch_work_that_holds_memory_does_not_keep_it_from_real_time_work_under
             let (lanes, stop) = (Arc::clone(&lanes), Arc::clone(&stop));
             tokio::spawn(async move {
                 while stop.load(Ordering::SeqCst) == 0 {
-                    let answer = lanes.admit(Bytes::from_static(&[2]), MIB, soon()).await.unwrap();
+                    let answer =
+                        lanes.admit(Client::default(), Bytes::from_static(&[2]), MIB, soon()).await.unwrap();
                     answer.await.unwrap().unwrap();
                 }
             })
         })
         .collect();
-    let large = lanes.admit(Bytes::from_static(&[1]), 70 * MIB, Instant::now() + LONG).await.unwrap();
+    let large = lanes
+        .admit(Client::default(), Bytes::from_static(&[1]), 70 * MIB, Instant::now() + LONG)
+        .await
+        .unwrap();
     large.await.unwrap().unwrap();
     batch.await.unwrap().unwrap();
     stop.store(1, Ordering::SeqCst);

@@ -10,8 +10,8 @@ use gpu_kernels::ImageFormat;
 use parking_lot::Mutex;
 
 use super::{
-    Classified, ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes,
-    SkipReason, StageTimings, SubmitError,
+    Classified, ClassifyError, Client, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings,
+    Lanes, SkipReason, StageTimings, SubmitError,
 };
 use crate::engine::EngineError;
 
@@ -110,7 +110,7 @@ fn refuses_beyond_the_bound_at_once() {
         std::thread::yield_now();
     }
     let waiting: Vec<_> = (0..2).map(|_| lanes.submit(image(0), soon()).unwrap()).collect();
-    assert!(lanes.is_full());
+    assert!(lanes.is_full_for(Client::default()));
     assert_eq!(lanes.submit(image(0), soon()).unwrap_err(), SubmitError::Full { capacity: 2 });
     drop((busy, waiting));
 }
@@ -202,7 +202,7 @@ async fn real_time_goes_before_batch_work_that_waited_longer() {
         tokio::task::yield_now().await;
     }
     let urgent: Vec<_> = (1..5).map(|n| lanes.submit(Bytes::from(vec![5, n]), soon()).unwrap()).collect();
-    assert!(!lanes.is_full(), "batch work takes no room from real-time work");
+    assert!(!lanes.is_full_for(Client::default()), "batch work takes no room from real-time work");
     for answer in urgent {
         assert!(answer.await.unwrap().is_ok());
     }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
+use super::fair::Claim;
 use super::job::{Job, LaneError};
 use super::queues::{Closed, LaneQueues};
 use super::stall::Task;
@@ -274,16 +275,18 @@ impl Worker {
         let others_idle = self.idle.fetch_sub(1, Ordering::Relaxed) > 1;
         let first = first?;
         let mut jobs = vec![first];
-        let (waiting, together) = match jobs[0].deadline {
+        match jobs[0].deadline {
             // It may be what a device failed on.
-            _ if jobs[0].tried_again => (&self.queues.jobs, 1),
-            Some(_) if others_idle => (&self.queues.jobs, 1),
-            Some(_) => (&self.queues.jobs, self.urgent_together),
-            None if self.queues.jobs.is_empty() => (&self.queues.batch, self.together),
-            None => (&self.queues.batch, 1),
-        };
-        if waiting.len() + 1 >= together {
-            jobs.extend(waiting.try_iter().take(together - 1));
+            _ if jobs[0].tried_again => {}
+            Some(_) if others_idle => {}
+            Some(_) if self.queues.jobs.len() + 1 >= self.urgent_together => {
+                let more = self.queues.jobs.try_iter().take(self.urgent_together - 1);
+                jobs.extend(more.filter_map(Claim::take));
+            }
+            None if self.queues.jobs.is_empty() && self.queues.batch.len() + 1 >= self.together => {
+                jobs.extend(self.queues.batch.try_iter().take(self.together - 1));
+            }
+            _ => {}
         }
         for job in &mut jobs {
             job.place.take();
@@ -297,12 +300,12 @@ impl Worker {
         if is_urgent(&jobs) || self.queues.memory.is_wanted() {
             return self.wanted(jobs);
         }
-        match self.queues.jobs.try_recv() {
-            Ok(urgent) => {
+        match self.queues.jobs.try_recv().ok().and_then(Claim::take) {
+            Some(urgent) => {
                 self.first.lock().push_front(jobs);
                 self.wanted(vec![urgent])
             }
-            Err(_) => jobs,
+            None => jobs,
         }
     }
 

@@ -30,7 +30,7 @@ pub use error::PredictError;
 pub use flight::Flights;
 pub use model::ServingModel;
 
-use crate::lanes::{LaneError, StageTimings, SubmitError};
+use crate::lanes::{Client, LaneError, StageTimings, SubmitError};
 use crate::memory::decode_cost;
 use crate::serving::{Chosen, LoadedModel, Models, Slot};
 use crate::telemetry::{CacheOutcome, Metrics, Stage};
@@ -83,6 +83,8 @@ pub struct PredictRequest {
     pub top_k: usize,
     /// When the answer is no longer wanted.
     pub deadline: Instant,
+    /// Who asks: clients take turns at the lanes.
+    pub client: Client,
 }
 
 /// The answer.
@@ -203,11 +205,11 @@ impl PredictService {
         Ok(PredictAnswer { model: Arc::clone(&chosen.model), predictions, cached, queue, stages })
     }
 
-    /// Whether a new image for `slot` would be refused now, and when to come back. Lets a caller refuse before it reads a
+    /// Whether a new image of this client for `slot` would be refused now, and when to come back. Lets a caller refuse before it reads a
     /// body.
-    pub fn overloaded(&self, slot: &Slot) -> Option<PredictError> {
+    pub fn overloaded(&self, slot: &Slot, client: Client) -> Option<PredictError> {
         let model = slot.current()?;
-        model.lanes.is_full().then(|| refusal(&model))
+        model.lanes.is_full_for(client).then(|| refusal(&model))
     }
 
     async fn outcome(
@@ -290,13 +292,14 @@ impl PredictService {
         // Costs microseconds here and spares the lanes what is no image.
         let header = gpu_kernels::inspect(&request.image, &self.settings.limits)?;
         let cost = decode_cost(&header);
-        let answer = match model.lanes.admit(request.image.clone(), cost, request.deadline).await {
-            Ok(answer) => answer,
-            Err(SubmitError::TooCostly(error)) => return Err(error.into()),
-            Err(SubmitError::DeadlinePassed) => return Err(PredictError::DeadlineExceeded),
-            Err(SubmitError::Full { .. }) => return Err(refusal(model)),
-            Err(SubmitError::Stopped) => return Err(PredictError::Stopping),
-        };
+        let answer =
+            match model.lanes.admit(request.client, request.image.clone(), cost, request.deadline).await {
+                Ok(answer) => answer,
+                Err(SubmitError::TooCostly(error)) => return Err(error.into()),
+                Err(SubmitError::DeadlinePassed) => return Err(PredictError::DeadlineExceeded),
+                Err(SubmitError::Full { .. }) => return Err(refusal(model)),
+                Err(SubmitError::Stopped) => return Err(PredictError::Stopping),
+            };
         let deadline = tokio::time::Instant::from_std(request.deadline);
         let reply = timeout_at(deadline, answer).await.map_err(|_| PredictError::DeadlineExceeded)?;
         let reply = reply.map_err(|_| PredictError::Stopping)?;
@@ -304,6 +307,9 @@ impl PredictService {
         if reply.as_ref().is_err_and(LaneError::is_of_the_model) {
             model.tally.fail();
             self.metrics.model_failure(slot, version);
+        }
+        if matches!(reply, Err(LaneError::Displaced)) {
+            return Err(refusal(model));
         }
         let (classified, waited) = reply?;
         model.learn(classified.timings);

@@ -13,11 +13,12 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::bodies;
+use crate::frames::{Frame, TAG_LEN, tag_segment};
 use crate::load::Target;
 
 /// Where a misbehaving client comes from: another address than the well-behaved one's.
 const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
-/// What a client of this kind sends per second at most, all its connections together.
+/// What a client of another kind than a flood sends per second at most, all its connections together.
 const MAX_RATE: u64 = 200;
 /// Longest wait for an answer, and longest life of a connection that is kept open.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,6 +36,8 @@ pub(super) enum Misbehaviour {
     StoppedReaders,
     /// Connections that are opened and left idle.
     IdleConnections,
+    /// Unique frames from many connections, each as soon as the one before is answered.
+    Flood,
     /// Refused requests as fast as the bound lets it.
     RefusedRequests,
     /// Images at addresses that never finish to answer.
@@ -44,11 +47,12 @@ pub(super) enum Misbehaviour {
 }
 
 impl Misbehaviour {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Bombs,
         Self::SlowUploads,
         Self::StoppedReaders,
         Self::IdleConnections,
+        Self::Flood,
         Self::RefusedRequests,
         Self::Tarpits,
         Self::TarpitBatches,
@@ -59,6 +63,7 @@ impl Misbehaviour {
         match self {
             Self::Bombs | Self::RefusedRequests => 8,
             Self::TarpitBatches => 2,
+            Self::Flood => 32,
             Self::SlowUploads | Self::StoppedReaders | Self::Tarpits => 64,
             Self::IdleConnections => 2000,
         }
@@ -72,6 +77,7 @@ impl fmt::Display for Misbehaviour {
             Self::SlowUploads => "slow uploads",
             Self::StoppedReaders => "stopped readers",
             Self::IdleConnections => "idle connections",
+            Self::Flood => "flood of frames",
             Self::RefusedRequests => "refused requests",
             Self::Tarpits => "tarpit URLs",
             Self::TarpitBatches => "batches of tarpit URLs",
@@ -110,8 +116,13 @@ struct Shared {
 }
 
 /// Starts a client of this kind.
-pub(super) fn start(kind: Misbehaviour, target: Target, tarpit: &Tarpit) -> anyhow::Result<Running> {
-    let request = request(kind, &target, tarpit);
+pub(super) fn start(
+    kind: Misbehaviour,
+    target: Target,
+    tarpit: &Tarpit,
+    frame: &Frame,
+) -> anyhow::Result<Running> {
+    let request = request(kind, &target, tarpit, frame);
     let shared = Arc::new(Shared {
         kind,
         target,
@@ -150,7 +161,7 @@ impl Running {
 }
 
 /// Whole requests; of a slow upload only what is sent at once.
-fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
+fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit, frame: &Frame) -> Vec<u8> {
     let host = &target.host;
     let post = |path: &str, kind: &str, length: usize| {
         format!(
@@ -166,6 +177,8 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
             format!("GET /openapi.json HTTP/1.1\r\nHost: {host}\r\n\r\n").repeat(1000).into_bytes()
         }
         Misbehaviour::IdleConnections => Vec::new(),
+        // Each sends another tag in front of the rest of the frame.
+        Misbehaviour::Flood => frame.bytes[2..].to_vec(),
         Misbehaviour::RefusedRequests => whole("/predict?top_k=none", "image/jpeg", b"no image"),
         Misbehaviour::Tarpits => {
             let body = format!("{{\"image_url\": \"http://{}/1.jpg\"}}", tarpit.address);
@@ -182,7 +195,10 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
 
 /// One connection after another. All connections together keep to [`MAX_RATE`].
 async fn connect_again(shared: Arc<Shared>) {
-    let pause = Duration::from_millis(1000 * shared.kind.connections() / MAX_RATE);
+    let pause = match shared.kind {
+        Misbehaviour::Flood => Duration::ZERO,
+        kind => Duration::from_millis((1000 * kind.connections() / MAX_RATE).max(5)),
+    };
     let mut restarts = bodies::restart_markers(if shared.kind == Misbehaviour::Bombs { 4 << 20 } else { 0 });
     let head = format!(
         "POST /predict HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n",
@@ -192,18 +208,34 @@ async fn connect_again(shared: Arc<Shared>) {
     restarts.splice(0..0, head.into_bytes());
     let mut number = 0u64;
     loop {
-        shared.attempts.fetch_add(1, Ordering::Relaxed);
+        let attempt = shared.attempts.fetch_add(1, Ordering::Relaxed);
         number += 1;
         // Of the bombs every eighth is the large one: each is another kind of work.
-        let body = if shared.kind == Misbehaviour::Bombs && number.is_multiple_of(8) {
-            &restarts
-        } else {
-            &shared.request
+        let tagged;
+        let body = match shared.kind {
+            Misbehaviour::Bombs if number.is_multiple_of(8) => &restarts,
+            Misbehaviour::Flood => {
+                tagged = unique_post(&shared, attempt);
+                &tagged
+            }
+            _ => &shared.request,
         };
         let _ = timeout(TIMEOUT, one(&shared, body)).await;
         shared.ended.fetch_add(1, Ordering::Relaxed);
-        sleep(pause.max(Duration::from_millis(5))).await;
+        sleep(pause).await;
     }
+}
+
+/// A post of the frame that no cache can answer.
+fn unique_post(shared: &Shared, number: u64) -> Vec<u8> {
+    let length = 2 + TAG_LEN + shared.request.len();
+    let head = format!(
+        "POST /predict HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n",
+        shared.target.host,
+    );
+    // The well-behaved client's tags have its own run.
+    let tag = tag_segment(u64::MAX, number);
+    [head.as_bytes(), &[0xFF, 0xD8], &tag, &shared.request].concat()
 }
 
 async fn one(shared: &Shared, request: &[u8]) -> std::io::Result<()> {

@@ -1,0 +1,184 @@
+//! The queue of real-time jobs: bounded, and fair among clients.
+//!
+//! Invariants:
+//! - Jobs of one client are taken in the order in which they came; clients with waiting jobs are taken in turn, one job each.
+//! - At the bound a client with fewer waiting jobs than another displaces that client's last job, so no client keeps the
+//!   others out by the number of its requests.
+//! - There is one claim in the channel for each job that nobody has begun to take. The channel wakes lanes and is the bound;
+//!   the jobs are in [`State`].
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
+
+use super::job::{Job, LaneError};
+
+/// Whose job it is: the client's address, or nothing for the appliance's own jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Client(Option<IpAddr>);
+
+impl Client {
+    /// The client at this address. All addresses of an IPv6 /64 are one, since a single host has that many.
+    pub fn at(address: IpAddr) -> Self {
+        Self(Some(match address.to_canonical() {
+            IpAddr::V6(ip) if !ip.is_loopback() => {
+                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)))
+            }
+            ip => ip,
+        }))
+    }
+}
+
+#[derive(Default)]
+struct State {
+    /// Clients with waiting jobs, the one whose turn it is first. There are at most as many as jobs, so a search is short.
+    clients: VecDeque<(Client, VecDeque<Job>)>,
+}
+
+/// The sending end. When it is dropped the queue is closed: what waits is still taken.
+pub(super) struct FairSender {
+    state: Arc<Mutex<State>>,
+    claims: Sender<Claim>,
+}
+
+/// The right to take one job.
+pub(super) struct Claim(Arc<Mutex<State>>);
+
+/// A queue of up to `capacity` jobs.
+pub(super) fn fair(capacity: usize) -> (FairSender, Receiver<Claim>) {
+    let (claims, taken) = bounded(capacity);
+    (FairSender { state: Arc::default(), claims }, taken)
+}
+
+impl FairSender {
+    /// Queues a job, at the bound in the place of another client's.
+    pub(super) fn try_send(&self, client: Client, job: Job) -> Result<(), TrySendError<()>> {
+        let mut state = self.state.lock();
+        match self.claims.try_send(Claim(Arc::clone(&self.state))) {
+            Ok(()) => {}
+            Err(TrySendError::Disconnected(_)) => return Err(TrySendError::Disconnected(())),
+            Err(TrySendError::Full(_)) => {
+                let displaced = state.displace(client).ok_or(TrySendError::Full(()))?;
+                let _ = displaced.reply.send(Err(LaneError::Displaced));
+            }
+        }
+        state.push(client, job);
+        Ok(())
+    }
+
+    /// Whether a job of this client would be refused now.
+    pub(super) fn is_full_for(&self, client: Client) -> bool {
+        self.claims.is_full() && self.state.lock().longest_beyond(client).is_none()
+    }
+}
+
+impl Claim {
+    /// The job whose turn it is.
+    pub(super) fn take(self) -> Option<Job> {
+        self.0.lock().pop()
+    }
+}
+
+impl State {
+    fn push(&mut self, client: Client, job: Job) {
+        match self.clients.iter_mut().find(|(of, _)| *of == client) {
+            Some((_, jobs)) => jobs.push_back(job),
+            None => self.clients.push_back((client, VecDeque::from([job]))),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let (client, mut jobs) = self.clients.pop_front()?;
+        let job = jobs.pop_front();
+        if !jobs.is_empty() {
+            self.clients.push_back((client, jobs));
+        }
+        job
+    }
+
+    /// The client with the most jobs, if even without its last it has no fewer than `client` with one more.
+    fn longest_beyond(&self, client: Client) -> Option<usize> {
+        let own = self.clients.iter().find(|(of, _)| *of == client).map_or(0, |(_, jobs)| jobs.len());
+        let lengths = self.clients.iter().map(|(_, jobs)| jobs.len()).enumerate();
+        let (place, most) = lengths.max_by_key(|(_, length)| *length)?;
+        (own + 1 < most).then_some(place)
+    }
+
+    /// Takes the last job of the client with the most of them, to make room for one of `client`.
+    fn displace(&mut self, client: Client) -> Option<Job> {
+        let place = self.longest_beyond(client)?;
+        self.clients[place].1.pop_back()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::time::Instant;
+
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
+    use crate::lanes::LaneReply;
+
+    fn client(last: u8) -> Client {
+        Client::at(IpAddr::from([10, 0, 0, last]))
+    }
+
+    fn send(queue: &FairSender, from: u8, number: u8) -> Option<oneshot::Receiver<LaneReply>> {
+        let (job, answer) = Job::new(Bytes::from(vec![from, number]), Some(Instant::now()), None);
+        queue.try_send(client(from), job).is_ok().then_some(answer)
+    }
+
+    fn taken(claims: &Receiver<Claim>) -> Vec<Vec<u8>> {
+        claims.try_iter().map(|claim| claim.take().unwrap().image.to_vec()).collect()
+    }
+
+    #[test]
+    fn clients_are_taken_in_turn_and_each_in_its_order() {
+        let (queue, claims) = fair(10);
+        let sent = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (2, 2)];
+        let _answers: Vec<_> =
+            sent.iter().map(|(from, number)| send(&queue, *from, *number).unwrap()).collect();
+        assert_eq!(taken(&claims), [[1, 1], [2, 1], [3, 1], [1, 2], [2, 2], [1, 3], [1, 4]]);
+    }
+
+    #[test]
+    fn at_the_bound_the_client_with_most_jobs_gives_way_until_all_have_as_many() {
+        let (queue, claims) = fair(4);
+        let mut flood: Vec<_> = (1..=4).map(|number| send(&queue, 1, number).unwrap()).collect();
+        assert!(queue.is_full_for(client(1)) && send(&queue, 1, 5).is_none());
+        assert!(!queue.is_full_for(client(2)));
+        let _other: Vec<_> = (1..=2).map(|number| send(&queue, 2, number).unwrap()).collect();
+        assert!(queue.is_full_for(client(2)) && send(&queue, 2, 3).is_none(), "both have two");
+        // The last two of the first client were displaced, and told so.
+        for displaced in [3, 2] {
+            let reply = flood.remove(displaced).try_recv().unwrap();
+            assert!(matches!(reply, Err(LaneError::Displaced)));
+        }
+        assert!(flood.iter_mut().all(|answer| answer.try_recv().is_err()), "the others wait");
+        assert_eq!(taken(&claims), [[1, 1], [2, 1], [1, 2], [2, 2]]);
+    }
+
+    #[test]
+    fn a_closed_queue_gives_what_waits() {
+        let (queue, claims) = fair(2);
+        let _answer = send(&queue, 1, 1).unwrap();
+        drop(queue);
+        assert_eq!(taken(&claims), [[1, 1]]);
+        assert!(claims.recv().is_err());
+    }
+
+    #[test]
+    fn one_ipv6_network_is_one_client() {
+        let at = |text: &str| Client::at(text.parse().unwrap());
+        assert_eq!(at("2001:db8::1"), at("2001:db8::ffff:1"));
+        assert_ne!(at("2001:db8::1"), at("2001:db8:0:1::1"));
+        assert_eq!(at("::ffff:10.0.0.1"), client(1));
+        assert_ne!(at("::1"), at("::2"));
+    }
+}
