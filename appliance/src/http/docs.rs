@@ -88,12 +88,12 @@ struct Contract;
         (status = 403, description = "fetch_disabled, origin_refused", body = ErrorBody),
         (status = 404, description = "unknown_model", body = ErrorBody),
         (status = 408, description = "body_timeout, body_too_slow", body = ErrorBody),
-        (status = 413, description = "body_too_large, image_too_large", body = ErrorBody),
+        (status = 413, description = "body_too_large, image_too_large, image_too_costly", body = ErrorBody),
         (status = 415, description = "unsupported_type, unsupported_image, unsupported_encoding", body = ErrorBody),
         (status = 421, description = "host_refused: on every route", body = ErrorBody),
         (status = 422, description = "too_many_pixels, too_many_scans, url_refused, fetch_failed", body = ErrorBody),
-        (status = 429, description = "overloaded; Retry-After says when to come back", body = ErrorBody),
-        (status = 500, description = "lane_failed, inference_failed", body = ErrorBody),
+        (status = 429, description = "overloaded, too_many_connections; Retry-After says when to come back", body = ErrorBody),
+        (status = 500, description = "lane_failed, lane_stalled, inference_failed", body = ErrorBody),
         (status = 503, description = "not_ready, model_not_ready, draining, outbox_full, outbox_unavailable, no_device, device_failed", body = ErrorBody),
         (status = 504, description = "deadline_exceeded, fetch_timeout", body = ErrorBody)
     )
