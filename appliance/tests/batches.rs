@@ -118,6 +118,47 @@ fn a_batch_of_files_is_worked_off() {
 }
 
 #[test]
+fn a_cancelled_batch_stops_and_stays_cancelled_over_a_kill() {
+    let _others = QUIET.read();
+    let pictures = Images::slow(Duration::from_millis(100));
+    let settings = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__LOADS", "1")];
+    let urls = urls(&pictures, 1000);
+    let api = Daemon::start(&settings);
+    submit(&api, "unwanted", &urls);
+    is_under_way(&api, "unwanted", 10);
+    let cancelled = api.delete("/batch/unwanted");
+    assert_eq!(
+        (cancelled.status, &cancelled.json()["status"]),
+        (202, &json!("cancelled")),
+        "{}",
+        cancelled.text()
+    );
+    let api = Daemon::start_in(api.kill(), &settings);
+    let status = finished(&api, "unwanted", PATIENCE);
+    assert_eq!((&status["status"], &status["total"]), (&json!("cancelled"), &json!(1000)), "{status}");
+    let lines = lines(&api, "unwanted");
+    assert!((10..500).contains(&lines.len()), "{} images have a result", lines.len());
+    assert_eq!(status["completed"], lines.len());
+    assert!(lines.windows(2).all(|pair| pair[0]["index"].as_u64() < pair[1]["index"].as_u64()));
+    check_events(&api, "unwanted", lines.len());
+    let summary = api.events().into_iter().find(|event| event["kind"] == "batch").unwrap();
+    assert_eq!(summary["status"], "cancelled");
+    assert_eq!(metric(&api, "weir_batch_waiting"), 0.0, "its messages have left the queue");
+    assert_eq!(metric(&api, "weir_batch_cancelled_total"), 1.0);
+
+    // Again it is the same, and it does not begin anew.
+    let again = api.delete("/batch/unwanted");
+    assert_eq!((again.status, again.json()), (200, status), "{}", again.text());
+    assert_eq!(post_batch(&api, "unwanted", &urls).json()["status"], "cancelled");
+    submit(&api, "wanted", &urls[..3]);
+    finished(&api, "wanted", PATIENCE);
+    let refused = api.delete("/batch/wanted");
+    assert_eq!((refused.status, refused.code().as_str()), (409, "batch_finished"), "{}", refused.text());
+    let unknown = api.delete("/batch/nobody");
+    assert_eq!((unknown.status, unknown.code().as_str()), (404, "unknown_batch"), "{}", unknown.text());
+}
+
+#[test]
 fn ten_kills_inside_a_batch_of_500() {
     let _others = QUIET.read();
     let pictures = Images::slow(Duration::from_millis(20));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::cloud::{Cloud, finished, has_work, images, lines, metric};
 use support::images::Images;
+use support::load::{assert_once, submit, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -64,6 +65,57 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     for worker in &workers {
         assert!(metric(worker, "weir_batch_images_completed_total") > 0.0, "a worker had nothing to do");
     }
+}
+
+#[test]
+fn a_batch_that_is_cancelled_stops_on_all_workers() {
+    let cloud = Cloud::new(test_services::shared());
+    let pictures = Images::slow(Duration::from_millis(100));
+    let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "10")]);
+    let workers =
+        [cloud.worker(&[("WEIR__BATCH__LOADS", "1")]), cloud.worker(&[("WEIR__BATCH__LOADS", "1")])];
+    workers.iter().for_each(has_work);
+    let urls: Vec<String> = (0..1000).map(|n| pictures.good(n)).collect();
+    submit(&api, "unwanted", &urls);
+    wait_until("both workers are at it", || {
+        workers.iter().all(|worker| metric(worker, "weir_batch_images_completed_total") > 0.0)
+    });
+    let cancelled = api.delete("/batch/unwanted");
+    assert_eq!(cancelled.status, 202, "{}", cancelled.text());
+    let status = finished(&api, "unwanted", PATIENCE);
+    assert_eq!(status["status"], "cancelled");
+    let lines = lines(&api, "unwanted");
+    assert!((1..900).contains(&lines.len()), "{} images have a result", lines.len());
+    assert_eq!(status["completed"], lines.len());
+    // The partitions go on: what comes behind its messages is worked on and committed.
+    submit(&api, "wanted", &urls[..20]);
+    assert_eq!(finished(&api, "wanted", PATIENCE)["completed"], 20);
+    let records = cloud.results(PATIENCE, |seen| {
+        images(seen, "wanted").len() == 20 && seen.iter().filter(|r| r["kind"] == "batch").count() == 2
+    });
+    assert_once(&records, "unwanted", lines.len());
+    wait_until("all messages have left the queue", || {
+        workers.iter().all(|worker| metric(worker, "weir_batch_inflight") == 0.0)
+    });
+    assert_eq!(api.delete("/batch/unwanted").status, 200);
+    assert_eq!(api.delete("/batch/wanted").status, 409);
+}
+
+#[test]
+fn a_small_batch_is_finished_beside_a_large_one_of_slow_servers() {
+    let cloud = Cloud::new(test_services::shared());
+    let (slow, quick) = (Images::slow(Duration::from_secs(8)), Images::serve());
+    let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "20")]);
+    let worker = cloud.worker(&[]);
+    has_work(&worker);
+    submit(&api, "slow", &(0..2000).map(|n| slow.good(n)).collect::<Vec<_>>());
+    wait_until("it is being worked on", || api.get("/batch/status/slow").json()["status"] == "processing");
+    submit(&api, "small", &(0..60).map(|n| quick.good(n)).collect::<Vec<_>>());
+    assert_eq!(finished(&api, "small", PATIENCE)["completed"], 60);
+    let status = api.get("/batch/status/slow").json();
+    assert_eq!(status["status"], "processing", "{status}");
+    assert!(status["completed"].as_u64().unwrap() < 1000, "{status}");
+    assert_eq!(api.delete("/batch/slow").status, 202);
 }
 
 #[test]

@@ -175,3 +175,39 @@ fn doctor_tells_what_works_and_what_does_not() {
     assert_eq!(failed.len(), 1, "{checks}");
     assert!(failed[0]["remedy"].as_str().unwrap().contains("make"), "{checks}");
 }
+
+#[test]
+fn damaged_side_files_are_set_aside_and_told_to_the_operator() {
+    let data = tempfile::tempdir().unwrap();
+    std::fs::create_dir(data.path().join("batches")).unwrap();
+    for name in ["queue.redb", "batches.redb"] {
+        std::fs::write(data.path().join("batches").join(name), "no database at all").unwrap();
+    }
+    let daemon = Daemon::start_in(data, &[("WEIR__HTTP__ADMIN_LISTEN", "127.0.0.1:0")]);
+    let health = daemon.get("/health");
+    assert_eq!(
+        (health.status, health.json()["status"].as_str()),
+        (200, Some("degraded")),
+        "{}",
+        health.text()
+    );
+    assert!(!health.text().contains(".damaged-"), "paths are the operator's business: {}", health.text());
+    let health = daemon.get_as_operator("/health").json();
+    let told = health["quarantined"].as_array().unwrap();
+    assert_eq!((told.len(), &health["batches"]["quarantined_files"]), (2, &serde_json::json!(2)), "{health}");
+    for path in told {
+        assert!(std::path::Path::new(path.as_str().unwrap()).is_file(), "{path}");
+    }
+    let (picture, _) = support::sample();
+    assert_eq!(daemon.post("/predict", &[], &picture).status, 200);
+    let mut doctor = weir();
+    doctor.args(["doctor", "--json", "--data-dir"]).arg(daemon.data.path());
+    let output = doctor.env("WEIR__HTTP__LISTEN", "127.0.0.1:0").output().unwrap();
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let check = checks.as_array().unwrap().iter().find(|check| check["name"] == "damaged files");
+    let found = check.unwrap_or_else(|| panic!("{checks}"))["found"].as_str().unwrap();
+    assert!(found.contains("queue.redb.damaged-") && found.contains("batches.redb.damaged-"), "{found}");
+    // They are there to be looked at, and keep no later start from being well.
+    let daemon = Daemon::start_in(daemon.kill(), &[]);
+    assert_eq!(daemon.get("/health").json()["status"], "ready");
+}

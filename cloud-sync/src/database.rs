@@ -1,7 +1,5 @@
 //! One redb file: opened and checked, closed and opened again after the disk has failed it.
 
-mod quarantine;
-
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,6 +9,7 @@ use redb::backends::FileBackend;
 use redb::{Builder, Durability, ReadTransaction, StorageBackend, WriteTransaction};
 
 use crate::error::{Link, SyncError, SyncResult};
+use crate::quarantine;
 
 /// Memory for pages of one file, read or about to be written. What is more goes to the file early.
 const CACHE_BYTES: usize = 8 << 20;

@@ -178,7 +178,7 @@ pub enum ItemOutcome {
 pub struct BatchSummary {
     /// The batch.
     pub request_id: String,
-    /// `completed`, or `failed` when no image was classified.
+    /// `completed`, `failed` when no image was classified, or `cancelled`: then some images may have no result.
     pub status: String,
     /// Images.
     pub total: u64,

@@ -26,6 +26,7 @@ pub mod event;
 pub mod health;
 pub mod kafka;
 pub mod outbox;
+pub mod quarantine;
 pub mod queue;
 pub mod registry;
 pub mod secret;

@@ -1,6 +1,7 @@
 //! What goes on behind the requests: batches and the work on them, events on their way to Kafka, images on theirs to S3.
 
 use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::parting::{LONGEST_REST, Parting};
 use super::{App, Links, Role, StartError, outbox_dir};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
 use crate::batch::patience::Patience;
@@ -37,28 +39,6 @@ const FAULT_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a batch may take to get into Kafka; its client waits for it.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Longest time for leaving the queue: what is settled is still committed.
-const LONGEST_CLOSE: Duration = Duration::from_secs(10);
-/// Longest time that is kept for a step behind batch work: links, then lanes and outbox.
-const LONGEST_REST: Duration = Duration::from_secs(1);
-
-/// How `shutdown.grace` is shared out to the steps in which batch work ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Parting {
-    /// To finish what is in hand, from the signal on.
-    work: Duration,
-    /// Then to leave the queue.
-    close: Duration,
-}
-
-impl Parting {
-    fn of(grace: Duration) -> Self {
-        let close = (grace * 2 / 5).min(LONGEST_CLOSE);
-        let rest = (grace / 10).min(LONGEST_REST * 2);
-        Self { work: grace - close - rest, close }
-    }
-}
 
 /// The store in the data directory: opened when it is first asked for, and one for all who use it, since it has one
 /// bound.
@@ -94,6 +74,7 @@ pub struct Cloud {
     capture: Option<Arc<Capture>>,
     work: Option<Work>,
     blobs: Option<DirStore>,
+    quarantined: Vec<PathBuf>,
 }
 
 /// The queue of batch work, and the work on it where this process does it.
@@ -115,6 +96,11 @@ impl Cloud {
     /// The links that are configured, each with its health.
     pub fn links(&self) -> &[LinkHealth] {
         &self.links
+    }
+
+    /// Damaged files that this process had to set aside when it started.
+    pub fn quarantined(&self) -> &[PathBuf] {
+        &self.quarantined
     }
 
     /// Where batch work waits: `embedded`, `kafka` or `none`.
@@ -227,12 +213,17 @@ pub(super) fn start(links: &Links, around: &Around<'_>) -> Result<Cloud, StartEr
         }
         _ => None,
     };
-    let work = config.batch.enabled.then(|| start_batches(links, around)).transpose()?;
+    let mut quarantined = around.capture.as_ref().map_or_else(Vec::new, |it| it.quarantined().to_vec());
+    let work = config.batch.enabled.then(|| start_batches(links, around, &mut quarantined)).transpose()?;
     let blobs = around.disk.opened.get().cloned();
-    Ok(Cloud { links: links.health(), uplink, capture: around.capture.clone(), work, blobs })
+    Ok(Cloud { links: links.health(), uplink, capture: around.capture.clone(), work, blobs, quarantined })
 }
 
-fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError> {
+fn start_batches(
+    links: &Links,
+    around: &Around<'_>,
+    quarantined: &mut Vec<PathBuf>,
+) -> Result<Work, StartError> {
     let config = around.app.config();
     let (choice, reason) = links.queue(config);
     let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
@@ -249,8 +240,9 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
             (BatchStores { queue: Arc::new(queue), state, blob }, "kafka")
         }
         (_, _, _, _, Some(outbox)) => {
-            let (stores, quarantined) = embedded_stores(config, outbox, around.disk)?;
-            own.0.note_quarantined(quarantined);
+            let (stores, damaged) = embedded_stores(config, outbox, around.disk)?;
+            own.0.note_quarantined(damaged.len() as u64);
+            quarantined.extend(damaged);
             (stores, "embedded")
         }
         _ => return Err(StartError::WorkerWithoutKafka),
@@ -283,8 +275,12 @@ fn start_batches(links: &Links, around: &Around<'_>) -> Result<Work, StartError>
     Ok(Work { queue, kind, own: works.then_some(own), running: Mutex::new(running), tidy })
 }
 
-/// The stores in the data directory, and how many of their files were damaged and are set aside.
-fn embedded_stores(config: &Config, outbox: &Arc<Outbox>, disk: &Disk<'_>) -> SyncResult<(BatchStores, u64)> {
+/// The stores in the data directory, and their files that were damaged and are set aside.
+fn embedded_stores(
+    config: &Config,
+    outbox: &Arc<Outbox>,
+    disk: &Disk<'_>,
+) -> SyncResult<(BatchStores, Vec<PathBuf>)> {
     let dir = &config.data_dir;
     let queue = EmbeddedQueueConfig {
         inflight: config.batch.inflight,
@@ -295,7 +291,8 @@ fn embedded_stores(config: &Config, outbox: &Arc<Outbox>, disk: &Disk<'_>) -> Sy
     let state =
         EmbeddedStore::open(dir.join("batches"), StateConfig { max_bytes: 0 }, config.batch.status_ttl)?;
     let queue = EmbeddedQueue::open(queue, Arc::clone(outbox))?;
-    let quarantined = u64::from(state.quarantined().is_some()) + u64::from(queue.quarantined().is_some());
+    let quarantined = [state.quarantined(), queue.quarantined()];
+    let quarantined = quarantined.into_iter().flatten().map(Path::to_path_buf).collect();
     let stores =
         BatchStores { queue: Arc::new(queue), state: Arc::new(state), blob: Arc::new(disk.store()?) };
     Ok((stores, quarantined))
@@ -383,21 +380,4 @@ pub(super) fn open_capture(
     };
     let opened: Result<Capture, CaptureError> = Capture::open(capture, store, &Handle::current());
     Ok(Some(Arc::new(opened?)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_steps_of_an_end_fit_the_grace_period_and_each_has_some_of_it() {
-        for millis in [1, 100, 1000, 5000, 20_000, 60_000, 600_000] {
-            let grace = Duration::from_millis(millis);
-            let Parting { work, close } = Parting::of(grace);
-            assert!(work + close < grace, "{work:?} and {close:?} of {grace:?}");
-            assert!(work >= grace / 2 && close >= grace.min(LONGEST_CLOSE) / 3, "{work:?} and {close:?}");
-        }
-        let usual = Parting::of(Duration::from_secs(20));
-        assert_eq!(usual, Parting { work: Duration::from_secs(10), close: Duration::from_secs(8) });
-    }
 }

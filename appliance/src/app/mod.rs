@@ -4,6 +4,7 @@ mod cloud;
 mod files;
 mod links;
 mod models;
+mod parting;
 mod run;
 mod start;
 

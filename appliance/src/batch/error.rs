@@ -2,6 +2,7 @@
 
 use cloud_sync::blob::{InvalidKey, StoreFull};
 use cloud_sync::error::SyncError;
+use cloud_sync::state::BatchPhase;
 
 use super::intake::IntakeError;
 use super::layout::InvalidId;
@@ -76,11 +77,20 @@ pub enum BatchError {
     },
     /// It has no results yet.
     #[error(
-        "batch {request_id} is not finished; its results are there when its status is completed or failed"
+        "batch {request_id} is not finished; its results are there when its status is completed or failed, or cancelled \
+         with a results_url"
     )]
     NotFinished {
         /// The id.
         request_id: String,
+    },
+    /// It can't be cancelled any more.
+    #[error("batch {request_id} is finished: every image has its result")]
+    Finished {
+        /// The id.
+        request_id: String,
+        /// How it ended.
+        phase: BatchPhase,
     },
     /// This machine's disk has no room for the body or the results.
     #[error(transparent)]

@@ -3,6 +3,7 @@
 //! | key | what |
 //! |---|---|
 //! | `batches/<id>/batch.json` | what was submitted: the durable record |
+//! | `batches/<id>/cancelled.json` | that the batch was cancelled, and when |
 //! | `batches/<id>/files/<index>` | an image that was posted as a file; on a box's own disk until the batch is finished |
 //! | `batches/<id>/parts/<chunk>.jsonl` | results of one chunk, until the batch is finished |
 //! | `results/<id>.jsonl` | the results, one line an image, in the order of the images |
@@ -72,6 +73,14 @@ pub fn is_place(id: &str) -> bool {
 /// When `id` is none that [`check_any_id`] takes; so for every function here.
 pub fn batch_key(id: &str) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("batches/{id}/batch.json"))
+}
+
+/// What says that a batch was cancelled, also when the state store has lost or forgotten it.
+///
+/// # Errors
+/// As for [`batch_key`].
+pub fn cancelled_key(id: &str) -> Result<BlobKey, InvalidKey> {
+    BlobKey::new(format!("batches/{id}/cancelled.json"))
 }
 
 /// What the keys of all objects of a batch but its results begin with.
@@ -157,6 +166,7 @@ mod tests {
     fn every_key_is_in_one_of_the_folders() {
         let keys = [
             batch_key("b").unwrap(),
+            cancelled_key("b").unwrap(),
             file_key("b", 0).unwrap(),
             part_key("b", 0).unwrap(),
             results_key("b").unwrap(),

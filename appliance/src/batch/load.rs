@@ -1,6 +1,7 @@
 //! An image's URL -> its bytes, within bounds on time, size and number.
 
 mod buckets;
+mod slots;
 mod usual;
 
 use std::sync::Arc;
@@ -9,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloud_sync::blob::{BlobStore, TooLarge};
 use cloud_sync::error::SyncResult;
-use tokio::sync::Semaphore;
 
 use super::image_url::{Source, shown, source};
 use super::layout;
@@ -19,6 +19,7 @@ use crate::fetch::{FetchError, Fetcher};
 use crate::memory::{BodyMemory, Share};
 
 pub use buckets::{Buckets, OwnBucket};
+use slots::Slots;
 use usual::Usual;
 
 /// Loads the images of batches.
@@ -32,7 +33,7 @@ pub struct Loader {
     own: Arc<dyn BlobStore>,
     buckets: Buckets,
     limits: LoadLimits,
-    slots: Semaphore,
+    slots: Slots,
     usual: Usual,
     patience: Arc<Patience>,
 }
@@ -90,7 +91,7 @@ impl Loader {
             fetcher: Fetcher::new(FetchConfig { max_concurrent: loads, ..fetch }, limits.max_bytes),
             own,
             buckets,
-            slots: Semaphore::new(loads),
+            slots: Slots::new(loads),
             usual: Usual::default(),
             limits,
             patience,
@@ -107,20 +108,23 @@ impl Loader {
             let invalid = || invalid(format!("image_url: {:?} names no file of this batch", shown(url)));
             let index = index.parse::<u64>().map_err(|_| invalid())?;
             let key = layout::file_key(request_id, index).map_err(|_| invalid())?;
-            return self.stored(url, Refusal::OfStore, |bound| self.own.get(&key, bound)).await;
+            let own = |bound| self.own.get(&key, bound);
+            return self.stored(request_id, url, Refusal::OfStore, own).await;
         }
         match source(url).map_err(|reason| invalid(format!("image_url: {reason}")))? {
             Source::Object { bucket, key } => {
                 let store = self.buckets.store(bucket, key)?;
-                self.stored(url, Refusal::Unknown, |bound| store.get_any(key, bound)).await
+                let get = |bound| store.get_any(key, bound);
+                self.stored(request_id, url, Refusal::Unknown, get).await
             }
-            Source::Web => self.fetched(url).await,
+            Source::Web => self.fetched(request_id, url).await,
         }
     }
 
     /// An object of a store that the appliance works with: what isn't the object's own fault is waited for.
     async fn stored<F>(
         &self,
+        request_id: &str,
         url: &str,
         refusal: Refusal,
         get: impl Fn(u64) -> F + Send + Sync,
@@ -131,7 +135,7 @@ impl Loader {
         let mut backoff = self.patience.backoff();
         let mut again = false;
         loop {
-            let slot = self.slots.acquire().await;
+            let slot = self.slots.acquire(request_id).await;
             let error = match self.get_once(&get).await {
                 Ok(Some(loaded)) => return Ok(loaded),
                 Ok(None) => {
@@ -192,11 +196,11 @@ impl Loader {
     }
 
     /// An image of somebody else's server, tried a few times if that may help.
-    async fn fetched(&self, url: &str) -> Result<Bytes, LoadFailure> {
+    async fn fetched(&self, request_id: &str, url: &str) -> Result<Bytes, LoadFailure> {
         let longest = self.limits.pause.saturating_mul(16);
         let mut backoff = cloud_sync::backoff::Backoff::new(self.limits.pause, longest);
         loop {
-            let slot = self.slots.acquire().await;
+            let slot = self.slots.acquire(request_id).await;
             let mut outcome = self.fetch_once(url, self.limits.memory.share_for_batch()).await;
             if let Err(FetchError::NoRoom) = outcome {
                 // Others hold the memory: it waits, with none in hand, for all that the image may need.

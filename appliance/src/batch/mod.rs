@@ -1,7 +1,8 @@
 //! Batches: taken, put into the queue, asked about.
 //!
 //! A batch flows through these modules in this order: [`spool`] (the body, on disk) -> [`intake`] (read under bounds)
-//! -> `submit` (state, blobs, queue) -> a worker -> `status` and `results`. [`layout`] says where everything lies.
+//! -> `submit` (state, blobs, queue) -> a worker -> `status` and `results`, unless it is stopped by `cancel`. [`layout`]
+//! says where everything lies.
 //!
 //! Invariants:
 //! - The same `request_id` with the same content is the same batch, however often and wherever it is sent.
@@ -9,6 +10,8 @@
 //!   again.
 //! - No list of images is ever in memory as a whole.
 
+mod cancel;
+mod drain;
 mod error;
 pub mod image_url;
 pub mod intake;
@@ -54,7 +57,7 @@ use crate::config::{BatchConfig, Config};
 use intake::{BatchOptions, Intake, IntakeBounds};
 use spool::{Spool, SpoolError};
 
-/// Submissions at once: each may have two bodies on the disk.
+/// Submissions at once: each may have a body on the disk.
 pub(crate) const MAX_SUBMISSIONS: usize = 8;
 /// Results being given out at once: each has a copy on the disk.
 pub(crate) const MAX_DOWNLOADS: usize = 4;

@@ -12,8 +12,8 @@ use ulid::Ulid;
 
 use super::intake::{Form, Images, Intake};
 use super::jobs::{Jobs, Source, chunks};
-use super::layout::{batch_key, file_key, files_prefix, results_key};
-use super::record::{self, BatchRecord};
+use super::layout::{batch_key, cancelled_key, file_key, files_prefix, results_key};
+use super::record::BatchRecord;
 use super::status::BatchView;
 use super::{BatchError, BatchService};
 
@@ -118,14 +118,13 @@ impl BatchService {
     /// Whether a batch of this id has been taken before, even if the state store has forgotten it since.
     async fn known(&self, id: &str, digest: &str) -> Result<Known, BatchError> {
         let link = BatchError::link(id);
-        let Some(json) = self.blob.get(&batch_key(id)?, record::MAX_BYTES).await.map_err(&link)? else {
+        let Some(record) = self.record(id).await? else {
             // A batch that came in as a message has no record; its results are not to be overwritten.
             return match self.blob.head(&results_key(id)?).await.map_err(&link)? {
                 Some(_) => Err(BatchError::IdTaken { request_id: id.to_owned() }),
                 None => Ok(Known::Not),
             };
         };
-        let record: BatchRecord = serde_json::from_slice(&json).map_err(|e| unreadable_record(id, e))?;
         if record.spec.digest != digest {
             return Err(BatchError::IdTaken { request_id: id.to_owned() });
         }
@@ -152,7 +151,7 @@ impl BatchService {
         let json = record.to_json().map_err(|e| BatchError::Internal(e.to_string()))?;
         self.blob.put(&batch_key(id)?, json, "application/json").await.map_err(&link)?;
         let source = match images {
-            Images::Urls(list) => Source::Urls(list.read().map_err(|e| self.spool.failed(e))?),
+            Images::Urls(list) => Source::Urls(list.drain().map_err(|e| self.spool.failed(e))?),
             Images::Files(_) => Source::Files,
         };
         let queued = self.queue.submit(&mut Jobs::new(record, source)).await;
@@ -161,7 +160,7 @@ impl BatchService {
 
     /// Stores the files of a form, a few at once.
     async fn store_files(&self, id: &str, form: &Form) -> Result<(), BatchError> {
-        let mut form = form.read().await?;
+        let mut form = form.drain().await?;
         let mut uploads = JoinSet::new();
         let mut index = 0;
         let stored = |done: Result<Result<(), SyncError>, _>| match done {
@@ -202,6 +201,7 @@ impl BatchService {
         let link = BatchError::link(id);
         // The record first: without it the batch is unknown once the state store has forgotten it.
         self.blob.delete(&batch_key(id)?).await.map_err(&link)?;
+        self.blob.delete(&cancelled_key(id)?).await.map_err(&link)?;
         self.state.forget_batch(id).await.map_err(&link)?;
         let mut next = None;
         loop {

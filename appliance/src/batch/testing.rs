@@ -80,7 +80,11 @@ impl MemoryStores {
         let ok = lines.matches(r#""status":"ok""#).count() as u64;
         let mut batches = self.state.batches.lock();
         let status = batches.get_mut(id).unwrap();
-        status.phase = if ok > 0 { BatchPhase::Completed } else { BatchPhase::Failed };
+        status.phase = match status.phase {
+            BatchPhase::Cancelled => BatchPhase::Cancelled,
+            _ if ok > 0 => BatchPhase::Completed,
+            _ => BatchPhase::Failed,
+        };
         status.outcome = Some(BatchOutcome {
             phase: status.phase,
             completed: ok,
@@ -141,23 +145,35 @@ impl StateStore for MemoryState {
         let created = !batches.contains_key(&spec.request_id);
         let status = batches.entry(spec.request_id.clone()).or_insert_with(|| status(spec));
         status.phase = BatchPhase::Processing;
-        Ok(ChunkStart { created, done_by: None, finished: false })
+        Ok(ChunkStart { created, done_by: None, finished: false, cancelled: false })
     }
 
     async fn complete_chunk(&self, _: &BatchSpec, _: u32, _: &str, _: u64, _: u64) -> SyncResult<ChunkDone> {
         Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
     }
 
-    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<()> {
+    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<BatchPhase> {
         self.faults.check("finish_batch", Link::Redis)?;
         let mut batches = self.batches.lock();
         let status = batches.entry(spec.request_id.clone()).or_insert_with(|| status(spec));
         if status.outcome.is_none() {
-            status.phase = outcome.phase;
+            if status.phase != BatchPhase::Cancelled {
+                status.phase = outcome.phase;
+            }
             status.submitted = true;
             status.outcome = Some(outcome.clone());
         }
-        Ok(())
+        Ok(status.phase)
+    }
+
+    async fn cancel_batch(&self, spec: &BatchSpec) -> SyncResult<BatchStatus> {
+        self.faults.check("cancel_batch", Link::Redis)?;
+        let mut batches = self.batches.lock();
+        let status = batches.entry(spec.request_id.clone()).or_insert_with(|| status(spec));
+        if status.outcome.is_none() {
+            status.phase = BatchPhase::Cancelled;
+        }
+        Ok(status.clone())
     }
 
     async fn batch(&self, id: &str) -> SyncResult<Option<BatchStatus>> {
@@ -172,11 +188,11 @@ impl StateStore for MemoryState {
         Ok(())
     }
 
-    async fn begin_work(&self, _: &str) -> SyncResult<WorkStarts> {
+    async fn work_starts(&self, _: &str) -> SyncResult<WorkStarts> {
         Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
     }
 
-    async fn work_at(&self, _: &str, _: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, _: &str, _: Option<u64>) -> SyncResult<()> {
         Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
     }
 

@@ -144,6 +144,9 @@ pub(super) struct HealthReply {
     /// What lies in the data directory for want of an object storage, once it has been counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) blobs: Option<BlobsHealth>,
+    /// Damaged files that were set aside when this process started, each replaced by an empty one; for the operator.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) quarantined: Vec<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -26,6 +26,7 @@ const PAGE: &str = include_str!("docs.html");
         batch_predict,
         batch_status,
         batch_results,
+        batch_cancel,
         models,
         model,
         model_order,
@@ -182,6 +183,30 @@ fn batch_status() {}
 )]
 #[allow(dead_code)]
 fn batch_results() {}
+
+/// Cancel a batch.
+///
+/// Images that are not being worked on get no result; those that are may get one. What is done stays: when the last of it
+/// has been put together, the status has a `results_url`, and the results have a line for each image that was done.
+/// A cancelled batch does not begin anew, also when it is submitted again. Repeating it changes nothing.
+#[utoipa::path(
+    delete,
+    path = "/batch/{id}",
+    tag = "batch",
+    params(("id" = String, Path, description = "Id of the batch")),
+    responses(
+        (status = 200, description = "Cancelled, and its results are put together", body = BatchStatusReply),
+        (status = 202, description = "Cancelled; its results are not put together yet", body = BatchStatusReply),
+        (status = 403, description = "batch_disabled, origin_refused", body = ErrorBody),
+        (status = 404, description = "unknown_batch", body = ErrorBody),
+        (status = 409, description = "batch_finished: every image has its result", body = ErrorBody),
+        (status = 429, description = "overloaded: too many look-ups of forgotten batches at once", body = ErrorBody),
+        (status = 500, description = "internal", body = ErrorBody),
+        (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody)
+    )
+)]
+#[allow(dead_code)]
+fn batch_cancel() {}
 
 /// All models: which versions serve, and how their rollouts stand.
 #[utoipa::path(get, path = "/models", tag = "models", responses(

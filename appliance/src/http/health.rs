@@ -43,6 +43,7 @@ pub(super) fn full(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Resp
         capture: None,
         batches: None,
         blobs: None,
+        quarantined: Vec::new(),
     };
     if let Some(engine) = app.engine() {
         describe_engine(&mut reply, &app, &engine);
@@ -63,6 +64,7 @@ pub(super) fn full(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Resp
 /// Takes out what is only for the operator.
 fn conceal(reply: &mut HealthReply) {
     reply.node = None;
+    reply.quarantined.clear();
     if let Some(device) = &mut reply.device {
         device.reason = None;
     }
@@ -101,7 +103,8 @@ fn ready_status(app: &App) -> StatusCode {
 /// It answers, but something is wrong. A link that is away is not: that is a normal state.
 fn is_degraded(app: &App, engine: &LoadedModel) -> bool {
     let outbox_fails = app.service().is_some_and(|service| service.outbox.stats().error.is_some());
-    engine.lanes.alive() < engine.lanes.count() || engine.lanes.stuck().1 || outbox_fails
+    let damaged = app.cloud().is_some_and(|cloud| !cloud.quarantined().is_empty());
+    engine.lanes.alive() < engine.lanes.count() || engine.lanes.stuck().1 || outbox_fails || damaged
 }
 
 fn describe_engine(reply: &mut HealthReply, app: &App, engine: &LoadedModel) {
@@ -150,6 +153,7 @@ fn describe_cloud(reply: &mut HealthReply, cloud: &Cloud) {
         };
         reply.links.insert(link.link().name().to_owned(), health);
     }
+    reply.quarantined = cloud.quarantined().iter().map(|path| path.display().to_string()).collect();
     let readings = cloud.readings();
     reply.uplink = readings.uplink.map(|uplink| UplinkHealth {
         backlog: uplink.backlog,

@@ -70,6 +70,8 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         warp::path!("batch" / "status" / String).and(get_head).and(state.clone()).then(batch::status);
     let batch_results =
         warp::path!("batch" / "results" / String).and(get_head).and(state.clone()).then(batch::results);
+    let batch_cancel =
+        warp::path!("batch" / String).and(warp::delete()).and(state.clone()).then(batch::cancel);
     let about = about(Arc::clone(&app), Surface::Public);
     let models = model_routes(Arc::clone(&app), Surface::Public);
     predict
@@ -78,6 +80,8 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .or(batch_status)
         .unify()
         .or(batch_results)
+        .unify()
+        .or(batch_cancel)
         .unify()
         .or(about)
         .unify()

@@ -229,6 +229,7 @@ impl From<BatchError> for ApiError {
                 Self::new(StatusCode::NOT_FOUND, "unknown_batch", message)
             }
             BatchError::NotFinished { .. } => Self::new(StatusCode::NOT_FOUND, "batch_not_finished", message),
+            BatchError::Finished { .. } => Self::new(StatusCode::CONFLICT, "batch_finished", message),
             BatchError::IdTaken { .. } => Self::new(StatusCode::CONFLICT, "request_id_taken", message),
             BatchError::Busy { .. } | BatchError::BeingSubmitted { .. } => {
                 Self::overloaded(message, Duration::from_secs(1))

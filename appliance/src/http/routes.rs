@@ -26,6 +26,8 @@ impl Surface {
 
 const READ: &str = "GET, HEAD, OPTIONS";
 const POST: &str = "POST, OPTIONS";
+const DELETE: &str = "DELETE, OPTIONS";
+const POST_DELETE: &str = "POST, DELETE, OPTIONS";
 
 /// The methods of a path, as the header Allow lists them; None where there is no such path.
 pub(super) fn allowed(surface: Surface, path: &str) -> Option<&'static str> {
@@ -37,7 +39,10 @@ pub(super) fn allowed(surface: Surface, path: &str) -> Option<&'static str> {
         _ if models::is_order(path) => Some(POST),
         _ if surface != Surface::Public => None,
         "/" | "/openapi.json" | "/docs" => Some(READ),
-        "/predict" | "/batch/predict" => Some(POST),
+        "/predict" => Some(POST),
+        // The batch that a client has called "predict" can be cancelled too.
+        "/batch/predict" => Some(POST_DELETE),
+        _ if has_id("/batch/") => Some(DELETE),
         _ if has_id("/batch/status/") || has_id("/batch/results/") => Some(READ),
         _ => None,
     }

@@ -98,6 +98,7 @@ pub(super) struct CloudMetrics {
     batch_completed: Counter,
     batch_failed: Counter,
     batch_finished: Counter,
+    batch_cancelled: Counter,
     batch_bad_messages: Counter,
     batch_duplicates: Counter,
     batch_lost: Counter,
@@ -148,7 +149,7 @@ impl CloudMetrics {
         }
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, &Counter); 22] {
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 23] {
         [
             ("uplink_sent", "Events sent to Kafka", &self.uplink_sent),
             ("uplink_dead_lettered", "Events that Kafka refused for good", &self.uplink_dead_lettered),
@@ -171,6 +172,7 @@ impl CloudMetrics {
             ("batch_images_completed", "Batch images classified", &self.batch_completed),
             ("batch_images_failed", "Batch images failed for good", &self.batch_failed),
             ("batch_finished", "Batches finished by this process", &self.batch_finished),
+            ("batch_cancelled", "Batches among them that were cancelled", &self.batch_cancelled),
             (
                 "batch_bad_messages",
                 "Messages that were no batch work, such as no JSON or no URL",
@@ -250,6 +252,7 @@ impl CloudMetrics {
         raise(&self.batch_completed, batch.counts.classified);
         raise(&self.batch_failed, batch.counts.failed);
         raise(&self.batch_finished, batch.counts.batches);
+        raise(&self.batch_cancelled, batch.counts.cancelled);
         raise(&self.batch_bad_messages, batch.counts.dead_letters);
         raise(&self.batch_duplicates, batch.counts.duplicates);
         raise(&self.batch_lost, batch.counts.lost);

@@ -42,6 +42,13 @@ pub fn get(address: SocketAddr, path: &str) -> Reply {
     send(address, format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
 }
 
+pub fn delete(address: SocketAddr, path: &str) -> Reply {
+    send(
+        address,
+        format!("DELETE {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes(),
+    )
+}
+
 pub fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
     let mut request =
         format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());

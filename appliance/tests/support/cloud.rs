@@ -205,7 +205,8 @@ pub fn finished(api: &Daemon, request_id: &str, patience: Duration) -> Value {
     loop {
         let reply = api.get(&format!("/batch/status/{request_id}"));
         let status = if reply.status == 200 { reply.json() } else { Value::Null };
-        if status["status"] == "completed" || status["status"] == "failed" {
+        let cancelled = status["status"] == "cancelled" && status["results_url"].is_string();
+        if status["status"] == "completed" || status["status"] == "failed" || cancelled {
             return status;
         }
         assert!(Instant::now() < until, "batch {request_id} is not finished: {}", reply.text());

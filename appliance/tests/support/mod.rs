@@ -152,6 +152,10 @@ impl Daemon {
         get(self.address, path)
     }
 
+    pub fn delete(&self, path: &str) -> Reply {
+        client::delete(self.address, path)
+    }
+
     /// The same on the listener for the operator, where there is one: with all details.
     pub fn get_as_operator(&self, path: &str) -> Reply {
         get(self.admin.unwrap_or(self.address), path)

@@ -192,6 +192,12 @@ impl Capture {
         }
     }
 
+    /// Where the damaged files are that had to be set aside when it was opened.
+    #[must_use]
+    pub fn quarantined(&self) -> &[PathBuf] {
+        self.sent.quarantined()
+    }
+
     /// How it stands.
     #[must_use]
     pub fn stats(&self) -> CaptureStats {

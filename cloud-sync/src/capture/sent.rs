@@ -2,17 +2,19 @@
 //!
 //! Two files of 16 bytes an image, `sent` and `sent.old`. Digests are appended to the first; when it is full
 //! it takes the place of the second. Nothing is forced to the disk: a digest that a crash has lost costs a
-//! look at the storage, and a torn or garbled one is a digest that no image has.
+//! look at the storage, and a torn or garbled one is a digest that no image has. For the same reason a file that can't
+//! be read, or is none of ours, is set aside and an empty one takes its place.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
 use super::error::CaptureError;
 use super::item::Digest;
+use crate::quarantine::set_aside;
 
 /// Digests of one file: at least so many are remembered, at most twice as many.
 pub(super) const PER_FILE: usize = 131_072;
@@ -24,6 +26,7 @@ const OLD: &str = "sent.old";
 pub(super) struct Sent {
     dir: PathBuf,
     state: Mutex<State>,
+    quarantined: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -36,10 +39,16 @@ struct State {
 impl Sent {
     pub(super) fn open(dir: &Path) -> Result<Self, CaptureError> {
         let path = dir.join(FILE);
-        let newest = load(&path)?;
-        let older = load(&dir.join(OLD))?;
+        let mut quarantined = Vec::new();
+        let newest = load(&path, &mut quarantined)?;
+        let older = load(&dir.join(OLD), &mut quarantined)?;
         let file = open_to_append(&path).map_err(|e| CaptureError::io("open", &path, e))?;
-        Ok(Self { dir: dir.to_owned(), state: Mutex::new(State { newest, older, file }) })
+        Ok(Self { dir: dir.to_owned(), state: Mutex::new(State { newest, older, file }), quarantined })
+    }
+
+    /// Where the files are that had to be set aside.
+    pub(super) fn quarantined(&self) -> &[PathBuf] {
+        &self.quarantined
     }
 
     pub(super) fn contains(&self, digest: Digest) -> bool {
@@ -73,12 +82,26 @@ impl Sent {
     }
 }
 
-fn load(path: &Path) -> Result<HashSet<[u8; DIGEST_BYTES]>, CaptureError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(bytes.as_chunks().0.iter().copied().collect()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
-        Err(e) => Err(CaptureError::io("read", path, e)),
+fn load(path: &Path, quarantined: &mut Vec<PathBuf>) -> Result<HashSet<[u8; DIGEST_BYTES]>, CaptureError> {
+    let error = match read(path) {
+        Ok(bytes) => return Ok(bytes.as_chunks().0.iter().copied().collect()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+        Err(e) => e,
+    };
+    let aside = set_aside(path).map_err(|e| CaptureError::io("set aside", path, e))?;
+    tracing::error!(%error, file = %path.display(), aside = %aside.display(), "a damaged file is set aside");
+    quarantined.push(aside);
+    Ok(HashSet::new())
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let most = (PER_FILE * DIGEST_BYTES) as u64;
+    let mut bytes = Vec::new();
+    // One digest may be torn, and the last may have come before a crash that kept the files from turning over.
+    if File::open(path)?.take(2 * most + 1).read_to_end(&mut bytes)? as u64 > 2 * most {
+        return Err(io::Error::other("it is longer than it can be"));
     }
+    Ok(bytes)
 }
 
 /// Cuts off a torn digest first: those behind it would all be out of step.
@@ -113,6 +136,30 @@ mod tests {
         let bytes = fs::metadata(dir.path().join(FILE)).unwrap().len();
         assert_eq!(bytes, 5 * DIGEST_BYTES as u64);
         assert_eq!(fs::metadata(dir.path().join(OLD)).unwrap().len(), (PER_FILE * DIGEST_BYTES) as u64);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let sent = Sent::open(dir.path()).unwrap();
+        assert!(sent.quarantined().is_empty());
+        sent.add(digest(1));
+        drop(sent);
+        fs::rename(dir.path().join(FILE), dir.path().join(OLD)).unwrap();
+        // A folder in its place, and a file that is far too long.
+        fs::create_dir(dir.path().join(FILE)).unwrap();
+        let sent = Sent::open(dir.path()).unwrap();
+        assert_eq!(sent.quarantined().len(), 1);
+        assert!(sent.contains(digest(1)), "the other file counts");
+        sent.add(digest(2));
+        drop(sent);
+        File::create(dir.path().join(OLD)).unwrap().set_len(1 << 40).unwrap();
+        let sent = Sent::open(dir.path()).unwrap();
+        assert_eq!(sent.quarantined().len(), 1);
+        assert!(sent.contains(digest(2)) && !sent.contains(digest(1)));
+        let listed = crate::quarantine::list(dir.path()).unwrap();
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        assert!(crate::quarantine::list(&dir.path().join("none")).unwrap().is_empty());
     }
 
     #[test]

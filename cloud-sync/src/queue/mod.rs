@@ -11,10 +11,13 @@
 //!    mark before, and a look at the outbox after a crash.)
 //! 3. **Bounded.** No more than `inflight` jobs are out at once. What is fetched ahead of them is bounded in
 //!    number and bytes.
-//! 4. **Nothing blocks.** Jobs may be settled in any order; a job that takes long holds back neither the
+//! 4. **Fair.** Batches whose jobs wait take turns, and none has all places: see `fair`. In Kafka this holds among the
+//!    messages that this process has fetched; what lies behind them in its partition is not seen yet.
+//! 5. **Nothing blocks.** Jobs may be settled in any order; a job that takes long holds back neither the
 //!    work on others nor, embedded, their acknowledgement.
 
 mod embedded;
+mod fair;
 mod kafka;
 
 use std::fmt;
@@ -30,7 +33,8 @@ use crate::error::SyncResult;
 /// A job on its way into the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewJob {
-    /// What decides the partition: jobs of one key stay in order, jobs of different keys spread.
+    /// What decides the partition: jobs of one key stay in order, jobs of different keys spread. Jobs whose keys are
+    /// `<batch>/<number>` with the same batch share what one batch may have.
     pub key: String,
     /// The message as it stands on the wire.
     pub payload: Bytes,

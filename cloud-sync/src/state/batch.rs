@@ -30,13 +30,16 @@ pub enum BatchPhase {
     Completed,
     /// Every image has its result, and all of them are failures.
     Failed,
+    /// Cancelled before every image had its result. Until there is an outcome, workers may still be at images that
+    /// they had begun.
+    Cancelled,
 }
 
 impl BatchPhase {
-    /// Whether nothing changes any more.
+    /// Whether it never becomes another phase.
     #[must_use]
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed)
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 }
 
@@ -98,6 +101,8 @@ pub struct ChunkStart {
     pub done_by: Option<String>,
     /// Whether the whole batch has its outcome.
     pub finished: bool,
+    /// Whether the batch is cancelled: no image of it is to be begun any more.
+    pub cancelled: bool,
 }
 
 /// What [`super::StateStore::complete_chunk`] has done.

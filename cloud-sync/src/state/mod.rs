@@ -70,11 +70,20 @@ pub trait StateStore: Send + Sync + fmt::Debug {
         failed: u64,
     ) -> SyncResult<ChunkDone>;
 
-    /// Notes how a batch ended. Only the first call counts. Creates the batch where it is not known.
+    /// Notes how a batch ended. Only the first call counts. Creates the batch where it is not known. Returns the phase
+    /// that the batch has now: that of the first outcome, and [`BatchPhase::Cancelled`] for a batch that was cancelled
+    /// before it.
     ///
     /// # Errors
     /// When the store is out of reach.
-    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<()>;
+    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<BatchPhase>;
+
+    /// Cancels a batch, durably, unless it has an outcome. Creates it (submitted) where it is not known. Returns how
+    /// the batch stands after the call.
+    ///
+    /// # Errors
+    /// When the store is out of reach.
+    async fn cancel_batch(&self, spec: &BatchSpec) -> SyncResult<BatchStatus>;
 
     /// How far a batch is; `None` when it is not known (any more).
     ///
@@ -88,21 +97,20 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     /// When the store is out of reach.
     async fn forget_batch(&self, request_id: &str) -> SyncResult<()>;
 
-    /// Notes, durably, that the work on the message at `position` begins. Returns what is known of its
-    /// starts, this one included.
+    /// What is known of earlier starts of the work on the message at `position` that did not end.
     ///
     /// # Errors
     /// When the store is out of reach.
-    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts>;
+    async fn work_starts(&self, position: &str) -> SyncResult<WorkStarts>;
 
-    /// Notes, durably, which image the work on a message is at, or that it is at none.
+    /// Notes, durably, that the work on the message at `position` begins, where `image` is given with that image alone.
     ///
     /// # Errors
     /// When the store is out of reach.
-    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()>;
+    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()>;
 
-    /// Forgets the starts of a message that is `done`; else takes back only the current start, which was
-    /// given up in good order.
+    /// Forgets the starts of a message that is `done`; else takes back only the current start, which ended in good
+    /// order.
     ///
     /// # Errors
     /// When the store is out of reach.

@@ -20,9 +20,11 @@ use ulid::Ulid;
 use connection::Connector;
 use scripts::{FIELDS, Scripts};
 pub use settings::RedisConfig;
-use status::{Fields, phase_name, status};
+use status::{Fields, parse_phase, phase_name, status, work_starts};
 
-use super::{BatchOutcome, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts};
+use super::{
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
+};
 use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
@@ -149,7 +151,7 @@ impl RedisStore {
         script: &Script,
         more: impl Fn(&mut ScriptInvocation<'_>),
     ) -> SyncResult<T> {
-        let key = format!("{}:work:{{{position}}}", self.config.prefix);
+        let key = self.work_key(position);
         self.script_on(key, &format!("note the work on message {position:?}"), script, more).await
     }
 
@@ -176,6 +178,10 @@ impl RedisStore {
 
     fn batch_key(&self, request_id: &str) -> String {
         format!("{}:batch:{{{request_id}}}", self.config.prefix)
+    }
+
+    fn work_key(&self, position: &str) -> String {
+        format!("{}:work:{{{position}}}", self.config.prefix)
     }
 }
 
@@ -223,12 +229,12 @@ impl StateStore for RedisStore {
     }
 
     async fn start_chunk(&self, spec: &BatchSpec, chunk: u32) -> SyncResult<ChunkStart> {
-        let (created, done_by, finished) = self
+        let (created, done_by, finished, cancelled) = self
             .script("start a chunk of batch", &spec.request_id, &self.scripts.start, |to| {
                 describe(to, spec).arg(chunk);
             })
             .await?;
-        Ok(ChunkStart { created, done_by, finished })
+        Ok(ChunkStart { created, done_by, finished, cancelled })
     }
 
     async fn complete_chunk(
@@ -247,13 +253,24 @@ impl StateStore for RedisStore {
         Ok(ChunkDone { owner, chunks_done, to_finish })
     }
 
-    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<()> {
+    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<BatchPhase> {
         let text = json(outcome)?;
-        self.script("finish batch", &spec.request_id, &self.scripts.finish, |to| {
-            let phase = phase_name(outcome.phase);
-            describe(to, spec).arg(&text).arg(phase).arg(outcome.completed).arg(outcome.failed);
-        })
-        .await
+        let phase: String = self
+            .script("finish batch", &spec.request_id, &self.scripts.finish, |to| {
+                let phase = phase_name(outcome.phase);
+                describe(to, spec).arg(&text).arg(phase).arg(outcome.completed).arg(outcome.failed);
+            })
+            .await?;
+        parse_phase(&phase).ok_or_else(|| self.strange(&spec.request_id, &format!("phase is {phase:?}")))
+    }
+
+    async fn cancel_batch(&self, spec: &BatchSpec) -> SyncResult<BatchStatus> {
+        let fields: Fields = self
+            .script("cancel batch", &spec.request_id, &self.scripts.cancel, |to| {
+                describe(to, spec).arg(&FIELDS);
+            })
+            .await?;
+        status(fields).map_err(|what| self.strange(&spec.request_id, &what))
     }
 
     async fn batch(&self, request_id: &str) -> SyncResult<Option<BatchStatus>> {
@@ -280,21 +297,20 @@ impl StateStore for RedisStore {
         .await
     }
 
-    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts> {
-        let fields: BTreeMap<String, u64> =
-            self.work_script(position, &self.scripts.begin_work, |_| {}).await?;
-        let narrow = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-        let ended = fields.iter().filter_map(|(name, count)| {
-            let image = name.strip_prefix("e:")?.parse().ok()?;
-            Some((image, narrow(*count)))
-        });
-        let starts = fields.get("starts").copied().map_or(1, narrow);
-        Ok(WorkStarts { starts, image: None, ended_at: ended.collect() })
+    async fn work_starts(&self, position: &str) -> SyncResult<WorkStarts> {
+        let command = redis::Cmd::hgetall(self.work_key(position));
+        let fields: BTreeMap<String, u64> = self
+            .call(&format!("read the starts of {position:?}"), |mut to| {
+                let command = &command;
+                async move { command.query_async(&mut to).await }
+            })
+            .await?;
+        Ok(work_starts(&fields))
     }
 
-    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
         let image = image.map_or_else(String::new, |image| image.to_string());
-        self.work_script(position, &self.scripts.work_at, |to| {
+        self.work_script(position, &self.scripts.begin_work, |to| {
             to.arg(&image);
         })
         .await

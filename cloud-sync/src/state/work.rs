@@ -4,31 +4,36 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The starts of the work on one message, the current one included.
+/// The starts of the work on one message that did not end.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkStarts {
-    /// Starts that were not given back.
+    /// How many there were.
     pub starts: u32,
-    /// The image that the work is at, where the images are worked on one at a time.
+    /// The image that the last of them was made for, until it is counted in `ended_at`.
     pub image: Option<u64>,
-    /// Image -> starts that ended while the work was at it.
+    /// Image -> starts for this image alone.
     pub ended_at: BTreeMap<u64, u32>,
 }
 
 impl WorkStarts {
-    /// Counts one more start. What the one before was at, it did not get past.
-    pub fn begin(&mut self) {
+    /// Counts one more start, for one image or for the message as a whole.
+    pub fn begin(&mut self, image: Option<u64>) {
+        self.count_last();
         self.starts = self.starts.saturating_add(1);
-        if let Some(image) = self.image.take() {
-            let ended = self.ended_at.entry(image).or_default();
-            *ended = ended.saturating_add(1);
-        }
+        self.image = image;
     }
 
-    /// Takes the current start back: it was given up in good order.
+    /// Takes the current start back: it ended in good order.
     pub fn give_back(&mut self) {
         self.starts = self.starts.saturating_sub(1);
         self.image = None;
+    }
+
+    /// What there is to say before the next start: the last one did not end, or it would have been taken back.
+    #[must_use]
+    pub fn so_far(mut self) -> Self {
+        self.count_last();
+        self
     }
 
     /// How many starts ended while the work was at an image.
@@ -37,10 +42,17 @@ impl WorkStarts {
         self.ended_at.get(&image).copied().unwrap_or_default()
     }
 
-    /// How many earlier starts ended while the work was at no image that was noted.
+    /// How many starts were made for no image in particular.
     #[must_use]
     pub fn ended_elsewhere(&self) -> u32 {
         let at_images: u32 = self.ended_at.values().fold(0, |sum, ended| sum.saturating_add(*ended));
-        self.starts.saturating_sub(1).saturating_sub(at_images)
+        self.starts.saturating_sub(at_images)
+    }
+
+    fn count_last(&mut self) {
+        if let Some(image) = self.image.take() {
+            let ended = self.ended_at.entry(image).or_default();
+            *ended = ended.saturating_add(1);
+        }
     }
 }

@@ -3,6 +3,9 @@
 //! A test file has this one as its `mod contract`, names its harness once, `contract::suite!(MyHarness);`, and
 //! gets one `#[tokio::test]` a promise.
 
+#[path = "state_work.rs"]
+mod work;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,6 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, Created, StateStore};
+
+pub(crate) use work::{
+    a_batch_that_is_cancelled_stays_so, starts_of_the_work_on_a_message_are_counted,
+    what_is_finished_is_not_cancelled,
+};
 
 const LONG: Duration = Duration::from_secs(3600);
 /// How much sooner something may be gone: stores count whole milliseconds, by a clock of their own.
@@ -43,6 +51,8 @@ macro_rules! suite {
         a_batch_that_was_forgotten_can_come_again,
         names_and_results_of_any_kind_come_back,
         starts_of_the_work_on_a_message_are_counted,
+        a_batch_that_is_cancelled_stays_so,
+        what_is_finished_is_not_cancelled,
     ); };
     ($harness:ty: $($promise:ident,)*) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,25 +382,4 @@ pub(crate) async fn names_and_results_of_any_kind_come_back<H: Harness>(harness:
         assert_eq!((&now.spec, now.outcome.as_ref()), (&spec, Some(&outcome)), "{name}");
         assert_eq!((now.completed, now.failed), ((1 << 50) + n, n), "{name}");
     }
-}
-
-pub(crate) async fn starts_of_the_work_on_a_message_are_counted<H: Harness>(harness: &H) {
-    let [store, other] = harness.open(LONG).await;
-    for starts in 1..=3 {
-        let seen = [&store, &other][starts as usize % 2].begin_work("requests-0-7").await.unwrap();
-        assert_eq!((seen.starts, seen.ended_elsewhere()), (starts, starts - 1));
-        // One that was given back in good order does not count.
-        store.begin_work("requests-0-8").await.unwrap();
-        store.end_work("requests-0-8", false).await.unwrap();
-    }
-    assert_eq!(store.begin_work("requests-0-8").await.unwrap().starts, 1);
-    store.work_at("requests-0-7", Some(41)).await.unwrap();
-    store.work_at("requests-0-7", None).await.unwrap();
-    store.work_at("requests-0-7", Some(42)).await.unwrap();
-    let seen = other.begin_work("requests-0-7").await.unwrap();
-    assert_eq!((seen.starts, seen.ended_at(42), seen.ended_at(41), seen.ended_elsewhere()), (4, 1, 0, 2));
-    store.work_at("requests-0-7", Some(42)).await.unwrap();
-    assert_eq!(other.begin_work("requests-0-7").await.unwrap().ended_at(42), 2);
-    store.end_work("requests-0-7", true).await.unwrap();
-    assert_eq!(other.begin_work("requests-0-7").await.unwrap().starts, 1);
 }

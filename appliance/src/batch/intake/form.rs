@@ -1,7 +1,9 @@
 //! The multipart form of a batch. It is read from the spooled body twice: once to check it and to know the digest, and
-//! once more to store the files, when the batch has its id.
+//! once more to store the files, when the batch has its id. The second time what has been read is freed, so that the files
+//! are on the disk once.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, stream};
 use multer::{Field, Multipart};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use super::options::{BatchOptions, Place};
 use super::{IntakeBounds, IntakeError};
+use crate::batch::drain::Drain;
 use crate::batch::spool::Spool;
 use tempfile::TempPath;
 
@@ -48,14 +50,26 @@ pub(in crate::batch) struct FormReader {
 }
 
 impl Form {
-    /// Reads the form from its beginning.
-    pub(in crate::batch) async fn read(&self) -> Result<FormReader, IntakeError> {
-        FormReader::open(&self.body, &self.boundary).await
+    /// Reads the form, once: what has been read is gone.
+    pub(in crate::batch) async fn drain(&self) -> Result<FormReader, IntakeError> {
+        self.open(|body| Ok(Box::new(Drain::open(body)?))).await
+    }
+
+    async fn open(
+        &self,
+        open: impl FnOnce(&Path) -> io::Result<Box<dyn Read + Send>> + Send + 'static,
+    ) -> Result<FormReader, IntakeError> {
+        let body = self.body.to_path_buf();
+        let body = tokio::task::spawn_blocking(move || open(&body)).await.map_err(io::Error::other);
+        let body = body.flatten().map_err(multer_io)?;
+        let allowance = Arc::new(AtomicUsize::new(0));
+        let parts = Multipart::new(blocks(body, Arc::clone(&allowance)), &self.boundary);
+        Ok(FormReader { parts, allowance })
     }
 
     /// Reads the form once, to check everything in it.
     pub(super) async fn inspect(&self, bounds: IntakeBounds) -> Result<Found, IntakeError> {
-        let mut form = self.read().await?;
+        let mut form = self.open(|body| Ok(Box::new(File::open(body)?))).await?;
         let mut found =
             Found { options: BatchOptions::default(), files: 0, digest: blake3::Hasher::new().finalize() };
         let mut digests = blake3::Hasher::new();
@@ -85,13 +99,6 @@ fn is_file(part: &Field<'_>) -> bool {
 }
 
 impl FormReader {
-    async fn open(body: &Path, boundary: &str) -> Result<Self, IntakeError> {
-        let file = File::open(body).await.map_err(multer_io)?;
-        let allowance = Arc::new(AtomicUsize::new(0));
-        let parts = Multipart::new(blocks(file, Arc::clone(&allowance)), boundary);
-        Ok(Self { parts, allowance })
-    }
-
     /// What has come out was taken: as much again may be read.
     fn allow(&self) {
         self.allowance.store(MAX_HEAD_BYTES, Ordering::Relaxed);
@@ -168,17 +175,26 @@ fn multer_io(error: io::Error) -> IntakeError {
 
 /// The body in blocks. The form's reader takes whatever is there before it looks at it, and keeps what it has no end
 /// of: so there is nothing more to be had at once after each block, and nothing at all beyond the allowance.
-fn blocks(file: File, allowance: Arc<AtomicUsize>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::try_unfold((file, allowance), |(mut file, allowance)| async move {
+fn blocks(
+    body: Box<dyn Read + Send>,
+    allowance: Arc<AtomicUsize>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold((body, allowance), |(mut body, allowance)| async move {
         tokio::task::yield_now().await;
-        let mut block = BytesMut::with_capacity(BLOCK_BYTES);
-        let count = file.read_buf(&mut block).await?;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut block = BytesMut::zeroed(BLOCK_BYTES);
+            let count = body.read(&mut block)?;
+            block.truncate(count);
+            Ok::<_, io::Error>((body, block))
+        });
+        let (body, block) = read.await.map_err(io::Error::other)??;
+        let count = block.len();
         if count == 0 {
             return Ok(None);
         }
         let left = allowance.load(Ordering::Relaxed).checked_sub(count);
         let left = left.ok_or_else(|| io::Error::other("a part has a head of more than 256 KiB"))?;
         allowance.store(left, Ordering::Relaxed);
-        Ok(Some((block.freeze(), (file, allowance))))
+        Ok(Some((block.freeze(), (body, allowance))))
     })
 }

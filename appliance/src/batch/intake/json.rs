@@ -1,8 +1,7 @@
 //! The JSON form of a batch, read without ever holding the list of URLs: each goes to a file as it is met.
 
 use std::fmt;
-use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
@@ -19,7 +18,7 @@ const FIELDS: &[&str] = &["image_urls", "request_id", "camera", "top_k"];
 
 /// Reads `{"image_urls": [...], "request_id"?, "camera"?, "top_k"?}`, fields in any order; blocking.
 pub(super) fn read(
-    body: File,
+    body: impl Read,
     spool: &Spool,
     bounds: IntakeBounds,
 ) -> Result<(BatchOptions, UrlList), IntakeError> {

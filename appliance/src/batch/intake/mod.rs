@@ -16,6 +16,7 @@ pub use form::Form;
 pub use options::{BatchOptions, OptionError, Place};
 pub use urls::{MAX_URL_BYTES, UrlList, UrlReader};
 
+use super::drain::Drain;
 use super::spool::{Spool, SpoolError};
 
 /// What some programs put before JSON: UTF-8's byte order mark.
@@ -160,9 +161,9 @@ pub async fn read(
     let parsed = tokio::task::spawn_blocking(move || {
         let failed = |e| IntakeError::Spool(files.failed(e));
         check_json(&body, &content_type).map_err(failed)??;
-        let mut json = std::fs::File::open(&body).map_err(failed)?;
+        let mut json = std::fs::OpenOptions::new().read(true).write(true).open(&body).map_err(failed)?;
         skip_byte_order_mark(&mut json).map_err(failed)?;
-        json::read(json, &files, bounds)
+        json::read(Drain::new(json).map_err(failed)?, &files, bounds)
     });
     let (body, list) = parsed.await.map_err(|e| spool.failed(std::io::Error::other(e)))??;
     let options = query.with(body, Place::Json)?;

@@ -58,7 +58,7 @@ fn form(parts: &[Part<'_>]) -> Vec<u8> {
 
 fn urls(intake: &Intake) -> Vec<String> {
     let Images::Urls(list) = &intake.images else { panic!("no URLs in {intake:?}") };
-    let mut reader = list.read().unwrap();
+    let mut reader = list.drain().unwrap();
     (0..list.count).map(|_| reader.next_url().unwrap()).collect()
 }
 
@@ -185,7 +185,7 @@ async fn a_form_is_read_with_its_fields_in_any_order() {
     let options = BatchOptions { request_id: Some("mine".into()), camera: None, top_k: Some(3) };
     assert_eq!(intake.options, options);
     let Images::Files(form) = &intake.images else { panic!("no files in {intake:?}") };
-    let mut files = form.read().await.unwrap();
+    let mut files = form.drain().await.unwrap();
     for expected in [&large[..], b""] {
         let file = files.next_file(&bench.spool).await.unwrap().unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), expected);
@@ -257,4 +257,57 @@ async fn query_and_body_may_agree_and_must_not_contradict() {
     assert_eq!(intake.digest, same.digest, "it does not matter where an option stands");
     let error = bench.read_as("application/json", query("b"), body).await.unwrap_err().to_string();
     assert!(error.contains("camera") && error.contains("\"a\"") && error.contains("\"b\""), "{error}");
+}
+
+/// Bytes that the files of the spool take on the disk.
+fn on_disk(dir: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+    files.map(|file| file.blocks() * 512).sum()
+}
+
+#[tokio::test]
+async fn a_body_is_on_the_disk_once() {
+    const MARGIN: u64 = 4 << 20;
+    let bench = Bench::new();
+    let bounds = IntakeBounds { max_images: 10_000, max_file: 8 << 20, labels: 17 };
+    let body = |content: &[u8]| {
+        let (mut file, path) = bench.spool.create().unwrap().into_parts();
+        file.write_all(content).unwrap();
+        (std::fs::File::open(&path).unwrap(), path)
+    };
+    // The open file keeps the body on the disk after its name is gone: what is read of it is not.
+    let list: Vec<String> = (0..8000).map(|n| format!("http://h/{n}/{}", "x".repeat(4000))).collect();
+    let json = serde_json::to_vec(&serde_json::json!({ "image_urls": list })).unwrap();
+    let (open, path) = body(&json);
+    let intake = read(path, "application/json", BatchOptions::default(), &bench.spool, bounds).await.unwrap();
+    let left = std::os::unix::fs::MetadataExt::blocks(&open.metadata().unwrap()) * 512;
+    let total = left + on_disk(bench.dir.path());
+    assert!(total < json.len() as u64 + MARGIN, "{total} bytes for {}", json.len());
+    let Images::Urls(list) = &intake.images else { panic!("no URLs") };
+    let mut urls = list.drain().unwrap();
+    for _ in 0..8000 {
+        urls.next_url().unwrap();
+    }
+    let left = on_disk(bench.dir.path());
+    assert!(left < MARGIN, "{left} bytes of a list whose URLs are in the queue");
+    drop((intake, open));
+
+    let files: Vec<Vec<u8>> = (0..8).map(|n| vec![n; 4 << 20]).collect();
+    let parts: Vec<Part<'_>> = files.iter().map(|file| ("file", file.as_slice())).collect();
+    let content = form(&parts);
+    let (open, path) = body(&content);
+    let content_type = "multipart/form-data; boundary=xyz";
+    let intake = read(path, content_type, BatchOptions::default(), &bench.spool, bounds).await.unwrap();
+    let Images::Files(form) = &intake.images else { panic!("no files") };
+    let mut form = form.drain().await.unwrap();
+    let mut stored = Vec::new();
+    while let Some(file) = form.next_file(&bench.spool).await.unwrap() {
+        stored.push(file);
+        let total = on_disk(bench.dir.path());
+        assert!(total < content.len() as u64 + 2 * MARGIN, "{total} bytes for {}", content.len());
+    }
+    assert_eq!(stored.len(), 8);
+    assert!(stored.iter().zip(&files).all(|(path, file)| std::fs::read(path).unwrap() == *file));
+    drop(open);
 }

@@ -1,11 +1,12 @@
 //! The list of a batch's URLs, checked one by one and kept in a file: 100,000 of them need no memory.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 
 use tempfile::TempPath;
 
 use super::IntakeError;
+use crate::batch::drain::Drain;
 use crate::batch::image_url::{shown, source};
 use crate::batch::spool::Spool;
 
@@ -73,20 +74,18 @@ impl UrlWriter {
 }
 
 impl UrlList {
-    /// Reads the list from its beginning; blocking.
+    /// Reads the list, once: what has been read is gone; blocking.
     ///
     /// # Errors
     /// When the file can't be opened.
-    pub fn read(&self) -> io::Result<UrlReader> {
-        let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::Start(0))?;
-        Ok(UrlReader { file: BufReader::with_capacity(64 << 10, file) })
+    pub fn drain(&self) -> io::Result<UrlReader> {
+        Ok(UrlReader { file: BufReader::with_capacity(64 << 10, Drain::open(&self.path)?) })
     }
 }
 
 /// Reads the URLs of a list, one after the other.
 pub struct UrlReader {
-    file: BufReader<File>,
+    file: BufReader<Drain>,
 }
 
 impl UrlReader {
@@ -119,7 +118,7 @@ mod tests {
         assert!(matches!(over, IntakeError::TooMany { limit: 3, .. }), "{over}");
         let list = list.finish().unwrap();
         assert_eq!((list.count, list.longest), (3, 21));
-        let mut reader = list.read().unwrap();
+        let mut reader = list.drain().unwrap();
         for url in ["http://h/ä", "http://h/\"quoted\"", "http://h/ä"] {
             assert_eq!(reader.next_url().unwrap(), url);
         }

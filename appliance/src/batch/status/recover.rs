@@ -9,10 +9,9 @@ use cloud_sync::blob::{BlobInfo, BlobKey};
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
 
 use super::{BatchView, is_long_ago};
-use crate::batch::layout::{batch_key, parts_prefix, results_key};
+use crate::batch::layout::{parts_prefix, results_key};
 use crate::batch::lines::{Line, next_line};
-use crate::batch::record::{self, BatchRecord};
-use crate::batch::submit::unreadable_record;
+use crate::batch::record::BatchRecord;
 use crate::batch::{BatchError, BatchService, MAX_RECOVERIES};
 
 /// Most bytes of parts that one status reads. Beyond it the counts say at least how many.
@@ -37,15 +36,19 @@ impl BatchService {
         let Ok(Ok(_permit)) = permit else {
             return Err(BatchError::Busy { what: "look-ups of forgotten batches", limit: MAX_RECOVERIES });
         };
-        let record = self.blob.get(&batch_key(id)?, record::MAX_BYTES).await.map_err(&link)?;
-        let record = record.map(|json| serde_json::from_slice::<BatchRecord>(&json)).transpose();
-        let record = record.map_err(|e| unreadable_record(id, e))?;
+        let record = self.record(id).await?;
         if let Some(info) = self.blob.head(&results_key(id)?).await.map_err(&link)? {
             let known = record.map(|record| (record.spec, record.created));
             return self.finished(id, known, &info).await;
         }
         match record {
-            Some(record) => self.unfinished(record).await,
+            Some(record) => {
+                let mut view = self.unfinished(record).await?;
+                if self.is_marked_cancelled(id).await? {
+                    view.phase = BatchPhase::Cancelled;
+                }
+                Ok(view)
+            }
             None => Err(BatchError::Unknown { request_id: id.to_owned() }),
         }
     }
@@ -113,7 +116,20 @@ impl BatchService {
         counts: Counts,
         info: &BlobInfo,
     ) -> Result<BatchView, BatchError> {
-        let phase = if counts.completed == 0 { BatchPhase::Failed } else { BatchPhase::Completed };
+        let phase = match counts.completed {
+            _ if self.is_marked_cancelled(&spec.request_id).await? => {
+                if let Err(error) = self.state.cancel_batch(&spec).await {
+                    tracing::debug!(
+                        batch = spec.request_id,
+                        error = error.in_full(),
+                        "a recovered cancellation was not kept"
+                    );
+                }
+                BatchPhase::Cancelled
+            }
+            0 => BatchPhase::Failed,
+            _ => BatchPhase::Completed,
+        };
         let uri = self.blob.uri(&results_key(&spec.request_id)?);
         let Counts { completed, failed } = counts;
         let outcome = BatchOutcome { phase, completed, failed, results_uri: uri.clone(), results: None };

@@ -9,7 +9,7 @@ use cloud_sync::event::BatchSummary;
 use cloud_sync::queue::{Delivery, ResultRecord};
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 
-use super::chunk::{Found, Seen};
+use super::look::{Found, Seen};
 use super::results::{Kept, LINES, Tally, on_disk};
 use super::{Setback, Worker, WorkerStats, join};
 use crate::batch::layout;
@@ -29,31 +29,39 @@ impl Worker {
         done: &ChunkDone,
         found: &Found,
     ) -> Result<Option<ResultRecord>, Setback> {
-        let spec = &message.spec;
+        let (spec, cancelled) = (&message.spec, seen.start.cancelled);
         let outcome = if spec.chunks == 1 {
             let tally = Tally::of(&found.items, self.inline(spec))?;
             Some(self.outcome(&layout::results_key(&spec.request_id)?, tally))
         } else if seen.start.finished {
-            self.known_outcome(spec).await?
+            self.known_outcome(spec, cancelled).await?
         } else if found.in_results {
-            self.outcome_of_results(spec).await?
+            self.outcome_of_results(spec, cancelled).await?
         } else if done.to_finish {
-            self.assemble(spec).await?
+            self.assemble(spec, cancelled).await?
         } else {
-            self.told_by_objects(message).await?
+            self.told_by_objects(message, cancelled).await?
         };
         let Some(outcome) = outcome else { return Ok(None) };
         let finish = || self.state.finish_batch(spec, &outcome);
-        self.patience.insist("noting that a batch is finished", finish).await;
+        let phase = self.patience.insist("noting that a batch is finished", finish).await;
         self.stats.budgets.forget(&spec.request_id);
         self.clear_away(spec).await?;
         if !self.may_publish(delivery, spec).await {
             return Ok(None);
         }
         WorkerStats::count(&self.stats.batches);
+        let status = match phase {
+            BatchPhase::Cancelled => {
+                WorkerStats::count(&self.stats.cancelled);
+                "cancelled"
+            }
+            BatchPhase::Failed => "failed",
+            _ => "completed",
+        };
         let summary = BatchSummary {
             request_id: spec.request_id.clone(),
-            status: if outcome.phase == BatchPhase::Failed { "failed" } else { "completed" }.to_owned(),
+            status: status.to_owned(),
             total: spec.total,
             completed: outcome.completed,
             failed: outcome.failed,
@@ -65,7 +73,11 @@ impl Worker {
     /// The outcome of a batch that is complete though the state store has not counted all of its chunks: it may have
     /// lost its data, or have come back as it was a while ago. The objects don't: every part is written before anybody
     /// looks, so whoever looks last finds all of them.
-    async fn told_by_objects(&self, message: &BatchMessage) -> Result<Option<BatchOutcome>, Setback> {
+    async fn told_by_objects(
+        &self,
+        message: &BatchMessage,
+        cancelled: bool,
+    ) -> Result<Option<BatchOutcome>, Setback> {
         let spec = &message.spec;
         let key = layout::results_key(&spec.request_id)?;
         let results = self.patience.insist("looking for results", || self.blob.head(&key));
@@ -83,10 +95,10 @@ impl Worker {
             "finishing a batch of which the state store has lost something"
         );
         if results.is_none() {
-            return self.assemble(spec).await;
+            return self.assemble(spec, cancelled).await;
         }
-        match self.kept(&key, 0, message).await {
-            Kept::Theirs(_) => self.outcome_of_results(spec).await,
+        match self.kept(&key, 0, message, cancelled).await {
+            Kept::Theirs(_) => self.outcome_of_results(spec, cancelled).await,
             Kept::Others | Kept::Damaged | Kept::Nothing => Ok(None),
         }
     }
@@ -126,12 +138,12 @@ impl Worker {
 
     /// Puts the parts together into the one object of results. None when they are not all there any more and nobody
     /// else has done it.
-    async fn assemble(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
+    async fn assemble(&self, spec: &BatchSpec, cancelled: bool) -> Result<Option<BatchOutcome>, Setback> {
         let whole = Arc::new(self.spool_file().await);
         for chunk in 0..spec.chunks {
             let Some(part) = self.spooled(&layout::part_key(&spec.request_id, chunk)?).await else {
                 // Another worker has seen the end of the batch too and was faster.
-                let outcome = self.outcome_of_results(spec).await?;
+                let outcome = self.outcome_of_results(spec, cancelled).await?;
                 if outcome.is_none() {
                     tracing::error!(request_id = spec.request_id, chunk, "the results of a chunk are gone");
                 }
@@ -175,19 +187,28 @@ impl Worker {
         Ok(())
     }
 
-    async fn known_outcome(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
+    async fn known_outcome(
+        &self,
+        spec: &BatchSpec,
+        cancelled: bool,
+    ) -> Result<Option<BatchOutcome>, Setback> {
         match self.known(spec).await.and_then(|status| status.outcome) {
             Some(outcome) => Ok(Some(outcome)),
-            None => self.outcome_of_results(spec).await,
+            None => self.outcome_of_results(spec, cancelled).await,
         }
     }
 
-    /// The outcome as the results object itself tells it; None when there is none or it is another batch's.
-    pub(super) async fn outcome_of_results(&self, spec: &BatchSpec) -> Result<Option<BatchOutcome>, Setback> {
+    /// The outcome as the results object itself tells it; None when there is none or it is another batch's. The results
+    /// of a batch that is `cancelled` need not be of all images.
+    pub(super) async fn outcome_of_results(
+        &self,
+        spec: &BatchSpec,
+        cancelled: bool,
+    ) -> Result<Option<BatchOutcome>, Setback> {
         let key = layout::results_key(&spec.request_id)?;
         let Some(file) = self.spooled(&key).await else { return Ok(None) };
         let tally = self.tally(&file, self.inline(spec)).await;
-        Ok((tally.images() == spec.total).then(|| self.outcome(&key, tally)))
+        Ok((cancelled || tally.images() == spec.total).then(|| self.outcome(&key, tally)))
     }
 
     async fn tally(&self, file: &Path, inline: u64) -> Tally {

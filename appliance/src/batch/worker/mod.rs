@@ -15,6 +15,7 @@ mod files;
 mod finish;
 mod image;
 mod join;
+mod look;
 mod results;
 mod stats;
 #[cfg(test)]
@@ -30,11 +31,12 @@ use cloud_sync::queue::{Delivery, JobQueue};
 use cloud_sync::state::StateStore;
 use futures_util::FutureExt;
 use gpu_kernels::DecodeLimits;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 pub use stats::{WorkerCounts, WorkerStats};
 
+use self::alone::Attempt;
 use super::load::Loader;
 use super::patience::Patience;
 use super::spool::Spool;
@@ -104,6 +106,9 @@ enum Setback {
     /// A result can't be written down.
     #[error("a result can't be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// The state store has come back without the cancellation for which its work was broken off.
+    #[error("its batch is not cancelled any more")]
+    Revived,
     /// An id that was checked makes no key.
     #[error(transparent)]
     Key(#[from] cloud_sync::blob::InvalidKey),
@@ -157,8 +162,7 @@ impl Worker {
                     backoff.succeed();
                     let (worker, mut abandoned) = (Arc::clone(self), abandoned.clone());
                     tasks.spawn(async move {
-                        let _place = place;
-                        worker.work_on(delivery, &mut abandoned).await;
+                        worker.work_on(delivery, place, &mut abandoned).await;
                     });
                 }
                 Ok(None) => {
@@ -174,18 +178,23 @@ impl Worker {
     }
 
     /// Works on one message and gives it back if it must be left unfinished.
-    async fn work_on(&self, delivery: Delivery, abandoned: &mut watch::Receiver<bool>) {
+    async fn work_on(
+        &self,
+        delivery: Delivery,
+        place: OwnedSemaphorePermit,
+        abandoned: &mut watch::Receiver<bool>,
+    ) {
         let _in_hand = self.stats.in_hand();
+        let attempt = Attempt::new(&delivery, place);
         let outcome = tokio::select! {
-            outcome = AssertUnwindSafe(self.process(&delivery)).catch_unwind() => outcome.unwrap_or(Err(Setback::Fault)),
+            outcome = AssertUnwindSafe(self.process(&attempt)).catch_unwind() => outcome.unwrap_or(Err(Setback::Fault)),
             _ = abandoned.wait_for(|abandoned| *abandoned) => Err(Setback::Stopping),
         };
-        let Err(setback) = outcome else {
-            self.end_work(&delivery, true).await;
-            return;
-        };
-        if matches!(setback, Setback::Stopping) {
-            self.end_work(&delivery, false).await;
+        let Err(setback) = outcome else { return };
+        if matches!(setback, Setback::Stopping | Setback::Revived) {
+            if attempt.is_started() {
+                self.end_work(&attempt, false).await;
+            }
         } else {
             tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
             let end = abandoned.wait_for(|abandoned| *abandoned);
@@ -193,14 +202,5 @@ impl Worker {
         }
         tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
         self.queue.release(delivery).await;
-    }
-
-    /// Notes that the current start of the work on a message is no matter any more. A store that is away is not waited
-    /// for: at worst the next start counts one too many.
-    async fn end_work(&self, delivery: &Delivery, done: bool) {
-        let ended = tokio::time::timeout(END_WAIT, self.state.end_work(&delivery.position, done)).await;
-        if !matches!(ended, Ok(Ok(()))) {
-            tracing::debug!(position = delivery.position, "the end of the work was not noted");
-        }
     }
 }

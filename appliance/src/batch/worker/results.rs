@@ -1,6 +1,7 @@
 //! Results as lines of an object, and as records of the results topic.
 
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -108,20 +109,37 @@ impl Worker {
     }
 
     /// What the object under `key`, whose first line is the batch's image `from`, has for the images of the message.
-    pub(super) async fn kept(&self, key: &BlobKey, from: u64, message: &BatchMessage) -> Kept {
+    /// Those of a batch that is `cancelled` may be only some.
+    pub(super) async fn kept(
+        &self,
+        key: &BlobKey,
+        from: u64,
+        message: &BatchMessage,
+        cancelled: bool,
+    ) -> Kept {
         let Some(file) = self.spooled(key).await else { return Kept::Nothing };
         let skip = usize::try_from(message.first - from).unwrap_or(usize::MAX);
         let take = message.image_urls.len();
+        let images = message.first..message.first.saturating_add(take as u64);
         let path = file.to_path_buf();
-        let read = || on_disk(path.clone(), move |path| read_items(path, skip, take));
+        let read = || {
+            let images = images.clone();
+            on_disk(path.clone(), move |path| match cancelled {
+                true => read_some(path, images).map(Some),
+                false => read_items(path, skip, take),
+            })
+        };
         let Some(items) = self.patience.insist("reading results", read).await else { return Kept::Damaged };
-        let spec = &message.spec;
-        let fits = items.len() == take
-            && (message.first..).zip(&items).zip(&message.image_urls).all(|((index, item), url)| {
-                item.index == index
-                    // An earlier version kept the whole of every URL.
-                    && (item.image_url == in_result(&item.outcome, url) || item.image_url == without_userinfo(url))
-                    && item.request_id == spec.request_id
+        let complete = items.len() == take && images.zip(&items).all(|(index, item)| item.index == index);
+        let fits = (complete || cancelled)
+            && items.iter().all(|item| {
+                let offset = usize::try_from(item.index - message.first).unwrap_or(usize::MAX);
+                item.request_id == message.spec.request_id
+                    && message.image_urls.get(offset).is_some_and(|url| {
+                        // An earlier version kept the whole of every URL.
+                        item.image_url == in_result(&item.outcome, url)
+                            || item.image_url == without_userinfo(url)
+                    })
             });
         if fits { Kept::Theirs(items) } else { Kept::Others }
     }
@@ -195,6 +213,19 @@ fn read_items(path: &Path, skip: usize, take: usize) -> std::io::Result<Option<V
         }
     }
     Ok(Some(items))
+}
+
+/// The results of `images` that are there; what is damaged counts as not there.
+fn read_some(path: &Path, images: Range<u64>) -> std::io::Result<Vec<BatchItem>> {
+    let (mut file, mut line) = (BufReader::new(std::fs::File::open(path)?), Vec::new());
+    let mut items = Vec::new();
+    while next_line(&mut file, &mut line)? {
+        let theirs = Line::parse(&line).is_some_and(|line| images.contains(&line.index));
+        if theirs && let Ok(item) = serde_json::from_slice(&line) {
+            items.push(item);
+        }
+    }
+    Ok(items)
 }
 
 /// Runs what blocks on a thread that may; a disk that is full now may have room later.

@@ -23,9 +23,10 @@ pub struct WorkerStats {
     pub(super) retried_images: AtomicU64,
     pub(super) crashing_images: AtomicU64,
     pub(super) damaged_results: AtomicU64,
+    pub(super) cancelled: AtomicU64,
     quarantined: AtomicU64,
-    /// Held while an image is worked on alone.
-    pub(super) alone: tokio::sync::Mutex<()>,
+    /// Shared by steps of the work on messages, and held by one that runs alone.
+    pub(super) turns: tokio::sync::RwLock<()>,
     /// How long each batch may be worked on.
     pub(super) budgets: Budgets,
 }
@@ -37,8 +38,10 @@ pub struct WorkerCounts {
     pub classified: u64,
     /// Images failed for good.
     pub failed: u64,
-    /// Batches finished.
+    /// Batches finished, the cancelled ones included.
     pub batches: u64,
+    /// Batches that were cancelled.
+    pub cancelled: u64,
     /// Messages that could not be read.
     pub dead_letters: u64,
     /// Messages whose chunk another message had done.
@@ -76,6 +79,7 @@ impl WorkerStats {
             classified,
             failed,
             batches: load(&self.batches),
+            cancelled: load(&self.cancelled),
             dead_letters: load(&self.dead_letters),
             duplicates: load(&self.duplicates),
             lost: load(&self.lost),

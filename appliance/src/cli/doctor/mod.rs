@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
+use cloud_sync::quarantine;
 use serde::Serialize;
 
 use super::Common;
@@ -199,6 +200,16 @@ fn check_files(config: &Config) -> Check {
     }
 }
 
+/// Damaged files that were set aside.
+fn check_quarantined(dir: &Path) -> Option<Check> {
+    let folders = ["batches", "captured"].map(|folder| quarantine::list(&dir.join(folder)));
+    let found: Vec<String> =
+        folders.into_iter().flatten().flatten().map(|path| path.display().to_string()).collect();
+    let remedy = "look at what damaged them (the disk's log, its SMART values), then remove them; batches that were in \
+                  one have to be sent again";
+    (!found.is_empty()).then(|| warning("damaged files", found.join(", "), remedy))
+}
+
 fn check_data_dir(dir: &Path) -> Vec<Check> {
     let remedy = "choose another with --data-dir or data_dir, or give this user the right to write";
     let was_there = dir.is_dir();
@@ -240,6 +251,7 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
             }
         });
     }
+    checks.extend(check_quarantined(dir));
     if !was_there {
         // A check leaves nothing behind.
         let _ = std::fs::remove_dir(dir);

@@ -61,7 +61,8 @@ pub(in crate::http) struct BatchAccepted {
 pub(in crate::http) struct BatchStatusReply {
     /// Its id.
     request_id: String,
-    /// `queued`, `processing`, `completed`, or `failed`: every image has its result, and none was classified.
+    /// `queued`, `processing`, `completed`, `failed` (every image has its result, and none was classified), or
+    /// `cancelled`: images that have no result by then get none.
     #[schema(example = "completed")]
     status: &'static str,
     /// Images.
@@ -99,6 +100,7 @@ pub(super) fn word(phase: BatchPhase) -> &'static str {
         BatchPhase::Processing => "processing",
         BatchPhase::Completed => "completed",
         BatchPhase::Failed => "failed",
+        BatchPhase::Cancelled => "cancelled",
     }
 }
 
@@ -115,7 +117,7 @@ impl From<Accepted> for BatchAccepted {
 
 impl From<BatchView> for BatchStatusReply {
     fn from(view: BatchView) -> Self {
-        let results_url = view.phase.is_final().then(|| format!("/batch/results/{}", view.request_id));
+        let results_url = view.results_uri.is_some().then(|| format!("/batch/results/{}", view.request_id));
         Self {
             status: word(view.phase),
             total: view.total,

@@ -1,6 +1,7 @@
 //! The routes of batches: what is refused before anything is read, and what they share.
 
 mod body;
+mod cancel;
 mod read;
 mod submit;
 #[cfg(test)]
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use warp::http::StatusCode;
 
 pub(super) use body::{BatchAccepted, BatchBody, BatchForm, BatchStatusReply};
+pub(super) use cancel::handle as cancel;
 pub(super) use read::{results, status};
 pub(super) use submit::handle as submit;
 

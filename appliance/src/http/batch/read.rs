@@ -53,7 +53,7 @@ pub(in crate::http) async fn results(id: String, app: Arc<App>) -> Response {
     response
 }
 
-fn refused(error: &ApiError) -> Response {
+pub(super) fn refused(error: &ApiError) -> Response {
     log_refusal("", error);
     error.clone().into_response(None)
 }

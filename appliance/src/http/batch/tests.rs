@@ -318,3 +318,59 @@ async fn a_status_with_inline_results_costs_little() {
     println!("p50 {:?}, p99 {:?}", times[100], times[198]);
     assert!(times[100] < Duration::from_millis(5), "half of the statuses took {:?} and more", times[100]);
 }
+
+#[tokio::test]
+async fn a_batch_is_cancelled_once_and_for_all() {
+    let bench = Bench::new().await;
+    let delete = async |path: &str| {
+        bench.client.delete(format!("http://{}{path}", bench.address)).send().await.unwrap()
+    };
+    assert_eq!(refusal(delete("/batch/mine").await).await.1, "unknown_batch");
+    assert_eq!(bench.post(TWO).await.status(), 202);
+    for _ in 0..2 {
+        let cancelled = delete("/batch/mine").await;
+        assert_eq!(
+            (cancelled.status(), &cancelled.headers()["cache-control"]),
+            (202.try_into().unwrap(), &"no-store".parse().unwrap())
+        );
+        let cancelled = json(cancelled).await;
+        assert_eq!((&cancelled["status"], &cancelled["total"]), (&"cancelled".into(), &2.into()));
+        assert!(cancelled.get("results_url").is_none(), "{cancelled}");
+    }
+    assert_eq!(json(bench.get("/batch/status/mine").await).await["status"], "cancelled");
+    assert_eq!(refusal(bench.get("/batch/results/mine").await).await.1, "batch_not_finished");
+    assert_eq!(json(bench.post(TWO).await).await["status"], "cancelled", "it does not begin anew");
+    // What the worker leaves.
+    bench.stores.finish("mine", "{\"index\":0,\"status\":\"ok\"}\n", None);
+    let over = delete("/batch/mine").await;
+    assert_eq!(over.status(), 200);
+    let over = json(over).await;
+    assert_eq!((&over["status"], &over["completed"]), (&"cancelled".into(), &1.into()));
+    assert_eq!(over["results_url"], "/batch/results/mine");
+    // Also when the state store has forgotten it.
+    bench.stores.state.batches.lock().clear();
+    assert_eq!(json(bench.get("/batch/status/mine").await).await["status"], "cancelled");
+    assert_eq!(bench.get("/batch/results/mine").await.text().await.unwrap().lines().count(), 1);
+    bench.stores.state.batches.lock().clear();
+    assert_eq!(delete("/batch/mine").await.status(), 200);
+
+    bench.post(&TWO.replace("mine", "other")).await;
+    bench.stores.finish("other", "{\"index\":0,\"status\":\"ok\"}\n{\"index\":1,\"status\":\"ok\"}\n", None);
+    let (status, code, _) = refusal(delete("/batch/other").await).await;
+    assert_eq!((status, code.as_str()), (409, "batch_finished"));
+    let lost = bench.post(&TWO.replace("mine", "lost")).await;
+    assert_eq!(lost.status(), 202);
+    bench.stores.state.batches.lock().clear();
+    assert_eq!(delete("/batch/lost").await.status(), 202);
+
+    for (method, path, allow) in [
+        ("GET", "/batch/mine", "DELETE, OPTIONS"),
+        ("PUT", "/batch/predict", "POST, DELETE, OPTIONS"),
+        ("DELETE", "/batch/status/mine", "GET, HEAD, OPTIONS"),
+    ] {
+        let request =
+            bench.client.request(method.parse().unwrap(), format!("http://{}{path}", bench.address));
+        let refused = request.send().await.unwrap();
+        assert_eq!((refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()), (405, allow));
+    }
+}

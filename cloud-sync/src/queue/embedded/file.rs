@@ -9,11 +9,13 @@ use tokio::sync::mpsc;
 use ulid::Ulid;
 
 use super::full::{self, QueueFull};
+use super::order;
 use crate::database::{Database, Stop};
 use crate::error::{Link, SyncError, SyncResult};
+use crate::queue::fair::Flow;
 
 /// Sequence -> when it was submitted (milliseconds since 1970), and the payload.
-const JOBS: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("jobs");
+pub(super) const JOBS: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("jobs");
 /// Sequence of a job whose results are being published -> last sequence of the outbox before any of them.
 const MARKS: TableDefinition<'_, u64, u64> = TableDefinition::new("marks");
 /// The rest, each under its name.
@@ -32,15 +34,24 @@ const BYTES: &str = "bytes";
 #[derive(Debug)]
 pub(super) enum Draft {
     /// More jobs.
-    Jobs(Vec<Bytes>),
+    Jobs(Vec<DraftJob>),
     /// That was all: commit. Without it the submission was given up.
     End,
+}
+
+/// A job to be written.
+#[derive(Debug)]
+pub(super) struct DraftJob {
+    pub(super) flow: Option<Flow>,
+    pub(super) payload: Bytes,
 }
 
 /// A job as it was read.
 #[derive(Debug)]
 pub(super) struct StoredJob {
     pub(super) sequence: u64,
+    pub(super) flow: Option<Flow>,
+    pub(super) turn: u64,
     pub(super) submitted: SystemTime,
     pub(super) payload: Bytes,
 }
@@ -66,10 +77,11 @@ pub(super) struct JobFile {
 }
 
 impl JobFile {
-    /// Opens the file and returns it with the number of its jobs. One that is damaged is set aside first.
-    pub(super) fn open(path: PathBuf, max_bytes: u64) -> SyncResult<(Self, u64)> {
+    /// Opens the file and returns it with the number of its jobs and the turn before that of the first. One that is
+    /// damaged is set aside first.
+    pub(super) fn open(path: PathBuf, max_bytes: u64) -> SyncResult<(Self, u64, u64)> {
         let (database, quarantined) = Database::open_or_quarantine(path)?;
-        let (identity, jobs) = database.write(Durability::Immediate, |txn| {
+        let (identity, jobs, turn) = database.write(Durability::Immediate, |txn| {
             let mut meta = txn.open_table(META)?;
             txn.open_table(MARKS)?;
             let format = meta.get(FORMAT)?.map_or(FORMAT_VERSION, |found| found.value());
@@ -81,9 +93,10 @@ impl JobFile {
             let identity = meta.get(IDENTITY)?.map_or_else(|| Ulid::generate().into(), |found| found.value());
             meta.insert(FORMAT, format)?;
             meta.insert(IDENTITY, identity)?;
-            Ok((Ulid::from(identity), txn.open_table(JOBS)?.len()?))
+            let turn = order::open(txn)?;
+            Ok((Ulid::from(identity), txn.open_table(JOBS)?.len()?, turn))
         })?;
-        Ok((Self { database, identity, max_bytes, quarantined }, jobs))
+        Ok((Self { database, identity, max_bytes, quarantined }, jobs, turn))
     }
 
     /// Where the damaged file is that this one has replaced.
@@ -96,29 +109,37 @@ impl JobFile {
         &self.database
     }
 
+    #[cfg(test)]
+    pub(super) fn forget_order(&self) {
+        self.database.write(Durability::Immediate, order::forget).unwrap();
+    }
+
     /// The name of a job for the world.
     pub(super) fn position(&self, sequence: u64) -> String {
         format!("queue-{}-{sequence}", self.identity)
     }
 
-    /// Takes all that `drafts` brings, or nothing, and returns how many jobs that was.
-    pub(super) fn submit(&self, mut drafts: mpsc::Receiver<Draft>) -> SyncResult<u64> {
+    /// Takes all that `drafts` brings, or nothing, and returns how many jobs that was; `turn` is the one that is being
+    /// served.
+    pub(super) fn submit(&self, mut drafts: mpsc::Receiver<Draft>, turn: u64) -> SyncResult<u64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.database.write(Durability::Immediate, |txn| {
             let mut meta = txn.open_table(META)?;
             let mut jobs = txn.open_table(JOBS)?;
+            let mut order = order::Writer::open(txn, turn)?;
             let first = meta.get(NEXT)?.map_or(1, |found| found.value() as u64);
             let before = meta.get(BYTES)?.map_or(0, |found| found.value() as u64);
             let (mut next, mut bytes) = (first, before);
             loop {
                 match drafts.blocking_recv() {
-                    Some(Draft::Jobs(payloads)) => {
-                        for payload in payloads {
+                    Some(Draft::Jobs(drafts)) => {
+                        for DraftJob { flow, payload } in drafts {
                             bytes += payload.len() as u64;
                             // One that does not fit is read on, unwritten: whether it ever can is to be said.
                             if bytes <= self.max_bytes {
                                 jobs.insert(next, (now, &payload[..]))?;
+                                order.add(next, flow)?;
                                 next += 1;
                             }
                         }
@@ -147,15 +168,16 @@ impl JobFile {
         full::error(self.database.path(), full)
     }
 
-    /// The first job at `from` or behind it.
-    pub(super) fn first_from(&self, from: u64) -> SyncResult<Option<StoredJob>> {
+    /// The first job in the order in which they go out that `take` takes, by its sequence and batch.
+    pub(super) fn first(&self, take: impl Fn(u64, Option<Flow>) -> bool) -> SyncResult<Option<StoredJob>> {
         self.database.read(|txn| {
-            let jobs = txn.open_table(JOBS)?;
-            let Some(row) = jobs.range(from..)?.next() else { return Ok(None) };
-            let (sequence, job) = row?;
+            let Some((turn, sequence, flow)) = order::first(txn, take)? else { return Ok(None) };
+            let Some(job) = txn.open_table(JOBS)?.get(sequence)? else { return Ok(None) };
             let (millis, payload) = job.value();
             Ok(Some(StoredJob {
-                sequence: sequence.value(),
+                sequence,
+                flow,
+                turn,
                 submitted: UNIX_EPOCH + Duration::from_millis(millis),
                 payload: Bytes::copy_from_slice(payload),
             }))
@@ -194,6 +216,7 @@ fn remove(txn: &WriteTransaction, sequence: u64) -> Result<(), Stop> {
     let mut jobs = txn.open_table(JOBS)?;
     let removed = jobs.remove(sequence)?.map(|job| job.value().1.len());
     txn.open_table(MARKS)?.remove(sequence)?;
+    order::remove(txn, sequence)?;
     if let Some(length) = removed {
         let mut meta = txn.open_table(META)?;
         let bytes = meta.get(BYTES)?.map_or(0, |found| found.value());

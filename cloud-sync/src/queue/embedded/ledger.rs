@@ -1,26 +1,46 @@
 //! Which jobs are out for work: in memory only, for after a crash none is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::queue::QueueStats;
+use crate::queue::fair::{Flow, may_go_out};
 
-/// Where the next job is to be looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which job is to be looked for.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Nowhere: none waits, or as many as allowed are out.
+    /// None: none waits that may go out.
     Nowhere,
-    /// Nowhere, for good.
+    /// None, for good.
     Closed,
-    /// It is the first at this sequence or behind it.
-    From(u64),
+    /// The first that this takes.
+    Look(Places),
+}
+
+/// What was out at a moment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Places {
+    inflight: usize,
+    out: HashMap<u64, Option<Flow>>,
+    /// Names the moment.
+    change: u64,
+}
+
+impl Places {
+    /// Whether a job may go out.
+    pub(super) fn take(&self, sequence: u64, flow: Option<Flow>) -> bool {
+        let mine = || self.out.values().filter(|out| **out == flow).count();
+        let mine = flow.map_or(0, |_| mine());
+        !self.out.contains_key(&sequence) && may_go_out(mine, self.out.len(), self.inflight)
+    }
 }
 
 /// A job that is out.
 #[derive(Debug, Default)]
 struct Out {
+    flow: Option<Flow>,
     /// Held by whoever settles it: a second settlement waits for the first.
     turn: Arc<Mutex<()>>,
     /// Settlements under way.
@@ -29,23 +49,30 @@ struct Out {
     given_back: bool,
 }
 
-/// What is out, and what has come back.
+/// What is out.
 #[derive(Debug)]
 pub(super) struct Ledger {
     inflight: usize,
     /// Jobs in the file.
     jobs: u64,
-    /// From here on nothing has been out yet.
-    next: u64,
-    /// Before `next`, and not out any more.
-    released: BTreeSet<u64>,
+    /// The latest turn that a job has had which went out.
+    turn: u64,
+    /// Counts changes, so that what was found before one is not taken for what would be found after it.
+    change: u64,
+    /// The change since which it is known that no job may go out.
+    none_since: Option<u64>,
     out: HashMap<u64, Out>,
     closed: bool,
 }
 
 impl Ledger {
-    pub(super) fn new(inflight: usize, jobs: u64) -> Self {
-        Self { inflight, jobs, next: 0, released: BTreeSet::new(), out: HashMap::new(), closed: false }
+    pub(super) fn new(inflight: usize, jobs: u64, turn: u64) -> Self {
+        Self { inflight, jobs, turn, change: 0, none_since: None, out: HashMap::new(), closed: false }
+    }
+
+    /// The turn that is being served.
+    pub(super) fn turn(&self) -> u64 {
+        self.turn
     }
 
     pub(super) fn stats(&self) -> QueueStats {
@@ -60,29 +87,38 @@ impl Ledger {
 
     pub(super) fn add(&mut self, jobs: u64) {
         self.jobs += jobs;
+        self.change += 1;
     }
 
     pub(super) fn next(&self) -> Next {
-        match self.released.first() {
-            _ if self.closed => Next::Closed,
-            _ if self.out.len() >= self.inflight => Next::Nowhere,
-            Some(&sequence) => Next::From(sequence),
-            None if self.jobs > self.out.len() as u64 => Next::From(self.next),
-            None => Next::Nowhere,
+        if self.closed {
+            return Next::Closed;
         }
+        let none_waits = self.jobs <= self.out.len() as u64 || self.out.len() >= self.inflight;
+        if none_waits || self.none_since == Some(self.change) {
+            return Next::Nowhere;
+        }
+        let out = self.out.iter().map(|(sequence, out)| (*sequence, out.flow)).collect();
+        Next::Look(Places { inflight: self.inflight, out, change: self.change })
     }
 
-    /// Takes a job that was found where [`Self::next`] said, unless another has been faster.
-    pub(super) fn take(&mut self, sequence: u64) -> bool {
-        if self.closed || self.out.len() >= self.inflight {
+    /// Notes that no job was found that `places` takes. False when there may be one since.
+    pub(super) fn found_none(&mut self, places: &Places) -> bool {
+        let is_now = places.change == self.change;
+        if is_now {
+            self.none_since = Some(self.change);
+        }
+        is_now
+    }
+
+    /// Takes a job that was found for `places`, unless something has changed since.
+    pub(super) fn take(&mut self, places: &Places, sequence: u64, flow: Option<Flow>, turn: u64) -> bool {
+        if self.closed || places.change != self.change {
             return false;
         }
-        if sequence >= self.next {
-            self.next = sequence + 1;
-        } else if !self.released.remove(&sequence) {
-            return false;
-        }
-        self.out.insert(sequence, Out::default());
+        self.change += 1;
+        self.turn = self.turn.max(turn);
+        self.out.insert(sequence, Out { flow, ..Out::default() });
         true
     }
 
@@ -92,7 +128,7 @@ impl Ledger {
             out.given_back = true;
         } else {
             self.out.remove(&sequence);
-            self.released.insert(sequence);
+            self.change += 1;
         }
     }
 
@@ -111,12 +147,12 @@ impl Ledger {
     pub(super) fn end(&mut self, sequence: u64, done: bool) {
         let Some(out) = self.out.get_mut(&sequence) else { return };
         out.settling = out.settling.saturating_sub(1);
+        self.change += 1;
         if done {
             self.out.remove(&sequence);
             self.jobs = self.jobs.saturating_sub(1);
         } else if out.settling == 0 && out.given_back {
             self.out.remove(&sequence);
-            self.released.insert(sequence);
         }
     }
 

@@ -19,11 +19,13 @@
 //!
 //! # Map
 //!
-//! `file` the tables and their transactions; `ledger` what is out; `publish` the second step; `full` the bound.
+//! `file` the tables and their transactions, `order` those of the order in which jobs go out; `ledger` what is out;
+//! `publish` the second step; `full` the bound.
 
 mod file;
 mod full;
 mod ledger;
+mod order;
 mod publish;
 
 use std::path::{Path, PathBuf};
@@ -38,10 +40,11 @@ use tracing::warn;
 
 pub use full::QueueFull;
 
+use super::fair::Flow;
 use super::{Delivery, JobQueue, NewJob, QueueStats, Receipt, ResultRecord, Settled};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::outbox::Outbox;
-use file::{Draft, JobFile, StoredJob};
+use file::{Draft, DraftJob, JobFile, StoredJob};
 use ledger::{Ledger, Next};
 
 const FILE: &str = "queue.redb";
@@ -63,8 +66,8 @@ pub struct EmbeddedQueueConfig {
     pub max_bytes: u64,
 }
 
-/// A queue in a file, in the order of submission. One process at a time may have it open. A submission is
-/// taken whole or not at all.
+/// A queue in a file. Batches take turns, and the jobs of each go out in the order of submission. One process at a time
+/// may have it open. A submission is taken whole or not at all.
 #[derive(Debug)]
 pub struct EmbeddedQueue {
     shared: Arc<Shared>,
@@ -110,8 +113,8 @@ impl EmbeddedQueue {
             let text = format!("queue setting {name} is {value}, it must be at least 1");
             return Err(SyncError::permanent(Link::Disk, text));
         }
-        let (file, jobs) = JobFile::open(config.dir.join(FILE), config.max_bytes)?;
-        let ledger = Mutex::new(Ledger::new(config.inflight, jobs));
+        let (file, jobs, turn) = JobFile::open(config.dir.join(FILE), config.max_bytes)?;
+        let ledger = Mutex::new(Ledger::new(config.inflight, jobs, turn));
         let shared = Arc::new(Shared { file, outbox, ledger, changed: Notify::new() });
         Ok(Self { shared, epoch: fastrand::u64(..) })
     }
@@ -143,15 +146,18 @@ impl Shared {
     /// Takes the next job out, if one may go.
     fn take(self: Arc<Self>) -> SyncResult<Option<Taken>> {
         loop {
-            let from = match self.ledger.lock().next() {
+            let places = match self.ledger.lock().next() {
                 Next::Nowhere => return Ok(None),
                 Next::Closed => return Err(closed()),
-                Next::From(from) => from,
+                Next::Look(places) => places,
             };
             // Not under the lock, for the disk may take its time. So another may have been faster: once more.
-            let Some(job) = self.file.first_from(from)? else { return Ok(None) };
-            if self.ledger.lock().take(job.sequence) {
-                return Ok(Some(Taken { shared: self, job: Some(job) }));
+            match self.file.first(|sequence, flow| places.take(sequence, flow))? {
+                None if self.ledger.lock().found_none(&places) => return Ok(None),
+                Some(job) if self.ledger.lock().take(&places, job.sequence, job.flow, job.turn) => {
+                    return Ok(Some(Taken { shared: self, job: Some(job) }));
+                }
+                _ => {}
             }
         }
     }
@@ -201,7 +207,8 @@ impl JobQueue for EmbeddedQueue {
         let (sender, drafts) = mpsc::channel(2);
         let shared = Arc::clone(&self.shared);
         let writing = spawn_blocking(move || {
-            let count = shared.file.submit(drafts)?;
+            let turn = shared.ledger.lock().turn();
+            let count = shared.file.submit(drafts, turn)?;
             shared.ledger.lock().add(count);
             shared.changed.notify_waiters();
             Ok(count)
@@ -227,8 +234,8 @@ impl JobQueue for EmbeddedQueue {
             tokio::pin!(changed);
             // From here on no change is missed.
             changed.as_mut().enable();
-            let next = self.shared.ledger.lock().next();
-            if next != Next::Nowhere {
+            let is_any = self.shared.ledger.lock().next() != Next::Nowhere;
+            if is_any {
                 let shared = Arc::clone(&self.shared);
                 if let Some(taken) = blocking(move || shared.take()).await? {
                     return Ok(self.delivery(taken));
@@ -291,13 +298,13 @@ impl JobQueue for EmbeddedQueue {
 }
 
 /// Some of the jobs, none when there are no more.
-fn draw(jobs: &mut (dyn Iterator<Item = SyncResult<NewJob>> + Send)) -> SyncResult<Vec<bytes::Bytes>> {
+fn draw(jobs: &mut (dyn Iterator<Item = SyncResult<NewJob>> + Send)) -> SyncResult<Vec<DraftJob>> {
     let (mut part, mut bytes) = (Vec::new(), 0);
     while part.len() < PART_JOBS && bytes < PART_BYTES {
         let Some(job) = jobs.next() else { break };
-        let payload = job?.payload;
+        let NewJob { key, payload } = job?;
         bytes += payload.len();
-        part.push(payload);
+        part.push(DraftJob { flow: Flow::of_key(key.as_bytes()), payload });
     }
     Ok(part)
 }

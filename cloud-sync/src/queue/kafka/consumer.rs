@@ -177,7 +177,8 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
 fn take_in(shared: &Shared, message: &BorrowedMessage<'_>) {
     let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
     let time = message.timestamp().to_millis().and_then(time_of);
-    shared.with(|ledger| ledger.take_in(message.partition(), message.offset(), payload, time));
+    let key = message.key().unwrap_or_default();
+    shared.with(|ledger| ledger.take_in(message.partition(), message.offset(), key, payload, time));
 }
 
 /// The time that a message's milliseconds stand for, unless that can't be.

@@ -3,24 +3,27 @@
 //! A partition's committed offset says "everything before is done". So a job that is settled before an
 //! earlier one of its partition is held, with its results, until the earlier one is settled too.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::stage::Stage;
 use crate::error::{Link, SyncError, SyncResult};
+use crate::queue::fair::{Flow, may_go_out};
 use crate::queue::{Receipt, ResultRecord, Settled};
 
 /// Most records of one transaction. A job's own are never split: one with more goes alone.
 pub(super) const GROUP_RECORDS: usize = 5_000;
 /// Most bytes of one transaction, with the same exception.
 pub(super) const GROUP_BYTES: usize = 4 << 20;
-/// Jobs that may wait here for somebody to take them.
-const MOST_STAGED: usize = 256;
-/// Bytes that may wait here, and one job more.
-const MOST_STAGED_BYTES: usize = 4 << 20;
+/// Jobs that may be done and wait for their commit, because one before them on their partition is not done: while it is
+/// worked on, so many others can be.
+const MOST_HELD: usize = 64;
+/// Bytes of their results, and those of one job more.
+const MOST_HELD_BYTES: usize = 16 << 20;
 
 /// Where the answer to a settlement goes. Nobody may be there any more.
 pub(super) type Waiter = oneshot::Sender<SyncResult<Settled>>;
@@ -35,9 +38,8 @@ pub(super) struct Ledger {
     ours: BTreeMap<i32, u64>,
     /// Also those that are not ours any more, until their last commit has ended.
     held: BTreeMap<(i32, u64), Partition>,
-    /// What can be handed out, in that order.
-    stage: VecDeque<Receipt>,
-    staged_bytes: usize,
+    /// What can be handed out.
+    stage: Stage,
     handing_out: bool,
     /// The partition that the last group began with: the next begins behind it.
     turn: i32,
@@ -59,8 +61,8 @@ struct Partition {
 
 #[derive(Debug)]
 enum Job {
-    Staged { payload: Bytes, time: Option<SystemTime> },
-    Out,
+    Staged { payload: Bytes, time: Option<SystemTime>, flow: Option<Flow> },
+    Out { flow: Option<Flow> },
     Settled { results: Vec<ResultRecord>, waiters: Vec<Waiter> },
     Committing { waiters: Vec<Waiter> },
 }
@@ -113,16 +115,7 @@ pub(super) enum Outcome {
 impl Ledger {
     pub(super) fn new(inflight: usize) -> Self {
         let (ours, held, stage) = Default::default();
-        Self {
-            inflight: inflight.max(1),
-            epochs: 0,
-            ours,
-            held,
-            stage,
-            staged_bytes: 0,
-            handing_out: true,
-            turn: -1,
-        }
+        Self { inflight: inflight.max(1), epochs: 0, ours, held, stage, handing_out: true, turn: -1 }
     }
 
     /// These partitions are ours from now on.
@@ -145,14 +138,13 @@ impl Ledger {
                     Job::Settled { waiters, .. } => answer(waiters, || Ok(Settled::Lost)),
                     // Answered by how the transaction comes out.
                     Job::Committing { .. } => drop(held.jobs.insert(offset, job)),
-                    Job::Staged { .. } | Job::Out => {}
+                    Job::Staged { .. } | Job::Out { .. } => {}
                 }
             }
             if held.jobs.is_empty() {
                 self.held.remove(&(partition, epoch));
             }
         }
-        self.staged_bytes = self.stage.iter().map(|receipt| self.staged_size(*receipt)).sum();
     }
 
     /// The partitions that are ours.
@@ -161,41 +153,56 @@ impl Ledger {
     }
 
     /// A message has come. One that was here before is passed over.
-    pub(super) fn take_in(&mut self, partition: i32, offset: i64, payload: Bytes, time: Option<SystemTime>) {
+    pub(super) fn take_in(
+        &mut self,
+        partition: i32,
+        offset: i64,
+        key: &[u8],
+        payload: Bytes,
+        time: Option<SystemTime>,
+    ) {
         let Some(&epoch) = self.ours.get(&partition) else { return };
         let Some(held) = self.held.get_mut(&(partition, epoch)) else { return };
         if held.next.is_some_and(|next| offset < next) {
             return;
         }
         held.next = Some(offset + 1);
-        self.staged_bytes += payload.len();
-        held.jobs.insert(offset, Job::Staged { payload, time });
-        self.stage.push_back(Receipt { partition, offset, epoch });
+        let (flow, bytes) = (Flow::of_key(key), payload.len());
+        held.jobs.insert(offset, Job::Staged { payload, time, flow });
+        self.stage.push(Receipt { partition, offset, epoch }, flow, bytes);
     }
 
     /// The next job, unless as many as allowed are out.
     pub(super) fn hand_out(&mut self) -> Option<Handed> {
-        if !self.handing_out || self.out() >= self.inflight {
+        if !self.handing_out || self.is_full() {
             return None;
         }
-        let ready = self.stage.iter().position(|receipt| self.begin(receipt.partition).is_some())?;
-        let receipt = self.stage.remove(ready)?;
+        let working: Vec<Option<Flow>> = self.working().collect();
+        let (ours, held, inflight) = (&self.ours, &self.held, self.inflight);
+        let is_known = |partition: i32| {
+            let held = ours.get(&partition).and_then(|epoch| held.get(&(partition, *epoch)));
+            held.is_some_and(|held| held.begin.is_some())
+        };
+        let receipt = self.stage.pop(|receipt, flow| {
+            let mine = flow.map_or(0, |_| working.iter().filter(|other| **other == flow).count());
+            may_go_out(mine, working.len(), inflight) && is_known(receipt.partition)
+        })?;
         let job = self.job(receipt)?;
-        let Job::Staged { payload, time } = std::mem::replace(job, Job::Out) else { return None };
-        self.staged_bytes -= payload.len();
+        let Job::Staged { flow, .. } = *job else { return None };
+        let Job::Staged { payload, time, .. } = std::mem::replace(job, Job::Out { flow }) else {
+            return None;
+        };
         Some(Handed { receipt, payload, time })
     }
 
     /// A job comes back undone. It is the next to go out: those behind it on its partition cannot be
     /// committed before it.
     pub(super) fn release(&mut self, receipt: Receipt, payload: Bytes, time: Option<SystemTime>) {
-        let size = payload.len();
-        match self.job(receipt) {
-            Some(job) if matches!(job, Job::Out) => *job = Job::Staged { payload, time },
-            _ => return,
-        }
-        self.staged_bytes += size;
-        self.stage.push_front(receipt);
+        let bytes = payload.len();
+        let Some(job) = self.job(receipt) else { return };
+        let Job::Out { flow } = *job else { return };
+        *job = Job::Staged { payload, time, flow };
+        self.stage.push_front(receipt, flow, bytes);
     }
 
     /// A job is done. `waiter` hears when its results are visible, or that it is lost.
@@ -205,7 +212,7 @@ impl Ledger {
             return answer(vec![waiter], || Ok(Settled::Lost));
         };
         match held.jobs.get_mut(&receipt.offset) {
-            Some(job @ Job::Out) if ours => *job = Job::Settled { results, waiters: vec![waiter] },
+            Some(job @ Job::Out { .. }) if ours => *job = Job::Settled { results, waiters: vec![waiter] },
             // Settled once more, as after a wait that was given up: the first results count.
             Some(Job::Settled { waiters, .. } | Job::Committing { waiters }) => waiters.push(waiter),
             None if receipt.offset < held.done => answer(vec![waiter], || Ok(Settled::Done)),
@@ -259,12 +266,12 @@ impl Ledger {
                 held.done = held.done.max(receipt.offset + 1);
                 answer(waiters, || Ok(Settled::Done));
             } else if unknown {
-                held.jobs.insert(receipt.offset, Job::Out);
+                held.jobs.insert(receipt.offset, Job::Out { flow: None });
                 answer(waiters, || Err(left_behind()));
             } else if !ours {
                 answer(waiters, || Ok(Settled::Lost));
             } else if refused == Some(index) {
-                held.jobs.insert(receipt.offset, Job::Out);
+                held.jobs.insert(receipt.offset, Job::Out { flow: None });
                 answer_error(waiters, error.take());
             } else {
                 held.jobs.insert(receipt.offset, Job::Settled { results, waiters });
@@ -289,17 +296,36 @@ impl Ledger {
 
     /// Jobs that somebody works on, or that wait for their commit.
     pub(super) fn out(&self) -> usize {
-        self.ours
-            .iter()
-            .filter_map(|(&partition, &epoch)| self.held.get(&(partition, epoch)))
-            .flat_map(|held| held.jobs.values())
-            .filter(|job| !matches!(job, Job::Staged { .. }))
-            .count()
+        self.jobs().filter(|job| !matches!(job, Job::Staged { .. })).count()
     }
 
-    /// Whether as many are out as may be.
+    /// Whether no more may go out: as many as allowed are being worked on, or are done and wait for one before them.
     pub(super) fn is_full(&self) -> bool {
-        self.out() >= self.inflight
+        let (mut held, mut bytes) = (0, 0);
+        for job in self.jobs() {
+            match job {
+                Job::Settled { results, .. } => {
+                    held += 1;
+                    bytes += results.iter().map(|result| result.payload.len()).sum::<usize>();
+                }
+                Job::Committing { .. } => held += 1,
+                Job::Staged { .. } | Job::Out { .. } => {}
+            }
+        }
+        self.working().count() >= self.inflight || held >= MOST_HELD || bytes >= MOST_HELD_BYTES
+    }
+
+    fn jobs(&self) -> impl Iterator<Item = &Job> {
+        let ours = self.ours.iter().filter_map(|(&partition, &epoch)| self.held.get(&(partition, epoch)));
+        ours.flat_map(|held| held.jobs.values())
+    }
+
+    /// The batches of the jobs that somebody works on.
+    fn working(&self) -> impl Iterator<Item = Option<Flow>> {
+        self.jobs().filter_map(|job| match job {
+            Job::Out { flow } => Some(*flow),
+            _ => None,
+        })
     }
 
     /// Whether to fetch, when fetching is `paused` or not. Half of what may wait lies between stop and
@@ -307,9 +333,7 @@ impl Ledger {
     /// a second until messages come again.
     pub(super) fn wants_more(&self, paused: bool) -> bool {
         let part = if paused { 2 } else { 1 };
-        self.handing_out
-            && self.stage.len() < MOST_STAGED / part
-            && self.staged_bytes < MOST_STAGED_BYTES / part
+        self.handing_out && self.stage.has_room(part)
     }
 
     /// Where the partitions end that are ours. False when messages have come from behind that end: the broker has lost
@@ -332,7 +356,6 @@ impl Ledger {
         let astray = !held.jobs.is_empty();
         held.jobs = kept;
         self.stage.retain(|receipt| receipt.partition != partition || receipt.offset >= begin);
-        self.staged_bytes = self.stage.iter().map(|receipt| self.staged_size(*receipt)).sum();
         astray
     }
 
@@ -357,14 +380,6 @@ impl Ledger {
             return None;
         }
         self.held.get_mut(&(receipt.partition, receipt.epoch))?.jobs.get_mut(&receipt.offset)
-    }
-
-    fn staged_size(&self, receipt: Receipt) -> usize {
-        let held = self.held.get(&(receipt.partition, receipt.epoch));
-        match held.and_then(|held| held.jobs.get(&receipt.offset)) {
-            Some(Job::Staged { payload, .. }) => payload.len(),
-            _ => 0,
-        }
     }
 }
 

@@ -9,6 +9,7 @@ mod committer;
 mod consumer;
 mod ledger;
 mod shared;
+mod stage;
 mod submit;
 #[cfg(test)]
 mod tests;

@@ -26,7 +26,7 @@ fn ledger(inflight: usize, partitions: &[i32], messages: i64) -> Ledger {
     }
     for offset in 0..messages {
         for &partition in partitions {
-            ledger.take_in(partition, offset, Bytes::from(format!("{partition}-{offset}")), None);
+            ledger.take_in(partition, offset, b"k", Bytes::from(format!("{partition}-{offset}")), None);
         }
     }
     ledger
@@ -141,7 +141,7 @@ fn a_partition_that_goes_takes_its_jobs_along_and_comes_back_as_another() {
     assert_eq!(ledger.out(), 2);
     ledger.assign(&[0]);
     ledger.note_begin(0, 0);
-    ledger.take_in(0, 0, Bytes::from_static(b"again"), None);
+    ledger.take_in(0, 0, b"k", Bytes::from_static(b"again"), None);
     let again = ledger.hand_out().unwrap();
     assert_eq!((again.receipt.offset, &again.payload[..]), (0, &b"again"[..]));
     assert_eq!(said(&mut settle(&mut ledger, zero[0])), None);
@@ -158,8 +158,8 @@ fn what_is_released_goes_out_first_and_messages_that_come_twice_count_once() {
     let mut ledger = ledger(2, &[0], 4);
     let mut out = all(&mut ledger);
     assert_eq!((out.len(), ledger.is_full()), (2, true));
-    ledger.take_in(0, 1, Bytes::from_static(b"repeat"), None);
-    ledger.take_in(0, 3, Bytes::from_static(b"repeat"), None);
+    ledger.take_in(0, 1, b"k", Bytes::from_static(b"repeat"), None);
+    ledger.take_in(0, 3, b"k", Bytes::from_static(b"repeat"), None);
     let first = out.remove(0);
     ledger.release(first.receipt, first.payload, None);
     assert_eq!(ledger.hand_out().unwrap().receipt.offset, 0);
@@ -174,12 +174,12 @@ fn what_is_released_goes_out_first_and_messages_that_come_twice_count_once() {
 
 #[test]
 fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
-    let mut ledger = ledger(300, &[0], 0);
+    let mut ledger = ledger(3000, &[0], 0);
     let mut offset = 0;
     while ledger.wants_more(false) {
-        ledger.take_in(0, offset, Bytes::from_static(b"x"), None);
+        ledger.take_in(0, offset, b"k", Bytes::from_static(b"x"), None);
         offset += 1;
-        assert!(offset < 1000);
+        assert!(offset < 5000);
     }
     let mut out = 0;
     while !ledger.wants_more(true) {
@@ -187,13 +187,71 @@ fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
         out += 1;
     }
     assert!(out > offset / 3 && out < offset, "{out} of {offset}");
-    ledger.take_in(0, offset, vec![0; 5 << 20].into(), None);
+    ledger.take_in(0, offset, b"k", vec![0; 17 << 20].into(), None);
     assert!(!ledger.wants_more(false), "large ones wait one by one");
     all(&mut ledger);
     assert!(ledger.wants_more(true));
     assert_eq!(ledger.waiting(), None);
     ledger.note_end(0, offset + 13);
     assert_eq!(ledger.waiting(), Some(12));
+}
+
+/// A ledger in which a batch of so many messages waits on a partition, and then one message each of others.
+fn queued(inflight: usize, large: i64, others: &[&str]) -> Ledger {
+    let mut ledger = ledger(inflight, &[0], 0);
+    let keys = (0..large).map(|n| format!("large/{n}")).chain(others.iter().map(|id| format!("{id}/0")));
+    for (offset, key) in (0..).zip(keys) {
+        ledger.take_in(0, offset, key.as_bytes(), Bytes::from(key.clone()), None);
+    }
+    ledger
+}
+
+#[test]
+fn batches_take_turns_and_none_takes_all_places() {
+    let mut ledger = queued(4, 100, &["b", "c", "d"]);
+    let name = |job: &Handed| String::from_utf8(job.payload.to_vec()).unwrap();
+    let out = all(&mut ledger);
+    assert_eq!(out.iter().map(name).collect::<Vec<_>>(), ["large/0", "b/0", "c/0", "d/0"]);
+    // What is given back is the next again, and does not take the place of the others.
+    let first = out.into_iter().next().unwrap();
+    ledger.release(first.receipt, first.payload, None);
+    assert_eq!(all(&mut ledger).iter().map(name).collect::<Vec<_>>(), ["large/0"]);
+
+    let mut ledger = queued(4, 100, &[]);
+    assert_eq!(all(&mut ledger).len(), 2, "half of the places stay free for others");
+    ledger.take_in(0, 100, b"late/0", Bytes::from_static(b"late/0"), None);
+    assert_eq!(all(&mut ledger).iter().map(name).collect::<Vec<_>>(), ["late/0"]);
+    // Messages that belong to no batch are not held back.
+    let mut ledger = self::ledger(4, &[0], 10);
+    assert_eq!(all(&mut ledger).len(), 4);
+}
+
+#[test]
+fn a_slow_message_holds_back_commits_behind_it_and_not_the_work_up_to_a_bound() {
+    let mut ledger = ledger(2, &[0], 200);
+    let slow = ledger.hand_out().unwrap();
+    let mut answers = Vec::new();
+    while let Some(job) = ledger.hand_out() {
+        answers.push(settle(&mut ledger, job.receipt));
+        assert!(ledger.next_group().is_none(), "nothing is committed before the first");
+    }
+    assert_eq!(answers.len(), 64);
+    assert!(ledger.is_full());
+    answers.push(settle(&mut ledger, slow.receipt));
+    let group = ledger.next_group().unwrap();
+    assert_eq!(group.offsets(), [(0, 65)]);
+    ledger.finish(group, Outcome::Committed);
+    assert!(answers.iter_mut().all(|answer| said(answer) == Some(Settled::Done)));
+    assert!(ledger.hand_out().is_some());
+    // Large results count by their bytes.
+    let mut ledger = self::ledger(2, &[0], 20);
+    let _slow = ledger.hand_out().unwrap();
+    let mut held = 0;
+    while let Some(job) = ledger.hand_out() {
+        drop(settle_with(&mut ledger, job.receipt, 1, vec![0; 5 << 20].into()));
+        held += 1;
+    }
+    assert_eq!(held, 4);
 }
 
 #[test]
@@ -281,7 +339,7 @@ fn nothing_goes_out_before_it_is_known_where_the_group_stands_and_nothing_from_b
     assert!(!ledger.note_begin(1, 2));
     for offset in 0..4 {
         for partition in [0, 1] {
-            ledger.take_in(partition, offset, Bytes::from_static(b"x"), None);
+            ledger.take_in(partition, offset, b"k", Bytes::from_static(b"x"), None);
         }
     }
     let offsets =
@@ -291,11 +349,11 @@ fn nothing_goes_out_before_it_is_known_where_the_group_stands_and_nothing_from_b
     assert!(ledger.note_begin(0, 3), "three came that were done");
     assert_eq!(offsets(all(&mut ledger)), [(0, 3)]);
     ledger.assign(&[2]);
-    ledger.take_in(2, 0, Bytes::from_static(b"x"), None);
+    ledger.take_in(2, 0, b"k", Bytes::from_static(b"x"), None);
     assert!(ledger.note_begin(2, 7));
-    ledger.take_in(2, 6, Bytes::from_static(b"x"), None);
+    ledger.take_in(2, 6, b"k", Bytes::from_static(b"x"), None);
     assert!(ledger.hand_out().is_none());
-    ledger.take_in(2, 7, Bytes::from_static(b"x"), None);
+    ledger.take_in(2, 7, b"k", Bytes::from_static(b"x"), None);
     assert_eq!(offsets(all(&mut ledger)), [(2, 7)]);
     assert!(!ledger.note_begin(5, 1), "not ours");
 }

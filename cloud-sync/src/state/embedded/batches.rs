@@ -143,6 +143,15 @@ impl Batches {
         })
     }
 
+    /// What is kept of the starts of the work on a message.
+    pub(super) fn starts(&self, position: &str) -> SyncResult<WorkStarts> {
+        self.database.read(|txn| {
+            let known = txn.open_table(WORK)?.get(position)?;
+            // What cannot be read is of another version: it begins anew.
+            Ok(known.and_then(|json| serde_json::from_slice(json.value()).ok()).unwrap_or_default())
+        })
+    }
+
     /// Changes what is kept of the starts of the work on a message; `None` from `change` forgets it.
     pub(super) fn work(
         &self,

@@ -67,13 +67,23 @@ impl Record {
         }
     }
 
-    /// Takes the first outcome only.
+    /// Takes the first outcome only. A batch that was cancelled stays so.
     pub(super) fn finish(&mut self, outcome: &BatchOutcome) {
         if self.outcome.is_none() {
-            self.phase = outcome.phase;
+            if self.phase != BatchPhase::Cancelled {
+                self.phase = outcome.phase;
+            }
             self.completed = outcome.completed;
             self.failed = outcome.failed;
-            self.outcome = Some(outcome.clone());
+            self.outcome = Some(BatchOutcome { phase: self.phase, ..outcome.clone() });
+        }
+    }
+
+    /// What is finished can't be cancelled any more.
+    pub(super) fn cancel(&mut self, now: u64) {
+        if self.outcome.is_none() && self.phase != BatchPhase::Cancelled {
+            self.phase = BatchPhase::Cancelled;
+            self.updated = self.updated.max(now);
         }
     }
 
@@ -99,7 +109,12 @@ impl Record {
     }
 
     pub(super) fn started(&self, created: bool, done_by: Option<String>) -> ChunkStart {
-        ChunkStart { created, done_by, finished: self.outcome.is_some() }
+        ChunkStart {
+            created,
+            done_by,
+            finished: self.outcome.is_some(),
+            cancelled: self.phase == BatchPhase::Cancelled,
+        }
     }
 
     pub(super) fn done(&self, owner: String) -> ChunkDone {

@@ -209,16 +209,28 @@ impl StateStore for EmbeddedStore {
         self.blocking(complete).await
     }
 
-    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<()> {
+    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<BatchPhase> {
         let (spec, outcome) = (spec.clone(), outcome.clone());
         let finish = move |kept: &Kept| {
             kept.change(&spec.request_id, Durability::Immediate, |change, found| {
                 let mut record = found.unwrap_or_else(|| Record::new(&spec, true, change.now));
                 record.finish(&outcome);
-                Ok(((), Some(record)))
+                Ok((record.phase, Some(record)))
             })
         };
         self.blocking(finish).await
+    }
+
+    async fn cancel_batch(&self, spec: &BatchSpec) -> SyncResult<BatchStatus> {
+        let spec = spec.clone();
+        let cancel = move |kept: &Kept| {
+            kept.change(&spec.request_id, Durability::Immediate, |change, found| {
+                let mut record = found.unwrap_or_else(|| Record::new(&spec, true, change.now));
+                record.cancel(change.now);
+                Ok((record.status(), Some(record)))
+            })
+        };
+        self.blocking(cancel).await
     }
 
     async fn batch(&self, request_id: &str) -> SyncResult<Option<BatchStatus>> {
@@ -237,25 +249,20 @@ impl StateStore for EmbeddedStore {
         self.blocking(forget).await
     }
 
-    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts> {
+    async fn work_starts(&self, position: &str) -> SyncResult<WorkStarts> {
         let position = position.to_owned();
-        let begin = move |kept: &Kept| {
-            let mut begun = WorkStarts::default();
-            kept.file.work(&position, |mut starts| {
-                starts.begin();
-                begun.clone_from(&starts);
-                Some(starts)
-            })?;
-            Ok(begun)
-        };
-        self.blocking(begin).await
+        self.blocking(move |kept: &Kept| kept.file.starts(&position).map(WorkStarts::so_far)).await
     }
 
-    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
         let position = position.to_owned();
-        let note =
-            move |kept: &Kept| kept.file.work(&position, |starts| Some(WorkStarts { image, ..starts }));
-        self.blocking(note).await
+        let begin = move |kept: &Kept| {
+            kept.file.work(&position, |mut starts| {
+                starts.begin(image);
+                Some(starts)
+            })
+        };
+        self.blocking(begin).await
     }
 
     async fn end_work(&self, position: &str, done: bool) -> SyncResult<()> {

@@ -76,7 +76,7 @@ end
 return 0
 ";
 
-/// ARGV: chunk -> {created, position that completed it, has an outcome}
+/// ARGV: chunk -> {created, position that completed it, has an outcome, is cancelled}
 const START: &str = r"
 local created = create('1')
 begin()
@@ -84,7 +84,8 @@ local finished = has('outcome')
 if not finished then
     touch()
 end
-return {created and 1 or 0, redis.call('HGET', batch, 'c:' .. ARGV[6]), finished and 1 or 0}
+return {created and 1 or 0, redis.call('HGET', batch, 'c:' .. ARGV[6]), finished and 1 or 0,
+    redis.call('HGET', batch, 'phase') == 'cancelled' and 1 or 0}
 ";
 
 /// ARGV: chunk, position, classified, failed -> {position that completed it, chunks done, to finish}
@@ -106,18 +107,31 @@ local all = tonumber(done) >= tonumber(redis.call('HGET', batch, 'chunks'))
 return {redis.call('HGET', batch, owner), done, (all and not finished) and 1 or 0}
 ";
 
-/// ARGV: outcome, phase, classified, failed
+/// ARGV: outcome, phase, classified, failed -> phase
 const FINISH: &str = r"
 create('1')
 if not has('outcome') then
-    redis.call('HSET', batch, 'outcome', ARGV[6], 'phase', ARGV[7], 'completed', ARGV[8], 'failed', ARGV[9])
+    if redis.call('HGET', batch, 'phase') ~= 'cancelled' then
+        redis.call('HSET', batch, 'phase', ARGV[7])
+    end
+    redis.call('HSET', batch, 'outcome', ARGV[6], 'completed', ARGV[8], 'failed', ARGV[9])
     touch()
 end
-return 0
+return redis.call('HGET', batch, 'phase')
+";
+
+/// ARGV: the names of the fields -> the fields
+const CANCEL: &str = r"
+create('1')
+if not has('outcome') and redis.call('HGET', batch, 'phase') ~= 'cancelled' then
+    redis.call('HSET', batch, 'phase', 'cancelled')
+    touch()
+end
+return redis.call('HMGET', batch, unpack(ARGV, 6))
 ";
 
 /// KEYS: what is kept of the starts of the work on a message: `starts`, `image`, and for each image at which
-/// one ended `e:<image>`. ARGV: milliseconds to live -> the fields and their values
+/// one ended `e:<image>`. ARGV: milliseconds to live, image or nothing
 const BEGIN_WORK: &str = r"
 local work = KEYS[1]
 local image = redis.call('HGET', work, 'image')
@@ -126,18 +140,10 @@ if image then
     redis.call('HDEL', work, 'image')
 end
 redis.call('HINCRBY', work, 'starts', 1)
-redis.call('PEXPIRE', work, ARGV[1])
-return redis.call('HGETALL', work)
-";
-
-/// ARGV: milliseconds to live, image or nothing
-const WORK_AT: &str = r"
-if ARGV[2] == '' then
-    redis.call('HDEL', KEYS[1], 'image')
-else
-    redis.call('HSET', KEYS[1], 'image', ARGV[2])
-    redis.call('PEXPIRE', KEYS[1], ARGV[1])
+if ARGV[2] ~= '' then
+    redis.call('HSET', work, 'image', ARGV[2])
 end
+redis.call('PEXPIRE', work, ARGV[1])
 return 0
 ";
 
@@ -162,7 +168,7 @@ pub(super) struct Scripts {
     pub(super) complete: Script,
     pub(super) finish: Script,
     pub(super) begin_work: Script,
-    pub(super) work_at: Script,
+    pub(super) cancel: Script,
     pub(super) end_work: Script,
 }
 
@@ -176,7 +182,7 @@ impl Scripts {
             complete: script(COMPLETE),
             finish: script(FINISH),
             begin_work: Script::new(BEGIN_WORK),
-            work_at: Script::new(WORK_AT),
+            cancel: script(CANCEL),
             end_work: Script::new(END_WORK),
         }
     }

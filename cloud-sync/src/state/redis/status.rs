@@ -1,8 +1,9 @@
 //! The status of a batch, from the fields of its hash.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use crate::state::{BatchPhase, BatchSpec, BatchStatus};
+use crate::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, WorkStarts};
 
 /// The fields of a batch, in the order of [`super::scripts::FIELDS`].
 pub(super) type Fields = Vec<Option<String>>;
@@ -37,7 +38,9 @@ pub(super) fn status(fields: Fields) -> Result<BatchStatus, String> {
         updated: time("updated", text("updated")?)?,
         outcome: next()
             .map(|text| serde_json::from_str(&text).map_err(|error| format!("outcome: {error}")))
-            .transpose()?,
+            .transpose()?
+            // The batch may have been cancelled while its outcome was made.
+            .map(|outcome: BatchOutcome| BatchOutcome { phase, ..outcome }),
     })
 }
 
@@ -47,10 +50,28 @@ pub(super) fn phase_name(phase: BatchPhase) -> &'static str {
         BatchPhase::Processing => "processing",
         BatchPhase::Completed => "completed",
         BatchPhase::Failed => "failed",
+        BatchPhase::Cancelled => "cancelled",
     }
 }
 
-fn parse_phase(name: &str) -> Option<BatchPhase> {
-    let all = [BatchPhase::Queued, BatchPhase::Processing, BatchPhase::Completed, BatchPhase::Failed];
+pub(super) fn parse_phase(name: &str) -> Option<BatchPhase> {
+    let all = [
+        BatchPhase::Queued,
+        BatchPhase::Processing,
+        BatchPhase::Completed,
+        BatchPhase::Failed,
+        BatchPhase::Cancelled,
+    ];
     all.into_iter().find(|phase| phase_name(*phase) == name)
+}
+
+/// The starts of the work on a message from the fields of their hash.
+pub(super) fn work_starts(fields: &BTreeMap<String, u64>) -> WorkStarts {
+    let narrow = |count: &u64| u32::try_from(*count).unwrap_or(u32::MAX);
+    let ended = fields.iter().filter_map(|(name, count)| {
+        let image = name.strip_prefix("e:")?.parse().ok()?;
+        Some((image, narrow(count)))
+    });
+    let starts = fields.get("starts").map_or(0, narrow);
+    WorkStarts { starts, image: fields.get("image").copied(), ended_at: ended.collect() }.so_far()
 }

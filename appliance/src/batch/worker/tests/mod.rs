@@ -1,9 +1,11 @@
 //! The worker's promises, with stores that can be cut off at every call.
 
 mod after;
+mod cancel;
 mod crashes;
 mod embedded;
 mod failures;
+mod fair;
 mod ids;
 mod stores;
 mod world;

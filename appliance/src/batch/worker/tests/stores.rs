@@ -76,6 +76,8 @@ pub(super) struct Stores {
     pub(super) panics: AtomicUsize,
     /// Starts of the work on messages, by their positions.
     pub(super) work: Mutex<HashMap<String, WorkStarts>>,
+    /// Starts of any work so far.
+    pub(super) begun: AtomicUsize,
     next: AtomicUsize,
 }
 
@@ -213,7 +215,8 @@ impl StateStore for Reach {
                 batch.status.phase = BatchPhase::Processing;
             }
             let (done_by, finished) = (batch.owners.get(&chunk).cloned(), batch.status.outcome.is_some());
-            ChunkStart { created, done_by, finished }
+            let cancelled = batch.status.phase == BatchPhase::Cancelled;
+            ChunkStart { created, done_by, finished, cancelled }
         });
         self.trip.pass().await;
         Ok(start)
@@ -248,16 +251,31 @@ impl StateStore for Reach {
         Ok(done)
     }
 
-    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<()> {
+    async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<BatchPhase> {
         self.trip.call(Link::Redis).await?;
-        self.stores.with(spec, |batch, _| {
+        let phase = self.stores.with(spec, |batch, _| {
             if batch.status.outcome.is_none() {
-                batch.status.phase = outcome.phase;
+                if batch.status.phase != BatchPhase::Cancelled {
+                    batch.status.phase = outcome.phase;
+                }
                 batch.status.outcome = Some(outcome.clone());
             }
+            batch.status.phase
         });
         self.trip.pass().await;
-        Ok(())
+        Ok(phase)
+    }
+
+    async fn cancel_batch(&self, spec: &BatchSpec) -> SyncResult<BatchStatus> {
+        self.trip.call(Link::Redis).await?;
+        let status = self.stores.with(spec, |batch, _| {
+            if batch.status.outcome.is_none() {
+                batch.status.phase = BatchPhase::Cancelled;
+            }
+            batch.status.clone()
+        });
+        self.trip.pass().await;
+        Ok(status)
     }
 
     async fn batch(&self, request_id: &str) -> SyncResult<Option<BatchStatus>> {
@@ -269,21 +287,15 @@ impl StateStore for Reach {
         Ok(())
     }
 
-    async fn begin_work(&self, position: &str) -> SyncResult<WorkStarts> {
+    async fn work_starts(&self, position: &str) -> SyncResult<WorkStarts> {
         self.trip.call(Link::Redis).await?;
-        let begun = {
-            let mut work = self.stores.work.lock();
-            let starts = work.entry(position.to_owned()).or_default();
-            starts.begin();
-            starts.clone()
-        };
-        self.trip.pass().await;
-        Ok(begun)
+        Ok(self.stores.work.lock().get(position).cloned().unwrap_or_default().so_far())
     }
 
-    async fn work_at(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
         self.trip.call(Link::Redis).await?;
-        self.stores.work.lock().entry(position.to_owned()).or_default().image = image;
+        self.stores.work.lock().entry(position.to_owned()).or_default().begin(image);
+        self.stores.begun.fetch_add(1, Ordering::SeqCst);
         self.trip.pass().await;
         Ok(())
     }

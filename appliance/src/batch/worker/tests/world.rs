@@ -130,7 +130,7 @@ pub(super) async fn pictures() -> String {
     base
 }
 
-fn spec(id: &str, urls: &[String], chunk: usize) -> BatchSpec {
+pub(super) fn spec(id: &str, urls: &[String], chunk: usize) -> BatchSpec {
     BatchSpec {
         request_id: id.into(),
         total: urls.len() as u64,

@@ -5,14 +5,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// What the name of such a file has in it.
+const MARK: &str = ".damaged-";
+
 /// Damaged files of one name that are kept; the oldest go first.
 const MOST_KEPT: usize = 3;
 
 /// Renames a file to `<name>.damaged-<seconds>` in its directory, durably. Returns its new path.
-pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let prefix = format!("{name}.damaged-");
+    let prefix = format!("{name}{MARK}");
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut seconds = since.as_secs();
     let mut aside = dir.join(format!("{prefix}{seconds:010}"));
@@ -24,7 +27,8 @@ pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let mut kept = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path() != aside {
+        let is_one = entry.file_name().to_string_lossy().starts_with(&prefix) && entry.file_type()?.is_file();
+        if is_one && entry.path() != aside {
             kept.push(entry.path());
         }
     }
@@ -35,4 +39,25 @@ pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     }
     File::open(dir)?.sync_all()?;
     Ok(aside)
+}
+
+/// The damaged files that are set aside in a directory, in the order of their names; blocking. A directory that is not
+/// there has none.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().contains(MARK) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
 }

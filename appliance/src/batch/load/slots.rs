@@ -1,0 +1,158 @@
+//! How many images are loaded at once, shared out fairly among batches.
+//!
+//! A slot that becomes free goes to the batch that has the fewest. No batch takes the last few: where one waits for
+//! servers that do not answer, a batch that comes later is not kept waiting for their timeouts.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// One of so many slots is kept for batches that have none; where there are fewer than `FEW`, none is.
+const KEPT: usize = 8;
+const FEW: usize = 4;
+
+/// The slots. Clones are the same slots.
+#[derive(Clone, Debug)]
+pub(super) struct Slots(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    free: usize,
+    /// Slots that only a batch without any may take.
+    kept: usize,
+    batches: HashMap<String, Batch>,
+    asked: u64,
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    used: usize,
+    /// Who waits, each with a number that tells the order in which all have asked.
+    waiting: VecDeque<(u64, oneshot::Sender<Slot>)>,
+}
+
+/// The right to load an image, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    slots: Slots,
+    batch: String,
+}
+
+impl Slots {
+    pub(super) fn new(count: usize) -> Self {
+        let count = count.max(1);
+        let kept = if count < FEW { 0 } else { count.div_ceil(KEPT) };
+        Self(Arc::new(Mutex::new(State { free: count, kept, batches: HashMap::new(), asked: 0 })))
+    }
+
+    /// Waits for a slot.
+    pub(super) async fn acquire(&self, batch: &str) -> Slot {
+        let (sender, granted) = oneshot::channel();
+        {
+            let mut state = self.0.lock();
+            state.asked += 1;
+            let asked = state.asked;
+            state.batches.entry(batch.to_owned()).or_default().waiting.push_back((asked, sender));
+        }
+        self.grant();
+        match granted.await {
+            Ok(slot) => slot,
+            // Whoever waits is asked, or all slots are gone with their owner.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Gives free slots to those who wait.
+    fn grant(&self) {
+        loop {
+            let next = self.0.lock().next();
+            let Some((batch, sender)) = next else { return };
+            // Who has gone gives it back at once.
+            drop(sender.send(Slot { slots: self.clone(), batch }));
+        }
+    }
+}
+
+impl State {
+    /// Takes a slot for whoever is the next to have one.
+    fn next(&mut self) -> Option<(String, oneshot::Sender<Slot>)> {
+        for batch in self.batches.values_mut() {
+            batch.waiting.retain(|(_, waiting)| !waiting.is_closed());
+        }
+        self.batches.retain(|_, batch| batch.used > 0 || !batch.waiting.is_empty());
+        let may_have = |batch: &Batch| if batch.used == 0 { self.free > 0 } else { self.free > self.kept };
+        let waiting = self.batches.iter().filter(|(_, batch)| may_have(batch));
+        let first = |(id, batch): (&String, &Batch)| {
+            batch.waiting.front().map(|(asked, _)| (batch.used, *asked, id.clone()))
+        };
+        let (_, _, id) = waiting.filter_map(first).min()?;
+        let batch = self.batches.get_mut(&id)?;
+        let (_, sender) = batch.waiting.pop_front()?;
+        batch.used += 1;
+        self.free -= 1;
+        Some((id, sender))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        {
+            let mut state = self.slots.0.lock();
+            state.free += 1;
+            if let Some(batch) = state.batches.get_mut(&self.batch) {
+                batch.used = batch.used.saturating_sub(1);
+            }
+        }
+        self.slots.grant();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn now(slots: &Slots, batch: &str) -> Option<Slot> {
+        slots.acquire(batch).now_or_never()
+    }
+
+    #[test]
+    fn a_batch_that_comes_later_has_a_slot_at_once_and_then_its_share() {
+        let slots = Slots::new(16);
+        let mut large: Vec<_> = std::iter::from_fn(|| now(&slots, "large")).collect();
+        assert_eq!(large.len(), 14);
+        let mut waiting: Vec<_> = (0..20).map(|_| Box::pin(slots.acquire("large"))).collect();
+        assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
+        let first = now(&slots, "small").expect("no slot was kept");
+        let mut second = Box::pin(slots.acquire("small"));
+        assert!((&mut second).now_or_never().is_none());
+        // The next that become free are for the batch that has fewer, though the other has asked before.
+        drop(large.pop());
+        let second = second.now_or_never().expect("the large batch has it");
+        assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
+        drop((first, second));
+        let got = waiting.iter_mut().filter_map(|waiting| waiting.now_or_never());
+        assert_eq!(got.count(), 1, "beside the kept slots one is free");
+    }
+
+    #[test]
+    fn who_stops_waiting_takes_no_slot_along() {
+        let slots = Slots::new(1);
+        let first = now(&slots, "a").unwrap();
+        let mut gone: Vec<_> = (0..1000).map(|_| Box::pin(slots.acquire("b"))).collect();
+        assert!(gone.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
+        let mut kept = Box::pin(slots.acquire("a"));
+        assert!((&mut kept).now_or_never().is_none());
+        gone.truncate(1);
+        drop(first);
+        // It was given to the one that is left of b, which does not look any more.
+        assert!((&mut kept).now_or_never().is_none());
+        drop(gone);
+        drop(kept.now_or_never().expect("the slot is gone"));
+        assert!(slots.0.lock().batches.is_empty() || slots.0.lock().next().is_none());
+        assert_eq!(slots.0.lock().free, 1);
+    }
+}

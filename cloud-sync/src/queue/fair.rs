@@ -1,0 +1,72 @@
+//! Which job goes out next when several batches wait: they take turns, and none takes all places.
+//!
+//! Each job has a turn, counted as in start-time fair queueing (Goyal, Vin and Cheng, 1996): the first job of a batch
+//! that begins to wait has the turn after the one that is being served, each further one the next. Jobs go out by turn,
+//! then in their order. So a batch of thousands of jobs and one of a single job alternate, and whatever comes later
+//! delays a waiting job by one job of each other batch at most.
+//!
+//! Turns alone do not help while jobs of a slow batch have all places: so a batch takes further places only while more
+//! than half of them are free.
+
+use std::num::NonZeroU64;
+
+/// What the jobs of one batch have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Flow(NonZeroU64);
+
+impl Flow {
+    /// The batch of a job: what stands in its key before the number of the job, `<batch>/<number>`. A job with another
+    /// key, of another producer, stands for itself.
+    pub(super) fn of_key(key: &[u8]) -> Option<Self> {
+        let slash = key.iter().rposition(|byte| *byte == b'/')?;
+        let (batch, number) = (&key[..slash], &key[slash + 1..]);
+        if number.is_empty() || !number.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        let mut hash = [0; 8];
+        blake3::Hasher::new().update(batch).finalize_xof().fill(&mut hash);
+        Self::of_number(u64::from_le_bytes(hash))
+    }
+
+    /// Back from [`Self::number`].
+    pub(super) fn of_number(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
+
+    pub(super) fn number(self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// Whether one more job of a batch may go out, of which `mine` jobs are out, of `out` in all, in so many `places`.
+pub(super) fn may_go_out(mine: usize, out: usize, places: usize) -> bool {
+    out < places && (mine == 0 || out < places - places / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_batch_is_what_stands_before_the_number() {
+        let flow = |key: &str| Flow::of_key(key.as_bytes());
+        assert!(flow("a/0").is_some() && flow("a/0") == flow("a/17") && flow("a/0") != flow("b/0"));
+        assert_eq!(flow("x/y/3"), flow("x/y/4"));
+        for key in ["", "a", "a/", "a/b", "a/1x", "17"] {
+            assert_eq!(flow(key), None, "{key}");
+        }
+        let some = flow("a/0").unwrap();
+        assert_eq!(Flow::of_number(some.number()), Some(some));
+    }
+
+    #[test]
+    fn no_batch_takes_all_places_and_none_stay_empty_for_good() {
+        for places in 1..20 {
+            let alone = (0..).take_while(|out| may_go_out(*out, *out, places)).count();
+            assert!(alone >= 1 && (places == 1 || alone < places), "{alone} of {places}");
+            // Others take the rest, one each.
+            assert!((alone..places).all(|out| may_go_out(0, out, places)));
+            assert!(!may_go_out(0, places, places));
+        }
+    }
+}

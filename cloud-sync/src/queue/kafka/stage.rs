@@ -1,0 +1,86 @@
+//! Messages that have come and wait to be worked on, in the order of their turns. `queue::fair` says what a turn is.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::queue::Receipt;
+use crate::queue::fair::Flow;
+
+/// Messages that may wait here: among these batches take turns.
+const MOST: usize = 2048;
+/// Their bytes, and one message more.
+const MOST_BYTES: usize = 16 << 20;
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    receipt: Receipt,
+    flow: Option<Flow>,
+    bytes: usize,
+}
+
+/// The messages that wait.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    /// By turn, then as they came.
+    waiting: BTreeMap<(u64, u64), Waiting>,
+    bytes: usize,
+    /// The turn that is being served.
+    turn: u64,
+    /// The last turn of each batch that is not served yet.
+    last: HashMap<Flow, u64>,
+    arrivals: u64,
+}
+
+impl Stage {
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Adds a message that has come.
+    pub(super) fn push(&mut self, receipt: Receipt, flow: Option<Flow>, bytes: usize) {
+        let mut turn = self.turn + 1;
+        if let Some(flow) = flow {
+            let last = self.last.entry(flow).or_default();
+            turn = turn.max(*last + 1);
+            *last = turn;
+        }
+        self.put(turn, Waiting { receipt, flow, bytes });
+    }
+
+    /// Adds a message that was out: it is the next to go out again.
+    pub(super) fn push_front(&mut self, receipt: Receipt, flow: Option<Flow>, bytes: usize) {
+        self.put(0, Waiting { receipt, flow, bytes });
+    }
+
+    fn put(&mut self, turn: u64, waiting: Waiting) {
+        self.arrivals += 1;
+        self.bytes += waiting.bytes;
+        self.waiting.insert((turn, self.arrivals), waiting);
+    }
+
+    /// Takes out the first message that `take` takes.
+    pub(super) fn pop(&mut self, take: impl Fn(Receipt, Option<Flow>) -> bool) -> Option<Receipt> {
+        let mut waiting = self.waiting.iter();
+        let (&place, _) = waiting.find(|(_, waiting)| take(waiting.receipt, waiting.flow))?;
+        let taken = self.waiting.remove(&place)?;
+        self.bytes -= taken.bytes;
+        if place.0 > self.turn {
+            self.turn = place.0;
+            if self.last.len() > MOST {
+                let turn = self.turn;
+                self.last.retain(|_, last| *last > turn);
+            }
+        }
+        Some(taken.receipt)
+    }
+
+    /// Drops the messages that `keep` does not keep.
+    pub(super) fn retain(&mut self, keep: impl Fn(Receipt) -> bool) {
+        self.waiting.retain(|_, waiting| keep(waiting.receipt));
+        self.bytes = self.waiting.values().map(|waiting| waiting.bytes).sum();
+    }
+
+    /// Whether there is room for a `part`-th of what may wait.
+    pub(super) fn has_room(&self, part: usize) -> bool {
+        self.waiting.len() < MOST / part && self.bytes < MOST_BYTES / part
+    }
+}
