@@ -1,6 +1,6 @@
 # Front door of the project: every target is one script in scripts/, which does the work.
 # Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
-.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test bench gpu-test lint fmt doctor clean
+.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test faults bench gpu-test lint fmt doctor clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -29,6 +29,9 @@ services-down: ## Stop exactly those
 
 test: ## Every check and every test
 	@scripts/test
+
+faults: ## The fault suites in full: kills, restores, clones, clock steps, lost writes (about an hour)
+	@scripts/faults
 
 bench: ## Measure throughput and latency against the limits and the peer
 	@scripts/bench $(ARGS)

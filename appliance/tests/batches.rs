@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use serde_json::json;
-use support::clock::Clock;
 use support::cloud::{finished, lines, metric, predictions};
 use support::images::Images;
 use support::load::{
     PATIENCE, RealTime, assert_once, check_results, percentile, post_batch, submit, wait_until,
 };
 use support::{Daemon, pictures};
+use test_services::clock::Clock;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 /// The pictures of the tests are on loopback.

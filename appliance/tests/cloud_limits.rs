@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::clock::Clock;
 use support::cloud::{Cloud, finished, has_work, images, lines, predictions};
 use support::images::Images;
 use support::load::{PATIENCE, RealTime, check_complete, submit, wait_until};
 use support::{Daemon, pictures};
 use test_services::Services;
+use test_services::clock::Clock;
 
 #[test]
 fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
@@ -147,6 +147,52 @@ fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
     let repeated = counts.values().filter(|&&count| count > 1).count();
     assert_eq!((missing, repeated), (0, 0), "of {} acknowledged predictions", acknowledged.len());
     assert_eq!((uplink("lost"), uplink("dead_lettered")), (json!(0), json!(0)));
+}
+
+#[test]
+fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_away() {
+    const IMAGES: usize = 6000;
+    let services = Services::own(&["kafka"]);
+    for when_full in ["refuse", "drop_oldest"] {
+        let cloud = Cloud::new(&services);
+        let data = tempfile::TempDir::new().unwrap();
+        let mut command = support::weir();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data.path());
+        command.envs(cloud.kafka_env()).envs([
+            ("WEIR__LOG__FORMAT", "json"),
+            ("WEIR__OUTBOX__WHEN_FULL", when_full),
+            ("WEIR__OUTBOX__MAX_BYTES", "1 MiB"),
+            ("WEIR__OUTBOX__SEGMENT", "64 KiB"),
+            ("WEIR__CACHE__ENABLED", "false"),
+            ("WEIR__BATCH__CHUNK", "100"),
+        ]);
+        let api = Daemon::spawn(command, data);
+        let outbox = |key: &str| api.get("/health").json()["outbox"][key].clone();
+        services.stop("kafka");
+        let urls: Vec<String> = (0..IMAGES).map(|n| format!("http://169.254.169.254/{n}.jpg")).collect();
+        submit(&api, "flood", &urls);
+        let size = || support::cloud::metric(&api, "weir_outbox_batch_size_bytes");
+        wait_until("the batch has its share of the outbox", || size() > 450_000.0);
+        let mut acknowledged = HashSet::new();
+        for seed in 0..300 {
+            let reply = api.post("/predict", &[], &pictures::bmp(32, 32, seed));
+            assert_eq!(reply.status, 200, "{when_full}: {}", reply.text());
+            assert!(acknowledged.insert(reply.json()["request_id"].as_str().unwrap().to_owned()));
+        }
+        assert!(size() <= 524_288.0, "{when_full}: {}", size());
+        assert_eq!((outbox("dropped"), outbox("healthy")), (json!(0), json!(true)), "{when_full}");
+        services.start("kafka");
+        let status = finished(&api, "flood", PATIENCE);
+        assert_eq!(status["failed"], IMAGES, "{when_full}: {status}");
+        let all = |seen: &[serde_json::Value]| {
+            images(seen, "flood").len() == IMAGES && predictions(seen).len() == acknowledged.len()
+        };
+        let records = cloud.results(PATIENCE, all);
+        assert!(images(&records, "flood").values().all(|&count| count == 1), "{when_full}");
+        let counts = predictions(&records);
+        assert!(acknowledged.iter().all(|id| counts.get(id) == Some(&1)), "{when_full}");
+        assert_eq!(outbox("dropped"), json!(0), "{when_full}");
+    }
 }
 
 #[test]

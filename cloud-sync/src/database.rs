@@ -1,6 +1,6 @@
 //! One redb file: opened and checked, closed and opened again after the disk has failed it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 use redb::backends::FileBackend;
 use redb::{Builder, Durability, ReadTransaction, StorageBackend, WriteTransaction};
 
+use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::quarantine;
 
@@ -102,7 +103,7 @@ impl Database {
 
     fn away(path: PathBuf) -> SyncResult<Self> {
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(|e| at(&path, "make the folder of", &e.into()))?;
+            durable::create_dir_all(dir).map_err(|e| at(&path, "make the folder of", &e.into()))?;
         }
         Ok(Self {
             path,
@@ -179,29 +180,31 @@ impl Database {
     }
 
     fn open_file(&self) -> Result<redb::Database, redb::Error> {
-        let is_new = !self.path.exists();
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&self.path)?;
-        if let Some(dir) = self.path.parent().filter(|_| is_new) {
-            // Else a loss of power could take the file with all that was forced into it.
-            File::open(dir)?.sync_all()?;
+        if let Some(dir) = self.path.parent() {
+            // Else a loss of power could take the file with all that was forced into it. Also where it is not new: who
+            // made it may have been killed before this.
+            durable::sync_dir(dir)?;
         }
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
         // It reads the whole file. The files are small, and redb trusts what it has not checked: a damaged
         // page would be found by a panic in the middle of work.
         builder.set_check_integrity_on_open(true);
-        Ok(builder.create_with_backend(self.backend(FileBackend::new(file)?))?)
+        Ok(builder.create_with_backend(self.backend(file)?)?)
     }
 
     #[cfg(not(test))]
     #[expect(clippy::unused_self, reason = "tests put faults there")]
-    fn backend(&self, file: FileBackend) -> impl StorageBackend + use<> {
-        file
+    fn backend(&self, file: File) -> Result<impl StorageBackend + use<>, redb::Error> {
+        Ok(FileBackend::new(file)?)
     }
 
     #[cfg(test)]
-    fn backend(&self, file: FileBackend) -> impl StorageBackend + use<> {
-        tests::FullDisk { file, full: std::sync::Arc::clone(&self.disk_full) }
+    fn backend(&self, file: File) -> Result<impl StorageBackend + use<>, redb::Error> {
+        let synced = file.try_clone()?;
+        let full = std::sync::Arc::clone(&self.disk_full);
+        Ok(tests::TestDisk { file: FileBackend::new(file)?, synced, full })
     }
 }
 
@@ -231,7 +234,9 @@ fn at(path: &Path, what: &str, error: &redb::Error) -> SyncError {
             ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory => {
                 permanent(format!("cannot {what} {path}")).because(error.to_string())
             }
-            _ => SyncError::transient(Link::Disk, format!("cannot {what} {path}")).because(error.to_string()),
+            // With its kind: whether the disk is full is told by it.
+            kind => SyncError::transient(Link::Disk, format!("cannot {what} {path}"))
+                .because(std::io::Error::new(kind, error.to_string())),
         },
         redb::Error::PreviousIo
         | redb::Error::TransactionInProgress

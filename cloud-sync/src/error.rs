@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io::{self, ErrorKind};
 
 /// Whether trying the same again can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub struct SyncError {
     what: String,
     fault: Fault,
     of_the_link: bool,
+    record: Option<String>,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -32,12 +34,26 @@ pub type SyncResult<T> = Result<T, SyncError>;
 impl SyncError {
     /// An error that passes by itself.
     pub fn transient(link: Link, what: impl Into<String>) -> Self {
-        Self { link, what: what.into(), fault: Fault::Transient, of_the_link: true, source: None }
+        Self {
+            link,
+            what: what.into(),
+            fault: Fault::Transient,
+            of_the_link: true,
+            record: None,
+            source: None,
+        }
     }
 
     /// An error that stays.
     pub fn permanent(link: Link, what: impl Into<String>) -> Self {
-        Self { link, what: what.into(), fault: Fault::Permanent, of_the_link: false, source: None }
+        Self {
+            link,
+            what: what.into(),
+            fault: Fault::Permanent,
+            of_the_link: false,
+            record: None,
+            source: None,
+        }
     }
 
     /// The same, where what was asked is not at fault: the login is refused, say, or somebody else answers. Trying again
@@ -54,6 +70,19 @@ impl SyncError {
         self.of_the_link
     }
 
+    /// The same, about the record with this id: it is at fault, and no other of those that were published with it.
+    #[must_use]
+    pub fn of_record(mut self, id: impl Into<String>) -> Self {
+        self.record = Some(id.into());
+        self
+    }
+
+    /// The id of the record that is at fault, where it is one.
+    #[must_use]
+    pub fn record(&self) -> Option<&str> {
+        self.record.as_deref()
+    }
+
     /// The same with what caused it.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -65,6 +94,12 @@ impl SyncError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         self.fault == Fault::Transient
+    }
+
+    /// Whether it is for lack of space on a disk of this machine.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        is_disk_full(self)
     }
 
     /// Which link failed.
@@ -89,6 +124,22 @@ impl SyncError {
         }
         text
     }
+}
+
+/// Whether one of the causes of `error` is that a disk, a quota or the largest allowed file size is used up.
+#[must_use]
+pub fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
+    let full = |error: &io::Error| {
+        matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+    };
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(full) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The other side of a call.

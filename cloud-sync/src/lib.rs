@@ -21,6 +21,7 @@ pub mod blob;
 pub mod capture;
 pub mod check;
 mod database;
+pub mod durable;
 pub mod error;
 pub mod event;
 pub mod health;

@@ -1,6 +1,6 @@
 //! Damaged files, set aside for whoever wants to look at them; a bounded number of each.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,7 +37,7 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     for old in kept.iter().take(excess) {
         fs::remove_file(old)?;
     }
-    File::open(dir)?.sync_all()?;
+    crate::durable::sync_dir(dir)?;
     Ok(aside)
 }
 

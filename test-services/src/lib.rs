@@ -6,6 +6,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "tests are the only callers")]
 
+pub mod clock;
 pub mod gpu;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cloud_sync::capture::{Capture, CaptureError};
 use cloud_sync::error::SyncError;
-use cloud_sync::outbox::{NewLog, Outbox, OutboxConfig, OutboxError, Recovery};
+use cloud_sync::outbox::{Outbox, OutboxConfig, OutboxError, Recovery};
 use cloud_sync::state::{EmbeddedState, StateConfig, StateStore};
 use cloud_sync::uplink::UplinkError;
 use gpu_kernels::DecodeLimits;
@@ -298,6 +298,7 @@ fn outbox_config(config: &Config) -> OutboxConfig {
         max_age: config.outbox.max_age,
         segment_bytes: config.outbox.segment.as_u64(),
         when_full: config.outbox.when_full,
+        bulk_share: config.outbox.batch_share,
         durability: config.outbox.durability,
         reserve: config.outbox.reserve,
         has_consumer: config.kafka.publish_events && !config.kafka.bootstrap_servers.is_empty(),
@@ -322,13 +323,8 @@ fn report(recovery: &Recovery) {
             "the outbox ended within an event that was never acknowledged; its torn tail was cut off"
         );
     }
-    match recovery.new_log {
-        None => {}
-        Some(NewLog::IdLost) => tracing::info!("the outbox had no id of its log and has one now"),
-        Some(reason) => tracing::error!(
-            ?reason,
-            "the outbox has lost its newest events; it goes on as another log, whose numbers are not those of before"
-        ),
+    if let Some(reason) = recovery.lost_end {
+        tracing::error!(?reason, "the outbox has lost its newest events, or may have");
     }
     for damage in &recovery.damaged {
         let path = damage.path.display();

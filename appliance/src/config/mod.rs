@@ -25,6 +25,7 @@ pub use cloud::{
     BatchConfig, BlobsConfig, CaptureConfig, CaptureRule, KafkaSection, Mechanism, Protocol, QueueChoice,
     RedisSection, S3Section,
 };
+use cloud_sync::outbox::MAX_BULK_SHARE;
 pub use layers::{ConfigError, Layers, Loaded};
 pub use models::{AdminConfig, ModelConfig, MonitoringConfig, RegistryConfig, RolloutConfig};
 pub use sections::{
@@ -161,6 +162,7 @@ impl Config {
         }
         within("fetch.max_concurrent", self.fetch.max_concurrent as u64, 1, 65_536)?;
         within("outbox.max_bytes", self.outbox.max_bytes.as_u64(), 64 << 10, 1 << 50)?;
+        within("outbox.batch_share", u64::from(self.outbox.batch_share), 1, u64::from(MAX_BULK_SHARE))?;
         within("outbox.segment", self.outbox.segment.as_u64(), 16 << 10, 1 << 32)?;
         if self.http.max_inflight < self.http.max_body {
             return Err((

@@ -197,6 +197,8 @@ pub struct OutboxConfig {
     pub segment: ByteSize,
     /// What happens at the bound.
     pub when_full: WhenFull,
+    /// Most that unsent events of batches may take of `max_bytes`, in percent.
+    pub batch_share: u8,
     /// What an acknowledgement promises.
     pub durability: Durability,
     /// Whether `max_bytes` is taken from the disk in advance.
@@ -333,6 +335,7 @@ impl Default for OutboxConfig {
             max_age: Duration::from_secs(30 * 24 * 3600),
             segment: ByteSize::mib(16),
             when_full: WhenFull::default(),
+            batch_share: 50,
             durability: Durability::default(),
             reserve: true,
         }

@@ -103,6 +103,8 @@ fn values_out_of_range_are_refused() {
         ("[predict]\ndeadline = \"2m\"", "predict.max_deadline"),
         ("[http]\nmax_inflight = \"1 MiB\"", "http.max_inflight"),
         ("[outbox]\nmax_bytes = \"1 KiB\"", "outbox.max_bytes"),
+        ("[outbox]\nbatch_share = 0", "outbox.batch_share"),
+        ("[outbox]\nbatch_share = 71", "outbox.batch_share"),
         ("[node]\nname = \"\"", "node.name"),
         ("[log]\nlevel = \"inof\"", "log.level"),
         ("[log]\nlevel = \"weir=loud\"", "log.level"),

@@ -139,7 +139,8 @@ struct FormBody {
         (status = 415, description = "unsupported_type, unsupported_encoding", body = ErrorBody),
         (status = 429, description = "overloaded, queue_full (the queue or the data directory); Retry-After says when to come back", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
-        (status = 503, description = "not_ready, draining, link_unavailable, spool_unavailable; send the same again after Retry-After, with the request_id of the error", body = ErrorBody)
+        (status = 503, description = "not_ready, draining, link_unavailable, spool_unavailable; send the same again after Retry-After, with the request_id of the error", body = ErrorBody),
+        (status = 507, description = "disk_full", body = ErrorBody)
     )
 )]
 #[allow(dead_code)]
@@ -157,7 +158,8 @@ fn batch_predict() {}
         (status = 404, description = "unknown_batch", body = ErrorBody),
         (status = 429, description = "overloaded: too many look-ups of forgotten batches at once", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
-        (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody)
+        (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody),
+        (status = 507, description = "disk_full", body = ErrorBody)
     )
 )]
 #[allow(dead_code)]
@@ -178,7 +180,8 @@ fn batch_status() {}
         (status = 404, description = "unknown_batch, batch_not_finished", body = ErrorBody),
         (status = 429, description = "overloaded: too many downloads at once", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
-        (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody)
+        (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody),
+        (status = 507, description = "disk_full", body = ErrorBody)
     )
 )]
 #[allow(dead_code)]

@@ -17,6 +17,7 @@ use crate::fetch::FetchError;
 use crate::lanes::{ClassifyError, LaneError};
 use crate::memory::NoRoom;
 use crate::predict::PredictError;
+use cloud_sync::error::is_disk_full;
 use cloud_sync::outbox::OutboxError;
 use gpu_kernels::DecodeError;
 
@@ -28,7 +29,8 @@ const LINK_PAUSE: Duration = Duration::from_secs(5);
 /// Nor is room in the data directory back that soon.
 const ROOM_PAUSE: Duration = Duration::from_secs(60);
 /// Paths are the operator's business.
-const NO_SPOOL: &str = "the appliance's disk has no room for this at the moment";
+const DISK_FULL: &str = "the appliance's disk has no room for this";
+const NO_SPOOL: &str = "the appliance's disk does not take this at the moment";
 
 /// An error as the client sees it.
 #[derive(Clone, Debug)]
@@ -53,6 +55,15 @@ impl ApiError {
     pub(super) fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         let base = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
         Self { retry_after: Some(Duration::from_secs(1)), ..base }
+    }
+
+    /// This machine's disk took no file: it is full, or something that passes by itself.
+    fn disk(full: bool) -> Self {
+        if full {
+            let base = Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", DISK_FULL);
+            return Self { retry_after: Some(ROOM_PAUSE), ..base };
+        }
+        Self::unavailable("spool_unavailable", NO_SPOOL)
     }
 
     pub(super) fn overloaded(message: String, retry_after: Duration) -> Self {
@@ -207,7 +218,7 @@ impl From<BodyError> for ApiError {
             BodyError::Transfer(TransferError::Broken(_)) => Self::bad_request("body_incomplete", message),
             BodyError::Disk(error) => {
                 tracing::warn!(%error, "a body could not be spooled");
-                Self::unavailable("spool_unavailable", NO_SPOOL)
+                Self::disk(is_disk_full(&error))
             }
         }
     }
@@ -253,8 +264,12 @@ impl From<BatchError> for ApiError {
                     error = source.in_full(),
                     "a batch request met a link that does not work"
                 );
-                let base = Self::unavailable("link_unavailable", message);
-                Self { retry_after: Some(LINK_PAUSE), ..base }
+                if source.is_disk_full() {
+                    Self::disk(true)
+                } else {
+                    let base = Self::unavailable("link_unavailable", message);
+                    Self { retry_after: Some(LINK_PAUSE), ..base }
+                }
             }
             BatchError::Internal(reason) => {
                 tracing::error!(batch, error = reason, "a batch request failed");
@@ -304,6 +319,33 @@ impl From<OptionError> for ApiError {
 impl From<SpoolError> for ApiError {
     fn from(error: SpoolError) -> Self {
         tracing::warn!(%error, "a file could not be spooled");
-        Self::unavailable("spool_unavailable", NO_SPOOL)
+        Self::disk(is_disk_full(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use cloud_sync::error::{Link, SyncError};
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_507_wherever_it_was_met_and_other_faults_of_the_disk_are_503() {
+        let of = |kind: ErrorKind| {
+            let link =
+                SyncError::transient(Link::Disk, "cannot write \"a\" in /data").because(Error::from(kind));
+            let link = BatchError::Link { request_id: "b".into(), source: link };
+            let body = BodyError::Disk(kind.into());
+            [ApiError::from(body), ApiError::from(link)].map(|error| {
+                assert!(!error.message.contains("/data") && error.retry_after.is_some());
+                (error.status.as_u16(), error.code)
+            })
+        };
+        for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge] {
+            assert_eq!(of(kind), [(507, "disk_full"); 2], "{kind}");
+        }
+        assert_eq!(of(ErrorKind::Other), [(503, "spool_unavailable"), (503, "link_unavailable")]);
     }
 }

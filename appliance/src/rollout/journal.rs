@@ -4,17 +4,18 @@
 //! It is written before the routes change, so that a box that dies in between comes back with a version that had passed.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use cloud_sync::durable;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::models::Origin;
 
 const FILE: &str = "rollouts.json";
+const PARTIAL: &str = "rollouts.partial~";
 const FORMAT: u32 = 1;
 /// Rejected versions that are remembered, a model.
 const MOST_REJECTED: usize = 100;
@@ -219,17 +220,15 @@ impl Journal {
 }
 
 fn write(path: &Path, content: &Content) -> std::io::Result<()> {
-    let partial = path.with_extension("partial~");
-    let mut file = File::create(&partial)?;
-    serde_json::to_writer_pretty(&mut file, content)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&partial, path)?;
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    let mut json = serde_json::to_vec_pretty(content)?;
+    json.push(b'\n');
+    durable::replace(path, PARTIAL, &json)
 }
 
 #[cfg(test)]
 mod tests {
+    use cloud_sync::durable::simulated::{SimulatedDisk, after_each_loss};
+
     use super::*;
 
     fn origin(version: &str) -> Origin {
@@ -272,5 +271,25 @@ mod tests {
         let error = journal.change("fish", |entry| entry.pinned = None).unwrap_err();
         assert!(error.to_string().contains("rollouts.json"), "{error}");
         assert_eq!(journal.entry("fish").pinned.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn a_change_outlives_a_loss_of_power_at_any_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = SimulatedDisk::watch(dir.path());
+        let journal = Journal::open(dir.path()).unwrap();
+        for version in 1..=4 {
+            let serving = Placed::new("abc", &origin(&version.to_string()));
+            journal.change("fish", |entry| entry.serving = Some(serving)).unwrap();
+            disk.acknowledge();
+        }
+        after_each_loss(&disk.kill_points(), |dir, acknowledged, outcome| {
+            let journal = Journal::open(dir).unwrap();
+            let serving = journal.entry("fish").serving.map_or(0, |placed| placed.version.parse().unwrap());
+            let expected = acknowledged..=acknowledged + 1;
+            assert!(expected.contains(&serving), "{outcome:?}: version {serving} of {expected:?}");
+            assert!(!dir.join("rollouts.damaged").exists());
+            journal.change("fish", |entry| entry.pinned = Some("7".into())).unwrap();
+        });
     }
 }

@@ -80,6 +80,7 @@ struct OutboxMetrics {
     events: Gauge,
     backlog: Gauge,
     bytes: Gauge,
+    bulk_bytes: Gauge,
     oldest_age: Gauge,
     dropped: Counter,
     failed: Counter,
@@ -192,6 +193,12 @@ impl Metrics {
         r.register("outbox_events", "Events on disk", o.events.clone());
         r.register("outbox_backlog", "Events on disk that have not left the box", o.backlog.clone());
         r.register_with_unit("outbox_size", "Outbox on disk", Unit::Bytes, o.bytes.clone());
+        r.register_with_unit(
+            "outbox_batch_size",
+            "Results of batches in the outbox that have not left the box",
+            Unit::Bytes,
+            o.bulk_bytes.clone(),
+        );
         r.register_with_unit(
             "outbox_oldest_age",
             "Age of the oldest event",
@@ -317,6 +324,7 @@ impl Metrics {
         to.events.set(int(from.events));
         to.backlog.set(int(from.backlog));
         to.bytes.set(int(from.bytes));
+        to.bulk_bytes.set(int(from.bulk_bytes));
         to.oldest_age.set(int(from.oldest.and_then(|t| t.elapsed().ok()).map_or(0, |age| age.as_secs())));
         raise(&to.dropped, from.dropped_by_size + from.dropped_by_age);
         raise(&to.failed, from.failed);

@@ -3,7 +3,6 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
 pub mod client;
-pub mod clock;
 pub mod cloud;
 pub mod images;
 pub mod load;

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fsync, openat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 use url::Url;
 
@@ -27,6 +27,7 @@ pub use bound::{Bound, Room, StoreFull};
 
 use super::{BlobInfo, BlobKey, BlobPage, BlobStore};
 use crate::check::{CheckStep, Steps};
+use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 
 /// A store in a directory of this machine. Clones are the same store; several processes may share the
@@ -50,7 +51,7 @@ impl DirStore {
     pub fn open(path: impl AsRef<Path>) -> SyncResult<Self> {
         let path = path.as_ref();
         let failed = |error| failure(format!("cannot open the store in {}", path.display()), error);
-        std::fs::create_dir_all(path).map_err(failed)?;
+        durable::create_dir_all(path).map_err(failed)?;
         let tree = Tree::new(path.canonicalize().map_err(failed)?);
         let removed = partial::clean(&tree).map_err(failed)?;
         if removed > 0 {
@@ -185,8 +186,8 @@ impl BlobStore for DirStore {
         let place = Place::of(key);
         let opened = self.on_disk("read", key.as_str(), move |tree| open(tree, &place)).await?;
         let Some((mut from, _)) = opened else { return Ok(None) };
-        let failed = || SyncError::permanent(Link::Disk, format!("cannot write {}", file.display()));
-        let to = tokio::fs::File::create(file).await.map_err(|error| failed().because(error))?;
+        let failed = |error| failure(format!("cannot write {}", file.display()), error);
+        let to = tokio::fs::File::create(file).await.map_err(failed)?;
         let mut to = to.into_std().await;
         self.on_disk("copy", key.as_str(), move |_| io::copy(&mut from, &mut to).map(Some)).await
     }
@@ -214,7 +215,7 @@ impl BlobStore for DirStore {
                 None => bound::unlink(&folder, &place.file)?,
             };
             if removed {
-                fsync(&folder)?;
+                durable::sync_open_dir(&folder)?;
             }
             tree.prune(&place)
         })
@@ -280,3 +281,6 @@ fn failure(what: String, error: io::Error) -> SyncError {
         _ => SyncError::permanent(Link::Disk, what).because(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

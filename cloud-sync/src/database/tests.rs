@@ -1,5 +1,6 @@
 //! A file that fails, is damaged, foreign or somebody else's.
 
+use std::fs;
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -11,20 +12,22 @@ use super::*;
 
 const NUMBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("numbers");
 
-/// A disk on which, while `full`, nothing new can be written.
+/// A disk on which, while `full`, nothing new can be written, and whose fsyncs can be looked at.
 #[derive(Debug)]
-pub(super) struct FullDisk {
+pub(super) struct TestDisk {
     pub(super) file: FileBackend,
+    /// The same file, for the fsync.
+    pub(super) synced: File,
     pub(super) full: Arc<AtomicBool>,
 }
 
-impl FullDisk {
+impl TestDisk {
     fn fault(&self) -> io::Result<()> {
         if self.full.load(Ordering::SeqCst) { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
 
-impl StorageBackend for FullDisk {
+impl StorageBackend for TestDisk {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }
@@ -39,7 +42,7 @@ impl StorageBackend for FullDisk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        crate::durable::sync_data(&self.synced)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use super::KafkaConfig;
+use super::{KafkaConfig, certificate};
 use crate::error::{Link, SyncError};
 use crate::health::LinkHealth;
+use crate::tls;
 
 /// What a client's own threads reported since the last call that worked.
 ///
@@ -91,9 +92,11 @@ pub(crate) fn explain(
         return SyncError::permanent(Link::Kafka, what);
     }
     if let KafkaError::ClientCreation(reason) = &error {
-        let file = config.ca_file.as_ref().filter(|_| reason.contains("ssl.ca.location"));
-        let file = file.map(|file| format!(": {} is not a CA file", file.display())).unwrap_or_default();
-        return SyncError::permanent(Link::Kafka, format!("cannot {attempt}{file}: {reason}"));
+        // The library says so too, in a text; the file itself says it better.
+        let file = config.ca_file.as_ref().map(|file| tls::client_config(Link::Kafka, file));
+        let unusable = file.and_then(Result::err).map(|error| error.in_full());
+        let reason = unusable.as_ref().unwrap_or(reason);
+        return SyncError::permanent(Link::Kafka, format!("cannot {attempt}: {reason}"));
     }
     let Some(code) = code else {
         return SyncError::transient(Link::Kafka, at(config, attempt)).because(error);
@@ -137,7 +140,7 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
         Code::UnsupportedSASLMechanism => {
             Some(format!("the broker does not offer {}: use one that it does", config.mechanism.name()))
         }
-        Code::SSL if is_certificate(reason) => Some(match &config.ca_file {
+        Code::SSL if certificate::is_refused(reason) => Some(match &config.ca_file {
             Some(file) => format!(
                 "the broker's certificate is not one of {}: give the authority that signed it as the CA file, \
                  and use a host name that the certificate names",
@@ -190,20 +193,6 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
         text = format!("{text} ({reason})");
     }
     if permanent { SyncError::permanent(Link::Kafka, text) } else { SyncError::transient(Link::Kafka, text) }
-}
-
-/// Whether a TLS failure is about the certificate. A broker that goes away in a handshake is a TLS
-/// failure as well, and passes.
-fn is_certificate(reason: &str) -> bool {
-    let reason = reason.to_ascii_lowercase();
-    [
-        "certificate verify failed",
-        "verify broker certificate",
-        "did not provide a certificate",
-        "hostname mismatch",
-    ]
-    .iter()
-    .any(|sign| reason.contains(sign))
 }
 
 /// Whether a code refuses this very record, however often it is sent.

@@ -1,5 +1,6 @@
 //! What everything that speaks to Kafka shares: where the broker is, how to log in, transactions.
 
+mod certificate;
 mod check;
 mod errors;
 mod position;

@@ -53,6 +53,11 @@ pub enum PublishError {
     /// transaction that took too long. What is true after [`PublishError::Unknown`] is true here.
     #[error("another producer has the same transactional id")]
     Fenced(#[source] SyncError),
+    /// Nothing was published, and the client has to begin anew, which shuts out another producer of the same
+    /// transactional id: call [`TransactionalProducer::recover`] and read the position before the next try. (The client
+    /// had failed, or the topic takes smaller batches than those that it was made for.)
+    #[error("the client has to begin anew")]
+    Anew,
     /// Nothing was published.
     #[error("the group was not published")]
     Failed(#[source] SyncError),
@@ -138,7 +143,8 @@ impl TransactionalProducer {
         self.health.note(prepared)
     }
 
-    /// Publishes `records`, in order, to `topic`, and moves `position` with them: all or nothing.
+    /// Publishes `records`, in order, to `topic`, and moves `position` with them: all or nothing. The client begins (anew)
+    /// where it has to: for a transactional id that nobody else can have.
     ///
     /// # Errors
     /// See [`PublishError`].
@@ -149,21 +155,43 @@ impl TransactionalProducer {
         position: Option<&Position<'_>>,
     ) -> Result<(), PublishError> {
         let deadline = Instant::now() + self.timeout;
-        let health = self.health.clone();
         loop {
-            let prepared = self.prepare(deadline);
-            let client = health.note(prepared).map_err(PublishError::Failed)?;
-            let Err(failure) = fill(client, topic, records, position, deadline) else {
-                return self.commit(topic, deadline);
-            };
-            if let Some(error) = self.give_up(topic, records, failure, deadline) {
-                return Err(error);
+            let prepared = self.prepare(deadline).map(|_| ());
+            self.health.note(prepared).map_err(PublishError::Failed)?;
+            match self.attempt(topic, records, position, deadline) {
+                Err(PublishError::Anew) => {}
+                outcome => return outcome,
             }
-            tracing::info!(
-                topic,
-                bytes = self.largest_batch,
-                "smaller batches: the topic refused larger ones"
-            );
+        }
+    }
+
+    /// As [`Self::publish`], only as long as nobody has shut this producer out since the last
+    /// [`TransactionalProducer::recover`]: it fails with [`PublishError::Anew`] where the client would have to begin anew.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish_next(
+        &mut self,
+        topic: &str,
+        records: &[Record<'_>],
+        position: Option<&Position<'_>>,
+    ) -> Result<(), PublishError> {
+        self.attempt(topic, records, position, Instant::now() + self.timeout)
+    }
+
+    fn attempt(
+        &mut self,
+        topic: &str,
+        records: &[Record<'_>],
+        position: Option<&Position<'_>>,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let Some(client) = self.client.as_ref().filter(|_| self.ready) else {
+            return Err(PublishError::Anew);
+        };
+        match fill(client, topic, records, position, deadline) {
+            Ok(()) => self.commit(topic, deadline),
+            Err(failure) => Err(self.give_up(topic, records, failure, deadline)),
         }
     }
 
@@ -252,14 +280,14 @@ impl TransactionalProducer {
         Err(PublishError::Unknown(noted(&self.health, told)))
     }
 
-    /// Aborts, and says why; `None` when the same is worth another try with smaller batches.
+    /// Aborts, and says why.
     fn give_up(
         &mut self,
         topic: &str,
         records: &[Record<'_>],
         failure: Failure,
         deadline: Instant,
-    ) -> Option<PublishError> {
+    ) -> PublishError {
         let watch = self.client.as_ref().map(|client| watch(client).clone()).unwrap_or_default();
         let attempt = format!("publish to topic {topic}");
         let shut_out = self.client.as_ref().is_some_and(|client| match &failure {
@@ -269,7 +297,7 @@ impl TransactionalProducer {
         if shut_out {
             self.drop_client();
             let error = KafkaError::MessageProduction(Code::ProducerFenced);
-            return Some(PublishError::Fenced(explain(&self.config, &attempt, error, Some(watch.trouble()))));
+            return PublishError::Fenced(explain(&self.config, &attempt, error, Some(watch.trouble())));
         }
         self.abort();
         // All are here: an abort waits for what is under way.
@@ -281,7 +309,9 @@ impl TransactionalProducer {
             Failure::Late if back.is_empty() => KafkaError::MessageProduction(Code::MessageTimedOut),
             _ => {
                 if self.shrinks(&back) {
-                    return None;
+                    let bytes = self.largest_batch;
+                    tracing::info!(topic, bytes, "smaller batches: the topic refused larger ones");
+                    return PublishError::Anew;
                 }
                 let blamed = to_blame(&back, records)
                     .and_then(|(index, code)| Some((index, records.get(index)?, code)))
@@ -295,7 +325,7 @@ impl TransactionalProducer {
                         let attempt = format!("publish record {id} of {size} bytes to topic {topic}");
                         let error =
                             explain(&self.config, &attempt, KafkaError::MessageProduction(code), None);
-                        return Some(PublishError::Refused { index, error });
+                        return PublishError::Refused { index, error };
                     }
                     Some((_, _, code)) => KafkaError::MessageProduction(code),
                     None => KafkaError::MessageProduction(back.first().map_or(Code::Fail, |(_, code)| *code)),
@@ -304,7 +334,7 @@ impl TransactionalProducer {
         };
         let lost = error.rdkafka_error_code().is_some_and(is_lost_group);
         let told = explain(&self.config, &attempt, error, Some(watch.trouble()));
-        Some(if lost { PublishError::Lost(told) } else { PublishError::Failed(noted(&self.health, told)) })
+        if lost { PublishError::Lost(told) } else { PublishError::Failed(noted(&self.health, told)) }
     }
 
     /// Why a record comes back that is sent alone, in a transaction that is aborted. Where the broker refuses

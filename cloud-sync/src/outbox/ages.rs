@@ -13,9 +13,9 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::disk::replace_file;
 use super::error::OutboxError;
 use super::ledger::SegmentMeta;
+use crate::durable;
 
 const FILE: &str = "ages";
 const TEMP: &str = "ages.tmp";
@@ -82,7 +82,7 @@ impl Ages {
             let _ = writeln!(text, "{} {oldest_ms} {newest_ms}", segment.first);
         }
         let _ = writeln!(text, "{:08x}", crc32fast::hash(text.as_bytes()));
-        replace_file(dir, TEMP, FILE, text.as_bytes())
+        durable::replace(&dir.join(FILE), TEMP, text.as_bytes())
     }
 }
 

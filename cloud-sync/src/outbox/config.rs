@@ -10,6 +10,8 @@ use super::{record, segment};
 
 /// Fewest bytes that `max_bytes` may be: four segments of a few events each.
 pub const MIN_MAX_BYTES: u64 = 64 << 10;
+/// Most that `bulk_share` may be: a quarter is the segment that is being written, which no commit frees.
+pub const MAX_BULK_SHARE: u8 = 70;
 const MIN_SEGMENT_BYTES: u64 = 4 << 10;
 /// More would let one fsync write so much that a lone append feels it.
 const MAX_GROUP_BYTES: u64 = 1 << 20;
@@ -55,6 +57,9 @@ pub struct OutboxConfig {
     pub segment_bytes: u64,
     /// What to do at `max_bytes`.
     pub when_full: WhenFull,
+    /// Most that bulk events ([`super::Outbox::append_bulk`]) which are still to be sent may take of `max_bytes`, in percent,
+    /// 1 to [`MAX_BULK_SHARE`]. Not applied where nobody takes the events and the oldest go.
+    pub bulk_share: u8,
     /// Whether somebody is to commit the events. If so, [`WhenFull::Refuse`] deletes none for its age that was not
     /// committed, and what [`WhenFull::DropOldest`] deletes uncommitted is a fault that [`super::Stats::error`] shows.
     pub has_consumer: bool,
@@ -78,6 +83,7 @@ impl OutboxConfig {
             keep_committed: DAY,
             segment_bytes: 16 << 20,
             when_full: WhenFull::default(),
+            bulk_share: 50,
             has_consumer: false,
             reserve: false,
             durability: Durability::default(),
@@ -101,6 +107,10 @@ impl OutboxConfig {
         }
         if self.max_pending == 0 {
             return wrong("max_pending", "0".into(), "at least 1".into());
+        }
+        if !(1..=MAX_BULK_SHARE).contains(&self.bulk_share) {
+            let bound = format!("1 to {MAX_BULK_SHARE} (percent)");
+            return wrong("bulk_share", self.bulk_share.to_string(), bound);
         }
         self.segment_bytes = self.segment_bytes.min(self.max_bytes / 4);
         // A group stops growing at half a segment and a record is at most another half, so a group with

@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disk::replace_file;
 use super::error::OutboxError;
+use crate::durable;
 
 const FILE: &str = "cursor";
 const TEMP: &str = "cursor.tmp";
@@ -41,7 +41,7 @@ impl Cursor {
             return Ok(());
         }
         let line = line(upto);
-        replace_file(&self.dir, TEMP, FILE, line.as_bytes())
+        durable::replace(&self.dir.join(FILE), TEMP, line.as_bytes())
             .map_err(|e| OutboxError::storage("write", &self.dir.join(TEMP), line.len() as u64, e))?;
         self.upto = upto;
         Ok(())

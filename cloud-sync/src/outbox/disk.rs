@@ -1,13 +1,14 @@
 //! Every operation of the writer on segment files, in one place, so that tests can make each one fail.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::segment;
 #[cfg(test)]
 use super::tests::faults::{Faults, Op};
+use crate::durable;
 
 /// A segment file that is open for writing.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl Disk {
     pub(super) fn sync(&self, segment: &SegmentFile) -> io::Result<()> {
         #[cfg(test)]
         self.fault(Op::Sync { segment, path: &self.path(segment.first) })?;
-        segment.file.sync_data()
+        durable::sync_data(&segment.file)
     }
 
     pub(super) fn truncate(&self, segment: &SegmentFile, length: u64) -> io::Result<()> {
@@ -88,25 +89,11 @@ impl Disk {
     pub(super) fn sync_dir(&self) -> io::Result<()> {
         #[cfg(test)]
         self.fault(Op::SyncDir)?;
-        sync_dir(&self.dir)
+        durable::sync_dir(&self.dir)
     }
 
     #[cfg(test)]
     fn fault(&self, op: Op<'_>) -> io::Result<()> {
         self.faults.as_ref().map_or(Ok(()), |faults| faults.before(op))
     }
-}
-
-/// Replaces the file `name` in `dir` durably and as a whole, by way of `temporary` beside it.
-pub(super) fn replace_file(dir: &Path, temporary: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(temporary);
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(temporary, dir.join(name))?;
-    sync_dir(dir)
-}
-
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }

@@ -10,14 +10,14 @@
 //! nothing was appended is left out by the next.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use ulid::Ulid;
 
-use super::disk::sync_dir;
 use super::error::OutboxError;
+use crate::durable;
 
 const FILE: &str = "epochs";
 const TEMP: &str = "epochs.tmp";
@@ -63,19 +63,14 @@ impl Epochs {
         epochs.0.drain(..surplus);
         if let Err(error) = epochs.store(dir) {
             // Without the file nothing here counts as sent by itself: that is safe, and a full disk allows it.
-            forget(dir).map_err(|e| OutboxError::io("remove", &path, e))?;
+            durable::remove(&path).map_err(|e| OutboxError::io("remove", &path, e))?;
             tracing::warn!(%error, path = %path.display(), "cannot write this file: after a crash events may be sent twice");
         }
         Ok(epochs)
     }
 
     fn store(&self, dir: &Path) -> io::Result<()> {
-        let temp = dir.join(TEMP);
-        let mut file = File::create(&temp)?;
-        file.write_all(line(self).as_bytes())?;
-        file.sync_all()?;
-        fs::rename(temp, dir.join(FILE))?;
-        sync_dir(dir)
+        durable::replace(&dir.join(FILE), TEMP, line(self).as_bytes())
     }
 
     /// The first sequence of the current opening.
@@ -134,17 +129,6 @@ impl fmt::Display for Epochs {
 
 fn new_id() -> String {
     Ulid::generate().to_string().to_lowercase()
-}
-
-/// Durably.
-fn forget(dir: &Path) -> io::Result<()> {
-    for name in [FILE, TEMP] {
-        match fs::remove_file(dir.join(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
-    sync_dir(dir)
 }
 
 fn line(epochs: &Epochs) -> String {

@@ -68,6 +68,20 @@ pub enum OutboxError {
         /// The configured bound.
         max_bytes: u64,
     },
+    /// Bulk events that are still to be sent have their share of the outbox already.
+    #[error(
+        "bulk events take {used} of {bound} bytes in the outbox in {}: {needed} more do not fit", dir.display()
+    )]
+    BulkBound {
+        /// The directory of the outbox.
+        dir: PathBuf,
+        /// How many bytes were to be written.
+        needed: u64,
+        /// How many those take which are there.
+        used: u64,
+        /// The configured share of the outbox.
+        bound: u64,
+    },
     /// One event is larger than an event may be.
     #[error("an event of {bytes} bytes is over the bound of {max} bytes")]
     TooLarge {
@@ -102,7 +116,7 @@ impl OutboxError {
     /// Whether it is for lack of space, on the disk or under the outbox's own bound.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Bound { .. })
+        matches!(self, Self::Full { .. } | Self::Bound { .. } | Self::BulkBound { .. })
     }
 
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {

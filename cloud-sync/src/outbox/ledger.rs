@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::ages::Span;
 use super::error::OutboxError;
+use super::quota::Bulk;
 use super::segment;
 
 /// A snapshot of the outbox. Counters run since it was opened.
@@ -21,6 +22,9 @@ pub struct Stats {
     pub backlog: u64,
     /// Bytes of all segment files, with the zeros that stand ahead of the writer in the newest.
     pub bytes: u64,
+    /// Bytes of bulk events that are still to be sent, and of those that are about to be written. 0 where their share is
+    /// not bounded.
+    pub bulk_bytes: u64,
     /// Segment files.
     pub segments: usize,
     /// When the oldest event on disk was appended.
@@ -102,6 +106,8 @@ pub(super) struct Ledger {
     pub(super) segments: VecDeque<SegmentMeta>,
     pub(super) bytes: u64,
     pub(super) counters: Stats,
+    /// What bulk events take.
+    pub(super) bulk: Bulk,
     /// The last event there was when one was deleted that the consumer had not committed; 0 when none was.
     pub(super) lossy_upto: u64,
 }
@@ -124,12 +130,14 @@ impl Shared {
 
     pub(super) fn stats(&self, pending: usize) -> Stats {
         let committed = self.committed();
-        let ledger = self.ledger.lock();
+        let mut ledger = self.ledger.lock();
+        ledger.forget_bulk(committed);
         let oldest = ledger.segments.iter().find(|s| s.events > 0);
         Stats {
             events: ledger.segments.iter().map(|s| s.events).sum(),
             backlog: ledger.segments.iter().map(|s| s.events_after(committed)).sum(),
             bytes: ledger.bytes,
+            bulk_bytes: ledger.bulk.used(),
             segments: ledger.segments.len(),
             oldest: oldest.map(|s| UNIX_EPOCH + Duration::from_millis(s.oldest_wall_ms)),
             committed,
@@ -179,6 +187,19 @@ impl Ledger {
         }
         self.counters.removed_committed += gone.events - lost;
         lost
+    }
+
+    /// Leaves out of account the bulk events that need not be sent any more.
+    pub(super) fn forget_bulk(&mut self, committed: u64) {
+        let deleted = self.segments.front().map_or(0, |oldest| oldest.first.saturating_sub(1));
+        self.bulk.forget(committed.max(deleted));
+    }
+
+    /// Bytes of those segments that can't be deleted without the loss of an event that is still to be sent.
+    pub(super) fn unsent_bytes(&self, committed: u64) -> u64 {
+        let newest = self.segments.back().map(|segment| segment.first);
+        let stays = |segment: &&SegmentMeta| segment.last > committed || Some(segment.first) == newest;
+        self.segments.iter().filter(stays).map(|segment| segment.bytes).sum()
     }
 
     /// That events were lost, for as long as the consumer is behind what was there then.

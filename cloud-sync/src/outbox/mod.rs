@@ -8,10 +8,10 @@
 //! ```text
 //! <dir>/lock                       held by the one writer
 //! <dir>/cursor                     up to where the consumer has committed
-//! <dir>/log                        the id of the log
 //! <dir>/ages                       how old the segments are, in observed time
 //! <dir>/reserve                    space for further segments that nobody else gets
 //! <dir>/epochs                     which opening gave out which sequences
+//! <dir>/open                       there while events may be only buffered
 //! <dir>/00000000000000000001.seg   events 1, 2, 3, ...
 //! <dir>/00000000000000000412.seg   events 412, ...
 //! ```
@@ -28,16 +28,17 @@
 //! 4. Every segment but the last is complete, and ends with its last record. A torn tail and zeros are cut
 //!    off when the outbox is opened; damage elsewhere is passed over, never a reason not to start (`recovery`).
 //! 5. Size (of the files, so with the zeros), age, and the number of waiting appends are bounded (`retention`, [`OutboxConfig`]).
-//! 6. No step of the wall clock deletes an event.
-//! 7. Where the end of the log was lost, as far as that can be known, it gets another [`LogId`].
-//! 8. An append that failed may still be seen by a reader, under a sequence of its own. Consumers must
+//! 6. Unsent bulk events take at most their share of the size, and have no event deleted that is still to be sent (`quota`).
+//! 7. No step of the wall clock deletes an event.
+//! 8. Where the end of the log was lost, as far as that can be known, opening says so ([`LostEnd`]).
+//! 9. An append that failed may still be seen by a reader, under a sequence of its own. Consumers must
 //!    live with at-least-once anyhow.
 //!
 //! # Map
 //!
-//! `append` the wait for an acknowledgement; `writer` the one thread that writes; `ahead` the space that it
+//! `append` the wait for an acknowledgement; `quota` the share of bulk events; `writer` the one thread that writes; `ahead` the space that it
 //! prepares; `retention` what it deletes, `clock` and `ages` by what time; `disk` its file operations; `recovery`
-//! what opening does; `log_id` which log it is; `epochs` what tells a restored or copied log from the one before; `reserve` its
+//! what opening does; `loss` whether its end was lost; `epochs` what tells a restored or copied log from the one before; `reserve` its
 //! space; `cursor` the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
 //! the format.
 
@@ -51,7 +52,8 @@ mod disk;
 mod epochs;
 mod error;
 mod ledger;
-mod log_id;
+mod loss;
+mod quota;
 mod reader;
 mod record;
 mod recovery;
@@ -60,7 +62,7 @@ mod retention;
 mod segment;
 mod writer;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -71,21 +73,23 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 pub use append::Append;
-pub use config::{Durability, MIN_MAX_BYTES, OutboxConfig, WhenFull};
+pub use config::{Durability, MAX_BULK_SHARE, MIN_MAX_BYTES, OutboxConfig, WhenFull};
 pub use epochs::Epochs;
 pub use error::OutboxError;
 pub use ledger::Stats;
-pub use log_id::{LogId, NewLog};
+pub use loss::LostEnd;
+pub use quota::BulkRoom;
 pub use reader::{Reader, StoredEvent};
 pub use recovery::{Damage, Recovery};
 
+use crate::durable;
 use crate::event::Event;
 use ages::Ages;
 use clock::Clock;
 use config::Settled;
 use cursor::Cursor;
 use disk::Disk;
-use ledger::Shared;
+use ledger::{Ledger, Shared};
 use reserve::Reserve;
 use writer::{Job, Pending, Writer};
 
@@ -100,7 +104,7 @@ pub struct Outbox {
     writer: Mutex<Option<JoinHandle<Result<(), OutboxError>>>>,
     max_payload: usize,
     max_pending: usize,
-    log_id: LogId,
+    max_bytes: u64,
     epochs: Epochs,
 }
 
@@ -124,10 +128,10 @@ impl Outbox {
         let ages = Ages::load(disk.dir())?;
         let mut resumed = recovery::resume(&disk, &settled, &ages, cursor.upto())?;
         resumed.report.cursor_lost = cursor_lost;
-        let Settled { max_payload, config: OutboxConfig { max_pending, durability, .. }, .. } = settled;
+        let Settled { max_payload, config: OutboxConfig { max_pending, max_bytes, durability, .. }, .. } =
+            settled;
         let last = resumed.ledger.segments.back().map(|segment| segment.last);
-        let log = log_id::open(disk.dir(), durability, last, cursor.upto())?;
-        resumed.report.new_log = log.changed;
+        resumed.report.lost_end = loss::open(disk.dir(), durability, last, cursor.upto())?;
         let reserve = Reserve::open(disk.dir(), settled.config.reserve)
             .map_err(|e| OutboxError::io("reserve space in", disk.dir(), e))?;
         let epochs = Epochs::open(disk.dir(), resumed.next_sequence)?;
@@ -140,7 +144,6 @@ impl Outbox {
             shared: Arc::clone(&shared),
             clock,
             ages,
-            log_id: log.id,
             reserve,
             active: resumed.active,
             next_sequence: resumed.next_sequence,
@@ -159,7 +162,7 @@ impl Outbox {
             writer: Mutex::new(Some(writer)),
             max_payload,
             max_pending,
-            log_id: log.id,
+            max_bytes,
             epochs,
         };
         Ok((outbox, resumed.report))
@@ -169,27 +172,6 @@ impl Outbox {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    /// Which log this is. A copy of the directory, also an older one, has the same id: what tells the two apart is
-    /// [`Self::fingerprint`].
-    #[must_use]
-    pub fn log_id(&self) -> LogId {
-        self.log_id
-    }
-
-    /// The [`StoredEvent::fingerprint`] of the event `sequence`; none when it is not there (any more). Reads a segment.
-    ///
-    /// # Errors
-    /// When the disk does not read it.
-    pub fn fingerprint(&self, sequence: u64) -> Result<Option<u64>, OutboxError> {
-        if sequence == 0 || sequence > self.last_sequence() {
-            return Ok(None);
-        }
-        let mut reader = Reader::open(&self.dir)?;
-        reader.seek(sequence);
-        let event = reader.try_next()?.filter(|event| event.sequence == sequence);
-        Ok(event.map(|event| event.fingerprint()))
     }
 
     /// Which opening of the outbox gave out which sequences.
@@ -216,12 +198,83 @@ impl Outbox {
             return Append::refused(OutboxError::TooLarge { bytes: payload.len(), max: self.max_payload });
         }
         let (done, answer) = oneshot::channel();
-        match self.jobs.try_send(Job::Append(Pending { payload, done })) {
+        match self.hand_over(Pending { payload, bulk: false, reserved: 0, done }) {
             Ok(()) => Append::waiting(answer),
-            Err(TrySendError::Full(_)) => {
-                Append::refused(OutboxError::Busy { max_pending: self.max_pending })
+            Err(error) => Append::refused(error),
+        }
+    }
+
+    fn hand_over(&self, pending: Pending) -> Result<(), OutboxError> {
+        self.jobs.try_send(Job::Append(pending)).map_err(|error| match error {
+            TrySendError::Full(_) => OutboxError::Busy { max_pending: self.max_pending },
+            TrySendError::Disconnected(_) => OutboxError::Closed,
+        })
+    }
+
+    /// Room for bulk events with payloads of these lengths, which belong together: all of them can be appended then, also
+    /// when others come meanwhile. What could never have room at once gets all there is.
+    ///
+    /// # Errors
+    /// [`OutboxError::BulkBound`] while earlier bulk events that are still to be sent take up their share, and
+    /// [`OutboxError::Bound`] while events of any kind take up the whole outbox.
+    pub fn bulk_room(&self, payloads: impl IntoIterator<Item = usize>) -> Result<BulkRoom, OutboxError> {
+        let needed: u64 = payloads.into_iter().map(record::size).sum();
+        let dir = || self.dir.clone();
+        let committed = self.shared.committed();
+        let mut ledger = self.shared.ledger.lock();
+        ledger.forget_bulk(committed);
+        let Some(bound) = ledger.bulk.bound() else { return Ok(self.room(&mut ledger, 0)) };
+        let used = ledger.bulk.used();
+        let least = needed.min(bound);
+        if used + least > bound {
+            return Err(OutboxError::BulkBound { dir: dir(), needed, used, bound });
+        }
+        let taken = ledger.unsent_bytes(committed) + ledger.bulk.reserved() + segment::HEADER_LEN;
+        if taken + least > self.max_bytes {
+            return Err(OutboxError::Bound { dir: dir(), needed, max_bytes: self.max_bytes });
+        }
+        Ok(self.room(&mut ledger, least))
+    }
+
+    /// Room for the rest of bulk events of which some may have been appended already. There is always some: the rest was
+    /// admitted with them, and to wait for those to be sent could mean that they are deleted before the rest comes.
+    pub fn bulk_room_for_rest(&self, payloads: impl IntoIterator<Item = usize>) -> BulkRoom {
+        let needed: u64 = payloads.into_iter().map(record::size).sum();
+        let committed = self.shared.committed();
+        let mut ledger = self.shared.ledger.lock();
+        ledger.forget_bulk(committed);
+        // What goes beyond the share is written where there is room, and not kept from others in advance.
+        let left = ledger.bulk.bound().map_or(0, |bound| bound.saturating_sub(ledger.bulk.used()));
+        self.room(&mut ledger, needed.min(left))
+    }
+
+    fn room(&self, ledger: &mut Ledger, bytes: u64) -> BulkRoom {
+        ledger.bulk.reserve(bytes);
+        BulkRoom::new(Arc::clone(&self.shared), bytes)
+    }
+
+    /// As [`Self::append`], for a bulk event in the room that was given for it. Half of the appends that may wait are left
+    /// to others.
+    ///
+    /// # Errors
+    /// As [`Self::append`]. [`OutboxError::Bound`] and [`OutboxError::Full`] also under [`WhenFull::DropOldest`] where
+    /// there is a consumer: no event that is still to be sent is deleted for it.
+    pub fn append_bulk(&self, payload: Vec<u8>, room: &mut BulkRoom) -> Append {
+        if payload.len() > self.max_payload {
+            return Append::refused(OutboxError::TooLarge { bytes: payload.len(), max: self.max_payload });
+        }
+        let max_pending = self.max_pending.div_ceil(2);
+        if self.jobs.len() >= max_pending {
+            return Append::refused(OutboxError::Busy { max_pending });
+        }
+        let reserved = room.take(record::size(payload.len()));
+        let (done, answer) = oneshot::channel();
+        match self.hand_over(Pending { payload, bulk: true, reserved, done }) {
+            Ok(()) => Append::waiting(answer),
+            Err(error) => {
+                room.give_back(reserved);
+                Append::refused(error)
             }
-            Err(TrySendError::Disconnected(_)) => Append::refused(OutboxError::Closed),
         }
     }
 
@@ -296,7 +349,7 @@ impl Drop for Outbox {
 }
 
 fn take_lock(dir: &Path) -> Result<File, OutboxError> {
-    fs::create_dir_all(dir).map_err(|e| OutboxError::storage("create", dir, 0, e))?;
+    durable::create_dir_all(dir).map_err(|e| OutboxError::storage("create", dir, 0, e))?;
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(|e| OutboxError::storage("create", &path, 0, e))?;

@@ -37,19 +37,6 @@ impl StoredEvent {
         }
     }
 
-    /// A sum over the sequence, the time of the append and the payload. Two events of one sequence in two histories of an
-    /// outbox differ in it, also after the directory came back in an older state.
-    #[must_use]
-    pub fn fingerprint(&self) -> u64 {
-        let mut hash = blake3::Hasher::new();
-        hash.update(&self.sequence.to_le_bytes());
-        let since = self.appended.duration_since(UNIX_EPOCH).unwrap_or_default();
-        hash.update(&u64::try_from(since.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
-        hash.update(&self.payload);
-        let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
-    }
-
     /// The payload as an event.
     ///
     /// # Errors

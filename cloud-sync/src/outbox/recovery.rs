@@ -26,10 +26,12 @@ use super::config::Settled;
 use super::disk::Disk;
 use super::error::OutboxError;
 use super::ledger::{Ledger, SegmentMeta};
-use super::log_id::NewLog;
+use super::loss::LostEnd;
+use super::quota::{Bulk, Runs};
 use super::record;
 use super::segment::{self, Header, Scan, Step};
 use super::writer::Active;
+use crate::durable;
 
 /// Times that a segment is read which the disk does not read, and the pause before each further one.
 const READS: u32 = 3;
@@ -52,8 +54,8 @@ pub struct Recovery {
     pub damaged: Vec<Damage>,
     /// The consumer's cursor was damaged: what is on disk will be sent again.
     pub cursor_lost: bool,
-    /// Why the log has another id than before.
-    pub new_log: Option<NewLog>,
+    /// How its newest events were lost, if they were.
+    pub lost_end: Option<LostEnd>,
 }
 
 /// A stretch of a segment that holds no readable event.
@@ -78,6 +80,8 @@ pub(super) struct Resumed {
 /// What a walk over one segment found.
 struct Walked {
     meta: SegmentMeta,
+    /// The bulk records in it.
+    bulk: Runs,
     /// It was read to its end, has no header and no record: nothing is lost by starting it over.
     blank: bool,
     /// Where the good records end, and how many bytes stand behind before nothing but zeros follow.
@@ -96,14 +100,15 @@ pub(super) fn resume(
 ) -> Result<Resumed, OutboxError> {
     let list = segment::list(disk.dir()).map_err(|e| OutboxError::io("list", disk.dir(), e))?;
     let mut resumed = Resumed {
-        ledger: Ledger::default(),
+        ledger: Ledger { bulk: Bulk::new(&settled.config), ..Ledger::default() },
         active: None,
         next_sequence: cursor.saturating_add(1),
         report: Recovery::default(),
     };
     for (index, &first) in list.iter().enumerate() {
         let next = list.get(index + 1).copied();
-        let mut walked = read_segment(disk, first, next, ages)?;
+        let mut walked = read_segment(disk, first, next, ages, resumed.ledger.bulk.grain())?;
+        resumed.ledger.bulk.add_runs(std::mem::take(&mut walked.bulk));
         resumed.next_sequence = resumed.next_sequence.max(walked.meta.last.saturating_add(1));
         if index + 1 == list.len() {
             resumed.take_last(disk, settled, walked)?;
@@ -128,14 +133,21 @@ pub(super) fn resume(
 }
 
 /// Walks over a segment, again when the disk does not read it. `next` is the first sequence of the segment behind it.
-fn read_segment(disk: &Disk, first: u64, next: Option<u64>, ages: &Ages) -> Result<Walked, OutboxError> {
-    let mut walked = walk(disk, first, ages)?;
+/// Bulk records are counted where there is a `grain`.
+fn read_segment(
+    disk: &Disk,
+    first: u64,
+    next: Option<u64>,
+    ages: &Ages,
+    grain: Option<u64>,
+) -> Result<Walked, OutboxError> {
+    let mut walked = walk(disk, first, ages, grain)?;
     for _ in 1..READS {
         if !walked.failed {
             return Ok(walked);
         }
         thread::sleep(READ_PAUSE);
-        walked = walk(disk, first, ages)?;
+        walked = walk(disk, first, ages, grain)?;
     }
     if walked.failed {
         // The most that the file has room for.
@@ -148,7 +160,7 @@ fn read_segment(disk: &Disk, first: u64, next: Option<u64>, ages: &Ages) -> Resu
     Ok(walked)
 }
 
-fn walk(disk: &Disk, first: u64, ages: &Ages) -> Result<Walked, OutboxError> {
+fn walk(disk: &Disk, first: u64, ages: &Ages, grain: Option<u64>) -> Result<Walked, OutboxError> {
     let path = disk.path(first);
     let fail = |e| OutboxError::io("read", &path, e);
     let length = fs::metadata(&path).map_err(fail)?.len();
@@ -164,6 +176,7 @@ fn walk(disk: &Disk, first: u64, ages: &Ages) -> Result<Walked, OutboxError> {
     }
     let span = ages.span(first);
     let mut meta = SegmentMeta { first, last: 0, events: 0, bytes: length, oldest_wall_ms: 0, span };
+    let mut bulk = Runs::new(grain.unwrap_or_default());
     let mut failed = header.is_err();
     let mut readable = header.is_ok();
     let (end, unread) = loop {
@@ -173,6 +186,9 @@ fn walk(disk: &Disk, first: u64, ages: &Ages) -> Result<Walked, OutboxError> {
                     meta.oldest_wall_ms = header.unix_ms;
                 }
                 meta.events += 1;
+                if header.bulk && grain.is_some() {
+                    bulk.add(header.sequence, record::size(header.length));
+                }
             }
             Ok(Step::Damage { offset, bytes }) => damaged.push(damage(offset, bytes)),
             Ok(Step::End { offset, unread }) => break (offset.min(length), unread),
@@ -188,7 +204,7 @@ fn walk(disk: &Disk, first: u64, ages: &Ages) -> Result<Walked, OutboxError> {
     };
     meta.last = scan.last();
     let blank = readable && meta.events == 0 && !matches!(header, Ok(Header::Good));
-    Ok(Walked { meta, blank, end, unread, damaged, failed })
+    Ok(Walked { meta, bulk, blank, end, unread, damaged, failed })
 }
 
 /// Cuts off the zeros behind the records of a closed segment; a crash or a failure kept the writer from it.
@@ -196,7 +212,7 @@ fn walk(disk: &Disk, first: u64, ages: &Ages) -> Result<Walked, OutboxError> {
 fn cut_zeros(disk: &Disk, closed: &mut Walked) {
     if closed.end < closed.meta.bytes
         && let Ok(segment) = disk.open(closed.meta.first)
-        && segment.file.set_len(closed.end).and_then(|()| segment.file.sync_all()).is_ok()
+        && segment.file.set_len(closed.end).and_then(|()| durable::sync_file(&segment.file)).is_ok()
     {
         closed.meta.bytes = closed.end;
     }
@@ -221,7 +237,7 @@ impl Resumed {
             last.meta.bytes = keep;
             segment.file.set_len(keep).map_err(fail("truncate"))?;
         }
-        segment.file.sync_all().map_err(fail("sync"))?;
+        durable::sync_file(&segment.file).map_err(fail("sync"))?;
         disk.sync_dir().map_err(fail("sync"))?;
 
         let follows_on = self.next_sequence == last.meta.last.saturating_add(1);

@@ -46,6 +46,15 @@ impl Reserve {
         Ok(Self { file: Some(file), bytes, short: false, said: false })
     }
 
+    /// Whether it has all that it was to have.
+    pub(super) fn is_whole(&self) -> bool {
+        self.file.is_some() && !self.short
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Brings the reserve to within `grain` of `target`: not each append is to change the file.
     pub(super) fn settle(&mut self, target: u64, grain: u64) {
         let Some(file) = &self.file else { return };
@@ -91,6 +100,11 @@ impl Reserve {
     pub(super) fn retry(&mut self) {
         self.short = false;
     }
+}
+
+/// What is free on the disk; where that can't be told, as much as anybody may want.
+pub(super) fn free_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX / 2, |space| space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 fn grow(file: &File, from: u64, bytes: u64) -> io::Result<()> {

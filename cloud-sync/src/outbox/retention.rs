@@ -24,13 +24,16 @@ pub(super) fn is_past(then_ms: u64, age: Duration, now_ms: u64) -> bool {
 impl Writer {
     /// Makes `bytes` fit under `max_bytes`, or says why they cannot. The zeros ahead of the writer do not
     /// count: the bytes go where they are, or they are cut off before the next segment is started.
-    pub(super) fn make_room(&mut self, bytes: u64) -> Result<(), OutboxError> {
+    ///
+    /// With `spare`, no event is deleted that is still to be sent.
+    pub(super) fn make_room(&mut self, bytes: u64, spare: bool) -> Result<(), OutboxError> {
         let max_bytes = self.settled.config.max_bytes;
         let ahead = self.active.as_ref().map_or(0, |active| active.file_bytes - active.length);
         while self.shared.ledger.lock().bytes - ahead + bytes > max_bytes {
             let oldest = self.oldest_closed();
             let may_go = oldest.is_some_and(|oldest| {
-                self.settled.config.when_full == WhenFull::DropOldest || self.is_committed(&oldest)
+                (self.settled.config.when_full == WhenFull::DropOldest && !spare)
+                    || self.is_committed(&oldest)
             });
             if !may_go {
                 let dir = self.disk.dir().to_owned();
@@ -43,9 +46,9 @@ impl Writer {
 
     /// Deletes the oldest segments because the disk is full, until that has freed twice `bytes`; false
     /// when nothing was deleted. Those that the consumer has committed go under either policy. The newest
-    /// segment stays, whatever happens.
-    pub(super) fn free_space(&mut self, bytes: u64) -> bool {
-        let drops = self.settled.config.when_full == WhenFull::DropOldest && !self.freed_in_vain;
+    /// segment stays, whatever happens. `spare` as above.
+    pub(super) fn free_space(&mut self, bytes: u64, spare: bool) -> bool {
+        let drops = self.settled.config.when_full == WhenFull::DropOldest && !self.freed_in_vain && !spare;
         let mut freed = 0;
         while freed < 2 * bytes && self.shared.ledger.lock().segments.len() > 1 {
             let Some(oldest) = self.oldest_closed() else { break };

@@ -34,9 +34,8 @@ use super::config::{Durability, Settled};
 use super::disk::{Disk, SegmentFile};
 use super::error::OutboxError;
 use super::ledger::{Now, SegmentMeta, Shared};
-use super::log_id::{self, LogId};
 use super::reserve::Reserve;
-use super::{record, segment};
+use super::{loss, record, reserve, segment};
 
 /// How much observed time a crash may lose at most.
 const SAVE_AGES_EVERY: Duration = Duration::from_secs(300);
@@ -45,6 +44,10 @@ const SAVE_AGES_EVERY: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) payload: Vec<u8>,
+    /// Whether it is a bulk event.
+    pub(super) bulk: bool,
+    /// What it was to take of the room that was reserved for it.
+    pub(super) reserved: u64,
     /// Answered with the sequence. The other end may be gone: the event is kept all the same.
     pub(super) done: oneshot::Sender<Result<u64, OutboxError>>,
 }
@@ -75,7 +78,6 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Clock,
     pub(super) ages: Ages,
-    pub(super) log_id: LogId,
     pub(super) reserve: Reserve,
     pub(super) active: Option<Active>,
     pub(super) next_sequence: u64,
@@ -127,9 +129,7 @@ impl Writer {
         }
         self.save_ages();
         let closed = self.close_segment().and_then(|()| {
-            let Settled { config, .. } = &self.settled;
-            log_id::close(self.disk.dir(), self.log_id, config.durability)
-                .map_err(|e| OutboxError::io("close", self.disk.dir(), e))
+            loss::close(self.disk.dir()).map_err(|e| OutboxError::io("close", self.disk.dir(), e))
         });
         drop(self.lock);
         closed
@@ -153,7 +153,18 @@ impl Writer {
     }
 
     fn serve(&mut self, group: &mut Vec<Pending>, buffer: &mut Vec<u8>) {
-        let written = self.write_group(group, buffer);
+        let mut written = self.write_group(group, buffer);
+        if let Err(error) = &written
+            && error.is_full()
+            && group.iter().any(|pending| !pending.bulk)
+        {
+            // The bulk events were in the way of the others, which take less and for which old events may go.
+            let (bulk, others) = std::mem::take(group).into_iter().partition(|pending| pending.bulk);
+            *group = others;
+            if self.answer(bulk, &Err(error.clone())) > 0 {
+                written = self.write_group(group, buffer);
+            }
+        }
         if let Err(error) = &written {
             let mut ledger = self.shared.ledger.lock();
             // Once per spell of failures: a full disk would otherwise fill the log as well.
@@ -161,17 +172,29 @@ impl Writer {
                 warn!(error = error.in_full(), "the outbox cannot keep events");
             }
         }
-        for (sequence, pending) in (0..).zip(group.drain(..)) {
+        self.answer(std::mem::take(group), &written);
+    }
+
+    /// Answers appends and returns how many there were.
+    fn answer(&self, group: Vec<Pending>, written: &Result<u64, OutboxError>) -> usize {
+        let reserved = group.iter().map(|pending| pending.reserved).sum();
+        self.shared.ledger.lock().bulk.release(reserved);
+        let count = group.len();
+        for (sequence, pending) in (0..).zip(group) {
             // An append whose client has gone has nobody to tell.
             let _ = pending.done.send(written.clone().map(|first| first + sequence));
         }
+        count
     }
 
     /// Writes a group and returns the sequence of its first event.
     fn write_group(&mut self, group: &[Pending], buffer: &mut Vec<u8>) -> Result<u64, OutboxError> {
         let now = self.now();
         let bytes = group.iter().map(|p| record::size(p.payload.len())).sum();
-        self.make_room(bytes + segment::HEADER_LEN)?;
+        let spare = self.settled.config.has_consumer && group.iter().any(|pending| pending.bulk);
+        let own: u64 = group.iter().map(|pending| pending.reserved).sum();
+        let others = self.shared.ledger.lock().bulk.reserved().saturating_sub(own);
+        self.make_room(bytes + segment::HEADER_LEN + others, spare)?;
         self.rotate(bytes, now)?;
         let mut written = self.attempt(group, buffer, now);
         if let Err(Failure { error: OutboxError::Full { .. }, undone }) = written
@@ -182,7 +205,7 @@ impl Writer {
             written = self.attempt(group, buffer, now);
         }
         if let Err(Failure { error: OutboxError::Full { .. }, undone: true }) = written
-            && self.free_space(bytes)
+            && self.free_space(bytes, spare)
         {
             written = self.attempt(group, buffer, now);
             self.freed_in_vain = written.is_err();
@@ -220,13 +243,17 @@ impl Writer {
             buffer.extend_from_slice(&segment::header(active.segment.first));
         }
         for (sequence, pending) in (self.next_sequence..).zip(group) {
-            record::encode(sequence, now.wall_ms, &pending.payload, buffer);
+            record::encode(sequence, now.wall_ms, pending.bulk, &pending.payload, buffer);
         }
         self.put(active, buffer)?;
         let mut ledger = self.shared.ledger.lock();
         self.freed_in_vain = false;
         let had_failed = ledger.counters.error.is_some();
         ledger.add_events(group.len() as u64, now);
+        let bulk = group.iter().filter(|pending| pending.bulk);
+        let bulk = bulk.map(|pending| record::size(pending.payload.len())).sum();
+        let last = ledger.counters.last_sequence;
+        ledger.bulk.add(last, bulk);
         if had_failed {
             info!("the outbox keeps events again");
         }
@@ -342,6 +369,12 @@ impl Writer {
         let held = self.shared.ledger.lock().bytes;
         let target = self.settled.config.max_bytes.saturating_sub(held);
         self.reserve.settle(target, self.settled.config.segment_bytes / 8);
+        let max_bytes = self.settled.config.max_bytes;
+        let capacity = match self.reserve.is_whole() {
+            true => max_bytes,
+            false => max_bytes.min(held + self.reserve.bytes() + reserve::free_bytes(self.disk.dir())),
+        };
+        self.shared.ledger.lock().bulk.set_capacity(capacity);
     }
 
     fn now(&self) -> Now {

@@ -62,7 +62,7 @@ impl Account {
     }
 
     /// Shuts out whoever else publishes under this identity, and asks the broker what is sent. It stays true until
-    /// [`Account::publish`] changes it or fails with [`PublishError::Fenced`].
+    /// [`Account::publish`] changes it or fails with [`PublishError::Fenced`] or [`PublishError::Anew`].
     pub(super) fn take_over(&mut self) -> SyncResult<Sent> {
         // First of all it ends a transaction that a crash has left open: its outcome decides.
         self.producer.recover()?;
@@ -84,7 +84,7 @@ impl Account {
         self.bookmark().map_err(PublishError::Failed)?;
         let position = self.bookmark.as_ref().map(|bookmark| bookmark.at(upto, &sent.epochs.to_string()));
         let position = position.transpose().map_err(PublishError::Failed)?;
-        self.producer.publish(&self.kafka.results_topic, records, position.as_ref())
+        self.producer.publish_next(&self.kafka.results_topic, records, position.as_ref())
     }
 
     fn bookmark(&mut self) -> SyncResult<&Bookmark> {

@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
+use crate::durable;
 use crate::outbox::StoredEvent;
 
 #[derive(Debug)]
@@ -55,17 +56,16 @@ impl DeadLetters {
             time: now.clone(),
         })?;
         line.push(b'\n');
-        fs::create_dir_all(&self.dir)?;
+        durable::create_dir_all(&self.dir)?;
         let day = now.get(..10).unwrap_or("undated").to_owned();
         let (dropped, path) = self.make_room(&day, line.len() as u64)?;
         let mut file = File::options().create(true).append(true).open(&path)?;
         let before = file.metadata()?.len();
         // Half a line would run into the next one.
         file.write_all(&line).inspect_err(|_| drop(file.set_len(before)))?;
-        file.sync_all()?;
-        if before == 0 {
-            File::open(&self.dir)?.sync_all()?;
-        }
+        durable::sync_file(&file)?;
+        // Each time: what made the file may have failed, or ended, before its name was durable.
+        durable::sync_dir(&self.dir)?;
         Ok(dropped)
     }
 
@@ -128,6 +128,7 @@ impl Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::simulated::{SimulatedDisk, after_each_loss};
     use serde_json::Value;
 
     fn event(sequence: u64) -> StoredEvent {
@@ -174,5 +175,40 @@ mod tests {
         assert!(kept.len() > 10);
         assert_eq!(dropped, 3 + 100 - kept.len() as u64);
         assert!(dir.path().join("other.txt").exists());
+    }
+
+    #[test]
+    fn a_letter_outlives_a_loss_of_power() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = SimulatedDisk::watch(root.path());
+        let dead = DeadLetters::new(root.path().join("made/for/it"), 4000);
+        let count = 8;
+        for sequence in 1..=count {
+            assert_eq!(dead.bury(&event(sequence), "no").unwrap(), 0);
+            disk.acknowledge();
+        }
+        after_each_loss(&disk.kill_points(), |dir, acknowledged, outcome| {
+            let dead = DeadLetters::new(dir.join("made/for/it"), 4000);
+            // The next one finds its place behind whatever is there.
+            dead.bury(&event(99), "no").unwrap();
+            let read = |(name, _): (Name, u64)| fs::read_to_string(dead.dir.join(name.file())).unwrap();
+            let text: String = dead.list().unwrap().into_iter().map(read).collect();
+            let of = |line: &str| serde_json::from_str::<Value>(line).ok()?["sequence"].as_u64();
+            let found: Vec<_> = text.lines().filter_map(of).collect();
+            let expected = 1..=acknowledged as u64;
+            assert!(expected.clone().all(|n| found.contains(&n)), "{outcome:?}: {found:?} of {expected:?}");
+            assert!(found.contains(&99), "{outcome:?}: {text:?}");
+        });
+    }
+
+    #[test]
+    fn a_full_disk_leaves_no_half_letter() {
+        // The device takes no byte.
+        let dir = tempfile::tempdir().unwrap();
+        let dead = DeadLetters::new(dir.path().to_owned(), 1 << 20);
+        let day = &humantime::format_rfc3339_seconds(SystemTime::now()).to_string()[..10];
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(format!("events-{day}.jsonl"))).unwrap();
+        let error = dead.bury(&event(1), "no").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 }

@@ -7,14 +7,15 @@
 //! A place that changes without a copy (a new main board) costs a new id and nothing else, and a copy that
 //! cannot be told from its original is found out by the history beside the bookmark (`pump`).
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ulid::Ulid;
 
 use super::error::UplinkError;
+use crate::durable;
 
 const FILE: &str = "identity";
 const TEMP: &str = "identity.tmp";
@@ -83,12 +84,8 @@ impl Identity {
 
     /// Durably: with an id that a crash takes away, what was sent under it would be sent again.
     fn write(&self) -> io::Result<()> {
-        let temporary = self.dir.join(TEMP);
-        let mut file = File::create(&temporary)?;
-        writeln!(file, "{}\n{}", self.id, self.place)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.dir.join(FILE))?;
-        File::open(&self.dir)?.sync_all()
+        let lines = format!("{}\n{}\n", self.id, self.place);
+        durable::replace(&self.dir.join(FILE), TEMP, lines.as_bytes())
     }
 }
 
@@ -116,6 +113,7 @@ fn place(dir: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::simulated::{SimulatedDisk, after_each_loss};
 
     fn id(dir: &Path) -> String {
         Identity::load_or_create(dir).unwrap().id
@@ -153,5 +151,24 @@ mod tests {
         fs::write(dirs[1].path().join(FILE), format!("{}\n", original.id())).unwrap();
         assert!(!Identity::load_or_create(dirs[1].path()).unwrap().is_copied());
         assert_eq!(fs::read_to_string(dirs[1].path().join(FILE)).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn an_id_outlives_a_loss_of_power() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = SimulatedDisk::watch(root.path());
+        let mut ids = Vec::new();
+        let mut identity = Identity::load_or_create(root.path()).unwrap();
+        for _ in 0..3 {
+            ids.push(identity.id().to_owned());
+            disk.acknowledge();
+            identity.renew().unwrap();
+        }
+        ids.push(identity.id().to_owned());
+        after_each_loss(&disk.kill_points(), |dir, acknowledged, outcome| {
+            let id = Identity::load_or_create(dir).unwrap().id;
+            let may_be = &ids[acknowledged.saturating_sub(1)..=acknowledged.min(ids.len() - 1)];
+            assert!(acknowledged == 0 || may_be.contains(&id), "{outcome:?}: {id} is none of {may_be:?}");
+        });
     }
 }

@@ -127,9 +127,10 @@ impl Pump {
         let upto = group.upto;
         let sends = !group.events.is_empty();
         if sends {
-            if let Err(error) = self.deliver(group) {
+            let delivered = self.deliver(group);
+            if !matches!(delivered, Ok(true)) {
                 self.source.seek(self.at.unwrap_or_default());
-                return Err(error);
+                return delivered;
             }
             self.succeeded();
             self.losses.in_burst = false;
@@ -187,8 +188,8 @@ impl Pump {
         Ok(())
     }
 
-    /// Publishes a group, without those of it that nobody can publish.
-    fn deliver(&mut self, group: Group) -> SyncResult<()> {
+    /// Publishes a group, without those of it that nobody can publish; false when the broker has to be asked anew first.
+    fn deliver(&mut self, group: Group) -> SyncResult<bool> {
         let mut events: Vec<(StoredEvent, Route)> = Vec::with_capacity(group.events.len());
         for event in group.events {
             if self.buried.contains(&event.sequence) {
@@ -210,7 +211,11 @@ impl Pump {
                     let (event, _) = events.remove(index);
                     self.bury(&event, &error.in_full())?;
                 }
-                // The client may have begun anew meanwhile, which shuts another out: what that one has sent is asked first.
+                // To begin anew shuts out another process of the same identity: what that one has sent is asked first.
+                Err(PublishError::Anew) => {
+                    self.at = None;
+                    return Ok(false);
+                }
                 Err(PublishError::Failed(error) | PublishError::Refused { error, .. }) => {
                     self.at = None;
                     return Err(error);
@@ -229,7 +234,7 @@ impl Pump {
             }
         }
         self.numbers.sent.fetch_add(events.len() as u64, Ordering::Relaxed);
-        Ok(())
+        Ok(true)
     }
 
     fn publish(&mut self, events: &[(StoredEvent, Route)], upto: u64) -> Result<(), PublishError> {

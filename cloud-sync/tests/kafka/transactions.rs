@@ -135,6 +135,40 @@ fn a_newer_producer_of_the_same_id_shuts_the_older_out_and_ends_what_it_left_ope
 }
 
 #[test]
+fn a_producer_never_begins_anew_within_a_publication_that_follows_a_position() {
+    let mut config = shared();
+    config.max_message_bytes = 1_000_000;
+    let topic = &config.results_topic;
+    // Takes no batch of the usual size: the client has to be made anew with a smaller one.
+    make_topic(&config, topic, 1, &[("max.message.bytes", "100000"), ("compression.type", "uncompressed")]);
+    let id = unique("id");
+    let noise: Vec<u8> = (0..3000).map(|_| fastrand::u8(..)).collect();
+    let ids_: Vec<_> = (0..200).map(|i| format!("id-{i:03}")).collect();
+    let records: Vec<_> = ids_.iter().map(|id| record("k", id, &noise)).collect();
+    let bookmark = Bookmark::new(&config, &unique("uplink"), topic, LinkHealth::new(Link::Kafka)).unwrap();
+    let [mut one, mut twin] = [producer(&config, &id), producer(&config, &id)];
+
+    let nothing = one.publish_next(topic, &records[..1], None).unwrap_err();
+    assert!(matches!(nothing, PublishError::Anew), "it has not begun: {nothing:?}");
+    one.recover().unwrap();
+    let position = bookmark.at(200, "one").unwrap();
+    let error = one.publish_next(topic, &records, Some(&position)).unwrap_err();
+    assert!(matches!(error, PublishError::Anew), "{error:?}");
+    // The twin comes in between, and the first one must not go on as if nothing had happened.
+    twin.recover().unwrap();
+    twin.publish(topic, &records, Some(&bookmark.at(200, "twin").unwrap())).unwrap();
+    for _ in 0..2 {
+        let error = one.publish_next(topic, &records, Some(&position)).unwrap_err();
+        assert!(matches!(error, PublishError::Anew), "{error:?}");
+    }
+    assert_eq!(bookmark.read(CALL).unwrap().unwrap().note, "twin");
+    assert_eq!(ids(&config, topic), ids_);
+    // It has learned the size of the topic's batches.
+    one.recover().unwrap();
+    one.publish_next(topic, &records[..100], None).unwrap();
+}
+
+#[test]
 fn a_broker_that_is_not_there_is_a_bounded_transient_error_and_a_link_that_is_down() {
     let config = nobody();
     let health = LinkHealth::new(Link::Kafka);

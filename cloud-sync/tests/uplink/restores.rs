@@ -1,6 +1,6 @@
 //! Data directories that come back as they were earlier, and copies of them: nothing is lost, nothing is sent twice.
 //!
-//! `make test` does a few rounds; `WEIR_FAULT_ROUNDS=20` does as many of each.
+//! `make test` does a few rounds; `WEIR_FAULT_ROUNDS=20` does as many of each (`make faults`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -68,6 +68,7 @@ fn end(uplink: &Uplink, outbox: &Outbox) {
 #[test]
 fn a_directory_that_came_back_as_it_was_earlier_loses_and_doubles_nothing() {
     let rounds = rounds();
+    let mut events_in_all = 0;
     for round in 0..rounds {
         let (sent_before, broker_first, lost_cursor) = (round & 1 == 0, round & 2 == 0, round & 4 != 0);
         let what = format!("round {round}: sent before {sent_before}, broker first {broker_first}");
@@ -120,14 +121,15 @@ fn a_directory_that_came_back_as_it_was_earlier_loses_and_doubles_nothing() {
         assert_eq!(drain(&uplink, &outbox).renewed, 0, "{what}");
         end(&uplink, &outbox);
         assert_each_once(&kafka, &expected, &what);
+        events_in_all += expected.len();
     }
-    println!("{rounds} restores, none missing, none twice");
+    println!("summary: {rounds} restores: {events_in_all} events, 0 missing, 0 twice");
 }
 
 #[test]
 fn two_live_boxes_from_one_image_lose_and_double_nothing() {
     let rounds = rounds();
-    let mut fenced = 0;
+    let (mut fenced, mut events_in_all) = (0, 0);
     for round in 0..rounds {
         let (sent_before, recognised) = (round & 1 == 0, round & 2 == 0);
         let what = format!("round {round}: sent before {sent_before}, recognised {recognised}");
@@ -183,6 +185,7 @@ fn two_live_boxes_from_one_image_lose_and_double_nothing() {
         assert_eq!(renewed.iter().sum::<u64>(), 1, "{what}: {renewed:?}");
         assert!(!recognised || renewed == [0, 1], "{what}: {renewed:?}");
         assert_each_once(&kafka, &expected, &what);
+        events_in_all += expected.len();
     }
-    println!("{rounds} clones, none missing, none twice, {fenced} times fenced");
+    println!("summary: {rounds} clones ({fenced} times fenced): {events_in_all} events, 0 missing, 0 twice");
 }

@@ -285,14 +285,12 @@ impl Worker {
                 }
                 Err(error) => error,
             };
-            let text = error.in_full();
-            let refused =
-                records.iter().position(|record| !error.is_transient() && text.contains(&record.id));
+            let refused = error.record().and_then(|id| records.iter().position(|record| record.id == id));
             match refused {
                 Some(refused) => {
                     // It still stands in the results object.
                     let id = &records[refused].id;
-                    tracing::error!(id, error = text, "the results topic refuses a result");
+                    tracing::error!(id, error = error.in_full(), "the results topic refuses a result");
                     WorkerStats::count(&self.stats.refused_results);
                     records.remove(refused);
                 }

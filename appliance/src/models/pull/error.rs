@@ -112,18 +112,10 @@ impl PullError {
     /// Whether this machine's disk is full.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = match self {
-            Self::Store(error) => return error.is_full(),
-            Self::Registry(error) => Some(error),
-            _ => None,
-        };
-        while let Some(error) = cause {
-            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            if matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
-                return true;
-            }
-            cause = error.source();
+        match self {
+            Self::Store(error) => error.is_full(),
+            Self::Registry(error) => error.is_disk_full(),
+            _ => false,
         }
-        false
     }
 }

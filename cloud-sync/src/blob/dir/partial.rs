@@ -5,8 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, fsync, mkdirat, openat, renameat, statat,
-    unlinkat,
+    AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use ulid::Ulid;
@@ -14,6 +13,7 @@ use ulid::Ulid;
 use super::bound::Reserved;
 use super::tree::{Place, Tree, below};
 use crate::blob::PARTIAL;
+use crate::durable;
 
 /// The folder of partial files below the root. One place, so that leftovers are found at once in a store
 /// of a million objects; no key can lead into it, as no part of a key ends so.
@@ -64,7 +64,7 @@ impl Partial {
         place: &Place,
         mut reserved: Option<Reserved<'_>>,
     ) -> io::Result<()> {
-        self.file.sync_all()?;
+        durable::sync_file(&self.file)?;
         for _ in 0..TRIES {
             let folder = match tree.make_folder(place) {
                 Ok(folder) => folder,
@@ -80,7 +80,7 @@ impl Partial {
             match placed {
                 Ok(()) => {
                     self.renamed = true;
-                    return Ok(fsync(&folder)?);
+                    return durable::sync_open_dir(&folder);
                 }
                 // The same, and the file itself is still there.
                 Err(Errno::NOENT) if statat(&self.folder, self.name.as_str(), NOFOLLOW).is_ok() => {}

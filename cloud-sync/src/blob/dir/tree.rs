@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Mode, OFlags, fsync, mkdirat, open, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::names;
 use crate::blob::BlobKey;
+use crate::durable;
 
 /// Most folders that are remembered as durable; then it begins anew.
 const REMEMBERED: usize = 4096;
@@ -93,7 +94,7 @@ impl Tree {
             let next = below(&folder, name)?;
             // Somebody else may have made it a moment ago, and not be done with this.
             if made || !durable.contains(&path) {
-                fsync(&folder)?;
+                durable::sync_open_dir(&folder)?;
                 if durable.len() >= REMEMBERED {
                     durable.clear();
                 }

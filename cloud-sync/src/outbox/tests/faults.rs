@@ -183,7 +183,7 @@ impl Faults {
             let durable = known.durable.get(&first).unwrap_or(&written);
             fs::write(segment::path(to, first), survives.of(durable, &written)).unwrap();
         }
-        for name in ["cursor", "log", "ages"] {
+        for name in ["cursor", "open", "ages"] {
             if let Ok(content) = fs::read(from.join(name)) {
                 fs::write(to.join(name), content).unwrap();
             }

@@ -21,7 +21,7 @@ fn bytes(first: u64, count: u64) -> (Vec<u8>, Vec<usize>) {
     let mut starts = Vec::new();
     for sequence in first..first + count {
         starts.push(bytes.len());
-        record::encode(sequence, 1_700_000_000_000 + sequence, &payload(sequence), &mut bytes);
+        record::encode(sequence, 1_700_000_000_000 + sequence, false, &payload(sequence), &mut bytes);
     }
     (bytes, starts)
 }
@@ -110,7 +110,7 @@ fn a_record_behind_zeros_is_found_wherever_it_starts() {
         let (at, sequence) = (whole.len() as u64, 2);
         whole.resize(whole.len() + gap, 0);
         // An empty payload, so that its header starts with zeros as well.
-        record::encode(sequence, 1_700_000_000_000, b"", &mut whole);
+        record::encode(sequence, 1_700_000_000_000, false, b"", &mut whole);
         fs::write(segment::path(dir.path(), 1), &whole).unwrap();
         fs::write(segment::path(dir.path(), 3), bytes(3, 1).0).unwrap();
         let events: Vec<_> = Reader::open(dir.path()).unwrap().map(|event| event.unwrap().sequence).collect();

@@ -184,17 +184,18 @@ impl JobFile {
         })
     }
 
-    /// Notes that from now on results of a job may be in the outbox, behind `last`, unless that is noted.
-    pub(super) fn mark(&self, sequence: u64, last: u64) -> SyncResult<Mark> {
-        let found = self.database.read(|txn| {
+    /// The mark of a job, if an earlier try has set it.
+    pub(super) fn marked(&self, sequence: u64) -> SyncResult<Option<Mark>> {
+        self.database.read(|txn| {
             if txn.open_table(JOBS)?.get(sequence)?.is_none() {
                 return Ok(Some(Mark::Done));
             }
             Ok(txn.open_table(MARKS)?.get(sequence)?.map(|found| Mark::Behind(found.value())))
-        })?;
-        if let Some(mark) = found {
-            return Ok(mark);
-        }
+        })
+    }
+
+    /// Notes that from now on results of a job may be in the outbox, behind `last`.
+    pub(super) fn mark(&self, sequence: u64, last: u64) -> SyncResult<Mark> {
         self.database.write(Durability::Immediate, |txn| {
             txn.open_table(MARKS)?.insert(sequence, last)?;
             Ok(Mark::Fresh)

@@ -15,6 +15,9 @@
 //! is done again. What the outbox has dropped since (its bound, its age, a full disk) is not found and published again:
 //! for that a box has to be off, between two steps that take milliseconds, for longer than events are kept.
 //!
+//! The outbox bounds what it holds of results that are still to be sent. A settlement that finds no room for all of its
+//! results fails before its first step; it is to be tried again when some were sent.
+//!
 //! The same holds for a settlement that failed, for the disk was full, and is tried again.
 //!
 //! # Map
@@ -51,6 +54,9 @@ const FILE: &str = "queue.redb";
 /// Jobs of a submission go to the thread that writes them in parts of so many, or of so many bytes.
 const PART_JOBS: usize = 256;
 const PART_BYTES: usize = 1 << 20;
+/// How long a settlement waits by itself for room in the outbox, and how often it looks.
+const ROOM: Duration = Duration::from_secs(5);
+const ROOM_PAUSE: Duration = Duration::from_millis(200);
 /// Longest that a close waits for settlements under way.
 const CLOSE: Duration = Duration::from_secs(10);
 
@@ -73,6 +79,7 @@ pub struct EmbeddedQueue {
     shared: Arc<Shared>,
     /// Tells deliveries of this handle from those of an earlier one.
     epoch: u64,
+    room_wait: Duration,
 }
 
 #[derive(Debug)]
@@ -116,7 +123,7 @@ impl EmbeddedQueue {
         let (file, jobs, turn) = JobFile::open(config.dir.join(FILE), config.max_bytes)?;
         let ledger = Mutex::new(Ledger::new(config.inflight, jobs, turn));
         let shared = Arc::new(Shared { file, outbox, ledger, changed: Notify::new() });
-        Ok(Self { shared, epoch: fastrand::u64(..) })
+        Ok(Self { shared, epoch: fastrand::u64(..), room_wait: ROOM })
     }
 
     /// Where the damaged file is that had to be set aside when the queue was opened, if it had to be.
@@ -175,8 +182,15 @@ impl Shared {
         }
         if !results.is_empty() {
             publish::check(&self.outbox, &results)?;
-            let mark = self.file.mark(sequence, self.outbox.last_sequence())?;
-            publish::publish(&self.outbox, mark, results)?;
+            let marked = self.file.marked(sequence)?;
+            // All of the results have room before the first is appended: were they in two parts, the first could be
+            // sent and deleted before the second has room, and would not be found again.
+            let room = publish::room(&self.outbox, marked, &results)?;
+            let mark = match marked {
+                Some(mark) => mark,
+                None => self.file.mark(sequence, self.outbox.last_sequence())?,
+            };
+            publish::publish(&self.outbox, mark, results, room)?;
         }
         self.file.remove(sequence)?;
         Ok(Settled::Done)
@@ -250,23 +264,16 @@ impl JobQueue for EmbeddedQueue {
 
     /// A full outbox or disk is a transient error: the job stays out, settle it again later.
     async fn settle(&self, delivery: &Delivery, results: Vec<ResultRecord>) -> SyncResult<Settled> {
-        let Some(sequence) = self.sequence(delivery) else { return Ok(Settled::Lost) };
-        let turn = {
-            let mut ledger = self.shared.ledger.lock();
-            match ledger.begin(sequence) {
-                Some(turn) => turn,
-                None if ledger.is_closed() => return Ok(Settled::Lost),
-                None => return Ok(Settled::Done),
+        let deadline = Instant::now() + self.room_wait;
+        loop {
+            let settled = self.try_settle(delivery, results.clone()).await;
+            match &settled {
+                Err(error) if publish::waits_for_room(error) && Instant::now() < deadline => {
+                    tokio::time::sleep(ROOM_PAUSE).await;
+                }
+                _ => return settled,
             }
-        };
-        let shared = Arc::clone(&self.shared);
-        blocking(move || {
-            let settled = shared.settle(sequence, &turn, results);
-            shared.ledger.lock().end(sequence, settled.is_ok());
-            shared.changed.notify_waiters();
-            settled
-        })
-        .await
+        }
     }
 
     async fn release(&self, delivery: Delivery) {
@@ -294,6 +301,28 @@ impl JobQueue for EmbeddedQueue {
         let shared = Arc::clone(&self.shared);
         // Nothing is lost if it fails: what counts is on the disk already.
         let _ = spawn_blocking(move || shared.file.close()).await;
+    }
+}
+
+impl EmbeddedQueue {
+    async fn try_settle(&self, delivery: &Delivery, results: Vec<ResultRecord>) -> SyncResult<Settled> {
+        let Some(sequence) = self.sequence(delivery) else { return Ok(Settled::Lost) };
+        let turn = {
+            let mut ledger = self.shared.ledger.lock();
+            match ledger.begin(sequence) {
+                Some(turn) => turn,
+                None if ledger.is_closed() => return Ok(Settled::Lost),
+                None => return Ok(Settled::Done),
+            }
+        };
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let settled = shared.settle(sequence, &turn, results);
+            shared.ledger.lock().end(sequence, settled.is_ok());
+            shared.changed.notify_waiters();
+            settled
+        })
+        .await
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::file::Mark;
 use crate::error::{Link, SyncError, SyncResult};
-use crate::outbox::{Append, Outbox, OutboxError, Reader};
+use crate::outbox::{Append, BulkRoom, Outbox, OutboxError, Reader};
 use crate::queue::ResultRecord;
 
 /// Appends on their way at once: fewer than the outbox takes, so that predictions find room beside them.
@@ -33,7 +33,8 @@ fn id_of(payload: &[u8]) -> Option<String> {
 pub(super) fn check(outbox: &Outbox, results: &[ResultRecord]) -> SyncResult<()> {
     let max = outbox.max_payload();
     for ResultRecord { id, payload, .. } in results {
-        let refused = |why: String| Err(SyncError::permanent(Link::Disk, format!("result {id:?} {why}")));
+        let refused =
+            |why: String| Err(SyncError::permanent(Link::Disk, format!("result {id:?} {why}")).of_record(id));
         if payload.len() > max {
             return refused(format!("has {} bytes, over the outbox's bound of {max}", payload.len()));
         }
@@ -46,8 +47,30 @@ pub(super) fn check(outbox: &Outbox, results: &[ResultRecord]) -> SyncResult<()>
     Ok(())
 }
 
+/// Room in the outbox for `results`. Those of a job that has a mark were given room before.
+pub(super) fn room(outbox: &Outbox, marked: Option<Mark>, results: &[ResultRecord]) -> SyncResult<BulkRoom> {
+    let lengths = results.iter().map(|result| result.payload.len());
+    if marked.is_some() {
+        return Ok(outbox.bulk_room_for_rest(lengths));
+    }
+    outbox.bulk_room(lengths).map_err(|error| {
+        SyncError::transient(Link::Disk, "the results wait for room in the outbox").because(error)
+    })
+}
+
+/// Whether nothing of a settlement has been done, for results that are still to be sent have the room.
+pub(super) fn waits_for_room(error: &SyncError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<OutboxError>());
+    matches!(source, Some(OutboxError::BulkBound { .. }))
+}
+
 /// Appends those of `results` that are not in the outbox yet, and waits until they are durable.
-pub(super) fn publish(outbox: &Outbox, mark: Mark, results: Vec<ResultRecord>) -> SyncResult<()> {
+pub(super) fn publish(
+    outbox: &Outbox,
+    mark: Mark,
+    results: Vec<ResultRecord>,
+    mut room: BulkRoom,
+) -> SyncResult<()> {
     let mut seen = match mark {
         Mark::Fresh => HashSet::new(),
         Mark::Behind(last) => published_behind(outbox, last, &results)?,
@@ -58,7 +81,7 @@ pub(super) fn publish(outbox: &Outbox, mark: Mark, results: Vec<ResultRecord>) -
     let mut rest = &missing[..];
     while !rest.is_empty() {
         let (window, _) = rest.split_at(rest.len().min(WINDOW));
-        let taken = append(outbox, window)?;
+        let taken = append(outbox, window, &mut room)?;
         if taken == 0 && start.elapsed() > BUSY {
             let text = format!("the outbox had no room for result {:?} for {BUSY:?}", rest[0].id);
             return Err(SyncError::transient(Link::Disk, text));
@@ -72,10 +95,10 @@ pub(super) fn publish(outbox: &Outbox, mark: Mark, results: Vec<ResultRecord>) -
 }
 
 /// Appends in order, up to the first that finds too many waiting, and returns how many were taken.
-fn append(outbox: &Outbox, results: &[ResultRecord]) -> SyncResult<usize> {
+fn append(outbox: &Outbox, results: &[ResultRecord], room: &mut BulkRoom) -> SyncResult<usize> {
     let mut taken = Vec::with_capacity(results.len());
     for result in results {
-        let mut append = outbox.append(Bytes::clone(&result.payload).into());
+        let mut append = outbox.append_bulk(Bytes::clone(&result.payload).into(), room);
         match (&mut append).now_or_never() {
             Some(Err(OutboxError::Busy { .. })) => break,
             Some(answer) => taken.push(Err(answer)),

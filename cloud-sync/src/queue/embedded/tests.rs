@@ -1,5 +1,8 @@
 //! What is special to the queue in a file: its bound, its disk, and settlements that were cut short.
 
+mod lost_writes;
+mod room;
+
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -161,7 +164,8 @@ async fn a_job_that_is_gone_though_its_removal_failed_is_done_and_published_once
     // A settlement whose last step reached the disk, and reported an error: the job is still out.
     let sequence = queue.sequence(&delivery).unwrap();
     let mark = file.mark(sequence, outbox.last_sequence()).unwrap();
-    publish::publish(outbox, mark, results(&["a", "b"])).unwrap();
+    let room = publish::room(outbox, None, &results(&["a", "b"])).unwrap();
+    publish::publish(outbox, mark, results(&["a", "b"]), room).unwrap();
     file.remove(sequence).unwrap();
     assert_eq!(queue.settle(&delivery, results(&["a", "b"])).await.unwrap(), Settled::Done);
     assert_eq!(place.published(), ["a", "b"]);
@@ -225,6 +229,7 @@ async fn a_result_that_cannot_be_published_is_named_and_nothing_is_published() {
     ] {
         let error = queue.settle(&delivery, vec![result("good", 0), bad]).await.unwrap_err();
         assert!(!error.is_transient() && error.in_full().contains(why), "{}", error.in_full());
+        assert!(error.record().is_some_and(|id| error.in_full().contains(id)), "{error:?}");
     }
     assert_eq!(place.published(), Vec::<String>::new());
     assert_eq!(queue.settle(&delivery, results(&["good", "good"])).await.unwrap(), Settled::Done);

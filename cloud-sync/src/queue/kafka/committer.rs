@@ -67,7 +67,8 @@ fn publish(
             (Outcome::Committed, None)
         }
         Err(PublishError::Refused { index, error }) => {
-            (Outcome::Refused(jobs.get(index).copied().unwrap_or_default(), error), None)
+            let id = records.get(index).map_or("", |record| record.id);
+            (Outcome::Refused(jobs.get(index).copied().unwrap_or_default(), error.of_record(id)), None)
         }
         Err(PublishError::Lost(error)) => {
             tracing::debug!(error = error.in_full(), "the group has moved on: once more");
@@ -80,6 +81,8 @@ fn publish(
             }
             (Outcome::Aborted, Some(backoff.fail()))
         }
+        // Not of `publish`, which begins anew by itself.
+        Err(PublishError::Anew) => (Outcome::Aborted, None),
         Err(PublishError::Unknown(error) | PublishError::Fenced(error)) => {
             tracing::debug!(error = error.in_full(), "a commit was not answered");
             (find_out(shared, producer, &offsets, backoff), None)

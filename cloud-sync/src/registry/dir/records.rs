@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::super::{ModelVersion, Report};
 use super::files::{Folder, unreadable};
 use super::{DirRegistry, RESERVED, plain};
+use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 
 /// Longest file of an alias or of tags, in bytes.
@@ -156,19 +157,8 @@ fn read(path: &Path) -> SyncResult<Option<Vec<u8>>> {
 
 /// Puts `text` in place of a file: whole, durable, or not at all.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    let fresh = folder.join(format!(".{}{}", ulid::Ulid::generate(), crate::blob::PARTIAL));
-    let written = File::create_new(&fresh).and_then(|mut file| {
-        file.write_all(text)?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, path)?;
-        File::open(folder)?.sync_all()
-    });
-    if written.is_err() {
-        // It may not even have been made.
-        let _ = std::fs::remove_file(&fresh);
-    }
-    written
+    let fresh = format!(".{}{}", ulid::Ulid::generate(), crate::blob::PARTIAL);
+    durable::replace(path, &fresh, text)
 }
 
 fn unwritable(path: &Path, error: io::Error) -> SyncError {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::*;
+use crate::durable::simulated::{SimulatedDisk, after_each_loss};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -163,4 +164,42 @@ async fn a_status_waits_for_no_writer() {
     times.sort();
     let median = times[times.len() / 2];
     assert!(median < Duration::from_millis(1), "{median:?} of {} at the median", times.len());
+}
+
+#[test]
+fn batches_outlive_a_loss_of_power_at_any_moment() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let disk = SimulatedDisk::watch(root.path());
+    let open = |dir: &Path| EmbeddedStore::open(dir.join("state"), StateConfig::default(), HOUR).unwrap();
+    let look = |store: &EmbeddedStore| runtime.block_on(store.batch("b")).unwrap();
+    let mut seen = vec![None];
+    let store = open(root.path());
+    let work = spec("b", 2);
+    for step in 0..6 {
+        runtime.block_on(async {
+            match step {
+                0 => drop(store.create_batch(&work).await.unwrap()),
+                1 => store.batch_submitted("b").await.unwrap(),
+                2 => drop(store.begin_work("p").await.unwrap()),
+                3 => drop(store.complete_chunk(&work, 0, "p", 9, 1).await.unwrap()),
+                4 => drop(store.complete_chunk(&work, 1, "p", 8, 2).await.unwrap()),
+                _ => store.finish_batch(&work, &outcome(10)).await.unwrap(),
+            }
+        });
+        seen.push(look(&store));
+        disk.acknowledge();
+    }
+    after_each_loss(&disk.kill_points(), |dir, acknowledged, lost| {
+        let store = open(dir);
+        assert_eq!(store.quarantined(), None, "{lost:?} after {acknowledged}");
+        let (found, behind) = (look(&store), seen.get(acknowledged + 1));
+        assert!(
+            found == seen[acknowledged] || behind == Some(&found),
+            "{lost:?} after {acknowledged}: {found:?}"
+        );
+        // The start of the work counts, whoever asks.
+        let starts = runtime.block_on(store.begin_work("p")).unwrap();
+        assert!(acknowledged < 3 || starts.starts >= 2, "{lost:?}: {starts:?}");
+    });
 }

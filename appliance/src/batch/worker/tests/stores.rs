@@ -161,7 +161,7 @@ impl JobQueue for Reach {
         if results.iter().any(|result| result.payload.len() > 100_000) {
             self.stores.out.lock().insert(delivery.position.clone(), delivery.payload.clone());
             let id = &results.iter().find(|r| r.payload.len() > 100_000).unwrap().id;
-            return Err(SyncError::permanent(Link::Kafka, format!("result {id} is too large")));
+            return Err(SyncError::permanent(Link::Kafka, "a result is too large").of_record(id));
         }
         self.stores.settled.lock().insert(delivery.position.clone());
         self.stores.published.lock().extend(results);

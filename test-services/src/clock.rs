@@ -1,4 +1,4 @@
-//! A clock of one's own for a daemon: libfaketime shows it the time that a file says.
+//! A clock of one's own for a program: libfaketime shows it the time that a file says.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,6 +49,11 @@ impl Clock {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
+    }
+
+    /// So many seconds beside the right time.
+    pub fn shift(&self, seconds: i64) {
+        self.set(format!("{seconds:+}"));
     }
 
     /// The right time.

@@ -1,0 +1,101 @@
+//! Results that wait for room in the outbox.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Of a batch whose URLs were all refused: as many results as a message has, each as large as one may be.
+fn refused(job: usize) -> Vec<ResultRecord> {
+    (0..64).map(|n| result(&format!("item-{job}-{n}"), 700)).collect()
+}
+
+async fn flood(queue: &EmbeddedQueue, waiting: &mut Vec<(usize, Delivery)>) -> Vec<SyncError> {
+    let mut errors = Vec::new();
+    for (job, delivery) in std::mem::take(waiting) {
+        match queue.settle(&delivery, refused(job)).await {
+            Ok(settled) => assert_eq!(settled, Settled::Done),
+            Err(error) => {
+                errors.push(error);
+                waiting.push((job, delivery));
+            }
+        }
+    }
+    errors
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_of_a_flood_wait_until_events_are_sent_and_predictions_do_not() {
+    const JOBS: usize = 60;
+    for when_full in [WhenFull::Refuse, WhenFull::DropOldest] {
+        let place = Place::with(|config| {
+            *config = OutboxConfig {
+                max_bytes: MAX_BYTES,
+                segment_bytes: 64 << 10,
+                has_consumer: true,
+                // What the consumer has taken is gone at once.
+                keep_committed: Duration::ZERO,
+                when_full,
+                ..config.clone()
+            };
+        });
+        let config = EmbeddedQueueConfig { inflight: JOBS, ..place.config() };
+        let mut queue = EmbeddedQueue::open(config, Arc::clone(&place.outbox)).unwrap();
+        // Nothing is sent while it waits.
+        queue.room_wait = Duration::ZERO;
+        submit(&queue, &[10; JOBS]).await.unwrap();
+        let mut waiting = Vec::new();
+        for job in 0..JOBS {
+            waiting.push((job, receive(&queue).await));
+        }
+        let (mut sent, mut reader) = (Vec::new(), Reader::open(place.outbox.dir()).unwrap());
+        let mut predictions = 0;
+        let mut rounds = 0;
+        while !waiting.is_empty() {
+            rounds += 1;
+            assert!(rounds < 20, "{} jobs wait for ever", waiting.len());
+            let errors = flood(&queue, &mut waiting).await;
+            for error in &errors {
+                assert!(error.is_transient(), "{}", error.in_full());
+                assert!(error.in_full().contains("bulk events take"), "{}", error.in_full());
+            }
+            for _ in 0..200 {
+                let prediction = result(&format!("prediction-{predictions}"), 1000);
+                place.outbox.append(prediction.payload.into()).await.unwrap();
+                predictions += 1;
+            }
+            let stats = place.outbox.stats();
+            assert_eq!((stats.dropped_by_size, stats.dropped_by_age), (0, 0));
+            assert!(stats.bulk_bytes <= MAX_BYTES / 2, "{stats:?}");
+            // Now it is.
+            while let Some(event) = reader.try_next().unwrap() {
+                sent.push(serde_json::from_slice::<Value>(&event.payload).unwrap()["id"].to_string());
+            }
+            place.outbox.commit(place.outbox.last_sequence()).unwrap();
+        }
+        assert!(rounds > 3, "the share was never used up");
+        let distinct: BTreeSet<_> = sent.iter().collect();
+        assert_eq!((sent.len(), distinct.len()), (JOBS * 64 + predictions, JOBS * 64 + predictions));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settlement_waits_for_room_and_is_done_once_there_is_some() {
+    let place = Place::with(|config| {
+        (config.max_bytes, config.has_consumer, config.when_full) = (64 << 10, true, WhenFull::Refuse);
+    });
+    let mut queue = place.open();
+    queue.room_wait = Duration::from_secs(120);
+    submit(&queue, &[10, 10]).await.unwrap();
+    let (first, second) = (receive(&queue).await, receive(&queue).await);
+    assert_eq!(queue.settle(&first, vec![result("a", 25_000)]).await.unwrap(), Settled::Done);
+    let (settled, ()) = tokio::join!(queue.settle(&second, vec![result("b", 25_000)]), async {
+        // However late it comes.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(place.published(), ["a"]);
+        place.outbox.commit(1).unwrap();
+    });
+    assert_eq!(settled.unwrap(), Settled::Done);
+    assert_eq!(place.published(), ["a", "b"]);
+}
