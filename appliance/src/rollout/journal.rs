@@ -130,7 +130,7 @@ impl Entry {
     }
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Content {
     format: u32,
     models: BTreeMap<String, Entry>,
@@ -140,7 +140,10 @@ struct Content {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// What the file holds. Never locked during file I/O: `/health` and `/models` read it on I/O threads.
     content: Mutex<Content>,
+    /// Held by the one change that is being written.
+    writing: Mutex<()>,
 }
 
 /// The file can't be used.
@@ -180,7 +183,7 @@ impl Journal {
             }
             Err(error) => return Err(failed(error.to_string())),
         };
-        Ok(Self { path: path.clone(), content: Mutex::new(content) })
+        Ok(Self { path: path.clone(), content: Mutex::new(content), writing: Mutex::new(()) })
     }
 
     /// What is known of a model.
@@ -196,24 +199,22 @@ impl Journal {
     }
 
     /// Changes what is known of a model; blocking. When this returns Ok the change is durable, else nothing has changed.
+    /// Readers see the change once it is durable, and do not wait for the disk.
     ///
     /// # Errors
     /// When the file can't be written.
     pub fn change<T>(&self, model: &str, change: impl FnOnce(&mut Entry) -> T) -> Result<T, JournalError> {
-        let mut content = self.content.lock();
-        let before = content.models.get(model).cloned();
-        let entry = content.models.entry(model.to_owned()).or_default();
+        let _writing = self.writing.lock();
+        let mut changed = self.content.lock().clone();
+        let before = changed.models.get(model).cloned();
+        let entry = changed.models.entry(model.to_owned()).or_default();
         let result = change(entry);
         if before.as_ref() == Some(entry) {
             return Ok(result);
         }
-        if let Err(error) = write(&self.path, &content) {
-            match before {
-                Some(before) => drop(content.models.insert(model.to_owned(), before)),
-                None => drop(content.models.remove(model)),
-            }
-            return Err(JournalError { path: self.path.clone(), reason: error.to_string() });
-        }
+        write(&self.path, &changed)
+            .map_err(|error| JournalError { path: self.path.clone(), reason: error.to_string() })?;
+        *self.content.lock() = changed;
         Ok(result)
     }
 }
@@ -230,6 +231,12 @@ fn write(path: &Path, content: &Content) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use rustix::fs::{FileType, Mode, OFlags};
+
     use super::*;
 
     fn origin(version: &str) -> Origin {
@@ -271,6 +278,35 @@ mod tests {
         fs::remove_dir_all(dir.path()).unwrap();
         let error = journal.change("fish", |entry| entry.pinned = None).unwrap_err();
         assert!(error.to_string().contains("rollouts.json"), "{error}");
+        assert_eq!(journal.entry("fish").pinned.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn what_is_known_is_read_while_a_change_waits_for_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Journal::open(dir.path()).unwrap());
+        journal.change("fish", |entry| entry.pinned = Some("1".into())).unwrap();
+        // A pipe in place of the file to be written: opening it waits until somebody reads from it.
+        let pipe = dir.path().join("rollouts.partial~");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let (begun, writing) = mpsc::channel();
+        let writer = Arc::clone(&journal);
+        let change = std::thread::spawn(move || {
+            writer.change("fish", |entry| {
+                entry.pinned = Some("2".into());
+                begun.send(()).unwrap();
+            })
+        });
+        writing.recv().unwrap();
+        let (answer, answered) = mpsc::channel();
+        let reader = Arc::clone(&journal);
+        std::thread::spawn(move || answer.send((reader.entry("fish").pinned, reader.needed())));
+        let read = answered.recv_timeout(Duration::from_secs(20));
+        // Lets the writer go on; a pipe can't be synced, so its change fails and is none.
+        let _pipe =
+            File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(&pipe).unwrap();
+        assert!(change.join().unwrap().is_err());
+        assert_eq!(read.unwrap().0.as_deref(), Some("1"));
         assert_eq!(journal.entry("fish").pinned.as_deref(), Some("1"));
     }
 }
