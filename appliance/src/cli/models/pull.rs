@@ -30,7 +30,7 @@ pub(super) fn run(config: &Config, reference: &str, as_json: bool) -> anyhow::Re
         let version = resolved
             .with_context(|| format!("{reference}: the registry has no such model, alias or version"))?;
         bar.set_message(format!("{}/{}: looking at its files", version.name, version.version));
-        let pulled = pull(registry.as_ref(), &version, &store, &pull_limits(config), &tell).await;
+        let pulled = pull(registry.as_ref(), &version, &store, &pull_limits(config, &engine), &tell).await;
         pulled.map(|pulled| (version, pulled)).map_err(anyhow::Error::from)
     });
     bar.finish_and_clear();

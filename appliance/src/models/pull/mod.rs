@@ -37,7 +37,7 @@ pub struct PullLimits {
     pub keep_free: u64,
     /// How long somebody else's download of the same version is waited for.
     pub wait: Duration,
-    /// `engine.onnxruntime`: the graphs of plain ONNX models are read with it.
+    /// The libonnxruntime that this process has loaded: the graphs of plain ONNX models are read with it.
     pub onnxruntime: Option<PathBuf>,
 }
 
