@@ -7,6 +7,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "tests are the only callers")]
 
 pub mod gpu;
+pub mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

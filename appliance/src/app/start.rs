@@ -9,6 +9,7 @@ use cloud_sync::capture::{Capture, CaptureError};
 use cloud_sync::error::SyncError;
 use cloud_sync::outbox::{NewLog, Outbox, OutboxConfig, OutboxError, Recovery};
 use cloud_sync::state::{EmbeddedState, StateConfig, StateStore};
+use cloud_sync::tls::CaFileError;
 use cloud_sync::uplink::UplinkError;
 use gpu_kernels::DecodeLimits;
 use tokio::runtime::Handle;
@@ -50,6 +51,9 @@ pub enum StartError {
     /// A link can't be used as it is configured.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The certificates for fetches can't be used.
+    #[error("fetch.ca_file: {0}. Remedy: name a PEM file of certificates, or leave the key out")]
+    FetchCaFile(#[from] CaFileError),
     /// A store in the data directory can't be used.
     #[error("{}", .0.in_full())]
     Store(#[from] SyncError),
@@ -156,6 +160,7 @@ impl App {
         if self.role() == Role::Worker && !config.batch.enabled {
             return Err(StartError::WorkerWithoutBatches);
         }
+        self.fetcher().check_ca_file()?;
         let links = Links::open(config, &Handle::current())?;
         make_data_dir(config)?;
         let (opened, prepared) = std::thread::scope(|scope| {
