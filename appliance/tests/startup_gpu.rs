@@ -186,10 +186,27 @@ fn a_plain_model_is_rolled_out_with_the_library_of_the_library_folders() {
         ("WEIR__ENGINE__DEVICE", "auto"),
         ("ORT_DYLIB_PATH", ""),
     ];
-    let daemon = start(&registry.env("fish@champion"), &more);
+    let env = registry.env("fish@champion");
+    let daemon = start(&env, &more);
     until_serving(&daemon, "fish", "fish/1");
     let seen = daemon.post("/predict", &[], &picture([10, 10, 220], 1)).json();
     assert_eq!(seen["species"], "blue");
+    // The commands find the same library, whichever device is configured.
+    for device in ["auto", "cpu", "cuda"] {
+        let data = tempfile::tempdir().unwrap();
+        let succeeds = |arguments: &[&str]| {
+            let mut command = weir();
+            command.args(arguments).envs(env.iter().map(|(name, value)| (name, value))).envs(more);
+            command.env("WEIR__ENGINE__DEVICE", device).env("WEIR__DATA_DIR", data.path());
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{device}: {arguments:?}: {said}");
+        };
+        succeeds(&["models", "pull", "fish@champion"]);
+        let bundles = std::fs::read_dir(data.path().join("models/bundles")).unwrap();
+        let bundle = bundles.map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+        succeeds(&["bundle", "check", bundle.to_str().unwrap()]);
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::cloud::{self, Around, Disk};
 use super::{App, LinkError, Links, Role, links, models};
 use crate::batch::spool::SpoolError;
 use crate::config::Config;
-use crate::engine::{DeviceRequest, EngineError, choose_device};
+use crate::engine::{DeviceRequest, EngineError, Runtime, choose_device, load_runtime};
 use crate::lanes::{LaneObserver, LaneSettings, Lanes};
 use crate::models::{Bundle, BundleError, ModelFile, StoreError, find_bundle};
 use crate::predict::{ContentCache, Flights, PredictService, PredictSettings};
@@ -140,6 +140,14 @@ pub(super) fn model_loader(config: &Config) -> Result<ModelLoader, EngineError> 
     let limits = config.image.limits(max_bytes);
     let gpu = GpuPlan::new(config, &device, limits, cpu_lanes(config));
     Ok(ModelLoader { runtime, device, limits, precision: config.engine.precision, gpu })
+}
+
+/// Loads the library that a daemon loads, for work on the CPU.
+///
+/// # Errors
+/// [`EngineError`] where there is none that can be used.
+pub fn load_library(config: &Config) -> Result<Runtime, EngineError> {
+    load_runtime(&device_request(config))
 }
 
 /// What the configuration says of the device.
