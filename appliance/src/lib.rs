@@ -15,6 +15,7 @@ pub mod http;
 pub mod lanes;
 pub mod memory;
 pub mod models;
+mod pace;
 pub mod predict;
 pub mod rollout;
 pub mod serving;

@@ -267,64 +267,6 @@ fn what_a_canary_fails_on_the_version_that_serves_answers_and_the_canary_is_reje
 }
 
 #[test]
-fn a_version_that_fails_after_its_promotion_is_rolled_back() {
-    let registry = Registry::new();
-    registry.publish_colours("1", &Colours::default());
-    registry.publish_colours("2", &Colours { model: "moody.onnx", ..Colours::default() });
-    registry.alias("colours", "champion", "1");
-    let env = registry.env("colours@champion");
-    let daemon = start(&env, &[("WEIR__ROLLOUT__MAX_LATENCY_RATIO", "1000")]);
-    until_serving(&daemon, "colours", "colours/1");
-    registry.alias("colours", "champion", "2");
-    until_serving(&daemon, "colours", "colours/2");
-    for seed in 0..30 {
-        assert_eq!(daemon.post("/predict", &[], &picture(BLUE, seed)).status, 500);
-    }
-    until_serving(&daemon, "colours", "colours/1");
-    let reason = until_rejected(&daemon, "colours", "colours/2");
-    assert!(
-        reason.contains("after it was promoted") && reason.contains("rollout.max_error_rate"),
-        "{reason}"
-    );
-    assert_eq!(served(&daemon, "", &picture(BLUE, 99))["species"], "blue");
-    until(&daemon, "colours", "tagged", |_| {
-        let tags = registry.tags("colours", "2");
-        tags["weir.dock-3.state"]
-            .as_str()
-            .is_some_and(|tag| tag.starts_with("rejected: after it was promoted"))
-    });
-}
-
-#[test]
-fn a_version_that_cannot_be_loaded_at_the_start_serves_as_soon_as_it_can() {
-    let registry = Registry::new();
-    registry.publish_fish("1", "first");
-    registry.alias("fish", "champion", "1");
-    let env = registry.env("fish@champion");
-    let daemon = start(&env, &[]);
-    until_serving(&daemon, "fish", "fish/1");
-    let data = daemon.kill();
-    drop(registry);
-    // A folder in the place of the weights can't be read, which says nothing about the version.
-    let bundles = std::fs::read_dir(data.path().join("models/bundles")).unwrap();
-    let bundle = bundles.map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
-    let (weights, aside) = (bundle.join("model.int8.onnx"), bundle.join("aside"));
-    std::fs::rename(&weights, &aside).unwrap();
-    std::fs::create_dir(&weights).unwrap();
-    let daemon = start_in(data, &env, &[]);
-    assert_eq!(model(&daemon, "fish")["serving"], "bundle");
-    let (photo, _) = sample();
-    served(&daemon, "", &photo);
-    until(&daemon, "fish", "saying why", |model| {
-        model["error"].as_str().is_some_and(|error| error.contains("fish/1 can't be loaded now"))
-    });
-    std::fs::remove_dir(&weights).unwrap();
-    std::fs::rename(&aside, &weights).unwrap();
-    until_serving(&daemon, "fish", "fish/1");
-    assert_eq!(served(&daemon, "", &photo)["model"]["version"], "first");
-}
-
-#[test]
 fn several_models_are_served_by_name() {
     let colours = tempfile::tempdir().unwrap();
     Colours::default().write(colours.path(), "7");

@@ -120,6 +120,23 @@ fn a_bad_configuration_names_key_value_and_source() {
 }
 
 #[test]
+fn certificates_for_fetches_that_are_none() {
+    let data = tempfile::tempdir().unwrap();
+    let file = data.path().join("cameras.pem");
+    let text = failure(serve(data.path()).env("WEIR__FETCH__CA_FILE", &file));
+    assert_says(&text, &["fetch.ca_file", "cameras.pem", "No such file", "Remedy"]);
+    std::fs::write(&file, "not a certificate").unwrap();
+    let text = failure(serve(data.path()).env("WEIR__FETCH__CA_FILE", &file));
+    assert_says(&text, &["fetch.ca_file", "cameras.pem", "no PEM certificate"]);
+    let mut doctor = weir();
+    doctor.args(["doctor", "--data-dir"]).arg(data.path()).env("WEIR__HTTP__LISTEN", "127.0.0.1:0");
+    let output = doctor.env("WEIR__FETCH__CA_FILE", &file).output().unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_says(&text, &["FAIL ] fetch", "cameras.pem", "no PEM certificate"]);
+}
+
+#[test]
 fn a_worker_without_work() {
     let data = tempfile::tempdir().unwrap();
     let mut worker = weir();

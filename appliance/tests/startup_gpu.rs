@@ -8,6 +8,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use support::models::{Registry, picture, start, until_serving};
 use support::{Daemon, assert_says, failure, serve, weir};
 use test_services::gpu::compile;
 
@@ -160,6 +161,51 @@ fn a_provider_that_onnx_runtime_can_not_use_is_an_error_and_no_silent_cpu() {
         let said = ["Simulated GPU 0", "cuda provider can't be used"];
         assert_says(&refusal(folder.path(), "cuda"), &[said[0], said[1], "Remedy"]);
         assert_says(&health(folder.path()), &said);
+    }
+}
+
+#[test]
+fn a_plain_model_is_rolled_out_with_the_library_of_the_library_folders() {
+    let mut files: Vec<(&str, Option<&[u8]>)> = NEEDED.map(|name| (name, None)).to_vec();
+    files.push((PROVIDER, None));
+    let folder = with_driver(&files);
+    std::fs::copy(cpu_runtime(), folder.path().join("libonnxruntime.so.1.31.1")).unwrap();
+    let registry = Registry::new();
+    let version = registry.version("fish", "1");
+    std::fs::create_dir_all(&version).unwrap();
+    let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/models/colours.onnx");
+    std::fs::copy(graph, version.join("model.onnx")).unwrap();
+    std::fs::write(version.join("MLmodel"), "flavors:\n  onnx:\n    data: model.onnx\n").unwrap();
+    let given = "labels = [\"red\", \"green\", \"blue\"]\n\n[preprocess]\nresize = 8\ncrop = 8\nmean = 127\nstd = 128\n";
+    std::fs::write(version.join("weir.toml"), given).unwrap();
+    registry.alias("fish", "champion", "1");
+    let folders = folder.path().display().to_string();
+    // Nothing but the folders says where the library is.
+    let more = [
+        ("WEIR__ENGINE__LIBRARY_FOLDERS", &*folders),
+        ("WEIR__ENGINE__DEVICE", "auto"),
+        ("ORT_DYLIB_PATH", ""),
+    ];
+    let env = registry.env("fish@champion");
+    let daemon = start(&env, &more);
+    until_serving(&daemon, "fish", "fish/1");
+    let seen = daemon.post("/predict", &[], &picture([10, 10, 220], 1)).json();
+    assert_eq!(seen["species"], "blue");
+    // The commands find the same library, whichever device is configured.
+    for device in ["auto", "cpu", "cuda"] {
+        let data = tempfile::tempdir().unwrap();
+        let succeeds = |arguments: &[&str]| {
+            let mut command = weir();
+            command.args(arguments).envs(env.iter().map(|(name, value)| (name, value))).envs(more);
+            command.env("WEIR__ENGINE__DEVICE", device).env("WEIR__DATA_DIR", data.path());
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{device}: {arguments:?}: {said}");
+        };
+        succeeds(&["models", "pull", "fish@champion"]);
+        let bundles = std::fs::read_dir(data.path().join("models/bundles")).unwrap();
+        let bundle = bundles.map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+        succeeds(&["bundle", "check", bundle.to_str().unwrap()]);
     }
 }
 

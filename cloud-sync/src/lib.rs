@@ -13,6 +13,7 @@
 //! | [`registry`] | models and their versions: a directory, or MLflow |
 //! | [`capture`] | images kept for the next training set, spooled and sent to the blob store |
 //! | [`kafka`] | what everything that speaks to Kafka shares |
+//! | [`tls`] | trust in the certificates that a file names |
 //! | [`check`] | what a check of a link found, step by step |
 //! | [`health`], [`error`], [`backoff`], [`secret`] | whether a link works, why not, when to try again; passwords |
 
@@ -32,5 +33,5 @@ pub mod queue;
 pub mod registry;
 pub mod secret;
 pub mod state;
-mod tls;
+pub mod tls;
 pub mod uplink;

@@ -1,6 +1,9 @@
 //! Trust in what a `ca_file` names: authorities, and the certificates of servers that signed their own.
 
-use std::path::Path;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -13,24 +16,49 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootC
 
 use crate::error::{Link, SyncError, SyncResult};
 
-/// A configuration that trusts the certificates of a PEM file and no others.
+/// A CA file can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the CA file {}: {reason}", file.display())]
+pub struct CaFileError {
+    file: PathBuf,
+    reason: String,
+}
+
+/// Which certificates are trusted besides those that a file names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Besides {
+    /// None.
+    Nothing,
+    /// The system's authorities.
+    System,
+}
+
+/// A configuration of TLS clients that trusts the certificates of a PEM file.
 ///
 /// # Errors
 /// When the file can't be read, or holds no certificate or one that can't be used.
-pub(crate) fn client_config(link: Link, file: &Path) -> SyncResult<ClientConfig> {
-    let failed = || SyncError::permanent(link, format!("cannot use the CA file {}", file.display()));
-    let pem = std::fs::read(file).map_err(|error| failed().because(error))?;
+pub fn trusting(file: &Path, besides: Besides) -> Result<ClientConfig, CaFileError> {
+    let failed = |reason: String| CaFileError { file: file.to_owned(), reason };
+    let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
     let named = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let named = named.map_err(|error| failed().because(error.to_string()))?;
+    let named = named.map_err(|error| failed(error.to_string()))?;
     if named.is_empty() {
-        return Err(failed().because("it holds no PEM certificate"));
+        return Err(failed("it holds no PEM certificate".into()));
     }
     let provider = Arc::new(ring::default_provider());
-    let verifier = NamedCertificates::new(named, &provider).map_err(|error| failed().because(error))?;
+    let verifier = NamedCertificates::new(named, besides, &provider).map_err(failed)?;
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| failed().because(error.to_string()))?;
+    let builder = builder.map_err(|error| failed(error.to_string()))?;
     let verified = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     Ok(verified.with_no_client_auth())
+}
+
+/// The same for a link's own server: the certificates of the file and no others.
+pub(crate) fn client_config(link: Link, file: &Path) -> SyncResult<ClientConfig> {
+    trusting(file, Besides::Nothing).map_err(|error| {
+        let what = format!("cannot use the CA file {}", file.display());
+        SyncError::permanent(link, what).because(error.reason)
+    })
 }
 
 /// Verifies as rustls does, with one addition. `openssl req -x509` marks what it makes as an authority's certificate,
@@ -43,8 +71,16 @@ struct NamedCertificates {
 }
 
 impl NamedCertificates {
-    fn new(named: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+    fn new(
+        named: Vec<CertificateDer<'static>>,
+        besides: Besides,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
+        if besides == Besides::System {
+            // What of the system's can't be read or parsed is left out, as every client does.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
         for certificate in &named {
             roots.add(certificate.clone()).map_err(|error| error.to_string())?;
         }
@@ -101,124 +137,4 @@ impl ServerCertVerifier for NamedCertificates {
 fn is_authority_as_server(error: &Error) -> bool {
     let Error::InvalidCertificate(CertificateError::Other(other)) = error else { return false };
     matches!(other.0.downcast_ref::<webpki::Error>(), Some(webpki::Error::CaUsedAsEndEntity))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-    use std::path::PathBuf;
-    use std::process::Command;
-    use std::time::Duration;
-
-    use rustls::pki_types::PrivateKeyDer;
-    use rustls::{ServerConfig, ServerConnection, StreamOwned};
-
-    use super::*;
-    use crate::health::LinkHealth;
-    use crate::registry::{MlflowConfig, MlflowRegistry, ModelRegistry};
-
-    /// A key and the certificate that `openssl req -x509` makes for it.
-    fn self_signed(dir: &Path, name: &str, alternative: &str) -> (PathBuf, PathBuf) {
-        let (key, certificate) = (dir.join(format!("{name}.key")), dir.join(format!("{name}.pem")));
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-            .args(["-days", "30", "-subj", "/CN=localhost"])
-            .arg("-addext")
-            .arg(format!("subjectAltName={alternative}"))
-            .arg("-keyout")
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate)
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        (key, certificate)
-    }
-
-    /// A server with TLS that knows no model, on a thread that ends with the process.
-    fn server(key: &Path, certificate: &Path) -> u16 {
-        let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
-        let key = PrivateKeyDer::from_pem_file(key).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
-        let config = Arc::new(config);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        std::thread::spawn(move || {
-            for socket in listener.incoming() {
-                let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
-                let mut stream = StreamOwned::new(connection, socket.unwrap());
-                let body = r#"{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}"#;
-                if matches!(stream.read(&mut [0; 8192]), Ok(1..)) {
-                    let _ = write!(
-                        stream,
-                        "HTTP/1.1 404 X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-                         connection: close\r\n\r\n{body}",
-                        body.len()
-                    );
-                    stream.conn.send_close_notify();
-                    let _ = stream.flush();
-                }
-            }
-        });
-        port
-    }
-
-    async fn resolve(host: &str, port: u16, ca_file: &Path) -> Result<(), String> {
-        let config = MlflowConfig {
-            ca_file: Some(ca_file.to_owned()),
-            timeout: Duration::from_secs(20),
-            ..MlflowConfig::new(format!("https://{host}:{port}"))
-        };
-        let registry = MlflowRegistry::open(&config, None, LinkHealth::new(Link::Mlflow)).unwrap();
-        let found = registry.resolve(&"fish/1".parse().unwrap()).await;
-        found.map(|found| assert_eq!(found, None)).map_err(|error| error.in_full())
-    }
-
-    #[tokio::test]
-    async fn a_registry_with_a_certificate_that_signed_itself_is_trusted_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let (key, certificate) = self_signed(dir.path(), "own", "DNS:localhost,IP:127.0.0.1");
-        let port = server(&key, &certificate);
-        for host in ["127.0.0.1", "localhost"] {
-            resolve(host, port, &certificate).await.unwrap();
-        }
-        // The same subject and names, another key.
-        let (_, other) = self_signed(dir.path(), "other", "DNS:localhost,IP:127.0.0.1");
-        let error = resolve("127.0.0.1", port, &other).await.unwrap_err();
-        assert!(error.contains("certificate"), "{error}");
-        let (key, elsewhere) = self_signed(dir.path(), "elsewhere", "DNS:registry.example");
-        let error = resolve("127.0.0.1", server(&key, &elsewhere), &elsewhere).await.unwrap_err();
-        assert!(error.contains("certificate"), "{error}");
-    }
-
-    #[test]
-    fn dates_and_names_of_a_certificate_that_signed_itself_count() {
-        let dir = tempfile::tempdir().unwrap();
-        let (_, file) = self_signed(dir.path(), "own", "DNS:localhost");
-        let certificate = CertificateDer::from_pem_file(&file).unwrap();
-        let provider = Arc::new(ring::default_provider());
-        let verifier = NamedCertificates::new(vec![certificate.clone()], &provider).unwrap();
-        let verify = |name: &str, now: UnixTime| {
-            let name = ServerName::try_from(name.to_owned()).unwrap();
-            match verifier.verify_server_cert(&certificate, &[], &name, &[], now) {
-                Err(Error::InvalidCertificate(error)) => Some(error),
-                outcome => outcome.map(|_| None).unwrap(),
-            }
-        };
-        let now = UnixTime::now();
-        assert_eq!(verify("localhost", now), None);
-        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let late = verify("localhost", at(now.as_secs() + 31 * 86_400));
-        assert!(matches!(late, Some(CertificateError::ExpiredContext { .. })), "{late:?}");
-        let early = verify("localhost", at(now.as_secs() - 86_400));
-        assert!(matches!(early, Some(CertificateError::NotValidYetContext { .. })), "{early:?}");
-        let other = verify("registry.example", now);
-        assert!(matches!(other, Some(CertificateError::NotValidForNameContext { .. })), "{other:?}");
-    }
 }

@@ -17,6 +17,7 @@ use cloud_sync::check::CheckStep;
 use cloud_sync::error::Link;
 use cloud_sync::health::LinkHealth;
 use contract::{content, key, keys, put};
+use test_services::tls::{in_front_of, self_signed};
 use test_services::{S3, Services, shared};
 
 fn config(s3: &S3) -> S3Config {
@@ -243,6 +244,49 @@ async fn with_tls_the_authority_decides() {
     let (store, _) = open(S3Config { ca_file: Some(redis.ca_file.clone()), ..tls }).await;
     let error = store.get(&key("o.bin"), 100).await.unwrap_err();
     assert!(error.is_transient() && !error.in_full().contains("certificate"), "{}", error.in_full());
+}
+
+#[tokio::test]
+async fn a_certificate_that_signed_itself_is_trusted_where_the_file_names_it() {
+    let s3 = shared().s3();
+    let upstream = || s3.endpoint.strip_prefix("http://").unwrap().trim_end_matches('/').to_owned();
+    let dir = tempfile::tempdir().unwrap();
+    let (key_file, own) = self_signed(dir.path(), "own", "DNS:localhost,IP:127.0.0.1");
+    let port = in_front_of(upstream(), &key_file, &own);
+    let named = |port: u16, file: &Path| S3Config {
+        endpoint: Some(format!("https://127.0.0.1:{port}")),
+        ca_file: Some(file.to_owned()),
+        attempts: 1,
+        ..config(s3)
+    };
+    // Everything that a store does: small and large objects, parts, lists, what is not there.
+    let (store, health) = open(named(port, &own)).await;
+    let handle: Arc<dyn BlobStore> = Arc::new(store.clone());
+    let large = content(20 << 20);
+    put(&handle, "a+b/(1)!,~@=.bin", &content(1000)).await;
+    put(&handle, "large.bin", &large).await;
+    assert_eq!(store.get(&key("large.bin"), 30 << 20).await.unwrap(), Some(large));
+    assert_eq!(store.get(&key("a+b/(1)!,~@=.bin"), 2000).await.unwrap(), Some(content(1000)));
+    assert_eq!(store.get(&key("none.bin"), 2000).await.unwrap(), None);
+    assert_eq!(keys(&handle, "").await, ["a+b/(1)!,~@=.bin", "large.bin"]);
+    for step in store.check().await {
+        assert!(step.outcome.is_ok(), "{step:?}");
+    }
+    assert_eq!(health.state().up, Some(true));
+
+    let (_, other) = self_signed(dir.path(), "other", "DNS:localhost,IP:127.0.0.1");
+    let (key_file, elsewhere) = self_signed(dir.path(), "elsewhere", "DNS:storage.example");
+    let refused = [
+        named(port, &other),
+        named(in_front_of(upstream(), &key_file, &elsewhere), &elsewhere),
+        S3Config { ca_file: None, ..named(port, &own) },
+    ];
+    for config in refused {
+        let (store, _) = open(config).await;
+        let error = store.get(&key("large.bin"), 100).await.unwrap_err();
+        let text = error.in_full();
+        assert!(error.is_transient() && text.contains("its certificate is not trusted"), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@
 #[path = "contract/state.rs"]
 mod contract;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use cloud_sync::error::{Link, SyncError};
 use cloud_sync::health::LinkHealth;
 use cloud_sync::secret::Secret;
 use cloud_sync::state::{BatchSpec, Created, RedisConfig, RedisStore, StateStore};
+use test_services::tls::{in_front_of, self_signed};
 use test_services::{Redis, Services, shared};
 
 const TTL: Duration = Duration::from_secs(60);
@@ -153,6 +155,36 @@ async fn with_tls_the_authority_decides() {
     assert!(mixed.get(&[1; 32]).await.unwrap_err().is_transient());
     let (mixed, _) = open(RedisConfig { tls: false, timeout: TIMEOUT, ..tls });
     assert!(mixed.get(&[1; 32]).await.unwrap_err().is_transient());
+}
+
+#[tokio::test]
+async fn a_certificate_that_signed_itself_is_trusted_where_the_file_names_it() {
+    let redis = shared().redis();
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = || format!("{}:{}", redis.host, redis.port);
+    let (key, own) = self_signed(dir.path(), "own", "DNS:localhost,IP:127.0.0.1");
+    let port = in_front_of(upstream(), &key, &own);
+    let named =
+        |port, file: &Path| RedisConfig { tls: true, port, ca_file: Some(file.to_owned()), ..config(redis) };
+    for host in ["127.0.0.1", "localhost"] {
+        let (store, health) = open(RedisConfig { host: host.into(), ..named(port, &own) });
+        store.put(&[2; 32], Bytes::from_static(b"over TLS"), TTL).await.unwrap();
+        assert_eq!(store.get(&[2; 32]).await.unwrap().as_deref(), Some(&b"over TLS"[..]));
+        assert_eq!(health.state().up, Some(true));
+    }
+    // The same names and another key; the named certificate for another name; no file at all.
+    let (_, other) = self_signed(dir.path(), "other", "DNS:localhost,IP:127.0.0.1");
+    let (key, elsewhere) = self_signed(dir.path(), "elsewhere", "DNS:redis.example");
+    let refused = [
+        named(port, &other),
+        named(in_front_of(upstream(), &key, &elsewhere), &elsewhere),
+        RedisConfig { ca_file: None, ..named(port, &own) },
+    ];
+    for config in refused {
+        let (store, _) = open(config);
+        let error = store.get(&[2; 32]).await.unwrap_err();
+        assert!(error.in_full().contains("its certificate is not trusted"), "{}", error.in_full());
+    }
 }
 
 /// A node of a cluster, as far as a check sees one: an answer to each command.

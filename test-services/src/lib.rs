@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod gpu;
+pub mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

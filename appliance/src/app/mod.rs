@@ -30,7 +30,8 @@ pub use links::{LinkError, Links, admin_token};
 pub use models::{default_name, pull_limits};
 pub use run::{RunError, run};
 pub use start::{
-    DeviceSetup, StartError, create_private, is_open_to_others, models_dir, outbox_dir, prepare_device,
+    DeviceSetup, StartError, create_private, is_open_to_others, load_library, models_dir, outbox_dir,
+    prepare_device,
 };
 
 /// Where the daemon is in its life.

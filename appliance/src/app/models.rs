@@ -8,6 +8,7 @@ use cloud_sync::registry::ModelReference;
 use super::start::model_loader;
 use super::{App, Links, Role, StartError, models_dir};
 use crate::config::{Config, ModelConfig};
+use crate::engine::Runtime;
 use crate::lanes::{LaneSettings, Stalls};
 use crate::models::{ModelStore, PullLimits, find_bundle};
 use crate::rollout::{Begun, Followed, Journal, Settings, Surroundings, begin};
@@ -45,10 +46,10 @@ pub(super) fn prepare(app: &App, links: &Links) -> Result<Prepared, StartError> 
         lanes: lanes(app, cpu_lanes(config)),
         store,
         journal,
+        settings: settings(config, &loader.runtime),
         loader,
         metrics: Arc::clone(app.metrics()),
         outbox: None,
-        settings: settings(config),
     };
     for (followed, begun) in &mut models {
         let is_default = followed.is_default;
@@ -154,7 +155,7 @@ fn lanes(app: &App, count: usize) -> LaneSettings {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, runtime: &Runtime) -> Settings {
     let registry = &config.registry;
     Settings {
         node: config.node.name.clone(),
@@ -163,15 +164,16 @@ fn settings(config: &Config) -> Settings {
         poll: registry.poll,
         keep: registry.keep,
         tag: registry.tag,
-        pull: pull_limits(config),
+        pull: pull_limits(config, runtime),
     }
 }
 
-/// Bounds of a download.
-pub fn pull_limits(config: &Config) -> PullLimits {
+/// Bounds of a download, whose graphs are read with the library that this process has loaded: `engine.onnxruntime`
+/// does not say where that is when it was found in `engine.library_folders`.
+pub fn pull_limits(config: &Config, runtime: &Runtime) -> PullLimits {
     PullLimits {
         max_bytes: config.registry.max_bundle.as_u64(),
-        onnxruntime: config.engine.onnxruntime.clone(),
+        onnxruntime: Some(runtime.library().to_path_buf()),
         ..PullLimits::default()
     }
 }

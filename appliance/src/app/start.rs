@@ -9,6 +9,7 @@ use cloud_sync::capture::{Capture, CaptureError};
 use cloud_sync::error::SyncError;
 use cloud_sync::outbox::{Outbox, OutboxConfig, OutboxError, Recovery};
 use cloud_sync::state::{EmbeddedState, StateConfig, StateStore};
+use cloud_sync::tls::CaFileError;
 use cloud_sync::uplink::UplinkError;
 use gpu_kernels::DecodeLimits;
 use tokio::runtime::Handle;
@@ -17,7 +18,7 @@ use super::cloud::{self, Around, Disk};
 use super::{App, LinkError, Links, Role, links, models};
 use crate::batch::spool::SpoolError;
 use crate::config::Config;
-use crate::engine::{DeviceRequest, EngineError, choose_device};
+use crate::engine::{DeviceRequest, EngineError, Runtime, choose_device, load_runtime};
 use crate::lanes::{LaneObserver, LaneSettings, Lanes};
 use crate::models::{Bundle, BundleError, ModelFile, StoreError, find_bundle};
 use crate::predict::{ContentCache, Flights, PredictService, PredictSettings};
@@ -50,6 +51,9 @@ pub enum StartError {
     /// A link can't be used as it is configured.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The certificates for fetches can't be used.
+    #[error("fetch.ca_file: {0}. Remedy: name a PEM file of certificates, or leave the key out")]
+    FetchCaFile(#[from] CaFileError),
     /// A store in the data directory can't be used.
     #[error("{}", .0.in_full())]
     Store(#[from] SyncError),
@@ -138,6 +142,14 @@ pub(super) fn model_loader(config: &Config) -> Result<ModelLoader, EngineError> 
     Ok(ModelLoader { runtime, device, limits, precision: config.engine.precision, gpu })
 }
 
+/// Loads the library that a daemon loads, for work on the CPU.
+///
+/// # Errors
+/// [`EngineError`] where there is none that can be used.
+pub fn load_library(config: &Config) -> Result<Runtime, EngineError> {
+    load_runtime(&device_request(config))
+}
+
 /// What the configuration says of the device.
 fn device_request(config: &Config) -> DeviceRequest {
     DeviceRequest {
@@ -156,6 +168,7 @@ impl App {
         if self.role() == Role::Worker && !config.batch.enabled {
             return Err(StartError::WorkerWithoutBatches);
         }
+        self.fetcher().check_ca_file()?;
         let links = Links::open(config, &Handle::current())?;
         make_data_dir(config)?;
         let (opened, prepared) = std::thread::scope(|scope| {

@@ -9,6 +9,7 @@ use gpu_kernels::DecodeLimits;
 use serde::Serialize;
 
 use super::Common;
+use crate::app::load_library;
 use crate::config::Config;
 use crate::engine::Runtime;
 use crate::models::{Bundle, BundleError, CheckError, DeviceTag, Graph, Trial, Variant};
@@ -102,7 +103,7 @@ fn examine(dir: &Path, config: &Config) -> Report {
     report.ok("manifest", format!("{} {}, bundle.toml is valid", manifest.name, manifest.version));
     report.ok("labels", format!("{}, as in labels.txt", manifest.labels.len()));
     report.ok("digests", format!("{} files are as bundle.toml says", manifest.files().count()));
-    let runtime = match Runtime::load(config.engine.onnxruntime.as_deref()) {
+    let runtime = match load_library(config) {
         Ok(runtime) => runtime,
         Err(error) => {
             report.wrong("engine", error, "without it nothing can be loaded; `weir doctor` says more");

@@ -160,6 +160,7 @@ impl Config {
         if self.image.formats.is_empty() {
             return Err(("image.formats", "it names no format, so that no image would be accepted".into()));
         }
+        within("fetch.min_rate", self.fetch.min_rate.as_u64(), 0, 1 << 30)?;
         within("fetch.max_concurrent", self.fetch.max_concurrent as u64, 1, 65_536)?;
         within("outbox.max_bytes", self.outbox.max_bytes.as_u64(), 64 << 10, 1 << 50)?;
         within("outbox.batch_share", u64::from(self.outbox.batch_share), 1, u64::from(MAX_BULK_SHARE))?;
@@ -203,6 +204,7 @@ impl Config {
             ("http.idle_timeout", self.http.idle_timeout),
             ("http.rate_window", self.http.rate_window),
             ("fetch.timeout", self.fetch.timeout),
+            ("fetch.rate_window", self.fetch.rate_window),
         ] {
             if value.is_zero() {
                 return Err((key, "0s: nothing could ever be answered".into()));

@@ -220,6 +220,15 @@ pub struct FetchConfig {
     pub max_redirects: usize,
     /// Fetches at once; beyond it requests get 429.
     pub max_concurrent: usize,
+    /// Bytes a second that a server must send of an image; 0 is no bound.
+    pub min_rate: ByteSize,
+    /// Time over which that is averaged.
+    #[serde(with = "humantime_serde")]
+    pub rate_window: Duration,
+    /// PEM file of certificates that are trusted besides the system's authorities: other authorities, or those of servers
+    /// that signed their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Logs, on standard error.
@@ -350,6 +359,9 @@ impl Default for FetchConfig {
             timeout: Duration::from_secs(10),
             max_redirects: 3,
             max_concurrent: 16,
+            min_rate: ByteSize::kib(1),
+            rate_window: Duration::from_secs(5),
+            ca_file: None,
         }
     }
 }

@@ -301,6 +301,7 @@ fn the_documented_file_holds_every_key_with_its_default() {
     expected.registry.ca_file.clone_from(&loaded.registry.ca_file);
     expected.admin.token_file.clone_from(&loaded.admin.token_file);
     expected.fetch.allow_networks.clone_from(&loaded.fetch.allow_networks);
+    expected.fetch.ca_file.clone_from(&loaded.fetch.ca_file);
     expected.kafka.password_file.clone_from(&loaded.kafka.password_file);
     expected.kafka.ca_file.clone_from(&loaded.kafka.ca_file);
     expected.redis.password_file.clone_from(&loaded.redis.password_file);

@@ -8,10 +8,10 @@ use ort::value::TensorElementType;
 
 use super::binding::{FixedBinding, Place};
 use super::provider::{Provider, ProviderSettings};
-use super::scores::finish;
+use super::scores::Contract;
 use super::session::{check, takes_several};
 use super::{EngineError, Runtime};
-use crate::models::{InputType, ModelFile, OutputKind, Shape};
+use crate::models::{InputType, ModelFile, Shape};
 
 /// Runs before a shape counts as warm. With CUDA graphs ONNX Runtime records the second and replays the third.
 const WARM_RUNS: usize = 3;
@@ -32,7 +32,7 @@ pub struct BoundSession {
     provider: Provider,
     output: TensorElementType,
     labels: usize,
-    output_kind: OutputKind,
+    contract: Contract,
 }
 
 struct Binding {
@@ -78,7 +78,7 @@ impl BoundSession {
             provider,
             output,
             labels: model.labels,
-            output_kind: model.output_kind,
+            contract: Contract::of(model),
         })
     }
 
@@ -190,7 +190,7 @@ impl BoundSession {
         } else {
             bytes.as_chunks().0.iter().map(|&b| f32::from_ne_bytes(b)).collect()
         };
-        finish(self.output_kind, &mut scores)?;
+        self.contract.finish(&mut scores)?;
         Ok(scores)
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use gpu_kernels::cuda::{Driver, Gpu, LEAST_CAPABILITY, LibraryUse};
 use serde::{Deserialize, Serialize};
 
-use super::gpu_libraries::GpuLibraries;
+use super::gpu_libraries::{GpuLibraries, runtime_in_folders};
 use super::{EngineError, Provider, Runtime};
 
 /// A kind of device that an engine can run on, or `auto`.
@@ -32,6 +32,32 @@ impl fmt::Display for DeviceKind {
             Self::Cuda => "cuda",
             Self::Tensorrt => "tensorrt",
         })
+    }
+}
+
+/// Loads the ONNX Runtime that a daemon with this request loads, for work on the CPU: no provider is asked for anything, and a
+/// GPU that is not here is no error.
+///
+/// # Errors
+/// As [`Runtime::load`].
+pub fn load_runtime(request: &DeviceRequest) -> Result<Runtime, EngineError> {
+    let kind = if request.kind == DeviceKind::Cpu { DeviceKind::Cpu } else { DeviceKind::Auto };
+    match choose(&DeviceRequest { kind, ..request.clone() })?.libraries {
+        Some(libraries) => Runtime::load(Some(&libraries.onnxruntime)),
+        None => load_for_cpu(request),
+    }
+}
+
+/// The configured library or one of the usual places, else one in `engine.library_folders`.
+fn load_for_cpu(request: &DeviceRequest) -> Result<Runtime, EngineError> {
+    match Runtime::load(request.onnxruntime.as_deref()) {
+        Err(EngineError::LibraryMissing { looked }) if request.onnxruntime.is_none() => {
+            match runtime_in_folders(&request.folders) {
+                Some(library) => Runtime::load(Some(&library)),
+                None => Err(EngineError::LibraryMissing { looked: looked + ", engine.library_folders" }),
+            }
+        }
+        loaded => loaded,
     }
 }
 
@@ -87,7 +113,7 @@ impl DeviceChoice {
     /// [`EngineError`] of the library; [`EngineError::DeviceUnavailable`] when the GPU was asked for by name.
     pub fn load_runtime(&mut self, request: &DeviceRequest) -> Result<Runtime, EngineError> {
         let (Some(provider), Some(libraries)) = (self.provider(), &self.libraries) else {
-            return Runtime::load(request.onnxruntime.as_deref());
+            return load_for_cpu(request);
         };
         let loaded = libraries.preload().map_err(|error| error.to_string());
         let runtime = Runtime::load(Some(&libraries.onnxruntime))?;

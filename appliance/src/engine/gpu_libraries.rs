@@ -114,6 +114,11 @@ fn provider_library() -> Vec<NeededLibrary> {
     LIBRARIES.into_iter().filter(|library| library.name == CUDA_PROVIDER).collect()
 }
 
+/// libonnxruntime in `engine.library_folders` or the system's own, for the CPU.
+pub(super) fn runtime_in_folders(configured: &[PathBuf]) -> Option<PathBuf> {
+    library_folders(configured).iter().find_map(|folder| runtime_in(folder))
+}
+
 /// libonnxruntime in a folder, with or without a version behind its name, as PyPI's wheel has it.
 fn runtime_in(folder: &Path) -> Option<PathBuf> {
     let plain = folder.join(LIBRARY_NAME);

@@ -4,6 +4,7 @@ mod binding;
 mod bound;
 mod cache;
 mod device;
+mod fault;
 mod gpu_libraries;
 mod locate;
 mod provider;
@@ -17,9 +18,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use fault::Fault;
+
 pub use bound::{BoundSession, SlotMemory};
 pub use cache::EngineCache;
-pub use device::{DeviceChoice, DeviceKind, DeviceRequest, choose as choose_device};
+pub use device::{DeviceChoice, DeviceKind, DeviceRequest, choose as choose_device, load_runtime};
 pub use gpu_libraries::{GpuLibraries, MissingLibraries};
 pub use locate::{LIBRARY_NAME, candidates as library_candidates};
 pub use provider::{Profile, Provider, ProviderSettings, StreamHandle};
@@ -171,6 +174,43 @@ impl EngineError {
     /// Whether the same image may come out otherwise when it is tried again.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Run(_)) || self.is_of_the_device()
+    }
+
+    /// Whether this machine is at fault, and not the model: its device or libraries, or it has run out of memory, files or
+    /// threads. The same model may load or run later.
+    pub fn is_of_the_machine(&self) -> bool {
+        match self {
+            Self::Model { source, .. } | Self::Run(source) => fault::of(source) == Fault::Machine,
+            Self::LibraryMissing { .. } | Self::LibraryUnusable { .. } => true,
+            _ => self.is_of_the_device(),
+        }
+    }
+
+    /// Whether the model is at fault for certain. Neither this nor [`EngineError::is_of_the_machine`] holds for what ONNX
+    /// Runtime gives no clear reason for.
+    pub fn is_of_the_model(&self) -> bool {
+        match self {
+            Self::Model { source, .. } | Self::Run(source) => fault::of(source) == Fault::Model,
+            // Without a picture, something on the way to it failed.
+            Self::Golden { file, .. } => !file.is_empty(),
+            Self::Mismatch { .. }
+            | Self::ScoreCount { .. }
+            | Self::NotFinite { .. }
+            | Self::OutOfRange { .. }
+            | Self::Sum { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What is wrong with the values that the model has put out, in a word for metrics, where they are no scores.
+    pub fn fault_of_scores(&self) -> Option<&'static str> {
+        match self {
+            Self::ScoreCount { .. } => Some("count"),
+            Self::NotFinite { .. } => Some("not_finite"),
+            Self::OutOfRange { .. } => Some("out_of_range"),
+            Self::Sum { .. } => Some("sum"),
+            _ => None,
+        }
     }
 
     /// Whether this machine's device is at fault, or its libraries, and not the model.

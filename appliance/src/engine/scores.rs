@@ -1,39 +1,65 @@
 //! From what a graph puts out to scores that may leave the box: softmax for logits, and the contract that every answer keeps.
 
 use super::EngineError;
-use crate::models::OutputKind;
+use crate::models::{ModelFile, OutputKind, Precision};
 
 /// How far a score may lie outside 0 to 1: half precision rounds there.
 const RANGE_TOLERANCE: f32 = 1e-3;
-/// How far the sum of an image's scores may lie from 1. The output of a quantised softmax is off by up to half a step of
-/// 1/256 per label.
-const SUM_TOLERANCE: f32 = 0.05;
+/// How far the sum of an image's scores may lie from 1 where they are floating-point numbers. Of a softmax in half precision
+/// each score is rounded to 11 bits a few times (exponential, sum, quotient), which is 2^-11 of it each time, so that the sum
+/// is off by a few times 2^-11, or 0.0005. Single precision is computed in half by some engines, so it gets no less.
+const FLOAT_TOLERANCE: f32 = 0.01;
+/// The same for each label where the scores themselves may be 8-bit numbers: those are multiples of 1/256, and each is off by
+/// half a step.
+const QUANTISED_TOLERANCE: f32 = 1.0 / 512.0;
 
-/// Turns the output of one image into scores between 0 and 1 that add up to 1 within the tolerance.
-///
-/// # Errors
-/// [`EngineError::NotFinite`], or [`EngineError::OutOfRange`] and [`EngineError::Sum`] for values that are no
-/// probabilities.
-pub(super) fn finish(kind: OutputKind, scores: &mut [f32]) -> Result<(), EngineError> {
-    if let Some(label) = scores.iter().position(|score| !score.is_finite()) {
-        return Err(EngineError::NotFinite { label });
+/// What the output of a model is, and how exact.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Contract {
+    kind: OutputKind,
+    sum_tolerance: f32,
+}
+
+impl Contract {
+    pub(super) fn of(model: &ModelFile) -> Self {
+        Self::new(model.output_kind, model.precision, model.labels)
     }
-    if kind == OutputKind::Logits {
-        softmax(scores);
-        return Ok(());
+
+    fn new(kind: OutputKind, precision: Precision, labels: usize) -> Self {
+        let quantised = match precision {
+            Precision::Int8 => labels as f32 * QUANTISED_TOLERANCE,
+            Precision::Fp32 | Precision::Fp16 => 0.0,
+        };
+        Self { kind, sum_tolerance: FLOAT_TOLERANCE + quantised }
     }
-    let allowed = -RANGE_TOLERANCE..=1.0 + RANGE_TOLERANCE;
-    if let Some(label) = scores.iter().position(|score| !allowed.contains(score)) {
-        return Err(EngineError::OutOfRange { label, score: scores[label] });
+
+    /// Turns the output of one image into scores between 0 and 1 that add up to 1 within the tolerance.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFinite`], or [`EngineError::OutOfRange`] and [`EngineError::Sum`] for values that are no
+    /// probabilities.
+    pub(super) fn finish(&self, scores: &mut [f32]) -> Result<(), EngineError> {
+        if let Some(label) = scores.iter().position(|score| !score.is_finite()) {
+            return Err(EngineError::NotFinite { label });
+        }
+        if self.kind == OutputKind::Logits {
+            softmax(scores);
+            return Ok(());
+        }
+        let allowed = -RANGE_TOLERANCE..=1.0 + RANGE_TOLERANCE;
+        if let Some(label) = scores.iter().position(|score| !allowed.contains(score)) {
+            return Err(EngineError::OutOfRange { label, score: scores[label] });
+        }
+        let sum: f32 = scores.iter().sum();
+        // Of many labels in 8 bits all may have been rounded to nothing, which is no answer.
+        if (sum - 1.0).abs() > self.sum_tolerance || sum <= 0.0 {
+            return Err(EngineError::Sum { sum });
+        }
+        for score in scores {
+            *score = score.clamp(0.0, 1.0);
+        }
+        Ok(())
     }
-    let sum: f32 = scores.iter().sum();
-    if (sum - 1.0).abs() > SUM_TOLERANCE {
-        return Err(EngineError::Sum { sum });
-    }
-    for score in scores {
-        *score = score.clamp(0.0, 1.0);
-    }
-    Ok(())
 }
 
 /// The softmax of finite values; subtracting the largest keeps the exponentials finite.
@@ -51,12 +77,49 @@ fn softmax(values: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::EngineError;
-    use crate::models::OutputKind;
+    use super::{Contract, EngineError};
+    use crate::models::{OutputKind, Precision};
 
     fn finish(kind: OutputKind, values: &[f32]) -> Result<Vec<f32>, EngineError> {
+        finish_in(Precision::Fp32, kind, values)
+    }
+
+    fn finish_in(precision: Precision, kind: OutputKind, values: &[f32]) -> Result<Vec<f32>, EngineError> {
         let mut scores = values.to_vec();
-        super::finish(kind, &mut scores).map(|()| scores)
+        Contract::new(kind, precision, values.len()).finish(&mut scores).map(|()| scores)
+    }
+
+    fn softmax_of(logits: &[f32]) -> Vec<f32> {
+        finish(OutputKind::Logits, logits).unwrap()
+    }
+
+    #[test]
+    fn the_tolerance_is_what_rounding_takes() {
+        let mut random = fastrand::Rng::with_seed(11);
+        for labels in [2, 17, 100, 500] {
+            for _ in 0..200 {
+                let spread = 20.0 * random.f32();
+                let logits: Vec<f32> = (0..labels).map(|_| spread * random.f32()).collect();
+                let exact = softmax_of(&logits);
+                let half: Vec<f32> = exact.iter().map(|&s| half::f16::from_f32(s).to_f32()).collect();
+                finish_in(Precision::Fp16, OutputKind::Probabilities, &half).unwrap();
+                let eighth: Vec<f32> = exact.iter().map(|s| (s * 256.0).round() / 256.0).collect();
+                match finish_in(Precision::Int8, OutputKind::Probabilities, &eighth) {
+                    // So flat that nothing is left.
+                    Err(EngineError::Sum { sum }) => assert_eq!(sum, 0.0, "{labels} labels"),
+                    outcome => drop(outcome.unwrap()),
+                }
+            }
+        }
+        // What rounding does not explain is no distribution: independent sigmoids, say.
+        let sum = |precision, labels: usize, sum: f32| {
+            finish_in(precision, OutputKind::Probabilities, &vec![sum / labels as f32; labels])
+        };
+        for precision in [Precision::Fp32, Precision::Fp16] {
+            assert!(sum(precision, 17, 1.005).is_ok() && sum(precision, 17, 1.02).is_err());
+        }
+        assert!(sum(Precision::Int8, 17, 1.04).is_ok() && sum(Precision::Int8, 17, 1.05).is_err());
+        assert!(sum(Precision::Int8, 100, 1.2).is_ok() && sum(Precision::Int8, 100, 0.75).is_err());
     }
 
     #[test]
@@ -64,7 +127,7 @@ mod tests {
         let scores = finish(OutputKind::Probabilities, &[0.25, 0.75]).unwrap();
         assert_eq!(scores, [0.25, 0.75]);
         assert_eq!(finish(OutputKind::Probabilities, &[1.0005, -0.0005]).unwrap(), [1.0, 0.0]);
-        assert_eq!(finish(OutputKind::Probabilities, &[0.98, 0.0, 0.0]).unwrap(), [0.98, 0.0, 0.0]);
+        assert_eq!(finish(OutputKind::Probabilities, &[0.992, 0.0, 0.0]).unwrap(), [0.992, 0.0, 0.0]);
     }
 
     #[test]

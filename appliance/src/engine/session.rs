@@ -4,9 +4,9 @@ use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{Tensor, TensorElementType, ValueType};
 
-use super::scores::finish;
+use super::scores::Contract;
 use super::{EngineError, Runtime};
-use crate::models::{InputType, ModelFile, OutputKind, Shape};
+use crate::models::{InputType, ModelFile, Shape};
 
 /// A session for one image or a few at a time, owned by one lane. Single-threaded: on a CPU one such session a core
 /// beats one session with many threads (docs/performance.md).
@@ -16,7 +16,7 @@ pub struct Classifier {
     input: Tensor<f32>,
     batch: Option<Tensor<f32>>,
     labels: usize,
-    output: OutputKind,
+    contract: Contract,
 }
 
 impl Classifier {
@@ -48,7 +48,7 @@ impl Classifier {
             dims[0] = i64::try_from(images).unwrap_or(1);
             batch = Some(Tensor::<f32>::new(session.allocator(), dims).map_err(failed)?);
         }
-        Ok(Self { session, input, batch, labels: model.labels, output: model.output_kind })
+        Ok(Self { session, input, batch, labels: model.labels, contract: Contract::of(model) })
     }
 
     /// Images that [`Classifier::run_batch`] takes, no more and no fewer; `None` when there is no such slot.
@@ -94,7 +94,7 @@ impl Classifier {
             return Err(EngineError::ScoreCount { found: data.len(), labels: self.labels * images });
         }
         let mut each: Vec<Vec<f32>> = data.chunks_exact(self.labels).map(<[f32]>::to_vec).collect();
-        each.iter_mut().try_for_each(|scores| finish(self.output, scores))?;
+        each.iter_mut().try_for_each(|scores| self.contract.finish(scores))?;
         Ok(each)
     }
 
@@ -120,7 +120,7 @@ impl Classifier {
         }
         scores.clear();
         scores.extend_from_slice(data);
-        finish(self.output, scores)
+        self.contract.finish(scores)
     }
 }
 

@@ -1,24 +1,26 @@
 //! `image_url` -> bytes. Somebody else chose the URL, so this is a security boundary: only public addresses (and the
 //! networks that the operator allows), one resolution whose addresses are the ones connected to, every redirect
-//! checked anew, bounds on time and size. [`guard`] holds the rules, this module the transfer.
+//! checked anew, bounds on time, rate and size. [`guard`] holds the rules, [`client`] the connections, this module the
+//! transfer.
 
+mod client;
 pub mod guard;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use ipnet::IpNet;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Client, StatusCode, Url};
+use cloud_sync::tls::CaFileError;
+use reqwest::{StatusCode, Url};
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
+use self::client::{Clients, Connection, GuardedResolver, Lookup, SystemLookup};
 use crate::config::FetchConfig;
+use crate::pace::{Pace, Rate};
 
 /// Why an image could not be fetched. Messages name the URL's host, never its userinfo or query, which may be secret.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,19 @@ pub enum FetchError {
         /// Bound.
         limit: Duration,
     },
+    /// The bytes come too slowly.
+    #[error(
+        "image_url: {host} sends fewer than {rate} bytes a second over {} s (fetch.min_rate, fetch.rate_window)",
+        window.as_secs_f32()
+    )]
+    TooSlow {
+        /// Host as in the URL.
+        host: String,
+        /// Bound in bytes a second.
+        rate: u64,
+        /// Time over which it is averaged.
+        window: Duration,
+    },
     /// Too many fetches at once, or no memory left for another image.
     #[error("image_url: too many images are being fetched; try again")]
     NoRoom,
@@ -96,7 +111,7 @@ impl FetchError {
             Self::BadUrl { .. } => "invalid_url",
             Self::Refused { .. } => "url_refused",
             Self::TooLarge { .. } => "image_too_large",
-            Self::TimedOut { .. } => "fetch_timeout",
+            Self::TimedOut { .. } | Self::TooSlow { .. } => "fetch_timeout",
             Self::Failed { .. } | Self::Status { .. } | Self::Redirects { .. } => "fetch_failed",
             Self::NoRoom => "overloaded",
             Self::Client(_) => "fetch_unavailable",
@@ -106,7 +121,7 @@ impl FetchError {
     /// Whether the same URL may well be fetched a little later: the other side was slow, away or overloaded.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::Failed { .. } => true,
+            Self::TimedOut { .. } | Self::TooSlow { .. } | Self::Failed { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             _ => false,
         }
@@ -132,6 +147,14 @@ impl Fetcher {
     /// A fetcher with these bounds; `max_bytes` is the bound on one image. The HTTP client is made on first use.
     pub fn new(config: FetchConfig, max_bytes: usize) -> Self {
         Self::with_lookup(config, max_bytes, Arc::new(SystemLookup))
+    }
+
+    /// Looks whether `fetch.ca_file` can be used, without waiting for the first fetch.
+    ///
+    /// # Errors
+    /// With what is wrong with the file.
+    pub fn check_ca_file(&self) -> Result<(), CaFileError> {
+        client::trusted(&self.config).map(drop)
     }
 
     fn with_lookup(config: FetchConfig, max_bytes: usize, lookup: Arc<dyn Lookup>) -> Self {
@@ -160,46 +183,84 @@ impl Fetcher {
 
     async fn follow(&self, mut url: Url, room: Room<'_>) -> Result<Bytes, FetchError> {
         let build = || {
-            let lookup = Arc::clone(&self.lookup);
-            Clients::build(&Arc::new(GuardedResolver {
-                allow: self.config.allow_networks.clone().into(),
-                lookup,
-            }))
+            let (allow, lookup) = (self.config.allow_networks.clone().into(), Arc::clone(&self.lookup));
+            Clients::build(&self.config, &Arc::new(GuardedResolver { allow, lookup }))
         };
         let clients = self.clients.get_or_init(build);
         let clients = clients.as_ref().map_err(|e| FetchError::Client(e.clone()))?;
+        let mut body = Vec::new();
         for _ in 0..=self.config.max_redirects {
             guard::check_url(&url, &self.config.allow_networks)?;
             let host = host_of(&url);
-            let response = clients.get(&url).await.map_err(|e| failed(&host, &e))?;
-            let status = response.status();
-            if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
-                url = redirect_target(&url, &response)?;
-                continue;
+            // A transfer that breaks off is begun once more, on a new connection: a camera that is restarted, or a server
+            // that closes what it kept open, is no reason to fail. What was received is not gone on with, since cameras
+            // make a new picture for each request.
+            let mut connection = Connection::Kept;
+            let response = loop {
+                let response = clients.get(&url, &mut connection).await.map_err(|e| failed(&host, &e))?;
+                let status = response.status();
+                if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
+                    break Err(redirect_target(&url, &response)?);
+                }
+                if status != StatusCode::OK {
+                    return Err(FetchError::Status { host, status: status.as_u16() });
+                }
+                body.clear();
+                match self.read(&host, response, &mut body, &mut *room).await {
+                    Ok(()) => break Ok(()),
+                    Err(Broken::Transfer(_)) if connection == Connection::Kept => {
+                        connection = Connection::New
+                    }
+                    Err(Broken::Transfer(error)) => return Err(failed(&host, &error)),
+                    Err(Broken::Bound(error)) => return Err(error),
+                }
+            };
+            match response {
+                Ok(()) => {
+                    body.shrink_to_fit();
+                    return Ok(body.into());
+                }
+                Err(to) => url = to,
             }
-            if status != StatusCode::OK {
-                return Err(FetchError::Status { host, status: status.as_u16() });
-            }
-            return self.read(host, response, room).await;
         }
         Err(FetchError::Redirects { limit: self.config.max_redirects })
     }
 
+    /// Reads the image into `body`, which is empty but may have memory already.
     async fn read(
         &self,
-        host: String,
+        host: &str,
         mut response: reqwest::Response,
+        body: &mut Vec<u8>,
         room: Room<'_>,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<(), Broken> {
         let limit = self.max_bytes;
+        let too_large = || Broken::Bound(FetchError::TooLarge { host: host.to_owned(), limit });
         if response.content_length().is_some_and(|length| length > limit as u64) {
-            return Err(FetchError::TooLarge { host, limit });
+            return Err(too_large());
         }
         let length = response.content_length().and_then(|length| usize::try_from(length).ok());
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| failed(&host, &e))? {
+        let rate = Rate::of_fetches(&self.config);
+        let too_slow = |_| {
+            let (host, rate, window) = (host.to_owned(), rate.bytes, rate.window);
+            Broken::Bound(FetchError::TooSlow { host, rate, window })
+        };
+        let mut pace = Pace::new(rate);
+        loop {
+            let chunk = match pace.wait(Instant::now()) {
+                None => response.chunk().await,
+                Some(until) => match timeout_at(until, response.chunk()).await {
+                    Ok(chunk) => chunk,
+                    Err(_) => {
+                        pace.check(Instant::now()).map_err(too_slow)?;
+                        continue;
+                    }
+                },
+            };
+            let Some(chunk) = chunk.map_err(Broken::Transfer)? else { return Ok(()) };
+            pace.moved(chunk.len(), Instant::now()).map_err(too_slow)?;
             if body.len() + chunk.len() > limit {
-                return Err(FetchError::TooLarge { host, limit });
+                return Err(too_large());
             }
             let needed = body.len() + chunk.len();
             if needed > body.capacity() {
@@ -207,15 +268,21 @@ impl Fetcher {
                 let doubled = (2 * body.capacity()).max(FIRST_BYTES).min(length.unwrap_or(limit));
                 let capacity = needed.max(doubled);
                 if !room(capacity) {
-                    return Err(FetchError::NoRoom);
+                    return Err(Broken::Bound(FetchError::NoRoom));
                 }
                 body.reserve_exact(capacity - body.len());
             }
             body.extend_from_slice(&chunk);
         }
-        body.shrink_to_fit();
-        Ok(body.into())
     }
+}
+
+/// Why an image was not received in full.
+enum Broken {
+    /// The connection ended, or what came over it is no HTTP.
+    Transfer(reqwest::Error),
+    /// A bound was passed.
+    Bound(FetchError),
 }
 
 fn redirect_target(from: &Url, response: &reqwest::Response) -> Result<Url, FetchError> {
@@ -225,89 +292,6 @@ fn redirect_target(from: &Url, response: &reqwest::Response) -> Result<Url, Fetc
     let location = std::str::from_utf8(location.as_bytes());
     let location = location.map_err(|_| bad("to something that is no URL"))?;
     from.join(location).map_err(|_| bad("to something that is no URL"))
-}
-
-/// The HTTP clients, which differ in nothing but their connections.
-struct Clients {
-    /// Keeps connections for the next request.
-    pooled: Client,
-    /// Opens a connection for each request.
-    fresh: Client,
-}
-
-impl Clients {
-    fn build(resolver: &Arc<GuardedResolver>) -> Result<Self, String> {
-        Ok(Self {
-            pooled: build_client(Arc::clone(resolver), 4)?,
-            fresh: build_client(Arc::clone(resolver), 0)?,
-        })
-    }
-
-    /// The head of the response to a GET. A server may close a kept connection just as a request is written to it, so
-    /// a request that fails on an open connection before any response is sent once more, over a new connection.
-    async fn get(&self, url: &Url) -> Result<reqwest::Response, reqwest::Error> {
-        match self.pooled.get(url.clone()).send().await {
-            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
-                self.fresh.get(url.clone()).send().await
-            }
-            outcome => outcome,
-        }
-    }
-}
-
-fn build_client(resolver: Arc<GuardedResolver>, idle: usize) -> Result<Client, String> {
-    // A second installation is refused, which is as good: then there is a provider already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        // A proxy would resolve and connect in our stead, past the guard.
-        .no_proxy()
-        .dns_resolver(resolver)
-        .pool_max_idle_per_host(idle)
-        .connect_timeout(Duration::from_secs(5))
-        .build()
-        .map_err(|e| e.to_string())
-}
-
-/// Resolves a name once and gives out only the addresses that may be reached, so that what was checked is what is
-/// connected to.
-struct GuardedResolver {
-    allow: Arc<[IpNet]>,
-    lookup: Arc<dyn Lookup>,
-}
-
-/// Addresses of a name: the system's resolver, or the table of a test.
-trait Lookup: Send + Sync {
-    fn lookup(&self, host: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
-}
-
-struct SystemLookup;
-
-impl Lookup for SystemLookup {
-    fn lookup(&self, host: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
-            Ok(found.map(|address| address.ip()).collect())
-        })
-    }
-}
-
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let allow = Arc::clone(&self.allow);
-        let host = name.as_str().to_owned();
-        let found = self.lookup.lookup(host.clone());
-        Box::pin(async move {
-            let (good, bad): (Vec<_>, Vec<_>) =
-                found.await?.into_iter().partition(|address| guard::may_reach(*address, &allow));
-            match (good.is_empty(), bad.first()) {
-                (true, Some(&address)) => Err(FetchError::Refused { host, address }.into()),
-                // The client puts the URL's port in place of 0.
-                _ => Ok(Box::new(good.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs),
-            }
-        })
-    }
 }
 
 fn host_of(url: &Url) -> String {

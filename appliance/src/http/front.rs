@@ -23,13 +23,13 @@ use warp::reply::Response;
 use super::body;
 use super::connections::{Address, Busy, Connection, Resource, Share};
 use super::inbound::{AddressShare, Coding, Inbound};
-use super::pace::Rate;
 use super::reply::ApiError;
 use super::routes::{Surface, allowed};
 use super::sites::{Caller, Sites};
 use crate::app::App;
 use crate::batch::{MAX_DOWNLOADS, MAX_SUBMISSIONS};
 use crate::lanes::Client;
+use crate::pace::Rate;
 
 /// What requests may carry, and what pages may see of answers.
 const REQUEST_HEADERS: HeaderValue =

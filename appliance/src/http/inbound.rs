@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connections::Share;
-use super::pace::{Pace, Rate};
+use crate::pace::{Pace, Rate};
 
 /// Unpacked at once.
 const BLOCK_BYTES: usize = 64 << 10;

@@ -11,7 +11,6 @@ mod health;
 mod inbound;
 mod metrics;
 mod models;
-mod pace;
 mod predict;
 mod query;
 mod reply;

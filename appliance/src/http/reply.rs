@@ -188,7 +188,7 @@ impl From<FetchError> for ApiError {
             FetchError::Disabled => StatusCode::FORBIDDEN,
             FetchError::BadUrl { .. } => StatusCode::BAD_REQUEST,
             FetchError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            FetchError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
+            FetchError::TimedOut { .. } | FetchError::TooSlow { .. } => StatusCode::GATEWAY_TIMEOUT,
             FetchError::Refused { .. }
             | FetchError::Failed { .. }
             | FetchError::Status { .. }

@@ -18,11 +18,11 @@ use warp::reply::Response;
 
 use super::connections::{Admission, Connections, Place};
 use super::front::{Front, Policy};
-use super::pace::Rate;
 use super::routes::Surface;
 use super::sites::Sites;
 use super::socket::{Socket, Times};
 use crate::app::App;
+use crate::pace::Rate;
 use crate::telemetry::ClosedFor;
 
 /// A request's head may have this many bytes; cookies and proxies' headers fit, a flood does not.

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::connections::Connection;
-use super::pace::{Pace, Rate};
+use crate::pace::{Pace, Rate};
 
 /// How often a full socket is tried again, at most.
 const LONGEST_TICK: Duration = Duration::from_secs(1);

@@ -66,6 +66,9 @@ impl LaneError {
             Self::DeviceFailed => "device_failed",
             Self::Classify(ClassifyError::Decode(image)) => image.code(),
             Self::Classify(ClassifyError::Stalled { .. }) => "lane_stalled",
+            Self::Classify(ClassifyError::Engine(error)) if error.fault_of_scores().is_some() => {
+                "invalid_scores"
+            }
             Self::Classify(ClassifyError::Preprocess(_) | ClassifyError::Engine(_)) => "inference_failed",
         }
     }

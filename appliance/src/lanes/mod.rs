@@ -21,6 +21,7 @@ pub mod cpu;
 mod crew;
 mod decoder;
 mod device;
+mod end;
 mod fair;
 pub mod gpu;
 mod job;
@@ -347,26 +348,5 @@ impl Lanes {
     /// Whether anything computes.
     pub fn works(&self) -> bool {
         self.alive() + self.standing_in() > 0
-    }
-
-    /// Stops taking jobs, finishes those that wait, and joins the threads.
-    pub fn stop(&self) {
-        self.batch_room.close();
-        self.closing.store(true, Ordering::Release);
-        self.queues.lock().take();
-        for thread in self.threads.lock().drain(..) {
-            // A worker contains its devices' panics; nothing is left to say about one that did not.
-            let _ = thread.join();
-        }
-        // What the last device gave back when nobody was left to try it.
-        for job in self.again.try_iter() {
-            let _ = job.reply.send(Err(LaneError::DeviceFailed));
-        }
-    }
-}
-
-impl Drop for Lanes {
-    fn drop(&mut self) {
-        self.stop();
     }
 }

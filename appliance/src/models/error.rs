@@ -62,3 +62,12 @@ pub enum BundleError {
         available: String,
     },
 }
+
+impl BundleError {
+    /// Whether the same can work later: the disk is at fault, not the bundle.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        use std::io::ErrorKind::{InvalidData, NotFound};
+        matches!(self, Self::Read { source, .. } if !matches!(source.kind(), NotFound | InvalidData))
+    }
+}

@@ -1,5 +1,7 @@
 //! Pictures that a model computes before it answers: a bundle's golden cases, or built-in pictures where it has none.
 
+use super::{Bundle, BundleError};
+
 /// Side of the built-in pictures in pixels.
 const SIDE: u32 = 64;
 
@@ -23,7 +25,55 @@ pub struct Expected {
     pub min_score: f32,
 }
 
+/// Why a picture did not come out as it must.
+#[derive(Debug)]
+pub enum GoldenFault<E> {
+    /// It can't be read any more.
+    Bundle(BundleError),
+    /// It could not be computed.
+    Computing {
+        /// The case.
+        file: String,
+        /// Why.
+        error: E,
+    },
+    /// It came out wrong.
+    Wrong {
+        /// The case.
+        file: String,
+        /// What came out.
+        reason: String,
+    },
+}
+
+/// Has `compute` compute each of the bundle's pictures, and holds what comes out against what must.
+///
+/// # Errors
+/// [`GoldenFault`] of the first that does not come out right.
+pub fn run_golden<E>(
+    bundle: &Bundle,
+    mut compute: impl FnMut(&GoldenCase) -> Result<Vec<f32>, E>,
+) -> Result<(), GoldenFault<E>> {
+    let cases = bundle.golden_cases().map_err(GoldenFault::Bundle)?;
+    cases.iter().try_for_each(|case| case.check(bundle, compute(case)).map(drop))
+}
+
 impl GoldenCase {
+    /// Holds what was computed for the case against what must come out. Returns the best label and its score.
+    ///
+    /// # Errors
+    /// [`GoldenFault`].
+    pub fn check<E>(
+        &self,
+        bundle: &Bundle,
+        computed: Result<Vec<f32>, E>,
+    ) -> Result<(usize, f32), GoldenFault<E>> {
+        let file = || self.file.clone();
+        let scores = computed.map_err(|error| GoldenFault::Computing { file: file(), error })?;
+        let judged = self.judge(&bundle.manifest().labels, &scores);
+        judged.map_err(|reason| GoldenFault::Wrong { file: file(), reason })
+    }
+
     /// Holds scores against the case, `labels` being the bundle's. Returns the best label and its score.
     ///
     /// # Errors

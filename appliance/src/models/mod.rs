@@ -18,7 +18,7 @@ pub use bundle::{Bundle, ModelFile, Shape};
 pub use error::BundleError;
 pub use find::find_bundle;
 pub use flavour::{Graph, Port};
-pub use golden::{Expected, GoldenCase};
+pub use golden::{Expected, GoldenCase, GoldenFault, run_golden};
 pub use manifest::{
     DataFile, DeviceTag, Golden, Input, InputType, Manifest, Output, OutputKind, Precision, Variant,
 };

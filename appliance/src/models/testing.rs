@@ -80,6 +80,8 @@ pub(crate) struct Shelf {
     pub(crate) lies: BTreeMap<String, Option<u64>>,
     /// The connection breaks once so many bytes were sent; taken back after that.
     pub(crate) breaks_after: AtomicU64,
+    /// So many calls after that one find the registry away.
+    pub(crate) away: AtomicUsize,
     /// Every write finds the disk full.
     pub(crate) full: bool,
     /// Milliseconds that a file takes.
@@ -96,6 +98,7 @@ impl Shelf {
             listed: Vec::new(),
             lies: BTreeMap::new(),
             breaks_after: AtomicU64::new(u64::MAX),
+            away: AtomicUsize::new(0),
             full: false,
             delay: 0,
             sent: AtomicU64::new(0),
@@ -198,6 +201,11 @@ impl ModelRegistry for Shelf {
         let failed = |error: std::io::Error| SyncError::transient(Link::Disk, "cannot write").because(error);
         if self.full {
             return Err(failed(std::io::ErrorKind::StorageFull.into()));
+        }
+        let broken = self.breaks_after.load(Ordering::SeqCst) == u64::MAX;
+        if broken && self.away.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+        {
+            return Err(SyncError::transient(Link::Mlflow, "the registry is away"));
         }
         let mut from = fs::File::open(self.path().join(path)).map_err(failed)?;
         let mut to = fs::File::options().create(true).append(true).open(to).map_err(failed)?;

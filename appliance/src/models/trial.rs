@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use gpu_kernels::DecodeLimits;
 
-use super::{Bundle, BundleError, DeviceTag, GoldenCase, ModelFile, Precision};
+use super::{Bundle, BundleError, DeviceTag, GoldenCase, GoldenFault, ModelFile, Precision, run_golden};
 use crate::engine::{EngineError, Runtime};
 use crate::lanes::ClassifyError;
 use crate::lanes::cpu::CpuPipeline;
@@ -67,12 +67,21 @@ impl Trial {
     /// # Errors
     /// [`CheckError::Classify`] and [`CheckError::Golden`].
     pub fn run(&mut self, bundle: &Bundle, case: &GoldenCase) -> Result<(usize, f32), CheckError> {
-        let classified = self
-            .pipeline
-            .classify(&case.bytes)
-            .map_err(|source| CheckError::Classify { file: case.file.clone(), source })?;
-        case.judge(&bundle.manifest().labels, &classified.scores)
-            .map_err(|reason| CheckError::Golden { file: case.file.clone(), reason })
+        Ok(case.check(bundle, self.compute(case))?)
+    }
+
+    fn compute(&mut self, case: &GoldenCase) -> Result<Vec<f32>, ClassifyError> {
+        self.pipeline.classify(&case.bytes).map(|classified| classified.scores)
+    }
+}
+
+impl From<GoldenFault<ClassifyError>> for CheckError {
+    fn from(fault: GoldenFault<ClassifyError>) -> Self {
+        match fault {
+            GoldenFault::Bundle(error) => Self::Bundle(error),
+            GoldenFault::Computing { file, error } => Self::Classify { file, source: error },
+            GoldenFault::Wrong { file, reason } => Self::Golden { file, reason },
+        }
     }
 }
 
@@ -88,5 +97,5 @@ pub fn try_load(
 ) -> Result<(), CheckError> {
     let model = bundle.variant(DeviceTag::Cpu, precision)?;
     let mut trial = Trial::load(runtime, bundle, &model, limits)?;
-    bundle.golden_cases()?.iter().try_for_each(|case| trial.run(bundle, case).map(|_| ()))
+    Ok(run_golden(bundle, |case| trial.compute(case))?)
 }

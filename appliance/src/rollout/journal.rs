@@ -3,135 +3,21 @@
 //! One JSON file for all models, `rollouts.json`, replaced as a whole: a reader finds the old or the new, never a part.
 //! It is written before the routes change, so that a box that dies in between comes back with a version that had passed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use cloud_sync::durable;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::models::Origin;
+use super::entry::Entry;
 
 const FILE: &str = "rollouts.json";
 const PARTIAL: &str = "rollouts.partial~";
 const FORMAT: u32 = 1;
-/// Rejected versions that are remembered, a model.
-const MOST_REJECTED: usize = 100;
-/// Tags that wait until the registry is back, a model; the oldest go first.
-const MOST_UNTOLD: usize = 100;
 
-/// A version in the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placed {
-    /// Digest of its bundle.
-    pub digest: String,
-    /// Where its bytes came from.
-    pub source: String,
-    /// Registered name.
-    pub name: String,
-    /// Version in the registry.
-    pub version: String,
-}
-
-impl Placed {
-    /// A registered version in the store.
-    pub fn new(digest: &str, origin: &Origin) -> Self {
-        let Origin { source, name, version } = origin.clone();
-        Self { digest: digest.to_owned(), source, name, version }
-    }
-
-    /// Which version it is.
-    pub fn origin(&self) -> Origin {
-        Origin { source: self.source.clone(), name: self.name.clone(), version: self.version.clone() }
-    }
-}
-
-/// A version that is not to be tried again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rejected {
-    /// Registered name.
-    pub name: String,
-    /// Version in the registry.
-    pub version: String,
-    /// Where its bytes came from: under another source the same number is another version.
-    pub source: String,
-    /// Why.
-    pub reason: String,
-    /// When.
-    #[serde(with = "humantime_serde")]
-    pub at: SystemTime,
-}
-
-/// A tag that the registry has not been told yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Untold {
-    /// Registered name.
-    pub name: String,
-    /// Version.
-    pub version: String,
-    /// The tag's value.
-    pub value: String,
-}
-
-/// What is known of one model.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Entry {
-    /// The version that serves; none for the configured bundle.
-    pub serving: Option<Placed>,
-    /// The one that served before; none for the configured bundle.
-    pub previous: Option<Placed>,
-    /// Those that are not to be tried again, oldest first.
-    pub rejected: VecDeque<Rejected>,
-    /// The version that an operator has pinned.
-    pub pinned: Option<String>,
-    /// Tags that are to be set.
-    pub untold: VecDeque<Untold>,
-}
-
-impl Entry {
-    /// Why a version is not to be tried, if it is not.
-    pub fn rejection(&self, origin: &Origin) -> Option<&Rejected> {
-        let is_it = |r: &&Rejected| {
-            (&r.name, &r.version, &r.source) == (&origin.name, &origin.version, &origin.source)
-        };
-        self.rejected.iter().find(is_it)
-    }
-
-    /// A version is not to be tried again.
-    pub fn reject(&mut self, origin: &Origin, reason: &str) {
-        self.forgive(&origin.name, &origin.version);
-        let Origin { source, name, version } = origin.clone();
-        self.rejected.push_back(Rejected {
-            name,
-            version,
-            source,
-            reason: reason.to_owned(),
-            at: SystemTime::now(),
-        });
-        while self.rejected.len() > MOST_REJECTED {
-            self.rejected.pop_front();
-        }
-    }
-
-    /// A version may be tried again.
-    pub fn forgive(&mut self, name: &str, version: &str) {
-        self.rejected.retain(|rejected| rejected.name != name || rejected.version != version);
-    }
-
-    /// A tag is to be set; an older value for the same version need not be told any more.
-    pub fn tell(&mut self, origin: &Origin, value: String) {
-        self.untold.retain(|untold| untold.name != origin.name || untold.version != origin.version);
-        self.untold.push_back(Untold { name: origin.name.clone(), version: origin.version.clone(), value });
-        while self.untold.len() > MOST_UNTOLD {
-            self.untold.pop_front();
-        }
-    }
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Content {
     format: u32,
     models: BTreeMap<String, Entry>,
@@ -141,7 +27,10 @@ struct Content {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// What the file holds. Never locked during file I/O: `/health` and `/models` read it on I/O threads.
     content: Mutex<Content>,
+    /// Held by the one change that is being written.
+    writing: Mutex<()>,
 }
 
 /// The file can't be used.
@@ -181,7 +70,7 @@ impl Journal {
             }
             Err(error) => return Err(failed(error.to_string())),
         };
-        Ok(Self { path: path.clone(), content: Mutex::new(content) })
+        Ok(Self { path: path.clone(), content: Mutex::new(content), writing: Mutex::new(()) })
     }
 
     /// What is known of a model.
@@ -197,25 +86,28 @@ impl Journal {
     }
 
     /// Changes what is known of a model; blocking. When this returns Ok the change is durable, else nothing has changed.
+    /// Readers see the change once it is durable, and do not wait for the disk.
     ///
     /// # Errors
     /// When the file can't be written.
     pub fn change<T>(&self, model: &str, change: impl FnOnce(&mut Entry) -> T) -> Result<T, JournalError> {
-        let mut content = self.content.lock();
-        let before = content.models.get(model).cloned();
-        let entry = content.models.entry(model.to_owned()).or_default();
+        let _writing = self.writing.lock();
+        let mut changed = self.content.lock().clone();
+        let before = changed.models.get(model).cloned();
+        let entry = changed.models.entry(model.to_owned()).or_default();
         let result = change(entry);
         if before.as_ref() == Some(entry) {
             return Ok(result);
         }
-        if let Err(error) = write(&self.path, &content) {
-            match before {
-                Some(before) => drop(content.models.insert(model.to_owned(), before)),
-                None => drop(content.models.remove(model)),
-            }
-            return Err(JournalError { path: self.path.clone(), reason: error.to_string() });
-        }
+        write(&self.path, &changed)
+            .map_err(|error| JournalError { path: self.path.clone(), reason: error.to_string() })?;
+        *self.content.lock() = changed;
         Ok(result)
+    }
+
+    /// The error of a change that was not begun, since the process ends.
+    pub(super) fn not_begun(&self) -> JournalError {
+        JournalError { path: self.path.clone(), reason: "the process ends".to_owned() }
     }
 }
 
@@ -227,9 +119,17 @@ fn write(path: &Path, content: &Content) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
     use cloud_sync::durable::simulated::{SimulatedDisk, after_each_loss};
+    use rustix::fs::{FileType, Mode, OFlags};
 
     use super::*;
+    use crate::models::Origin;
+    use crate::rollout::Placed;
 
     fn origin(version: &str) -> Origin {
         Origin { source: "s3://b/1".into(), name: "fish".into(), version: version.into() }
@@ -291,5 +191,34 @@ mod tests {
             assert!(!dir.join("rollouts.damaged").exists());
             journal.change("fish", |entry| entry.pinned = Some("7".into())).unwrap();
         });
+    }
+
+    #[test]
+    fn what_is_known_is_read_while_a_change_waits_for_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Journal::open(dir.path()).unwrap());
+        journal.change("fish", |entry| entry.pinned = Some("1".into())).unwrap();
+        // A pipe in place of the file to be written: opening it waits until somebody reads from it.
+        let pipe = dir.path().join("rollouts.partial~");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let (begun, writing) = mpsc::channel();
+        let writer = Arc::clone(&journal);
+        let change = std::thread::spawn(move || {
+            writer.change("fish", |entry| {
+                entry.pinned = Some("2".into());
+                begun.send(()).unwrap();
+            })
+        });
+        writing.recv().unwrap();
+        let (answer, answered) = mpsc::channel();
+        let reader = Arc::clone(&journal);
+        std::thread::spawn(move || answer.send((reader.entry("fish").pinned, reader.needed())));
+        let read = answered.recv_timeout(Duration::from_secs(20));
+        // Lets the writer go on; a pipe can't be synced, so its change fails and is none.
+        let _pipe =
+            File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(&pipe).unwrap();
+        assert!(change.join().unwrap().is_err());
+        assert_eq!(read.unwrap().0.as_deref(), Some("1"));
+        assert_eq!(journal.entry("fish").pinned.as_deref(), Some("1"));
     }
 }

@@ -7,10 +7,13 @@
 //! - The journal is written before the routes change ([`journal`]), so a box that dies comes back with one verified version.
 
 mod command;
+mod entry;
 mod journal;
 mod monitor;
 mod orders;
+mod promote;
 mod promoted;
+mod restore;
 mod retire;
 mod start;
 mod status;
@@ -39,7 +42,8 @@ use crate::serving::{ModelLoader, Slot};
 use crate::telemetry::Metrics;
 
 pub use command::{Command, Refusal};
-pub use journal::{Entry, Journal, JournalError, Placed, Rejected};
+pub use entry::{Entry, Monitored, Placed, Rejected};
+pub use journal::{Journal, JournalError};
 pub use monitor::{population_stability, report};
 pub use start::{Begun, begin};
 pub use status::{Board, Status, Step};
@@ -67,6 +71,22 @@ pub struct Surroundings {
     pub outbox: Option<Arc<Outbox>>,
     /// How it is done.
     pub settings: Settings,
+}
+
+impl Surroundings {
+    /// Changes what is known of a model, on a thread that may wait for the disk: see [`Journal::change`].
+    ///
+    /// # Errors
+    /// As [`Journal::change`].
+    async fn note<T: Send + 'static>(
+        self: &Arc<Self>,
+        model: &str,
+        change: impl FnOnce(&mut Entry) -> T + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let (around, model) = (Arc::clone(self), model.to_owned());
+        let written = tokio::task::spawn_blocking(move || around.journal.change(&model, change));
+        written.await.unwrap_or_else(|_| Err(self.journal.not_begun()))
+    }
 }
 
 /// How rollouts are done.

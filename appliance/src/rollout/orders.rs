@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::journal::{Entry, Placed};
+use super::entry::{Entry, Placed};
+use super::promote::Why;
 use super::status::Step;
 use super::steps::beside;
 use super::task::{Order, Task};
@@ -17,7 +18,7 @@ impl Task {
             Command::Promote => Err(Refusal("no version is on trial".into())),
             Command::Reload => self.forgive().await,
             Command::Rollback => self.back("rolled back by an operator").await,
-            Command::Pin(version) => self.pin(version.clone()),
+            Command::Pin(version) => self.pin(version.clone()).await,
         };
         order.answer(outcome);
     }
@@ -29,23 +30,25 @@ impl Task {
         let version = self.resolve().await.ok_or_else(|| {
             Refusal(self.board.read().error.unwrap_or_else(|| "the registry does not answer".into()))
         })?;
+        let described = format!("{reference} is {}/{} now", version.name, version.version);
         let forgiven =
-            self.around.journal.change(self.name(), |e| e.forgive(&version.name, &version.version));
-        forgiven.map_err(|error| Refusal(error.to_string()))?;
-        Ok(format!("{reference} is {}/{} now", version.name, version.version))
+            self.around.note(self.name(), move |entry| entry.forgive(&version.name, &version.version));
+        forgiven.await.map_err(|error| Refusal(error.to_string()))?;
+        Ok(described)
     }
 
-    fn pin(&mut self, version: Option<String>) -> Result<String, Refusal> {
+    async fn pin(&mut self, version: Option<String>) -> Result<String, Refusal> {
         let Some(follow) = self.followed.follow.clone() else {
             return Err(Refusal(format!("model {} follows nothing: it has no `follow`", self.name())));
         };
-        let pinned = self.around.journal.change(self.name(), |entry| {
-            if let Some(version) = &version {
-                entry.forgive(&follow.name, version);
+        let (wanted, name) = (version.clone(), follow.name.clone());
+        let pinned = self.around.note(self.name(), move |entry| {
+            if let Some(version) = &wanted {
+                entry.forgive(&name, version);
             }
-            entry.pinned.clone_from(&version);
+            entry.pinned = wanted;
         });
-        pinned.map_err(|error| Refusal(error.to_string()))?;
+        pinned.await.map_err(|error| Refusal(error.to_string()))?;
         Ok(match version {
             Some(version) => format!("pinned to {}/{version}", follow.name),
             None => format!("{follow} is followed again"),
@@ -61,8 +64,7 @@ impl Task {
         let (model, placed) = self.before(&entry).await?;
         let described = model.describe();
         let origin = serving.origin();
-        let undone = Some((&origin, reason));
-        match self.promote(model, placed, undone).await {
+        match self.promote(model, placed, Why::Undone(&origin, reason)).await {
             Ok(()) => {
                 tell::tags(&self.around, self.name()).await;
                 Ok(format!("{described} serves again; {}/{} is rejected", origin.name, origin.version))

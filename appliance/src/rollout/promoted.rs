@@ -1,68 +1,140 @@
-//! What follows a promotion: the new version is held against the limits for a while, and rolled back where it passes one. A
-//! version that could not be loaded at the start is loaded as soon as that works.
+//! What follows a promotion: the new version is held against the limits for `rollout.monitor_time`, and rolled back where it
+//! passes one.
+//!
+//! - Time, failures, latencies and comparisons add up over all processes in which the version serves; the journal keeps them,
+//!   every [`SAVE_INTERVAL`] and at the end of the process. A box that dies monitors the rest of the time again.
+//! - Labels are compared with the version before while that is loaded as a standby: not after a restart, and not where an
+//!   operator promoted the version.
+//! - While another version is downloaded or on trial, monitoring goes on. Where the version that serves is rolled back
+//!   meanwhile, the other one's trial begins anew beside the one that serves then; where the other one is promoted first, it is
+//!   monitored in its place.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::journal::Placed;
-use super::retire::retire;
-use super::status::Step;
-use super::steps::Setback;
+use super::entry::Monitored;
 use super::task::Task;
 use super::verdict::{Evidence, judge_promoted};
-use crate::serving::{LoadedModel, TallyReading};
+use crate::serving::{Comparison, LoadedModel, TallyReading};
 
 /// How often a promoted version is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is written down how far its monitoring is: each time takes an fsync.
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A version that was promoted, while it is monitored.
 pub(super) struct Promoted {
     model: Arc<LoadedModel>,
+    /// What had been seen of it when this process began with it.
+    earlier: Monitored,
     began: Instant,
-    /// What it had done when it was promoted.
+    /// What it had done in this process by then.
     done: TallyReading,
-    /// What the version before it had done by then.
-    before: TallyReading,
+    comparison: Arc<Comparison>,
     looked: Instant,
+    saved: Instant,
+}
+
+impl Monitored {
+    /// Of a version that takes the place of `before` now.
+    pub(super) fn new(before: &LoadedModel, ordered: bool) -> Self {
+        let (time, done, before) = (Duration::ZERO, TallyReading::default(), before.tally.read());
+        Self { time, done, before, compared: 0, disagreed: 0, ordered }
+    }
 }
 
 impl Promoted {
-    pub(super) fn new(model: &Arc<LoadedModel>, before: &LoadedModel) -> Self {
-        let now = Instant::now();
-        let (done, before) = (model.tally.read(), before.tally.read());
-        Self { model: Arc::clone(model), began: now, done, before, looked: now }
+    /// Goes on with the monitoring of a version.
+    pub(super) fn go_on(model: &Arc<LoadedModel>, earlier: Monitored) -> Self {
+        let (now, done) = (Instant::now(), model.tally.read());
+        let comparison = Arc::default();
+        Self { model: Arc::clone(model), earlier, began: now, done, comparison, looked: now, saved: now }
+    }
+
+    /// Where the labels of both versions are counted; `None` where they are not held against each other.
+    pub(super) fn comparison(&self) -> Option<Arc<Comparison>> {
+        (!self.earlier.ordered).then(|| Arc::clone(&self.comparison))
     }
 
     /// When it is to be looked at next.
     pub(super) fn next_look(&self) -> Instant {
         self.looked + POLL_INTERVAL
     }
+
+    /// What has been seen of it by now.
+    fn seen(&self) -> Monitored {
+        let (compared, disagreed) = self.comparison.read();
+        Monitored {
+            time: self.earlier.time + self.began.elapsed(),
+            done: self.earlier.done.and(&self.model.tally.read().since(&self.done)),
+            compared: self.earlier.compared + compared,
+            disagreed: self.earlier.disagreed + disagreed,
+            ..self.earlier.clone()
+        }
+    }
 }
 
 impl Task {
-    /// Looks at the version that was promoted last, and goes back to the one before if it passes a limit.
-    pub(super) async fn check_promoted(&mut self) {
-        let Some(promoted) = &mut self.promoted else { return };
-        if promoted.next_look() > Instant::now() {
+    /// Goes on with the monitoring that the journal knows of, where the version that it is about serves.
+    pub(super) fn go_on_monitoring(&mut self) {
+        let entry = self.around.journal.entry(self.name());
+        let Some(current) = self.followed.slot.current() else { return };
+        let serves = entry.serving.map(|placed| placed.origin());
+        let (Some(earlier), true) = (entry.monitored, serves.is_some() && serves == current.origin) else {
             return;
+        };
+        if self.promoted.is_none() && earlier.time < self.around.settings.rollout.monitor_time {
+            tracing::info!(
+                model = self.name(),
+                version = current.describe(),
+                seconds = earlier.time.as_secs(),
+                "the monitoring of the version that serves goes on"
+            );
+            self.monitor(Promoted::go_on(&current, earlier));
+        }
+    }
+
+    /// Monitors a version from now on.
+    pub(super) fn monitor(&mut self, promoted: Promoted) {
+        let comparison = promoted.comparison();
+        self.promoted = Some(promoted);
+        self.followed.slot.change(|routes| routes.monitored = comparison);
+    }
+
+    /// Looks at the version that was promoted last, and goes back to the one before if it passes a limit. Says whether it did.
+    pub(super) async fn check_promoted(&mut self) -> bool {
+        let Some(promoted) = &mut self.promoted else { return false };
+        if promoted.next_look() > Instant::now() {
+            return false;
         }
         promoted.looked = Instant::now();
         let current = self.followed.slot.current();
-        let serves = current.is_some_and(|current| Arc::ptr_eq(&current, &promoted.model));
+        if !current.is_some_and(|current| Arc::ptr_eq(&current, &promoted.model)) {
+            self.forget_promoted();
+            return false;
+        }
+        let seen = promoted.seen();
+        let save = promoted.saved.elapsed() >= SAVE_INTERVAL;
         let evidence = Evidence {
-            time: promoted.began.elapsed(),
-            trial: promoted.model.tally.read().since(&promoted.done),
-            serving: promoted.before.clone(),
-            compared: 0,
-            disagreed: 0,
+            time: seen.time,
+            trial: seen.done.clone(),
+            serving: seen.before.clone(),
+            compared: seen.compared,
+            disagreed: seen.disagreed,
         };
         let config = &self.around.settings.rollout;
-        let judged = if serves { judge_promoted(&evidence, config) } else { None };
-        if !serves || evidence.time >= config.monitor_time {
-            self.promoted = None;
-        }
-        let Some(reason) = judged else { return };
-        self.promoted = None;
+        let over = seen.time >= config.monitor_time;
+        let Some(reason) = judge_promoted(&evidence, config) else {
+            if over {
+                self.forget_promoted();
+                self.write_down(None).await;
+            } else if save {
+                promoted.saved = Instant::now();
+                self.write_down(Some(seen)).await;
+            }
+            return false;
+        };
+        self.forget_promoted();
         let reason = format!("after it was promoted, {reason}");
         tracing::error!(model = self.name(), reason, "the version that serves is rolled back");
         if let Err(refusal) = self.back(&reason).await {
@@ -70,65 +142,27 @@ impl Task {
             self.board.note(|status| {
                 status.error = Some(format!("{reason}; it could not be rolled back: {refusal}"));
             });
+            self.write_down(None).await;
+            return false;
+        }
+        true
+    }
+
+    /// Writes down how far the monitoring is, for the next process.
+    pub(super) async fn save_promoted(&mut self) {
+        if let Some(seen) = self.promoted.as_ref().map(Promoted::seen) {
+            self.write_down(Some(seen)).await;
         }
     }
 
-    /// Loads the version that served when the last process ended, where the start could not.
-    pub(super) async fn restore(&mut self) {
-        let name = self.name().to_owned();
-        let Some(placed) = super::start::still_followed(&self.followed, &self.around.journal).serving else {
-            return;
-        };
-        let origin = placed.origin();
-        let current = self.followed.slot.current();
-        if current.as_ref().is_some_and(|current| current.origin.as_ref() == Some(&origin)) {
-            return;
-        }
-        let outcome = self.load(&placed.digest, Some(origin.clone())).await;
-        self.board.note(|status| status.step = Step::Idle);
-        match outcome {
-            Ok(model) => {
-                tracing::info!(
-                    model = name,
-                    version = model.describe(),
-                    "the version that served before serves again"
-                );
-                let mut gone = None;
-                self.followed.slot.change(|routes| gone = routes.current.replace(Arc::new(model)));
-                gone.into_iter().for_each(retire);
-                self.board.note(|status| status.error = None);
-                self.announce();
-            }
-            Err(Setback::Reject(reason)) => {
-                tracing::error!(
-                    model = name,
-                    reason,
-                    "the version that served before can't be loaded; the one that was loaded serves"
-                );
-                self.forget(&placed, current.as_deref());
-            }
-            Err(setback) => {
-                let reason = setback.refusal();
-                tracing::warn!(model = name, %reason, "the version that served before can't be loaded now; it is tried again");
-                self.board.note(|status| {
-                    status.error =
-                        Some(format!("{}/{} can't be loaded now: {reason}", origin.name, origin.version));
-                });
-            }
-        }
+    pub(super) fn forget_promoted(&mut self) {
+        self.promoted = None;
+        self.followed.slot.change(|routes| routes.monitored = None);
     }
 
-    /// What the journal says serves can't; what does serve takes its place there.
-    fn forget(&self, placed: &Placed, current: Option<&LoadedModel>) {
-        let noted = self.around.journal.change(self.followed.slot.name(), |entry| {
-            if entry.serving.as_ref() != Some(placed) {
-                return;
-            }
-            let origin = current.and_then(|current| current.origin.as_ref());
-            entry.serving = entry.previous.take().filter(|previous| Some(&previous.origin()) == origin);
-        });
-        if let Err(error) = noted {
-            tracing::warn!(%error, "what serves could not be written down");
+    async fn write_down(&self, seen: Option<Monitored>) {
+        if let Err(error) = self.around.note(self.name(), |entry| entry.monitored = seen).await {
+            tracing::warn!(%error, "how far a version has been monitored could not be written down");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::journal::{Entry, Placed};
+use super::entry::{Entry, Placed};
 use super::{Followed, Journal, Surroundings};
 use crate::models::{Bundle, BundleError, ModelStore, Origin, find_bundle};
 use crate::serving::{LoadError, LoadedModel};

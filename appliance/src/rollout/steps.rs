@@ -6,24 +6,28 @@ use std::time::{Duration, Instant};
 use cloud_sync::event::ModelChange;
 use cloud_sync::registry::ModelVersion;
 
-use super::journal::{Entry, Placed};
-use super::promoted::Promoted;
+use super::entry::Placed;
+use super::promote::Why;
 use super::retire::retire;
 use super::status::Step;
 use super::task::{Interrupt, Order, Polled, Task};
 use super::verdict::{Evidence, Stage, Verdict, judge};
 use super::{Command, Refusal, tell};
 use crate::gentle;
-use crate::models::{Bundle, Origin, StoredBundle, pull};
+use crate::models::{Bundle, Origin, pull};
 use crate::serving::{Comparison, LoadError, LoadedModel, Trial, TrialKind};
 
 /// How often a trial is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often the version that serves is looked at while another is downloaded.
+const LOOK_MEANWHILE: Duration = Duration::from_secs(1);
 
 /// Why a version does not come to serve.
 pub(super) enum Setback {
     /// Never: it is rejected.
     Reject(String),
+    /// It failed, and whether it or this machine is at fault can't be told.
+    Unclear(String),
     /// Not now.
     Later(String),
     /// Something else is to be followed meanwhile.
@@ -33,10 +37,21 @@ pub(super) enum Setback {
 }
 
 impl Setback {
+    fn of(error: &LoadError) -> Self {
+        let reason = error.to_string();
+        if error.is_transient() {
+            Self::Later(reason)
+        } else if error.is_certain() {
+            Self::Reject(reason)
+        } else {
+            Self::Unclear(reason)
+        }
+    }
+
     /// The same for an operator.
     pub(super) fn refusal(&self) -> Refusal {
         match self {
-            Self::Reject(reason) | Self::Later(reason) => Refusal(reason.clone()),
+            Self::Reject(reason) | Self::Unclear(reason) | Self::Later(reason) => Refusal(reason.clone()),
             Self::Overtaken => Refusal("something else is followed by now".into()),
             Self::Stop => Refusal("the appliance is stopping".into()),
         }
@@ -55,7 +70,9 @@ impl Task {
             Err(setback) => {
                 self.end_trial();
                 match setback {
-                    Setback::Reject(reason) => self.reject(&origin, &reason, "rejected").await,
+                    Setback::Reject(reason) | Setback::Unclear(reason) => {
+                        self.reject(&origin, &reason, "rejected").await;
+                    }
                     Setback::Later(reason) => {
                         tracing::warn!(
                             model = self.name(),
@@ -98,7 +115,8 @@ impl Task {
             }
         }
         let described = model.describe();
-        let promoted = self.promote(model, Some(Placed::new(&digest, origin)), None).await;
+        let why = if ordered.is_some() { Why::Ordered } else { Why::Passed };
+        let promoted = self.promote(model, Some(Placed::new(&digest, origin)), why).await;
         if let Some(order) = ordered {
             order.answer(match &promoted {
                 Ok(()) => Ok(format!("{described} serves from now on")),
@@ -119,6 +137,8 @@ impl Task {
         let outcome = loop {
             tokio::select! {
                 outcome = &mut pulling => break outcome,
+                // What is downloaded is as good beside the version before.
+                () = tokio::time::sleep(LOOK_MEANWHILE) => drop(self.check_promoted().await),
                 interrupt = self.interrupt() => match interrupt {
                     Interrupt::Stop => return Err(Setback::Stop),
                     Interrupt::Order(order) if order.command == Command::Promote => {
@@ -152,12 +172,9 @@ impl Task {
                 true => Setback::Later(error.to_string()),
                 false => Setback::Reject(error.to_string()),
             })?;
-            beside(&around, bundle, origin).map_err(|error| match error.is_transient() {
-                true => Setback::Later(error.to_string()),
-                false => Setback::Reject(error.to_string()),
-            })
+            beside(&around, bundle, origin).map_err(|error| Setback::of(&error))
         });
-        loaded.await.unwrap_or_else(|_| Err(Setback::Reject("loading it panicked".into())))
+        loaded.await.unwrap_or_else(|_| Err(Setback::Unclear("loading it panicked".into())))
     }
 
     /// Has a version on trial until the trial's end: of itself, or by an operator's order that it is to serve.
@@ -182,6 +199,10 @@ impl Task {
         self.followed.slot.change(|routes| routes.trial = Some(on_trial));
         let mut asked = Instant::now();
         loop {
+            if self.check_promoted().await {
+                // What was seen was held against a version that serves no more.
+                return Err(Setback::Overtaken);
+            }
             let (compared, disagreed) = comparison.read();
             let evidence = Evidence {
                 time: began.elapsed(),
@@ -222,84 +243,14 @@ impl Task {
         }
     }
 
-    /// Has a version serve: journal first, then the routes. The one before stays loaded for a while.
-    pub(super) async fn promote(
-        &mut self,
-        model: Arc<LoadedModel>,
-        placed: Option<Placed>,
-        undone: Option<(&Origin, &str)>,
-    ) -> Result<(), Setback> {
-        let before = self.followed.slot.current();
-        let (version, other) = (model.describe(), before.as_ref().map(|before| before.describe()));
-        let written = self.around.journal.change(self.name(), |entry: &mut Entry| {
-            if let Some((origin, reason)) = undone {
-                entry.reject(origin, reason);
-                entry.tell(origin, tell::tag_value(&format!("rejected: {reason}")));
-                entry.previous = None;
-            } else {
-                entry.previous = entry.serving.take();
-                if let Some(previous) = entry.previous.clone() {
-                    entry.tell(&previous.origin(), format!("replaced by {version}"));
-                }
-            }
-            entry.serving.clone_from(&placed);
-            if let Some(placed) = &placed {
-                entry.tell(&placed.origin(), "serving".to_owned());
-            }
-        });
-        if let Err(error) = written {
-            // Its lanes are not ended here, where that would block.
-            retire(model);
-            return Err(Setback::Later(error.to_string()));
-        }
-        let monitored = undone.is_none() && !self.around.settings.rollout.monitor_time.is_zero();
-        self.promoted = match &before {
-            Some(before) if monitored => Some(Promoted::new(&model, before)),
-            _ => None,
-        };
-        let mut gone = Vec::new();
-        self.followed.slot.change(|routes| {
-            // One that failed is of no use for a way back.
-            let standby = before.filter(|_| undone.is_none());
-            let old = std::mem::replace(&mut routes.standby, standby);
-            gone.extend(old.filter(|old| !Arc::ptr_eq(old, &model)));
-            gone.extend(routes.current.replace(model).filter(|_| undone.is_some()));
-            routes.trial = None;
-        });
-        gone.into_iter().for_each(retire);
-        self.standby_until = Some(Instant::now() + self.around.settings.rollout.standby);
-        self.board.note(|status| {
-            (status.step, status.candidate, status.error) = (Step::Idle, None, None);
-            status.promoted += 1;
-        });
-        self.announce();
-        let state = if undone.is_some() { "rolled_back" } else { "serving" };
-        let (version, other) = match undone {
-            Some((origin, _)) => (format!("{}/{}", origin.name, origin.version), Some(version)),
-            None => (version, other),
-        };
-        let reason = undone.map(|(_, reason)| reason.to_owned());
-        let change =
-            ModelChange { model: self.name().to_owned(), state: state.to_owned(), version, other, reason };
-        tell::event(&self.around, change).await;
-        self.prune().await;
-        Ok(())
-    }
-
-    /// Metrics say which version serves.
-    pub(super) fn announce(&self) {
-        if let Some(current) = self.followed.slot.current() {
-            self.around.metrics.serving(self.name(), &current, &self.around.loader.device.kind.to_string());
-        }
-    }
-
     /// A version is not tried again; what serves goes on.
     async fn reject(&mut self, origin: &Origin, reason: &str, state: &str) {
-        let noted = self.around.journal.change(self.name(), |entry| {
-            entry.reject(origin, reason);
-            entry.tell(origin, tell::tag_value(&format!("rejected: {reason}")));
+        let (rejected, why) = (origin.clone(), reason.to_owned());
+        let noted = self.around.note(self.name(), move |entry| {
+            entry.reject(&rejected, &why);
+            entry.tell(&rejected, tell::tag_value(&format!("rejected: {why}")));
         });
-        if let Err(error) = noted {
+        if let Err(error) = noted.await {
             tracing::error!(%error, "that a version was rejected could not be written down; it will be tried again");
         }
         let version = format!("{}/{}", origin.name, origin.version);
@@ -323,30 +274,6 @@ impl Task {
         self.followed.slot.change(|routes| trial = routes.trial.take());
         if let Some(Trial { model, .. }) = trial {
             retire(model);
-        }
-    }
-
-    /// Removes versions that nobody needs from the disk.
-    async fn prune(&self) {
-        let Some(current) = self.followed.slot.current() else { return };
-        let around = Arc::clone(&self.around);
-        // By the name in the registry too: a model may change what its bundles call it.
-        let registered = self.followed.follow.as_ref().map(|follow| follow.name.clone());
-        let is_its = move |bundle: &StoredBundle| {
-            bundle.model == current.model.name
-                || bundle.origins.iter().any(|origin| Some(&origin.name) == registered.as_ref())
-        };
-        let pruned = tokio::task::spawn_blocking(move || {
-            let needed = around.journal.needed();
-            let needed: Vec<&str> = needed.iter().map(String::as_str).collect();
-            around.store.prune(is_its, around.settings.keep, &needed)
-        });
-        match pruned.await {
-            Ok(Ok(removed)) if !removed.is_empty() => {
-                tracing::info!(?removed, "old versions are removed from the disk");
-            }
-            Ok(Err(error)) => tracing::warn!(%error, "old versions stay on the disk"),
-            _ => {}
         }
     }
 }

@@ -47,13 +47,14 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) async fn run(mut self) {
+        self.go_on_monitoring();
         let mut poll_at = Instant::now() + self.around.settings.poll.min(Duration::from_millis(50));
         loop {
             let mut commanded = false;
             let look = tokio::time::sleep_until(self.next_look(poll_at).into());
             tokio::select! {
                 interrupt = self.interrupt() => match interrupt {
-                    Interrupt::Stop => return,
+                    Interrupt::Stop => return self.save_promoted().await,
                     Interrupt::Order(order) => {
                         self.carry_out(order).await;
                         commanded = true;
@@ -71,7 +72,7 @@ impl Task {
                 + match self.poll().await {
                     Polled::Again => Duration::ZERO,
                     Polled::Later => jittered(self.around.settings.poll),
-                    Polled::Stop => return,
+                    Polled::Stop => return self.save_promoted().await,
                 };
         }
     }

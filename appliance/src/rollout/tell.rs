@@ -1,10 +1,12 @@
 //! Who hears of a change: the registry by a tag, the outbox by an event, the log, the metrics.
 
+use std::sync::Arc;
+
 use cloud_sync::event::{Event, EventBody, ModelChange};
 use cloud_sync::registry::{ModelReference, ModelVersion, Which};
 
 use super::Surroundings;
-use super::journal::Untold;
+use super::entry::Untold;
 
 /// Longest value of a tag; MLflow takes 5,000 characters.
 const LONGEST: usize = 500;
@@ -37,7 +39,7 @@ pub(super) fn tag_value(text: &str) -> String {
 }
 
 /// Sets the tags that wait. What the registry refuses for good is dropped; the rest waits for the next time.
-pub(super) async fn tags(around: &Surroundings, model: &str) {
+pub(super) async fn tags(around: &Arc<Surroundings>, model: &str) {
     let Some(registry) = around.registry.as_ref().filter(|_| around.settings.tag) else { return };
     let key = tag_key(&around.settings.node);
     for untold in around.journal.entry(model).untold {
@@ -54,8 +56,8 @@ pub(super) async fn tags(around: &Surroundings, model: &str) {
             Err(error) => tracing::warn!(error = error.in_full(), version, "a version can't be tagged"),
             Ok(()) => {}
         }
-        let told = around.journal.change(model, |entry| entry.untold.retain(|other| *other != untold));
-        if let Err(error) = told {
+        let told = around.note(model, move |entry| entry.untold.retain(|other| *other != untold));
+        if let Err(error) = told.await {
             tracing::warn!(%error, "tags will be set again");
             return;
         }

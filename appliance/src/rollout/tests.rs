@@ -12,7 +12,7 @@ use cloud_sync::registry::{Artifact, ModelReference, ModelRegistry, ModelVersion
 use gpu_kernels::DecodeLimits;
 use parking_lot::Mutex;
 
-use super::{Command, Followed, Journal, Rollouts, Settings, Surroundings};
+use super::{Command, Entry, Followed, Journal, Rollouts, Settings, Surroundings};
 use crate::config::{MonitoringConfig, RolloutConfig};
 use crate::engine::{DeviceKind, DeviceRequest, Runtime, choose_device};
 use crate::lanes::LaneSettings;
@@ -88,10 +88,15 @@ struct World {
     registry: Arc<Fickle>,
     rollouts: Rollouts,
     slot: Arc<Slot>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    rollout: RolloutConfig,
 }
 
 fn world(delay: Duration) -> World {
+    world_with(delay, RolloutConfig { standby: Duration::ZERO, ..RolloutConfig::default() })
+}
+
+fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("bundle");
     write_bundle(&folder, "colours.onnx");
@@ -103,7 +108,21 @@ fn world(delay: Duration) -> World {
         away: AtomicUsize::new(0),
         tags: Mutex::default(),
     });
-    let root = dir.path().join("models");
+    let slot = Slot::new("colours");
+    let surroundings = surroundings(dir.path(), &registry, &rollout);
+    let origin = Origin { source: "fickle:0".into(), name: "colours".into(), version: "0".into() };
+    let bundle = Bundle::open(&folder).unwrap();
+    let observer = Arc::clone(&surroundings.metrics) as Arc<_>;
+    let current = tokio::task::block_in_place(|| {
+        surroundings.loader.load(bundle, Some(origin), &surroundings.lanes, observer).unwrap()
+    });
+    slot.change(|routes| routes.current = Some(Arc::new(current)));
+    let rollouts = Rollouts::start(surroundings, vec![followed(dir.path(), &slot)]);
+    World { registry, rollouts, slot, dir, rollout }
+}
+
+fn surroundings(dir: &Path, registry: &Arc<Fickle>, rollout: &RolloutConfig) -> Surroundings {
+    let root = dir.join("models");
     let store = ModelStore::open(&root).unwrap();
     let cpu = DeviceRequest { kind: DeviceKind::Cpu, ..DeviceRequest::default() };
     let loader = ModelLoader {
@@ -113,37 +132,29 @@ fn world(delay: Duration) -> World {
         limits: DecodeLimits::default(),
         precision: None,
     };
-    let metrics = Arc::new(Metrics::new());
-    let lanes = LaneSettings::new(1, 8);
-    let slot = Slot::new("colours");
-    let origin = Origin { source: "fickle:0".into(), name: "colours".into(), version: "0".into() };
-    let bundle = Bundle::open(&folder).unwrap();
-    let observer = Arc::clone(&metrics) as Arc<_>;
-    let current =
-        tokio::task::block_in_place(|| loader.load(bundle, Some(origin), &lanes, observer).unwrap());
-    slot.change(|routes| routes.current = Some(Arc::new(current)));
-    let surroundings = Surroundings {
-        registry: Some(Arc::clone(&registry) as Arc<dyn ModelRegistry>),
+    Surroundings {
+        registry: Some(Arc::clone(registry) as Arc<dyn ModelRegistry>),
         journal: Journal::open(&root).unwrap(),
         store,
         loader,
-        lanes,
-        metrics,
+        lanes: LaneSettings::new(1, 8),
+        metrics: Arc::new(Metrics::new()),
         outbox: None,
         settings: Settings {
             node: "dock-3".into(),
-            rollout: RolloutConfig { standby: Duration::ZERO, ..RolloutConfig::default() },
+            rollout: rollout.clone(),
             monitoring: MonitoringConfig::default(),
             poll: Duration::from_millis(50),
             keep: 3,
             tag: true,
             pull: limits(),
         },
-    };
+    }
+}
+
+fn followed(dir: &Path, slot: &Arc<Slot>) -> Followed {
     let follow = Some("colours@champion".parse().unwrap());
-    let followed = Followed { slot: Arc::clone(&slot), follow, bundle: Some(folder), is_default: true };
-    let rollouts = Rollouts::start(surroundings, vec![followed]);
-    World { registry, rollouts, slot, _dir: dir }
+    Followed { slot: Arc::clone(slot), follow, bundle: Some(dir.join("bundle")), is_default: true }
 }
 
 impl World {
@@ -151,8 +162,34 @@ impl World {
         self.slot.current().unwrap().describe()
     }
 
+    fn entry(&self) -> Entry {
+        self.rollouts.entry("colours")
+    }
+
+    /// Why a version was rejected.
+    fn rejection(&self, version: &str) -> Option<String> {
+        self.entry().rejected.into_iter().find(|rejected| rejected.version == version).map(|r| r.reason)
+    }
+
+    /// Ends the process's part, and begins anew with what serves and what is on the disk.
+    async fn restarted(self) -> Self {
+        self.rollouts.end(Duration::from_secs(60)).await;
+        self.slot.change(|routes| {
+            (routes.standby, routes.monitored) = (None, None);
+        });
+        let surroundings = surroundings(self.dir.path(), &self.registry, &self.rollout);
+        let rollouts = Rollouts::start(surroundings, vec![followed(self.dir.path(), &self.slot)]);
+        Self { rollouts, ..self }
+    }
+
+    /// Has the version that serves fail on so many images.
+    fn fail(&self, images: u64) {
+        let current = self.slot.current().unwrap();
+        (0..images).for_each(|_| current.tally.fail());
+    }
+
     async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while !is_so() {
             assert!(
                 Instant::now() < end,
@@ -219,4 +256,89 @@ async fn a_registry_that_was_away_is_asked_again_and_told_what_it_missed() {
     world.until("both are told", || told("2", "serving") && told("1", "replaced by colours/2")).await;
     world.until("nothing is missed any more", || status().error.is_none()).await;
     world.rollouts.end(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_seen_of_a_promoted_version_counts_after_a_restart() {
+    let world = world(Duration::ZERO);
+    world.until("the first serves", || world.serving() == "colours/1").await;
+    // Too few to judge by.
+    world.fail(10);
+    let world = world.restarted().await;
+    let monitored = world.entry().monitored.unwrap();
+    assert_eq!((monitored.done.failed, monitored.ordered), (10, false));
+    assert!(!monitored.time.is_zero());
+    assert_eq!(world.serving(), "colours/1");
+    world.fail(10);
+    world.until("rolled back", || world.rejection("1").is_some()).await;
+    let reason = world.rejection("1").unwrap();
+    assert!(reason.contains("after it was promoted, it failed on 20 of 20"), "{reason}");
+    world.until("the configured bundle serves", || world.serving() == "bundle").await;
+    assert_eq!(world.entry().monitored, None);
+    // That is over, after another restart, too.
+    let world = world.restarted().await;
+    world.fail(100);
+    world.until("asked again", || world.rollouts.handles()["colours"].board.read().asked.is_some()).await;
+    assert_eq!((world.serving(), world.entry().monitored), ("bundle".into(), None));
+    world.rollouts.end(Duration::from_secs(60)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn monitoring_ends_with_its_time() {
+    let rollout = RolloutConfig {
+        standby: Duration::ZERO,
+        monitor_time: Duration::from_millis(1500),
+        ..RolloutConfig::default()
+    };
+    let world = world_with(Duration::ZERO, rollout);
+    world.until("it is monitored", || world.entry().monitored.is_some()).await;
+    world.until("that is over", || world.entry().monitored.is_none()).await;
+    assert_eq!((world.serving(), world.rejection("1")), ("colours/1".into(), None));
+    world.rollouts.end(Duration::from_secs(60)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn monitoring_goes_on_while_another_version_is_on_trial() {
+    let rollout = RolloutConfig { shadow_images: 1000, ..RolloutConfig::default() };
+    let world = world_with(Duration::ZERO, rollout);
+    let on_trial = || world.slot.routes().trial.clone();
+    world.until("the first is on trial", || on_trial().is_some()).await;
+    let handle = &world.rollouts.handles()["colours"];
+    handle.order(Command::Promote).await.unwrap();
+    assert_eq!(world.serving(), "colours/1");
+    // An operator wanted it, whatever its labels are.
+    assert!(world.entry().monitored.is_some_and(|monitored| monitored.ordered));
+    assert!(world.slot.routes().monitored.is_none());
+    *world.registry.alias.lock() = "2".into();
+    world.until("the second is on trial", || on_trial().is_some()).await;
+    let before = on_trial().unwrap();
+    world.fail(30);
+    world.until("rolled back", || world.rejection("1").is_some()).await;
+    assert!(world.rejection("1").unwrap().contains("after it was promoted"));
+    world.until("the version before serves", || world.serving() == "colours/0").await;
+    // The trial begins anew, beside the version that serves now.
+    let anew = || on_trial().filter(|trial| !Arc::ptr_eq(&trial.comparison, &before.comparison));
+    world.until("the second is on trial again", || anew().is_some()).await;
+    assert_eq!(anew().unwrap().model.describe(), "colours/2");
+    assert_eq!(world.rejection("2"), None);
+    // Promoted, it is monitored in the other one's place.
+    handle.order(Command::Promote).await.unwrap();
+    assert_eq!(world.serving(), "colours/2");
+    assert_eq!(world.entry().monitored.unwrap().done.failed, 0);
+    world.rollouts.end(Duration::from_secs(60)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_version_that_names_other_labels_is_rolled_back() {
+    let world = world_with(Duration::ZERO, RolloutConfig::default());
+    world.until("the first serves", || world.serving() == "colours/1").await;
+    let comparison = world.slot.routes().monitored.clone().unwrap();
+    (0..15).for_each(|_| comparison.note(true));
+    (0..15).for_each(|_| comparison.note(false));
+    world.until("rolled back", || world.rejection("1").is_some()).await;
+    let reason = world.rejection("1").unwrap();
+    assert!(reason.contains("15 of 30") && reason.contains("rollout.max_disagreement"), "{reason}");
+    world.until("the version before serves", || world.serving() == "colours/0").await;
+    assert!(world.slot.routes().monitored.is_none());
+    world.rollouts.end(Duration::from_secs(60)).await;
 }

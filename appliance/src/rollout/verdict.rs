@@ -64,15 +64,17 @@ pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdi
     Verdict::Wait
 }
 
-/// Judges a version that was promoted: against the limits on failures and on latency, as there is nothing left to compare its
-/// labels with. At the end of the time fewer images decide, too. Gives the reason for a rollback.
+/// Judges a version that was promoted. At the end of the time fewer images decide, too, but not on labels: it is known by then
+/// that it works, and a few images on which two versions differ are no reason to undo that. Gives the reason for a rollback.
 pub fn judge_promoted(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
     let images = evidence.trial.computed() + evidence.trial.failed;
     let over = evidence.time >= config.monitor_time;
     if images < MIN_IMAGES && !over {
         return None;
     }
-    passed_bound(evidence, config, over)
+    let few = evidence.compared < MIN_IMAGES;
+    let labels = if few { Evidence { compared: 0, ..evidence.clone() } } else { evidence.clone() };
+    passed_bound(&labels, config, over)
 }
 
 /// Images and time that a stage takes at least.
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promoted_version_is_held_against_failures_and_latency() {
+    fn a_promoted_version_is_held_against_all_limits() {
         let config = config();
         let promoted = |trial| Evidence { compared: 0, ..evidence(trial, 0) };
         assert_eq!(judge_promoted(&promoted(reading(100, 10, 0)), &config), None);
@@ -198,6 +200,14 @@ mod tests {
         assert!(failing.contains("failed on 10 of 20"), "{failing}");
         let slow = judge_promoted(&promoted(reading(100, 30, 0)), &config).unwrap();
         assert!(slow.contains("max_latency_ratio"), "{slow}");
+        let compared =
+            |compared, disagreed| Evidence { compared, ..evidence(reading(100, 10, 0), disagreed) };
+        let other = judge_promoted(&compared(20, 5), &config).unwrap();
+        assert!(other.contains("5 of 20") && other.contains("max_disagreement"), "{other}");
+        assert_eq!(judge_promoted(&compared(20, 4), &config), None);
+        // A few images are no reason, at the end of the time either.
+        let few = Evidence { time: config.monitor_time, ..compared(19, 19) };
+        assert_eq!(judge_promoted(&few, &config), None);
     }
 
     #[test]

@@ -13,8 +13,9 @@ use crate::lanes::cpu::CpuPipeline;
 use crate::lanes::gpu::gpu_factory;
 use crate::lanes::{
     ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, StandIn,
+    SubmitError,
 };
-use crate::models::{Bundle, BundleError, DeviceTag, GoldenCase, ModelFile, Origin, Precision};
+use crate::models::{Bundle, BundleError, DeviceTag, GoldenFault, ModelFile, Origin, Precision, run_golden};
 use crate::predict::ServingModel;
 
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
@@ -41,6 +42,14 @@ pub enum LoadError {
         /// What came out.
         reason: String,
     },
+    /// A golden case was not computed, for a reason that is not clearly the bundle's.
+    #[error("golden case {file} was not computed: {reason}")]
+    Uncomputed {
+        /// The case.
+        file: String,
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// Loads models, each on lanes of its own, on the CPU or on GPUs.
@@ -62,7 +71,22 @@ impl LoadError {
     /// Whether the same bundle may be loaded later: this machine is at fault, not the bundle.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Engine(error) if error.is_of_the_device())
+        match self {
+            Self::Bundle(error) => error.is_transient(),
+            Self::Engine(error) => error.is_of_the_machine(),
+            Self::Golden { .. } | Self::Uncomputed { .. } => false,
+        }
+    }
+
+    /// Whether the bundle is at fault for certain. Where neither this nor [`LoadError::is_transient`] holds, it can't be told.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        match self {
+            Self::Bundle(error) => !error.is_transient(),
+            Self::Engine(error) => error.is_of_the_model(),
+            Self::Golden { .. } => true,
+            Self::Uncomputed { .. } => false,
+        }
     }
 }
 
@@ -200,36 +224,56 @@ pub fn cpu_lanes(config: &Config) -> usize {
 
 /// Runs every golden case of the bundle on a device that no lane has yet.
 fn check_golden_on(bundle: &Bundle, device: &mut dyn LaneDevice) -> Result<(), LoadError> {
-    bundle.golden_cases()?.iter().try_for_each(|case| {
-        let wrong = |reason: String| LoadError::Golden { file: case.file.clone(), reason };
-        let classified = device.classify(&case.bytes).map_err(|error| failed(case, error))?;
-        case.judge(&bundle.manifest().labels, &classified.scores).map(|_| ()).map_err(wrong)
-    })
-}
-
-/// Why a case could not be computed: a failed device is not the bundle's fault.
-fn failed(case: &GoldenCase, error: ClassifyError) -> LoadError {
-    match error {
-        ClassifyError::Engine(error) if error.is_of_the_device() => LoadError::Engine(error),
-        error => LoadError::Golden { file: case.file.clone(), reason: error.to_string() },
-    }
+    Ok(run_golden(bundle, |case| match device.classify(&case.bytes) {
+        Ok(classified) => Ok(classified.scores),
+        Err(error) => Err(Uncomputed::Lane(error.into())),
+    })?)
 }
 
 /// Runs every golden case of the bundle through the lanes.
 ///
 /// # Errors
-/// [`LoadError::Golden`] for the first that comes out wrong.
+/// [`LoadError`] for the first that comes out wrong.
 pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), LoadError> {
-    for case in bundle.golden_cases()? {
-        let wrong = |reason: String| LoadError::Golden { file: case.file.clone(), reason };
+    Ok(run_golden(bundle, |case| {
         let submitted = lanes.submit(case.bytes.clone().into(), Instant::now() + GOLDEN_TIME);
-        let answer = submitted.map_err(|e| wrong(e.to_string()))?.blocking_recv();
-        let (classified, _) =
-            answer.map_err(|_| wrong("the lane ended".into()))?.map_err(|error| match error {
-                LaneError::Classify(error) => failed(&case, error),
-                error => wrong(error.to_string()),
-            })?;
-        case.judge(&bundle.manifest().labels, &classified.scores).map(drop).map_err(wrong)?;
+        let answer = submitted.map_err(Uncomputed::Refused)?.blocking_recv();
+        let (classified, _) = answer.map_err(|_| Uncomputed::Ended)?.map_err(Uncomputed::Lane)?;
+        Ok(classified.scores)
+    })?)
+}
+
+/// Why a golden case was not computed.
+#[derive(Debug, thiserror::Error)]
+enum Uncomputed {
+    #[error(transparent)]
+    Refused(SubmitError),
+    #[error("the lane ended")]
+    Ended,
+    #[error(transparent)]
+    Lane(LaneError),
+}
+
+impl From<GoldenFault<Uncomputed>> for LoadError {
+    fn from(fault: GoldenFault<Uncomputed>) -> Self {
+        match fault {
+            GoldenFault::Bundle(error) => Self::Bundle(error),
+            GoldenFault::Wrong { file, reason } => Self::Golden { file, reason },
+            GoldenFault::Computing { file, error } => match error {
+                // Whose fault it is, the engine knows best.
+                Uncomputed::Lane(LaneError::Classify(ClassifyError::Engine(error)))
+                    if error.is_of_the_machine() =>
+                {
+                    Self::Engine(error)
+                }
+                Uncomputed::Lane(LaneError::Classify(error))
+                    if !matches!(error, ClassifyError::Stalled { .. }) =>
+                {
+                    Self::Golden { file, reason: error.to_string() }
+                }
+                // A lane that was stuck, panicked or had no time shows nothing about the bundle.
+                error => Self::Uncomputed { file, reason: error.to_string() },
+            },
+        }
     }
-    Ok(())
 }

@@ -20,7 +20,7 @@ pub use gpu::GpuPlan;
 pub use loaded::LoadedModel;
 pub use loader::{LoadError, ModelLoader, SETTLED, check_golden, cpu_lanes};
 pub use sightings::{CONFIDENCE_STEPS, Sightings};
-pub use slot::{Chosen, Comparison, Routes, Slot, Trial, TrialKind};
+pub use slot::{Chosen, Comparison, Other, Routes, Slot, Trial, TrialKind};
 pub use tally::{Tally, TallyReading};
 
 /// The models that this process serves, by name; the first is the one that is meant when a request names none.

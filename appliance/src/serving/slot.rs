@@ -11,6 +11,11 @@ use parking_lot::{Mutex, RwLock};
 use super::{LoadedModel, Sightings};
 use crate::memory::decode_cost;
 
+/// Of the images that a promoted version answers, so many are compared at first, and then one of so many: enough to judge by,
+/// at a price that a machine near its limit can pay for as long as a version is monitored.
+const ALL_OF_THE_FIRST: u64 = 200;
+const THEN_ONE_IN: u64 = 8;
+
 const NO_LIMITS: DecodeLimits = DecodeLimits {
     max_bytes: usize::MAX,
     max_pixels: u64::MAX,
@@ -35,6 +40,8 @@ pub struct Routes {
     pub trial: Option<Trial>,
     /// The one before the current, loaded still.
     pub standby: Option<Arc<LoadedModel>>,
+    /// While the current one is monitored after its promotion: what came of images that the one before computed, too.
+    pub monitored: Option<Arc<Comparison>>,
 }
 
 /// A version on trial.
@@ -63,6 +70,7 @@ pub enum TrialKind {
 /// Images that two versions computed.
 #[derive(Debug, Default)]
 pub struct Comparison {
+    offered: AtomicU64,
     compared: AtomicU64,
     disagreed: AtomicU64,
 }
@@ -72,6 +80,12 @@ impl Comparison {
     pub fn note(&self, agreed: bool) {
         self.compared.fetch_add(1, Ordering::Relaxed);
         self.disagreed.fetch_add(u64::from(!agreed), Ordering::Relaxed);
+    }
+
+    /// Whether the next image is one of the sample that is compared after a promotion: the first images, then some.
+    fn samples(&self) -> bool {
+        let offered = self.offered.fetch_add(1, Ordering::Relaxed);
+        offered < ALL_OF_THE_FIRST || offered.is_multiple_of(THEN_ONE_IN)
     }
 
     /// Images compared, and those of them with another best label.
@@ -88,18 +102,30 @@ pub struct Chosen {
     /// Whether it is on trial.
     pub on_trial: bool,
     /// The other one, where what both say is to be compared.
-    pub other: Option<(Arc<LoadedModel>, Arc<Comparison>)>,
+    pub other: Option<Other>,
+}
+
+/// A version that computes an image another one answers.
+#[derive(Clone, Debug)]
+pub struct Other {
+    /// It.
+    pub model: Arc<LoadedModel>,
+    /// What both say.
+    pub comparison: Arc<Comparison>,
+    /// Whether it is the one on trial, so that an image it fails on counts as one on which they disagree.
+    pub on_trial: bool,
 }
 
 impl Chosen {
     /// Where there is another version to compare with: has it compute the image in what time real-time work leaves, and
     /// notes whether both name the same best label. Never waits: where the other has no room, the image is not compared.
     pub fn compare(&self, image: &Bytes, label: &str) {
-        let Some((other, comparison)) = &self.other else { return };
+        let Some(Other { model: other, comparison, on_trial }) = &self.other else { return };
         // It was decoded within its limits already; only what that takes is asked.
         let Ok(header) = gpu_kernels::inspect(image, &NO_LIMITS) else { return };
         let Some(answer) = other.lanes.try_submit_batch(image.clone(), decode_cost(&header)) else { return };
         let (other, comparison, label) = (Arc::clone(other), Arc::clone(comparison), label.to_owned());
+        let on_trial = *on_trial;
         tokio::spawn(async move {
             match answer.await {
                 Ok(Ok((classified, _))) => {
@@ -109,7 +135,9 @@ impl Chosen {
                 }
                 Ok(Err(error)) if error.is_of_the_model() => {
                     other.tally.fail();
-                    comparison.note(false);
+                    if on_trial {
+                        comparison.note(false);
+                    }
                 }
                 _ => {}
             }
@@ -162,15 +190,24 @@ impl Slot {
         let routes = self.routes();
         let current = Arc::clone(routes.current.as_ref()?);
         let Some(Trial { model, kind, comparison }) = &routes.trial else {
-            return Some(Chosen { model: current, on_trial: false, other: None });
+            let other = match (&routes.standby, &routes.monitored) {
+                (Some(before), Some(comparison)) if comparison.samples() => {
+                    let (model, comparison) = (Arc::clone(before), Arc::clone(comparison));
+                    Some(Other { model, comparison, on_trial: false })
+                }
+                _ => None,
+            };
+            return Some(Chosen { model: current, on_trial: false, other });
         };
         Some(match kind {
             TrialKind::Shadow => {
-                let other = Some((Arc::clone(model), Arc::clone(comparison)));
+                let (model, comparison) = (Arc::clone(model), Arc::clone(comparison));
+                let other = Some(Other { model, comparison, on_trial: true });
                 Chosen { model: current, on_trial: false, other }
             }
             TrialKind::Canary { part } if is_in_part(&self.name, source, *part) => {
-                let other = Some((current, Arc::clone(comparison)));
+                let comparison = Arc::clone(comparison);
+                let other = Some(Other { model: current, comparison, on_trial: false });
                 Chosen { model: Arc::clone(model), on_trial: true, other }
             }
             TrialKind::Canary { .. } => Chosen { model: current, on_trial: false, other: None },

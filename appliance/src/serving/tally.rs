@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Bounds of the histogram grow by a quarter of an octave, from 16 microseconds to 8 minutes.
 const BUCKETS: usize = 100;
 /// Microseconds up to which the first bucket counts.
@@ -16,11 +18,35 @@ pub struct Tally {
 }
 
 /// A tally at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TallyReading {
     /// Images that the model failed on, for no fault of theirs.
     pub failed: u64,
+    #[serde(with = "sparse")]
     times: Vec<u64>,
+}
+
+/// A histogram as a map of its buckets that are not empty.
+mod sparse {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::BUCKETS;
+
+    pub(super) fn serialize<S: Serializer>(times: &[u64], to: S) -> Result<S::Ok, S::Error> {
+        let counts = times.iter().enumerate().filter(|(_, count)| **count > 0);
+        counts.collect::<BTreeMap<usize, &u64>>().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
+        let counts = BTreeMap::<usize, u64>::deserialize(from)?;
+        let mut times = vec![0; BUCKETS];
+        for (bucket, count) in counts {
+            times[bucket.min(BUCKETS - 1)] += count;
+        }
+        Ok(times)
+    }
 }
 
 impl Default for Tally {
@@ -53,6 +79,12 @@ impl Tally {
     }
 }
 
+impl Default for TallyReading {
+    fn default() -> Self {
+        Self { failed: 0, times: vec![0; BUCKETS] }
+    }
+}
+
 impl TallyReading {
     /// Images that were computed.
     pub fn computed(&self) -> u64 {
@@ -64,6 +96,13 @@ impl TallyReading {
     pub fn since(&self, earlier: &Self) -> Self {
         let times = self.times.iter().zip(&earlier.times).map(|(now, then)| now.saturating_sub(*then));
         Self { failed: self.failed.saturating_sub(earlier.failed), times: times.collect() }
+    }
+
+    /// This and `more` together.
+    #[must_use]
+    pub fn and(&self, more: &Self) -> Self {
+        let times = self.times.iter().zip(&more.times).map(|(one, other)| one.saturating_add(*other));
+        Self { failed: self.failed.saturating_add(more.failed), times: times.collect() }
     }
 
     /// Share of images that failed, 0 to 1.

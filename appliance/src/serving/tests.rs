@@ -7,7 +7,7 @@ use std::time::Duration;
 use gpu_kernels::ImageFormat;
 
 use super::slot::is_in_part;
-use super::{Comparison, LoadedModel, Models, Slot, Tally, Trial, TrialKind};
+use super::{Comparison, LoadedModel, Models, Slot, Tally, TallyReading, Trial, TrialKind};
 use crate::lanes::{
     Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, SkipReason,
     StageTimings,
@@ -78,7 +78,7 @@ fn versions_are_chosen_by_the_kind_of_trial() {
     trial(TrialKind::Shadow);
     let chosen = slot.choose("a").unwrap();
     assert!(Arc::ptr_eq(&chosen.model, &old) && !chosen.on_trial);
-    assert!(chosen.other.is_some_and(|(other, _)| Arc::ptr_eq(&other, &new)));
+    assert!(chosen.other.is_some_and(|other| other.on_trial && Arc::ptr_eq(&other.model, &new)));
 
     trial(TrialKind::Canary { part: 0.5 });
     let mut seen = [0, 0];
@@ -91,6 +91,26 @@ fn versions_are_chosen_by_the_kind_of_trial() {
         seen[usize::from(first.on_trial)] += 1;
     }
     assert!(seen[0] > 50 && seen[1] > 50, "{seen:?}");
+}
+
+#[test]
+fn what_a_monitored_version_answers_is_compared_with_the_one_before() {
+    let slot = Slot::new("fish");
+    let (old, new) = (loaded("1"), loaded("2"));
+    slot.change(|routes| {
+        routes.current = Some(Arc::clone(&new));
+        routes.standby = Some(Arc::clone(&old));
+    });
+    assert!(slot.choose("a").unwrap().other.is_none(), "it is not monitored");
+    slot.change(|routes| routes.monitored = Some(Arc::default()));
+    let chosen = slot.choose("a").unwrap();
+    assert!(Arc::ptr_eq(&chosen.model, &new) && !chosen.on_trial);
+    assert!(chosen.other.is_some_and(|other| !other.on_trial && Arc::ptr_eq(&other.model, &old)));
+    let sampled = (0..10_000).filter(|_| slot.choose("a").unwrap().other.is_some()).count();
+    assert!((1300..1600).contains(&sampled), "{sampled} of 10000");
+    // Once the one before is unloaded there is nothing to compare with.
+    slot.change(|routes| routes.standby = None);
+    assert!((0..100).all(|_| slot.choose("a").unwrap().other.is_none()));
 }
 
 #[test]
@@ -127,6 +147,10 @@ fn a_tally_says_how_long_computations_took_to_a_fifth() {
     assert_eq!((now.computed(), now.failed), (100, 1));
     assert!((now.error_rate() - 1.0 / 101.0).abs() < 1e-9);
     assert_eq!((now.since(&before).computed(), now.since(&before).failed), (5, 1));
+    assert_eq!(before.and(&now.since(&before)), now);
+    let kept = serde_json::to_string(&now).unwrap();
+    assert_eq!(serde_json::from_str::<TallyReading>(&kept).unwrap(), now);
+    assert!(kept.len() < 100, "{kept}");
     // Nothing is too short or too long for it.
     tally.computed(Duration::ZERO);
     tally.computed(Duration::from_secs(100_000));

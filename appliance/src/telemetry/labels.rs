@@ -133,7 +133,7 @@ pub(super) struct LaneLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct SkipLabels {
+pub(super) struct ReasonLabels {
     pub reason: &'static str,
 }
 

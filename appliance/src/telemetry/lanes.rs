@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::labels::{FailureLabels, LaneLabels, SkipLabels, Stage};
+use super::labels::{FailureLabels, LaneLabels, ReasonLabels, Stage};
 use super::metrics::Metrics;
-use crate::lanes::{Classified, LaneError, LaneObserver, SkipReason};
+use crate::lanes::{Classified, ClassifyError, LaneError, LaneObserver, SkipReason};
 
 impl LaneObserver for Metrics {
     fn computed(
@@ -21,6 +21,11 @@ impl LaneObserver for Metrics {
             self.stage(Stage::Preprocess, classified.timings.preprocess);
             self.stage(Stage::Infer, classified.timings.infer);
         }
+        if let Err(LaneError::Classify(ClassifyError::Engine(error))) = outcome
+            && let Some(reason) = error.fault_of_scores()
+        {
+            self.invalid_scores.get_or_create(&ReasonLabels { reason }).inc();
+        }
     }
 
     fn ran(&self, images: usize) {
@@ -32,7 +37,7 @@ impl LaneObserver for Metrics {
             SkipReason::Cancelled => "cancelled",
             SkipReason::Deadline => "deadline",
         };
-        self.skipped.get_or_create(&SkipLabels { reason }).inc();
+        self.skipped.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     fn device_failed(&self, lane: usize, kind: &'static str, retried: usize) {

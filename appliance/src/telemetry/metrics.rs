@@ -17,7 +17,7 @@ use super::cloud::{CloudMetrics, CloudReadings};
 use super::gpu::GpuMetrics;
 use super::labels::{
     BatchOutcome, CacheOutcome, ClosedFor, FailureLabels, LaneLabels, ModelLabels, OutcomeLabels,
-    RequestLabels, SkipLabels, SpeciesLabels, Stage, StageLabels,
+    ReasonLabels, RequestLabels, SpeciesLabels, Stage, StageLabels,
 };
 use super::memory::{MemoryMetrics, MemoryReadings};
 use super::models::ModelMetrics;
@@ -49,7 +49,7 @@ pub struct Metrics {
     registry: Registry,
     connections: Gauge,
     connection_limit: Gauge,
-    connections_closed: Family<SkipLabels, Counter>,
+    connections_closed: Family<ReasonLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     stages: Family<StageLabels, Histogram>,
     pub(super) engine_batch: Histogram,
@@ -61,7 +61,8 @@ pub struct Metrics {
     pub(super) lane_stalls: Family<LaneLabels, Counter>,
     pub(super) device_failures: Family<FailureLabels, Counter>,
     pub(super) device_retries: Counter,
-    pub(super) skipped: Family<SkipLabels, Counter>,
+    pub(super) skipped: Family<ReasonLabels, Counter>,
+    pub(super) invalid_scores: Family<ReasonLabels, Counter>,
     species: Family<SpeciesLabels, Counter>,
     models: ModelMetrics,
     queue_depth: Gauge,
@@ -125,6 +126,7 @@ impl Metrics {
             device_failures: Family::default(),
             device_retries: Counter::default(),
             skipped: Family::default(),
+            invalid_scores: Family::default(),
             species: Family::default(),
             models: ModelMetrics::new(),
             queue_depth: Gauge::default(),
@@ -181,6 +183,11 @@ impl Metrics {
             self.lane_stalls.clone(),
         );
         self.memory.register(r);
+        r.register(
+            "invalid_scores",
+            "Images for which a model put out no valid scores",
+            self.invalid_scores.clone(),
+        );
         r.register("jobs_skipped", "Queued images answered without being computed", self.skipped.clone());
         r.register("predictions", "Predictions acknowledged, by first label", self.species.clone());
         self.models.register(r);
@@ -231,7 +238,7 @@ impl Metrics {
 
     /// Counts a connection that was closed before its client wanted it.
     pub fn connection_closed(&self, reason: ClosedFor) {
-        self.connections_closed.get_or_create(&SkipLabels { reason: reason.name() }).inc();
+        self.connections_closed.get_or_create(&ReasonLabels { reason: reason.name() }).inc();
     }
 
     /// Records the time that one stage took.

@@ -61,6 +61,60 @@ fn in_half_precision_the_golden_cases_come_out_right() {
     weir::serving::check_golden(&model.bundle, &lanes).unwrap();
 }
 
+/// The bundle of the small model that says which colour prevails, with this graph, and this line in its [output].
+fn colours(dir: &Path, graph: &str, output: &str) -> Model {
+    use sha2::{Digest, Sha256};
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/models");
+    let sha256 = |file: &str| {
+        let digest = Sha256::digest(std::fs::read(made.join(file)).unwrap());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    std::fs::copy(made.join(graph), dir.join("model.onnx")).unwrap();
+    std::fs::copy(made.join("red.png"), dir.join("red.png")).unwrap();
+    std::fs::write(dir.join("labels.txt"), "red\ngreen\nblue\n").unwrap();
+    let (model, picture) = (sha256(graph), sha256("red.png"));
+    let manifest = format!(
+        "format = 1\nname = \"colours\"\nversion = \"1\"\nlabels = [\"red\", \"green\", \"blue\"]\n\
+         [input]\nname = \"image\"\nshape = [0, 3, 8, 8]\n[output]\nname = \"scores\"\nshape = [0, 3]\n{output}\n\
+         [preprocess]\nresize = 8\ncrop = 8\nmean = [127.0, 127.0, 127.0]\nstd = [128.0, 128.0, 128.0]\n\
+         [[variant]]\nfile = \"model.onnx\"\nprecision = \"fp32\"\ninput_type = \"f32\"\ndevices = [\"cpu\"]\n\
+         sha256 = \"{model}\"\n\
+         [[golden]]\nfile = \"red.png\"\nsha256 = \"{picture}\"\nlabel = \"red\"\nmin_score = 0.5\n"
+    );
+    std::fs::write(dir.join("bundle.toml"), manifest).unwrap();
+    let bundle = Bundle::open(dir).unwrap();
+    let file = bundle.variant(DeviceTag::Cpu, None).unwrap();
+    Model { runtime: Runtime::load(None).unwrap(), bundle: Arc::new(bundle), file }
+}
+
+#[test]
+fn logits_that_are_declared_become_probabilities_and_others_are_refused() {
+    let driver = simulated_driver();
+    let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let declared = colours(folders[0].path(), "logits.onnx", "kind = \"logits\"");
+    let softmax = colours(folders[1].path(), "colours.onnx", "");
+    let drawn = |x: u32, y: u32| image::Rgb([(x * 16) as u8, (y * 16) as u8, (x ^ y) as u8]);
+    let mut file = Cursor::new(Vec::new());
+    RgbImage::from_fn(16, 16, drawn).write_to(&mut file, ImageFormat::Png).unwrap();
+    let picture = [Bytes::from(file.into_inner())];
+    let scores = |model: &Model| {
+        let (lanes, _) = start(model, settings(driver, None, &[14]), None);
+        let answer = submit(&lanes, &picture).remove(0);
+        answer.blocking_recv().unwrap().unwrap().0.scores
+    };
+    let (ours, graphs) = (scores(&declared), scores(&softmax));
+    assert!((ours.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{ours:?}");
+    for (ours, graphs) in ours.iter().zip(&graphs) {
+        assert!((ours - graphs).abs() < 1e-5, "{ours} is not {graphs}");
+    }
+    compare(&declared, &start(&declared, settings(driver, None, &[14]), None).0, &picture, 0.01);
+    let undeclared = colours(folders[2].path(), "logits.onnx", "");
+    let settings = settings(driver, None, &[14]);
+    let factory = gpu_factory(&undeclared.runtime, &undeclared.bundle, &undeclared.file, &Arc::new(settings));
+    let error = factory(0).err().expect("logits that are not declared are refused").to_string();
+    assert!(error.contains("kind = \"logits\""), "{error}");
+}
+
 #[test]
 fn every_kind_of_image_and_of_bad_image_is_answered_as_on_the_cpu() {
     let driver = simulated_driver();

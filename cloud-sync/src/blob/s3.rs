@@ -1,5 +1,6 @@
 //! Objects in S3, or in any storage that speaks its protocol.
 
+mod connector;
 mod download;
 mod failure;
 mod range;

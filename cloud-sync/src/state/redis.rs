@@ -3,6 +3,7 @@
 mod connection;
 mod failure;
 mod scripts;
+mod server;
 mod settings;
 mod status;
 
@@ -53,8 +54,7 @@ impl RedisStore {
     /// When a setting cannot be, or the CA file cannot be read.
     pub fn open(config: RedisConfig, health: LinkHealth) -> SyncResult<Self> {
         config.validate()?;
-        let client = config.client()?;
-        let connector = Connector::new(client, config.timeout);
+        let connector = Connector::new(config.server()?, config.timeout);
         Ok(Self { config, connector, scripts: Scripts::new(), health })
     }
 

@@ -21,6 +21,7 @@ use crate::app::{
     raise_limit,
 };
 use crate::config::{Config, Loaded};
+use crate::fetch::Fetcher;
 use crate::lanes::LaneSettings;
 use crate::serving::{check_golden, cpu_lanes};
 use crate::telemetry::Metrics;
@@ -137,6 +138,7 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
     checks.push(check_listen(config));
     checks.push(check_files(config));
     checks.extend(check_data_dir(&config.data_dir));
+    checks.extend(check_fetches(config));
     checks.extend(links::check_links(config));
     checks.push(check_cpu());
     checks.extend(gpu::check_gpu(config));
@@ -183,6 +185,22 @@ fn check_listen(config: &Config) -> Check {
             "choose another address with --listen or http.listen",
         ),
     }
+}
+
+/// The certificates of image servers, where a file names some.
+fn check_fetches(config: &Config) -> Option<Check> {
+    let file = config.fetch.ca_file.as_deref()?;
+    Some(match Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()).check_ca_file() {
+        Ok(()) => ok(
+            "fetch",
+            format!("certificates in {} are trusted, and the system's authorities", file.display()),
+        ),
+        Err(error) => failed(
+            "fetch",
+            format!("fetch.ca_file: {error}"),
+            "name a PEM file of certificates, or leave the key out",
+        ),
+    })
 }
 
 /// How many connections there are files for.

@@ -11,16 +11,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::registry;
-use crate::app::{models_dir, pull_limits};
+use crate::app::{load_library, models_dir, pull_limits};
 use crate::config::Config;
-use crate::engine::Runtime;
 use crate::models::{ModelStore, Progress, pull, try_load};
 
 pub(super) fn run(config: &Config, reference: &str, as_json: bool) -> anyhow::Result<ExitCode> {
     let reference: ModelReference = reference.parse()?;
     let (runtime, registry) = registry::open(config)?;
     let store = ModelStore::open(&models_dir(&config.data_dir))?;
-    let engine = Runtime::load(config.engine.onnxruntime.as_deref())?;
+    let engine = load_library(config)?;
     let began = Instant::now();
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(ProgressStyle::with_template("{spinner} {msg}")?);
@@ -30,7 +29,7 @@ pub(super) fn run(config: &Config, reference: &str, as_json: bool) -> anyhow::Re
         let version = resolved
             .with_context(|| format!("{reference}: the registry has no such model, alias or version"))?;
         bar.set_message(format!("{}/{}: looking at its files", version.name, version.version));
-        let pulled = pull(registry.as_ref(), &version, &store, &pull_limits(config), &tell).await;
+        let pulled = pull(registry.as_ref(), &version, &store, &pull_limits(config, &engine), &tell).await;
         pulled.map(|pulled| (version, pulled)).map_err(anyhow::Error::from)
     });
     bar.finish_and_clear();

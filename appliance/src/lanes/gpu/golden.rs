@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::engine::EngineError;
 use crate::lanes::{BatchDevice, Computed, DeviceEvent, Ticket};
-use crate::models::{Bundle, GoldenCase};
+use crate::models::{Bundle, GoldenCase, GoldenFault};
 
 /// Longer than any device takes for two batches.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -55,8 +55,12 @@ impl Run<'_> {
         for (_, batch) in batches {
             let computed = self.computed(end)?;
             for (case, computed) in batch.iter().zip(computed) {
-                let judged = case.judge(&self.bundle.manifest().labels, &computed?.scores);
-                judged.map(drop).map_err(|reason| wrong(&case.file, reason))?;
+                let scores = computed.map(|computed| computed.scores);
+                case.check(self.bundle, scores).map_err(|fault| match fault {
+                    GoldenFault::Bundle(error) => wrong("", error.to_string()),
+                    GoldenFault::Computing { error, .. } => error,
+                    GoldenFault::Wrong { file, reason } => wrong(&file, reason),
+                })?;
             }
         }
         Ok(())

@@ -3,7 +3,10 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use cloud_sync::error::Link;
 use cloud_sync::registry::{ModelRegistry, ModelVersion};
 
 use super::paths::Listing;
@@ -15,6 +18,11 @@ use crate::models::{ModelStore, Partial, StoreError};
 /// What is said of progress, and to whom.
 pub(super) type Tell<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
+/// Most attempts at one file.
+const MOST_ATTEMPTS: u32 = 10;
+/// The wait after the first of them; each is as much longer.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// A download under way.
 pub(super) struct Download<'a> {
     pub(super) registry: &'a dyn ModelRegistry,
@@ -22,7 +30,7 @@ pub(super) struct Download<'a> {
     pub(super) store: &'a ModelStore,
     pub(super) limits: &'a PullLimits,
     pub(super) tell: Tell<'a>,
-    pub(super) partial: &'a Partial,
+    pub(super) partial: Arc<Partial>,
     pub(super) listing: Listing,
     /// Bytes of the files that are here.
     pub(super) bytes: u64,
@@ -36,16 +44,21 @@ pub(super) struct Fetched {
 
 impl Download<'_> {
     /// Looks before anything large is fetched whether these files are within bounds and fit on the disk.
-    pub(super) fn check_room(&self, paths: &[String]) -> Result<(), PullError> {
+    pub(super) async fn check_room(&self, paths: &[String]) -> Result<(), PullError> {
         let listed = |path: &String| self.listing.get(path).copied().flatten().unwrap_or(0);
         let all = paths.iter().map(listed).fold(self.bytes, u64::saturating_add);
         if all > self.limits.max_bytes {
             return Err(PullError::TooLarge { bytes: all, limit: self.limits.max_bytes });
         }
-        let here =
-            |path: &String| fs::symlink_metadata(self.partial.file(path)).map_or(0, |found| found.len());
-        let missing = paths.iter().map(|path| listed(path).saturating_sub(here(path)));
-        Ok(self.store.check_room(missing.fold(0, u64::saturating_add), self.limits.keep_free)?)
+        let files: Vec<(PathBuf, u64)> =
+            paths.iter().map(|path| (self.partial.file(path), listed(path))).collect();
+        let (store, keep_free) = (self.store.clone(), self.limits.keep_free);
+        blocking(move || {
+            let here = |at: &Path| fs::symlink_metadata(at).map_or(0, |found| found.len());
+            let missing = files.iter().map(|(at, listed)| listed.saturating_sub(here(at)));
+            Ok(store.check_room(missing.fold(0, u64::saturating_add), keep_free)?)
+        })
+        .await
     }
 
     /// Fetches a file, unless it is here already, and verifies it.
@@ -53,7 +66,7 @@ impl Download<'_> {
         let at = self.partial.file(path);
         let listed = self.listing.get(path).copied().flatten();
         let left = self.limits.max_bytes.saturating_sub(self.bytes);
-        let mut resumed = self.clear_way(&at)?;
+        let mut resumed = clear_way(&self.partial, &at).await?;
         if let (true, Some(expected)) = (resumed, expected)
             && let Ok((bytes, sha256)) = measure(&at).await
             && sha256.eq_ignore_ascii_case(expected)
@@ -62,8 +75,7 @@ impl Download<'_> {
         }
         loop {
             let limit = listed.unwrap_or(left).min(left);
-            let fetching = self.registry.fetch(self.version, path, &at, limit);
-            fetching.await.map_err(PullError::Registry)?;
+            self.transfer(path, &at, limit).await?;
             let (bytes, sha256) = measure(&at).await?;
             let fault = if listed.is_some_and(|listed| listed != bytes) {
                 PullError::Size { file: path.into(), found: bytes, listed: listed.unwrap_or(0) }
@@ -74,11 +86,30 @@ impl Download<'_> {
             } else {
                 return Ok(self.fetched(path, at, bytes, sha256));
             };
-            fs::remove_file(&at).map_err(StoreError::at("can't be removed", &at))?;
+            remove(&self.partial, &at).await?;
             // What an earlier download left may be of another content: once more from the start.
             if !std::mem::take(&mut resumed) {
                 return Err(fault);
             }
+        }
+    }
+
+    /// Has the registry fetch a file. A transfer that breaks off is gone on with, or begun once more where the registry
+    /// can't do that, for as long as each attempt brings the file further; what brings nothing ends it for now.
+    async fn transfer(&self, path: &str, at: &Path, limit: u64) -> Result<(), PullError> {
+        let (mut most, mut attempts) = (0, 0);
+        loop {
+            let Err(error) = self.registry.fetch(self.version, path, at, limit).await else { return Ok(()) };
+            attempts += 1;
+            let here = tokio::fs::symlink_metadata(at).await.map_or(0, |found| found.len());
+            let further = here > most;
+            most = most.max(here);
+            let of_the_link = error.is_transient() && error.link() != Link::Disk;
+            if !of_the_link || attempts == MOST_ATTEMPTS || (attempts > 1 && !further) {
+                return Err(PullError::Registry(error));
+            }
+            tracing::warn!(path, bytes = here, error = error.in_full(), "a download broke off; it goes on");
+            tokio::time::sleep(PAUSE * attempts).await;
         }
     }
 
@@ -89,12 +120,17 @@ impl Download<'_> {
             return Err(PullError::TooLarge { bytes, limit: longest });
         }
         let Fetched { at, .. } = self.fetch(path, None).await?;
-        let read = open_regular(&at).and_then(|mut file| {
-            let length = file.metadata()?.len();
-            let mut text = Vec::new();
-            std::io::Read::read_to_end(&mut file, &mut text).map(|_| (length, text))
-        });
-        let (bytes, text) = read.map_err(StoreError::at("can't be read", &at))?;
+        let partial = Arc::clone(&self.partial);
+        let (bytes, text) = blocking(move || {
+            let _partial = partial;
+            let read = open_regular(&at).and_then(|mut file| {
+                let length = file.metadata()?.len();
+                let mut text = Vec::new();
+                std::io::Read::read_to_end(&mut file, &mut text).map(|_| (length, text))
+            });
+            Ok(read.map_err(StoreError::at("can't be read", &at))?)
+        })
+        .await?;
         if bytes > longest {
             return Err(PullError::TooLarge { bytes, limit: longest });
         }
@@ -102,15 +138,30 @@ impl Download<'_> {
     }
 
     /// Puts a fetched file in its place in the bundle.
-    pub(super) fn stage(&self, stage: &Path, fetched: &Fetched, file: &str) -> Result<(), PullError> {
-        let to = stage.join(file);
-        let made = to.parent().map_or(Ok(()), fs::create_dir_all);
-        match made.and_then(|()| link(&fetched.at, &to)) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                Err(PullError::Unfit(format!("two of its files would be {file} in the bundle")))
+    pub(super) async fn stage(&self, stage: &Path, fetched: &Fetched, file: &str) -> Result<(), PullError> {
+        let (from, to, file) = (fetched.at.clone(), stage.join(file), file.to_owned());
+        let partial = Arc::clone(&self.partial);
+        blocking(move || {
+            let _partial = partial;
+            let made = to.parent().map_or(Ok(()), fs::create_dir_all);
+            match made.and_then(|()| link(&from, &to)) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    Err(PullError::Unfit(format!("two of its files would be {file} in the bundle")))
+                }
+                done => Ok(done.map_err(StoreError::at("can't be made", &to))?),
             }
-            done => Ok(done.map_err(StoreError::at("can't be made", &to))?),
-        }
+        })
+        .await
+    }
+
+    /// Writes a text to its place in the bundle.
+    pub(super) async fn write(&self, stage: &Path, file: &str, text: String) -> Result<(), PullError> {
+        let (to, partial) = (stage.join(file), Arc::clone(&self.partial));
+        blocking(move || {
+            let _partial = partial;
+            Ok(fs::write(&to, text).map_err(StoreError::at("can't be written", &to))?)
+        })
+        .await
     }
 
     fn fetched(&mut self, path: &str, at: PathBuf, bytes: u64, sha256: String) -> Fetched {
@@ -118,18 +169,26 @@ impl Download<'_> {
         (self.tell)(Progress::File { path: path.into(), bytes, so_far: self.bytes });
         Fetched { at, sha256 }
     }
+}
 
-    /// Whether a part of the file is here. What is no regular file is removed, so that nothing is written through it.
-    fn clear_way(&self, at: &Path) -> Result<bool, PullError> {
-        match fs::symlink_metadata(at) {
-            Ok(found) if found.is_file() => Ok(true),
-            Ok(_) => {
-                fs::remove_file(at).map_err(StoreError::at("can't be removed", at))?;
-                Ok(false)
-            }
-            Err(_) => Ok(false),
-        }
+/// Whether a part of the file is here. What is no regular file is removed, so that nothing is written through it.
+async fn clear_way(partial: &Arc<Partial>, at: &Path) -> Result<bool, PullError> {
+    match tokio::fs::symlink_metadata(at).await {
+        Ok(found) if found.is_file() => Ok(true),
+        Ok(_) => remove(partial, at).await.map(|()| false),
+        Err(_) => Ok(false),
     }
+}
+
+/// The partial goes along, as with all that changes its files: it stays locked until the change is done, also when whoever
+/// waits for the pull gives up.
+async fn remove(partial: &Arc<Partial>, at: &Path) -> Result<(), PullError> {
+    let (partial, at) = (Arc::clone(partial), at.to_path_buf());
+    blocking(move || {
+        let _partial = partial;
+        Ok(fs::remove_file(&at).map_err(StoreError::at("can't be removed", &at))?)
+    })
+    .await
 }
 
 /// Bytes and digest of a regular file.

@@ -11,6 +11,7 @@ mod weir;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloud_sync::registry::{ModelRegistry, ModelVersion};
@@ -37,7 +38,7 @@ pub struct PullLimits {
     pub keep_free: u64,
     /// How long somebody else's download of the same version is waited for.
     pub wait: Duration,
-    /// `engine.onnxruntime`: the graphs of plain ONNX models are read with it.
+    /// The libonnxruntime that this process has loaded: the graphs of plain ONNX models are read with it.
     pub onnxruntime: Option<PathBuf>,
 }
 
@@ -113,8 +114,9 @@ pub async fn pull(
         if let Some(pulled) = known(store, &origin).await? {
             return Ok(pulled);
         }
-        if let Some(partial) = store.partial(&origin)? {
-            break partial;
+        let (locked, of) = (store.clone(), origin.clone());
+        if let Some(partial) = blocking(move || Ok(locked.partial(&of)?)).await? {
+            break Arc::new(partial);
         }
         if Instant::now() > until {
             return Err(PullError::Busy);
@@ -123,7 +125,7 @@ pub async fn pull(
     };
     // It may have been taken in between the look and the lock.
     let pulled = match known(store, &origin).await? {
-        Some(pulled) => Ok((pulled, partial)),
+        Some(pulled) => Ok(pulled),
         None => {
             let download = Download {
                 registry,
@@ -131,29 +133,27 @@ pub async fn pull(
                 store,
                 limits,
                 tell: progress,
-                partial: &partial,
+                partial: Arc::clone(&partial),
                 listing: Listing::new(),
                 bytes: 0,
             };
             match assemble(download).await {
-                Ok(()) => admit(store, partial, origin, progress).await,
-                Err(error) => Err((error, Some(partial))),
+                Ok(()) => admit(store, Arc::clone(&partial), origin, progress).await,
+                Err(error) => Err(error),
             }
         }
     };
-    match pulled {
-        Ok((pulled, partial)) => {
+    // What was broken off may go on; a full disk hurts more than a download that begins anew.
+    let keep = pulled.as_ref().is_err_and(|error| error.is_transient() && !error.is_disk_full());
+    if !keep {
+        let discarded = blocking(move || {
             partial.discard();
-            Ok(pulled)
-        }
-        Err((error, partial)) => {
-            // A full disk hurts more than a download that begins anew.
-            if let Some(partial) = partial.filter(|_| !error.is_transient() || error.is_disk_full()) {
-                partial.discard();
-            }
-            Err(error)
-        }
+            Ok(())
+        });
+        // Broken off itself, it leaves what a later download begins with.
+        let _ = discarded.await;
     }
+    pulled
 }
 
 /// The bundle that the version is known to be, if it is still whole.
@@ -179,7 +179,8 @@ async fn assemble(mut download: Download<'_>) -> Result<(), PullError> {
     let listed = download.registry.artifacts(download.version, download.limits.max_files).await;
     download.listing = paths::check_all(listed.map_err(PullError::Registry)?)?;
     (download.tell)(Progress::Listed { files: download.listing.len() });
-    let stage = download.partial.stage()?;
+    let partial = Arc::clone(&download.partial);
+    let stage = blocking(move || Ok(partial.stage()?)).await?;
     match place_of(&download.listing, MANIFEST)? {
         Some(root) => weir::assemble(&mut download, &root, &stage).await,
         None => match place_of(&download.listing, onnx::MLMODEL)? {
@@ -223,30 +224,20 @@ fn nothing_in(listing: &Listing) -> PullError {
 
 async fn admit(
     store: &ModelStore,
-    partial: Partial,
+    partial: Arc<Partial>,
     origin: Origin,
     tell: Tell<'_>,
-) -> Result<(Pulled, Partial), (PullError, Option<Partial>)> {
+) -> Result<Pulled, PullError> {
     tell(Progress::Admitting);
     let store = store.clone();
     // The partial goes along, so that it stays locked when whoever waits for the pull gives up.
-    let work = tokio::task::spawn_blocking(move || {
-        // Digests of all files: seconds of a processor that others need.
-        let admitted = gentle::run(|| store.admit(&partial, &origin));
-        let no_thread =
-            |source| StoreError::Io { doing: "can't be worked on", path: store.root().into(), source };
-        let admitted = admitted.map_err(no_thread).and_then(|admitted| admitted).map(|bundle| {
-            let manifest = bundle.manifest();
-            let (model, version) = (manifest.name.clone(), manifest.version.clone());
-            Pulled { digest: bundle.digest().into(), model, version, known: false }
-        });
-        (admitted, partial)
-    });
-    match work.await {
-        Ok((Ok(pulled), partial)) => Ok((pulled, partial)),
-        Ok((Err(error), partial)) => Err((error.into(), Some(partial))),
-        Err(error) => Err((PullError::Interrupted(error.to_string()), None)),
-    }
+    blocking(move || {
+        let bundle = store.admit(&partial, &origin)?;
+        let manifest = bundle.manifest();
+        let (model, version) = (manifest.name.clone(), manifest.version.clone());
+        Ok(Pulled { digest: bundle.digest().into(), model, version, known: false })
+    })
+    .await
 }
 
 /// Runs what waits for the disk, and computes digests, where it keeps nobody else waiting.

@@ -9,7 +9,7 @@ use super::{PullError, blocking, paths};
 use crate::engine::{EngineError, Runtime};
 use crate::models::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT};
 use crate::models::flavour::{Complete, Given, Graph, Labels, onnx_file};
-use crate::models::{DataFile, Golden, StoreError};
+use crate::models::{DataFile, Golden};
 
 pub(super) const MLMODEL: &str = "MLmodel";
 const SIDECAR: &str = "weir.toml";
@@ -39,7 +39,7 @@ pub(super) async fn assemble(download: &mut Download<'_>, root: &str, stage: &Pa
     };
     let cases = plan.given.golden.iter().map(|case| format!("{}{}", plan.folder, case.file));
     let weights = std::iter::once(&plan.model).chain(&plan.data).map(|file| format!("{root}{file}"));
-    download.check_room(&weights.chain(cases).collect::<Vec<_>>())?;
+    download.check_room(&weights.chain(cases).collect::<Vec<_>>()).await?;
 
     let model = fetch(download, stage, root, &plan.model, plan.given.sha256.as_deref()).await?;
     let mut data = Vec::new();
@@ -53,7 +53,7 @@ pub(super) async fn assemble(download: &mut Download<'_>, root: &str, stage: &Pa
         // Below a folder of their own they can't be in the way of anything else.
         let file = format!("golden/{}", case.file.trim_start_matches("golden/"));
         if !golden.iter().any(|known| known.file == file) {
-            download.stage(stage, &fetched, &file)?;
+            download.stage(stage, &fetched, &file).await?;
         }
         let (sha256, label) = (fetched.sha256, case.label.clone());
         golden.push(Golden { file, sha256, label, min_score: case.min_score });
@@ -72,7 +72,7 @@ pub(super) async fn assemble(download: &mut Download<'_>, root: &str, stage: &Pa
     let text = toml::to_string(&manifest).map_err(|error| PullError::Unfit(error.to_string()))?;
     let listed: String = manifest.labels.iter().map(|label| format!("{label}\n")).collect();
     for (file, text) in [(MANIFEST, text), (LABELS, listed)] {
-        std::fs::write(stage.join(file), text).map_err(StoreError::at("can't be written", stage))?;
+        download.write(stage, file, text).await?;
     }
     Ok(())
 }
@@ -143,7 +143,7 @@ async fn fetch(
     sha256: Option<&str>,
 ) -> Result<DataFile, PullError> {
     let fetched: Fetched = download.fetch(&format!("{root}{file}"), sha256).await?;
-    download.stage(stage, &fetched, file)?;
+    download.stage(stage, &fetched, file).await?;
     Ok(DataFile { file: file.into(), sha256: fetched.sha256 })
 }
 

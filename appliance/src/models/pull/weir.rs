@@ -41,12 +41,11 @@ pub(super) async fn assemble(download: &mut Download<'_>, root: &str, stage: &Pa
         }
     }
     let needed: Vec<String> = files.iter().map(|(file, _)| format!("{root}{file}")).collect();
-    download.check_room(&needed)?;
-    std::fs::write(stage.join(MANIFEST), text)
-        .map_err(crate::models::StoreError::at("can't be written", stage))?;
+    download.check_room(&needed).await?;
+    download.write(stage, MANIFEST, text).await?;
     for ((file, sha256), path) in files.iter().zip(&needed) {
         let fetched = download.fetch(path, sha256.as_deref()).await?;
-        download.stage(stage, &fetched, file)?;
+        download.stage(stage, &fetched, file).await?;
     }
     Ok(())
 }

@@ -95,10 +95,7 @@ impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Bundle(BundleError::Read { source, .. }) => {
-                !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData)
-            }
-            Self::Bundle(_) => false,
+            Self::Bundle(error) => error.is_transient(),
             _ => true,
         }
     }

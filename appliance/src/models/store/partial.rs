@@ -48,7 +48,7 @@ impl Partial {
         self.dir.join(name_of(path))
     }
 
-    /// An empty folder in which the bundle is put together.
+    /// An empty folder in which the bundle is put together; blocking.
     ///
     /// # Errors
     /// [`StoreError`] when it can't be made.
@@ -63,8 +63,8 @@ impl Partial {
         self.dir.join("stage")
     }
 
-    /// Removes what was downloaded.
-    pub fn discard(self) {
+    /// Removes what was downloaded; blocking. The lock stays with this value.
+    pub fn discard(&self) {
         if let Err(error) = disk::remove(&self.dir) {
             tracing::warn!(path = %self.dir.display(), %error, "what was downloaded of a model can't be removed");
         }

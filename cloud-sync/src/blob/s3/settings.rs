@@ -18,10 +18,8 @@ use aws_sdk_s3::config::{
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
+use super::connector;
 use crate::blob::BlobKey;
 use crate::error::{Link, SyncError, SyncResult};
 
@@ -39,7 +37,8 @@ pub struct S3Config {
     pub endpoint: Option<String>,
     /// The region; otherwise as the environment and the profile say, else `us-east-1`.
     pub region: Option<String>,
-    /// PEM file of the authorities that may have signed the storage's certificate; the system's when absent.
+    /// PEM file of what is trusted for the storage: authorities that may have signed its certificate, or the certificate
+    /// itself where it signed its own. The system's authorities when absent.
     pub ca_file: Option<PathBuf>,
     /// A file of AWS's credentials format, of which the default profile is used. Otherwise the usual chain:
     /// environment, profile, web identity, container, instance.
@@ -113,7 +112,7 @@ impl S3Config {
             .or_else(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::builder().build())
             .or_else("us-east-1");
-        let web = http_client(TrustStore::default())?;
+        let web = http_client()?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(web.clone())
             .region(region)
@@ -145,33 +144,17 @@ impl S3Config {
         let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
         if let Some(file) = &self.ca_file {
             // For the storage only: the services that give out credentials are not behind it.
-            config = config.http_client(http_client(authorities(file)?)?);
+            config = config.http_client(connector::trusting(file, self.connect_timeout)?);
         }
         Ok(Client::from_conf(config.build()))
     }
 }
 
-fn http_client(trusted: TrustStore) -> SyncResult<SharedHttpClient> {
-    let context = TlsContext::builder().with_trust_store(trusted).build();
+fn http_client() -> SyncResult<SharedHttpClient> {
+    let context = TlsContext::builder().with_trust_store(TrustStore::default()).build();
     let context = context
         .map_err(|error| SyncError::permanent(Link::S3, "cannot set up TLS").because(error.to_string()))?;
     Ok(Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context).build_https())
-}
-
-/// The authorities of a PEM file. They are tried here, because the client takes the process down over one
-/// that it cannot read.
-fn authorities(file: &Path) -> SyncResult<TrustStore> {
-    let failed = || SyncError::permanent(Link::S3, format!("cannot use the CA file {}", file.display()));
-    let pem = std::fs::read(file).map_err(|error| failed().because(error))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| failed().because(error.to_string()))?;
-        roots.add(certificate).map_err(|error| failed().because(error))?;
-    }
-    if roots.is_empty() {
-        return Err(failed().because("it holds no PEM certificate"));
-    }
-    Ok(TrustStore::empty().with_pem_certificate(pem))
 }
 
 fn readable(file: &Path) -> SyncResult<()> {

@@ -15,9 +15,10 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult};
+use redis::{RedisError, RedisResult};
 use tokio::time::{Instant, timeout_at};
 
+use super::server::Server;
 use crate::backoff::Backoff;
 
 /// Shortest and longest wait between attempts to connect. Short: a server that is back is used at once.
@@ -28,7 +29,7 @@ type Attempt = Shared<BoxFuture<'static, RedisResult<MultiplexedConnection>>>;
 /// The connection. Clones are the same one.
 #[derive(Clone)]
 pub(super) struct Connector {
-    client: Client,
+    server: Server,
     timeout: Duration,
     slot: Arc<Mutex<Slot>>,
 }
@@ -46,17 +47,17 @@ struct Slot {
 impl fmt::Debug for Connector {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the client: its settings hold the password.
-        write!(to, "{}", self.client.get_connection_info().addr())
+        write!(to, "{}", self.server.address())
     }
 }
 
 impl Connector {
     /// A connection that takes no longer than `timeout` for a call, connecting included.
-    pub(super) fn new(client: Client, timeout: Duration) -> Self {
+    pub(super) fn new(server: Server, timeout: Duration) -> Self {
         let [first, longest] = PAUSES;
         let backoff = Backoff::new(first, longest);
         let slot = Slot { generation: 0, attempt: None, away: None, backoff };
-        Self { client, timeout, slot: Arc::new(Mutex::new(slot)) }
+        Self { server, timeout, slot: Arc::new(Mutex::new(slot)) }
     }
 
     /// Does `work` on the connection. When that turns out to have been closed meanwhile (a server that was
@@ -100,13 +101,8 @@ impl Connector {
         {
             return Err(why.clone());
         }
-        let client = self.client.clone();
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout));
-        let attempt = async move { client.get_multiplexed_async_connection_with_config(&config).await }
-            .boxed()
-            .shared();
+        let (server, limit) = (self.server.clone(), self.timeout);
+        let attempt = async move { server.connect(limit).await }.boxed().shared();
         slot.generation += 1;
         slot.attempt = Some(attempt.clone());
         let (this, generation, outcome) = (self.clone(), slot.generation, attempt.clone());

@@ -1,14 +1,16 @@
 //! Where Redis is and how to log in.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{
-    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates,
-};
+use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use rustls::pki_types::ServerName;
 
+use super::server::{OwnTls, Server};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::secret::Secret;
+use crate::tls;
 
 /// Where Redis is, how to log in, and how long things are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +21,8 @@ pub struct RedisConfig {
     pub port: u16,
     /// Whether the connection is encrypted.
     pub tls: bool,
-    /// PEM file of the authorities that may have signed the server's certificate; the system's when absent.
+    /// PEM file of what is trusted for the server: authorities that may have signed its certificate, or the certificate
+    /// itself where it signed its own. The system's authorities when absent.
     pub ca_file: Option<PathBuf>,
     /// The user; empty for the default one.
     pub user: String,
@@ -73,8 +76,8 @@ impl RedisConfig {
         Ok(())
     }
 
-    /// A client for these settings, not connected.
-    pub(super) fn client(&self) -> SyncResult<Client> {
+    /// The server of these settings, not connected.
+    pub(super) fn server(&self) -> SyncResult<Server> {
         let config = self;
         let at = format!("{}:{}", config.host, config.port);
         let failed = |error: redis::RedisError| {
@@ -97,20 +100,16 @@ impl RedisConfig {
             ConnectionAddr::Tcp(host, port)
         };
         let info: ConnectionInfo = address.into_connection_info().map_err(failed)?.set_redis_settings(login);
-        match &config.ca_file {
-            Some(file) if config.tls => {
-                let what = || format!("cannot read the CA file {}", file.display());
-                let pem = std::fs::read(file)
-                    .map_err(|error| SyncError::permanent(Link::Redis, what()).because(error))?;
-                if !pem.windows(10).any(|window| window == b"-----BEGIN") {
-                    return Err(
-                        SyncError::permanent(Link::Redis, what()).because("it holds no PEM certificate")
-                    );
-                }
-                Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem) })
-            }
-            _ => Client::open(info),
-        }
-        .map_err(failed)
+        let client = Client::open(info).map_err(failed)?;
+        let Some(file) = config.ca_file.as_deref().filter(|_| config.tls) else {
+            return Ok(Server::new(client, None));
+        };
+        let tls = Arc::new(tls::client_config(Link::Redis, file)?);
+        let name = ServerName::try_from(config.host.clone()).map_err(|error| {
+            let what = format!("the host {:?} is no name that a certificate can have", config.host);
+            SyncError::permanent(Link::Redis, what).because(error.to_string())
+        })?;
+        let (host, port) = (config.host.clone(), config.port);
+        Ok(Server::new(client, Some(OwnTls { host, port, name, config: tls })))
     }
 }

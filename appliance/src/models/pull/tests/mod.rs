@@ -57,13 +57,30 @@ async fn an_interrupted_download_goes_on_where_it_ended() {
         let store = ModelStore::open(&root.path().join(cut.to_string())).unwrap();
         shelf.sent.store(0, Ordering::SeqCst);
         shelf.breaks_after.store(cut, Ordering::SeqCst);
+        // The attempt after it brings nothing, so that the pull ends.
+        shelf.away.store(1, Ordering::SeqCst);
         let error = shelf.pull_to(&store).await.unwrap_err();
         assert!(error.is_transient(), "{error}");
+        assert_eq!(shelf.away.load(Ordering::SeqCst), 0, "it was not tried again");
         assert_eq!(shelf.sent.load(Ordering::SeqCst), cut);
         let store = ModelStore::open(store.root()).unwrap();
         shelf.pull_to(&store).await.unwrap();
         assert_eq!(shelf.sent.load(Ordering::SeqCst), total, "each byte is sent once");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_early_fails_no_pull() {
+    let shelf = Shelf::with_bundle();
+    let model = fs::metadata(shelf.path().join("model.onnx")).unwrap().len();
+    let root = tempfile::tempdir().unwrap();
+    let manifest = fs::metadata(shelf.path().join("bundle.toml")).unwrap().len();
+    shelf.breaks_after.store(manifest + model / 2, Ordering::SeqCst);
+    let store = ModelStore::open(root.path()).unwrap();
+    let pulled = shelf.pull_to(&store).await.unwrap();
+    assert_eq!(shelf.calls.load(Ordering::SeqCst), 5, "four files, and one of them in two parts");
+    let stored = store.bundle(&pulled.digest).unwrap().dir().join("model.onnx");
+    assert_eq!(sha256_of(&stored), sha256_of(&made("colours.onnx")));
 }
 
 #[tokio::test]

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::HttpConfig;
+use crate::config::{FetchConfig, HttpConfig};
 
 /// A least rate, and the time over which it is averaged.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     /// Bytes a second; 0 is no bound.
-    pub(super) bytes: u64,
-    pub(super) window: Duration,
+    pub(crate) bytes: u64,
+    pub(crate) window: Duration,
 }
 
 /// What a peer moved while it was waited for. Time in which this side was not ready does not count against the peer.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     window: Duration,
     /// Bytes that one window must bring.
     least: u64,
@@ -27,16 +27,22 @@ pub(super) struct Pace {
 
 /// The peer is too slow.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooSlow;
+pub(crate) struct TooSlow;
 
 impl Rate {
-    pub(super) fn of(config: &HttpConfig) -> Self {
+    /// Of clients.
+    pub(crate) fn of(config: &HttpConfig) -> Self {
+        Self { bytes: config.min_rate.as_u64(), window: config.rate_window }
+    }
+
+    /// Of servers that images are fetched from.
+    pub(crate) fn of_fetches(config: &FetchConfig) -> Self {
         Self { bytes: config.min_rate.as_u64(), window: config.rate_window }
     }
 }
 
 impl Pace {
-    pub(super) fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         // The window is at least a millisecond, and a rate that rounds to nothing still needs one byte.
         let least = (rate.bytes as f64 * rate.window.as_secs_f64()) as u64;
         let least = if rate.bytes == 0 { 0 } else { least.max(1) };
@@ -44,7 +50,7 @@ impl Pace {
     }
 
     /// The peer is waited for from `now` on. Returns when the window ends if nothing more comes; None without a bound.
-    pub(super) fn wait(&mut self, now: Instant) -> Option<Instant> {
+    pub(crate) fn wait(&mut self, now: Instant) -> Option<Instant> {
         if self.least == 0 {
             return None;
         }
@@ -53,7 +59,7 @@ impl Pace {
     }
 
     /// The wait is over: so many bytes moved.
-    pub(super) fn moved(&mut self, bytes: usize, now: Instant) -> Result<(), TooSlow> {
+    pub(crate) fn moved(&mut self, bytes: usize, now: Instant) -> Result<(), TooSlow> {
         if let Some(since) = self.waiting_since.take() {
             self.waited += now.saturating_duration_since(since);
         }
@@ -62,7 +68,7 @@ impl Pace {
     }
 
     /// The wait goes on: whether the window is over, and the peer too slow in it.
-    pub(super) fn check(&mut self, now: Instant) -> Result<(), TooSlow> {
+    pub(crate) fn check(&mut self, now: Instant) -> Result<(), TooSlow> {
         if let Some(since) = self.waiting_since {
             self.waited += now.saturating_duration_since(since);
             self.waiting_since = Some(now);

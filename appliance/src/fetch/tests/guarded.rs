@@ -1,20 +1,19 @@
-//! Attempts to get past the guard, and the transfer's bounds against a real server on loopback.
+//! What the guard refuses: addresses, names that lead to them, redirects, forms of URL.
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use reqwest::Url;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::{FetchError, Fetcher, guard};
+use super::super::client::Lookup;
+use super::super::{FetchError, Fetcher, guard};
+use super::{TIME, fetcher, server};
 use crate::config::FetchConfig;
-
-const TIME: Duration = Duration::from_secs(5);
 
 #[test]
 fn the_table_of_bypass_attempts() {
@@ -96,40 +95,6 @@ fn allowed_networks_open_themselves_but_never_metadata() {
     }
 }
 
-/// Serves one canned answer to every connection; `{port}` in it becomes the server's own.
-async fn server(answer: &'static str) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let answer = answer.replace("{port}", &port.to_string());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let answer = answer.clone();
-            tokio::spawn(async move {
-                let mut head = [0; 4096];
-                let _ = stream.read(&mut head).await;
-                let _ = stream.write_all(answer.as_bytes()).await;
-                if answer.contains("stall") {
-                    tokio::time::sleep(Duration::from_secs(30)).await;
-                }
-            });
-        }
-    });
-    port
-}
-
-fn fetcher(allow: bool) -> Fetcher {
-    let allow_networks = if allow { vec!["127.0.0.0/8".parse().unwrap()] } else { Vec::new() };
-    Fetcher::new(FetchConfig { allow_networks, ..FetchConfig::default() }, 100)
-}
-
-#[tokio::test]
-async fn fetches_within_an_allowed_network() {
-    let port = server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
-    let body =
-        fetcher(true).fetch(&format!("http://127.0.0.1:{port}/a.jpg"), TIME, &mut |_| true).await.unwrap();
-    assert_eq!(&body[..], b"hello");
-}
-
 #[tokio::test]
 async fn a_name_for_loopback_is_refused() {
     let port = server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
@@ -153,125 +118,13 @@ async fn a_redirect_is_checked_anew() {
     assert!(matches!(outcome, Err(FetchError::Redirects { limit: 3 })), "{outcome:?}");
 }
 
-#[tokio::test]
-async fn bounds_on_size_and_time_and_status() {
-    let declared = server("HTTP/1.1 200 OK\r\ncontent-length: 101\r\n\r\nx").await;
-    let endless = server(concat!(
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n40\r\n",
-        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\r\n40\r\n",
-        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\r\n"
-    ))
-    .await;
-    for port in [declared, endless] {
-        let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME, &mut |_| true).await;
-        assert!(matches!(outcome, Err(FetchError::TooLarge { limit: 100, .. })), "{outcome:?}");
-    }
-    let stalling = server("HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nstall").await;
-    let started = Instant::now();
-    let short = Duration::from_millis(200);
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{stalling}/"), short, &mut |_| true).await;
-    assert!(matches!(outcome, Err(FetchError::TimedOut { .. })), "{outcome:?}");
-    assert!(started.elapsed() < Duration::from_secs(3));
-    let missing = server("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{missing}/"), TIME, &mut |_| true).await;
-    assert!(matches!(outcome, Err(FetchError::Status { status: 404, .. })), "{outcome:?}");
-    let outcome = fetcher(true).fetch("http://127.0.0.1:1/", TIME, &mut |_| true).await;
-    assert!(matches!(outcome, Err(FetchError::Failed { .. })), "{outcome:?}");
-}
-
-/// Answers the first request of each connection and promises to keep it, then closes it at the next request without
-/// a response. Counts connections.
-async fn forgetful_server(answers: bool) -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let connections = Arc::new(AtomicUsize::new(0));
-    let seen = Arc::clone(&connections);
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            seen.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(async move {
-                let _ = stream.read(&mut [0; 4096]).await;
-                if answers {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
-                    let _ = stream.read(&mut [0; 4096]).await;
-                }
-            });
-        }
-    });
-    (port, connections)
-}
-
-#[tokio::test]
-async fn a_kept_connection_that_the_server_closes_fails_no_fetch() {
-    let (port, connections) = forgetful_server(true).await;
-    let (fetcher, url) = (fetcher(true), format!("http://127.0.0.1:{port}/"));
-    for n in 0..8 {
-        let body = fetcher.fetch(&url, TIME, &mut |_| true).await.unwrap_or_else(|e| panic!("{n}: {e}"));
-        assert_eq!(&body[..], b"hello");
-    }
-    assert!(connections.load(Ordering::SeqCst) > 1, "no connection was closed");
-}
-
-#[tokio::test]
-async fn a_server_that_never_answers_is_tried_twice() {
-    let (port, connections) = forgetful_server(false).await;
-    let outcome = fetcher(true).fetch(&format!("http://127.0.0.1:{port}/"), TIME, &mut |_| true).await;
-    assert!(matches!(outcome, Err(FetchError::Failed { .. })), "{outcome:?}");
-    assert_eq!(connections.load(Ordering::SeqCst), 2);
-}
-
-#[tokio::test]
-async fn a_location_may_hold_what_is_beyond_ascii() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap());
-    let (paths, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut head = [0; 4096];
-            let read = stream.read(&mut head).await.unwrap();
-            let head = String::from_utf8_lossy(&head[..read]);
-            let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-            let answer = match path.as_str() {
-                "/" => {
-                    "HTTP/1.1 302 X\r\nlocation: /f\u{f6}rsta bild.jpg\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                }
-                _ => "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello",
-            };
-            let _ = paths.send(path);
-            let _ = stream.write_all(answer.as_bytes()).await;
-        }
-    });
-    let body = fetcher(true).fetch(&url, TIME, &mut |_| true).await.unwrap();
-    assert_eq!(&body[..], b"hello");
-    assert_eq!(
-        (asked.recv().await.unwrap(), asked.recv().await.unwrap()),
-        ("/".into(), "/f%C3%B6rsta%20bild.jpg".into())
-    );
-}
-
-#[tokio::test]
-async fn memory_and_number_are_bounded() {
-    let port = server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await;
-    let url = format!("http://127.0.0.1:{port}/");
-    let refused = fetcher(true).fetch(&url, TIME, &mut |bytes| bytes < 5).await;
-    assert!(matches!(refused, Err(FetchError::NoRoom)), "{refused:?}");
-    let none = Fetcher::new(FetchConfig { max_concurrent: 0, ..FetchConfig::default() }, 100);
-    assert!(matches!(none.fetch(&url, TIME, &mut |_| true).await, Err(FetchError::NoRoom)));
-}
-
-#[tokio::test]
-async fn switched_off_means_off() {
-    let off = Fetcher::new(FetchConfig { enabled: false, ..FetchConfig::default() }, 100);
-    assert!(matches!(off.fetch("http://example.com/", TIME, &mut |_| true).await, Err(FetchError::Disabled)));
-}
-
 /// Names with their addresses, look-up by look-up; the last one stays.
 struct Names {
     table: std::collections::HashMap<&'static str, Vec<Vec<IpAddr>>>,
     asked: parking_lot::Mutex<std::collections::HashMap<String, usize>>,
 }
 
-impl super::Lookup for Names {
+impl Lookup for Names {
     fn lookup(&self, host: String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
         let mut asked = self.asked.lock();
         let times = asked.entry(host.clone()).or_default();

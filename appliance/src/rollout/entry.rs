@@ -1,0 +1,144 @@
+//! What is known of one model: which version serves, which served before, which were rejected, what is still to be told.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::models::Origin;
+use crate::serving::TallyReading;
+
+/// Rejected versions that are remembered, a model.
+const MOST_REJECTED: usize = 100;
+/// Tags that wait until the registry is back, a model; the oldest go first.
+const MOST_UNTOLD: usize = 100;
+
+/// A version in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// Digest of its bundle.
+    pub digest: String,
+    /// Where its bytes came from.
+    pub source: String,
+    /// Registered name.
+    pub name: String,
+    /// Version in the registry.
+    pub version: String,
+}
+
+impl Placed {
+    /// A registered version in the store.
+    pub fn new(digest: &str, origin: &Origin) -> Self {
+        let Origin { source, name, version } = origin.clone();
+        Self { digest: digest.to_owned(), source, name, version }
+    }
+
+    /// Which version it is.
+    pub fn origin(&self) -> Origin {
+        Origin { source: self.source.clone(), name: self.name.clone(), version: self.version.clone() }
+    }
+}
+
+/// A version that is not to be tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Registered name.
+    pub name: String,
+    /// Version in the registry.
+    pub version: String,
+    /// Where its bytes came from: under another source the same number is another version.
+    pub source: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+}
+
+/// A tag that the registry has not been told yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untold {
+    /// Registered name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// The tag's value.
+    pub value: String,
+}
+
+/// The monitoring of a version that was promoted, as far as it has come. Time is what processes have observed: neither the
+/// time between them nor a step of the clock counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Monitored {
+    /// How long it has been monitored.
+    #[serde(with = "humantime_serde")]
+    pub time: Duration,
+    /// What it has done in that time.
+    pub done: TallyReading,
+    /// What the version before it had done by its promotion.
+    pub before: TallyReading,
+    /// Images that the version before it computed, too.
+    pub compared: u64,
+    /// Those of them with another best label.
+    pub disagreed: u64,
+    /// Whether an operator promoted it, so that its labels are not held against those of the version before it.
+    pub ordered: bool,
+}
+
+/// What is known of one model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Entry {
+    /// The version that serves; none for the configured bundle.
+    pub serving: Option<Placed>,
+    /// The one that served before; none for the configured bundle.
+    pub previous: Option<Placed>,
+    /// Those that are not to be tried again, oldest first.
+    pub rejected: VecDeque<Rejected>,
+    /// The version that an operator has pinned.
+    pub pinned: Option<String>,
+    /// Tags that are to be set.
+    pub untold: VecDeque<Untold>,
+    /// How far the version that serves has been monitored since its promotion; none once that is over.
+    pub monitored: Option<Monitored>,
+}
+
+impl Entry {
+    /// Why a version is not to be tried, if it is not.
+    pub fn rejection(&self, origin: &Origin) -> Option<&Rejected> {
+        let is_it = |r: &&Rejected| {
+            (&r.name, &r.version, &r.source) == (&origin.name, &origin.version, &origin.source)
+        };
+        self.rejected.iter().find(is_it)
+    }
+
+    /// A version is not to be tried again.
+    pub fn reject(&mut self, origin: &Origin, reason: &str) {
+        self.forgive(&origin.name, &origin.version);
+        let Origin { source, name, version } = origin.clone();
+        self.rejected.push_back(Rejected {
+            name,
+            version,
+            source,
+            reason: reason.to_owned(),
+            at: SystemTime::now(),
+        });
+        while self.rejected.len() > MOST_REJECTED {
+            self.rejected.pop_front();
+        }
+    }
+
+    /// A version may be tried again.
+    pub fn forgive(&mut self, name: &str, version: &str) {
+        self.rejected.retain(|rejected| rejected.name != name || rejected.version != version);
+    }
+
+    /// A tag is to be set; an older value for the same version need not be told any more.
+    pub fn tell(&mut self, origin: &Origin, value: String) {
+        self.untold.retain(|untold| untold.name != origin.name || untold.version != origin.version);
+        self.untold.push_back(Untold { name: origin.name.clone(), version: origin.version.clone(), value });
+        while self.untold.len() > MOST_UNTOLD {
+            self.untold.pop_front();
+        }
+    }
+}
