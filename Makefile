@@ -1,6 +1,6 @@
 # Front door of the project: every target is one script in scripts/, which does the work.
 # Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
-.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test bench gpu-test lint fmt doctor clean
+.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test fuzz bench gpu-test lint fmt doctor clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -29,6 +29,9 @@ services-down: ## Stop exactly those
 
 test: ## Every check and every test
 	@scripts/test
+
+fuzz: ## Fuzz every target for WEIR_FUZZ_SECONDS (an hour), or one: make fuzz ARGS="decode_png 600"
+	@scripts/fuzz $(ARGS)
 
 bench: ## Measure throughput and latency against the limits and the peer
 	@scripts/bench $(ARGS)

@@ -12,6 +12,8 @@ mod inbound;
 mod metrics;
 mod models;
 mod pace;
+#[doc(hidden)]
+pub mod posted;
 mod predict;
 mod query;
 mod reply;
