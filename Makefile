@@ -1,6 +1,6 @@
 # Front door of the project: every target is one script in scripts/, which does the work.
 # Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
-.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test faults bench gpu-test lint fmt doctor clean
+.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test faults fuzz bench gpu-test lint fmt doctor clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -32,6 +32,9 @@ test: ## Every check and every test
 
 faults: ## The fault suites in full: kills, restores, clones, clock steps, lost writes (about an hour)
 	@scripts/faults
+
+fuzz: ## Fuzz every target for WEIR_FUZZ_SECONDS (an hour), or one: make fuzz ARGS="decode_png 600"
+	@scripts/fuzz $(ARGS)
 
 bench: ## Measure throughput and latency against the limits and the peer
 	@scripts/bench $(ARGS)

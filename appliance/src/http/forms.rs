@@ -27,7 +27,7 @@ const FOR_URLS: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, ANY_PADDING);
 
 /// What was posted.
 #[derive(Debug)]
-pub(super) enum Posted {
+pub enum Posted {
     /// One image.
     Image(Bytes),
     /// Multipart files, with their names; at least one.

@@ -11,6 +11,8 @@ mod health;
 mod inbound;
 mod metrics;
 mod models;
+#[doc(hidden)]
+pub mod posted;
 mod predict;
 mod query;
 mod reply;

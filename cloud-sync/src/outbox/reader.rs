@@ -130,7 +130,7 @@ impl Reader {
             let first = scan.first;
             match scan.step() {
                 Ok(Step::Record(header)) if header.sequence >= self.next => {
-                    self.next = header.sequence + 1;
+                    self.next = header.sequence.saturating_add(1);
                     return Ok(Some(StoredEvent::new(header, scan.payload())));
                 }
                 Ok(Step::Record(_)) => {}

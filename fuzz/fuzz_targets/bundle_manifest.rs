@@ -1,0 +1,5 @@
+//! The fuzz target `bundle_manifest`; its property is in `weir_fuzz`.
+#![cfg_attr(fuzzing, no_main)]
+#![cfg_attr(fuzzing, allow(unsafe_code, missing_docs, reason = "libfuzzer-sys' macro exports C functions"))]
+
+weir_fuzz::entry!("bundle_manifest");

@@ -1,0 +1,183 @@
+//! JPEGs at the scales at which our own decoder reads them, against libjpeg-turbo, which alone reads full size: both accept
+//! the same files, and the small picture is the large one made smaller.
+//!
+//! An input that begins as a JPEG is one. Any other draws a picture and chooses how it is encoded, so that sizes, qualities and
+//! samplings are covered by files that are sound.
+
+use gpu_kernels::{DecodeLimits, Decoder, ImageFormat};
+use turbojpeg::{Compressor, PixelFormat, Subsamp};
+
+use crate::decode::limits;
+
+/// Pixels a side of the largest block of which a pixel depends: an MCU at 4:2:0.
+const MCU: usize = 16;
+
+/// Bounds on a drawn picture, in levels of 0 to 255: the mean over it and the worst value of any channel. The library's small
+/// pictures are means of pixels, ours have the lowest frequencies alone.
+const DRAWN_MEAN: f64 = 3.0;
+const DRAWN_WORST: u8 = 60;
+
+/// The property.
+pub fn check(bytes: &[u8]) {
+    if bytes.first() == Some(&0xFF) {
+        compare(bytes, None);
+    } else if let Some((jpeg, size)) = draw(bytes) {
+        compare(&jpeg, Some(size));
+    }
+}
+
+struct Picture {
+    width: usize,
+    height: usize,
+    rgb: Vec<u8>,
+}
+
+fn decode(bytes: &[u8], limits: DecodeLimits, shorter_side: u32) -> Result<Picture, &'static str> {
+    let mut decoder = Decoder::new(limits).expect("a decoder");
+    let image = decoder.decode(bytes, shorter_side).map_err(|error| error.code())?;
+    Ok(Picture { width: image.width as usize, height: image.height as usize, rgb: image.pixels.to_vec() })
+}
+
+fn compare(bytes: &[u8], drawn: Option<(usize, usize)>) {
+    let limits = DecodeLimits { max_pixels: 1 << 20, ..limits(ImageFormat::Jpeg) };
+    let full = decode(bytes, limits, u32::MAX);
+    if let Some(size) = drawn {
+        let size_of = full.as_ref().map(|full| (full.width, full.height));
+        assert_eq!(size_of, Ok(size), "a sound file is decoded");
+    }
+    let side = full.as_ref().map_or(MCU, |full| full.width.min(full.height));
+    for eighths in [1, 2] {
+        let small = decode(bytes, limits, (side * eighths).div_ceil(8) as u32);
+        match (&full, &small) {
+            (Ok(full), Ok(small)) => agree(full, small, 8 / eighths, drawn.is_some(), comparable(bytes)),
+            _ => assert_eq!(
+                full.as_ref().err(),
+                small.as_ref().err(),
+                "the two decoders accept different files"
+            ),
+        }
+    }
+}
+
+/// Compares each pixel of `small` with the mean of its `scale` x `scale` pixels in `full`.
+fn agree(full: &Picture, small: &Picture, scale: usize, drawn: bool, comparable: bool) {
+    // Of small images a smaller scale than was meant keeps the side.
+    if (small.width, small.height) != (full.width.div_ceil(scale), full.height.div_ceil(scale)) {
+        return;
+    }
+    let ranges = Ranges::of(full);
+    let (mut sum, mut count) = (0.0, 0.0);
+    for y in 0..full.height / MCU * MCU / scale {
+        for x in 0..full.width / MCU * MCU / scale {
+            let range = ranges.around(x * scale / MCU, y * scale / MCU);
+            for channel in 0..3 {
+                let mut mean = 0;
+                for row in 0..scale {
+                    for column in 0..scale {
+                        let at = (y * scale + row) * full.width + x * scale + column;
+                        mean += usize::from(full.rgb[3 * at + channel]);
+                    }
+                }
+                let mean = (mean / (scale * scale)) as u8;
+                let off = small.rgb[3 * (y * small.width + x) + channel].abs_diff(mean);
+                (sum, count) = (sum + f64::from(off), count + 1.0);
+                let most = match range {
+                    _ if drawn => DRAWN_WORST,
+                    // What a file holds that was made to be odd may differ by as much as it varies.
+                    Some(range) if comparable => (8 + 3 * u16::from(range)).min(255) as u8,
+                    _ => continue,
+                };
+                assert!(off <= most, "at {x}, {y} of 1/{scale}: off by {off} levels, {most} are allowed");
+            }
+        }
+    }
+    assert!(!drawn || sum <= DRAWN_MEAN * count, "1/{scale}: off by {:.2} levels on average", sum / count);
+}
+
+/// Lowest and highest level of each MCU.
+struct Ranges {
+    across: usize,
+    levels: Vec<(u8, u8)>,
+}
+
+impl Ranges {
+    fn of(picture: &Picture) -> Self {
+        let (across, down) = (picture.width.div_ceil(MCU), picture.height.div_ceil(MCU));
+        let mut levels = vec![(u8::MAX, 0); across * down];
+        for (y, line) in picture.rgb.chunks_exact(3 * picture.width).enumerate() {
+            for (x, pixel) in line.chunks_exact(3).enumerate() {
+                // Differences between the pixels of a channel are what counts, so a channel's offset is none.
+                let range = &mut levels[y / MCU * across + x / MCU];
+                for &level in pixel {
+                    *range = (range.0.min(level), range.1.max(level));
+                }
+            }
+        }
+        Self { across, levels }
+    }
+
+    /// How far apart the levels of an MCU and of its neighbours are, in any channel; none where one may have been cut off at
+    /// the end of the scale.
+    fn around(&self, x: usize, y: usize) -> Option<u8> {
+        let down = self.levels.len() / self.across;
+        let (mut low, mut high) = (u8::MAX, 0);
+        for row in y.saturating_sub(1)..(y + 2).min(down) {
+            for column in x.saturating_sub(1)..(x + 2).min(self.across) {
+                let (from, to) = self.levels[row * self.across + column];
+                (low, high) = (low.min(from), high.max(to));
+            }
+        }
+        (low >= 8 && high <= 247).then_some(high - low)
+    }
+}
+
+/// Whether every quantizer is 1. With larger ones a file that is made to can have coefficients beyond 16 bits, where
+/// libjpeg-turbo's vector code wraps, and a decoder may do as it likes.
+fn comparable(jpeg: &[u8]) -> bool {
+    let mut rest = jpeg;
+    while let Some(at) = memchr::memmem::find(rest, &[0xFF, 0xDB]) {
+        rest = &rest[at + 2..];
+        let ones = rest.get(3..67).is_some_and(|table| table.iter().all(|&value| value == 1));
+        let tables = rest.get(..2).map_or(0, |length| u16::from_be_bytes([length[0], length[1]]));
+        if !ones || tables != 67 {
+            return false;
+        }
+    }
+    true
+}
+
+/// A smooth picture from the levels of a grid, encoded; none where the input is too short.
+fn draw(bytes: &[u8]) -> Option<(Vec<u8>, (usize, usize))> {
+    let (head, grid) = bytes.split_first_chunk::<6>()?;
+    let (width, height) = (1 + usize::from(head[1]) * 2, 1 + usize::from(head[2]) * 2);
+    let across = 1 + usize::from(head[5] % 8);
+    let level = |x: usize, y: usize, channel: usize| {
+        let at = (y * (across + 1) + x) * 3 + channel;
+        f32::from(grid.get(at % grid.len().max(1)).copied().unwrap_or(128))
+    };
+    let mut rgb = Vec::with_capacity(3 * width * height);
+    // Cells of at least 32 pixels, so that the picture is smooth.
+    let cell = |side: usize| (side as f32 / across as f32).max(32.0);
+    let (cell_x, cell_y) = (cell(width), cell(height));
+    for y in 0..height {
+        for x in 0..width {
+            let (u, v) = (x as f32 / cell_x, y as f32 / cell_y);
+            let (i, j) = (u as usize, v as usize);
+            let (u, v) = (u.fract(), v.fract());
+            for channel in 0..3 {
+                let top = level(i, j, channel) * (1.0 - u) + level(i + 1, j, channel) * u;
+                let bottom = level(i, j + 1, channel) * (1.0 - u) + level(i + 1, j + 1, channel) * u;
+                rgb.push((top * (1.0 - v) + bottom * v) as u8);
+            }
+        }
+    }
+    let mut compressor = Compressor::new().expect("a compressor");
+    let sampling = [Subsamp::Sub2x2, Subsamp::None, Subsamp::Sub2x1, Subsamp::Gray][usize::from(head[3] % 4)];
+    compressor.set_subsamp(sampling).expect("a sampling");
+    compressor.set_optimize(head[3] & 4 != 0).expect("tables");
+    compressor.set_progressive(head[3] & 8 != 0).expect("scans");
+    compressor.set_quality(30 + i32::from(head[4]) % 71).expect("a quality");
+    let image =
+        turbojpeg::Image { pixels: &rgb[..], width, pitch: 3 * width, height, format: PixelFormat::RGB };
+    Some((compressor.compress_to_vec(image).expect("a JPEG"), (width, height)))
+}

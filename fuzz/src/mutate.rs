@@ -1,0 +1,76 @@
+//! Damage to files, from a seeded generator: the same files on every machine.
+
+use fastrand::Rng;
+
+/// Values at which length fields and sizes tend to go wrong.
+const EDGES: [u32; 12] =
+    [0, 1, 2, 0x7F, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x1_0000, 0x7FFF_FFFF, 0xFFFF_FFFE, 0xFFFF_FFFF];
+
+/// Longest file that is made.
+const MAX_BYTES: usize = 64 << 10;
+
+/// One to four changes to one of `seeds`, which must not be empty.
+#[must_use]
+pub fn mutated(seeds: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = seeds[rng.usize(..seeds.len())].clone();
+    for _ in 0..rng.usize(1..5) {
+        change(&mut bytes, seeds, rng);
+        bytes.truncate(MAX_BYTES);
+    }
+    bytes
+}
+
+/// A place in `bytes`, in half of all cases near the front, where headers are.
+fn place(bytes: &[u8], rng: &mut Rng) -> usize {
+    let reach = if rng.bool() { bytes.len().min(700) } else { bytes.len() };
+    rng.usize(..reach.max(1))
+}
+
+fn change(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], rng: &mut Rng) {
+    if bytes.is_empty() {
+        bytes.push(rng.u8(..));
+        return;
+    }
+    let at = place(bytes, rng);
+    let end = at + rng.usize(..(bytes.len() - at).min(64) + 1);
+    match rng.u8(..9) {
+        0 => bytes[at] ^= 1 << rng.u8(..8),
+        1 => bytes[at] = rng.u8(..),
+        2 => overwrite(bytes, at, &field(rng)),
+        3 => bytes.truncate(at),
+        4 => drop(bytes.drain(at..end)),
+        5 => {
+            let part = bytes[at..end].to_vec();
+            let times = rng.usize(1..40);
+            bytes.splice(at..at, part.repeat(times));
+        }
+        6 => {
+            let length = rng.usize(1..64);
+            bytes.splice(at..at, (0..length).map(|_| rng.u8(..)).collect::<Vec<_>>());
+        }
+        7 => {
+            let part = bytes[at..end].to_vec();
+            let to = place(bytes, rng);
+            overwrite(bytes, to, &part);
+        }
+        _ => {
+            let other = &seeds[rng.usize(..seeds.len())];
+            let from = place(other, rng).min(other.len());
+            bytes.truncate(at);
+            bytes.extend_from_slice(&other[from..]);
+        }
+    }
+}
+
+/// A number of one, two or four bytes in either order.
+fn field(rng: &mut Rng) -> Vec<u8> {
+    let value = if rng.bool() { EDGES[rng.usize(..EDGES.len())] } else { rng.u32(..) >> rng.u32(..32) };
+    let width = [1, 2, 4][rng.usize(..3)];
+    if rng.bool() { value.to_le_bytes()[..width].to_vec() } else { value.to_be_bytes()[4 - width..].to_vec() }
+}
+
+fn overwrite(bytes: &mut [u8], at: usize, part: &[u8]) {
+    for (to, from) in bytes[at..].iter_mut().zip(part) {
+        *to = *from;
+    }
+}
