@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use gpu_kernels::DecodeError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Classified, ClassifyError};
@@ -17,8 +18,8 @@ pub enum LaneError {
     /// The image or the engine failed.
     #[error(transparent)]
     Classify(#[from] ClassifyError),
-    /// The deadline passed while the job waited; nothing was computed.
-    #[error("the deadline passed while the request waited for a lane")]
+    /// The deadline passed while the job waited or was decoded; nothing was computed.
+    #[error("the deadline passed before the image was decoded")]
     DeadlinePassed,
     /// The device panicked on this job; it is being built anew.
     #[error("the lane failed on this image and is being restarted")]
@@ -109,6 +110,18 @@ impl Job {
     /// The job with the memory that decoding it may take.
     pub(super) fn with_room(self, cost: u64, room: Room) -> Self {
         Self { cost, room: Some(room), ..self }
+    }
+
+    /// Why the job failed: an image that was not decoded by its deadline is late, one that took longer than any may is costly.
+    pub(super) fn failed(&self, error: ClassifyError) -> LaneError {
+        match error {
+            ClassifyError::Decode(DecodeError::OutOfTime)
+                if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) =>
+            {
+                LaneError::DeadlinePassed
+            }
+            error => error.into(),
+        }
     }
 
     /// The image for who decodes it: as long as a clone of it is left, the memory for decoding is held.

@@ -48,7 +48,7 @@ pub use batch_device::{
     BatchDevice, BatchFactory, Builder, Built, Computed, Decoded, DeviceError, DeviceEvent, Ticket,
 };
 pub use batching::Batching;
-pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
+pub use device::{Classified, ClassifyError, DeviceFactory, Encoded, LaneDevice, StageTimings};
 pub use job::{LaneError, LaneReply};
 pub use stall::Stalls;
 pub use turns::Turns;
