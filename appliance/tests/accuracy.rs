@@ -75,9 +75,12 @@ fn at_cameras_size(photo: &image::RgbImage, kind: &str) -> image::RgbImage {
     let (width, height) = photo.dimensions();
     let times = CAMERA.div_ceil(width.min(height));
     match kind {
-        "enlarged" => {
-            image::imageops::resize(photo, times * width, times * height, image::imageops::FilterType::CatmullRom)
-        }
+        "enlarged" => image::imageops::resize(
+            photo,
+            times * width,
+            times * height,
+            image::imageops::FilterType::CatmullRom,
+        ),
         _ => image::RgbImage::from_fn(times * width, times * height, |x, y| {
             *photo.get_pixel(x % width, y % height)
         }),
@@ -127,10 +130,13 @@ fn scores(folder: &Path, bundle: &Path, labels: usize) -> HashMap<String, HashMa
 #[test]
 fn a_photo_gets_the_same_scores_as_baseline_and_as_progressive() {
     let Some(photos) = std::env::var_os("WEIR_PHOTOS").map(PathBuf::from) else {
-        println!("NOT RUN: scores of baseline and progressive photos, since WEIR_PHOTOS names no folder of them");
+        println!(
+            "NOT RUN: scores of baseline and progressive photos, since WEIR_PHOTOS names no folder of them"
+        );
         return;
     };
-    let bundle = std::env::var_os("WEIR_FP32_BUNDLE").expect("WEIR_FP32_BUNDLE is not set; scripts/fp32-bundle makes it");
+    let bundle = std::env::var_os("WEIR_FP32_BUNDLE")
+        .expect("WEIR_FP32_BUNDLE is not set; scripts/fp32-bundle makes it");
     let manifest = std::fs::read_to_string(Path::new(&bundle).join("bundle.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
     let count = manifest["labels"].as_array().unwrap().len();
@@ -155,7 +161,10 @@ fn a_photo_gets_the_same_scores_as_baseline_and_as_progressive() {
         }
         println!(
             "{kind}: {} photos; scores are apart by {:.4} at most, of {}; by {:.4} in the mean of each photo's most",
-            baseline.len(), worst.0, worst.1, sum / baseline.len() as f64
+            baseline.len(),
+            worst.0,
+            worst.1,
+            sum / baseline.len() as f64
         );
         assert!(baseline.len() >= 2 && worst.0 <= most, "{kind}: {worst:?}");
     }

@@ -144,3 +144,22 @@ impl Job {
         Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_is_not_decoded_in_time_is_late_or_costly() {
+        let late = Job::new(Bytes::new(), Some(Instant::now()), None).0;
+        let early = Job::new(Bytes::new(), Some(Instant::now() + Duration::from_secs(3600)), None).0;
+        let patient = Job::new(Bytes::new(), None, None).0;
+        for (job, code) in
+            [(late, "deadline_exceeded"), (early, "image_too_costly"), (patient, "image_too_costly")]
+        {
+            let error = job.failed(DecodeError::OutOfTime.into());
+            assert_eq!((error.code(), error.is_of_the_model()), (code, false));
+            assert_eq!(job.failed(DecodeError::EmptyImage.into()).code(), "empty_image");
+        }
+    }
+}

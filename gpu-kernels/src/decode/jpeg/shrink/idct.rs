@@ -16,8 +16,9 @@ const NOWHERE: u8 = 16;
 /// Binary digits behind the point of a weighted quantization step.
 pub(super) const STEP_POINT: i32 = 7;
 
-/// The last coefficient that is read for blocks of two pixels a side.
-const LAST_OF_TWO: usize = 4;
+/// The last coefficient that is read for blocks of two pixels a side. Up to the ninth would take 8 % more time for a 1080p frame, up to
+/// the thirteenth 22 %.
+const LAST_OF_TWO: usize = 6;
 /// Coefficients that are read at most.
 const MOST: usize = 25;
 
@@ -43,7 +44,7 @@ impl Steps {
     pub(super) fn of(quant: &[i32; 64], side: usize) -> Option<Self> {
         let last = match side {
             1 => 0,
-            2 => std::env::var("LAST2").map_or(LAST_OF_TWO, |v| v.parse().unwrap()),
+            2 => LAST_OF_TWO,
             4 => MOST - 1,
             _ => return None,
         };
