@@ -185,8 +185,11 @@ fn a_gigabyte_is_enough_whatever_legal_images_come() {
         );
         assert!(expected, "{kind}: {status} {code}");
     }
-    let decoded = |kind| seen.keys().any(|(of, status, _)| (*of, *status) == (kind, 200));
-    assert!(decoded("smaller png 16") && decoded("smaller tiff 16"), "{seen:?}");
+    // Nothing is left that keeps large images out, however busy the machine was meanwhile.
+    for (kind, file) in giants.iter().filter(|(kind, _)| kind.starts_with("smaller")) {
+        let reply = daemon.post("/predict", &[("x-deadline-ms", "60000")], file);
+        assert_eq!(reply.status, 200, "{kind}: {}", reply.text());
+    }
     // What they took is given back: late ones are dropped by the lanes first.
     let end = Instant::now() + Duration::from_secs(60);
     loop {

@@ -263,6 +263,46 @@ fn predict_prints_a_table_and_json() {
 }
 
 #[test]
+fn an_image_is_answered_the_same_whatever_its_lane_decoded_before() {
+    let field = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu-kernels/tests/field");
+    let read = |name: &str| std::fs::read(field.join(name)).unwrap();
+    let settings = [("WEIR__ENGINE__LANES", "1"), ("WEIR__CACHE__ENABLED", "false")];
+    let mut predict = weir();
+    predict.envs(settings).args(["predict", "--json"]);
+    for name in ["own_tables.jpg", "webcam_no_tables.jpg", "webcam_full.jpg"] {
+        predict.arg(field.join(name));
+    }
+    let output = predict.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<serde_json::Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines[1]["species"], lines[2]["species"]);
+    assert_eq!(lines[1]["confidence"], lines[2]["confidence"]);
+
+    let daemon = Daemon::start(&settings);
+    let right = daemon.post("/predict", &[], &read("webcam_full.jpg")).json();
+    for before in ["own_tables.jpg", "tiled_planar.tif", "strip_bomb.tif", "webcam_full.jpg"] {
+        let reply = daemon.post("/predict", &[], &read(before));
+        if before.ends_with(".tif") {
+            assert_eq!((reply.status, reply.code().as_str()), (415, "unsupported_image"), "{before}");
+        }
+        let reply = daemon.post("/predict", &[], &read("webcam_no_tables.jpg"));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(reply.json()["predictions"], right["predictions"], "after {before}");
+    }
+}
+
+#[test]
+fn only_the_configured_formats_are_accepted() {
+    let daemon = Daemon::start(&[("WEIR__IMAGE__FORMATS", "jpeg,png")]);
+    let gif = b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
+    let reply = daemon.post("/predict", &[], gif);
+    assert_eq!((reply.status, reply.code().as_str()), (415, "unsupported_type"));
+    assert!(reply.text().contains("send JPEG or PNG"), "{}", reply.text());
+    assert_eq!(daemon.post("/predict", &[], &sample().0).status, 200);
+}
+
+#[test]
 fn outbox_tail_follows_a_running_daemon() {
     let daemon = Daemon::start(&[]);
     let (picture, label) = sample();

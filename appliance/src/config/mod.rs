@@ -152,6 +152,8 @@ impl Config {
         within("predict.top_k", self.predict.top_k as u64, 1, 1000)?;
         within("image.max_pixels", self.image.max_pixels, 1, 1 << 31)?;
         within("image.max_scans", u64::from(self.image.max_scans), 1, 100_000)?;
+        let decode = u64::try_from(self.image.decode_timeout.as_millis()).unwrap_or(u64::MAX);
+        within("image.decode_timeout (in milliseconds)", decode, 10, 24 * 3600 * 1000)?;
         if let Some(bytes) = self.image.decode_memory {
             within("image.decode_memory", bytes.as_u64(), LEAST_DECODE_MEMORY, 1 << 42)?;
         }

@@ -86,6 +86,9 @@ pub struct ImageConfig {
     pub max_pixels: u64,
     /// Most scans of a progressive JPEG.
     pub max_scans: u32,
+    /// Longest time that decoding one image may take.
+    #[serde(with = "humantime_serde")]
+    pub decode_timeout: Duration,
     /// Memory for decoding, all images together; half of what the process may take unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_memory: Option<ByteSize>,
@@ -105,6 +108,7 @@ impl ImageConfig {
             max_bytes,
             max_pixels: self.max_pixels,
             max_scans: self.max_scans,
+            max_time: self.decode_timeout,
             formats: self.formats.iter().copied().collect(),
         }
     }
@@ -327,7 +331,13 @@ impl Default for ImageConfig {
     fn default() -> Self {
         let limits = gpu_kernels::DecodeLimits::default();
         let formats = gpu_kernels::ImageFormat::ALL.to_vec();
-        Self { max_pixels: limits.max_pixels, max_scans: limits.max_scans, decode_memory: None, formats }
+        Self {
+            max_pixels: limits.max_pixels,
+            max_scans: limits.max_scans,
+            decode_timeout: limits.max_time,
+            decode_memory: None,
+            formats,
+        }
     }
 }
 

@@ -103,7 +103,7 @@ impl From<&DecodeError> for ApiError {
     fn from(error: &DecodeError) -> Self {
         let status = match error.code() {
             "unsupported_type" | "unsupported_image" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "image_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
+            "image_too_large" | "image_too_costly" => StatusCode::PAYLOAD_TOO_LARGE,
             "too_many_pixels" | "too_many_scans" => StatusCode::UNPROCESSABLE_ENTITY,
             _ => StatusCode::BAD_REQUEST,
         };

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use gpu_kernels::ImageFormat;
 use gpu_kernels::cuda::GpuError;
+use gpu_kernels::decode::Until;
 
 use super::ClassifyError;
 use super::batching::Batching;
@@ -30,8 +31,8 @@ pub trait BatchDevice: Send {
     /// Says that there is something to [`BatchDevice::poll`].
     fn wakes(&self) -> &Receiver<()>;
 
-    /// Begins to decode an image.
-    fn decode(&mut self, ticket: Ticket, image: Bytes);
+    /// Begins to decode an image, which the CPU gives up at that time.
+    fn decode(&mut self, ticket: Ticket, image: Bytes, until: Until);
 
     /// What has happened next, if anything has.
     fn poll(&mut self) -> Option<DeviceEvent>;

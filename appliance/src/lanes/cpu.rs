@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use gpu_kernels::{CpuPreprocessor, DecodeLimits};
 
 use super::decoder::LaneDecoder;
-use super::{Classified, ClassifyError, LaneDevice, StageTimings};
+use super::{Classified, ClassifyError, Encoded, LaneDevice, StageTimings};
 use crate::engine::{Classifier, EngineError, Runtime};
 use crate::models::{Bundle, ModelFile};
 
@@ -61,13 +61,17 @@ impl CpuPipeline {
     /// # Errors
     /// [`ClassifyError`]; the pipeline takes the next image after any of them.
     pub fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
+        self.classify_one(image.into())
+    }
+
+    fn classify_one(&mut self, image: Encoded<'_>) -> Result<Classified, ClassifyError> {
         let mut classified = self.prepare(image, None)?;
         self.infer(&mut classified)?;
         Ok(classified)
     }
 
     /// Decodes and preprocesses an image into the slot for one, or into that place of the batch's slot.
-    fn prepare(&mut self, image: &[u8], place: Option<usize>) -> Result<Classified, ClassifyError> {
+    fn prepare(&mut self, image: Encoded<'_>, place: Option<usize>) -> Result<Classified, ClassifyError> {
         let started = Instant::now();
         let Self { decoder, classifier, preprocessor, .. } = self;
         decoder.with(image, self.resize, |decoded| {
@@ -134,13 +138,13 @@ impl LaneDevice for CpuPipeline {
         Self::classify(self, image)
     }
 
-    fn classify_all(&mut self, images: &[&[u8]]) -> Vec<Result<Classified, ClassifyError>> {
+    fn classify_all(&mut self, images: &[Encoded<'_>]) -> Vec<Result<Classified, ClassifyError>> {
         let Some(batch) = self.classifier.batch().filter(|_| images.len() > 1) else {
-            return images.iter().map(|image| self.classify(image)).collect();
+            return images.iter().map(|image| self.classify_one(*image)).collect();
         };
         let mut answers: Vec<Answer> = images.iter().map(|_| None).collect();
         for (index, image) in images.iter().enumerate() {
-            match self.prepare(image, Some(self.decoded.len())) {
+            match self.prepare(*image, Some(self.decoded.len())) {
                 Err(error) => answers[index] = Some(Err(error)),
                 Ok(classified) => self.decoded.push((index, classified)),
             }

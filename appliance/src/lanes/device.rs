@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gpu_kernels::decode::Until;
 use gpu_kernels::{DecodeError, ImageFormat, PreprocessError};
 
 use crate::engine::EngineError;
@@ -16,9 +17,25 @@ pub trait LaneDevice: Send {
     fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError>;
 
     /// Several images, one answer each in their order. A device that is quicker with several in one run of its engine
-    /// computes them so; an image that fails fails alone.
-    fn classify_all(&mut self, images: &[&[u8]]) -> Vec<Result<Classified, ClassifyError>> {
-        images.iter().map(|image| self.classify(image)).collect()
+    /// computes them so; an image that fails fails alone, as one does that is not decoded in its time, where the device can tell.
+    fn classify_all(&mut self, images: &[Encoded<'_>]) -> Vec<Result<Classified, ClassifyError>> {
+        images.iter().map(|image| self.classify(image.bytes)).collect()
+    }
+}
+
+/// An encoded image.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoded<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// When decoding it is given up.
+    pub until: Until,
+}
+
+impl<'a> From<&'a [u8]> for Encoded<'a> {
+    /// One that may take its time.
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, until: Until::NEVER }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use gpu_kernels::DecodeError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Classified, ClassifyError};
@@ -17,8 +18,8 @@ pub enum LaneError {
     /// The image or the engine failed.
     #[error(transparent)]
     Classify(#[from] ClassifyError),
-    /// The deadline passed while the job waited; nothing was computed.
-    #[error("the deadline passed while the request waited for a lane")]
+    /// The deadline passed while the job waited or was decoded; nothing was computed.
+    #[error("the deadline passed before the image was decoded")]
     DeadlinePassed,
     /// The queue was full, and another client with fewer jobs took this one's place.
     #[error("the queue is full and another client's image took the place of this one")]
@@ -120,6 +121,18 @@ impl Job {
         Self { cost, room: Some(room), ..self }
     }
 
+    /// Why the job failed: an image that was not decoded by its deadline is late, one that took longer than any may is costly.
+    pub(super) fn failed(&self, error: ClassifyError) -> LaneError {
+        match error {
+            ClassifyError::Decode(DecodeError::OutOfTime)
+                if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) =>
+            {
+                LaneError::DeadlinePassed
+            }
+            error => error.into(),
+        }
+    }
+
     /// The image for who decodes it: as long as a clone of it is left, the memory for decoding is held.
     pub(super) fn take_to_decode(&mut self) -> Bytes {
         match self.room.take() {
@@ -138,5 +151,24 @@ impl Job {
             }
         }
         Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_is_not_decoded_in_time_is_late_or_costly() {
+        let late = Job::new(Bytes::new(), Some(Instant::now()), None).0;
+        let early = Job::new(Bytes::new(), Some(Instant::now() + Duration::from_secs(3600)), None).0;
+        let patient = Job::new(Bytes::new(), None, None).0;
+        for (job, code) in
+            [(late, "deadline_exceeded"), (early, "image_too_costly"), (patient, "image_too_costly")]
+        {
+            let error = job.failed(DecodeError::OutOfTime.into());
+            assert_eq!((error.code(), error.is_of_the_model()), (code, false));
+            assert_eq!(job.failed(DecodeError::EmptyImage.into()).code(), "empty_image");
+        }
     }
 }

@@ -51,7 +51,7 @@ pub use batch_device::{
     BatchDevice, BatchFactory, Builder, Built, Computed, Decoded, DeviceError, DeviceEvent, Ticket,
 };
 pub use batching::Batching;
-pub use device::{Classified, ClassifyError, DeviceFactory, LaneDevice, StageTimings};
+pub use device::{Classified, ClassifyError, DeviceFactory, Encoded, LaneDevice, StageTimings};
 pub use fair::Client;
 pub use job::{LaneError, LaneReply};
 pub use settings::{LaneSettings, StandIn};

@@ -160,10 +160,10 @@ impl<'a> Pipeline<'a> {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         // The decoder holds the memory that it may take, whatever becomes of the job.
-        let image = job.take_to_decode();
+        let (image, until) = (job.take_to_decode(), job.deadline.into());
         // First of all, so that the job is found here whatever happens.
         self.decoding.insert(ticket, job);
-        self.device.decode(ticket, image);
+        self.device.decode(ticket, image, until);
     }
 
     fn handle_events(&mut self) -> Result<(), DeviceError> {
@@ -188,7 +188,7 @@ impl<'a> Pipeline<'a> {
                 }
             }
             Err(error) => {
-                let outcome = Err(LaneError::from(error));
+                let outcome = Err(job.failed(error));
                 self.observer.computed(self.lane, Duration::ZERO, job.queued.elapsed(), &outcome);
                 // The client may have gone meanwhile; then nobody wants the answer.
                 let _ = job.reply.send(outcome.map(|classified| (classified, Duration::ZERO)));

@@ -112,7 +112,7 @@ struct Panicking(LaneDecoder);
 
 impl LaneDevice for Panicking {
     fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
-        Ok(self.0.with(image, 1, |_| classified())?)
+        Ok(self.0.with(image.into(), 1, |_| classified())?)
     }
 }
 

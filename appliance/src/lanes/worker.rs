@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
+use gpu_kernels::decode::Until;
 use parking_lot::Mutex;
 
 use super::fair::Claim;
@@ -15,7 +16,7 @@ use super::job::{Job, LaneError};
 use super::queues::{Closed, LaneQueues};
 use super::stall::Task;
 use super::turns::Turn;
-use super::{Classified, DeviceFactory, LaneDevice, Turns};
+use super::{Classified, DeviceFactory, Encoded, LaneDevice, Turns};
 use crate::engine::EngineError;
 
 /// On Linux a thread has its own niceness; one step is about a tenth of the processor's time.
@@ -233,10 +234,12 @@ impl Worker {
     fn compute(&mut self, device: &mut dyn LaneDevice, mut jobs: Vec<Job>, turn: Turn) -> Option<Ended> {
         // With them goes the memory for decoding, which a thread that gets stuck keeps.
         let images: Vec<Bytes> = jobs.iter_mut().map(Job::take_to_decode).collect();
+        let untils: Vec<Until> = jobs.iter().map(|job| job.deadline.into()).collect();
         let started = Instant::now();
         self.task.begin(InHand { jobs, begun: started, turn });
         let outcomes = catch_unwind(AssertUnwindSafe(|| {
-            let images: Vec<&[u8]> = images.iter().map(|image| &image[..]).collect();
+            let images = images.iter().zip(&untils);
+            let images: Vec<_> = images.map(|(bytes, &until)| Encoded { bytes, until }).collect();
             device.classify_all(&images)
         }));
         let Some(InHand { jobs, turn: _turn, .. }) = self.task.finish() else { return Some(Ended::GivenUp) };
@@ -254,8 +257,9 @@ impl Worker {
         }
         let mut outcomes = outcomes.into_iter();
         for job in jobs {
-            let outcome =
-                outcomes.next().map_or(Err(LaneError::Panicked), |done| done.map_err(LaneError::from));
+            let outcome = outcomes
+                .next()
+                .map_or(Err(LaneError::Panicked), |done| done.map_err(|error| job.failed(error)));
             let waited = started.duration_since(job.queued);
             self.observer.computed(self.lane, busy, waited, &outcome);
             // The client may have gone meanwhile; then nobody wants the answer.

@@ -20,6 +20,7 @@ const NO_LIMITS: DecodeLimits = DecodeLimits {
     max_bytes: usize::MAX,
     max_pixels: u64::MAX,
     max_scans: u32::MAX,
+    max_time: std::time::Duration::MAX,
     formats: FormatSet::ALL,
 };
 

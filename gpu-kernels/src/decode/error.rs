@@ -58,13 +58,17 @@ pub enum DecodeError {
         max: u64,
     },
 
-    /// More scans than [`DecodeLimits::max_scans`](crate::DecodeLimits::max_scans). Decoding time grows
-    /// with pixels times scans, so a small file could hold a lane for minutes.
-    #[error("the jpeg has more than {max} scans, the most that are accepted")]
+    /// More scans than [`DecodeLimits::max_scans`](crate::DecodeLimits::max_scans), or than an image of its size may have. Decoding time
+    /// grows with pixels times scans, so a small file could hold a lane for minutes.
+    #[error("the jpeg has more than {max} scans, the most that are accepted of its size")]
     TooManyScans {
         /// The limit.
         max: u32,
     },
+
+    /// Decoding was given up at the time that the caller had set, or after [`DecodeLimits::max_time`](crate::DecodeLimits::max_time).
+    #[error("decoding the image took too long and was given up")]
+    OutOfTime,
 
     /// The JPEG library could not be set up; no image is to blame.
     #[error("the JPEG decoder could not be set up: {0}")]
@@ -82,6 +86,7 @@ impl DecodeError {
             Self::ImageTooLarge { .. } => "image_too_large",
             Self::TooManyPixels { .. } => "too_many_pixels",
             Self::TooManyScans { .. } => "too_many_scans",
+            Self::OutOfTime => "image_too_costly",
             Self::Setup(_) => "decoder_setup",
         }
     }

@@ -1,9 +1,13 @@
 //! What an image may be and cost. All of it is read from headers, before memory is taken.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::{DecodeError, sniff};
 use crate::image::ImageFormat;
+
+/// Scans that a JPEG of `max_pixels` may have: about twice what encoders write.
+const SCANS_OF_LARGEST: u64 = 20;
 
 /// What an image may be and cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,20 +16,36 @@ pub struct DecodeLimits {
     pub max_bytes: usize,
     /// Most pixels, width times height, of the image in the file.
     pub max_pixels: u64,
-    /// Most scans of a progressive JPEG. Encoders write about ten.
+    /// Most scans of a progressive JPEG. Encoders write about ten. Large images may have fewer: [`DecodeLimits::scans_of`].
     pub max_scans: u32,
+    /// Longest time that decoding may take.
+    pub max_time: Duration,
     /// The formats that are accepted.
     pub formats: FormatSet,
 }
 
 impl Default for DecodeLimits {
-    /// 20 MiB, 50 megapixels, 100 scans, every format.
+    /// 20 MiB, 50 megapixels, 100 scans, half a minute, every format.
     fn default() -> Self {
-        Self { max_bytes: 20 << 20, max_pixels: 50_000_000, max_scans: 100, formats: FormatSet::ALL }
+        Self {
+            max_bytes: 20 << 20,
+            max_pixels: 50_000_000,
+            max_scans: 100,
+            max_time: Duration::from_secs(30),
+            formats: FormatSet::ALL,
+        }
     }
 }
 
 impl DecodeLimits {
+    /// Most scans of a JPEG of so many pixels. Each scan takes time for every pixel: `max_pixels` with [`SCANS_OF_LARGEST`] scans is
+    /// the most work that an image may cause.
+    pub(super) fn scans_of(&self, width: u32, height: u32) -> u32 {
+        let pixels = (u64::from(width) * u64::from(height)).max(1);
+        let most = self.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels;
+        self.max_scans.min(u32::try_from(most).unwrap_or(u32::MAX))
+    }
+
     /// The format of `bytes`, where it is accepted and they are not too many.
     pub(super) fn format_of(&self, bytes: &[u8]) -> Result<ImageFormat, DecodeError> {
         let accepted = self.formats;

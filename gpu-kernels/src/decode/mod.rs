@@ -22,15 +22,20 @@ mod limits;
 mod memory;
 pub mod nvjpeg;
 mod other;
+mod png;
+mod reader;
 mod riff;
 mod samples;
 mod sniff;
 mod tiff;
+mod until;
+mod vp8l;
 
 pub use error::DecodeError;
 pub use jpeg::{JpegHeader, jpeg_header};
 pub use limits::{DecodeLimits, FormatSet};
 pub use sniff::sniff;
+pub use until::Until;
 
 use crate::image::{Image, ImageFormat, Orientation};
 use buffer::Buffer;
@@ -66,8 +71,9 @@ pub fn inspect(bytes: &[u8], limits: &DecodeLimits) -> Result<ImageHeader, Decod
     let format = limits.format_of(bytes)?;
     guard::guarded(format, || match format {
         ImageFormat::Jpeg => jpeg_header(bytes, limits).map(ImageHeader::from),
-        ImageFormat::Tiff => tiff::open(bytes, limits).map(|opened| opened.header),
-        _ => other::open(format, bytes, limits).map(|opened| opened.header),
+        ImageFormat::Tiff => tiff::open(bytes, limits, Until::NEVER).map(|opened| opened.header),
+        ImageFormat::Png => png::open(bytes, limits, Until::NEVER).map(|opened| opened.header),
+        _ => other::open(format, bytes, limits, Until::NEVER).map(|opened| opened.header),
     })
     .map_err(|(error, _)| error)
 }
@@ -121,8 +127,24 @@ impl Decoder {
     /// # Errors
     /// Every [`DecodeError`] but [`DecodeError::Setup`].
     pub fn decode(&mut self, bytes: &[u8], shorter_side: u32) -> Result<Image<'_>, DecodeError> {
+        self.decode_until(bytes, shorter_side, Until::NEVER)
+    }
+
+    /// As [`decode`](Self::decode), but gives up at the time that `until` says: between two rows of blocks of a JPEG, and of other
+    /// formats when the decoder has had some more kilobytes of the file.
+    ///
+    /// # Errors
+    /// Every [`DecodeError`] but [`DecodeError::Setup`].
+    pub fn decode_until(
+        &mut self,
+        bytes: &[u8],
+        shorter_side: u32,
+        until: Until,
+    ) -> Result<Image<'_>, DecodeError> {
         let format = self.limits.format_of(bytes)?;
-        let decoded = match guard::guarded(format, || self.decode_as(format, bytes, shorter_side)) {
+        let until = until.or_after(self.limits.max_time);
+        let decode = || self.decode_as(format, bytes, shorter_side, until);
+        let decoded = match guard::guarded(format, decode) {
             Ok(decoded) => decoded,
             Err((error, panicked)) => {
                 if panicked {
@@ -149,17 +171,19 @@ impl Decoder {
         format: ImageFormat,
         bytes: &[u8],
         shorter_side: u32,
+        until: Until,
     ) -> Result<Decoded, DecodeError> {
         match format {
             ImageFormat::Jpeg => {
                 let header = jpeg_header(bytes, &self.limits)?;
-                self.jpeg.decode(bytes, &header, shorter_side, &mut self.pixels)
+                self.jpeg.decode(bytes, &header, shorter_side, &mut self.pixels, until)
             }
             ImageFormat::Tiff => {
-                let opened = tiff::open(bytes, &self.limits)?;
+                let opened = tiff::open(bytes, &self.limits, until)?;
                 opened.decode(&mut self.pixels, &mut self.scratch)
             }
-            _ => other::open(format, bytes, &self.limits)?.decode(&mut self.pixels),
+            ImageFormat::Png => png::open(bytes, &self.limits, until)?.decode(&mut self.pixels),
+            _ => other::open(format, bytes, &self.limits, until)?.decode(&mut self.pixels),
         }
     }
 
@@ -168,8 +192,7 @@ impl Decoder {
         self.pixels.capacity() + self.scratch.capacity() + self.jpeg.retained_bytes()
     }
 
-    /// Gives back the memory of a large image. Whoever decodes calls it when the pixels have been used; the next image does
-    /// too.
+    /// Gives back the memory of a large image; what is left is below 24 MiB. The next image of another size does so, too.
     pub fn trim(&mut self) {
         self.pixels.trim();
         self.scratch.trim();

@@ -1,33 +1,40 @@
-//! PNG, WebP, BMP and GIF through the `image` crate.
+//! WebP, BMP and GIF through the `image` crate.
 
-use std::io::Cursor;
-
-use image::codecs::{bmp, gif, png, webp};
+use image::codecs::{bmp, gif, webp};
 use image::{ColorType, ImageDecoder, ImageError};
 
 use super::buffer::Buffer;
-use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, exif_orientation, memory, riff, samples};
+use super::reader::Source;
+use super::{
+    DecodeError, DecodeLimits, Decoded, ImageHeader, Until, exif_orientation, memory, riff, samples, vp8l,
+};
 use crate::image::{ImageFormat, Orientation};
 
-/// Memory beside pixels and rows that a PNG's chunks may take: palettes, profiles, text.
-const METADATA: u64 = 8 << 20;
+/// Memory that the Huffman codes of a WebP may take: some two thousand groups of them, which encoders do not reach.
+const MAX_CODES: u64 = 32 << 20;
 
 /// An image whose headers keep to the limits, ready to be decoded.
 pub(super) struct Opened<'a> {
     pub(super) header: ImageHeader,
     color: ColorType,
     decoder: Box<dyn ImageDecoder + 'a>,
+    until: Until,
 }
 
 impl Opened<'_> {
     /// Decodes to RGB, in `pixels`.
     pub(super) fn decode(self, pixels: &mut Buffer) -> Result<Decoded, DecodeError> {
-        let Self { header, color, decoder } = self;
+        let Self { header, color, decoder, until } = self;
         // The pixel limit has been held, so that the size fits in memory and in usize.
         let count = header.pixels();
         let buffer = pixels.take(samples::room(color, count));
         let samples = &mut buffer[..usize::from(color.bytes_per_pixel()) * count];
-        decoder.read_image_boxed(samples).map_err(|error| refusal(header.format, error))?;
+        if matches!(header.format, ImageFormat::Gif | ImageFormat::Bmp) {
+            // Pixels whose colour is not in the palette, or that a run of pixels leaves out, keep what the buffer holds, which would
+            // be the image before.
+            samples.fill(0);
+        }
+        decoder.read_image_boxed(samples).map_err(|error| refusal(header.format, error, until))?;
         if header.format == ImageFormat::Bmp && color == ColorType::Rgba8 {
             samples::without_void_alpha(samples);
         }
@@ -41,6 +48,7 @@ pub(super) fn open<'a>(
     format: ImageFormat,
     bytes: &'a [u8],
     limits: &DecodeLimits,
+    until: Until,
 ) -> Result<Opened<'a>, DecodeError> {
     let mut exif = None;
     // Sizes at fixed places are looked at before a decoder is set up, which may already allocate.
@@ -54,7 +62,8 @@ pub(super) fn open<'a>(
         limits.check_size(format, width, height)?;
     }
 
-    let mut decoder = decoder(format, bytes).map_err(|error| refusal(format, error))?;
+    let source = Source::new(bytes, until);
+    let mut decoder = decoder(format, source).map_err(|error| refusal(format, error, until))?;
     let (width, height) = decoder.dimensions();
     limits.check_size(format, width, height)?;
     let color = decoder.color_type();
@@ -78,7 +87,7 @@ pub(super) fn open<'a>(
         orientation: orientation.unwrap_or_default(),
         decode_memory: memory::accepted(format, (width, height), needed)?,
     };
-    Ok(Opened { header, color, decoder })
+    Ok(Opened { header, color, decoder, until })
 }
 
 /// Memory that decoding takes beside the samples.
@@ -86,8 +95,6 @@ fn memory_beside(format: ImageFormat, bytes: &[u8], (width, height): (u32, u32))
     let pixels = memory::pixels(width, height);
     Ok(memory::BASE
         + match format {
-            // Two rows of up to eight bytes a pixel and the window of Deflate.
-            ImageFormat::Png => METADATA + 32 * u64::from(width),
             // The frame, where it does not fill its canvas.
             ImageFormat::Gif => {
                 let frame = super::gif::first_frame(bytes)
@@ -107,27 +114,41 @@ fn memory_beside(format: ImageFormat, bytes: &[u8], (width, height): (u32, u32))
             }
             // Luma and chroma, alpha, and a copy of the data; of an animation the frame and its canvas too.
             ImageFormat::WebP => {
-                let each = if riff::read(bytes).animated { 16 } else { 8 };
-                each * pixels + bytes.len() as u64
+                let chunks = riff::read(bytes);
+                let each = if chunks.animated { 16 } else { 8 };
+                each * pixels + bytes.len() as u64 + code_memory(&chunks)?
             }
             _ => 32 * u64::from(width),
         })
 }
 
-fn decoder<'a>(format: ImageFormat, bytes: &'a [u8]) -> Result<Box<dyn ImageDecoder + 'a>, ImageError> {
-    let reader = Cursor::new(bytes);
+/// Memory of the Huffman codes of a WebP.
+fn code_memory(chunks: &riff::Chunks<'_>) -> Result<u64, DecodeError> {
+    let format = ImageFormat::WebP;
+    if chunks.lossless.len() > riff::MAX_LOSSLESS {
+        return Err(DecodeError::corrupt(format, "it has more bitstreams than an image and its alpha"));
+    }
+    let mut memory = 0;
+    for stream in &chunks.lossless {
+        let taken = vp8l::code_memory(stream.bits, stream.size, stream.has_header, MAX_CODES);
+        memory += taken.ok_or_else(|| DecodeError::corrupt(format, "its Huffman codes are not sound"))?;
+    }
+    if memory > MAX_CODES {
+        return Err(DecodeError::unsupported(
+            format,
+            format!("Huffman codes that take more than {MAX_CODES} bytes of memory"),
+        ));
+    }
+    Ok(memory)
+}
+
+fn decoder<'a>(format: ImageFormat, source: Source<'a>) -> Result<Box<dyn ImageDecoder + 'a>, ImageError> {
     Ok(match format {
-        ImageFormat::Png => {
-            let width = declared_size(format, bytes).map_or(0, |(width, _)| width);
-            let mut limits = image::Limits::no_limits();
-            limits.max_alloc = Some(METADATA + 32 * u64::from(width));
-            Box::new(png::PngDecoder::with_limits(reader, limits)?)
-        }
-        ImageFormat::WebP => Box::new(webp::WebPDecoder::new(reader)?),
-        ImageFormat::Bmp => Box::new(bmp::BmpDecoder::new(reader)?),
-        ImageFormat::Gif => Box::new(gif::GifDecoder::new(reader)?),
+        ImageFormat::WebP => Box::new(webp::WebPDecoder::new(source)?),
+        ImageFormat::Bmp => Box::new(bmp::BmpDecoder::new(source)?),
+        ImageFormat::Gif => Box::new(gif::GifDecoder::new(source)?),
         // Other modules decode them.
-        ImageFormat::Jpeg | ImageFormat::Tiff => {
+        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Tiff => {
             return Err(ImageError::Unsupported(image::error::ImageFormatHint::Unknown.into()));
         }
     })
@@ -138,18 +159,20 @@ fn declared_size(format: ImageFormat, bytes: &[u8]) -> Option<(u32, u32)> {
     let two = |at: usize| Some(u32::from(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?)));
     let four = |at: usize| Some(*bytes.get(at..)?.first_chunk::<4>()?);
     match format {
-        ImageFormat::Png => Some((u32::from_be_bytes(four(16)?), u32::from_be_bytes(four(20)?))),
         ImageFormat::Gif => Some((two(6)?, two(8)?)),
         ImageFormat::Bmp if four(14)? == [12, 0, 0, 0] => Some((two(18)?, two(20)?)),
         // A negative height means that the top row comes first.
         ImageFormat::Bmp => {
             Some((i32::from_le_bytes(four(18)?).unsigned_abs(), i32::from_le_bytes(four(22)?).unsigned_abs()))
         }
-        ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Tiff => None,
+        _ => None,
     }
 }
 
-fn refusal(format: ImageFormat, error: ImageError) -> DecodeError {
+fn refusal(format: ImageFormat, error: ImageError, until: Until) -> DecodeError {
+    if let Err(late) = until.check() {
+        return late;
+    }
     match error {
         ImageError::Unsupported(error) => DecodeError::unsupported(format, error.to_string()),
         ImageError::Limits(_) => {

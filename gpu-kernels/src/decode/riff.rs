@@ -12,18 +12,36 @@ pub(super) struct Chunks<'a> {
     pub(super) exif: Option<&'a [u8]>,
     /// It has frames, of which the first is laid on a canvas.
     pub(super) animated: bool,
+    /// Lossless bitstreams, of an image or of its alpha; no more than one beyond [`MAX_LOSSLESS`].
+    pub(super) lossless: Vec<Lossless<'a>>,
+}
+
+/// Lossless bitstreams that a sound file has at most, those of its first frame included.
+pub(super) const MAX_LOSSLESS: usize = 4;
+
+/// A lossless bitstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lossless<'a> {
+    pub(super) bits: &'a [u8],
+    pub(super) size: (u32, u32),
+    /// It begins with its size; one of alpha does not.
+    pub(super) has_header: bool,
 }
 
 /// Reads the chunks of `bytes`, which begin with a RIFF header. Stops where they no longer make sense.
 pub(super) fn read(bytes: &[u8]) -> Chunks<'_> {
     let mut chunks = Chunks::default();
-    let mut first_frame = None;
+    let (mut canvas, mut frame_size, mut first_frame) = (None, None, None);
     for (name, body) in Walk(bytes.get(12..).unwrap_or_default()) {
         match name {
-            b"VP8X" => chunks.sizes.extend(size_of_24_bits(body, 4)),
+            b"VP8X" => {
+                chunks.sizes.extend(size_of_24_bits(body, 4));
+                canvas = canvas.or_else(|| size_of_24_bits(body, 4));
+            }
             b"ANMF" if first_frame.is_none() => {
                 chunks.animated = true;
-                chunks.sizes.extend(size_of_24_bits(body, 6));
+                frame_size = size_of_24_bits(body, 6);
+                chunks.sizes.extend(frame_size);
                 first_frame = Some(body.get(16..).unwrap_or_default());
             }
             b"EXIF" if chunks.exif.is_none() => {
@@ -32,10 +50,26 @@ pub(super) fn read(bytes: &[u8]) -> Chunks<'_> {
             _ => {}
         }
     }
-    for frame in [bytes.get(12..).unwrap_or_default(), first_frame.unwrap_or_default()] {
-        chunks.sizes.extend(Walk(frame).find_map(|(name, body)| bitstream_size(name, body)));
+    // Alpha has the size of what it belongs to.
+    for (part, size) in
+        [(bytes.get(12..).unwrap_or_default(), canvas), (first_frame.unwrap_or_default(), frame_size)]
+    {
+        chunks.sizes.extend(Walk(part).find_map(|(name, body)| bitstream_size(name, body)));
+        let lossless = Walk(part).filter_map(|(name, body)| lossless(name, body, size));
+        chunks.lossless.extend(lossless.take(MAX_LOSSLESS + 1));
     }
     chunks
+}
+
+fn lossless<'a>(name: &[u8; 4], body: &'a [u8], alpha: Option<(u32, u32)>) -> Option<Lossless<'a>> {
+    match (name, body) {
+        (b"VP8L", bits) => Some(Lossless { bits, size: bitstream_size(name, bits)?, has_header: true }),
+        // Two bits say how it is compressed.
+        (b"ALPH", [flags, bits @ ..]) if flags & 3 == 1 => {
+            Some(Lossless { bits, size: alpha?, has_header: false })
+        }
+        _ => None,
+    }
 }
 
 /// Chunk after chunk: a name of four letters and a body. The last body may be cut short.

@@ -53,6 +53,21 @@ fn a_jpeg_without_huffman_tables_has_the_standard_ones_whatever_came_before() {
 }
 
 #[test]
+fn colours_outside_a_gifs_palette_show_nothing_of_the_image_before() {
+    // One pixel of colour 3, of a palette of two.
+    let mut gif = b"GIF89a\x01\0\x01\0\x80\0\0\x01\x02\x03\x04\x05\x06".to_vec();
+    // LZW of three bits: clear, 3, end.
+    gif.extend(b",\0\0\0\0\x01\0\x01\0\0\x02\x02\x5C\x01\0;");
+    let expected = answer(&mut decoder(), &gif, u32::MAX).unwrap();
+    let mut used = decoder();
+    for level in [0, 90, 255] {
+        let before = crate::draw::picture(1, 1, |_, _, _| level).encode(image::ImageFormat::Png);
+        answer(&mut used, &before, u32::MAX).unwrap();
+        assert_eq!(answer(&mut used, &gif, u32::MAX).as_ref(), Ok(&expected), "after {level}");
+    }
+}
+
+#[test]
 fn a_jpeg_without_quantization_tables_is_corrupt_whatever_came_before() {
     let bare = without(WITH_TABLES, 0xDB);
     for side in SIDES {

@@ -1,25 +1,18 @@
 //! Files that ask for far more than they are: refused from their headers, or decoded within bounds.
 
-use std::time::{Duration, Instant};
-
 use gpu_kernels::{DecodeLimits, FormatSet, ImageFormat, inspect};
 use image::{DynamicImage, ImageBuffer};
 
 use crate::draw::{Jpeg, code_of, decode, decoder, encode, grainy, smooth};
 use crate::write::{tiff, tiff_entries};
 
-/// More than enough for a slow machine, and far less than what these files used to take.
-const BOUND: Duration = Duration::from_secs(20);
-
-/// Refused by `inspect` and `decode` alike, at once; returns the message.
+/// Refused by `inspect` and `decode` alike, before there is a buffer for pixels; returns the message.
 fn refused(bytes: &[u8], code: &str) -> String {
-    let begin = Instant::now();
     assert_eq!(code_of(inspect(bytes, &DecodeLimits::default())), code);
     let mut decoder = decoder();
     let error = decoder.decode(bytes, 256).map(|_| ()).unwrap_err();
     assert_eq!(error.code(), code, "{error}");
     assert_eq!(decoder.retained_bytes(), 0);
-    assert!(begin.elapsed() < Duration::from_secs(2), "took {:?}", begin.elapsed());
     error.to_string()
 }
 
@@ -104,29 +97,16 @@ fn separate_planes_in_strips_are_decoded() {
 }
 
 #[test]
-fn nothing_but_restart_markers_takes_little_memory_and_time() {
-    let mut bytes = Jpeg::default().encode(&smooth(2048, 2048));
-    let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap() + 14;
-    for interval in [0u16, 1] {
-        bytes.truncate(scan);
-        let mut bytes = bytes.clone();
-        if interval > 0 {
-            let at = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
-            bytes.splice(at..at, [0xFF, 0xDD, 0, 4, 0, 1]);
-        }
-        let mut marker = 0u8;
-        while bytes.len() < 20 << 20 {
-            bytes.extend([0xFF, 0xD0 + marker % 8]);
-            marker = marker.wrapping_add(1);
-        }
-        bytes.truncate(20 << 20);
-        let begin = Instant::now();
-        let mut decoder = decoder();
-        assert_eq!(code_of(decoder.decode(&bytes, 256)), "corrupt_image");
-        assert!(begin.elapsed() < BOUND, "took {:?}", begin.elapsed());
-        assert!(decoder.retained_bytes() <= 40 << 20);
-        decoder.trim();
-        assert!(decoder.retained_bytes() <= 20 << 20, "{}", decoder.retained_bytes());
+fn lossless_webps_of_another_encoder_are_decoded() {
+    // Written by libwebp: predictors, colour transforms, a palette, a cache of colours, compressed alpha.
+    for bytes in [
+        &include_bytes!("../field/lossless_alpha.webp")[..],
+        include_bytes!("../field/lossless_palette.webp"),
+        include_bytes!("../field/lossy_alpha.webp"),
+    ] {
+        let header = inspect(bytes, &DecodeLimits::default()).unwrap();
+        assert_eq!((header.width, header.height), (160, 120));
+        assert_eq!(decode(bytes).unwrap().pixels.len(), 3 * 160 * 120);
     }
 }
 

@@ -7,6 +7,9 @@
 )]
 
 mod bad_input;
+#[path = "../bombs/mod.rs"]
+mod bombs;
+mod costly;
 mod draw;
 mod formats;
 mod fuzz;

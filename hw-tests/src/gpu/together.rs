@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use gpu_kernels::cuda::{Device, DevicePool, PinnedPool};
+use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::Stager;
 use weir::engine::Provider;
 use weir::lanes::gpu::{Decoders, Message, Teller};
@@ -31,7 +32,7 @@ pub(super) fn rate(setup: &Setup, device: &Device, frames: &[Frame]) -> anyhow::
     let mut submit = (0..).zip(images.iter().cycle());
     let mut next = || {
         if let Some((ticket, image)) = submit.next() {
-            decoders.decode(ticket, image.clone(), &teller);
+            decoders.decode(ticket, image.clone(), Until::NEVER, &teller);
         }
     };
     let in_flight = WAITING * decoders.at_once();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use gpu_kernels::ImageFormat;
+use gpu_kernels::decode::Until;
 use parking_lot::Mutex;
 
 use super::super::{
@@ -152,7 +153,7 @@ impl BatchDevice for Simulated {
         &self.wakes
     }
 
-    fn decode(&mut self, ticket: Ticket, image: Bytes) {
+    fn decode(&mut self, ticket: Ticket, image: Bytes, _: Until) {
         assert_eq!(self.fault, None, "a device that has failed is asked for nothing more");
         self.to_decode.as_ref().unwrap().send((ticket, image)).unwrap();
     }

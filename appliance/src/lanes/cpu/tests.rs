@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::app::prepare_device;
 use crate::config::Config;
-use crate::lanes::{Classified, ClassifyError, LaneDevice};
+use crate::lanes::{Classified, ClassifyError, Encoded, LaneDevice};
 
 fn pipeline(images: usize) -> Box<dyn LaneDevice> {
     let mut config = Config::default();
@@ -26,13 +26,31 @@ fn best(classified: &Classified) -> usize {
         .unwrap()
 }
 
+fn encoded<'a>(images: &[&'a [u8]]) -> Vec<Encoded<'a>> {
+    images.iter().map(|&image| image.into()).collect()
+}
+
+#[test]
+fn an_image_that_is_not_decoded_in_time_fails_alone() {
+    let golden = pictures();
+    let over = Encoded { bytes: &golden[0], until: std::time::Instant::now().into() };
+    let in_time = Encoded::from(&golden[0][..]);
+    for mut pipeline in [pipeline(1), pipeline(4)] {
+        let answers = pipeline.classify_all(&[in_time, over, in_time]);
+        let codes: Vec<_> =
+            answers.into_iter().map(|answer| answer.map(drop).map_err(|error| error.to_string())).collect();
+        assert!(codes[0].is_ok() && codes[2].is_ok(), "{codes:?}");
+        assert!(codes[1].as_ref().unwrap_err().contains("took too long"), "{codes:?}");
+    }
+}
+
 #[test]
 fn images_that_are_computed_together_get_what_each_gets_alone() {
     let golden = pictures();
     let (mut one, mut four) = (pipeline(1), pipeline(4));
     for count in [1, 2, 3, 4, 5, 9] {
         let images: Vec<&[u8]> = golden.iter().cycle().take(count).map(Vec::as_slice).collect();
-        let together = four.classify_all(&images);
+        let together = four.classify_all(&encoded(&images));
         assert_eq!(together.len(), count);
         for (image, together) in images.iter().zip(together) {
             let (alone, together) = (one.classify(image).unwrap(), together.unwrap());
@@ -54,7 +72,7 @@ fn an_image_that_fails_among_others_fails_alone() {
     let broken: &[u8] = b"no picture";
     let images: Vec<&[u8]> = vec![&golden[0], broken, &golden[0], &golden[0], &golden[0], broken];
     let alone = one.classify(&golden[0]).unwrap();
-    for (image, answer) in images.iter().zip(four.classify_all(&images)) {
+    for (image, answer) in images.iter().zip(four.classify_all(&encoded(&images))) {
         if *image == broken {
             assert!(matches!(answer, Err(ClassifyError::Decode(_))));
         } else {

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use gpu_kernels::cuda::{Event, GpuError};
+use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
 
 use super::GpuEngine;
@@ -185,8 +186,8 @@ impl BatchDevice for GpuDevice {
         &self.wakes
     }
 
-    fn decode(&mut self, ticket: Ticket, image: Bytes) {
-        self.decoders.decode(ticket, image, &self.teller);
+    fn decode(&mut self, ticket: Ticket, image: Bytes, until: Until) {
+        self.decoders.decode(ticket, image, until, &self.teller);
     }
 
     fn poll(&mut self) -> Option<DeviceEvent> {

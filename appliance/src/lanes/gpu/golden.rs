@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use gpu_kernels::decode::Until;
 
 use crate::engine::EngineError;
 use crate::lanes::{BatchDevice, Computed, DeviceEvent, Ticket};
@@ -44,7 +45,7 @@ impl Run<'_> {
             let tickets: Vec<Ticket> = (self.next..).take(batch.len()).collect();
             self.next += batch.len() as Ticket;
             for (&ticket, case) in tickets.iter().zip(&batch) {
-                self.device.decode(ticket, Bytes::from(case.bytes.clone()));
+                self.device.decode(ticket, Bytes::from(case.bytes.clone()), Until::NEVER);
                 self.decoded(ticket, &case.file, end)?;
             }
             batches.push((tickets, batch));

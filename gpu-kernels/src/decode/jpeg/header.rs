@@ -65,8 +65,9 @@ pub fn jpeg_header(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegHeader, De
                     frame.ok_or_else(|| corrupt("a scan comes before the frame header"))?;
                 let in_first_scan = *body.first().ok_or_else(|| corrupt("its scan header is empty"))?;
                 let several_scans = header.progressive || in_first_scan < header.components;
-                if several_scans && more_scans_than(limits.max_scans, markers) {
-                    return Err(DecodeError::TooManyScans { max: limits.max_scans });
+                let max = limits.scans_of(header.width, header.height);
+                if several_scans && more_scans_than(max, markers) {
+                    return Err(DecodeError::TooManyScans { max });
                 }
                 let header =
                     JpegHeader { several_scans, orientation: orientation.unwrap_or_default(), ..header };

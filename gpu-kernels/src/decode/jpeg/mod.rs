@@ -13,7 +13,7 @@ pub(super) use shrink::EntropyWalk;
 pub(super) use strict::{Colour, Oddity, read_strictly};
 
 use super::buffer::Buffer;
-use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, samples};
+use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, Until, samples};
 use crate::image::ImageFormat;
 use shrink::ShrinkDecoder;
 use turbo::{Failure, Request, Warnings};
@@ -28,14 +28,14 @@ const SCALES: [u32; 4] = [1, 2, 4, 8];
 
 #[derive(Debug)]
 pub(super) struct JpegDecoder {
-    max_scans: u32,
+    limits: DecodeLimits,
     shrink: ShrinkDecoder,
 }
 
 impl JpegDecoder {
     pub(super) fn new(limits: &DecodeLimits) -> Result<Self, DecodeError> {
         turbo::check().map_err(DecodeError::Setup)?;
-        Ok(Self { max_scans: limits.max_scans, shrink: ShrinkDecoder::default() })
+        Ok(Self { limits: *limits, shrink: ShrinkDecoder::default() })
     }
 
     pub(super) fn retained_bytes(&self) -> usize {
@@ -53,6 +53,7 @@ impl JpegDecoder {
         header: &JpegHeader,
         shorter_side: u32,
         pixels: &mut Buffer,
+        until: Until,
     ) -> Result<Decoded, DecodeError> {
         let eighths = if header.lossless { 8 } else { scale_for(header, shorter_side) };
         let (width, height) = (scaled(header.width, eighths), scaled(header.height, eighths));
@@ -61,12 +62,14 @@ impl JpegDecoder {
         let buffer = pixels.take(channels * count);
         let reduced = eighths <= 2
             && header.is_plain()
-            && self.shrink.decode(bytes, eighths as usize, buffer, width as usize).is_some();
+            && self.shrink.decode(bytes, eighths as usize, buffer, width as usize, until).is_some();
         // What our own decoder does not take, or finds odd, the library judges.
         if !reduced {
             let max_memory = ImageHeader::from(*header).decode_memory;
-            let request = Request { eighths, width, height, channels, max_memory, max_scans: self.max_scans };
-            let warnings = turbo::decode(bytes, &request, buffer).map_err(|failure| self.refusal(failure))?;
+            let max_scans = self.limits.scans_of(header.width, header.height);
+            let request = Request { eighths, width, height, channels, max_memory, max_scans, until };
+            let warnings =
+                turbo::decode(bytes, &request, buffer).map_err(|failure| refusal(failure, max_scans))?;
             judge(bytes, warnings)?;
             if channels == 4 {
                 samples::inverted_cmyk_to_rgb(buffer, count);
@@ -74,13 +77,14 @@ impl JpegDecoder {
         }
         Ok(Decoded { header: (*header).into(), width, height })
     }
+}
 
-    fn refusal(&self, failure: Failure) -> DecodeError {
-        match failure {
-            Failure::Said(text) => corrupt(text),
-            Failure::TooManyScans => DecodeError::TooManyScans { max: self.max_scans },
-            Failure::OtherSize => corrupt("its headers contradict each other"),
-        }
+fn refusal(failure: Failure, max: u32) -> DecodeError {
+    match failure {
+        Failure::Said(text) => corrupt(text),
+        Failure::TooManyScans => DecodeError::TooManyScans { max },
+        Failure::OutOfTime => DecodeError::OutOfTime,
+        Failure::OtherSize => corrupt("its headers contradict each other"),
     }
 }
 

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include <jpeglib.h>
 #include <jerror.h>
@@ -23,7 +24,7 @@ enum {
 };
 
 /* How decoding ended; turbo.rs has the same numbers. */
-enum { DECODED, FAILED, TOO_MANY_SCANS, OTHER_SIZE };
+enum { DECODED, FAILED, TOO_MANY_SCANS, OTHER_SIZE, OUT_OF_TIME };
 
 typedef struct {
     uint32_t warnings;
@@ -35,8 +36,16 @@ typedef struct {
     struct jpeg_progress_mgr progress;
     jmp_buf out;
     int max_scans;
+    /* When decoding is given up, on the monotonic clock; below zero for never. */
+    int64_t end;
     weir_jpeg_report *report;
 } context;
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
 
 /* The error manager is the first member. */
 static context *context_of(j_common_ptr info) { return (context *)info->err; }
@@ -68,15 +77,19 @@ static void warn(j_common_ptr info, int level) {
 
 static void silent(j_common_ptr info) { (void)info; }
 
-static void count_scans(j_common_ptr info) {
+/* The library calls this for each row of blocks of each scan, and of the output. */
+static void look(j_common_ptr info) {
     context *self = context_of(info);
+    if (self->end >= 0 && now() >= self->end) longjmp(self->out, OUT_OF_TIME);
     if (info->is_decompressor && ((j_decompress_ptr)info)->input_scan_number > self->max_scans)
         longjmp(self->out, TOO_MANY_SCANS);
 }
 
-/* Decodes to rows of width pixels, RGB or (where the image has four components) CMYK, at so many eighths of the size. */
+/* Decodes to rows of width pixels, RGB or (where the image has four components) CMYK, at so many eighths of the size, within so many
+   nanoseconds (any number where they are below zero). */
 int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths, unsigned char *pixels, size_t pitch,
-                     uint32_t width, uint32_t height, long max_memory, int max_scans, weir_jpeg_report *report) {
+                     uint32_t width, uint32_t height, long max_memory, int max_scans, int64_t nanoseconds,
+                     weir_jpeg_report *report) {
     struct jpeg_decompress_struct info;
     context self;
     int ended;
@@ -88,6 +101,11 @@ int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths
     self.errors.emit_message = warn;
     self.errors.output_message = silent;
     self.max_scans = max_scans;
+    self.end = -1;
+    if (nanoseconds >= 0) {
+        int64_t begin = now();
+        self.end = nanoseconds < INT64_MAX - begin ? begin + nanoseconds : INT64_MAX;
+    }
     self.report = report;
     ended = setjmp(self.out);
     if (ended != DECODED) {
@@ -95,7 +113,7 @@ int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths
         return ended;
     }
     jpeg_create_decompress(&info);
-    self.progress.progress_monitor = count_scans;
+    self.progress.progress_monitor = look;
     info.progress = &self.progress;
     info.mem->max_memory_to_use = max_memory;
     jpeg_mem_src(&info, bytes, (unsigned long)length);
@@ -112,6 +130,7 @@ int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths
         JSAMPROW rows[8];
         JDIMENSION count = height - info.output_scanline < 8 ? height - info.output_scanline : 8, row;
         for (row = 0; row < count; row++) rows[row] = pixels + (size_t)(info.output_scanline + row) * pitch;
+        look((j_common_ptr)&info);
         jpeg_read_scanlines(&info, rows, count);
     }
     jpeg_finish_decompress(&info);

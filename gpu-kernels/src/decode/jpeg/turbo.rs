@@ -3,6 +3,8 @@
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint};
 
+use crate::decode::Until;
+
 // Its build has the library that turbo.c is linked against.
 use turbojpeg_sys as _;
 
@@ -48,6 +50,8 @@ pub(super) enum Failure {
     TooManyScans,
     /// It reads another size from the headers than we do.
     OtherSize,
+    /// The caller's time was over.
+    OutOfTime,
 }
 
 /// What is to be decoded to what.
@@ -63,6 +67,7 @@ pub(super) struct Request {
     /// Most bytes for whole-image buffers.
     pub(super) max_memory: u64,
     pub(super) max_scans: u32,
+    pub(super) until: Until,
 }
 
 #[repr(C)]
@@ -95,6 +100,7 @@ unsafe extern "C" {
         height: u32,
         max_memory: c_long,
         max_scans: c_int,
+        nanoseconds: i64,
         report: *mut Report,
     ) -> c_int;
     fn weir_jpeg_check(report: *mut Report) -> c_int;
@@ -120,6 +126,7 @@ pub(super) fn decode(bytes: &[u8], request: &Request, pixels: &mut [u8]) -> Resu
             request.height,
             c_long::try_from(request.max_memory).unwrap_or(c_long::MAX),
             c_int::try_from(request.max_scans.max(1)).unwrap_or(c_int::MAX),
+            request.until.nanoseconds_left().map_or(-1, |left| i64::try_from(left).unwrap_or(i64::MAX)),
             &raw mut report,
         )
     };
@@ -127,6 +134,7 @@ pub(super) fn decode(bytes: &[u8], request: &Request, pixels: &mut [u8]) -> Resu
         0 => Ok(Warnings(report.warnings)),
         1 => Err(Failure::Said(report.text())),
         2 => Err(Failure::TooManyScans),
+        4 => Err(Failure::OutOfTime),
         _ => Err(Failure::OtherSize),
     }
 }

@@ -2,15 +2,14 @@
 
 mod structure;
 
-use std::io::Cursor;
-
 use image::ColorType;
 use tiff::decoder::{Decoder, Limits};
 use tiff::tags::Tag;
 use tiff::{TiffError, decoder::ifd::Value};
 
 use super::buffer::Buffer;
-use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, memory, samples};
+use super::reader::Source;
+use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, Until, memory, samples};
 use crate::image::{ImageFormat, Orientation};
 use structure::Structure;
 
@@ -22,9 +21,10 @@ const PART_BYTES: u64 = 128;
 /// A TIFF that is ready to be decoded.
 pub(super) struct Opened<'a> {
     pub(super) header: ImageHeader,
-    decoder: Decoder<Cursor<&'a [u8]>>,
+    decoder: Decoder<Source<'a>>,
     structure: Structure,
     pixels: Pixels,
+    until: Until,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,10 +57,15 @@ impl Pixels {
 }
 
 /// Reads the headers and holds them against `limits`.
-pub(super) fn open<'a>(bytes: &'a [u8], limits: &DecodeLimits) -> Result<Opened<'a>, DecodeError> {
+pub(super) fn open<'a>(
+    bytes: &'a [u8],
+    limits: &DecodeLimits,
+    until: Until,
+) -> Result<Opened<'a>, DecodeError> {
     let structure = structure::read(bytes, limits)?;
+    let refusal = |error| refusal(error, until);
     let (width, height) = (structure.width, structure.height);
-    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(refusal)?;
+    let mut decoder = Decoder::new(Source::new(bytes, until)).map_err(refusal)?;
     if decoder.dimensions().map_err(refusal)? != (width, height) {
         return Err(DecodeError::corrupt(ImageFormat::Tiff, "its size is not clear"));
     }
@@ -90,6 +95,7 @@ pub(super) fn open<'a>(bytes: &'a [u8], limits: &DecodeLimits) -> Result<Opened<
         decoder,
         structure,
         pixels,
+        until,
     };
     let needed = opened.memory();
     let decode_memory = memory::accepted(ImageFormat::Tiff, (width, height), needed)?;
@@ -128,6 +134,8 @@ impl Opened<'_> {
         limits.ifd_value_size = TAG_BYTES;
         self.decoder = self.decoder.with_limits(limits);
         let wide = self.structure.bits == 16;
+        let until = self.until;
+        let refusal = |error| refusal(error, until);
         match self.pixels {
             Pixels::Bits => {
                 let raw = scratch.take(bytes);
@@ -161,7 +169,10 @@ impl Opened<'_> {
     }
 }
 
-fn refusal(error: TiffError) -> DecodeError {
+fn refusal(error: TiffError, until: Until) -> DecodeError {
+    if let Err(late) = until.check() {
+        return late;
+    }
     match error {
         TiffError::UnsupportedError(error) => DecodeError::unsupported(ImageFormat::Tiff, error.to_string()),
         TiffError::LimitsExceeded => {

@@ -14,7 +14,7 @@ use super::dispatch::{Dispatch, Work};
 use super::message::{Message, Teller};
 use crate::lanes::decoder::LaneDecoder;
 use crate::lanes::stall::Task;
-use crate::lanes::{Decoded, Ticket};
+use crate::lanes::{Decoded, Encoded, Ticket};
 
 /// How soon a thread that waits for room sees that it is to end.
 const LOOK: Duration = Duration::from_millis(200);
@@ -40,14 +40,14 @@ pub(super) struct AtImage {
 
 impl CpuThread {
     pub(super) fn run(self, mut decoder: LaneDecoder, task: &Task<AtImage>) {
-        while let Ok(Work { ticket, bytes, pixels, .. }) = self.work.recv() {
+        while let Ok(Work { ticket, bytes, pixels, until, .. }) = self.work.recv() {
             if self.ending.load(Ordering::Acquire) {
                 return;
             }
             let began = Instant::now();
             task.begin(AtImage { ticket, pixels, bytes: bytes.clone() });
             let mut decoded_in_time = None;
-            let decoded = decoder.with(&bytes, self.resize, |image| {
+            let decoded = decoder.with(Encoded { bytes: &bytes, until }, self.resize, |image| {
                 // Room on the GPU may take as long as it likes.
                 let in_time = task.finish().is_some();
                 decoded_in_time = Some(in_time);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
+use gpu_kernels::decode::Until;
 use gpu_kernels::decode::nvjpeg::Eligible;
 use parking_lot::Mutex;
 
@@ -16,6 +17,7 @@ pub(super) struct Work {
     pub(super) ticket: Ticket,
     pub(super) bytes: Bytes,
     pub(super) pixels: u64,
+    pub(super) until: Until,
     pub(super) eligible: Option<Eligible>,
     /// Whether nvJPEG's hardware engines refuse it, and its CUDA kernels do not.
     pub(super) for_kernels: bool,

@@ -15,6 +15,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, unbounded};
 use gpu_kernels::cuda::{Device, DevicePool};
+use gpu_kernels::decode::Until;
 use gpu_kernels::decode::nvjpeg::{EntropyCheck, NvJpegBackend, eligible};
 use gpu_kernels::preprocess::cuda::Stager;
 use gpu_kernels::{DecodeLimits, inspect};
@@ -238,8 +239,8 @@ impl Decoders {
         self.cpus.len() + nvjpeg
     }
 
-    /// Has an image decoded by whoever will have it first. `teller` hears of it when it can't be.
-    pub fn decode(&self, ticket: Ticket, bytes: Bytes, teller: &Teller) {
+    /// Has an image decoded by whoever will have it first; the CPU gives up at the time that `until` says. `teller` hears of it when it can't be.
+    pub fn decode(&self, ticket: Ticket, bytes: Bytes, until: Until, teller: &Teller) {
         let look = || {
             let by = |backend| eligible(&bytes, backend, &self.limits).ok();
             let first = self.backend.and_then(by);
@@ -257,7 +258,7 @@ impl Decoders {
         match (size, &self.dispatch) {
             (Ok((width, height)), Some(dispatch)) => {
                 let (pixels, cpu_only) = (u64::from(width) * u64::from(height), eligible.is_none());
-                dispatch.push(Work { ticket, bytes, pixels, eligible, for_kernels }, cpu_only);
+                dispatch.push(Work { ticket, bytes, pixels, until, eligible, for_kernels }, cpu_only);
             }
             (Ok(_), None) => teller.tell(Message::Failed(DeviceError::Ended)),
             (Err(error), _) => teller.tell(Message::Refused(ticket, error.into())),

@@ -2,8 +2,9 @@
 //!
 //! At these scales nearly all of libjpeg-turbo's time goes into Huffman symbols whose coefficients are then not used. Here
 //! they are skipped several at a time through a table ([`tables`]), which about halves the time of a 4K frame
-//! (docs/performance.md). What is computed is the same: the inverse DCT of each block's lowest frequencies ([`idct`]),
-//! chroma enlarged by taking more of its own frequencies, JFIF's colour conversion.
+//! (docs/performance.md). What is computed is nearly the same: the part that each block's lowest frequencies have in the means
+//! of neighbouring pixels ([`idct`]; libjpeg adds the higher ones' part), chroma enlarged by taking more of its own
+//! frequencies, JFIF's colour conversion. docs/performance.md says how far the two are apart.
 //!
 //! Only the plain case is served: 8-bit baseline, one scan, YCbCr at 4:2:0 or 4:4:4. Whatever else there is, and anything
 //! at all that is odd about the data, gives `None`, and libjpeg-turbo decides what the image is worth.
@@ -22,8 +23,10 @@ mod walk;
 pub(super) use bits::{MAX_SCAN, SEGMENT_BYTES};
 pub(in crate::decode) use walk::EntropyWalk;
 
+use crate::decode::Until;
 use bits::{Bits, EntropyData};
 use frame::{Component, Frame};
+use idct::Steps;
 use tables::{Huffman, TableCache};
 
 /// Decodes reduced images; keeps its buffers and tables from image to image.
@@ -40,18 +43,12 @@ pub(super) struct ShrinkDecoder {
 struct BlockPlan {
     /// Pixels a side: 1, 2 or 4.
     side: usize,
-    /// Last coefficient in zigzag order that is used.
-    last: usize,
+    steps: Steps,
 }
 
 impl BlockPlan {
-    fn of(side: usize) -> Option<Self> {
-        match side {
-            1 => Some(Self { side, last: 0 }),
-            2 => Some(Self { side, last: 4 }),
-            4 => Some(Self { side, last: 24 }),
-            _ => None,
-        }
+    fn of(side: usize, component: &Component) -> Option<Self> {
+        Some(Self { side, steps: Steps::of(&component.quant, side)? })
     }
 }
 
@@ -65,18 +62,20 @@ impl ShrinkDecoder {
     }
 
     /// Decodes at `eighths`/8 of the size (1 or 2) into `rgb`, whose rows hold `width` pixels; `None` if the image is not
-    /// of the plain kind or anything about it is odd.
+    /// of the plain kind, if anything about it is odd, or if time is over.
     pub(super) fn decode(
         &mut self,
         bytes: &[u8],
         eighths: usize,
         rgb: &mut [u8],
         width: usize,
+        until: Until,
     ) -> Option<()> {
         let frame = Frame::read(bytes)?;
-        let luma = BlockPlan::of(eighths)?;
-        let chroma = BlockPlan::of(eighths * frame.subsampling)?;
-        let plans = [luma, chroma, chroma];
+        let [luma, blue, red] = &frame.components;
+        let chroma = eighths * frame.subsampling;
+        let plans =
+            [BlockPlan::of(eighths, luma)?, BlockPlan::of(chroma, blue)?, BlockPlan::of(chroma, red)?];
         self.data.collect(frame.scan, frame.segments())?;
         let tables = self.tables.build(&frame)?;
 
@@ -90,6 +89,7 @@ impl ShrinkDecoder {
         let mut bits = segments.next()?;
         let mut left = frame.restart_interval;
         for out in rgb.chunks_mut(width * 3 * per_mcu).take(frame.mcu_rows) {
+            (!until.is_over()).then_some(())?;
             for mcu in 0..frame.mcus_per_row {
                 if frame.restart_interval > 0 {
                     if left == 0 {
@@ -102,20 +102,12 @@ impl ShrinkDecoder {
                 }
                 for (index, component) in frame.components.iter().enumerate() {
                     let (dc, ac) = (tables.dc(component), tables.ac(component));
-                    let plan = plans[index];
+                    let plan = &plans[index];
                     for block in 0..component.across * component.across {
                         let (row, column) = (block / component.across, block % component.across);
                         let at = row * plan.side * stride + mcu * per_mcu + column * plan.side;
                         let target = &mut self.strips[index][at..];
-                        decode_block(
-                            &mut bits,
-                            (dc, ac),
-                            component,
-                            plan,
-                            &mut predictions[index],
-                            target,
-                            stride,
-                        )?;
+                        decode_block(&mut bits, (dc, ac), plan, &mut predictions[index], target, stride)?;
                     }
                 }
             }
@@ -131,8 +123,7 @@ impl ShrinkDecoder {
 fn decode_block(
     bits: &mut Bits<'_>,
     (dc, ac): (&Huffman, &Huffman),
-    component: &Component,
-    plan: BlockPlan,
+    plan: &BlockPlan,
     prediction: &mut i32,
     target: &mut [u8],
     stride: usize,
@@ -141,11 +132,11 @@ fn decode_block(
     let size = usize::from(dc.symbol(bits)?);
     (size <= 11).then_some(())?;
     *prediction = prediction.wrapping_add(bits.signed(size));
-    let quant = &component.quant;
     let mut coefficients = [0i32; idct::PLACES];
-    coefficients[0] = bounded(i32::from(*prediction as i16) * quant[0]);
+    let Steps { last, places, steps } = &plan.steps;
+    coefficients[0] = bounded(dequantized(i32::from(*prediction as i16), steps[0]));
     let mut k = 1;
-    while k <= plan.last {
+    while k <= *last {
         bits.refill()?;
         let (run, value) = ac.coefficient(bits)?;
         if k + run > 63 {
@@ -155,8 +146,9 @@ fn decode_block(
             break;
         }
         k += run;
-        if k <= plan.last {
-            coefficients[usize::from(idct::PLACE[k])] = bounded(value * quant[k]);
+        if k <= *last {
+            let sum = &mut coefficients[usize::from(places[k])];
+            *sum = bounded(*sum + dequantized(value, steps[k]));
         }
         k += 1;
     }
@@ -167,6 +159,12 @@ fn decode_block(
         _ => idct::four(&coefficients, target, stride),
     }
     Some(())
+}
+
+/// A value of at most 16 bits times a step of at most 15.
+#[inline(always)]
+fn dequantized(value: i32, step: i32) -> i32 {
+    (value * step + (1 << (idct::STEP_POINT - 1))) >> idct::STEP_POINT
 }
 
 fn bounded(coefficient: i32) -> i32 {

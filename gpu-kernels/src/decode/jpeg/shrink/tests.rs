@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use turbojpeg::{Compressor, Decompressor, Image, PixelFormat, ScalingFactor, Subsamp};
 
 use super::ShrinkDecoder;
+use crate::decode::Until;
 
 /// Smooth shapes and texture, which every frequency has a part in.
 fn picture(width: usize, height: usize, seed: usize) -> Vec<u8> {
@@ -34,7 +35,7 @@ fn scale(eighths: usize) -> ScalingFactor {
 fn ours(decoder: &mut ShrinkDecoder, bytes: &[u8], eighths: usize, size: (usize, usize)) -> Option<Vec<u8>> {
     let (width, height) = (scale(eighths).scale(size.0), scale(eighths).scale(size.1));
     let mut rgb = vec![0; width * height * 3];
-    decoder.decode(bytes, eighths, &mut rgb, width).map(|()| rgb)
+    decoder.decode(bytes, eighths, &mut rgb, width, Until::NEVER).map(|()| rgb)
 }
 
 fn library(bytes: &[u8], eighths: usize, size: (usize, usize)) -> Vec<u8> {
