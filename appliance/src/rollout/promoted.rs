@@ -22,6 +22,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is written down how far its monitoring is: each time takes an fsync.
 const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long after a rollback that did not work the next one is tried.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
 /// A version that was promoted, while it is monitored.
 pub(super) struct Promoted {
     model: Arc<LoadedModel>,
@@ -134,18 +137,24 @@ impl Task {
             }
             return false;
         };
-        self.forget_promoted();
+        // Out of sight of `back`, which ends the monitoring where it works.
+        let promoted = self.promoted.take();
         let reason = format!("after it was promoted, {reason}");
         tracing::error!(model = self.name(), reason, "the version that serves is rolled back");
-        if let Err(refusal) = self.back(&reason).await {
-            tracing::error!(model = self.name(), %refusal, "it could not be rolled back, so it serves on");
-            self.board.note(|status| {
-                status.error = Some(format!("{reason}; it could not be rolled back: {refusal}"));
-            });
+        let Err(refusal) = self.back(&reason).await else { return true };
+        tracing::error!(model = self.name(), %refusal, "it could not be rolled back, so it serves on");
+        self.board.note(|status| {
+            status.error = Some(format!("{reason}; it could not be rolled back: {refusal}"));
+        });
+        if over {
+            self.forget_promoted();
             self.write_down(None).await;
-            return false;
+        } else if let Some(mut promoted) = promoted {
+            // What kept it from going back may pass.
+            promoted.looked = Instant::now() + RETRY_INTERVAL;
+            self.promoted = Some(promoted);
         }
-        true
+        false
     }
 
     /// Writes down how far the monitoring is, for the next process.

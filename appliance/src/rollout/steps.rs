@@ -138,7 +138,9 @@ impl Task {
             tokio::select! {
                 outcome = &mut pulling => break outcome,
                 // What is downloaded is as good beside the version before.
-                () = tokio::time::sleep(LOOK_MEANWHILE) => drop(self.check_promoted().await),
+                () = tokio::time::sleep(LOOK_MEANWHILE) => {
+                    self.check_promoted().await;
+                }
                 interrupt = self.interrupt() => match interrupt {
                     Interrupt::Stop => return Err(Setback::Stop),
                     Interrupt::Order(order) if order.command == Command::Promote => {

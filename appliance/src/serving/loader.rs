@@ -235,7 +235,7 @@ fn check_golden_on(bundle: &Bundle, device: &mut dyn LaneDevice) -> Result<(), L
 /// # Errors
 /// [`LoadError`] for the first that comes out wrong.
 pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), LoadError> {
-    Ok(run_golden(bundle, |case| {
+    Ok(run_golden(bundle, |case| -> Result<_, Uncomputed> {
         let submitted = lanes.submit(case.bytes.clone().into(), Instant::now() + GOLDEN_TIME);
         let answer = submitted.map_err(Uncomputed::Refused)?.blocking_recv();
         let (classified, _) = answer.map_err(|_| Uncomputed::Ended)?.map_err(Uncomputed::Lane)?;

@@ -18,7 +18,7 @@ use cloud_sync::registry::{ModelRegistry, ModelVersion};
 use tokio::time::Instant;
 
 use super::bundle::MANIFEST;
-use super::{ModelStore, Origin, Partial, StoreError};
+use super::{ModelStore, Origin, Partial};
 use crate::gentle;
 use download::{Download, Tell};
 pub use error::PullError;
