@@ -8,10 +8,10 @@ use std::ops::Bound;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 
+use super::answer::{Waiter, answer, answer_error, left_behind};
 use super::stage::Stage;
-use crate::error::{Link, SyncError, SyncResult};
+use crate::error::SyncError;
 use crate::queue::fair::{Flow, may_go_out};
 use crate::queue::{Receipt, ResultRecord, Settled};
 
@@ -24,9 +24,6 @@ pub(super) const GROUP_BYTES: usize = 4 << 20;
 const MOST_HELD: usize = 64;
 /// Bytes of their results, and those of one job more.
 const MOST_HELD_BYTES: usize = 16 << 20;
-
-/// Where the answer to a settlement goes. Nobody may be there any more.
-pub(super) type Waiter = oneshot::Sender<SyncResult<Settled>>;
 
 /// Everything that this member of the group has.
 #[derive(Debug)]
@@ -380,26 +377,5 @@ impl Ledger {
             return None;
         }
         self.held.get_mut(&(receipt.partition, receipt.epoch))?.jobs.get_mut(&receipt.offset)
-    }
-}
-
-fn answer(waiters: Vec<Waiter>, with: impl Fn() -> SyncResult<Settled>) {
-    for waiter in waiters {
-        // Nobody waits any more: then nobody needs to know.
-        let _ = waiter.send(with());
-    }
-}
-
-fn left_behind() -> SyncError {
-    let what = "the queue was closed before the broker said whether the results are published";
-    SyncError::transient(Link::Kafka, what)
-}
-
-/// The first hears the error itself, others what it says.
-fn answer_error(waiters: Vec<Waiter>, mut error: Option<SyncError>) {
-    let Some((link, text)) = error.as_ref().map(|error| (error.link(), error.in_full())) else { return };
-    for waiter in waiters {
-        let again = || SyncError::permanent(link, text.clone());
-        let _ = waiter.send(Err(error.take().unwrap_or_else(again)));
     }
 }

@@ -57,7 +57,8 @@ async fn work_that_is_under_way_stops_and_what_is_done_stays() {
     let mut urls = vec![url(0), url(1), tarpit.clone(), url(3), tarpit.clone(), url(5)];
     // More that would be begun by and by.
     urls.extend((0..30).map(|_| tarpit.clone()));
-    world.submit("b", &urls, 6);
+    let mut messages = messages("b", &urls, 6).into_iter();
+    world.stores.send(messages.next().unwrap());
     let worker = world.start();
     for _ in 0..2 {
         asks.recv().await.unwrap();
@@ -69,6 +70,9 @@ async fn work_that_is_under_way_stops_and_what_is_done_stays() {
     };
     tokio::time::timeout(Duration::from_secs(60), done).await.unwrap();
     cancel(&world, "b", &urls, 6).await;
+    for message in messages {
+        world.stores.send(message);
+    }
     world.idle().await;
     worker.abort();
     let items = world.items("b");

@@ -76,7 +76,7 @@ pub(super) struct Stores {
     pub(super) panics: AtomicUsize,
     /// Starts of the work on messages, by their positions.
     pub(super) work: Mutex<HashMap<String, WorkStarts>>,
-    /// Starts of any work so far.
+    /// Starts of the work on single images so far.
     pub(super) begun: AtomicUsize,
     next: AtomicUsize,
 }
@@ -295,7 +295,7 @@ impl StateStore for Reach {
     async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
         self.trip.call(Link::Redis).await?;
         self.stores.work.lock().entry(position.to_owned()).or_default().begin(image);
-        self.stores.begun.fetch_add(1, Ordering::SeqCst);
+        self.stores.begun.fetch_add(usize::from(image.is_some()), Ordering::SeqCst);
         self.trip.pass().await;
         Ok(())
     }
