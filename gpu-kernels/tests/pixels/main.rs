@@ -9,7 +9,6 @@
 mod bad_input;
 mod draw;
 mod formats;
-mod fuzz;
 mod history;
 mod hostile;
 mod jpeg_damage;
