@@ -68,6 +68,7 @@ fn every_bad_body_is_refused_by_name() {
         ("a form with an empty file", &form, multipart("file", b""), 400, "empty_image"),
         ("no JSON", &json, b"{\"image\": ".to_vec(), 400, "invalid_json"),
         ("JSON of another shape", &json, b"{\"picture\": \"x\"}".to_vec(), 400, "invalid_json"),
+        ("a JSON array", &json, b"[\"https://example.com/a.jpg\", null]".to_vec(), 400, "invalid_json"),
         ("JSON without an image", &json, b"{}".to_vec(), 400, "invalid_json"),
         ("JSON with both", &json, b"{\"image\": \"x\", \"image_url\": \"y\"}".to_vec(), 400, "invalid_json"),
         ("base64 that is not", &json, b"{\"image\": \"fish & chips!\"}".to_vec(), 400, "invalid_base64"),

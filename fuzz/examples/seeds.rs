@@ -71,7 +71,8 @@ fn jpegs() {
         ("cmyk.jpg", plain.encode_as(72, 56, &grey, PixelFormat::CMYK)),
         ("exif.jpg", with_exif(&plain.encode(&smooth(40, 30)), &exif(6, false))),
         ("restart-interval.jpg", restarts),
-        ("no-tables.jpg", include_bytes!("../../gpu-kernels/tests/field/webcam_no_tables.jpg").to_vec()),
+        ("no-tables.jpg", without_tables(&plain.encode(&smooth(40, 30)))),
+        ("own-tables.jpg", own_tables()),
     ] {
         seed("decode_jpeg", name, bytes);
     }
@@ -84,6 +85,26 @@ fn jpegs() {
     ] {
         seed("jpeg_scales", name, [&head[..], &[20, 200, 90, 40, 220, 128, 60, 70, 250, 110, 30]].concat());
     }
+}
+
+/// A JPEG without its Huffman tables, which are the standard ones.
+fn without_tables(jpeg: &[u8]) -> Vec<u8> {
+    let mut out = jpeg.to_vec();
+    while let Some(at) = out.windows(2).position(|pair| pair == [0xFF, 0xC4]) {
+        let length = usize::from(u16::from_be_bytes([out[at + 2], out[at + 3]]));
+        out.drain(at..at + 2 + length);
+    }
+    out
+}
+
+/// A JPEG with Huffman tables that were made for it.
+fn own_tables() -> Vec<u8> {
+    let picture = smooth(32, 32);
+    let mut compressor = turbojpeg::Compressor::new().unwrap();
+    compressor.set_optimize(true).unwrap();
+    compressor.set_quality(80).unwrap();
+    let (pixels, format) = (&picture.pixels[..], PixelFormat::RGB);
+    compressor.compress_to_vec(turbojpeg::Image { pixels, width: 32, pitch: 96, height: 32, format }).unwrap()
 }
 
 fn pngs() {
@@ -213,6 +234,7 @@ fn requests() {
     ]
     .concat();
     seed("multipart", "form", &form);
+    batches(&form);
     seed(
         "multipart",
         "form-quoted-boundary",
@@ -238,6 +260,20 @@ fn requests() {
     for form in [0u8, 0x41, 0x72] {
         seed("predict_json", &format!("written-{form:02x}"), [&[0, form], &png[..]].concat());
     }
+}
+
+fn batches(form: &[u8]) {
+    seed("batch_body", "form", [b"multipart/form-data; boundary=edge", form].concat());
+    seed(
+        "batch_body",
+        "urls",
+        b"\n{\"image_urls\": [\"http://a/1\", \"s3:\\/\\/b/\\u0032\"], \"camera\": \"pier\", \"top_k\": 3, \"request_id\": \"r-1\"}",
+    );
+    seed(
+        "batch_body",
+        "odd",
+        b"\n\xef\xbb\xbf {\"camera\": null, \"image_urls\": [\"http://a/1\", 2], \"x\": {}}",
+    );
 }
 
 fn messages() {

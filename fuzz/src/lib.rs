@@ -6,6 +6,7 @@
 //! | `jpeg_scales` | a JPEG, or what one is drawn from | [`jpeg_scales`] |
 //! | `multipart` | a Content-Type, a newline, a body | [`multipart`] |
 //! | `predict_json` | the body of a request, or an image to be written as one | [`predict_json`] |
+//! | `batch_body` | a Content-Type, a newline, the body of a batch | [`batch_body`] |
 //! | `batch_message` | a message of the requests topic | [`batch_message`] |
 //! | `bundle_manifest` | a `bundle.toml` | [`bundle_manifest`] |
 //! | `outbox` | a segment, or steps that write several | [`outbox`] |
@@ -20,6 +21,7 @@
     reason = "a violated property is a panic here"
 )]
 
+pub mod batch_body;
 pub mod batch_message;
 pub mod bundle_manifest;
 pub mod decode;
@@ -48,7 +50,8 @@ pub struct Target {
 }
 
 /// All targets, by name.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
+    Target { name: "batch_body", check: batch_body::check },
     Target { name: "batch_message", check: batch_message::check },
     Target { name: "bundle_manifest", check: bundle_manifest::check },
     Target { name: "decode_bmp", check: |bytes| decode::check(ImageFormat::Bmp, bytes) },

@@ -66,6 +66,7 @@ macro_rules! targets {
 }
 
 targets! {
+    batch_body: 2000;
     batch_message: 4000;
     bundle_manifest: 1500;
     decode_bmp: 1000;

@@ -19,6 +19,8 @@ use crate::memory::{BodyMemory, Share};
 
 /// The fields of a form that are images.
 const FILE_FIELDS: [&str; 3] = ["file", "files", "image"];
+/// Longest reason, in characters, that a library gives for a refusal.
+const MAX_REASON: usize = 200;
 /// With or without padding at the end, as it comes.
 const ANY_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -58,9 +60,18 @@ pub(super) async fn parse(
     let looks_json = text.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b == b'{');
     if looks_json || (says_json && !is_image(&body)) {
         let text = body.slice(body.len() - text.len()..);
-        return json(text, memory);
+        return if looks_json { json(text, memory) } else { Err(not_an_object(&text)) };
     }
     Ok(Posted::Image(body))
+}
+
+/// Of an array the deserializer would take the elements for the fields, in their order.
+fn not_an_object(text: &[u8]) -> ApiError {
+    let reason = match serde_json::from_slice::<serde::de::IgnoredAny>(text) {
+        Ok(_) => "it is not an object".to_owned(),
+        Err(error) => short(&error),
+    };
+    ApiError::bad_request("invalid_json", format!("the JSON body can't be used: {reason}"))
 }
 
 fn is_image(body: &[u8]) -> bool {
@@ -71,8 +82,9 @@ fn is_image(body: &[u8]) -> bool {
 fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Posted, ApiError> {
     // The text in it is copied out.
     let text = memory.reserve(body.len())?;
-    let parsed: PredictBody = serde_json::from_slice(&body)
-        .map_err(|e| ApiError::bad_request("invalid_json", format!("the JSON body can't be used: {e}")))?;
+    let parsed: PredictBody = serde_json::from_slice(&body).map_err(|e| {
+        ApiError::bad_request("invalid_json", format!("the JSON body can't be used: {}", short(&e)))
+    })?;
     drop(body);
     match (parsed.image_url, parsed.image) {
         (Some(url), None) => Ok(Posted::Url(url)),
@@ -156,5 +168,10 @@ async fn whole(mut field: Field<'_>, most: u64, share: &Arc<Share>) -> Result<By
 }
 
 fn unreadable(error: multer::Error) -> ApiError {
-    ApiError::bad_request("invalid_multipart", format!("the form can't be read: {error}"))
+    ApiError::bad_request("invalid_multipart", format!("the form can't be read: {}", short(&error)))
+}
+
+/// An error may quote what the client wrote, however long that is.
+fn short(error: &impl std::fmt::Display) -> String {
+    error.to_string().chars().take(MAX_REASON).collect()
 }

@@ -125,7 +125,7 @@ pub(super) fn resume(
         }
     }
     let ledger = &mut resumed.ledger;
-    ledger.counters.last_sequence = ledger.segments.back().map_or(0, |s| s.last).max(cursor);
+    ledger.counters.last_sequence = ledger.segments.iter().map(|s| s.last).max().unwrap_or(0).max(cursor);
     resumed.report.events = ledger.segments.iter().map(|s| s.events).sum();
     resumed.report.segments = ledger.segments.len();
     resumed.report.last_sequence = ledger.counters.last_sequence;

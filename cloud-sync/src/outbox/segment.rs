@@ -37,7 +37,10 @@ pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
 
 fn parse_name(name: &OsStr) -> Option<u64> {
     let digits = name.to_str()?.strip_suffix(SUFFIX)?;
-    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+    let first =
+        (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?;
+    // Sequences start at 1: no file of another name is one of ours.
+    first.filter(|first| *first > 0)
 }
 
 /// The first sequences of the segments in `dir`, rising.

@@ -101,8 +101,7 @@ impl Draft {
             2 => self.segment(self.next),
             3 => {
                 // A gap, as a failed append leaves one.
-                self.next = self.next.saturating_add(1 + u64::from(steps.byte()));
-                self.segment(self.next);
+                self.segment(self.next.saturating_add(1 + u64::from(steps.byte())));
             }
             4 => self.zeros(usize::from(steps.byte()) * 16),
             5 => {

@@ -12,7 +12,6 @@ mod bombs;
 mod costly;
 mod draw;
 mod formats;
-mod fuzz;
 mod history;
 mod hostile;
 mod jpeg_damage;

@@ -3,9 +3,8 @@
 mod structure;
 
 use image::ColorType;
+use tiff::TiffError;
 use tiff::decoder::{Decoder, Limits};
-use tiff::tags::Tag;
-use tiff::{TiffError, decoder::ifd::Value};
 
 use super::buffer::Buffer;
 use super::reader::Source;
@@ -79,11 +78,8 @@ pub(super) fn open<'a>(
     if structure.planar && !matches!(pixels, Pixels::Of(_)) {
         return Err(DecodeError::unsupported(ImageFormat::Tiff, "CMYK in separate planes"));
     }
-    let orientation = decoder
-        .find_tag(Tag::Orientation)
-        .ok()
-        .flatten()
-        .and_then(|value: Value| Orientation::from_exif(u8::try_from(value.into_u16().ok()?).ok()?));
+    let orientation =
+        structure.orientation.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
     let opened = Opened {
         header: ImageHeader {
             format: ImageFormat::Tiff,

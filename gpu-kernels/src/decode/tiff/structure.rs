@@ -21,6 +21,7 @@ mod tag {
     pub(super) const COMPRESSION: u16 = 259;
     pub(super) const PHOTOMETRIC: u16 = 262;
     pub(super) const STRIP_OFFSETS: u16 = 273;
+    pub(super) const ORIENTATION: u16 = 274;
     pub(super) const SAMPLES: u16 = 277;
     pub(super) const ROWS_PER_STRIP: u16 = 278;
     pub(super) const STRIP_BYTES: u16 = 279;
@@ -46,6 +47,8 @@ pub(super) struct Structure {
     pub(super) parts: u64,
     /// Bytes of a row of a part.
     pub(super) row_bytes: u64,
+    /// As it stands there, where it is one number. The decoder would take memory for as many as the tag claims to have.
+    pub(super) orientation: Option<u64>,
 }
 
 /// Reads the first directory of `bytes`, which begin as a TIFF does.
@@ -106,7 +109,9 @@ pub(super) fn read(bytes: &[u8], limits: &DecodeLimits) -> Result<Structure, Dec
         return Err(corrupt("its strips or tiles claim more data than there is"));
     }
     let row_bytes = (part_width * bits * if planar { 1 } else { samples }).div_ceil(8);
-    Ok(Structure { width, height, bits, planar, parts, row_bytes })
+    // A broken one is ignored.
+    let orientation = one(tag::ORIENTATION, None).ok().flatten();
+    Ok(Structure { width, height, bits, planar, parts, row_bytes, orientation })
 }
 
 /// Parts across and down an image, and their width.

@@ -37,15 +37,16 @@ impl EntropyData {
         }
     }
 
-    /// Takes the scan, which has so many segments, up to its first marker that is no restart marker. `None` for another
-    /// number of segments, for fill bytes and for restart markers out of order, which this decoder leaves to libjpeg-turbo.
+    /// Takes the scan, which has so many segments, up to its EOI. `None` for another number of segments, for fill bytes, for
+    /// restart markers out of order, and where anything else follows the data or nothing does: libjpeg-turbo may refuse such an
+    /// image, so it judges it.
     pub(super) fn collect(&mut self, scan: &[u8], segments: usize) -> Option<()> {
         self.trim();
         (scan.len() <= MAX_SCAN).then_some(())?;
         self.clean.clear();
         self.cuts.clear();
         self.clean.reserve_exact(scan.len() + PAD);
-        let (mut rest, mut start, mut expected) = (scan, 0, 0u8);
+        let (mut rest, mut start, mut expected, mut ended) = (scan, 0, 0u8, false);
         while let Some(at) = memchr(0xFF, rest) {
             match rest.get(at + 1) {
                 Some(0) => self.clean.extend_from_slice(&rest[..=at]),
@@ -55,17 +56,18 @@ impl EntropyData {
                     self.clean.extend_from_slice(&rest[..at]);
                     start = self.cut(start);
                 }
-                Some(0xFF) => return None,
-                _ => {
+                Some(0xD9) => {
                     rest = &rest[..at];
+                    ended = true;
                     break;
                 }
+                _ => return None,
             }
             rest = &rest[at + 2..];
         }
         self.clean.extend_from_slice(rest);
         self.cut(start);
-        (self.cuts.len() == segments).then_some(())
+        (ended && self.cuts.len() == segments).then_some(())
     }
 
     fn cut(&mut self, start: usize) -> usize {

@@ -38,7 +38,8 @@ impl Huffman {
             lengths[length] = (next, index, usize::from(count));
             index += usize::from(count);
             next += u32::from(count);
-            (next <= 1 << (length + 1)).then_some(())?;
+            // No code is all ones (T.81, C.2), which libjpeg-turbo insists on.
+            (next < 1 << (length + 1)).then_some(())?;
             next <<= 1;
         }
         (index == code.symbols.len()).then_some(())?;
