@@ -1,6 +1,6 @@
 //! One redb file: opened and checked, closed and opened again after the disk has failed it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -180,18 +180,33 @@ impl Database {
     }
 
     fn open_file(&self) -> Result<redb::Database, redb::Error> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&self.path)?;
-        if let Some(dir) = self.path.parent() {
-            // Else a loss of power could take the file with all that was forced into it. Also where it is not new: who
-            // made it may have been killed before this.
-            durable::sync_dir(dir)?;
-        }
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
         // It reads the whole file. The files are small, and redb trusts what it has not checked: a damaged
         // page would be found by a panic in the middle of work.
         builder.set_check_integrity_on_open(true);
+        if !self.path.exists() {
+            self.create_file(&builder)?;
+        }
+        let file = File::options().read(true).write(true).open(&self.path)?;
+        if let Some(dir) = self.path.parent() {
+            // Else a loss of power could take the file with all that was forced into it. Also where it is not new: who
+            // made it may have been killed before this.
+            durable::sync_dir(dir)?;
+        }
         Ok(builder.create_with_backend(self.backend(file)?)?)
+    }
+
+    /// Makes an empty file. It gets its name when it is whole: one that a kill has cut short would count as damaged.
+    fn create_file(&self, builder: &Builder) -> Result<(), redb::Error> {
+        let unfinished = self.path.with_extension("new");
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
+        let made = || -> Result<(), redb::Error> {
+            drop(builder.create_with_backend(self.backend(file.try_clone()?)?)?);
+            durable::sync_file(&file)?;
+            Ok(fs::rename(&unfinished, &self.path)?)
+        };
+        made().inspect_err(|_| drop(fs::remove_file(&unfinished)))
     }
 
     #[cfg(not(test))]

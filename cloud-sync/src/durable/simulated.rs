@@ -135,9 +135,9 @@ impl SimulatedDisk {
     }
 
     fn keep_kill_point(&self) {
-        // In this order: what was acknowledged is durable, and what is durable is there.
+        // In this order: what was acknowledged is durable then, and of what is there nothing that was forced is missing from
+        // what is durable, whatever other threads force meanwhile.
         let acknowledged = self.acknowledged.load(Ordering::SeqCst);
-        let durable = self.state.lock().durable.clone();
         let mut current = self.read(&mut Vec::new());
         loop {
             // Another thread may be at it.
@@ -147,7 +147,9 @@ impl SimulatedDisk {
             }
             current = again;
         }
-        self.state.lock().kills.push(KillPoint { acknowledged, root: self.root, durable, current });
+        let mut state = self.state.lock();
+        let durable = state.durable.clone();
+        state.kills.push(KillPoint { acknowledged, root: self.root, durable, current });
     }
 
     fn note(&self, fd: &impl AsFd, path: &Path) {

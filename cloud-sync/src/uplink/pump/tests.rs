@@ -25,10 +25,11 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
     let source = Source::open(&config.outbox_dir, Arc::clone(&outbox)).unwrap();
     let stop = crossbeam_channel::never();
     let mut pump = Pump::new(config, kafka, account, outbox, source, health, Arc::default(), stop);
-    // The broker has been asked already, and went away then.
-    pump.at = Some(0);
     for _ in 0..3 {
-        pump.step().unwrap_err();
+        // As if the broker had been asked already, and went away then.
+        pump.at = Some(0);
+        assert!(!pump.step().unwrap(), "nothing can be sent");
+        assert_eq!(pump.at, None, "the broker is asked anew first");
     }
     let letters: Vec<String> = fs::read_dir(dir.path().join("dead"))
         .unwrap()

@@ -87,15 +87,17 @@ async fn a_settlement_waits_for_room_and_is_done_once_there_is_some() {
     });
     let mut queue = place.open();
     queue.room_wait = Duration::from_secs(120);
+    // Of the share, which is half, one takes more than half.
+    let large = |id: &str| (0..4).map(|n| result(&format!("{id}{n}"), 6000)).collect::<Vec<_>>();
     submit(&queue, &[10, 10]).await.unwrap();
     let (first, second) = (receive(&queue).await, receive(&queue).await);
-    assert_eq!(queue.settle(&first, vec![result("a", 25_000)]).await.unwrap(), Settled::Done);
-    let (settled, ()) = tokio::join!(queue.settle(&second, vec![result("b", 25_000)]), async {
+    assert_eq!(queue.settle(&first, large("a")).await.unwrap(), Settled::Done);
+    let (settled, ()) = tokio::join!(queue.settle(&second, large("b")), async {
         // However late it comes.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(place.published(), ["a"]);
-        place.outbox.commit(1).unwrap();
+        assert_eq!(place.published(), ["a0", "a1", "a2", "a3"]);
+        place.outbox.commit(4).unwrap();
     });
     assert_eq!(settled.unwrap(), Settled::Done);
-    assert_eq!(place.published(), ["a", "b"]);
+    assert_eq!(place.published(), ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3"]);
 }
