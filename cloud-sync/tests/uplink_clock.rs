@@ -96,7 +96,7 @@ impl Appender {
         let mut child = child.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // It runs, by whatever time it is.
-        let first = lines.next().expect("the child ended by itself").unwrap();
+        let first = lines.next().unwrap_or_else(|| panic!("the child ended by itself")).unwrap();
         // A line that the kill has cut is shorter than an id.
         let whole = |line: std::io::Result<String>| line.ok().filter(|id| id.len() == 26);
         let ids = thread::spawn(move || [first].into_iter().chain(lines.map_while(whole)).collect());

@@ -78,7 +78,7 @@ fn judge(taken: Result<Intake, IntakeError>, body: &[u8]) {
     assert!(top_k.is_none_or(|k| (1..=BOUNDS.labels).contains(&k)), "{top_k:?}");
     assert!(camera.as_ref().is_none_or(|name| !name.is_empty() && !name.chars().any(char::is_control)));
     let Images::Urls(list) = &intake.images else { return };
-    let mut reader = list.read().expect("a list");
+    let mut reader = list.drain().expect("a list");
     let urls: Vec<_> = (0..intake.total).map(|_| reader.next_url().expect("a URL")).collect();
     assert!(urls.iter().all(|url| (1..=MAX_URL).contains(&url.len())));
     let text = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);

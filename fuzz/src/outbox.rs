@@ -46,10 +46,14 @@ pub fn check(input: &[u8]) {
     let Some(added) = append(&outbox, &before, &report) else { return };
     outbox.close().expect("an outbox that closes");
     let after = [&before[..], &added].concat();
-    assert_eq!(read(dir).as_ref().map(sequences), Some(sequences(&after)), "events are gone after appending");
+    assert_eq!(
+        read(dir).as_deref().map(sequences),
+        Some(sequences(&after)),
+        "events are gone after appending"
+    );
     let (again, report) = open(dir, written.durability).expect("an outbox that opens again");
     assert_eq!(
-        read(dir).as_ref().map(sequences),
+        read(dir).as_deref().map(sequences),
         Some(sequences(&after)),
         "events are gone after opening again"
     );
@@ -57,7 +61,7 @@ pub fn check(input: &[u8]) {
     again.close().expect("an outbox that closes");
 }
 
-fn sequences(events: &Vec<StoredEvent>) -> Vec<(u64, &[u8])> {
+fn sequences(events: &[StoredEvent]) -> Vec<(u64, &[u8])> {
     events.iter().map(|event| (event.sequence, &event.payload[..])).collect()
 }
 

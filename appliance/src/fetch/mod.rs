@@ -209,7 +209,7 @@ impl Fetcher {
                 match self.read(&host, response, &mut body, &mut *room).await {
                     Ok(()) => break Ok(()),
                     Err(Broken::Transfer(_)) if connection == Connection::Kept => {
-                        connection = Connection::New
+                        connection = Connection::New;
                     }
                     Err(Broken::Transfer(error)) => return Err(failed(&host, &error)),
                     Err(Broken::Bound(error)) => return Err(error),

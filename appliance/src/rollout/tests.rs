@@ -333,6 +333,8 @@ async fn a_promoted_version_that_names_other_labels_is_rolled_back() {
     let world = world_with(Duration::ZERO, RolloutConfig::default());
     world.until("the first serves", || world.serving() == "colours/1").await;
     let comparison = world.slot.routes().monitored.clone().unwrap();
+    let current = world.slot.current().unwrap();
+    (0..30).for_each(|_| current.tally.computed(Duration::from_millis(1)));
     (0..15).for_each(|_| comparison.note(true));
     (0..15).for_each(|_| comparison.note(false));
     world.until("rolled back", || world.rejection("1").is_some()).await;

@@ -10,6 +10,8 @@ fn striped(width: u32, height: u32, compression: u32, strip: &[u8], parts: u32, 
     let lists = directory + 2 + 12 * 10 + 4;
     let data = lists + 8 * parts;
     let rows = height.div_ceil(parts);
+    // One value stands in the entry itself.
+    let (offsets, lengths) = if parts == 1 { (data, strip.len() as u32) } else { (lists, lists + 4 * parts) };
     let mut out = b"II*\0\x08\0\0\0\x0A\0".to_vec();
     for (tag, kind, count, value) in [
         (256u16, 4u16, 1u32, width),
@@ -17,10 +19,10 @@ fn striped(width: u32, height: u32, compression: u32, strip: &[u8], parts: u32, 
         (258, 3, 1, 8),
         (259, 3, 1, compression),
         (262, 3, 1, 1),
-        (273, 4, parts, lists),
+        (273, 4, parts, offsets),
         (277, 3, 1, 1),
         (278, 4, 1, rows),
-        (279, 4, parts, lists + 4 * parts),
+        (279, 4, parts, lengths),
         (284, 3, 1, 1),
     ] {
         out.extend(tag.to_le_bytes());

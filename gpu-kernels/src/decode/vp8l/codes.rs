@@ -138,6 +138,7 @@ fn given(reader: &mut Reader<'_>, alphabet: usize) -> Option<Given> {
 }
 
 /// The code in which lengths are written, itself of lengths of at most 7: a table small enough to be made for each of thousands.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, on the stack")]
 enum LengthCode {
     Lone(u8),
     /// By the next 7 bits: length of the code, symbol.

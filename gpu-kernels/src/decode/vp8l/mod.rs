@@ -46,8 +46,8 @@ pub(super) fn code_memory(bytes: &[u8], size: (u32, u32), has_header: bool, most
                 pixels(&mut reader, colours, 1)?;
                 let packed = match colours {
                     ..=2 => 3,
-                    ..=4 => 2,
-                    ..=16 => 1,
+                    3..=4 => 2,
+                    5..=16 => 1,
                     _ => 0,
                 };
                 width = parts(width, packed);
