@@ -142,7 +142,11 @@ fn a_machine_without_file_descriptors_at_the_start_demotes_no_version() {
         let error = model["error"].as_str().unwrap_or_default();
         error.contains("fish/1 can't be loaded now") && error.contains("model.int8.onnx does not load")
     });
-    assert_eq!((serving(), &model(&daemon, "fish")["rejected"]), ("1".into(), &serde_json::json!([])));
+    assert_eq!(serving(), "1");
+    assert!(
+        model(&daemon, "fish")["rejected"].as_array().is_none_or(Vec::is_empty),
+        "no version is at fault"
+    );
     std::fs::remove_file(&marker).unwrap();
     until_serving(&daemon, "fish", "fish/1");
     assert_eq!(served(&daemon, "", &photo)["model"]["version"], "first");

@@ -38,12 +38,13 @@ const ALIASES: [(&str, &str); 22] = [
 ];
 
 /// Keys that are lists; in a variable commas separate them.
-const LISTS: [&str; 7] = [
+const LISTS: [&str; 8] = [
     "engine.gpus",
     "engine.library_folders",
     "fetch.allow_networks",
     "http.allowed_hosts",
     "http.allowed_origins",
+    "image.formats",
     "s3.allow_buckets",
     "s3.allow_prefixes",
 ];

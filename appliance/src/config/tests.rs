@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use gpu_kernels::ImageFormat;
 
 use super::{ConfigError, Layers, Loaded, Protocol};
 use crate::engine::DeviceKind;
@@ -51,6 +52,7 @@ fn later_layers_win() {
 fn lists_numbers_and_names_from_the_environment() {
     let env = [
         ("WEIR__FETCH__ALLOW_NETWORKS", "10.0.0.0/8, 192.168.1.0/24"),
+        ("WEIR__IMAGE__FORMATS", "jpeg,png"),
         ("WEIR__NODE__NAME", "007"),
         ("WEIR__CACHE__ENABLED", "false"),
         ("WEIR__PREDICT__DEADLINE", "2s"),
@@ -58,6 +60,7 @@ fn lists_numbers_and_names_from_the_environment() {
     ];
     let config = load("", &env, &[]).unwrap().config;
     assert_eq!(config.fetch.allow_networks.len(), 2);
+    assert_eq!(config.image.formats, [ImageFormat::Jpeg, ImageFormat::Png]);
     assert_eq!(config.node.name, "007");
     assert!(!config.cache.enabled);
     assert_eq!(config.predict.deadline, Duration::from_secs(2));
