@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -59,8 +60,16 @@ impl DeadLetters {
         durable::create_dir_all(&self.dir)?;
         let day = now.get(..10).unwrap_or("undated").to_owned();
         let (dropped, path) = self.make_room(&day, line.len() as u64)?;
-        let mut file = File::options().create(true).append(true).open(&path)?;
+        let mut file = File::options().create(true).append(true).read(true).open(&path)?;
         let before = file.metadata()?.len();
+        let mut last = [b'\n'];
+        if before > 0 {
+            file.read_exact_at(&mut last, before - 1)?;
+        }
+        if last != [b'\n'] {
+            // A loss of power has cut the last line short.
+            line.insert(0, b'\n');
+        }
         // Half a line would run into the next one.
         file.write_all(&line).inspect_err(|_| drop(file.set_len(before)))?;
         durable::sync_file(&file)?;
