@@ -9,6 +9,7 @@ use std::env;
 use std::io::{BufRead, BufReader, Write, stdout};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -64,18 +65,22 @@ fn kill_again_and_again() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let (begun, first) = mpsc::channel();
         let reading = thread::spawn(move || {
             let (mut found, mut line) = (Vec::new(), String::new());
             while lines.read_line(&mut line).unwrap() > 0 {
                 // A line without its end was cut by the kill: the child had no chance to say it all.
                 if let Some((sequence, payload)) = line.strip_suffix('\n').and_then(|l| l.split_once(' ')) {
                     found.push((sequence.parse::<u64>().unwrap(), payload.to_owned()));
+                    let _ = begun.send(());
                 }
                 line.clear();
             }
             found
         });
-        thread::sleep(Duration::from_millis(150 + 37 * (round % 10)));
+        // On a loaded machine it takes long until the child appends.
+        first.recv_timeout(Duration::from_secs(120)).unwrap();
+        thread::sleep(Duration::from_millis(37 * (round % 10)));
         child.kill().unwrap();
         child.wait().unwrap();
         for (sequence, payload) in reading.join().unwrap() {
