@@ -96,7 +96,8 @@ pub(super) fn open<'a>(
     let needed = room + memory_beside(format, bytes, (width, height), animated)?;
     // How much memory Huffman codes take is told from the bitstream, which is not followed here: reading headers has to be quick. So
     // they are given the most that they may take, or what there is room for.
-    let codes = lossless.map(|stream| Codes { stream, most: memory::left((width, height), needed).min(MAX_CODES) });
+    let codes =
+        lossless.map(|stream| Codes { stream, most: memory::left((width, height), needed).min(MAX_CODES) });
     let needed = needed + codes.as_ref().map_or(0, |codes| codes.most);
     let header = ImageHeader {
         format,

@@ -37,19 +37,20 @@ pub(super) struct Lossless<'a> {
 
 /// Reads the chunks of `bytes`, which begin with a RIFF header. Stops where they no longer make sense.
 pub(super) fn read(bytes: &[u8]) -> Chunks<'_> {
-    let all = Walk(bytes.get(12..).unwrap_or_default());
+    let mut all = Walk(bytes.get(12..).unwrap_or_default());
     let (mut still, mut frame, mut exif) = (Picture::default(), None, None);
-    for (name, body) in all {
+    for (name, body) in all.clone() {
         match name {
             b"ANMF" => frame = frame.or(Some(body)),
             b"EXIF" => exif = exif.or(Some(body.strip_prefix(b"Exif\0\0").unwrap_or(body))),
             _ => still.note(name, body),
         }
     }
-    let Some((b"VP8X", header)) = { all }.next() else {
+    let first_chunk = all.next();
+    let Some((b"VP8X", header)) = first_chunk else {
         // The first chunk is the whole image.
         let mut first = Picture::default();
-        { all }.next().into_iter().for_each(|(name, body)| first.note(name, body));
+        first_chunk.into_iter().for_each(|(name, body)| first.note(name, body));
         let sizes = first.sizes().collect();
         return Chunks { sizes, exif, animated: false, lossless: first.lossless(None) };
     };
@@ -139,7 +140,7 @@ impl<'a> Picture<'a> {
 }
 
 /// Chunk after chunk: a name of four letters and a body. The last body may be cut short.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Walk<'a>(&'a [u8]);
 
 impl<'a> Iterator for Walk<'a> {
