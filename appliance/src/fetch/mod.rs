@@ -140,7 +140,7 @@ pub struct Fetcher {
     max_bytes: usize,
     running: Semaphore,
     lookup: Arc<dyn Lookup>,
-    clients: OnceLock<Result<Clients, String>>,
+    clients: OnceLock<Clients>,
 }
 
 impl Fetcher {
@@ -181,13 +181,19 @@ impl Fetcher {
         }
     }
 
+    /// The HTTP clients. Where they can't be made (`fetch.ca_file` is being replaced, say), the next fetch tries again.
+    fn clients(&self) -> Result<&Clients, FetchError> {
+        if let Some(clients) = self.clients.get() {
+            return Ok(clients);
+        }
+        let (allow, lookup) = (self.config.allow_networks.clone().into(), Arc::clone(&self.lookup));
+        let built = Clients::build(&self.config, &Arc::new(GuardedResolver { allow, lookup }));
+        let built = built.map_err(FetchError::Client)?;
+        Ok(self.clients.get_or_init(|| built))
+    }
+
     async fn follow(&self, mut url: Url, room: Room<'_>) -> Result<Bytes, FetchError> {
-        let build = || {
-            let (allow, lookup) = (self.config.allow_networks.clone().into(), Arc::clone(&self.lookup));
-            Clients::build(&self.config, &Arc::new(GuardedResolver { allow, lookup }))
-        };
-        let clients = self.clients.get_or_init(build);
-        let clients = clients.as_ref().map_err(|e| FetchError::Client(e.clone()))?;
+        let clients = self.clients()?;
         let mut body = Vec::new();
         for _ in 0..=self.config.max_redirects {
             guard::check_url(&url, &self.config.allow_networks)?;

@@ -45,6 +45,16 @@ impl LaneError {
         }
     }
 
+    /// Whether this machine failed, so that another version would have met the same: its device is away, failed or stuck, or it
+    /// ran out of something.
+    pub fn is_of_the_machine(&self) -> bool {
+        match self {
+            Self::NoDevice | Self::DeviceFailed | Self::Classify(ClassifyError::Stalled { .. }) => true,
+            Self::Classify(ClassifyError::Engine(error)) => error.is_of_the_machine(),
+            _ => false,
+        }
+    }
+
     /// Whether the same image may come out otherwise when it is tried again.
     pub fn may_pass(&self) -> bool {
         match self {

@@ -304,8 +304,7 @@ impl PredictService {
         let reply = timeout_at(deadline, answer).await.map_err(|_| PredictError::DeadlineExceeded)?;
         let reply = reply.map_err(|_| PredictError::Stopping)?;
         let (slot, version) = (request.slot.name(), &model.model.version);
-        if reply.as_ref().is_err_and(LaneError::is_of_the_model) {
-            model.tally.fail();
+        if reply.as_ref().is_err_and(|error| model.tally.failed_by(error)) {
             self.metrics.model_failure(slot, version);
         }
         if matches!(reply, Err(LaneError::Displaced)) {

@@ -75,7 +75,7 @@ pub struct Monitored {
     pub time: Duration,
     /// What it has done in that time.
     pub done: TallyReading,
-    /// What the version before it had done by its promotion.
+    /// What the version before it had done by its promotion, in the process of the promotion alone.
     pub before: TallyReading,
     /// Images that the version before it computed, too.
     pub compared: u64,
@@ -112,6 +112,24 @@ impl Entry {
         self.rejected.iter().find(is_it)
     }
 
+    /// The version that serves makes way for another and becomes the one before, if it is what has `answered`. Where it could
+    /// not be loaded, another one has, and that is the way back; its origin is none for the configured bundle. Returns what the
+    /// journal said serves.
+    pub fn make_way(&mut self, answered: Option<Option<&Origin>>) -> Option<Placed> {
+        let replaced = self.serving.take();
+        let previous = self.previous.take();
+        self.previous = match answered {
+            // Nothing has.
+            None => replaced.clone(),
+            Some(answered) => [&replaced, &previous]
+                .into_iter()
+                .flatten()
+                .find(|placed| Some(&placed.origin()) == answered)
+                .cloned(),
+        };
+        replaced
+    }
+
     /// A version is not to be tried again.
     pub fn reject(&mut self, origin: &Origin, reason: &str) {
         self.forgive(&origin.name, &origin.version);
@@ -139,6 +157,34 @@ impl Entry {
         self.untold.push_back(Untold { name: origin.name.clone(), version: origin.version.clone(), value });
         while self.untold.len() > MOST_UNTOLD {
             self.untold.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_before_is_the_one_that_has_answered() {
+        let placed = |version: &str| {
+            let origin = Origin { source: "here".into(), name: "fish".into(), version: version.into() };
+            Placed::new(&format!("digest-{version}"), &origin)
+        };
+        let (one, two) = (placed("1"), placed("2"));
+        let entry = Entry { serving: Some(two.clone()), previous: Some(one.clone()), ..Entry::default() };
+        let (of_one, of_two) = (one.origin(), two.origin());
+        for (answered, previous) in [
+            (Some(Some(&of_two)), Some(&two)),
+            // The second could not be loaded, and the first or the configured bundle has answered in its place.
+            (Some(Some(&of_one)), Some(&one)),
+            (Some(None), None),
+            // Nothing has: the second is the one to go back to.
+            (None, Some(&two)),
+        ] {
+            let mut entry = entry.clone();
+            assert_eq!(entry.make_way(answered).as_ref(), Some(&two), "{answered:?}");
+            assert_eq!((entry.serving, entry.previous.as_ref()), (None, previous), "{answered:?}");
         }
     }
 }

@@ -11,6 +11,7 @@ mod entry;
 mod journal;
 mod monitor;
 mod orders;
+mod patience;
 mod promote;
 mod promoted;
 mod restore;
@@ -158,6 +159,7 @@ impl Rollouts {
                 stop: stopped.clone(),
                 standby_until: None,
                 promoted: None,
+                patience: patience::Patience::default(),
             };
             tasks.push(tokio::spawn(task.run()));
             handles.insert(followed.slot.name().to_owned(), Handle { followed, board, commands });

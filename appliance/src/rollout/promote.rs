@@ -45,15 +45,15 @@ impl Task {
             .filter(|_| undone.is_none() && !self.around.settings.rollout.monitor_time.is_zero())
             .map(|before| Monitored::new(before, matches!(why, Why::Ordered)));
         let (noted, named, monitoring) = (undone.clone(), version.clone(), monitored.clone());
+        let answered = before.as_ref().map(|before| before.origin.clone());
         let written = self.around.note(self.name(), move |entry: &mut Entry| {
             if let Some((origin, reason)) = &noted {
                 entry.reject(origin, reason);
                 entry.tell(origin, tell::tag_value(&format!("rejected: {reason}")));
                 entry.previous = None;
             } else {
-                entry.previous = entry.serving.take();
-                if let Some(previous) = entry.previous.clone() {
-                    entry.tell(&previous.origin(), format!("replaced by {named}"));
+                if let Some(replaced) = entry.make_way(answered.as_ref().map(Option::as_ref)) {
+                    entry.tell(&replaced.origin(), format!("replaced by {named}"));
                 }
             }
             if let Some(placed) = &placed {

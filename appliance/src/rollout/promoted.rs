@@ -3,6 +3,8 @@
 //!
 //! - Time, failures, latencies and comparisons add up over all processes in which the version serves; the journal keeps them,
 //!   every [`SAVE_INTERVAL`] and at the end of the process. A box that dies monitors the rest of the time again.
+//! - Latency is compared with what the version before did in the process that promoted this one: not after a restart, where the
+//!   device or the number of lanes may be another.
 //! - Labels are compared with the version before while that is loaded as a standby: not after a restart, and not where an
 //!   operator promoted the version.
 //! - While another version is downloaded or on trial, monitoring goes on. Where the version that serves is rolled back
@@ -83,9 +85,12 @@ impl Task {
         let entry = self.around.journal.entry(self.name());
         let Some(current) = self.followed.slot.current() else { return };
         let serves = entry.serving.map(|placed| placed.origin());
-        let (Some(earlier), true) = (entry.monitored, serves.is_some() && serves == current.origin) else {
+        let (Some(mut earlier), true) = (entry.monitored, serves.is_some() && serves == current.origin)
+        else {
             return;
         };
+        // Times of another process say nothing about this one, whose device and lanes may be others.
+        earlier.before = TallyReading::default();
         if self.promoted.is_none() && earlier.time < self.around.settings.rollout.monitor_time {
             tracing::info!(
                 model = self.name(),

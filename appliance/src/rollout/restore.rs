@@ -1,6 +1,7 @@
 //! The version that served when the last process ended, where the start could not load it: it serves as soon as that works.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::entry::Placed;
 use super::retire::retire;
@@ -19,6 +20,9 @@ impl Task {
         let origin = placed.origin();
         let current = self.followed.slot.current();
         if current.as_ref().is_some_and(|current| current.origin.as_ref() == Some(&origin)) {
+            return;
+        }
+        if self.patience.waits(&origin, Instant::now()).is_some() {
             return;
         }
         let outcome = self.load(&placed.digest, Some(origin.clone())).await;

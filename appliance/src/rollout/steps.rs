@@ -167,6 +167,7 @@ impl Task {
     ) -> Result<LoadedModel, Setback> {
         self.board.note(|status| status.step = Step::Loading);
         let (around, digest) = (Arc::clone(&self.around), digest.to_owned());
+        let of = origin.clone();
         let loaded = tokio::task::spawn_blocking(move || {
             let verified = gentle::run(|| around.store.bundle(&digest));
             let bundle = verified.map_err(|error| Setback::Later(error.to_string()))?;
@@ -176,7 +177,15 @@ impl Task {
             })?;
             beside(&around, bundle, origin).map_err(|error| Setback::of(&error))
         });
-        loaded.await.unwrap_or_else(|_| Err(Setback::Unclear("loading it panicked".into())))
+        let loaded = loaded.await.unwrap_or_else(|_| Err(Setback::Unclear("loading it panicked".into())));
+        match (&loaded, of) {
+            (Ok(_), Some(origin)) => self.patience.worked(&origin),
+            (Err(Setback::Later(reason) | Setback::Unclear(reason)), Some(origin)) => {
+                self.patience.failed(&origin, reason, self.around.settings.poll, Instant::now());
+            }
+            _ => {}
+        }
+        loaded
     }
 
     /// Has a version on trial until the trial's end: of itself, or by an operator's order that it is to serve.

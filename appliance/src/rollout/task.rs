@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use cloud_sync::registry::{ModelReference, ModelVersion, Which};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::patience::Patience;
 use super::promoted::Promoted;
 use super::retire::retire;
 use super::status::Step;
@@ -43,6 +44,8 @@ pub(super) struct Task {
     pub(super) standby_until: Option<Instant>,
     /// The version that was promoted last, while it is monitored.
     pub(super) promoted: Option<Promoted>,
+    /// Versions that could not be loaded, until they are tried again.
+    pub(super) patience: Patience,
 }
 
 impl Task {
@@ -124,6 +127,12 @@ impl Task {
         let entry = self.around.journal.entry(self.name());
         let serving = entry.serving.as_ref().is_some_and(|serving| serving.origin() == origin);
         if serving && self.followed.slot.current().is_some() || entry.rejection(&origin).is_some() {
+            tell::tags(&self.around, self.name()).await;
+            return Polled::Later;
+        }
+        if let Some(reason) = self.patience.waits(&origin, Instant::now()) {
+            let error = format!("{}/{}: {reason}", origin.name, origin.version);
+            self.board.note(|status| status.error = Some(error));
             tell::tags(&self.around, self.name()).await;
             return Polled::Later;
         }

@@ -284,6 +284,24 @@ async fn what_was_seen_of_a_promoted_version_counts_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_of_another_process_are_not_compared_with() {
+    let rollout = RolloutConfig { shadow_images: 1000, ..RolloutConfig::default() };
+    let world = world_with(Duration::ZERO, rollout);
+    world.until("the first is on trial", || world.slot.routes().trial.is_some()).await;
+    let compute = |millis| {
+        let current = world.slot.current().unwrap();
+        (0..30).for_each(|_| current.tally.computed(Duration::from_millis(millis)));
+    };
+    compute(1);
+    world.rollouts.handles()["colours"].order(Command::Promote).await.unwrap();
+    assert_eq!(world.entry().monitored.unwrap().before.computed(), 30);
+    // It goes on where the device is slower; what it does there is written down at the end of the process.
+    let world = world.restarted().await;
+    world.rollouts.end(Duration::from_secs(60)).await;
+    assert_eq!(world.entry().monitored.unwrap().before.computed(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn monitoring_ends_with_its_time() {
     let rollout = RolloutConfig {
         standby: Duration::ZERO,

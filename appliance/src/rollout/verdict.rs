@@ -46,7 +46,10 @@ pub enum Verdict {
 /// Judges a trial. A bound that is passed rejects at once, as soon as enough images were seen to say so; at the end of a
 /// trial, by its images and time or by its timeout, whatever was seen decides. A version that has computed nothing never
 /// passes.
+///
+/// Every kind of failure counts, the machine's too: a version may well be what its device fails on, and nobody depends on it yet.
 pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdict {
+    let evidence = &Evidence { trial: evidence.trial.with_all_failures(), ..evidence.clone() };
     let images = evidence.trial.computed() + evidence.trial.failed;
     let (wanted_images, least_time) = wanted(stage, config);
     let complete = images >= wanted_images && evidence.time >= least_time;
@@ -66,6 +69,9 @@ pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdi
 
 /// Judges a version that was promoted. At the end of the time fewer images decide, too, but not on labels: it is known by then
 /// that it works, and a few images on which two versions differ are no reason to undo that. Gives the reason for a rollback.
+///
+/// What the machine failed on does not count: the version before would have met the same, and a device that fails must not cost
+/// a good version.
 pub fn judge_promoted(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
     let images = evidence.trial.computed() + evidence.trial.failed;
     let over = evidence.time >= config.monitor_time;
@@ -128,6 +134,8 @@ fn passed_bound(evidence: &Evidence, config: &RolloutConfig, over: bool) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::EngineError;
+    use crate::lanes::{ClassifyError, LaneError};
     use crate::serving::Tally;
 
     fn reading(count: u64, millis: u64, failed: u64) -> TallyReading {
@@ -200,6 +208,9 @@ mod tests {
         assert!(failing.contains("failed on 10 of 20"), "{failing}");
         let slow = judge_promoted(&promoted(reading(100, 30, 0)), &config).unwrap();
         assert!(slow.contains("max_latency_ratio"), "{slow}");
+        // After a restart there is nothing to compare its times with.
+        let restarted = Evidence { serving: TallyReading::default(), ..promoted(reading(100, 30, 0)) };
+        assert_eq!(judge_promoted(&restarted, &config), None);
         let compared =
             |compared, disagreed| Evidence { compared, ..evidence(reading(100, 10, 0), disagreed) };
         let other = judge_promoted(&compared(20, 5), &config).unwrap();
@@ -208,6 +219,30 @@ mod tests {
         // A few images are no reason, at the end of the time either.
         let few = Evidence { time: config.monitor_time, ..compared(19, 19) };
         assert_eq!(judge_promoted(&few, &config), None);
+    }
+
+    #[test]
+    fn what_the_machine_fails_on_counts_on_trial_alone() {
+        let config = config();
+        let tally = Tally::default();
+        (0..10).for_each(|_| tally.computed(Duration::from_millis(10)));
+        for error in [
+            LaneError::NoDevice,
+            LaneError::DeviceFailed,
+            ClassifyError::Stalled { limit: Duration::from_secs(1) }.into(),
+            ClassifyError::Engine(EngineError::Decoder("it was lost".into())).into(),
+        ] {
+            (0..10).for_each(|_| assert!(tally.failed_by(&error), "{error}"));
+        }
+        let failing = Evidence { time: config.monitor_time, ..evidence(tally.read(), 0) };
+        assert_eq!(judge_promoted(&failing, &config), None);
+        let Verdict::Fail(reason) = judge(Stage::Canary, &failing, &config) else { panic!("not rejected") };
+        assert!(reason.contains("failed on 40 of 50"), "{reason}");
+        // A panic may be the version's, and an image that is late is nobody's failure.
+        (0..40).for_each(|_| assert!(tally.failed_by(&LaneError::Panicked)));
+        assert!(!tally.failed_by(&LaneError::DeadlinePassed));
+        let failing = Evidence { trial: tally.read(), ..failing };
+        assert!(judge_promoted(&failing, &config).unwrap().contains("failed on 40 of 50"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gpu_kernels::DecodeLimits;
+use gpu_kernels::{DecodeError, DecodeLimits};
 
 use super::{GpuPlan, LoadedModel};
 use crate::config::Config;
@@ -49,6 +49,8 @@ pub enum LoadError {
         file: String,
         /// Why not.
         reason: String,
+        /// Whether it was a matter of time or place, so that trying again can help.
+        passes: bool,
     },
 }
 
@@ -74,7 +76,8 @@ impl LoadError {
         match self {
             Self::Bundle(error) => error.is_transient(),
             Self::Engine(error) => error.is_of_the_machine(),
-            Self::Golden { .. } | Self::Uncomputed { .. } => false,
+            Self::Golden { .. } => false,
+            Self::Uncomputed { passes, .. } => *passes,
         }
     }
 
@@ -254,6 +257,31 @@ enum Uncomputed {
     Lane(LaneError),
 }
 
+impl Uncomputed {
+    /// Whether the model or the picture is at fault for certain.
+    fn is_of_the_bundle(&self) -> bool {
+        match self {
+            Self::Lane(LaneError::Classify(ClassifyError::Engine(error))) => error.is_of_the_model(),
+            Self::Lane(LaneError::Classify(ClassifyError::Decode(error))) => {
+                !matches!(error, DecodeError::OutOfTime | DecodeError::Setup(_))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a machine that has more time or room would compute it.
+    fn passes(&self) -> bool {
+        match self {
+            Self::Refused(error) => matches!(error, SubmitError::DeadlinePassed | SubmitError::Full { .. }),
+            Self::Lane(LaneError::Classify(ClassifyError::Decode(error))) => {
+                matches!(error, DecodeError::OutOfTime | DecodeError::Setup(_))
+            }
+            Self::Lane(error) => matches!(error, LaneError::DeadlinePassed | LaneError::Displaced),
+            Self::Ended => false,
+        }
+    }
+}
+
 impl From<GoldenFault<Uncomputed>> for LoadError {
     fn from(fault: GoldenFault<Uncomputed>) -> Self {
         match fault {
@@ -266,14 +294,39 @@ impl From<GoldenFault<Uncomputed>> for LoadError {
                 {
                     Self::Engine(error)
                 }
-                Uncomputed::Lane(LaneError::Classify(error))
-                    if !matches!(error, ClassifyError::Stalled { .. }) =>
-                {
-                    Self::Golden { file, reason: error.to_string() }
-                }
-                // A lane that was stuck, panicked or had no time shows nothing about the bundle.
-                error => Self::Uncomputed { file, reason: error.to_string() },
+                error if error.is_of_the_bundle() => Self::Golden { file, reason: error.to_string() },
+                // A lane that was stuck, panicked or had no time, or an engine that gives no clear reason, shows nothing about
+                // the bundle.
+                error => Self::Uncomputed { file, reason: error.to_string(), passes: error.passes() },
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_golden_case_that_was_not_computed_is_the_bundles_fault_only_where_that_is_clear() {
+        let limit = Duration::from_secs(1);
+        let unclear = || EngineError::Run(ort::Error::new("no reason that anybody knows"));
+        let corrupt =
+            || DecodeError::CorruptImage { format: gpu_kernels::ImageFormat::Png, detail: "cut".into() };
+        // What it is, whether the bundle is at fault for certain, and whether it is tried again.
+        for (error, certain, transient) in [
+            (LaneError::Classify(EngineError::ScoreCount { found: 1, labels: 2 }.into()), true, false),
+            (LaneError::Classify(corrupt().into()), true, false),
+            (LaneError::Classify(unclear().into()), false, false),
+            (LaneError::Classify(ClassifyError::Stalled { limit }), false, false),
+            (LaneError::Panicked, false, false),
+            (LaneError::Classify(DecodeError::OutOfTime.into()), false, true),
+            (LaneError::DeadlinePassed, false, true),
+        ] {
+            let text = error.to_string();
+            let file = "golden/red.png".to_owned();
+            let error = LoadError::from(GoldenFault::Computing { file, error: Uncomputed::Lane(error) });
+            assert_eq!((error.is_certain(), error.is_transient()), (certain, transient), "{text}");
         }
     }
 }

@@ -134,9 +134,8 @@ impl Chosen {
                     let best = other.model.best(&classified.scores, 1);
                     comparison.note(best.first().is_some_and(|best| best.label == label));
                 }
-                Ok(Err(error)) if error.is_of_the_model() => {
-                    other.tally.fail();
-                    if on_trial {
+                Ok(Err(error)) => {
+                    if other.tally.failed_by(&error) && on_trial {
                         comparison.note(false);
                     }
                 }

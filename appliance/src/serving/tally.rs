@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lanes::LaneError;
+
 /// Bounds of the histogram grow by a quarter of an octave, from 16 microseconds to 8 minutes.
 const BUCKETS: usize = 100;
 /// Microseconds up to which the first bucket counts.
@@ -14,14 +16,18 @@ const FIRST_US: f64 = 16.0;
 #[derive(Debug)]
 pub struct Tally {
     failed: AtomicU64,
+    failed_here: AtomicU64,
     times: [AtomicU64; BUCKETS],
 }
 
 /// A tally at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TallyReading {
-    /// Images that the model failed on, for no fault of theirs.
+    /// Images that the model failed on, for no fault of theirs or of this machine.
     pub failed: u64,
+    /// Those that this machine failed on while it had the model: its device or lane failed, or it ran out of something.
+    #[serde(default)]
+    pub failed_here: u64,
     #[serde(with = "sparse")]
     times: Vec<u64>,
 }
@@ -51,7 +57,8 @@ mod sparse {
 
 impl Default for Tally {
     fn default() -> Self {
-        Self { failed: AtomicU64::new(0), times: std::array::from_fn(|_| AtomicU64::new(0)) }
+        let (failed, failed_here) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { failed, failed_here, times: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
 }
 
@@ -70,10 +77,24 @@ impl Tally {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A lane had no scores for an image. Counts it where that is no fault of the image or the moment, and says whether it is.
+    pub fn failed_by(&self, error: &LaneError) -> bool {
+        if !error.is_of_the_model() {
+            return false;
+        }
+        if error.is_of_the_machine() {
+            self.failed_here.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.fail();
+        }
+        true
+    }
+
     /// The numbers now.
     pub fn read(&self) -> TallyReading {
         TallyReading {
             failed: self.failed.load(Ordering::Relaxed),
+            failed_here: self.failed_here.load(Ordering::Relaxed),
             times: self.times.iter().map(|count| count.load(Ordering::Relaxed)).collect(),
         }
     }
@@ -81,7 +102,7 @@ impl Tally {
 
 impl Default for TallyReading {
     fn default() -> Self {
-        Self { failed: 0, times: vec![0; BUCKETS] }
+        Self { failed: 0, failed_here: 0, times: vec![0; BUCKETS] }
     }
 }
 
@@ -95,14 +116,29 @@ impl TallyReading {
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let times = self.times.iter().zip(&earlier.times).map(|(now, then)| now.saturating_sub(*then));
-        Self { failed: self.failed.saturating_sub(earlier.failed), times: times.collect() }
+        Self {
+            failed: self.failed.saturating_sub(earlier.failed),
+            failed_here: self.failed_here.saturating_sub(earlier.failed_here),
+            times: times.collect(),
+        }
     }
 
     /// This and `more` together.
     #[must_use]
     pub fn and(&self, more: &Self) -> Self {
         let times = self.times.iter().zip(&more.times).map(|(one, other)| one.saturating_add(*other));
-        Self { failed: self.failed.saturating_add(more.failed), times: times.collect() }
+        Self {
+            failed: self.failed.saturating_add(more.failed),
+            failed_here: self.failed_here.saturating_add(more.failed_here),
+            times: times.collect(),
+        }
+    }
+
+    /// The same, with every failure taken for one of the model.
+    #[must_use]
+    pub fn with_all_failures(&self) -> Self {
+        let failed = self.failed.saturating_add(self.failed_here);
+        Self { failed, failed_here: 0, times: self.times.clone() }
     }
 
     /// Share of images that failed, 0 to 1.

@@ -14,6 +14,11 @@ pub(super) fn pixels(width: u32, height: u32) -> u64 {
     u64::from(width) * u64::from(height)
 }
 
+/// What may still be taken beside `memory`.
+pub(super) fn left((width, height): (u32, u32), memory: u64) -> u64 {
+    (FIXED + PER_PIXEL * pixels(width, height)).saturating_sub(memory)
+}
+
 /// `memory`, where it is within [`FIXED`] and [`PER_PIXEL`].
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::image::{ImageFormat, Orientation};
 
-/// Memory that the Huffman codes of a WebP may take: some two thousand groups of them, which encoders do not reach.
+/// Memory that the Huffman codes of a WebP may take at most: some two thousand groups of them, which encoders do not reach.
 const MAX_CODES: u64 = 32 << 20;
 
 /// An image whose headers keep to the limits, ready to be decoded.
@@ -19,12 +19,25 @@ pub(super) struct Opened<'a> {
     color: ColorType,
     decoder: Box<dyn ImageDecoder + 'a>,
     until: Until,
+    codes: Option<Codes<'a>>,
+}
+
+/// The lossless bitstream of a WebP, whose Huffman codes are looked at when it is decoded, and the memory that they may take.
+struct Codes<'a> {
+    stream: riff::Lossless<'a>,
+    most: u64,
 }
 
 impl Opened<'_> {
     /// Decodes to RGB, in `pixels`.
     pub(super) fn decode(self, pixels: &mut Buffer) -> Result<Decoded, DecodeError> {
-        let Self { header, color, decoder, until } = self;
+        let Self { header, color, decoder, until, codes } = self;
+        if let Some(codes) = codes {
+            // It takes a fraction of what decoding does: the time is looked at before and after.
+            until.check()?;
+            codes.check()?;
+            until.check()?;
+        }
         // The pixel limit has been held, so that the size fits in memory and in usize.
         let count = header.pixels();
         let buffer = pixels.take(samples::room(color, count));
@@ -50,14 +63,15 @@ pub(super) fn open<'a>(
     limits: &DecodeLimits,
     until: Until,
 ) -> Result<Opened<'a>, DecodeError> {
-    let mut exif = None;
+    let (mut exif, mut lossless, mut animated) = (None, None, false);
     // Sizes at fixed places are looked at before a decoder is set up, which may already allocate.
     if format == ImageFormat::WebP {
         let chunks = riff::read(bytes);
         for (width, height) in chunks.sizes {
             limits.check_size(format, width, height)?;
         }
-        exif = chunks.exif;
+        lossless = chunks.lossless.map_err(|detail| DecodeError::corrupt(format, detail))?;
+        (exif, animated) = (chunks.exif, chunks.animated);
     } else if let Some((width, height)) = declared_size(format, bytes) {
         limits.check_size(format, width, height)?;
     }
@@ -79,7 +93,12 @@ pub(super) fn open<'a>(
         _ => decoder.orientation().ok().and_then(|value| Orientation::from_exif(value.to_exif())),
     };
     let room = samples::room(color, width as usize * height as usize) as u64;
-    let needed = room + memory_beside(format, bytes, (width, height))?;
+    let needed = room + memory_beside(format, bytes, (width, height), animated)?;
+    // How much memory Huffman codes take is told from the bitstream, which is not followed here: reading headers has to be quick. So
+    // they are given the most that they may take, or what there is room for.
+    let codes =
+        lossless.map(|stream| Codes { stream, most: memory::left((width, height), needed).min(MAX_CODES) });
+    let needed = needed + codes.as_ref().map_or(0, |codes| codes.most);
     let header = ImageHeader {
         format,
         width,
@@ -87,11 +106,16 @@ pub(super) fn open<'a>(
         orientation: orientation.unwrap_or_default(),
         decode_memory: memory::accepted(format, (width, height), needed)?,
     };
-    Ok(Opened { header, color, decoder, until })
+    Ok(Opened { header, color, decoder, until, codes })
 }
 
 /// Memory that decoding takes beside the samples.
-fn memory_beside(format: ImageFormat, bytes: &[u8], (width, height): (u32, u32)) -> Result<u64, DecodeError> {
+fn memory_beside(
+    format: ImageFormat,
+    bytes: &[u8],
+    (width, height): (u32, u32),
+    animated: bool,
+) -> Result<u64, DecodeError> {
     let pixels = memory::pixels(width, height);
     Ok(memory::BASE
         + match format {
@@ -114,32 +138,30 @@ fn memory_beside(format: ImageFormat, bytes: &[u8], (width, height): (u32, u32))
             }
             // Luma and chroma, alpha, and a copy of the data; of an animation the frame and its canvas too.
             ImageFormat::WebP => {
-                let chunks = riff::read(bytes);
-                let each = if chunks.animated { 16 } else { 8 };
-                each * pixels + bytes.len() as u64 + code_memory(&chunks)?
+                let each = if animated { 16 } else { 8 };
+                each * pixels + bytes.len() as u64
             }
             _ => 32 * u64::from(width),
         })
 }
 
-/// Memory of the Huffman codes of a WebP.
-fn code_memory(chunks: &riff::Chunks<'_>) -> Result<u64, DecodeError> {
-    let format = ImageFormat::WebP;
-    if chunks.lossless.len() > riff::MAX_LOSSLESS {
-        return Err(DecodeError::corrupt(format, "it has more bitstreams than an image and its alpha"));
+impl Codes<'_> {
+    /// Follows the bitstream up to its pixels.
+    ///
+    /// # Errors
+    /// [`DecodeError`] where the codes are not sound or take more memory than they may.
+    fn check(&self) -> Result<(), DecodeError> {
+        let (format, most) = (ImageFormat::WebP, self.most);
+        let riff::Lossless { bits, size, has_header } = self.stream;
+        match vp8l::code_memory(bits, size, has_header, most) {
+            None => Err(DecodeError::corrupt(format, "its Huffman codes are not sound")),
+            Some(memory) if memory > most => Err(DecodeError::unsupported(
+                format,
+                format!("Huffman codes that take more than {most} bytes of memory"),
+            )),
+            Some(_) => Ok(()),
+        }
     }
-    let mut memory = 0;
-    for stream in &chunks.lossless {
-        let taken = vp8l::code_memory(stream.bits, stream.size, stream.has_header, MAX_CODES);
-        memory += taken.ok_or_else(|| DecodeError::corrupt(format, "its Huffman codes are not sound"))?;
-    }
-    if memory > MAX_CODES {
-        return Err(DecodeError::unsupported(
-            format,
-            format!("Huffman codes that take more than {MAX_CODES} bytes of memory"),
-        ));
-    }
-    Ok(memory)
 }
 
 fn decoder<'a>(format: ImageFormat, source: Source<'a>) -> Result<Box<dyn ImageDecoder + 'a>, ImageError> {

@@ -1,78 +1,146 @@
-//! Walks the chunks of a WebP file: every size that it declares, and where its EXIF lies.
+//! Walks the chunks of a WebP file: every size that it declares, which bitstreams are decoded, and where its EXIF lies.
 //!
-//! A WebP names its size twice, on the canvas and in each bitstream, and the decoder allocates by the
-//! latter before it compares them. So both are held against the limits.
+//! A WebP names its size twice, on the canvas and in each bitstream, and the decoder allocates by the latter before it compares
+//! them. So both are held against the limits here, and against each other.
+//!
+//! Which chunks count is told as `image-webp` does it: what is decoded must be what was checked.
+
+/// Width and height.
+type Size = (u32, u32);
+
+/// Bytes of a VP8X chunk. The decoder reads as many, however few the chunk has.
+const EXTENDED: usize = 10;
+const ANIMATION: u8 = 0x02;
 
 /// The chunks of a WebP that decoding its first frame looks at.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chunks<'a> {
-    /// Width and height of the canvas, of the first frame and of its bitstream.
-    pub(super) sizes: Vec<(u32, u32)>,
+    /// Width and height of the canvas, of the first frame and of the bitstreams.
+    pub(super) sizes: Vec<Size>,
     /// The EXIF block, from its TIFF header on.
     pub(super) exif: Option<&'a [u8]>,
     /// It has frames, of which the first is laid on a canvas.
     pub(super) animated: bool,
-    /// Lossless bitstreams, of an image or of its alpha; no more than one beyond [`MAX_LOSSLESS`].
-    pub(super) lossless: Vec<Lossless<'a>>,
+    /// The lossless bitstream that is decoded, of the image or of its alpha; there is never more than one. An error says why
+    /// the file is corrupt.
+    pub(super) lossless: Result<Option<Lossless<'a>>, &'static str>,
 }
-
-/// Lossless bitstreams that a sound file has at most, those of its first frame included.
-pub(super) const MAX_LOSSLESS: usize = 4;
 
 /// A lossless bitstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lossless<'a> {
     pub(super) bits: &'a [u8],
-    pub(super) size: (u32, u32),
+    pub(super) size: Size,
     /// It begins with its size; one of alpha does not.
     pub(super) has_header: bool,
 }
 
 /// Reads the chunks of `bytes`, which begin with a RIFF header. Stops where they no longer make sense.
 pub(super) fn read(bytes: &[u8]) -> Chunks<'_> {
-    let mut chunks = Chunks::default();
-    let (mut canvas, mut frame_size, mut first_frame) = (None, None, None);
-    for (name, body) in Walk(bytes.get(12..).unwrap_or_default()) {
+    let mut all = Walk(bytes.get(12..).unwrap_or_default());
+    let (mut still, mut frame, mut exif) = (Picture::default(), None, None);
+    for (name, body) in all.clone() {
         match name {
-            b"VP8X" => {
-                chunks.sizes.extend(size_of_24_bits(body, 4));
-                canvas = canvas.or_else(|| size_of_24_bits(body, 4));
-            }
-            b"ANMF" if first_frame.is_none() => {
-                chunks.animated = true;
-                frame_size = size_of_24_bits(body, 6);
-                chunks.sizes.extend(frame_size);
-                first_frame = Some(body.get(16..).unwrap_or_default());
-            }
-            b"EXIF" if chunks.exif.is_none() => {
-                chunks.exif = Some(body.strip_prefix(b"Exif\0\0").unwrap_or(body));
-            }
-            _ => {}
+            b"ANMF" => frame = frame.or(Some(body)),
+            b"EXIF" => exif = exif.or(Some(body.strip_prefix(b"Exif\0\0").unwrap_or(body))),
+            _ => still.note(name, body),
         }
     }
-    // Alpha has the size of what it belongs to.
-    for (part, size) in
-        [(bytes.get(12..).unwrap_or_default(), canvas), (first_frame.unwrap_or_default(), frame_size)]
-    {
-        chunks.sizes.extend(Walk(part).find_map(|(name, body)| bitstream_size(name, body)));
-        let lossless = Walk(part).filter_map(|(name, body)| lossless(name, body, size));
-        chunks.lossless.extend(lossless.take(MAX_LOSSLESS + 1));
-    }
-    chunks
+    let first_chunk = all.next();
+    let Some((b"VP8X", header)) = first_chunk else {
+        // The first chunk is the whole image.
+        let mut first = Picture::default();
+        first_chunk.into_iter().for_each(|(name, body)| first.note(name, body));
+        let sizes = first.sizes().collect();
+        return Chunks { sizes, exif, animated: false, lossless: first.lossless(None) };
+    };
+    let animated = header.first().is_some_and(|flags| flags & ANIMATION != 0);
+    let canvas = size_of_24_bits(header, 4);
+    let frame_size = frame.and_then(|frame| size_of_24_bits(frame, 6));
+    let in_frame = frame.and_then(|frame| Picture::of_frame(Walk(frame.get(16..)?)));
+    let lossless = if header.len() < EXTENDED {
+        Err("its VP8X chunk is too short")
+    } else if animated {
+        match &in_frame {
+            Some(picture) => picture.lossless(frame_size),
+            None => Err("its first frame has no picture"),
+        }
+    } else if frame.is_some() {
+        // The decoder would take a frame's alpha for that of the canvas.
+        Err("it has frames, and its header says that it is no animation")
+    } else {
+        still.lossless(canvas)
+    };
+    let pictures = [Some(still), in_frame].into_iter().flatten();
+    let bitstreams: Vec<_> = pictures.flat_map(|picture| picture.sizes().collect::<Vec<_>>()).collect();
+    let sizes = canvas.into_iter().chain(frame_size).chain(bitstreams).collect();
+    Chunks { sizes, exif, animated, lossless }
 }
 
-fn lossless<'a>(name: &[u8; 4], body: &'a [u8], alpha: Option<(u32, u32)>) -> Option<Lossless<'a>> {
-    match (name, body) {
-        (b"VP8L", bits) => Some(Lossless { bits, size: bitstream_size(name, bits)?, has_header: true }),
-        // Two bits say how it is compressed.
-        (b"ALPH", [flags, bits @ ..]) if flags & 3 == 1 => {
-            Some(Lossless { bits, size: alpha?, has_header: false })
+/// The first bitstream of each kind.
+#[derive(Clone, Copy, Default)]
+struct Picture<'a> {
+    /// VP8.
+    lossy: Option<&'a [u8]>,
+    /// VP8L.
+    lossless: Option<&'a [u8]>,
+    /// ALPH.
+    alpha: Option<&'a [u8]>,
+}
+
+impl<'a> Picture<'a> {
+    fn note(&mut self, name: &[u8; 4], body: &'a [u8]) {
+        let place = match name {
+            b"VP8 " => &mut self.lossy,
+            b"VP8L" => &mut self.lossless,
+            b"ALPH" => &mut self.alpha,
+            _ => return,
+        };
+        *place = place.or(Some(body));
+    }
+
+    /// The picture of a frame. The decoder goes by the first chunk, and takes what follows alpha for VP8 whatever its name is.
+    fn of_frame(mut chunks: Walk<'a>) -> Option<Self> {
+        let none = Self::default();
+        match (chunks.next()?, chunks.next()) {
+            ((b"VP8 ", bits), _) => Some(Self { lossy: Some(bits), ..none }),
+            ((b"VP8L", bits), _) => Some(Self { lossless: Some(bits), ..none }),
+            ((b"ALPH", alpha), Some((b"VP8 ", bits))) => {
+                Some(Self { lossy: Some(bits), alpha: Some(alpha), ..none })
+            }
+            _ => None,
         }
-        _ => None,
+    }
+
+    /// What its bitstreams say, where they have come that far.
+    fn sizes(&self) -> impl Iterator<Item = Size> {
+        let lossy = self.lossy.and_then(|bits| bitstream_size(b"VP8 ", bits));
+        lossy.into_iter().chain(self.lossless.and_then(|bits| bitstream_size(b"VP8L", bits)))
+    }
+
+    /// The lossless bitstream that is decoded, if there is one. `size` is that of the canvas or frame; where there is none, the
+    /// bitstream alone says it.
+    fn lossless(&self, size: Option<Size>) -> Result<Option<Lossless<'a>>, &'static str> {
+        if self.sizes().any(|own| size.is_some_and(|size| size != own)) {
+            return Err("its bitstream has another size than its canvas or frame");
+        }
+        if let Some(bits) = self.lossless {
+            let size = bitstream_size(b"VP8L", bits).ok_or("it ends before its last pixel")?;
+            return Ok(Some(Lossless { bits, size, has_header: true }));
+        }
+        match self.alpha {
+            // Two bits say how it is compressed. Alpha has the size of what it belongs to.
+            Some([flags, bits @ ..]) if flags & 3 == 1 => {
+                let size = size.ok_or("the size of its alpha is not known")?;
+                Ok(Some(Lossless { bits, size, has_header: false }))
+            }
+            _ => Ok(None),
+        }
     }
 }
 
 /// Chunk after chunk: a name of four letters and a body. The last body may be cut short.
+#[derive(Clone)]
 struct Walk<'a>(&'a [u8]);
 
 impl<'a> Iterator for Walk<'a> {

@@ -56,6 +56,12 @@ pub(super) fn groups(count: u32) -> Vec<u8> {
     bits.put(3, 14);
     bits.put(3, 14);
     bits.put(0, 4);
+    put_groups(&mut bits, count);
+    webp(&[(b"VP8L", bits.bytes)])
+}
+
+/// A bitstream of at most four pixels a side behind its size.
+fn put_groups(bits: &mut Bits, count: u32) {
     // No transform, no cache, and an image of one pixel that names the last group.
     bits.put(0, 1);
     bits.put(0, 1);
@@ -72,7 +78,46 @@ pub(super) fn groups(count: u32) -> Vec<u8> {
         }
     }
     (0..16).for_each(|_| bits.put(0, 32));
-    webp(&[(b"VP8L", bits.bytes)])
+}
+
+/// Compressed alpha with so many groups of codes.
+fn alpha(count: u32) -> Vec<u8> {
+    let mut bits = Bits::default();
+    bits.put(1, 8);
+    put_groups(&mut bits, count);
+    bits.bytes
+}
+
+/// The header of a VP8 bitstream.
+fn lossy(width: u16, height: u16) -> Vec<u8> {
+    let mut bits = vec![0x10, 0, 0, 0x9D, 0x01, 0x2A];
+    bits.extend(width.to_le_bytes());
+    bits.extend(height.to_le_bytes());
+    bits.resize(64, 0);
+    bits
+}
+
+/// Alpha behind a VP8X chunk without a body: the decoder finds it in the chunk that follows, whose name is flags and whose size is
+/// a width.
+fn short_header() -> Vec<u8> {
+    webp(&[
+        (b"VP8X", Vec::new()),
+        (b"\x10\0\0\0", vec![0; 3]),
+        (b"ALPH", alpha(65_536)),
+        (b"VP8 ", lossy(4, 1)),
+    ])
+}
+
+/// A frame of 4 x 4 pixels in a file of 16 x 16.
+fn framed(flags: u8, chunks: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
+    let mut body = vec![0; 6];
+    body.extend([3, 0, 0, 3, 0, 0, 0, 0, 0, 0]);
+    body.extend(riff_chunks(chunks));
+    let mut all = vec![vp8x(flags, 16, 16), (b"ANIM", vec![0; 6]), (b"ANMF", body)];
+    if flags & 2 == 0 {
+        all.push((b"VP8 ", lossy(16, 16)));
+    }
+    webp(&all)
 }
 
 /// The bitstream of a picture, without what is around it.
@@ -123,7 +168,28 @@ pub(super) fn all() -> Vec<Bomb> {
         vec![
             ("WebP, lossless", Fate::Decoded, webp(&[(b"VP8L", bitstream(SIDE, SIDE))])),
             ("WebP, as many Huffman codes as are accepted", Fate::Decoded, groups(1500)),
-            ("WebP, 65,536 groups of Huffman codes", Fate::Refused("unsupported_image"), groups(65_536)),
+            ("WebP, 65,536 groups of Huffman codes", Fate::Fails("unsupported_image"), groups(65_536)),
+            ("WebP, alpha behind a header that is too short", Fate::Refused("corrupt_image"), short_header()),
+            (
+                "WebP, alpha in a frame of what is no animation",
+                Fate::Refused("corrupt_image"),
+                framed(0x10, &[(b"ALPH", alpha(65_536)), (b"VP8 ", lossy(4, 4))]),
+            ),
+            (
+                "WebP, alpha in a frame",
+                Fate::Fails("unsupported_image"),
+                framed(0x12, &[(b"ALPH", alpha(65_536)), (b"VP8 ", lossy(4, 4))]),
+            ),
+            (
+                "WebP, alpha in a frame, and no VP8 behind it",
+                Fate::Refused("corrupt_image"),
+                framed(0x12, &[(b"ALPH", alpha(65_536)), (b"VP8L", lossy(4, 4))]),
+            ),
+            (
+                "WebP, bitstreams larger than their canvas",
+                Fate::Refused("corrupt_image"),
+                webp(&[vp8x(0, 1, 1), (b"VP8L", vec![0x2F, 0xFF, 0xC7, 0xFF, 0x01])]),
+            ),
             ("WebP, animated", Fate::Decoded, animation(SIDE, 1)),
             ("WebP, 5,000 frames", Fate::Decoded, animation(64, 5000)),
             ("WebP, a million unknown chunks", Fate::Decoded, unknown),

@@ -115,7 +115,7 @@ impl Worker {
                 }
                 // What a version on trial fails on, the one that serves computes.
                 Err(error) if chosen.on_trial && error.is_of_the_model() => {
-                    model.tally.fail();
+                    model.tally.failed_by(&error);
                     may_try = false;
                 }
                 // Not the image's fault: it waits for as long as its batch may.

@@ -210,6 +210,14 @@ async fn a_camera_that_signed_its_own_certificate_is_trusted_where_the_file_name
         let error = fetch(file).await.unwrap_err().to_string();
         assert!(error.contains("certificate"), "{file:?}: {error}");
     }
+    // A file that is not there for a moment fails the fetches of that moment, no later one.
+    let late = dir.path().join("late.pem");
+    let config = FetchConfig { ca_file: Some(late.clone()), ..config(true) };
+    let fetcher = Fetcher::new(config, 100);
+    let error = fetcher.fetch(&url, TIME, &mut |_| true).await.unwrap_err();
+    assert!(matches!(error, FetchError::Client(_)), "{error:?}");
+    std::fs::copy(&own, &late).unwrap();
+    assert_eq!(&fetcher.fetch(&url, TIME, &mut |_| true).await.unwrap()[..], b"hello");
     // Several certificates in one file, as of a fleet of cameras.
     let both = dir.path().join("both.pem");
     let text = [&other, &own].map(|file| std::fs::read_to_string(file).unwrap()).concat();

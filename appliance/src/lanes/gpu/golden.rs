@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use gpu_kernels::DecodeError;
 use gpu_kernels::decode::Until;
 
 use crate::engine::EngineError;
-use crate::lanes::{BatchDevice, Computed, DeviceEvent, Ticket};
+use crate::lanes::{BatchDevice, ClassifyError, Computed, DeviceEvent, Ticket};
 use crate::models::{Bundle, GoldenCase, GoldenFault};
 
 /// Longer than any device takes for two batches.
@@ -70,7 +71,14 @@ impl Run<'_> {
     fn decoded(&mut self, ticket: Ticket, file: &str, end: Instant) -> Result<(), EngineError> {
         match self.event(end)? {
             DeviceEvent::Decoded(of, Ok(_)) if of == ticket => Ok(()),
-            DeviceEvent::Decoded(_, Err(error)) => Err(wrong(file, error.to_string())),
+            DeviceEvent::Decoded(_, Err(ClassifyError::Engine(error))) => Err(error),
+            DeviceEvent::Decoded(_, Err(ClassifyError::Decode(error)))
+                if !matches!(error, DecodeError::OutOfTime | DecodeError::Setup(_)) =>
+            {
+                Err(wrong(file, error.to_string()))
+            }
+            // It shows nothing about the picture.
+            DeviceEvent::Decoded(_, Err(error)) => Err(wrong("", error.to_string())),
             _ => Err(wrong(file, "something else came before it was decoded".into())),
         }
     }

@@ -6,6 +6,9 @@
 //! It is followed as `image-webp` does, which differs from the specification where a bitstream is odd: what is read here must be
 //! what the decoder reads.
 //!
+//! The work is bounded by the image: its transforms and groups are three images of at most a sixteenth of its pixels, and a palette
+//! of 256; they are read one after the other into one buffer. Codes are read until they take more memory than they may.
+//!
 //! Source: the specification of the WebP lossless bitstream, sections 4 to 6.
 
 mod bits;
@@ -32,18 +35,19 @@ pub(super) fn code_memory(bytes: &[u8], size: (u32, u32), has_header: bool, most
     }
     let (mut width, height) = size;
     let mut seen = [false; 4];
+    let mut buffer = Vec::new();
     while reader.bits(1)? == 1 {
         let kind = reader.bits(2)? as usize;
         (!std::mem::replace(&mut seen[kind], true)).then_some(())?;
         match kind {
             0 | 1 => {
                 let side = reader.bits(3)? + 2;
-                pixels(&mut reader, parts(width, side), parts(height, side))?;
+                pixels(&mut reader, parts(width, side), parts(height, side), &mut buffer)?;
             }
             2 => {}
             _ => {
                 let colours = reader.bits(8)? + 1;
-                pixels(&mut reader, colours, 1)?;
+                pixels(&mut reader, colours, 1, &mut buffer)?;
                 let packed = match colours {
                     ..=2 => 3,
                     3..=4 => 2,
@@ -58,8 +62,8 @@ pub(super) fn code_memory(bytes: &[u8], size: (u32, u32), has_header: bool, most
     let mut groups = 1;
     if reader.bits(1)? == 1 {
         let side = reader.bits(3)? + 2;
-        let image = pixels(&mut reader, parts(width, side), parts(height, side))?;
-        groups = image.iter().map(|pixel| (pixel >> 8 & 0xFFFF) + 1).max()?;
+        pixels(&mut reader, parts(width, side), parts(height, side), &mut buffer)?;
+        groups = buffer.iter().map(|pixel| (pixel >> 8 & 0xFFFF) + 1).max()?;
     }
     let mut memory = 0;
     for _ in 0..groups {
@@ -104,8 +108,8 @@ fn cache_bits(reader: &mut Reader<'_>) -> Option<u32> {
     (1..=11).contains(&bits).then_some(bits)
 }
 
-/// The pixels, ARGB, of an image that has one group of codes: a transform's data, or the groups of the main image.
-fn pixels(reader: &mut Reader<'_>, width: u32, height: u32) -> Option<Vec<u32>> {
+/// Reads into `pixels`, in place of what they were, those of an image that has one group of codes: a transform's data, or the groups of the main image. They are ARGB.
+fn pixels(reader: &mut Reader<'_>, width: u32, height: u32, pixels: &mut Vec<u32>) -> Option<()> {
     let cache_bits = cache_bits(reader)?;
     let mut codes = [const { None }; 5];
     for (code, alphabet) in codes.iter_mut().zip(alphabets(cache_bits)) {
@@ -113,7 +117,8 @@ fn pixels(reader: &mut Reader<'_>, width: u32, height: u32) -> Option<Vec<u32>> 
     }
     let [Some(green), Some(red), Some(blue), Some(alpha), Some(distance)] = codes else { return None };
     let count = width as usize * height as usize;
-    let mut pixels: Vec<u32> = Vec::with_capacity(count);
+    pixels.clear();
+    pixels.reserve_exact(count);
     let mut cache = vec![0u32; if cache_bits == 0 { 0 } else { 1 << cache_bits }];
     let place = |pixel: u32| (pixel.wrapping_mul(0x1E35_A7BD) >> (32 - cache_bits)) as usize;
     while pixels.len() < count {
@@ -146,7 +151,7 @@ fn pixels(reader: &mut Reader<'_>, width: u32, height: u32) -> Option<Vec<u32>> 
             index => pixels.push(*cache.get(index as usize - 280)?),
         }
     }
-    Some(pixels)
+    Some(())
 }
 
 /// A length or a distance by its prefix.
