@@ -17,6 +17,11 @@ use super::status::BatchView;
 use super::submit::unreadable_record;
 use super::{BatchError, BatchService, layout};
 
+/// What the object says that marks a batch as cancelled.
+pub(super) fn cancelled_mark(id: &str) -> Bytes {
+    json!({ "request_id": id, "cancelled_at": rfc3339_text(SystemTime::now()) }).to_string().into()
+}
+
 impl BatchService {
     /// Cancels a batch. Repeating it changes nothing.
     ///
@@ -41,10 +46,9 @@ impl BatchService {
         if status.phase != BatchPhase::Cancelled {
             return finished(status.phase);
         }
-        let mark = json!({ "request_id": id, "cancelled_at": rfc3339_text(SystemTime::now()) }).to_string();
         let key = cancelled_key(id)?;
         if self.blob.head(&key).await.map_err(&link)?.is_none() {
-            self.blob.put(&key, Bytes::from(mark), "application/json").await.map_err(&link)?;
+            self.blob.put(&key, cancelled_mark(id), "application/json").await.map_err(&link)?;
         }
         if view.phase != BatchPhase::Cancelled {
             tracing::info!(batch = id, images = spec.total, "batch cancelled");

@@ -14,6 +14,7 @@ use cloud_sync::error::SyncResult;
 use super::image_url::{Source, shown, source};
 use super::layout;
 use super::patience::Patience;
+use super::pausing::{self, Pause};
 use crate::config::FetchConfig;
 use crate::fetch::{FetchError, Fetcher};
 use crate::memory::{BodyMemory, Share};
@@ -133,11 +134,17 @@ impl Loader {
         F: Future<Output = SyncResult<Option<Bytes>>> + Send,
     {
         let mut backoff = self.patience.backoff();
-        let mut again = false;
+        let (mut again, mut paused) = (false, None);
         loop {
             let slot = self.slots.acquire(request_id).await;
             let error = match self.get_once(&get).await {
-                Ok(Some(loaded)) => return Ok(loaded),
+                Ok(Some(loaded)) => {
+                    drop(slot);
+                    if let Some(paused) = paused {
+                        Pause::end(paused).await;
+                    }
+                    return Ok(loaded);
+                }
                 Ok(None) => {
                     let error = format!("image_url: there is no object at {}", shown(url));
                     return Err(LoadFailure { code: "not_found", error });
@@ -164,6 +171,8 @@ impl Loader {
                 }
             }
             drop(slot);
+            // Until the store is back it is nothing but waiting.
+            paused.get_or_insert_with(Pause::begin);
             self.patience.pause(&mut backoff, "loading an image", &error).await;
         }
     }
@@ -217,7 +226,7 @@ impl Loader {
                         let error = format!("{error} (tried {} times)", backoff.failures());
                         return Err(LoadFailure { code: "fetch_failed", error });
                     }
-                    tokio::time::sleep(wait).await;
+                    pausing::sleep(wait).await;
                 }
             }
         }

@@ -21,6 +21,7 @@ mod lines;
 pub mod load;
 pub mod message;
 pub mod patience;
+mod pausing;
 mod record;
 mod results;
 pub mod spool;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use cloud_sync::backoff::Backoff;
 use cloud_sync::error::{SyncError, SyncResult};
 
+use super::pausing::Pause;
+
 /// How to wait for a store that is away. An outage fails no image: the work waits, and the bound on what is out for
 /// work stops the queue meanwhile.
 #[derive(Debug)]
@@ -63,12 +65,20 @@ impl Patience {
         C: FnMut() -> F + Send,
         F: Future<Output = SyncResult<T>> + Send,
     {
-        let mut backoff = self.backoff();
+        let (mut backoff, mut paused) = (self.backoff(), None);
         loop {
-            match call().await {
-                Ok(value) => return value,
-                Err(error) => self.pause(&mut backoff, what, &error).await,
-            }
+            let error = match call().await {
+                Ok(value) => {
+                    if let Some(paused) = paused {
+                        Pause::end(paused).await;
+                    }
+                    return value;
+                }
+                Err(error) => error,
+            };
+            // Until the store is back it is nothing but waiting.
+            paused.get_or_insert_with(Pause::begin);
+            self.pause(&mut backoff, what, &error).await;
         }
     }
 }

@@ -84,11 +84,21 @@ impl BatchService {
             }
         };
         let claimed = self.state.create_batch(&spec).await.map_err(BatchError::link(id))?;
+        let mut phase = BatchPhase::Queued;
         let (spec, created, is_new) = match claimed {
-            Created::New => (spec, created, !was_recorded),
+            Created::New => {
+                // The state store has lost the batch, and with it that it is cancelled.
+                if was_recorded && self.is_marked_cancelled(id).await? {
+                    phase = self.state.cancel_batch(&spec).await.map_err(BatchError::link(id))?.phase;
+                }
+                (spec, created, !was_recorded)
+            }
             Created::Existing(status) => match judge(*status, &intake.digest)? {
                 Judged::Known(accepted) => return Ok(accepted),
-                Judged::BrokenOff(status) => (status.spec, status.created, false),
+                Judged::BrokenOff(status) => {
+                    phase = status.phase;
+                    (status.spec, status.created, false)
+                }
             },
         };
         let (camera, top_k) = (intake.options.camera.clone(), intake.options.top_k);
@@ -103,7 +113,6 @@ impl BatchService {
         let spec = record.spec;
         self.state.batch_submitted(id).await.map_err(BatchError::link(id))?;
         tracing::info!(batch = id, images = spec.total, messages = spec.chunks, "batch taken");
-        let phase = BatchPhase::Queued;
         Ok(Accepted { request_id: spec.request_id, phase, total: spec.total, repeated: false })
     }
 
@@ -240,7 +249,8 @@ fn judge(status: BatchStatus, digest: &str) -> Result<Judged, BatchError> {
     if status.spec.digest != digest {
         return Err(BatchError::IdTaken { request_id: status.spec.request_id });
     }
-    if status.submitted || status.phase.is_final() {
+    // One that was cancelled before its work was queued has no end without it.
+    if status.submitted || status.outcome.is_some() {
         return Ok(Judged::Known(Accepted::again(&status.spec, status.phase)));
     }
     Ok(Judged::BrokenOff(status))

@@ -192,11 +192,11 @@ impl StateStore for MemoryState {
         Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
     }
 
-    async fn begin_work(&self, _: &str, _: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, _: &str, _: Option<u64>, _: u64) -> SyncResult<()> {
         Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
     }
 
-    async fn end_work(&self, _: &str, _: bool) -> SyncResult<()> {
+    async fn end_work(&self, _: &str, _: Option<u64>) -> SyncResult<()> {
         Err(SyncError::permanent(Link::Redis, "no worker runs on this store"))
     }
 }

@@ -1,5 +1,7 @@
 //! Submissions on stores that fail at every step, and statuses of batches that the state store does not know.
 
+mod cancelled;
+
 use std::collections::HashSet;
 use std::io::Write;
 use std::sync::Arc;

@@ -7,7 +7,7 @@
 //! - There is one claim in the channel for each job that nobody has begun to take. The channel wakes lanes and is the bound;
 //!   the jobs are in [`State`].
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -79,6 +79,43 @@ impl Claim {
     /// The job whose turn it is.
     pub(super) fn take(self) -> Option<Job> {
         self.0.lock().pop()
+    }
+}
+
+/// Images that wait for memory before they enter the queue, by client.
+#[derive(Default)]
+pub(super) struct Waiters(Mutex<HashMap<Client, usize>>);
+
+/// Waits, until dropped.
+pub(super) struct Waiter<'a> {
+    of: &'a Waiters,
+    client: Client,
+}
+
+impl Waiters {
+    /// Lets an image of a client wait. When as many wait as may (`is_full`), only one of a client with fewer than its
+    /// share of `capacity`, and of one that has none: no client keeps the others out.
+    pub(super) fn enter(&self, client: Client, is_full: bool, capacity: usize) -> Option<Waiter<'_>> {
+        let mut waiting = self.0.lock();
+        let own = waiting.get(&client).copied().unwrap_or_default();
+        let clients = waiting.len() + usize::from(own == 0);
+        if is_full && own > 0 && own >= capacity / clients.max(1) {
+            return None;
+        }
+        waiting.insert(client, own + 1);
+        Some(Waiter { of: self, client })
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.of.0.lock();
+        if let Some(own) = waiting.get_mut(&self.client) {
+            *own -= 1;
+            if *own == 0 {
+                waiting.remove(&self.client);
+            }
+        }
     }
 }
 
@@ -162,6 +199,22 @@ mod tests {
         }
         assert!(flood.iter_mut().all(|answer| answer.try_recv().is_err()), "the others wait");
         assert_eq!(taken(&claims), [[1, 1], [2, 1], [1, 2], [2, 2]]);
+    }
+
+    #[test]
+    fn images_of_one_client_that_wait_for_memory_keep_no_other_out() {
+        let waiters = Waiters::default();
+        let enter = |from, is_full| waiters.enter(client(from), is_full, 4);
+        let mut flood: Vec<_> = (0..4).map(|_| enter(1, false).unwrap()).collect();
+        assert!(enter(1, true).is_none());
+        let second = enter(2, true).unwrap();
+        // Each may have two of four.
+        let third = enter(2, true).unwrap();
+        assert!(enter(2, true).is_none() && enter(1, true).is_none());
+        flood.truncate(1);
+        assert!(enter(1, true).is_some(), "it has fewer than its share");
+        drop((second, third, flood));
+        assert!(waiters.0.lock().is_empty());
     }
 
     #[test]

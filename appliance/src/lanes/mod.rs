@@ -62,7 +62,7 @@ pub use worker::{LaneObserver, SkipReason};
 use crate::engine::EngineError;
 use crate::memory::{DecodeMemory, Room, TooCostly};
 use batch_worker::BatchWorker;
-use fair::{Claim, FairSender};
+use fair::{Claim, FairSender, Waiters};
 use job::Job;
 use setup::Setup;
 
@@ -85,6 +85,7 @@ pub struct Lanes {
     count: usize,
     at_once: usize,
     memory: Arc<DecodeMemory>,
+    waiters: Waiters,
     stalls: Arc<Stalls>,
 }
 
@@ -207,7 +208,8 @@ impl Lanes {
     /// Dropping the future gives up, dropping the receiver cancels the job.
     ///
     /// # Errors
-    /// [`SubmitError`]; [`SubmitError::Full`] also where as many images of its kind wait for memory as may wait for a lane.
+    /// [`SubmitError`]; [`SubmitError::Full`] also where as many images of its kind wait for memory as may wait for a lane,
+    /// and the client has its share of them.
     pub async fn admit(
         &self,
         client: Client,
@@ -218,10 +220,10 @@ impl Lanes {
         self.memory.check(cost)?;
         let room = match self.memory.try_reserve(cost) {
             Some(room) => room,
-            None if self.memory.waiting_like(cost) >= self.capacity => {
-                return Err(SubmitError::Full { capacity: self.capacity });
-            }
             None => {
+                let is_full = self.memory.waiting_like(cost) >= self.capacity;
+                let waiter = self.waiters.enter(client, is_full, self.capacity);
+                let _waiter = waiter.ok_or(SubmitError::Full { capacity: self.capacity })?;
                 let room = self.memory.reserve(cost, true);
                 let room = tokio::time::timeout_at(deadline.into(), room).await;
                 room.map_err(|_| SubmitError::DeadlinePassed)??

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::crew::Crew;
-use super::fair::fair;
+use super::fair::{Waiters, fair};
 use super::job::Job;
 use super::queues::LaneQueues;
 use super::stall::Task;
@@ -49,6 +49,7 @@ impl Setup {
             count,
             at_once: count.max(1),
             memory: Arc::clone(&settings.memory),
+            waiters: Waiters::default(),
             stalls: Arc::clone(&settings.stalls),
         };
         let memory = Arc::clone(&settings.memory);

@@ -5,8 +5,8 @@
 //! then in their order. So a batch of thousands of jobs and one of a single job alternate, and whatever comes later
 //! delays a waiting job by one job of each other batch at most.
 //!
-//! Turns alone do not help while jobs of a slow batch have all places: so a batch takes further places only while more
-//! than half of them are free.
+//! Turns alone do not help while jobs of a slow batch have all places: so the last free place is kept for a batch that
+//! has none.
 
 use std::num::NonZeroU64;
 
@@ -40,7 +40,7 @@ impl Flow {
 
 /// Whether one more job of a batch may go out, of which `mine` jobs are out, of `out` in all, in so many `places`.
 pub(super) fn may_go_out(mine: usize, out: usize, places: usize) -> bool {
-    out < places && (mine == 0 || out < places - places / 2)
+    out < places && (mine == 0 || out + 1 < places)
 }
 
 #[cfg(test)]
@@ -63,8 +63,8 @@ mod tests {
     fn no_batch_takes_all_places_and_none_stay_empty_for_good() {
         for places in 1..20 {
             let alone = (0..).take_while(|out| may_go_out(*out, *out, places)).count();
-            assert!(alone >= 1 && (places == 1 || alone < places), "{alone} of {places}");
-            // Others take the rest, one each.
+            assert_eq!(alone, (places - 1).max(1), "of {places}");
+            // Another takes the rest.
             assert!((alone..places).all(|out| may_go_out(0, out, places)));
             assert!(!may_go_out(0, places, places));
         }

@@ -104,15 +104,16 @@ pub trait StateStore: Send + Sync + fmt::Debug {
     async fn work_starts(&self, position: &str) -> SyncResult<WorkStarts>;
 
     /// Notes, durably, that the work on the message at `position` begins, where `image` is given with that image alone.
+    /// `step` names this start among all of them, so that a call that is repeated counts once.
     ///
     /// # Errors
     /// When the store is out of reach.
-    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()>;
+    async fn begin_work(&self, position: &str, image: Option<u64>, step: u64) -> SyncResult<()>;
 
-    /// Forgets the starts of a message that is `done`; else takes back only the current start, which ended in good
-    /// order.
+    /// Takes back the start of a `step` that ended in good order, if it is the current one; without a step the message is
+    /// done, and all of its starts are forgotten.
     ///
     /// # Errors
     /// When the store is out of reach.
-    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()>;
+    async fn end_work(&self, position: &str, step: Option<u64>) -> SyncResult<()>;
 }

@@ -308,17 +308,18 @@ impl StateStore for RedisStore {
         Ok(work_starts(&fields))
     }
 
-    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, position: &str, image: Option<u64>, step: u64) -> SyncResult<()> {
         let image = image.map_or_else(String::new, |image| image.to_string());
         self.work_script(position, &self.scripts.begin_work, |to| {
-            to.arg(&image);
+            to.arg(&image).arg(step);
         })
         .await
     }
 
-    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()> {
+    async fn end_work(&self, position: &str, step: Option<u64>) -> SyncResult<()> {
+        let step = step.map_or_else(String::new, |step| step.to_string());
         self.work_script(position, &self.scripts.end_work, |to| {
-            to.arg(u8::from(done));
+            to.arg(&step);
         })
         .await
     }

@@ -11,22 +11,31 @@ pub struct WorkStarts {
     pub starts: u32,
     /// The image that the last of them was made for, until it is counted in `ended_at`.
     pub image: Option<u64>,
+    /// The step of the work for which the last of them was made, until it is taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
     /// Image -> starts for this image alone.
     pub ended_at: BTreeMap<u64, u32>,
 }
 
 impl WorkStarts {
-    /// Counts one more start, for one image or for the message as a whole.
-    pub fn begin(&mut self, image: Option<u64>) {
+    /// Counts one more start, for one image or for the message as a whole. The same step again is no other start: the
+    /// caller repeats a call whose answer was lost.
+    pub fn begin(&mut self, image: Option<u64>, step: u64) {
+        if self.step == Some(step) {
+            return;
+        }
         self.count_last();
         self.starts = self.starts.saturating_add(1);
-        self.image = image;
+        (self.image, self.step) = (image, Some(step));
     }
 
-    /// Takes the current start back: it ended in good order.
-    pub fn give_back(&mut self) {
-        self.starts = self.starts.saturating_sub(1);
-        self.image = None;
+    /// Takes the current start back, if it was made for this step: it ended in good order.
+    pub fn give_back(&mut self, step: u64) {
+        if self.step == Some(step) {
+            self.starts = self.starts.saturating_sub(1);
+            (self.image, self.step) = (None, None);
+        }
     }
 
     /// What there is to say before the next start: the last one did not end, or it would have been taken back.

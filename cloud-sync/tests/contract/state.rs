@@ -15,8 +15,8 @@ use bytes::Bytes;
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus, Created, StateStore};
 
 pub(crate) use work::{
-    a_batch_that_is_cancelled_stays_so, starts_of_the_work_on_a_message_are_counted,
-    what_is_finished_is_not_cancelled,
+    a_batch_that_is_cancelled_stays_so, a_repeated_start_or_end_of_the_work_counts_once,
+    starts_of_the_work_on_a_message_are_counted, what_is_finished_is_not_cancelled,
 };
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -51,6 +51,7 @@ macro_rules! suite {
         a_batch_that_was_forgotten_can_come_again,
         names_and_results_of_any_kind_come_back,
         starts_of_the_work_on_a_message_are_counted,
+        a_repeated_start_or_end_of_the_work_counts_once,
         a_batch_that_is_cancelled_stays_so,
         what_is_finished_is_not_cancelled,
     ); };

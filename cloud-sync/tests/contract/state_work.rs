@@ -53,18 +53,18 @@ pub(crate) async fn starts_of_the_work_on_a_message_are_counted<H: Harness>(harn
     let (bad, good) = ("requests-0-7", "requests-0-8");
     assert_eq!(store.work_starts(bad).await.unwrap().starts, 0);
     for starts in 1..=3 {
-        [&store, &other][starts as usize % 2].begin_work(bad, None).await.unwrap();
+        [&store, &other][starts as usize % 2].begin_work(bad, None, u64::from(starts)).await.unwrap();
         let seen = store.work_starts(bad).await.unwrap();
         assert_eq!((seen.starts, seen.ended_elsewhere()), (starts, starts));
         // One that was given back in good order does not count.
-        store.begin_work(good, Some(7)).await.unwrap();
-        store.end_work(good, false).await.unwrap();
+        store.begin_work(good, Some(7), u64::MAX).await.unwrap();
+        store.end_work(good, Some(u64::MAX)).await.unwrap();
     }
     assert_eq!(store.work_starts(good).await.unwrap().starts, 0);
-    store.begin_work(bad, Some(41)).await.unwrap();
-    store.end_work(bad, false).await.unwrap();
+    store.begin_work(bad, Some(41), 4).await.unwrap();
+    store.end_work(bad, Some(4)).await.unwrap();
     for ends in 1..=2 {
-        store.begin_work(bad, Some(42)).await.unwrap();
+        store.begin_work(bad, Some(42), 10 + u64::from(ends)).await.unwrap();
         // Asking changes nothing.
         for _ in 0..2 {
             let seen = other.work_starts(bad).await.unwrap();
@@ -72,9 +72,33 @@ pub(crate) async fn starts_of_the_work_on_a_message_are_counted<H: Harness>(harn
             assert_eq!(seen.ended_elsewhere(), 3);
         }
     }
-    store.begin_work(bad, None).await.unwrap();
+    store.begin_work(bad, None, 20).await.unwrap();
     let seen = store.work_starts(bad).await.unwrap();
     assert_eq!((seen.starts, seen.ended_at(42), seen.ended_elsewhere()), (6, 2, 4));
-    store.end_work(bad, true).await.unwrap();
+    store.end_work(bad, None).await.unwrap();
     assert_eq!(other.work_starts(bad).await.unwrap().starts, 0);
+}
+
+pub(crate) async fn a_repeated_start_or_end_of_the_work_counts_once<H: Harness>(harness: &H) {
+    let [store, other] = harness.open(LONG).await;
+    let counts = async || {
+        let seen = store.work_starts("p").await.unwrap();
+        (seen.starts, seen.ended_at(7))
+    };
+    // The answer to each call is lost a few times.
+    for _ in 0..3 {
+        store.begin_work("p", None, 1).await.unwrap();
+    }
+    assert_eq!(counts().await, (1, 0));
+    for _ in 0..3 {
+        other.begin_work("p", Some(7), 2).await.unwrap();
+    }
+    assert_eq!(counts().await, (2, 1));
+    // Another start's end takes nothing back, nor does one that is repeated.
+    store.end_work("p", Some(1)).await.unwrap();
+    assert_eq!(counts().await, (2, 1));
+    for _ in 0..3 {
+        other.end_work("p", Some(2)).await.unwrap();
+        assert_eq!(counts().await, (1, 0));
+    }
 }

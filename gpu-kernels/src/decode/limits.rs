@@ -18,7 +18,7 @@ pub struct DecodeLimits {
     pub max_pixels: u64,
     /// Most scans of a progressive JPEG. Encoders write about ten. Large images may have fewer: [`DecodeLimits::scans_of`].
     pub max_scans: u32,
-    /// Longest time that decoding may take.
+    /// Longest time that decoding may take, in CPU time of the thread that decodes.
     pub max_time: Duration,
     /// The formats that are accepted.
     pub formats: FormatSet,

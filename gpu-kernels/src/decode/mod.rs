@@ -142,7 +142,7 @@ impl Decoder {
         until: Until,
     ) -> Result<Image<'_>, DecodeError> {
         let format = self.limits.format_of(bytes)?;
-        let until = until.or_after(self.limits.max_time);
+        let until = until.or_work(self.limits.max_time);
         let decode = || self.decode_as(format, bytes, shorter_side, until);
         let decoded = match guard::guarded(format, decode) {
             Ok(decoded) => decoded,

@@ -10,7 +10,7 @@ use cloud_sync::state::{BatchOutcome, BatchPhase, BatchStatus};
 use super::layout::check_any_id;
 use super::{BatchError, BatchService};
 
-/// A batch that is not finished and has not changed for so long may have been finished without the state store
+/// A batch that has no outcome and has not changed for so long may have been finished without the state store
 /// knowing it: because that has come back as it was a while ago.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -75,7 +75,7 @@ impl BatchService {
 }
 
 fn is_quiet(status: &BatchStatus) -> bool {
-    !status.phase.is_final() && is_long_ago(status.updated)
+    status.outcome.is_none() && is_long_ago(status.updated)
 }
 
 fn is_long_ago(time: SystemTime) -> bool {

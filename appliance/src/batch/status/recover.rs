@@ -56,8 +56,7 @@ impl BatchService {
     /// The status of a batch that has been quiet for long: of its results, if there are any. What stands in the way of
     /// looking is no reason not to answer.
     pub(super) async fn finished_unnoticed(&self, status: BatchStatus) -> BatchView {
-        let (spec, created) = (status.spec.clone(), status.created);
-        match self.look_at_results(spec, created).await {
+        match self.look_at_results(&status).await {
             Ok(Some(view)) => view,
             Ok(None) => status.into(),
             Err(error) => {
@@ -68,11 +67,10 @@ impl BatchService {
         }
     }
 
-    async fn look_at_results(
-        &self,
-        spec: BatchSpec,
-        created: SystemTime,
-    ) -> Result<Option<BatchView>, BatchError> {
+    async fn look_at_results(&self, status: &BatchStatus) -> Result<Option<BatchView>, BatchError> {
+        let (spec, created) = (status.spec.clone(), status.created);
+        // A batch that was cancelled need not have results of all images.
+        let cancelled = status.phase == BatchPhase::Cancelled;
         let id = spec.request_id.clone();
         let Ok(_permit) = self.recoveries.try_acquire() else { return Ok(None) };
         let key = results_key(&id)?;
@@ -84,7 +82,7 @@ impl BatchService {
             return Ok(None);
         };
         let counts = self.count_object(&id, &key).await?;
-        match counts.filter(|counts| counts.completed + counts.failed == spec.total) {
+        match counts.filter(|counts| cancelled || counts.completed + counts.failed == spec.total) {
             Some(counts) => self.noted(spec, Some(created), counts, &info).await.map(Some),
             None => Ok(None),
         }
@@ -134,13 +132,17 @@ impl BatchService {
         let Counts { completed, failed } = counts;
         let outcome = BatchOutcome { phase, completed, failed, results_uri: uri.clone(), results: None };
         // If it does not work, they count again.
-        if let Err(error) = self.state.finish_batch(&spec, &outcome).await {
-            tracing::debug!(
-                batch = spec.request_id,
-                error = error.in_full(),
-                "a recovered status was not kept"
-            );
-        }
+        let phase = match self.state.finish_batch(&spec, &outcome).await {
+            Ok(phase) => phase,
+            Err(error) => {
+                tracing::debug!(
+                    batch = spec.request_id,
+                    error = error.in_full(),
+                    "a recovered status was not kept"
+                );
+                phase
+            }
+        };
         Ok(BatchView {
             request_id: spec.request_id,
             phase,

@@ -9,17 +9,22 @@
 //! taken back at once. An image at which the process ended [`MOST_ENDS`] times has failed; the rest of the batch is
 //! completed. Once or twice is not enough: the process may have ended for another reason, such as a loss of power. For
 //! the same reason images at which a start ended come last: whatever ends the process from outside meets other images
-//! in the meantime, while the image that does it itself is met again.
+//! in the meantime, while the image that does it itself is met again. Where there are no others, it takes more ends.
+//! Ends at no image say little of a message: whatever ends the process from outside hits some message, too.
 
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cloud_sync::event::BatchItem;
 use cloud_sync::queue::Delivery;
 use cloud_sync::state::WorkStarts;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
+use super::chunk::CANCELLED_GRACE;
 use super::image::{failed, item};
 use super::{Setback, Worker, WorkerStats};
 use crate::batch::message::BatchMessage;
@@ -28,9 +33,15 @@ use crate::batch::message::BatchMessage;
 const MOST_STARTS: u32 = 3;
 /// Ends of the process at an image that is worked on alone.
 const MOST_ENDS: u32 = 3;
-/// Ends of the process at a message that is worked on alone and at none of its images: then it is the message itself,
-/// and all of its images have failed.
-const MOST_ELSEWHERE: u32 = 3;
+/// The same for the only image of a message: whatever ends the process from outside meets no other.
+const MOST_ENDS_OF_ONE: u32 = 6;
+/// Ends of the process at a message and at none of its images: so many are no accident, and all of its images have
+/// failed.
+const MOST_ELSEWHERE: u32 = 100;
+/// How long others wait for an image that is worked on alone, at first. One that takes longer comes again after the
+/// other images, and has twice as long, up to [`LONGEST_ALONE`].
+const ALONE: Duration = Duration::from_secs(60);
+const LONGEST_ALONE: Duration = Duration::from_secs(16 * 60);
 
 /// The work on one message, once.
 #[derive(Debug)]
@@ -38,8 +49,8 @@ pub(super) struct Attempt<'a> {
     pub(super) delivery: &'a Delivery,
     /// Earlier starts that did not end, once they are known.
     earlier: OnceLock<WorkStarts>,
-    /// Whether a start is noted that has not ended.
-    started: AtomicBool,
+    /// The step of the start that is noted and has not ended.
+    step: Mutex<Option<u64>>,
     /// Its place among the messages that are worked on, until the work is over.
     place: Mutex<Option<OwnedSemaphorePermit>>,
 }
@@ -47,7 +58,7 @@ pub(super) struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     pub(super) fn new(delivery: &'a Delivery, place: OwnedSemaphorePermit) -> Self {
         let place = Mutex::new(Some(place));
-        Self { delivery, earlier: OnceLock::new(), started: AtomicBool::new(false), place }
+        Self { delivery, earlier: OnceLock::new(), step: Mutex::default(), place }
     }
 
     fn earlier(&self) -> &WorkStarts {
@@ -61,7 +72,7 @@ impl<'a> Attempt<'a> {
 
     /// Whether its images are not to be worked on any more.
     pub(super) fn is_given_up(&self) -> bool {
-        self.earlier().ended_elsewhere() >= MOST_STARTS + MOST_ELSEWHERE
+        self.earlier().ended_elsewhere() >= MOST_ELSEWHERE
     }
 
     /// Lets another message be worked on in its place.
@@ -70,57 +81,35 @@ impl<'a> Attempt<'a> {
     }
 
     pub(super) fn is_started(&self) -> bool {
-        self.started.load(Ordering::Relaxed)
+        self.step.lock().is_some()
+    }
+
+    /// Begins a step, of which the state store is told next.
+    pub(super) fn begin(&self, step: u64) {
+        *self.step.lock() = Some(step);
+    }
+
+    /// Ends the step that was begun last, if it has not ended.
+    pub(super) fn end(&self) -> Option<u64> {
+        self.step.lock().take()
     }
 }
 
-impl Worker {
-    /// Runs a step of the work on a message when its turn comes, beside the steps of other messages, or alone. Nothing
-    /// that waits for the work on another message may be in a step.
-    pub(super) async fn in_turn<T>(
-        &self,
-        attempt: &Attempt<'_>,
-        image: Option<u64>,
-        step: impl Future<Output = Result<T, Setback>> + Send,
-    ) -> Result<T, Setback> {
-        if !attempt.is_suspect() {
-            let _turn = self.stats.turns.read().await;
-            if !attempt.is_started() {
-                self.begin_work(attempt, None).await;
-            }
-            return step.await;
-        }
-        let _turn = self.stats.turns.write().await;
-        self.begin_work(attempt, image).await;
-        let result = step.await;
-        if matches!(result, Ok(_) | Err(Setback::Stopping)) {
-            self.end_work(attempt, false).await;
-        }
-        result
-    }
+/// What became of an image that was worked on alone.
+enum Alone {
+    Done(BatchItem),
+    /// Others are not to wait for it any longer.
+    Late,
+    /// Its batch was cancelled.
+    Cancelled,
+}
 
+impl Worker {
     /// Asks for the earlier starts of a message.
     pub(super) async fn ask_for_starts(&self, attempt: &Attempt<'_>) {
         let starts = || self.state.work_starts(&attempt.delivery.position);
         let starts = self.patience.insist("asking for earlier starts of the work", starts).await;
         let _ = attempt.earlier.set(starts);
-    }
-
-    async fn begin_work(&self, attempt: &Attempt<'_>, image: Option<u64>) {
-        let begin = || self.state.begin_work(&attempt.delivery.position, image);
-        self.patience.insist("noting that work begins", begin).await;
-        attempt.started.store(true, Ordering::Relaxed);
-    }
-
-    /// Notes that the current start of the work on a message is no matter any more, or that none is once the message is
-    /// done. A store that is away is not waited for: at worst there is one start too many.
-    pub(super) async fn end_work(&self, attempt: &Attempt<'_>, done: bool) {
-        attempt.started.store(false, Ordering::Relaxed);
-        let position = &attempt.delivery.position;
-        let ended = tokio::time::timeout(super::END_WAIT, self.state.end_work(position, done)).await;
-        if !matches!(ended, Ok(Ok(()))) {
-            tracing::debug!(position, "the end of the work was not noted");
-        }
     }
 
     /// Results of the images, one after the other. Fewer than there are images when the batch is cancelled meanwhile.
@@ -139,26 +128,50 @@ impl Worker {
         let index_of = |offset: usize| message.first + offset as u64;
         let mut offsets: Vec<usize> = (0..message.image_urls.len()).collect();
         offsets.sort_by_key(|offset| earlier.ended_at(index_of(*offset)));
+        let most_ends = if offsets.len() == 1 { MOST_ENDS_OF_ONE } else { MOST_ENDS };
         let mut items = Vec::with_capacity(offsets.len());
-        for offset in offsets {
+        let mut left: VecDeque<_> = offsets.into_iter().map(|offset| (offset, ALONE)).collect();
+        while let Some((offset, limit)) = left.pop_front() {
             let index = index_of(offset);
-            if earlier.ended_at(index) >= MOST_ENDS {
+            if earlier.ended_at(index) >= most_ends {
                 let request_id = &message.spec.request_id;
                 tracing::error!(request_id, index, "an image is given up at which the process ended");
                 WorkerStats::count(&self.stats.failed);
                 WorkerStats::count(&self.stats.crashing_images);
                 let error =
-                    format!("the worker process ended {MOST_ENDS} times while it processed this image");
+                    format!("the worker process ended {most_ends} times while it processed this image");
                 items.push(item(message, offset, failed("worker_crashed", error)));
                 continue;
             }
             if self.is_cancelled(&message.spec).await {
                 break;
             }
-            let step = self.item_in_time(message, offset, files);
-            items.push(self.in_turn(attempt, Some(index), step).await?);
+            let step = self.item_alone(message, offset, files, limit);
+            match self.in_turn(attempt, Some(index), step).await? {
+                Alone::Done(item) => items.push(item),
+                Alone::Late => left.push_back((offset, (2 * limit).min(LONGEST_ALONE))),
+                Alone::Cancelled => break,
+            }
         }
         items.sort_by_key(|item| item.index);
         Ok(items)
+    }
+
+    async fn item_alone(
+        &self,
+        message: &BatchMessage,
+        offset: usize,
+        files: bool,
+        limit: Duration,
+    ) -> Result<Alone, Setback> {
+        let mut item = pin!(timeout(limit, self.item_in_time(message, offset, files)));
+        let item = tokio::select! {
+            item = &mut item => item,
+            () = self.cancelled(message) => match timeout(CANCELLED_GRACE, &mut item).await {
+                Ok(item) => item,
+                Err(_) => return Ok(Alone::Cancelled),
+            },
+        };
+        item.map_or(Ok(Alone::Late), |item| item.map(Alone::Done))
     }
 }

@@ -22,7 +22,7 @@ const IMAGES_A_LOAD: usize = 4;
 /// How often the work on a message asks whether its batch is cancelled.
 const CANCELLED_EVERY: Duration = Duration::from_secs(1);
 /// How long images in work may go on when their batch is cancelled. One that takes longer has no result.
-const CANCELLED_GRACE: Duration = Duration::from_secs(5);
+pub(super) const CANCELLED_GRACE: Duration = Duration::from_secs(5);
 
 /// How the work on a message came out.
 enum Done {
@@ -163,7 +163,17 @@ impl Worker {
                 None if items.len() < message.image_urls.len() && !seen.start.cancelled => {
                     return Err(Setback::Revived);
                 }
-                None => self.write(message, items).await?,
+                None => {
+                    let is_partial = items.len() < message.image_urls.len();
+                    let written = self.write(message, items).await?;
+                    // Another delivery may have written other results of a cancelled chunk meanwhile: what stands
+                    // there now is what counts.
+                    let found = match is_partial {
+                        true => self.found(message, &seen, &delivery.position).await?,
+                        false => None,
+                    };
+                    found.unwrap_or(written)
+                }
             },
         };
         if keep_failures {
@@ -215,10 +225,7 @@ impl Worker {
             while running.len() < window
                 && let Some(offset) = offsets.next()
             {
-                running.push(async move {
-                    let _turn = self.stats.turns.read().await;
-                    self.item_in_time(message, offset, files).await
-                });
+                running.push(self.beside(self.item_in_time(message, offset, files)));
             }
             tokio::select! {
                 item = running.next() => match item {
@@ -244,7 +251,7 @@ impl Worker {
     }
 
     /// Ends when the message's batch is cancelled.
-    async fn cancelled(&self, message: &BatchMessage) {
+    pub(super) async fn cancelled(&self, message: &BatchMessage) {
         loop {
             tokio::time::sleep(CANCELLED_EVERY).await;
             if self.is_cancelled(&message.spec).await {

@@ -12,6 +12,7 @@ use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 use super::look::{Found, Seen};
 use super::results::{Kept, LINES, Tally, on_disk};
 use super::{Setback, Worker, WorkerStats, join};
+use crate::batch::cancel::cancelled_mark;
 use crate::batch::layout;
 use crate::batch::message::BatchMessage;
 
@@ -46,6 +47,9 @@ impl Worker {
         let finish = || self.state.finish_batch(spec, &outcome);
         let phase = self.patience.insist("noting that a batch is finished", finish).await;
         self.stats.budgets.forget(&spec.request_id);
+        if phase == BatchPhase::Cancelled {
+            self.mark_cancelled(spec).await?;
+        }
         self.clear_away(spec).await?;
         if !self.may_publish(delivery, spec).await {
             return Ok(None);
@@ -87,8 +91,10 @@ impl Worker {
         }
         // By now they may be counted, as the last two chunks of a batch are often done at once: then whoever completed
         // the last one puts the parts together.
-        if self.known(spec).await.is_some_and(|known| known.chunks_done >= spec.chunks) {
-            return Ok(None);
+        // What comes after the outcome may still be left to do for whoever has just taken over.
+        let known = self.known(spec).await.filter(|known| known.chunks_done >= spec.chunks);
+        if let Some(known) = known {
+            return Ok(known.outcome);
         }
         tracing::warn!(
             request_id = spec.request_id,
@@ -228,6 +234,19 @@ impl Worker {
             results_uri: self.blob.uri(key),
             results: tally.inline,
         }
+    }
+
+    /// Notes beside the record of a batch that it was cancelled, where who cancelled it could not: the state store forgets
+    /// it after a time.
+    async fn mark_cancelled(&self, spec: &BatchSpec) -> Result<(), Setback> {
+        let key = layout::cancelled_key(&spec.request_id)?;
+        let head = self.patience.insist("asking whether a batch is cancelled", || self.blob.head(&key)).await;
+        if head.is_none() {
+            let mark = cancelled_mark(&spec.request_id);
+            let put = || self.blob.put(&key, mark.clone(), "application/json");
+            self.patience.insist("noting that a batch is cancelled", put).await;
+        }
+        Ok(())
     }
 
     /// Removes what the batch needed only on its way.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{Setback, Worker, WorkerStats};
 use crate::batch::image_url::in_result;
 use crate::batch::message::{BatchMessage, is_file};
+use crate::batch::pausing;
 use crate::lanes::{Classified, LaneError, SubmitError};
 use crate::memory::decode_cost;
 use crate::predict::ServingModel;
@@ -85,7 +86,7 @@ impl Worker {
             let serving = |model| Chosen { model, on_trial: false, other: None };
             let chosen = if may_try { slot.choose(source) } else { slot.current().map(serving) };
             let Some(chosen) = chosen else {
-                tokio::time::sleep(backoff.fail()).await;
+                pausing::sleep(backoff.fail()).await;
                 continue;
             };
             let model = &chosen.model;
@@ -120,14 +121,14 @@ impl Worker {
                 }
                 // Not the image's fault: it waits for as long as its batch may.
                 Err(LaneError::NoDevice | LaneError::DeadlinePassed) => {
-                    tokio::time::sleep(backoff.fail()).await;
+                    pausing::sleep(backoff.fail()).await;
                 }
                 // It may have been the device's fault; again and again it is the image's.
                 Err(error) if error.may_pass() && tries < MOST_RETRIES => {
                     tries += 1;
                     WorkerStats::count(&self.stats.retried_images);
                     tracing::debug!(code = error.code(), tries, "an image of a batch is tried again");
-                    tokio::time::sleep(backoff.fail()).await;
+                    pausing::sleep(backoff.fail()).await;
                 }
                 Err(error) => return Ok(failed(error.code(), error.to_string())),
             }

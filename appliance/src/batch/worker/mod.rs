@@ -20,6 +20,7 @@ mod results;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -192,9 +193,7 @@ impl Worker {
         };
         let Err(setback) = outcome else { return };
         if matches!(setback, Setback::Stopping | Setback::Revived) {
-            if attempt.is_started() {
-                self.end_work(&attempt, false).await;
-            }
+            self.end_work(&attempt, false).await;
         } else {
             tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
             let end = abandoned.wait_for(|abandoned| *abandoned);

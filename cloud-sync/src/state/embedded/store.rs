@@ -254,23 +254,23 @@ impl StateStore for EmbeddedStore {
         self.blocking(move |kept: &Kept| kept.file.starts(&position).map(WorkStarts::so_far)).await
     }
 
-    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, position: &str, image: Option<u64>, step: u64) -> SyncResult<()> {
         let position = position.to_owned();
         let begin = move |kept: &Kept| {
             kept.file.work(&position, |mut starts| {
-                starts.begin(image);
+                starts.begin(image, step);
                 Some(starts)
             })
         };
         self.blocking(begin).await
     }
 
-    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()> {
+    async fn end_work(&self, position: &str, step: Option<u64>) -> SyncResult<()> {
         let position = position.to_owned();
         let end = move |kept: &Kept| {
             kept.file.work(&position, |mut starts| {
-                starts.give_back();
-                (!done && starts != WorkStarts::default()).then_some(starts)
+                starts.give_back(step?);
+                (starts != WorkStarts::default()).then_some(starts)
             })
         };
         self.blocking(end).await

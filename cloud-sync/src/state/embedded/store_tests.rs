@@ -181,7 +181,7 @@ fn batches_outlive_a_loss_of_power_at_any_moment() {
             match step {
                 0 => drop(store.create_batch(&work).await.unwrap()),
                 1 => store.batch_submitted("b").await.unwrap(),
-                2 => store.begin_work("p", None).await.unwrap(),
+                2 => store.begin_work("p", None, 1).await.unwrap(),
                 3 => drop(store.complete_chunk(&work, 0, "p", 9, 1).await.unwrap()),
                 4 => drop(store.complete_chunk(&work, 1, "p", 8, 2).await.unwrap()),
                 _ => drop(store.finish_batch(&work, &outcome(10)).await.unwrap()),

@@ -130,16 +130,21 @@ end
 return redis.call('HMGET', batch, unpack(ARGV, 6))
 ";
 
-/// KEYS: what is kept of the starts of the work on a message: `starts`, `image`, and for each image at which
-/// one ended `e:<image>`. ARGV: milliseconds to live, image or nothing
+/// KEYS: what is kept of the starts of the work on a message: `starts`, `image`, `step`, and for each image at which
+/// one ended `e:<image>`. ARGV: milliseconds to live, image or nothing, step
 const BEGIN_WORK: &str = r"
 local work = KEYS[1]
+if redis.call('HGET', work, 'step') == ARGV[3] then
+    redis.call('PEXPIRE', work, ARGV[1])
+    return 0
+end
 local image = redis.call('HGET', work, 'image')
 if image then
     redis.call('HINCRBY', work, 'e:' .. image, 1)
     redis.call('HDEL', work, 'image')
 end
 redis.call('HINCRBY', work, 'starts', 1)
+redis.call('HSET', work, 'step', ARGV[3])
 if ARGV[2] ~= '' then
     redis.call('HSET', work, 'image', ARGV[2])
 end
@@ -147,12 +152,12 @@ redis.call('PEXPIRE', work, ARGV[1])
 return 0
 ";
 
-/// ARGV: milliseconds to live, whether the message is done
+/// ARGV: milliseconds to live, step, or nothing when the message is done
 const END_WORK: &str = r"
-if ARGV[2] == '1' then
+if ARGV[2] == '' then
     redis.call('DEL', KEYS[1])
-elseif redis.call('EXISTS', KEYS[1]) == 1 then
-    redis.call('HDEL', KEYS[1], 'image')
+elseif redis.call('HGET', KEYS[1], 'step') == ARGV[2] then
+    redis.call('HDEL', KEYS[1], 'image', 'step')
     if redis.call('HINCRBY', KEYS[1], 'starts', -1) < 1 then
         redis.call('DEL', KEYS[1])
     end

@@ -73,5 +73,6 @@ pub(super) fn work_starts(fields: &BTreeMap<String, u64>) -> WorkStarts {
         Some((image, narrow(count)))
     });
     let starts = fields.get("starts").map_or(0, narrow);
-    WorkStarts { starts, image: fields.get("image").copied(), ended_at: ended.collect() }.so_far()
+    let (image, step) = (fields.get("image").copied(), fields.get("step").copied());
+    WorkStarts { starts, image, step, ended_at: ended.collect() }.so_far()
 }

@@ -38,13 +38,28 @@ typedef struct {
     int max_scans;
     /* When decoding is given up, on the monotonic clock; below zero for never. */
     int64_t end;
+    /* The same on the clock of this thread's CPU time, which is not read before work_soonest on the monotonic one: it takes a system
+       call. */
+    int64_t work_end, work_soonest;
     weir_jpeg_report *report;
 } context;
 
-static int64_t now(void) {
+static int64_t now(clockid_t clock) {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(clock, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static int64_t after(int64_t begin, int64_t nanoseconds) {
+    return nanoseconds < INT64_MAX - begin ? begin + nanoseconds : INT64_MAX;
+}
+
+static int is_over(const context *self) {
+    int64_t time;
+    if (self->end < 0 && self->work_end < 0) return 0;
+    time = now(CLOCK_MONOTONIC);
+    if (self->end >= 0 && time >= self->end) return 1;
+    return self->work_end >= 0 && time >= self->work_soonest && now(CLOCK_THREAD_CPUTIME_ID) >= self->work_end;
 }
 
 /* The error manager is the first member. */
@@ -80,16 +95,16 @@ static void silent(j_common_ptr info) { (void)info; }
 /* The library calls this for each row of blocks of each scan, and of the output. */
 static void look(j_common_ptr info) {
     context *self = context_of(info);
-    if (self->end >= 0 && now() >= self->end) longjmp(self->out, OUT_OF_TIME);
+    if (is_over(self)) longjmp(self->out, OUT_OF_TIME);
     if (info->is_decompressor && ((j_decompress_ptr)info)->input_scan_number > self->max_scans)
         longjmp(self->out, TOO_MANY_SCANS);
 }
 
 /* Decodes to rows of width pixels, RGB or (where the image has four components) CMYK, at so many eighths of the size, within so many
-   nanoseconds (any number where they are below zero). */
+   nanoseconds, and so many of this thread's CPU time (any number where they are below zero). */
 int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths, unsigned char *pixels, size_t pitch,
                      uint32_t width, uint32_t height, long max_memory, int max_scans, int64_t nanoseconds,
-                     weir_jpeg_report *report) {
+                     int64_t work, weir_jpeg_report *report) {
     struct jpeg_decompress_struct info;
     context self;
     int ended;
@@ -101,10 +116,11 @@ int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths
     self.errors.emit_message = warn;
     self.errors.output_message = silent;
     self.max_scans = max_scans;
-    self.end = -1;
-    if (nanoseconds >= 0) {
-        int64_t begin = now();
-        self.end = nanoseconds < INT64_MAX - begin ? begin + nanoseconds : INT64_MAX;
+    self.end = nanoseconds < 0 ? -1 : after(now(CLOCK_MONOTONIC), nanoseconds);
+    self.work_end = self.work_soonest = -1;
+    if (work >= 0) {
+        self.work_end = after(now(CLOCK_THREAD_CPUTIME_ID), work);
+        self.work_soonest = after(now(CLOCK_MONOTONIC), work);
     }
     self.report = report;
     ended = setjmp(self.out);

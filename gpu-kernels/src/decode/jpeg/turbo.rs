@@ -101,6 +101,7 @@ unsafe extern "C" {
         max_memory: c_long,
         max_scans: c_int,
         nanoseconds: i64,
+        work: i64,
         report: *mut Report,
     ) -> c_int;
     fn weir_jpeg_check(report: *mut Report) -> c_int;
@@ -126,7 +127,8 @@ pub(super) fn decode(bytes: &[u8], request: &Request, pixels: &mut [u8]) -> Resu
             request.height,
             c_long::try_from(request.max_memory).unwrap_or(c_long::MAX),
             c_int::try_from(request.max_scans.max(1)).unwrap_or(c_int::MAX),
-            request.until.nanoseconds_left().map_or(-1, |left| i64::try_from(left).unwrap_or(i64::MAX)),
+            or_none(request.until.nanoseconds_left()),
+            or_none(request.until.nanoseconds_of_work_left()),
             &raw mut report,
         )
     };
@@ -137,6 +139,11 @@ pub(super) fn decode(bytes: &[u8], request: &Request, pixels: &mut [u8]) -> Resu
         4 => Err(Failure::OutOfTime),
         _ => Err(Failure::OtherSize),
     }
+}
+
+/// Nanoseconds as turbo.c takes them: below zero for none.
+fn or_none(nanoseconds: Option<u64>) -> i64 {
+    nanoseconds.map_or(-1, |left| i64::try_from(left).unwrap_or(i64::MAX))
 }
 
 /// Whether the library is the one that turbo.c was compiled for.

@@ -132,3 +132,39 @@ async fn after_a_crash_anywhere_a_cancelled_batch_ends_with_what_was_done() {
         assert!(crashes > 20, "only {crashes} places to crash at");
     }
 }
+
+#[tokio::test]
+async fn a_cancellation_that_left_no_mark_is_marked_at_the_end_of_the_batch() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let urls: Vec<_> = (0..4).map(|i| format!("{}/{i}", world.base)).collect();
+    for (id, chunk) in [("one", 4), ("two", 2)] {
+        world.submit(id, &urls, chunk);
+        cancel(&world, id, &urls, chunk).await;
+        let mark = format!("batches/{id}/cancelled.json");
+        world.stores.objects.lock().remove(&mark);
+        world.work().await;
+        assert_eq!(status(&world, id).phase, BatchPhase::Cancelled);
+        assert!(world.stores.object(&mark).is_some(), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_of_a_cancelled_batch_is_what_its_results_say() {
+    let base = pictures().await;
+    let urls: Vec<_> = (0..2).map(|i| format!("{base}/{i}")).collect();
+    let whole = World::new(&base, i64::MAX);
+    whole.submit("b", &urls, 2);
+    whole.work().await;
+    let results = whole.results("b").unwrap();
+    let first = results.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+
+    let world = World::new(&base, i64::MAX);
+    world.submit("b", &urls, 2);
+    cancel(&world, "b", &urls, 2).await;
+    // Another delivery of the message had one image done when it heard of it.
+    *world.stores.overwritten.lock() = Some(("results/b.jsonl".into(), results.slice(..first)));
+    world.work().await;
+    let (items, summaries) = world.published("b");
+    assert_eq!((items.len(), &items), (1, &world.items("b")));
+    assert_eq!((summaries[0].1.completed, status(&world, "b").outcome.unwrap().completed), (1, 1));
+}

@@ -69,8 +69,8 @@ async fn ends_of_the_process_from_outside_fail_no_image() {
     world.submit("b", &urls, 6);
     // Both are suspect, and each life ends when the work has gone on by two images.
     for position in ["requests-0-0", "requests-0-1"] {
-        for _ in 0..3 {
-            world.stores.work.lock().entry(position.to_owned()).or_default().begin(None);
+        for step in 0..3 {
+            world.stores.work.lock().entry(position.to_owned()).or_default().begin(None, step);
         }
     }
     let mut ends = 0;
@@ -104,11 +104,11 @@ async fn a_message_that_waits_for_its_turn_is_not_started() {
     let waits = world.stores.send(format!(r#"{{"request_id": "good", "image_urls": ["{}/1"]}}"#, world.base));
     // It is suspect: of three earlier starts, of whatever kind.
     for position in ["requests-0-0", &waits] {
-        for _ in 0..3 {
-            world.stores.work.lock().entry(position.to_owned()).or_default().begin(None);
+        for step in 0..3 {
+            world.stores.work.lock().entry(position.to_owned()).or_default().begin(None, step);
         }
     }
-    for _ in 0..3 {
+    for _ in 0..6 {
         let worker = world.start();
         tokio::time::timeout(Duration::from_secs(60), asks.recv()).await.unwrap().unwrap();
         worker.abort();
@@ -123,6 +123,38 @@ async fn a_message_that_waits_for_its_turn_is_not_started() {
         (outcomes(&world, "bad"), outcomes(&world, "good")),
         (vec!["worker_crashed".into()], vec![label(1)])
     );
+}
+
+#[tokio::test]
+async fn ends_of_the_process_while_a_store_is_away_fail_nothing_and_others_are_worked_on() {
+    let mut world = World::new(&pictures().await, i64::MAX);
+    let base = world.base.clone();
+    let url = |n: usize| format!("{base}/{n}");
+    let stuck = world.stores.send(format!(r#"{{"request_id": "stuck", "image_urls": ["{}"]}}"#, url(1)));
+    for step in 0..3 {
+        world.stores.work.lock().entry(stuck.clone()).or_default().begin(None, step);
+    }
+    *world.stores.refused.lock() = Some("results/stuck.jsonl".into());
+    for round in 0..8 {
+        let id = format!("other-{round}");
+        world.stores.send(format!(r#"{{"request_id": "{id}", "image_urls": ["{}"]}}"#, url(round)));
+        let worker = world.start();
+        let worked = async {
+            while world.published(&id).0.is_empty()
+                || world.stores.work.lock().get(&stuck).is_none_or(|starts| starts.step.is_some())
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), worked).await.expect("the others stand still");
+        worker.abort();
+        let _ = worker.await;
+        world.mended();
+    }
+    *world.stores.refused.lock() = None;
+    world.work().await;
+    assert_eq!(outcomes(&world, "stuck"), [label(1)]);
+    assert!(letters(&world).is_empty());
 }
 
 #[tokio::test]

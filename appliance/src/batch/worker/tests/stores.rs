@@ -78,6 +78,10 @@ pub(super) struct Stores {
     pub(super) work: Mutex<HashMap<String, WorkStarts>>,
     /// Starts of the work on single images so far.
     pub(super) begun: AtomicUsize,
+    /// An object that somebody else writes right after it was written.
+    pub(super) overwritten: Mutex<Option<(String, Bytes)>>,
+    /// An object that can't be written.
+    pub(super) refused: Mutex<Option<String>>,
     next: AtomicUsize,
 }
 
@@ -292,22 +296,22 @@ impl StateStore for Reach {
         Ok(self.stores.work.lock().get(position).cloned().unwrap_or_default().so_far())
     }
 
-    async fn begin_work(&self, position: &str, image: Option<u64>) -> SyncResult<()> {
+    async fn begin_work(&self, position: &str, image: Option<u64>, step: u64) -> SyncResult<()> {
         self.trip.call(Link::Redis).await?;
-        self.stores.work.lock().entry(position.to_owned()).or_default().begin(image);
+        self.stores.work.lock().entry(position.to_owned()).or_default().begin(image, step);
         self.stores.begun.fetch_add(usize::from(image.is_some()), Ordering::SeqCst);
         self.trip.pass().await;
         Ok(())
     }
 
-    async fn end_work(&self, position: &str, done: bool) -> SyncResult<()> {
+    async fn end_work(&self, position: &str, step: Option<u64>) -> SyncResult<()> {
         self.trip.call(Link::Redis).await?;
         {
             let mut work = self.stores.work.lock();
-            if done {
-                work.remove(position);
-            } else if let Some(starts) = work.get_mut(position) {
-                starts.give_back();
+            match (step, work.get_mut(position)) {
+                (None, _) => drop(work.remove(position)),
+                (Some(step), Some(starts)) => starts.give_back(step),
+                (Some(_), None) => {}
             }
         }
         self.trip.pass().await;
@@ -319,6 +323,11 @@ impl StateStore for Reach {
 impl BlobStore for Reach {
     async fn put(&self, key: &BlobKey, bytes: Bytes, _: &str) -> SyncResult<()> {
         self.trip.call(Link::S3).await?;
+        if self.stores.refused.lock().as_deref() == Some(key.as_str()) {
+            return Err(SyncError::transient(Link::S3, "away for a while"));
+        }
+        let other = self.stores.overwritten.lock().clone();
+        let bytes = other.filter(|(of, _)| of == key.as_str()).map_or(bytes, |(_, other)| other);
         self.stores.objects.lock().insert(key.to_string(), bytes);
         self.trip.pass().await;
         Ok(())

@@ -25,17 +25,19 @@ async fn batches_take_turns_and_none_takes_all_places() {
     submit_batch(&queue, "large", 100).await;
     let large = receive(&queue).await;
     assert_eq!(large.payload, "large/0");
-    assert_eq!(names(&queue).await, ["large/1"], "half of the places stay free for others");
+    assert_eq!(names(&queue).await, ["large/1", "large/2"], "one place stays free for others");
     submit_batch(&queue, "b", 2).await;
     submit_batch(&queue, "c", 1).await;
-    assert_eq!(names(&queue).await, ["b/0", "c/0"]);
+    assert_eq!(names(&queue).await, ["b/0"]);
     // A batch that has none out goes before one that has, and a job that was given back before the next of its batch.
     queue.release(large).await;
     submit_batch(&queue, "d", 1).await;
-    let next = receive(&queue).await;
-    assert_eq!(next.payload, "d/0");
-    assert_eq!(queue.settle(&next, Vec::new()).await.unwrap(), Settled::Done);
-    assert_eq!(names(&queue).await, Vec::<String>::new(), "large, b and c have one each of four");
+    for name in ["c/0", "d/0"] {
+        let next = receive(&queue).await;
+        assert_eq!(next.payload, name);
+        assert_eq!(queue.settle(&next, Vec::new()).await.unwrap(), Settled::Done);
+    }
+    assert_eq!(names(&queue).await, Vec::<String>::new(), "large has two of four, b one");
     drop(queue);
 
     // After a restart too; and one after the other they alternate.
@@ -51,7 +53,7 @@ async fn batches_take_turns_and_none_takes_all_places() {
         order.push(String::from_utf8(delivery.payload.to_vec()).unwrap());
         assert_eq!(queue.settle(&delivery, Vec::new()).await.unwrap(), Settled::Done);
     }
-    let expected = ["large/0", "large/1", "large/2", "b/0", "c/0", "large/3", "b/1", "e/0"];
+    let expected = ["large/0", "large/1", "large/2", "large/3", "b/0", "large/4", "b/1", "e/0"];
     assert_eq!(order, expected);
 }
 
