@@ -185,10 +185,22 @@ impl Database {
         // It reads the whole file. The files are small, and redb trusts what it has not checked: a damaged
         // page would be found by a panic in the middle of work.
         builder.set_check_integrity_on_open(true);
-        if !self.path.exists() {
-            self.create_file(&builder)?;
-        }
-        let file = File::options().read(true).write(true).open(&self.path)?;
+        let open = || File::options().read(true).write(true).open(&self.path);
+        let file = match open() {
+            // Only then: whatever else keeps it from being opened, there may be data under its name.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.create_file(&builder)?;
+                open()
+            }
+            opened => opened,
+        };
+        let file = file.map_err(|error| match self.path.read_link() {
+            Ok(target) if error.kind() == ErrorKind::NotFound => {
+                let text = format!("it is a link to {}, which is not there", target.display());
+                std::io::Error::new(ErrorKind::NotFound, text)
+            }
+            _ => error,
+        })?;
         if let Some(dir) = self.path.parent() {
             // Else a loss of power could take the file with all that was forced into it. Also where it is not new: who
             // made it may have been killed before this.
@@ -198,13 +210,17 @@ impl Database {
     }
 
     /// Makes an empty file. It gets its name when it is whole: one that a kill has cut short would count as damaged.
+    /// What has the name by then stays, and is to be opened.
     fn create_file(&self, builder: &Builder) -> Result<(), redb::Error> {
         let unfinished = self.path.with_extension("new");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
         let made = || -> Result<(), redb::Error> {
             drop(builder.create_with_backend(self.backend(file.try_clone()?)?)?);
             durable::sync_file(&file)?;
-            Ok(fs::rename(&unfinished, &self.path)?)
+            match durable::rename_new(&unfinished, &self.path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(fs::remove_file(&unfinished)?),
+                renamed => Ok(renamed?),
+            }
         };
         made().inspect_err(|_| drop(fs::remove_file(&unfinished)))
     }

@@ -10,6 +10,9 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::{Errno, retry_on_intr};
+
 #[cfg(any(test, feature = "simulated-disk"))]
 pub mod simulated;
 
@@ -19,7 +22,7 @@ pub mod simulated;
 /// What the disk gives. Then nobody knows what of it is there, and another call may succeed without having written it.
 pub fn sync_file(file: impl AsFd) -> io::Result<()> {
     let file = file.as_fd();
-    observed(file, || Ok(rustix::fs::fsync(file)?))
+    observed(file, || Ok(retry_on_intr(|| rustix::fs::fsync(file))?))
 }
 
 /// As [`sync_file`], without times and what else nobody needs to read the bytes back.
@@ -28,7 +31,7 @@ pub fn sync_file(file: impl AsFd) -> io::Result<()> {
 /// As [`sync_file`].
 pub fn sync_data(file: impl AsFd) -> io::Result<()> {
     let file = file.as_fd();
-    observed(file, || Ok(rustix::fs::fdatasync(file)?))
+    observed(file, || Ok(retry_on_intr(|| rustix::fs::fdatasync(file))?))
 }
 
 /// Forces the names in an open directory to the disk.
@@ -78,6 +81,22 @@ pub fn replace(path: &Path, temporary: &str, bytes: &[u8]) -> io::Result<()> {
     written.and_then(|()| sync_dir(dir))
 }
 
+/// Renames `from` to `to` unless something has that name, be it a link that leads nowhere. Not durable before the
+/// directory is forced to the disk.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] where something has the name, and what the disk gives.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system can, NFS for one.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => Ok(renamed?),
+    }
+}
+
 /// Removes a file durably; that it is not there is fine.
 ///
 /// # Errors
@@ -94,14 +113,17 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// whoever made them may have ended before that.
 ///
 /// # Errors
-/// What the disk gives. A directory that was there and may not be read counts as durable.
+/// What the disk gives. The parent of one that was there and may not be read counts as durable, and those above it in any
+/// case.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
     // How many names are new, from the last one up.
     let made = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).count();
     fs::create_dir_all(path)?;
     for (index, dir) in path.canonicalize()?.ancestors().skip(1).enumerate() {
         match sync_dir(dir) {
-            Err(error) if index >= made && is_not_ours(&error) => {}
+            // It holds a name that is far from new, in a directory that somebody else has made.
+            Err(_) if index > made => {}
+            Err(error) if index == made && is_not_ours(&error) => {}
             synced => synced?,
         }
     }

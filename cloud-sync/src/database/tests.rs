@@ -137,6 +137,28 @@ fn a_foreign_file_is_named() {
     assert!(!error.is_transient(), "{}", error.in_full());
 }
 
+#[test]
+fn a_name_that_something_has_is_never_given_to_an_empty_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (dir.path().join("x.redb"), dir.path().join("disk/x.redb"));
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+    for _ in 0..2 {
+        let error = Database::open_or_quarantine(path.clone()).unwrap_err().in_full();
+        assert!(error.contains("disk/x.redb, which is not there"), "{error}");
+        assert_eq!(path.read_link().unwrap(), elsewhere);
+    }
+    // The disk is there again.
+    fs::create_dir(dir.path().join("disk")).unwrap();
+    put(&Database::open(elsewhere).unwrap(), 1, 10).unwrap();
+    let database = Database::open(path.clone()).unwrap();
+    assert_eq!(all(&database).unwrap(), [(1, 10)]);
+    // Also not to one that was begun when there was none.
+    database.create_file(&Builder::new()).unwrap();
+    drop(database);
+    assert_eq!(all(&Database::open(path.clone()).unwrap()).unwrap(), [(1, 10)]);
+    assert!(path.is_symlink() && !path.with_extension("new").exists());
+}
+
 /// Bytes of a file that redb has not closed in good order, as after a crash, with rows 0 to 40.
 fn crashed_file() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();

@@ -92,11 +92,13 @@ pub(crate) fn explain(
         return SyncError::permanent(Link::Kafka, what);
     }
     if let KafkaError::ClientCreation(reason) = &error {
-        // The library says so too, in a text; the file itself says it better.
-        let file = config.ca_file.as_ref().map(|file| tls::client_config(Link::Kafka, file));
-        let unusable = file.and_then(Result::err).map(|error| error.in_full());
-        let reason = unusable.as_ref().unwrap_or(reason);
-        return SyncError::permanent(Link::Kafka, format!("cannot {attempt}: {reason}"));
+        // The library says so too, but without the file. It may also be about something else, and take a file that is
+        // refused here: so its own reason stays.
+        let file = config.ca_file.as_ref().filter(|_| config.protocol.has_tls());
+        let file = file.map(|file| tls::client_config(Link::Kafka, file));
+        let unusable = file.and_then(Result::err).map(|error| format!(" ({})", error.in_full()));
+        let unusable = unusable.unwrap_or_default();
+        return SyncError::permanent(Link::Kafka, format!("cannot {attempt}: {reason}{unusable}"));
     }
     let Some(code) = code else {
         return SyncError::transient(Link::Kafka, at(config, attempt)).because(error);
@@ -215,4 +217,24 @@ pub(super) fn is_lost_group(code: Code) -> bool {
     let lost =
         [Code::IllegalGeneration, Code::UnknownMemberId, Code::FencedInstanceId, Code::RebalanceInProgress];
     lost.contains(&code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::SecurityProtocol;
+
+    #[test]
+    fn a_client_that_cannot_be_made_gives_its_own_reason_beside_that_of_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = KafkaConfig {
+            protocol: SecurityProtocol::SaslSsl,
+            ca_file: Some(file.path().to_owned()),
+            ..KafkaConfig::of_nobody(Duration::from_secs(45))
+        };
+        let error = KafkaError::ClientCreation("no more threads".into());
+        let text = explain(&config, "publish", error, None).in_full();
+        assert!(text.starts_with("cannot publish: no more threads ("), "{text}");
+        assert!(text.contains(&file.path().display().to_string()), "{text}");
+    }
 }

@@ -96,6 +96,12 @@ pub enum OutboxError {
         /// The configured bound.
         max_pending: usize,
     },
+    /// Every number that an event can have was given out.
+    #[error("the outbox in {} has no more numbers for events: move it away to start with an empty one", dir.display())]
+    Exhausted {
+        /// The directory of the outbox.
+        dir: PathBuf,
+    },
     /// The outbox is closed.
     #[error("the outbox is closed")]
     Closed,

@@ -108,6 +108,8 @@ pub(super) struct Ledger {
     pub(super) counters: Stats,
     /// What bulk events take.
     pub(super) bulk: Bulk,
+    /// The segment that is being written, by its first sequence.
+    pub(super) active: Option<u64>,
     /// The last event there was when one was deleted that the consumer had not committed; 0 when none was.
     pub(super) lossy_upto: u64,
 }
@@ -195,10 +197,10 @@ impl Ledger {
         self.bulk.forget(committed.max(deleted));
     }
 
-    /// Bytes of those segments that can't be deleted without the loss of an event that is still to be sent.
+    /// Bytes of those segments that can't be deleted without the loss of an event that is still to be sent, and of the
+    /// one that is being written.
     pub(super) fn unsent_bytes(&self, committed: u64) -> u64 {
-        let newest = self.segments.back().map(|segment| segment.first);
-        let stays = |segment: &&SegmentMeta| segment.last > committed || Some(segment.first) == newest;
+        let stays = |segment: &&SegmentMeta| segment.last > committed || Some(segment.first) == self.active;
         self.segments.iter().filter(stays).map(|segment| segment.bytes).sum()
     }
 

@@ -78,7 +78,7 @@ pub use epochs::Epochs;
 pub use error::OutboxError;
 pub use ledger::Stats;
 pub use loss::LostEnd;
-pub use quota::BulkRoom;
+pub use quota::{BulkRoom, BulkTicket};
 pub use reader::{Reader, StoredEvent};
 pub use recovery::{Damage, Recovery};
 
@@ -89,7 +89,7 @@ use clock::Clock;
 use config::Settled;
 use cursor::Cursor;
 use disk::Disk;
-use ledger::{Ledger, Shared};
+use ledger::Shared;
 use reserve::Reserve;
 use writer::{Job, Pending, Writer};
 
@@ -209,73 +209,6 @@ impl Outbox {
             TrySendError::Full(_) => OutboxError::Busy { max_pending: self.max_pending },
             TrySendError::Disconnected(_) => OutboxError::Closed,
         })
-    }
-
-    /// Room for bulk events with payloads of these lengths, which belong together: all of them can be appended then, also
-    /// when others come meanwhile. What could never have room at once gets all there is.
-    ///
-    /// # Errors
-    /// [`OutboxError::BulkBound`] while earlier bulk events that are still to be sent take up their share, and
-    /// [`OutboxError::Bound`] while events of any kind take up the whole outbox.
-    pub fn bulk_room(&self, payloads: impl IntoIterator<Item = usize>) -> Result<BulkRoom, OutboxError> {
-        let needed: u64 = payloads.into_iter().map(record::size).sum();
-        let dir = || self.dir.clone();
-        let committed = self.shared.committed();
-        let mut ledger = self.shared.ledger.lock();
-        ledger.forget_bulk(committed);
-        let Some(bound) = ledger.bulk.bound() else { return Ok(self.room(&mut ledger, 0)) };
-        let used = ledger.bulk.used();
-        let least = needed.min(bound);
-        if used + least > bound {
-            return Err(OutboxError::BulkBound { dir: dir(), needed, used, bound });
-        }
-        let taken = ledger.unsent_bytes(committed) + ledger.bulk.reserved() + segment::HEADER_LEN;
-        if taken + least > self.max_bytes {
-            return Err(OutboxError::Bound { dir: dir(), needed, max_bytes: self.max_bytes });
-        }
-        Ok(self.room(&mut ledger, least))
-    }
-
-    /// Room for the rest of bulk events of which some may have been appended already. There is always some: the rest was
-    /// admitted with them, and to wait for those to be sent could mean that they are deleted before the rest comes.
-    pub fn bulk_room_for_rest(&self, payloads: impl IntoIterator<Item = usize>) -> BulkRoom {
-        let needed: u64 = payloads.into_iter().map(record::size).sum();
-        let committed = self.shared.committed();
-        let mut ledger = self.shared.ledger.lock();
-        ledger.forget_bulk(committed);
-        // What goes beyond the share is written where there is room, and not kept from others in advance.
-        let left = ledger.bulk.bound().map_or(0, |bound| bound.saturating_sub(ledger.bulk.used()));
-        self.room(&mut ledger, needed.min(left))
-    }
-
-    fn room(&self, ledger: &mut Ledger, bytes: u64) -> BulkRoom {
-        ledger.bulk.reserve(bytes);
-        BulkRoom::new(Arc::clone(&self.shared), bytes)
-    }
-
-    /// As [`Self::append`], for a bulk event in the room that was given for it. Half of the appends that may wait are left
-    /// to others.
-    ///
-    /// # Errors
-    /// As [`Self::append`]. [`OutboxError::Bound`] and [`OutboxError::Full`] also under [`WhenFull::DropOldest`] where
-    /// there is a consumer: no event that is still to be sent is deleted for it.
-    pub fn append_bulk(&self, payload: Vec<u8>, room: &mut BulkRoom) -> Append {
-        if payload.len() > self.max_payload {
-            return Append::refused(OutboxError::TooLarge { bytes: payload.len(), max: self.max_payload });
-        }
-        let max_pending = self.max_pending.div_ceil(2);
-        if self.jobs.len() >= max_pending {
-            return Append::refused(OutboxError::Busy { max_pending });
-        }
-        let reserved = room.take(record::size(payload.len()));
-        let (done, answer) = oneshot::channel();
-        match self.hand_over(Pending { payload, bulk: true, reserved, done }) {
-            Ok(()) => Append::waiting(answer),
-            Err(error) => {
-                room.give_back(reserved);
-                Append::refused(error)
-            }
-        }
     }
 
     /// Appends an event as JSON.

@@ -5,16 +5,25 @@
 //! [`super::OutboxConfig::bulk_share`] of `max_bytes`. Who publishes them asks for room first, for all that belongs
 //! together, and waits where there is none. A bulk append never has an event deleted that is still to be sent.
 //!
+//! What is more than the share is let in as those before it are sent: every record has its room before it goes to the
+//! writer. Who waits stands in a line, so that the many results of one job do not starve behind the few of others.
+//!
 //! On a disk that has less room than `max_bytes`, the share is one of the room there is.
 //!
 //! Each record says whether it is bulk (`record`), so what is in use is known after any crash. It is counted in runs
 //! of neighbouring records: a run counts until its last record was committed or deleted.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
+use super::append::Append;
 use super::config::{OutboxConfig, WhenFull};
-use super::ledger::Shared;
+use super::error::OutboxError;
+use super::ledger::{Ledger, Shared};
+use super::writer::Pending;
+use super::{Outbox, record, segment};
 
 /// Most runs that are counted apart, about.
 const RUNS: u64 = 256;
@@ -54,6 +63,9 @@ pub(super) struct Bulk {
     held: Runs,
     /// Admitted and not written yet.
     reserved: u64,
+    /// What those need that wait for room, by the number of their ticket.
+    line: BTreeMap<u64, u64>,
+    tickets: u64,
     /// Bytes that the outbox may take, as far as the disk has them.
     capacity: u64,
     /// Percent; none where they are not bounded.
@@ -66,7 +78,7 @@ impl Bulk {
         let unbounded = !config.has_consumer && config.when_full == WhenFull::DropOldest;
         let share = (!unbounded).then_some(config.bulk_share);
         let grain = part(config.max_bytes, config.bulk_share) / RUNS;
-        Self { held: Runs::new(grain), reserved: 0, capacity: config.max_bytes, share }
+        Self { held: Runs::new(grain), capacity: config.max_bytes, share, ..Self::default() }
     }
 
     /// How finely bytes are counted; none where they are not.
@@ -114,6 +126,22 @@ impl Bulk {
         self.reserved += bytes;
     }
 
+    /// What is taken for one who has this ticket, or none yet: also what those need who came before.
+    pub(super) fn taken_before(&self, ticket: Option<u64>) -> u64 {
+        self.used() + self.line.range(..ticket.unwrap_or(u64::MAX)).map(|(_, needed)| needed).sum::<u64>()
+    }
+
+    /// Puts one at the end of the line who needs so many bytes.
+    fn wait(&mut self, needed: u64) -> u64 {
+        self.tickets += 1;
+        self.line.insert(self.tickets, needed);
+        self.tickets
+    }
+
+    fn leave(&mut self, ticket: u64) {
+        self.line.remove(&ticket);
+    }
+
     pub(super) fn release(&mut self, bytes: u64) {
         self.reserved = self.reserved.saturating_sub(bytes);
     }
@@ -136,6 +164,10 @@ impl BulkRoom {
         Self { shared, left: bytes }
     }
 
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
     /// Hands over what a record of `bytes` takes of it.
     pub(super) fn take(&mut self, bytes: u64) -> u64 {
         let taken = bytes.min(self.left);
@@ -149,10 +181,142 @@ impl BulkRoom {
     }
 }
 
+/// A place in the line of those who wait for room. It is given up when this is dropped.
+#[derive(Debug)]
+pub struct BulkTicket {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl BulkTicket {
+    /// `ledger` is that of `shared`.
+    pub(super) fn draw(shared: &Arc<Shared>, ledger: &mut Ledger, needed: u64) -> Self {
+        Self { shared: Arc::clone(shared), number: ledger.bulk.wait(needed) }
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for BulkTicket {
+    fn drop(&mut self) {
+        self.shared.ledger.lock().bulk.leave(self.number);
+    }
+}
+
 impl Drop for BulkRoom {
     fn drop(&mut self) {
         if self.left > 0 {
             self.shared.ledger.lock().bulk.release(self.left);
         }
+    }
+}
+
+impl Outbox {
+    /// Room for bulk events with payloads of these lengths, which belong together: all of them can be appended then, also
+    /// when others come meanwhile. What could never have room at once gets all there is, and the rest as those before it
+    /// are sent. Who finds none gets a ticket, and with it comes before those who come later.
+    ///
+    /// # Errors
+    /// [`OutboxError::BulkBound`] while earlier bulk events that are still to be sent take up their share, and
+    /// [`OutboxError::Bound`] while events of any kind take up the whole outbox.
+    pub fn bulk_room(
+        &self,
+        payloads: impl IntoIterator<Item = usize>,
+        ticket: &mut Option<BulkTicket>,
+    ) -> Result<BulkRoom, OutboxError> {
+        let needed = payloads.into_iter().map(record::size).sum();
+        let room = self.find_room(needed, ticket);
+        if room.is_ok() {
+            *ticket = None;
+        }
+        room
+    }
+
+    fn find_room(&self, needed: u64, ticket: &mut Option<BulkTicket>) -> Result<BulkRoom, OutboxError> {
+        let committed = self.shared.committed();
+        let mut ledger = self.shared.ledger.lock();
+        ledger.forget_bulk(committed);
+        let Some(bound) = ledger.bulk.bound() else { return Ok(self.room(&mut ledger, 0)) };
+        let least = needed.min(bound);
+        let used = ledger.bulk.taken_before(ticket.as_ref().map(BulkTicket::number));
+        let taken = ledger.unsent_bytes(committed) + ledger.bulk.reserved() + segment::HEADER_LEN;
+        let dir = || self.dir.clone();
+        let error = if used + least > bound {
+            OutboxError::BulkBound { dir: dir(), needed, used, bound }
+        } else if taken + least > self.max_bytes {
+            OutboxError::Bound { dir: dir(), needed, max_bytes: self.max_bytes }
+        } else {
+            return Ok(self.room(&mut ledger, least));
+        };
+        if ticket.is_none() {
+            *ticket = Some(BulkTicket::draw(&self.shared, &mut ledger, least));
+        }
+        Err(error)
+    }
+
+    /// Room for the rest of bulk events of which some may have been appended already: what there is of it, before all
+    /// those that wait, for the rest was admitted with the others.
+    pub fn bulk_room_for_rest(&self, payloads: impl IntoIterator<Item = usize>) -> BulkRoom {
+        let needed: u64 = payloads.into_iter().map(record::size).sum();
+        let committed = self.shared.committed();
+        let mut ledger = self.shared.ledger.lock();
+        ledger.forget_bulk(committed);
+        let left = ledger.bulk.bound().map_or(0, |bound| bound.saturating_sub(ledger.bulk.used()));
+        self.room(&mut ledger, needed.min(left))
+    }
+
+    fn room(&self, ledger: &mut Ledger, bytes: u64) -> BulkRoom {
+        ledger.bulk.reserve(bytes);
+        BulkRoom::new(Arc::clone(&self.shared), bytes)
+    }
+
+    /// As [`Self::append`], for a bulk event in the room that was given for it. Half of the appends that may wait are left
+    /// to others.
+    ///
+    /// # Errors
+    /// As [`Self::append`]. [`OutboxError::BulkBound`] where the event does not fit into what is left of its room and of
+    /// the share. [`OutboxError::Bound`] and [`OutboxError::Full`] also under
+    /// [`WhenFull::DropOldest`] where there is a consumer: no event that is still to be sent is deleted for it.
+    pub fn append_bulk(&self, payload: Vec<u8>, room: &mut BulkRoom) -> Append {
+        if payload.len() > self.max_payload {
+            return Append::refused(OutboxError::TooLarge { bytes: payload.len(), max: self.max_payload });
+        }
+        let max_pending = self.max_pending.div_ceil(2);
+        if self.jobs.len() >= max_pending {
+            return Append::refused(OutboxError::Busy { max_pending });
+        }
+        let reserved = match self.reserve_bulk(record::size(payload.len()), room) {
+            Ok(reserved) => reserved,
+            Err(error) => return Append::refused(error),
+        };
+        let (done, answer) = oneshot::channel();
+        match self.hand_over(Pending { payload, bulk: true, reserved, done }) {
+            Ok(()) => Append::waiting(answer),
+            Err(error) => {
+                room.give_back(reserved);
+                Append::refused(error)
+            }
+        }
+    }
+
+    /// Reserves a record of `size`: in `room`, and beyond it in what is left of the share.
+    fn reserve_bulk(&self, size: u64, room: &mut BulkRoom) -> Result<u64, OutboxError> {
+        let missing = size.saturating_sub(room.left());
+        if missing > 0 {
+            let committed = self.shared.committed();
+            let mut ledger = self.shared.ledger.lock();
+            ledger.forget_bulk(committed);
+            let Some(bound) = ledger.bulk.bound() else { return Ok(room.take(size)) };
+            let used = ledger.bulk.used();
+            // One that is larger than the share goes alone.
+            if used > room.left() && used + missing > bound {
+                return Err(OutboxError::BulkBound { dir: self.dir.clone(), needed: size, used, bound });
+            }
+            ledger.bulk.reserve(missing);
+            room.give_back(missing);
+        }
+        Ok(room.take(size))
     }
 }

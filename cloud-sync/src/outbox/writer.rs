@@ -189,6 +189,10 @@ impl Writer {
 
     /// Writes a group and returns the sequence of its first event.
     fn write_group(&mut self, group: &[Pending], buffer: &mut Vec<u8>) -> Result<u64, OutboxError> {
+        let next = self.next_sequence.checked_add(group.len() as u64);
+        let Some(next) = next else {
+            return Err(OutboxError::Exhausted { dir: self.disk.dir().to_owned() });
+        };
         let now = self.now();
         let bytes = group.iter().map(|p| record::size(p.payload.len())).sum();
         let spare = self.settled.config.has_consumer && group.iter().any(|pending| pending.bulk);
@@ -212,7 +216,7 @@ impl Writer {
         }
         let first = self.next_sequence;
         // Also after a failure, see above.
-        self.next_sequence += group.len() as u64;
+        self.next_sequence = next;
         written.map(|()| first).map_err(|failure| {
             self.abandon();
             failure.error
@@ -324,7 +328,7 @@ impl Writer {
         let active = self.take_or_create()?;
         let header = segment::header(active.segment.first);
         self.put(active, &header).map_err(|failure| {
-            self.next_sequence += 1;
+            self.next_sequence = self.next_sequence.saturating_add(1);
             self.abandon();
             failure.error
         })
@@ -364,7 +368,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes in advance what the segments leave of `max_bytes`.
+    /// Takes in advance what the segments leave of `max_bytes`, and says how much room there is.
     fn settle_reserve(&mut self) {
         let held = self.shared.ledger.lock().bytes;
         let target = self.settled.config.max_bytes.saturating_sub(held);
@@ -374,7 +378,9 @@ impl Writer {
             true => max_bytes,
             false => max_bytes.min(held + self.reserve.bytes() + reserve::free_bytes(self.disk.dir())),
         };
-        self.shared.ledger.lock().bulk.set_capacity(capacity);
+        let mut ledger = self.shared.ledger.lock();
+        ledger.bulk.set_capacity(capacity);
+        ledger.active = self.active.as_ref().map(|active| active.segment.first);
     }
 
     fn now(&self) -> Now {

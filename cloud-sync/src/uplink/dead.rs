@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use base64::Engine;
@@ -21,6 +22,8 @@ use crate::outbox::StoredEvent;
 pub(super) struct DeadLetters {
     dir: PathBuf,
     max_bytes: u64,
+    /// Whether the folder was made durable since this began.
+    made: AtomicBool,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,7 +46,7 @@ struct Name {
 
 impl DeadLetters {
     pub(super) fn new(dir: PathBuf, max_bytes: u64) -> Self {
-        Self { dir, max_bytes }
+        Self { dir, max_bytes, made: AtomicBool::new(false) }
     }
 
     /// Writes an event durably; returns how many letters were deleted to make room for it.
@@ -57,10 +60,15 @@ impl DeadLetters {
             time: now.clone(),
         })?;
         line.push(b'\n');
-        durable::create_dir_all(&self.dir)?;
         let day = now.get(..10).unwrap_or("undated").to_owned();
-        let (dropped, path) = self.make_room(&day, line.len() as u64)?;
-        let mut file = File::options().create(true).append(true).read(true).open(&path)?;
+        let (dropped, mut file) = match self.open(&day, line.len() as u64) {
+            // The folder is not made yet, or somebody has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.made.store(false, Ordering::Relaxed);
+                self.open(&day, line.len() as u64)?
+            }
+            opened => opened?,
+        };
         let before = file.metadata()?.len();
         let mut last = [b'\n'];
         if before > 0 {
@@ -76,6 +84,17 @@ impl DeadLetters {
         // Each time: what made the file may have failed, or ended, before its name was durable.
         durable::sync_dir(&self.dir)?;
         Ok(dropped)
+    }
+
+    /// Opens the file for a letter of `bytes`; returns how many letters were deleted to make room for it.
+    fn open(&self, day: &str, bytes: u64) -> io::Result<(u64, File)> {
+        // Once: each time would force every directory above it to the disk.
+        if !self.made.load(Ordering::Relaxed) {
+            durable::create_dir_all(&self.dir)?;
+            self.made.store(true, Ordering::Relaxed);
+        }
+        let (dropped, path) = self.make_room(day, bytes)?;
+        Ok((dropped, File::options().create(true).append(true).read(true).open(path)?))
     }
 
     /// Deletes the oldest files until `bytes` more fit, and says into which file they go.
@@ -208,6 +227,22 @@ mod tests {
             assert!(expected.clone().all(|n| found.contains(&n)), "{outcome:?}: {found:?} of {expected:?}");
             assert!(found.contains(&99), "{outcome:?}: {text:?}");
         });
+    }
+
+    #[test]
+    fn the_folder_is_made_durable_once_and_once_more_when_it_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = SimulatedDisk::watch(root.path());
+        let dead = DeadLetters::new(root.path().join("made/for/it"), 1 << 20);
+        dead.bury(&event(1), "no").unwrap();
+        let first = disk.kill_points().len();
+        dead.bury(&event(2), "no").unwrap();
+        // The fsyncs of the file and its folder, and now.
+        assert_eq!(disk.kill_points().len(), 3);
+        fs::remove_dir_all(root.path().join("made")).unwrap();
+        dead.bury(&event(3), "no").unwrap();
+        assert_eq!(disk.kill_points().len(), first);
+        assert_eq!(dead.list().unwrap().len(), 1);
     }
 
     #[test]

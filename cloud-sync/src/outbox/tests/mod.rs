@@ -8,6 +8,7 @@ mod format;
 mod loss;
 mod lost_writes;
 mod model;
+mod numbers;
 mod quota;
 mod reserve;
 mod unreadable;

@@ -23,7 +23,7 @@ fn config(dir: &TempDir, when_full: WhenFull) -> OutboxConfig {
 }
 
 fn bulk(outbox: &Outbox) -> Result<u64, OutboxError> {
-    let mut room = outbox.bulk_room([PAYLOAD])?;
+    let mut room = outbox.bulk_room([PAYLOAD], &mut None)?;
     outbox.append_bulk(vec![b'b'; PAYLOAD], &mut room).wait()
 }
 
@@ -92,7 +92,7 @@ fn others_that_fill_the_outbox_are_not_deleted_for_bulk_events() {
     for when_full in BOTH {
         let dir = tempdir().unwrap();
         let outbox = Outbox::open(config(&dir, when_full)).unwrap().0;
-        let mut room = outbox.bulk_room([PAYLOAD; 4]).unwrap();
+        let mut room = outbox.bulk_room([PAYLOAD; 4], &mut None).unwrap();
         let mut filled = 0;
         while outbox.stats().bytes <= MAX_BYTES - 5 * 1024 - 24 {
             other(&outbox).unwrap();
@@ -136,7 +136,7 @@ fn on_a_full_disk_no_event_is_deleted_for_bulk_events() {
 fn room_that_is_not_used_is_given_back_and_too_much_at_once_has_all_there_is() {
     let dir = tempdir().unwrap();
     let outbox = Outbox::open(config(&dir, WhenFull::Refuse)).unwrap().0;
-    let whole = |count| outbox.bulk_room(std::iter::repeat_n(PAYLOAD, count));
+    let whole = |count| outbox.bulk_room(std::iter::repeat_n(PAYLOAD, count), &mut None);
     let half: BulkRoom = whole(256).unwrap();
     assert!(whole(300).is_err());
     drop(half);
@@ -148,6 +148,83 @@ fn room_that_is_not_used_is_given_back_and_too_much_at_once_has_all_there_is() {
     drop(outbox.bulk_room_for_rest([PAYLOAD; 3]));
     drop(all);
     assert_eq!(outbox.stats().bulk_bytes, 1024);
+    bulk(&outbox).unwrap();
+}
+
+#[test]
+fn what_is_more_than_the_share_has_room_only_as_events_are_sent() {
+    for when_full in BOTH {
+        let dir = tempdir().unwrap();
+        let outbox = Outbox::open(config(&dir, when_full)).unwrap().0;
+        let mut room = outbox.bulk_room([PAYLOAD; 900], &mut None).unwrap();
+        let mut append = || outbox.append_bulk(vec![b'b'; PAYLOAD], &mut room).wait();
+        let first = (0..900).take_while(|_| append().is_ok()).count();
+        assert!((500..=512).contains(&first), "{first}");
+        let error = append().unwrap_err();
+        assert!(matches!(error, OutboxError::BulkBound { .. }), "{error}");
+        for _ in 0..400 {
+            other(&outbox).unwrap();
+        }
+        assert_eq!(outbox.stats().dropped_by_size, 0);
+        outbox.commit(outbox.last_sequence()).unwrap();
+        drop(room);
+        let mut room = outbox.bulk_room_for_rest([PAYLOAD; 400]);
+        for _ in 0..400 {
+            outbox.append_bulk(vec![b'b'; PAYLOAD], &mut room).wait().unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_event_that_is_larger_than_the_share_goes_alone() {
+    let dir = tempdir().unwrap();
+    let small = OutboxConfig { bulk_share: 1, ..config(&dir, WhenFull::Refuse) };
+    let outbox = Outbox::open(small).unwrap().0;
+    for _ in 0..3 {
+        let mut room = outbox.bulk_room([20_000; 2], &mut None).unwrap();
+        outbox.append_bulk(vec![b'b'; 20_000], &mut room).wait().unwrap();
+        let error = outbox.append_bulk(vec![b'b'; 20_000], &mut room).wait().unwrap_err();
+        assert!(matches!(error, OutboxError::BulkBound { .. }), "{error}");
+        outbox.commit(outbox.last_sequence()).unwrap();
+    }
+}
+
+#[test]
+fn who_waits_for_room_comes_before_those_who_come_later() {
+    let dir = tempdir().unwrap();
+    let outbox = Outbox::open(config(&dir, WhenFull::Refuse)).unwrap().0;
+    flood(&outbox);
+    let mut ticket = None;
+    let large = |ticket: &mut _| outbox.bulk_room([PAYLOAD; 400], ticket);
+    assert!(large(&mut ticket).is_err() && ticket.is_some());
+    // Room for a few, which the one with the ticket is to have.
+    outbox.commit(200).unwrap();
+    assert!(large(&mut ticket).is_err());
+    let error = bulk(&outbox).unwrap_err();
+    assert!(matches!(error, OutboxError::BulkBound { .. }), "{error}");
+    outbox.commit(450).unwrap();
+    drop(large(&mut ticket).unwrap());
+    assert!(ticket.is_none());
+    bulk(&outbox).unwrap();
+    // Who gives up leaves the line.
+    assert!(outbox.bulk_room([PAYLOAD; 510], &mut ticket).is_err());
+    assert!(bulk(&outbox).is_err());
+    drop(ticket);
+    bulk(&outbox).unwrap();
+}
+
+#[test]
+fn a_closed_segment_whose_events_were_sent_is_not_in_the_way() {
+    let dir = tempdir().unwrap();
+    let outbox = Outbox::open(OutboxConfig { segment_bytes: 256 << 10, ..config(&dir, WhenFull::Refuse) });
+    let outbox = outbox.unwrap().0;
+    for _ in 0..200 {
+        other(&outbox).unwrap();
+    }
+    outbox.commit(200).unwrap();
+    drop(outbox);
+    let reduced = OutboxConfig { max_bytes: 64 << 10, ..config(&dir, WhenFull::Refuse) };
+    let outbox = Outbox::open(reduced).unwrap().0;
     bulk(&outbox).unwrap();
 }
 

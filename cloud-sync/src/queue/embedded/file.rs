@@ -1,5 +1,6 @@
 //! The jobs on disk: the tables of `queue.redb` and every transaction on them. All of it blocks.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +19,8 @@ use crate::queue::fair::Flow;
 pub(super) const JOBS: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("jobs");
 /// Sequence of a job whose results are being published -> last sequence of the outbox before any of them.
 const MARKS: TableDefinition<'_, u64, u64> = TableDefinition::new("marks");
+/// Sequence of a job whose results are being published -> ids of those that were before its mark, as a JSON array.
+const PUBLISHED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("published");
 /// The rest, each under its name.
 const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
 
@@ -84,6 +87,7 @@ impl JobFile {
         let (identity, jobs, turn) = database.write(Durability::Immediate, |txn| {
             let mut meta = txn.open_table(META)?;
             txn.open_table(MARKS)?;
+            txn.open_table(PUBLISHED)?;
             let format = meta.get(FORMAT)?.map_or(FORMAT_VERSION, |found| found.value());
             if format != FORMAT_VERSION {
                 let path = database.path().display();
@@ -202,6 +206,28 @@ impl JobFile {
         })
     }
 
+    /// Notes that these results of a job were published, and all others not before `last` of the outbox.
+    pub(super) fn note_published(&self, sequence: u64, last: u64, ids: &HashSet<String>) -> SyncResult<()> {
+        let ids = serde_json::to_vec(ids)
+            .map_err(|error| SyncError::permanent(Link::Disk, "cannot note results").because(error))?;
+        self.database.write(Durability::Immediate, |txn| {
+            txn.open_table(MARKS)?.insert(sequence, last)?;
+            txn.open_table(PUBLISHED)?.insert(sequence, &ids[..])?;
+            Ok(())
+        })
+    }
+
+    /// The ids of results of a job that were noted as published.
+    pub(super) fn published(&self, sequence: u64) -> SyncResult<HashSet<String>> {
+        self.database.read(|txn| {
+            let Some(ids) = txn.open_table(PUBLISHED)?.get(sequence)? else { return Ok(HashSet::new()) };
+            serde_json::from_slice(ids.value()).map_err(|error| {
+                let text = format!("the results noted for job {sequence} cannot be read");
+                SyncError::permanent(Link::Disk, text).because(error).into()
+            })
+        })
+    }
+
     /// Takes a job out.
     pub(super) fn remove(&self, sequence: u64) -> SyncResult<()> {
         self.database.write(Durability::Immediate, |txn| remove(txn, sequence))
@@ -217,6 +243,7 @@ fn remove(txn: &WriteTransaction, sequence: u64) -> Result<(), Stop> {
     let mut jobs = txn.open_table(JOBS)?;
     let removed = jobs.remove(sequence)?.map(|job| job.value().1.len());
     txn.open_table(MARKS)?.remove(sequence)?;
+    txn.open_table(PUBLISHED)?.remove(sequence)?;
     order::remove(txn, sequence)?;
     if let Some(length) = removed {
         let mut meta = txn.open_table(META)?;

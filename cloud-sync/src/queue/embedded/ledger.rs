@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::publish::Progress;
 use crate::queue::QueueStats;
 use crate::queue::fair::{Flow, may_go_out};
 
@@ -42,7 +43,7 @@ impl Places {
 struct Out {
     flow: Option<Flow>,
     /// Held by whoever settles it: a second settlement waits for the first.
-    turn: Arc<Mutex<()>>,
+    turn: Arc<Mutex<Progress>>,
     /// Settlements under way.
     settling: u32,
     /// Given back while one was under way, for the caller of `settle` may give up waiting for it.
@@ -133,7 +134,7 @@ impl Ledger {
     }
 
     /// Begins to settle a job, if it is out: the caller waits for its turn.
-    pub(super) fn begin(&mut self, sequence: u64) -> Option<Arc<Mutex<()>>> {
+    pub(super) fn begin(&mut self, sequence: u64) -> Option<Arc<Mutex<Progress>>> {
         let out = self.out.get_mut(&sequence).filter(|_| !self.closed)?;
         out.settling += 1;
         Some(Arc::clone(&out.turn))

@@ -16,7 +16,9 @@
 //! for that a box has to be off, between two steps that take milliseconds, for longer than events are kept.
 //!
 //! The outbox bounds what it holds of results that are still to be sent. A settlement that finds no room for all of its
-//! results fails before its first step; it is to be tried again when some were sent.
+//! results fails before its first step; it is to be tried again when some were sent. One with more results than there can
+//! ever be room for is published in parts, as the parts before are sent. After each part the ids of what was published are
+//! noted beside the mark, for what was sent may be deleted before the settlement is through.
 //!
 //! The same holds for a settlement that failed, for the disk was full, and is tried again.
 //!
@@ -49,6 +51,7 @@ use crate::error::{Link, SyncError, SyncResult};
 use crate::outbox::Outbox;
 use file::{Draft, DraftJob, JobFile, StoredJob};
 use ledger::{Ledger, Next};
+use publish::Progress;
 
 const FILE: &str = "queue.redb";
 /// Jobs of a submission go to the thread that writes them in parts of so many, or of so many bytes.
@@ -174,8 +177,13 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    fn settle(&self, sequence: u64, turn: &Mutex<()>, results: Vec<ResultRecord>) -> SyncResult<Settled> {
-        let _turn = turn.lock();
+    fn settle(
+        &self,
+        sequence: u64,
+        turn: &Mutex<Progress>,
+        results: Vec<ResultRecord>,
+    ) -> SyncResult<Settled> {
+        let mut progress = turn.lock();
         if !self.ledger.lock().is_out(sequence) {
             // The settlement that was before has done it.
             return Ok(Settled::Done);
@@ -183,14 +191,19 @@ impl Shared {
         if !results.is_empty() {
             publish::check(&self.outbox, &results)?;
             let marked = self.file.marked(sequence)?;
-            // All of the results have room before the first is appended: were they in two parts, the first could be
-            // sent and deleted before the second has room, and would not be found again.
-            let room = publish::room(&self.outbox, marked, &results)?;
+            // All of the results have room before the first is appended, as far as they ever can at once.
+            let room = publish::room(&self.outbox, marked, &results, &mut progress)?;
             let mark = match marked {
                 Some(mark) => mark,
                 None => self.file.mark(sequence, self.outbox.last_sequence())?,
             };
-            publish::publish(&self.outbox, mark, results, room)?;
+            let noted = || self.file.published(sequence);
+            let published = publish::publish(&self.outbox, mark, results, room, &mut progress, noted);
+            if let Some(ids) = progress.to_note() {
+                self.file.note_published(sequence, self.outbox.last_sequence(), ids)?;
+                progress.noted();
+            }
+            published?;
         }
         self.file.remove(sequence)?;
         Ok(Settled::Done)

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::file::Mark;
 use crate::error::{Link, SyncError, SyncResult};
-use crate::outbox::{Append, BulkRoom, Outbox, OutboxError, Reader};
+use crate::outbox::{Append, BulkRoom, BulkTicket, Outbox, OutboxError, Reader};
 use crate::queue::ResultRecord;
 
 /// Appends on their way at once: fewer than the outbox takes, so that predictions find room beside them.
@@ -47,41 +47,97 @@ pub(super) fn check(outbox: &Outbox, results: &[ResultRecord]) -> SyncResult<()>
     Ok(())
 }
 
+/// How far the settlement of a job has come, over all its tries while the job is out.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Its place among those that wait for room.
+    ticket: Option<BulkTicket>,
+    /// The ids of its results that are in the outbox, or were; none where that has to be looked up.
+    published: Option<HashSet<String>>,
+    /// How many of them the file knows.
+    noted: usize,
+}
+
+impl Progress {
+    /// What the file is to know, if there is more of it: the first results may be sent and deleted, and not be found
+    /// in the outbox any more, before the last ones have room.
+    pub(super) fn to_note(&self) -> Option<&HashSet<String>> {
+        self.published.as_ref().filter(|published| published.len() > self.noted)
+    }
+
+    pub(super) fn noted(&mut self) {
+        self.noted = self.published.as_ref().map_or(0, HashSet::len);
+    }
+}
+
 /// Room in the outbox for `results`. Those of a job that has a mark were given room before.
-pub(super) fn room(outbox: &Outbox, marked: Option<Mark>, results: &[ResultRecord]) -> SyncResult<BulkRoom> {
+pub(super) fn room(
+    outbox: &Outbox,
+    marked: Option<Mark>,
+    results: &[ResultRecord],
+    progress: &mut Progress,
+) -> SyncResult<BulkRoom> {
     let lengths = results.iter().map(|result| result.payload.len());
     if marked.is_some() {
         return Ok(outbox.bulk_room_for_rest(lengths));
     }
-    outbox.bulk_room(lengths).map_err(|error| {
+    outbox.bulk_room(lengths, &mut progress.ticket).map_err(|error| {
         SyncError::transient(Link::Disk, "the results wait for room in the outbox").because(error)
     })
 }
 
-/// Whether nothing of a settlement has been done, for results that are still to be sent have the room.
+/// Whether the rest of a settlement, or all of it, waits because events that are still to be sent have the room. Nothing
+/// of that rest has reached the outbox.
 pub(super) fn waits_for_room(error: &SyncError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<OutboxError>());
-    matches!(source, Some(OutboxError::BulkBound { .. }))
+    source.is_some_and(is_bound)
 }
 
-/// Appends those of `results` that are not in the outbox yet, and waits until they are durable.
+fn is_bound(error: &OutboxError) -> bool {
+    matches!(error, OutboxError::BulkBound { .. } | OutboxError::Bound { .. })
+}
+
+/// Appends those of `results` that are not in the outbox yet, and waits until they are durable. `noted` gives the ids of
+/// those that the file knows to have been there.
 pub(super) fn publish(
     outbox: &Outbox,
     mark: Mark,
     results: Vec<ResultRecord>,
     mut room: BulkRoom,
+    progress: &mut Progress,
+    noted: impl FnOnce() -> SyncResult<HashSet<String>>,
 ) -> SyncResult<()> {
-    let mut seen = match mark {
-        Mark::Fresh => HashSet::new(),
-        Mark::Behind(last) => published_behind(outbox, last, &results)?,
-        Mark::Done => return Ok(()),
+    let mut published = match (mark, progress.published.take()) {
+        (Mark::Done, _) => return Ok(()),
+        (_, Some(published)) => published,
+        (Mark::Fresh, None) => HashSet::new(),
+        (Mark::Behind(last), None) => {
+            let mut published = noted()?;
+            progress.noted = published.len();
+            published.extend(published_behind(outbox, last, &results)?);
+            published
+        }
     };
+    let mut seen = published.clone();
     let missing: Vec<_> = results.into_iter().filter(|result| seen.insert(result.id.clone())).collect();
+    let done = append_all(outbox, &missing, &mut room, &mut published);
+    // After another failure it is not known what the disk has.
+    if done.as_ref().is_err_and(waits_for_room) {
+        progress.published = Some(published);
+    }
+    done
+}
+
+fn append_all(
+    outbox: &Outbox,
+    mut rest: &[ResultRecord],
+    room: &mut BulkRoom,
+    published: &mut HashSet<String>,
+) -> SyncResult<()> {
     let start = Instant::now();
-    let mut rest = &missing[..];
     while !rest.is_empty() {
         let (window, _) = rest.split_at(rest.len().min(WINDOW));
-        let taken = append(outbox, window, &mut room)?;
+        let taken = append(outbox, window, room, published)?;
         if taken == 0 && start.elapsed() > BUSY {
             let text = format!("the outbox had no room for result {:?} for {BUSY:?}", rest[0].id);
             return Err(SyncError::transient(Link::Disk, text));
@@ -94,27 +150,49 @@ pub(super) fn publish(
     Ok(())
 }
 
-/// Appends in order, up to the first that finds too many waiting, and returns how many were taken.
-fn append(outbox: &Outbox, results: &[ResultRecord], room: &mut BulkRoom) -> SyncResult<usize> {
+/// Appends in order, up to the first that finds too many waiting or no room, and returns how many were taken.
+fn append(
+    outbox: &Outbox,
+    results: &[ResultRecord],
+    room: &mut BulkRoom,
+    published: &mut HashSet<String>,
+) -> SyncResult<usize> {
     let mut taken = Vec::with_capacity(results.len());
     for result in results {
         let mut append = outbox.append_bulk(Bytes::clone(&result.payload).into(), room);
         match (&mut append).now_or_never() {
             Some(Err(OutboxError::Busy { .. })) => break,
-            Some(answer) => taken.push(Err(answer)),
+            Some(answer) => {
+                let refused = answer.is_err();
+                taken.push(Err(answer));
+                if refused {
+                    break;
+                }
+            }
             None => taken.push(Ok(append)),
         }
     }
     // All are waited for, also behind one that failed: afterwards none is on its way any more.
     let answers: Vec<_> =
         taken.into_iter().map(|append| append.map_or_else(|answer| answer, Append::wait)).collect();
+    let mut failed: Option<(&ResultRecord, &OutboxError)> = None;
     for (result, answer) in results.iter().zip(&answers) {
-        if let Err(error) = answer {
-            let text = format!("the outbox did not take result {:?}", result.id);
-            return Err(SyncError::transient(Link::Disk, text).because(error.clone()));
+        match answer {
+            Ok(_) => drop(published.insert(result.id.clone())),
+            // One that may have left something on the disk says more than a lack of room.
+            Err(error) if failed.is_none_or(|(_, other)| is_bound(other) && !is_bound(error)) => {
+                failed = Some((result, error));
+            }
+            Err(_) => {}
         }
     }
-    Ok(answers.len())
+    match failed {
+        None => Ok(answers.len()),
+        Some((result, error)) => {
+            let text = format!("the outbox did not take result {:?}", result.id);
+            Err(SyncError::transient(Link::Disk, text).because(error.clone()))
+        }
+    }
 }
 
 /// The ids of `results` that are in the outbox behind the sequence `last`.
@@ -126,7 +204,7 @@ fn published_behind(outbox: &Outbox, last: u64, results: &[ResultRecord]) -> Syn
     };
     let mut reader = Reader::open(outbox.dir()).map_err(failed)?;
     // A mark from the future is of an outbox that was deleted since: its numbers have begun anew.
-    reader.seek(if last > newest { 0 } else { last + 1 });
+    reader.seek(if last > newest { 0 } else { last.saturating_add(1) });
     let mut found = HashSet::new();
     while let Some(event) = reader.try_next().map_err(failed)? {
         // What is behind is not acknowledged, so it may yet be gone.

@@ -165,8 +165,10 @@ async fn a_job_that_is_gone_though_its_removal_failed_is_done_and_published_once
     // A settlement whose last step reached the disk, and reported an error: the job is still out.
     let sequence = queue.sequence(&delivery).unwrap();
     let mark = file.mark(sequence, outbox.last_sequence()).unwrap();
-    let room = publish::room(outbox, None, &results(&["a", "b"])).unwrap();
-    publish::publish(outbox, mark, results(&["a", "b"]), room).unwrap();
+    let mut progress = Progress::default();
+    let room = publish::room(outbox, None, &results(&["a", "b"]), &mut progress).unwrap();
+    let none = || Ok(std::collections::HashSet::new());
+    publish::publish(outbox, mark, results(&["a", "b"]), room, &mut progress, none).unwrap();
     file.remove(sequence).unwrap();
     assert_eq!(queue.settle(&delivery, results(&["a", "b"])).await.unwrap(), Settled::Done);
     assert_eq!(place.published(), ["a", "b"]);
@@ -179,7 +181,8 @@ async fn a_full_outbox_passes_and_nothing_is_doubled() {
         config.segment_bytes = 16 << 10;
         config.when_full = WhenFull::Refuse;
     });
-    let queue = place.open();
+    let mut queue = place.open();
+    queue.room_wait = Duration::ZERO;
     submit(&queue, &[10]).await.unwrap();
     let delivery = receive(&queue).await;
     let ids: Vec<_> = (0..20).map(|n| format!("id-{n}")).collect();

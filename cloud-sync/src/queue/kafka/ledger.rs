@@ -3,6 +3,8 @@
 //! A partition's committed offset says "everything before is done". So a job that is settled before an
 //! earlier one of its partition is held, with its results, until the earlier one is settled too.
 
+mod held;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::SystemTime;
@@ -19,12 +21,6 @@ use crate::queue::{Receipt, ResultRecord, Settled};
 pub(super) const GROUP_RECORDS: usize = 5_000;
 /// Most bytes of one transaction, with the same exception.
 pub(super) const GROUP_BYTES: usize = 4 << 20;
-/// Jobs that may be done and wait for their commit, because one before them on their partition is not done: while it is
-/// worked on, so many others can be.
-const MOST_HELD: usize = 64;
-/// Bytes of their results, and those of one job more.
-const MOST_HELD_BYTES: usize = 16 << 20;
-
 /// Everything that this member of the group has.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -171,9 +167,10 @@ impl Ledger {
 
     /// The next job, unless as many as allowed are out.
     pub(super) fn hand_out(&mut self) -> Option<Handed> {
-        if !self.handing_out || self.is_full() {
+        if !self.handing_out {
             return None;
         }
+        let pressing = self.holds_most().then(|| self.pressing());
         let working: Vec<Option<Flow>> = self.working().collect();
         let (ours, held, inflight) = (&self.ours, &self.held, self.inflight);
         let is_known = |partition: i32| {
@@ -182,7 +179,9 @@ impl Ledger {
         };
         let receipt = self.stage.pop(|receipt, flow| {
             let mine = flow.map_or(0, |_| working.iter().filter(|other| **other == flow).count());
-            may_go_out(mine, working.len(), inflight) && is_known(receipt.partition)
+            may_go_out(mine, working.len(), inflight)
+                && is_known(receipt.partition)
+                && pressing.as_ref().is_none_or(|some| some.contains(&(receipt.partition, receipt.offset)))
         })?;
         let job = self.job(receipt)?;
         let Job::Staged { flow, .. } = *job else { return None };
@@ -297,19 +296,9 @@ impl Ledger {
     }
 
     /// Whether no more may go out: as many as allowed are being worked on, or are done and wait for one before them.
+    /// Those that are waited for go out all the same.
     pub(super) fn is_full(&self) -> bool {
-        let (mut held, mut bytes) = (0, 0);
-        for job in self.jobs() {
-            match job {
-                Job::Settled { results, .. } => {
-                    held += 1;
-                    bytes += results.iter().map(|result| result.payload.len()).sum::<usize>();
-                }
-                Job::Committing { .. } => held += 1,
-                Job::Staged { .. } | Job::Out { .. } => {}
-            }
-        }
-        self.working().count() >= self.inflight || held >= MOST_HELD || bytes >= MOST_HELD_BYTES
+        self.working().count() >= self.inflight || self.holds_most()
     }
 
     fn jobs(&self) -> impl Iterator<Item = &Job> {

@@ -77,6 +77,10 @@ impl Stage {
     pub(super) fn retain(&mut self, keep: impl Fn(Receipt) -> bool) {
         self.waiting.retain(|_, waiting| keep(waiting.receipt));
         self.bytes = self.waiting.values().map(|waiting| waiting.bytes).sum();
+        // The turns of those that are gone are free again: else their batch would stand behind all others when they come
+        // once more. The rows are in the order of their turns, so the last of each batch stays.
+        let turns = self.waiting.iter().filter_map(|((turn, _), waiting)| Some((waiting.flow?, *turn)));
+        self.last = turns.collect();
     }
 
     /// Whether there is room for a `part`-th of what may wait.

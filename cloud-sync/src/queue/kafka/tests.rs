@@ -1,5 +1,7 @@
 //! The ledger of jobs: what may be committed, handed out and lost, without a broker.
 
+mod held;
+
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 

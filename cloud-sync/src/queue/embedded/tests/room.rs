@@ -101,3 +101,86 @@ async fn a_settlement_waits_for_room_and_is_done_once_there_is_some() {
     assert_eq!(settled.unwrap(), Settled::Done);
     assert_eq!(place.published(), ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settlement_larger_than_the_share_goes_in_parts_and_nothing_is_published_twice() {
+    const RESULTS: usize = 64;
+    for (when_full, restarts) in
+        [(WhenFull::Refuse, false), (WhenFull::Refuse, true), (WhenFull::DropOldest, true)]
+    {
+        let place = Place::with(|config| {
+            *config = OutboxConfig {
+                max_bytes: MAX_BYTES,
+                segment_bytes: 64 << 10,
+                has_consumer: true,
+                // What was sent is gone before the rest is published.
+                keep_committed: Duration::ZERO,
+                when_full,
+                ..config.clone()
+            };
+        });
+        let large = || (0..RESULTS).map(|n| result(&format!("item-{n}"), 20_000)).collect::<Vec<_>>();
+        let mut queue = place.open();
+        queue.room_wait = Duration::ZERO;
+        submit(&queue, &[10]).await.unwrap();
+        let mut delivery = receive(&queue).await;
+        let (mut sent, mut reader) = (Vec::new(), Reader::open(place.outbox.dir()).unwrap());
+        let mut rounds = 0;
+        loop {
+            rounds += 1;
+            assert!(rounds < 20, "it waits for ever");
+            let settled = queue.settle(&delivery, large()).await;
+            assert!(place.outbox.stats().bulk_bytes <= MAX_BYTES / 2, "{:?}", place.outbox.stats());
+            // Predictions have their part.
+            for n in 0..200 {
+                place.outbox.append(result(&format!("prediction-{n}"), 1000).payload.into()).await.unwrap();
+            }
+            while let Some(event) = reader.try_next().unwrap() {
+                let id = serde_json::from_slice::<Value>(&event.payload).unwrap()["id"].to_string();
+                sent.extend(id.contains("item").then_some(id));
+            }
+            place.outbox.commit(place.outbox.last_sequence()).unwrap();
+            match settled {
+                Ok(settled) => break assert_eq!(settled, Settled::Done),
+                Err(error) => assert!(publish::waits_for_room(&error), "{}", error.in_full()),
+            }
+            for n in 0.. {
+                assert!(n < 5000, "sent events are kept");
+                if place.published().iter().all(|id| !id.contains("item")) {
+                    break;
+                }
+                place.outbox.append(result("prediction", 1000).payload.into()).await.unwrap();
+                place.outbox.commit(place.outbox.last_sequence()).unwrap();
+            }
+            if restarts {
+                queue.close().await;
+                drop(queue);
+                queue = place.open();
+                queue.room_wait = Duration::ZERO;
+                delivery = receive(&queue).await;
+            }
+        }
+        assert!(rounds > 2, "all had room at once");
+        assert_eq!(sent.len(), RESULTS);
+        assert_eq!(sent.iter().collect::<BTreeSet<_>>().len(), RESULTS);
+        assert_eq!(place.outbox.stats().dropped_by_size, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settlement_waits_also_while_other_events_have_all_of_the_outbox() {
+    let place = Place::with(|config| {
+        (config.max_bytes, config.has_consumer, config.when_full) = (64 << 10, true, WhenFull::Refuse);
+    });
+    let mut queue = place.open();
+    queue.room_wait = Duration::from_secs(120);
+    submit(&queue, &[10]).await.unwrap();
+    let delivery = receive(&queue).await;
+    while place.outbox.append(result("prediction", 4000).payload.into()).await.is_ok() {}
+    let (settled, ()) = tokio::join!(queue.settle(&delivery, vec![result("a", 5000)]), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        place.outbox.commit(place.outbox.last_sequence()).unwrap();
+    });
+    assert_eq!(settled.unwrap(), Settled::Done);
+    assert_eq!(place.published().last().map(String::as_str), Some("a"));
+}
