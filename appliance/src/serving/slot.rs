@@ -135,7 +135,8 @@ impl Chosen {
                     comparison.note(best.first().is_some_and(|best| best.label == label));
                 }
                 Ok(Err(error)) => {
-                    if other.tally.failed_by(&error) && on_trial {
+                    let failed = other.tally.failed_by(&error);
+                    if failed && on_trial {
                         comparison.note(false);
                     }
                 }

@@ -96,6 +96,7 @@ impl<'a> Attempt<'a> {
 }
 
 /// What became of an image that was worked on alone.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 enum Alone {
     Done(BatchItem),
     /// Others are not to wait for it any longer.
