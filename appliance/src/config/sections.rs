@@ -86,7 +86,7 @@ pub struct ImageConfig {
     pub max_pixels: u64,
     /// Most scans of a progressive JPEG.
     pub max_scans: u32,
-    /// Longest time that decoding one image may take.
+    /// Longest time that decoding one image may take, in CPU time of the thread that decodes it.
     #[serde(with = "humantime_serde")]
     pub decode_timeout: Duration,
     /// Memory for decoding, all images together; half of what the process may take unless set.

@@ -1,5 +1,4 @@
-//! The turns in which messages are worked on, and what becomes of a message during whose work the process has ended
-//! again and again.
+//! What becomes of a message during whose work the process has ended again and again.
 //!
 //! Every start of the work on a message is noted before it begins, in the state store, where a crash does not reach
 //! it. A message that waits for its turn is not started.
