@@ -178,7 +178,9 @@ fn append(
     let mut failed: Option<(&ResultRecord, &OutboxError)> = None;
     for (result, answer) in results.iter().zip(&answers) {
         match answer {
-            Ok(_) => drop(published.insert(result.id.clone())),
+            Ok(_) => {
+                published.insert(result.id.clone());
+            }
             // One that may have left something on the disk says more than a lack of room.
             Err(error) if failed.is_none_or(|(_, other)| is_bound(other) && !is_bound(error)) => {
                 failed = Some((result, error));
