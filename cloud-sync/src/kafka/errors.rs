@@ -234,7 +234,7 @@ mod tests {
         };
         let error = KafkaError::ClientCreation("no more threads".into());
         let text = explain(&config, "publish", error, None).in_full();
-        assert!(text.starts_with("cannot publish: no more threads ("), "{text}");
+        assert!(text.starts_with("kafka: cannot publish: no more threads ("), "{text}");
         assert!(text.contains(&file.path().display().to_string()), "{text}");
     }
 }

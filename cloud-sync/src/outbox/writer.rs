@@ -246,7 +246,8 @@ impl Writer {
         if active.length == 0 {
             buffer.extend_from_slice(&segment::header(active.segment.first));
         }
-        for (sequence, pending) in (self.next_sequence..).zip(group) {
+        // In this order no number behind the last one is asked for.
+        for (pending, sequence) in group.iter().zip(self.next_sequence..) {
             record::encode(sequence, now.wall_ms, pending.bulk, &pending.payload, buffer);
         }
         self.put(active, buffer)?;
