@@ -98,9 +98,7 @@ impl Task {
                 seconds = earlier.time.as_secs(),
                 "the monitoring of the version that serves goes on"
             );
-            // All that it has done in this process counts, also what came before this.
-            let done = TallyReading::default();
-            self.monitor(Promoted { done, ..Promoted::go_on(&current, earlier) });
+            self.monitor(Promoted::go_on(&current, earlier));
         }
     }
 

@@ -269,6 +269,7 @@ async fn what_was_seen_of_a_promoted_version_counts_after_a_restart() {
     assert_eq!((monitored.done.failed, monitored.ordered), (10, false));
     assert!(!monitored.time.is_zero());
     assert_eq!(world.serving(), "colours/1");
+    world.until("it is monitored again", || world.slot.routes().monitored.is_some()).await;
     world.fail(10);
     world.until("rolled back", || world.rejection("1").is_some()).await;
     let reason = world.rejection("1").unwrap();

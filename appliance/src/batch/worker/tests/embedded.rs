@@ -75,12 +75,18 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
     let lines: Vec<_> =
         std::str::from_utf8(&results).unwrap().lines().map(|l| l.as_bytes().to_vec()).collect();
     assert_eq!(lines, published.into_values().collect::<Vec<_>>());
-    let failed = lines.iter().filter(|line| {
+    let codes = lines.iter().filter_map(|line| {
         let item: cloud_sync::event::BatchItem = serde_json::from_slice(line).unwrap();
-        matches!(item.outcome, ItemOutcome::Failed { .. })
+        let ItemOutcome::Failed { code, .. } = item.outcome else { return None };
+        Some(code)
     });
-    let failed = failed.count() as u64;
-    assert_eq!(failed, IMAGES as u64 / 3);
+    // So many ends within milliseconds may meet one image again and again, which is given up then.
+    let (crashed, failed): (Vec<_>, Vec<_>) = codes.partition(|code| code == "worker_crashed");
+    assert!(
+        failed.len() <= IMAGES / 3 && failed.len() + crashed.len() >= IMAGES / 3,
+        "{failed:?} {crashed:?}"
+    );
+    let failed = (failed.len() + crashed.len()) as u64;
     let [summary] = summaries.as_slice() else { panic!("{summaries:?}") };
     assert_eq!((summary.completed, summary.failed), (IMAGES as u64 - failed, failed));
     let status = state.batch("b").await.unwrap().unwrap();
