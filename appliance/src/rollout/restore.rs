@@ -9,6 +9,7 @@ use super::start::still_followed;
 use super::status::Step;
 use super::steps::Setback;
 use super::task::Task;
+use crate::models::Origin;
 use crate::serving::LoadedModel;
 
 impl Task {
@@ -52,12 +53,26 @@ impl Task {
             Err(setback) => {
                 let reason = setback.refusal();
                 tracing::warn!(model = name, %reason, "the version that served before can't be loaded now; it is tried again");
-                self.board.note(|status| {
-                    status.error =
-                        Some(format!("{}/{} can't be loaded now: {reason}", origin.name, origin.version));
-                });
+                self.note_unloadable(&origin, &reason.0);
             }
         }
+    }
+
+    /// Keeps saying why the version that served before does not: other errors of a poll take the place of that.
+    pub(super) fn note_unrestored(&self) {
+        let Some(placed) = still_followed(&self.followed, &self.around.journal).serving else { return };
+        let origin = placed.origin();
+        let serves =
+            self.followed.slot.current().is_some_and(|current| current.origin.as_ref() == Some(&origin));
+        if let (false, Some(reason)) = (serves, self.patience.waits(&origin, Instant::now())) {
+            self.note_unloadable(&origin, reason);
+        }
+    }
+
+    /// Says why a version can't be loaded now.
+    pub(super) fn note_unloadable(&self, origin: &Origin, reason: &str) {
+        let error = format!("{}/{} can't be loaded now: {reason}", origin.name, origin.version);
+        self.board.note(|status| status.error = Some(error));
     }
 
     /// What the journal says serves can't; what does serve takes its place there.

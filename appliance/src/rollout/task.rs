@@ -122,7 +122,9 @@ impl Task {
     /// Asks the registry, and rolls out what is new.
     async fn poll(&mut self) -> Polled {
         self.restore().await;
-        let Some(version) = self.resolve().await else { return Polled::Later };
+        let resolved = self.resolve().await;
+        self.note_unrestored();
+        let Some(version) = resolved else { return Polled::Later };
         let origin = Origin::of(&version);
         let entry = self.around.journal.entry(self.name());
         let serving = entry.serving.as_ref().is_some_and(|serving| serving.origin() == origin);
@@ -131,8 +133,7 @@ impl Task {
             return Polled::Later;
         }
         if let Some(reason) = self.patience.waits(&origin, Instant::now()) {
-            let error = format!("{}/{}: {reason}", origin.name, origin.version);
-            self.board.note(|status| status.error = Some(error));
+            self.note_unloadable(&origin, reason);
             tell::tags(&self.around, self.name()).await;
             return Polled::Later;
         }
