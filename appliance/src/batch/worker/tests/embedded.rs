@@ -43,10 +43,11 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
     let job = |payload| Ok(NewJob { key: "b".into(), payload });
     queue.submit(&mut messages("b", &urls, 5).into_iter().map(job)).await.unwrap();
 
-    for round in 0..200 {
+    // With longer and longer lives, so that the work ends on a loaded machine, too.
+    for round in 0..400 {
         let worker = world.worker_on(queue.clone(), Arc::clone(&state), Arc::clone(&blob));
         let running = tokio::spawn(worker.run(std::future::pending()));
-        tokio::time::sleep(Duration::from_millis(3 + round % 23)).await;
+        tokio::time::sleep(Duration::from_millis(3 + (round % 23) * (1 + round / 20))).await;
         running.abort();
         let _ = running.await;
         drop(queue);
