@@ -220,7 +220,8 @@ mod tests {
             // The next one finds its place behind whatever is there.
             dead.bury(&event(99), "no").unwrap();
             let read = |(name, _): (Name, u64)| fs::read_to_string(dead.dir.join(name.file())).unwrap();
-            let text: String = dead.list().unwrap().into_iter().map(read).collect();
+            // Each file by itself: a line that was cut short at the end of one does not run into the next.
+            let text = dead.list().unwrap().into_iter().map(read).collect::<Vec<_>>().join("\n");
             let of = |line: &str| serde_json::from_str::<Value>(line).ok()?["sequence"].as_u64();
             let found: Vec<_> = text.lines().filter_map(of).collect();
             let expected = 1..=acknowledged as u64;
