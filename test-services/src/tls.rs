@@ -30,9 +30,8 @@ pub fn self_signed(dir: &Path, name: &str, alternative: &str) -> (PathBuf, PathB
     (key, certificate)
 }
 
-/// Takes TLS connections with this key and certificate on a port of 127.0.0.1, and passes what they carry to `upstream`
-/// (`host:port`). It ends with the process.
-pub fn in_front_of(upstream: String, key: &Path, certificate: &Path) -> u16 {
+/// What a TLS server with this key and certificate needs; it asks clients for none.
+pub fn server_config(key: &Path, certificate: &Path) -> Arc<ServerConfig> {
     let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
     let key = PrivateKeyDer::from_pem_file(key).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -41,7 +40,13 @@ pub fn in_front_of(upstream: String, key: &Path, certificate: &Path) -> u16 {
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    Arc::new(config)
+}
+
+/// Takes TLS connections with this key and certificate on a port of 127.0.0.1, and passes what they carry to `upstream`
+/// (`host:port`). It ends with the process.
+pub fn in_front_of(upstream: String, key: &Path, certificate: &Path) -> u16 {
+    let acceptor = TlsAcceptor::from(server_config(key, certificate));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();

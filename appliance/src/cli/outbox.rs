@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use cloud_sync::event::{EventBody, ItemOutcome};
+use cloud_sync::event::{Event, EventBody, ItemOutcome};
 use cloud_sync::outbox::{Reader, StoredEvent};
 
 use super::Common;
@@ -82,12 +82,13 @@ fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Resu
         let line = out.write_all(&stored.payload).and_then(|()| out.write_all(b"\n"));
         return flushed(line);
     }
+    let at =
+        |event: &Event| format!("{:>8}  {}", stored.sequence, humantime::format_rfc3339_millis(event.time));
     let line = match stored.event() {
         Ok(event) => match &event.body {
             EventBody::Prediction(p) => format!(
-                "{:>8}  {}  {}  {:<18} {:.3}  {}{}{}",
-                stored.sequence,
-                humantime::format_rfc3339_millis(event.time),
+                "{}  {}  {:<18} {:.3}  {}{}{}",
+                at(&event),
                 p.request_id,
                 p.species,
                 p.confidence,
@@ -103,18 +104,16 @@ fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Resu
                     ItemOutcome::Failed { code, .. } => (code.as_str(), "failed".to_owned()),
                 };
                 format!(
-                    "{:>8}  {}  {}#{}  {what:<18} {score}  {}",
-                    stored.sequence,
-                    humantime::format_rfc3339_millis(event.time),
+                    "{}  {}#{}  {what:<18} {score}  {}",
+                    at(&event),
                     item.request_id,
                     item.index,
                     item.camera.as_deref().unwrap_or("-"),
                 )
             }
             EventBody::Batch(batch) => format!(
-                "{:>8}  {}  {}  batch {}: {} of {} classified, {} failed",
-                stored.sequence,
-                humantime::format_rfc3339_millis(event.time),
+                "{}  {}  batch {}: {} of {} classified, {} failed",
+                at(&event),
                 batch.request_id,
                 batch.status,
                 batch.completed,
@@ -122,18 +121,16 @@ fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Resu
                 batch.failed,
             ),
             EventBody::Model(change) => format!(
-                "{:>8}  {}  model {}: {} {}{}",
-                stored.sequence,
-                humantime::format_rfc3339_millis(event.time),
+                "{}  model {}: {} {}{}",
+                at(&event),
                 change.model,
                 change.version,
                 change.state,
                 change.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default(),
             ),
             EventBody::Outbox(change) => format!(
-                "{:>8}  {}  outbox {}: {} goes on as {} behind {}",
-                stored.sequence,
-                humantime::format_rfc3339_millis(event.time),
+                "{}  outbox {}: {} goes on as {} behind {}",
+                at(&event),
                 change.cause,
                 change.from,
                 change.to,

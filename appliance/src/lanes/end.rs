@@ -67,10 +67,7 @@ mod tests {
     use gpu_kernels::ImageFormat;
 
     use super::Lanes;
-    use crate::lanes::{
-        Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, LaneSettings, SkipReason,
-        StageTimings,
-    };
+    use crate::lanes::{Classified, ClassifyError, LaneDevice, LaneSettings, StageTimings, Unobserved};
 
     /// Says when it has begun, and waits until it is let go on.
     struct Slow(Sender<()>, Receiver<()>);
@@ -82,16 +79,6 @@ mod tests {
             let timings = StageTimings::default();
             Ok(Classified { scores: vec![1.0], format: ImageFormat::Bmp, width: 1, height: 1, timings })
         }
-    }
-
-    struct Unobserved;
-
-    impl LaneObserver for Unobserved {
-        fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {}
-        fn ran(&self, _: usize) {}
-        fn skipped(&self, _: usize, _: SkipReason) {}
-        fn restarted(&self, _: usize) {}
-        fn device_failed(&self, _: usize, _: &'static str, _: usize) {}
     }
 
     #[tokio::test]

@@ -56,6 +56,8 @@ pub use fair::Client;
 pub use job::{LaneError, LaneReply};
 pub use settings::{LaneSettings, StandIn};
 pub use stall::Stalls;
+#[cfg(test)]
+pub(crate) use tests::Unobserved;
 pub use turns::Turns;
 pub use worker::{LaneObserver, SkipReason};
 

@@ -48,6 +48,17 @@ pub(super) struct Counts {
     pub(super) skipped: Mutex<HashMap<SkipReason, usize>>,
 }
 
+/// Records nothing.
+pub(crate) struct Unobserved;
+
+impl LaneObserver for Unobserved {
+    fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {}
+    fn ran(&self, _: usize) {}
+    fn skipped(&self, _: usize, _: SkipReason) {}
+    fn restarted(&self, _: usize) {}
+    fn device_failed(&self, _: usize, _: &'static str, _: usize) {}
+}
+
 impl LaneObserver for Counts {
     fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {
         self.computed.fetch_add(1, Ordering::SeqCst);

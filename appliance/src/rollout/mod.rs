@@ -11,11 +11,11 @@ mod entry;
 mod journal;
 mod monitor;
 mod orders;
-mod patience;
 mod promote;
 mod promoted;
 mod restore;
 mod retire;
+mod retries;
 mod start;
 mod status;
 mod steps;
@@ -159,7 +159,7 @@ impl Rollouts {
                 stop: stopped.clone(),
                 standby_until: None,
                 promoted: None,
-                patience: patience::Patience::default(),
+                retries: retries::LoadRetries::default(),
             };
             tasks.push(tokio::spawn(task.run()));
             handles.insert(followed.slot.name().to_owned(), Handle { followed, board, commands });

@@ -30,7 +30,7 @@ impl Task {
         let version = self.resolve().await.ok_or_else(|| {
             Refusal(self.board.read().error.unwrap_or_else(|| "the registry does not answer".into()))
         })?;
-        self.patience.forget();
+        self.retries.forget();
         let described = format!("{reference} is {}/{} now", version.name, version.version);
         let forgiven =
             self.around.note(self.name(), move |entry| entry.forgive(&version.name, &version.version));
@@ -42,7 +42,7 @@ impl Task {
         let Some(follow) = self.followed.follow.clone() else {
             return Err(Refusal(format!("model {} follows nothing: it has no `follow`", self.name())));
         };
-        self.patience.forget();
+        self.retries.forget();
         let (wanted, name) = (version.clone(), follow.name.clone());
         let pinned = self.around.note(self.name(), move |entry| {
             if let Some(version) = &wanted {

@@ -23,7 +23,7 @@ impl Task {
         if current.as_ref().is_some_and(|current| current.origin.as_ref() == Some(&origin)) {
             return;
         }
-        if self.patience.waits(&origin, Instant::now()).is_some() {
+        if self.retries.waits(&origin, Instant::now()).is_some() {
             return;
         }
         let outcome = self.load(&placed.digest, Some(origin.clone())).await;
@@ -64,7 +64,7 @@ impl Task {
         let origin = placed.origin();
         let serves =
             self.followed.slot.current().is_some_and(|current| current.origin.as_ref() == Some(&origin));
-        if let (false, Some(reason)) = (serves, self.patience.waits(&origin, Instant::now())) {
+        if let (false, Some(reason)) = (serves, self.retries.waits(&origin, Instant::now())) {
             self.note_unloadable(&origin, reason);
         }
     }

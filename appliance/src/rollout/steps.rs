@@ -179,9 +179,9 @@ impl Task {
         });
         let loaded = loaded.await.unwrap_or_else(|_| Err(Setback::Unclear("loading it panicked".into())));
         match (&loaded, of) {
-            (Ok(_), Some(origin)) => self.patience.worked(&origin),
+            (Ok(_), Some(origin)) => self.retries.worked(&origin),
             (Err(Setback::Later(reason) | Setback::Unclear(reason)), Some(origin)) => {
-                self.patience.failed(&origin, reason, self.around.settings.poll, Instant::now());
+                self.retries.failed(&origin, reason, self.around.settings.poll, Instant::now());
             }
             _ => {}
         }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 use cloud_sync::registry::{ModelReference, ModelVersion, Which};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::patience::Patience;
 use super::promoted::Promoted;
 use super::retire::retire;
+use super::retries::LoadRetries;
 use super::status::Step;
 use super::{Board, Command, Followed, Refusal, Surroundings, tell};
 use crate::models::Origin;
@@ -45,7 +45,7 @@ pub(super) struct Task {
     /// The version that was promoted last, while it is monitored.
     pub(super) promoted: Option<Promoted>,
     /// Versions that could not be loaded, until they are tried again.
-    pub(super) patience: Patience,
+    pub(super) retries: LoadRetries,
 }
 
 impl Task {
@@ -132,7 +132,7 @@ impl Task {
             tell::tags(&self.around, self.name()).await;
             return Polled::Later;
         }
-        if let Some(reason) = self.patience.waits(&origin, Instant::now()) {
+        if let Some(reason) = self.retries.waits(&origin, Instant::now()) {
             self.note_unloadable(&origin, reason);
             tell::tags(&self.around, self.name()).await;
             return Polled::Later;

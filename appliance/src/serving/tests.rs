@@ -8,10 +8,7 @@ use gpu_kernels::ImageFormat;
 
 use super::slot::is_in_part;
 use super::{Comparison, LoadedModel, Models, Slot, Tally, TallyReading, Trial, TrialKind};
-use crate::lanes::{
-    Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, SkipReason,
-    StageTimings,
-};
+use crate::lanes::{Classified, ClassifyError, LaneDevice, LaneSettings, Lanes, StageTimings, Unobserved};
 use crate::models::{Bundle, DeviceTag, Origin};
 use crate::predict::ServingModel;
 
@@ -23,16 +20,6 @@ impl LaneDevice for Simulated {
         let timings = StageTimings::default();
         Ok(Classified { scores: vec![0.9; 17], format: ImageFormat::Bmp, width: 2, height: 2, timings })
     }
-}
-
-struct Unobserved;
-
-impl LaneObserver for Unobserved {
-    fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {}
-    fn ran(&self, _: usize) {}
-    fn skipped(&self, _: usize, _: SkipReason) {}
-    fn restarted(&self, _: usize) {}
-    fn device_failed(&self, _: usize, _: &'static str, _: usize) {}
 }
 
 fn loaded(version: &str) -> Arc<LoadedModel> {

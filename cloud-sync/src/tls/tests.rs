@@ -4,10 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use rustls::pki_types::PrivateKeyDer;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{ServerConnection, StreamOwned};
 
-use test_services::tls::self_signed;
+use test_services::tls::{self_signed, server_config};
 
 use super::*;
 use crate::health::LinkHealth;
@@ -15,15 +14,7 @@ use crate::registry::{MlflowConfig, MlflowRegistry, ModelRegistry};
 
 /// A server with TLS that knows no model, on a thread that ends with the process.
 fn server(key: &Path, certificate: &Path) -> u16 {
-    let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
-    let key = PrivateKeyDer::from_pem_file(key).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    let config = Arc::new(config);
+    let config = server_config(key, certificate);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

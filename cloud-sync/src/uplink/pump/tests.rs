@@ -7,6 +7,17 @@ use super::*;
 use crate::outbox::OutboxConfig;
 use crate::uplink::identity::Identity;
 
+/// A pump whose broker is not there.
+fn pump(config: UplinkConfig, outbox: Arc<Outbox>) -> Pump {
+    let health = LinkHealth::new(Link::Kafka);
+    let kafka = KafkaConfig::of_nobody(Duration::from_secs(6));
+    let identity = Identity::load_or_create(&config.outbox_dir).unwrap();
+    let account = Account::open(&kafka, &config, identity, health.clone());
+    let source = Source::open(&config.outbox_dir, Arc::clone(&outbox)).unwrap();
+    let stop = crossbeam_channel::never();
+    Pump::new(config, kafka, account, outbox, source, health, Arc::default(), stop)
+}
+
 #[test]
 fn poison_is_buried_once_however_often_its_group_is_tried() {
     let dir = tempfile::tempdir().unwrap();
@@ -18,13 +29,7 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
         timeout: Duration::from_millis(200),
         ..UplinkConfig::new("box-1", outbox.dir(), dir.path().join("dead"))
     };
-    let health = LinkHealth::new(Link::Kafka);
-    let kafka = KafkaConfig::of_nobody(Duration::from_secs(6));
-    let identity = Identity::load_or_create(&config.outbox_dir).unwrap();
-    let account = Account::open(&kafka, &config, identity, health.clone());
-    let source = Source::open(&config.outbox_dir, Arc::clone(&outbox)).unwrap();
-    let stop = crossbeam_channel::never();
-    let mut pump = Pump::new(config, kafka, account, outbox, source, health, Arc::default(), stop);
+    let mut pump = pump(config, outbox);
     for _ in 0..3 {
         // As if the broker had been asked already, and went away then.
         pump.at = Some(0);
@@ -52,14 +57,7 @@ fn an_event_whose_dead_letter_cannot_be_written_waits_and_so_does_what_follows()
     // A file where the folder should be: no letter can be written, not even by root.
     fs::write(dir.path().join("dead"), "").unwrap();
     let config = UplinkConfig::new("box-1", outbox.dir(), dir.path().join("dead"));
-    let health = LinkHealth::new(Link::Kafka);
-    let kafka = KafkaConfig::of_nobody(Duration::from_secs(6));
-    let identity = Identity::load_or_create(&config.outbox_dir).unwrap();
-    let account = Account::open(&kafka, &config, identity, health.clone());
-    let source = Source::open(&config.outbox_dir, Arc::clone(&outbox)).unwrap();
-    let stop = crossbeam_channel::never();
-    let mut pump =
-        Pump::new(config, kafka, account, Arc::clone(&outbox), source, health, Arc::default(), stop);
+    let mut pump = pump(config, Arc::clone(&outbox));
     pump.at = Some(0);
     for _ in 0..3 {
         let error = pump.step().unwrap_err();

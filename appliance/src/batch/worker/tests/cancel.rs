@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cloud_sync::state::{BatchPhase, BatchStatus, StateStore};
 
+use super::crashes::runs_into_a_crash;
 use super::failures::silent;
 use super::stores::{Reach, Trip};
 use super::world::{World, messages, pictures, spec};
@@ -101,13 +102,7 @@ async fn after_a_crash_anywhere_a_cancelled_batch_ends_with_what_was_done() {
             world.stores.send(second);
             world.stores.send(third);
             world.trip = Trip::at(at);
-            let worker = world.start();
-            let crashed = tokio::select! {
-                () = world.trip.tripped.notified() => true,
-                () = world.idle() => false,
-            };
-            worker.abort();
-            let _ = worker.await;
+            let crashed = runs_into_a_crash(&world).await;
             let somebody_is_left = !world.stores.is_idle();
             if lost && crashed {
                 world.stores.batches.lock().clear();

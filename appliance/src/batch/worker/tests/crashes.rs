@@ -53,7 +53,7 @@ impl State {
 }
 
 /// Runs a worker until it crashes at a passage; false when its work was done before.
-async fn runs_into_a_crash(world: &World) -> bool {
+pub(super) async fn runs_into_a_crash(world: &World) -> bool {
     let worker = world.start();
     let crashed = tokio::select! {
         () = world.trip.tripped.notified() => true,

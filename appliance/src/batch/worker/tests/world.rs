@@ -25,10 +25,7 @@ use crate::batch::record::BatchRecord;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
 use crate::engine::EngineError;
-use crate::lanes::{
-    Classified, ClassifyError, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, SkipReason,
-    StageTimings,
-};
+use crate::lanes::{Classified, ClassifyError, LaneDevice, LaneSettings, Lanes, StageTimings, Unobserved};
 use crate::models::{Bundle, DeviceTag};
 use crate::predict::ServingModel;
 use crate::serving::{LoadedModel, Models, Slot};
@@ -55,16 +52,6 @@ impl LaneDevice for Simulated {
         let timings = StageTimings::default();
         Ok(Classified { scores, format: ImageFormat::Bmp, width: 2, height: 2, timings })
     }
-}
-
-struct Unobserved;
-
-impl LaneObserver for Unobserved {
-    fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {}
-    fn ran(&self, _: usize) {}
-    fn skipped(&self, _: usize, _: SkipReason) {}
-    fn restarted(&self, _: usize) {}
-    fn device_failed(&self, _: usize, _: &'static str, _: usize) {}
 }
 
 pub(super) static MODEL: LazyLock<ServingModel> = LazyLock::new(|| {

@@ -25,21 +25,25 @@ async fn flood(queue: &EmbeddedQueue, waiting: &mut Vec<(usize, Delivery)>) -> V
     errors
 }
 
+/// A small outbox, from which what the consumer has taken is gone at once.
+fn small(when_full: WhenFull) -> Place {
+    Place::with(|config| {
+        *config = OutboxConfig {
+            max_bytes: MAX_BYTES,
+            segment_bytes: 64 << 10,
+            has_consumer: true,
+            keep_committed: Duration::ZERO,
+            when_full,
+            ..config.clone()
+        };
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_of_a_flood_wait_until_events_are_sent_and_predictions_do_not() {
     const JOBS: usize = 60;
     for when_full in [WhenFull::Refuse, WhenFull::DropOldest] {
-        let place = Place::with(|config| {
-            *config = OutboxConfig {
-                max_bytes: MAX_BYTES,
-                segment_bytes: 64 << 10,
-                has_consumer: true,
-                // What the consumer has taken is gone at once.
-                keep_committed: Duration::ZERO,
-                when_full,
-                ..config.clone()
-            };
-        });
+        let place = small(when_full);
         let config = EmbeddedQueueConfig { inflight: JOBS, ..place.config() };
         let mut queue = EmbeddedQueue::open(config, Arc::clone(&place.outbox)).unwrap();
         // Nothing is sent while it waits.
@@ -108,17 +112,7 @@ async fn a_settlement_larger_than_the_share_goes_in_parts_and_nothing_is_publish
     for (when_full, restarts) in
         [(WhenFull::Refuse, false), (WhenFull::Refuse, true), (WhenFull::DropOldest, true)]
     {
-        let place = Place::with(|config| {
-            *config = OutboxConfig {
-                max_bytes: MAX_BYTES,
-                segment_bytes: 64 << 10,
-                has_consumer: true,
-                // What was sent is gone before the rest is published.
-                keep_committed: Duration::ZERO,
-                when_full,
-                ..config.clone()
-            };
-        });
+        let place = small(when_full);
         let large = || (0..RESULTS).map(|n| result(&format!("item-{n}"), 20_000)).collect::<Vec<_>>();
         let mut queue = place.open();
         queue.room_wait = Duration::ZERO;

@@ -13,7 +13,7 @@ const MOST: usize = 16;
 
 /// What failed, and when it is tried again.
 #[derive(Debug, Default)]
-pub(super) struct Patience(Vec<Wait>);
+pub(super) struct LoadRetries(Vec<Wait>);
 
 #[derive(Debug)]
 struct Wait {
@@ -23,7 +23,7 @@ struct Wait {
     reason: String,
 }
 
-impl Patience {
+impl LoadRetries {
     /// A version could not be loaded now. It waits for `first`, and twice as long as before every other time.
     pub(super) fn failed(&mut self, origin: &Origin, reason: &str, first: Duration, now: Instant) {
         let before = self.0.iter().position(|wait| wait.origin == *origin).map(|at| self.0.remove(at));
@@ -61,26 +61,26 @@ mod tests {
             |version: &str| Origin { source: "s".into(), name: "fish".into(), version: version.into() };
         let (one, two) = (origin("1"), origin("2"));
         let first = Duration::from_secs(60);
-        let mut patience = Patience::default();
+        let mut retries = LoadRetries::default();
         let mut now = Instant::now();
         let began = now;
         let mut waits = Vec::new();
         while now < began + Duration::from_secs(6 * 3600) {
-            if patience.waits(&one, now).is_none() {
-                patience.failed(&one, "out of memory", first, now);
+            if retries.waits(&one, now).is_none() {
+                retries.failed(&one, "out of memory", first, now);
                 waits.push((now - began).as_secs() / 60);
             }
-            assert_eq!(patience.waits(&one, now), Some("out of memory"));
-            assert_eq!(patience.waits(&two, now), None);
+            assert_eq!(retries.waits(&one, now), Some("out of memory"));
+            assert_eq!(retries.waits(&two, now), None);
             now += first;
         }
         assert_eq!(waits, [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303]);
-        patience.worked(&one);
-        assert_eq!(patience.waits(&one, now), None);
-        patience.failed(&one, "out of memory", first, now);
-        patience.forget();
-        assert_eq!(patience.waits(&one, now), None);
-        (0..100).for_each(|n| patience.failed(&origin(&n.to_string()), "", first, now));
-        assert_eq!(patience.0.len(), MOST);
+        retries.worked(&one);
+        assert_eq!(retries.waits(&one, now), None);
+        retries.failed(&one, "out of memory", first, now);
+        retries.forget();
+        assert_eq!(retries.waits(&one, now), None);
+        (0..100).for_each(|n| retries.failed(&origin(&n.to_string()), "", first, now));
+        assert_eq!(retries.0.len(), MOST);
     }
 }
