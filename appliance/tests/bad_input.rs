@@ -180,13 +180,17 @@ fn a_body_that_stalls_is_cut_by_time() {
 
 #[test]
 fn a_deadline_that_passes_is_504() {
-    let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1")]);
-    // Bodies of this size take the one lane a while, so that of many at once some must wait past their deadline.
+    // All bodies may be in flight at once, so that nothing but a deadline refuses one.
+    let daemon =
+        Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "64 MiB")]);
+    // Decoding one of these takes more than a millisecond on any machine, so that at least the first is late; on a
+    // slow one the others wait for the one lane past their deadline.
     let replies: Vec<_> = std::thread::scope(|scope| {
         let address = daemon.address;
         let post = move |seed: u32| {
             let picture = pictures::bmp(1500, 1500, seed);
-            support::post(address, "/predict", &[("x-deadline-ms", "20")], &picture)
+            let deadline = if seed == 0 { "1" } else { "20" };
+            support::post(address, "/predict", &[("x-deadline-ms", deadline)], &picture)
         };
         let threads: Vec<_> = (0..6).map(|seed| scope.spawn(move || post(seed))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()

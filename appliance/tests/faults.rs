@@ -98,7 +98,12 @@ fn no_acknowledged_prediction_is_lost_by_kill_9() {
 
 #[test]
 fn overload_is_refused_at_once_and_the_rest_is_served() {
-    let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__ENGINE__QUEUE", "2")]);
+    // All bodies may be in flight at once, so that only the full queue refuses one.
+    let daemon = Daemon::start(&[
+        ("WEIR__ENGINE__LANES", "1"),
+        ("WEIR__ENGINE__QUEUE", "2"),
+        ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "64 MiB"),
+    ]);
     let replies: Vec<_> = std::thread::scope(|scope| {
         let address = daemon.address;
         let threads: Vec<_> = (0..24)
