@@ -10,11 +10,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 
 use super::job::{Job, LaneError};
+
+/// How long a queue counts as shared after jobs of two clients came in turn: longer than cameras pause between frames.
+const SHARED_FOR: Duration = Duration::from_secs(2);
 
 /// Whose job it is: the client's address, or nothing for the appliance's own jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,6 +40,9 @@ impl Client {
 struct State {
     /// Clients with waiting jobs, the one whose turn it is first. There are at most as many as jobs, so a search is short.
     clients: VecDeque<(Client, VecDeque<Job>)>,
+    /// Whose job came last, and when one came that was another's than the one before.
+    last: Option<Client>,
+    alternated: Option<Instant>,
 }
 
 /// The sending end. When it is dropped the queue is closed: what waits is still taken.
@@ -46,6 +53,10 @@ pub(super) struct FairSender {
 
 /// The right to take one job.
 pub(super) struct Claim(Arc<Mutex<State>>);
+
+/// What the lanes see of the queue beside its jobs.
+#[derive(Clone)]
+pub(super) struct Line(Arc<Mutex<State>>);
 
 /// A queue of up to `capacity` jobs.
 pub(super) fn fair(capacity: usize) -> (FairSender, Receiver<Claim>) {
@@ -69,6 +80,10 @@ impl FairSender {
         Ok(())
     }
 
+    pub(super) fn line(&self) -> Line {
+        Line(Arc::clone(&self.state))
+    }
+
     /// Whether a job of this client would be refused now.
     pub(super) fn is_full_for(&self, client: Client) -> bool {
         self.claims.is_full() && self.state.lock().longest_beyond(client).is_none()
@@ -79,6 +94,14 @@ impl Claim {
     /// The job whose turn it is.
     pub(super) fn take(self) -> Option<Job> {
         self.0.lock().pop()
+    }
+}
+
+impl Line {
+    /// Whether jobs of several clients came of late. Then none should be computed together with another: its client would
+    /// wait for both, and so would who comes next.
+    pub(super) fn is_shared(&self) -> bool {
+        self.0.lock().alternated.is_some_and(|at| at.elapsed() < SHARED_FOR)
     }
 }
 
@@ -121,6 +144,10 @@ impl Drop for Waiter<'_> {
 
 impl State {
     fn push(&mut self, client: Client, job: Job) {
+        // The appliance's own jobs are few, and nobody waits for their answers.
+        if client != Client::default() && self.last.replace(client).is_some_and(|last| last != client) {
+            self.alternated = Some(Instant::now());
+        }
         match self.clients.iter_mut().find(|(of, _)| *of == client) {
             Some((_, jobs)) => jobs.push_back(job),
             None => self.clients.push_back((client, VecDeque::from([job]))),
@@ -155,8 +182,6 @@ impl State {
 mod tests {
     use super::*;
 
-    use std::time::Instant;
-
     use bytes::Bytes;
     use tokio::sync::oneshot;
 
@@ -182,6 +207,25 @@ mod tests {
         let _answers: Vec<_> =
             sent.iter().map(|(from, number)| send(&queue, *from, *number).unwrap()).collect();
         assert_eq!(taken(&claims), [[1, 1], [2, 1], [3, 1], [1, 2], [2, 2], [1, 3], [1, 4]]);
+    }
+
+    #[test]
+    fn a_queue_is_shared_while_jobs_of_several_clients_come() {
+        let (queue, claims) = fair(10);
+        let line = queue.line();
+        let mut answers = Vec::new();
+        let mut after = |from: Client| {
+            let (job, answer) = Job::new(Bytes::new(), Some(Instant::now()), None);
+            answers.push(answer);
+            queue.try_send(from, job).unwrap();
+            line.is_shared()
+        };
+        assert_eq!([client(1), client(1), Client::default(), client(1)].map(&mut after), [false; 4]);
+        assert_eq!([client(2), client(2), client(1)].map(&mut after), [true; 3]);
+        claims.try_iter().for_each(|claim| drop(claim.take()));
+        assert!(line.is_shared(), "who came may come again");
+        queue.state.lock().alternated = Instant::now().checked_sub(SHARED_FOR);
+        assert!(!line.is_shared());
     }
 
     #[test]

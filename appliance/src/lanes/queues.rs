@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, select_biased};
 
-use super::fair::Claim;
+use super::fair::{Claim, Line};
 use super::job::{Job, LaneError};
 use crate::memory::DecodeMemory;
 
@@ -16,6 +16,8 @@ pub(super) struct LaneQueues {
     pub(super) again: Receiver<Job>,
     /// Real-time work.
     pub(super) jobs: Receiver<Claim>,
+    /// Whether several clients share it.
+    pub(super) line: Line,
     /// Batch work.
     pub(super) batch: Receiver<Job>,
     /// Where jobs go whose device failed. Bounded by what lanes have in hand.

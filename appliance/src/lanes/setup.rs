@@ -31,6 +31,7 @@ impl Setup {
         let (count, capacity) = (settings.count, settings.capacity.max(1));
         let batch_capacity = (count * settings.together.max(1) * BATCH_JOBS_A_LANE).max(1);
         let (send, jobs) = fair(capacity);
+        let line = send.line();
         let (send_batch, batch) = bounded::<Job>(batch_capacity);
         let (give_back, again) = unbounded::<Job>();
         let (alive, standing_in) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -53,7 +54,7 @@ impl Setup {
             stalls: Arc::clone(&settings.stalls),
         };
         let memory = Arc::clone(&settings.memory);
-        let queues = LaneQueues { again, jobs, batch, give_back, closing, memory, until: never() };
+        let queues = LaneQueues { again, jobs, line, batch, give_back, closing, memory, until: never() };
         Self { lanes, queues, observer, alive, standing_in, idle: Arc::new(AtomicUsize::new(0)) }
     }
 

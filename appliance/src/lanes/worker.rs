@@ -282,7 +282,7 @@ impl Worker {
         match jobs[0].deadline {
             // It may be what a device failed on.
             _ if jobs[0].tried_again => {}
-            Some(_) if others_idle => {}
+            Some(_) if others_idle || self.queues.line.is_shared() => {}
             Some(_) if self.queues.jobs.len() + 1 >= self.urgent_together => {
                 let more = self.queues.jobs.try_iter().take(self.urgent_together - 1);
                 jobs.extend(more.filter_map(Claim::take));

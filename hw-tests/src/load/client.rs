@@ -58,7 +58,7 @@ impl Client {
         runtime.block_on(async {
             let mut open = match connection.take().filter(|open| !open.is_stale()) {
                 Some(open) => open,
-                None => Connection::open(target.address, *limit).await?,
+                None => Connection::open(target.address, None, *limit).await?,
             };
             let exchange = timeout(*limit, open.exchange(&prefix, request.rest())).await;
             let answer = exchange.unwrap_or(Err(Failure::Timeout))?;

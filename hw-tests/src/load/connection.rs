@@ -1,11 +1,11 @@
 //! One keep-alive connection: sends a request and reads the response, both at the same time.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
@@ -80,12 +80,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects.
+    /// Connects, from `source` if it is given.
     ///
     /// # Errors
     /// `Failure::Connect`, also when it takes longer than `limit`.
-    pub async fn open(address: SocketAddr, limit: Duration) -> Result<Self, Failure> {
-        let connecting = timeout(limit, TcpStream::connect(address)).await;
+    pub async fn open(address: SocketAddr, source: Option<IpAddr>, limit: Duration) -> Result<Self, Failure> {
+        let connecting = timeout(limit, connect(address, source)).await;
         let stream = connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
         Ok(Self { stream: stream.map_err(Failure::Connect)?, reader: ResponseReader::default() })
@@ -161,6 +161,14 @@ impl Connection {
         };
         matches!(timeout(limit, sending).await, Ok(Ok(())))
     }
+}
+
+async fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(source) = source {
+        socket.bind(SocketAddr::from((source, 0)))?;
+    }
+    socket.connect(address).await
 }
 
 fn send(stream: &TcpStream, prefix: &[u8], rest: &[u8], sent: usize) -> io::Result<usize> {

@@ -1,6 +1,7 @@
 //! Runs load: clients on one thread, in a closed loop or at a fixed rate, for a bounded time.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,8 @@ pub type OnReply = Arc<dyn Fn(&Reply) + Send + Sync>;
 pub struct Spec {
     /// The server.
     pub target: Target,
+    /// The address to connect from; the system's choice if there is none.
+    pub source: Option<IpAddr>,
     /// What is sent, in turn.
     pub requests: Arc<[Request]>,
     /// How many clients, each with one connection and one request at a time.
@@ -78,6 +81,7 @@ impl Spec {
     pub fn new(target: Target, requests: Arc<[Request]>) -> Self {
         Self {
             target,
+            source: None,
             requests,
             concurrency: 8,
             rate: None,
@@ -185,7 +189,7 @@ impl Shared {
         if !std::mem::take(first) {
             self.tally.borrow_mut().reconnects += 1;
         }
-        Connection::open(self.spec.target.address, self.spec.timeout).await
+        Connection::open(self.spec.target.address, self.spec.source, self.spec.timeout).await
     }
 }
 

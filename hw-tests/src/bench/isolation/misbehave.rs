@@ -1,7 +1,7 @@
 //! Clients that a server must bear: each with bounded connections, bounded requests per second, and an end.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -13,13 +13,16 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::bodies;
-use crate::frames::{Frame, TAG_LEN, tag_segment};
-use crate::load::Target;
+use crate::load::{Spec, Target};
 
 /// Where a misbehaving client comes from: another address than the well-behaved one's.
-const SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
+const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
 /// What a client of another kind than a flood sends per second at most, all its connections together.
 const MAX_RATE: u64 = 200;
+/// Requests per second of a flood: several times what two cores take.
+const FLOOD_RATE: f64 = 2000.0;
+/// Longest flood. It is stopped before.
+const FLOOD_TIME: Duration = Duration::from_secs(600);
 /// Longest wait for an answer, and longest life of a connection that is kept open.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between the bytes of a slow upload.
@@ -36,7 +39,7 @@ pub(super) enum Misbehaviour {
     StoppedReaders,
     /// Connections that are opened and left idle.
     IdleConnections,
-    /// Unique frames from many connections, each as soon as the one before is answered.
+    /// Unique frames from many connections in an open loop, several times as many as the server can take.
     Flood,
     /// Refused requests as fast as the bound lets it.
     RefusedRequests,
@@ -88,80 +91,91 @@ impl fmt::Display for Misbehaviour {
 /// What a misbehaving client did.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
-    /// Connections opened, or refused.
+    /// Connections opened or refused; of a flood, requests.
     pub(super) attempts: u64,
-    /// Of these, ended by the server or by an error.
+    /// Of these, ended by the server or by an error; of a flood, refused or failed.
     pub(super) ended: u64,
 }
 
 impl fmt::Display for Sent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} attempts, {} ended by the server", self.attempts, self.ended)
+        write!(f, "{} attempts, {} ended or refused by the server", self.attempts, self.ended)
     }
 }
 
 /// A misbehaving client that runs until it is stopped.
 pub(super) struct Running {
-    shared: Arc<Shared>,
-    thread: JoinHandle<anyhow::Result<()>>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<Sent>>,
 }
 
 struct Shared {
     kind: Misbehaviour,
     target: Target,
     request: Vec<u8>,
-    stop: AtomicBool,
     attempts: AtomicU64,
     ended: AtomicU64,
 }
 
-/// Starts a client of this kind.
-pub(super) fn start(
-    kind: Misbehaviour,
-    target: Target,
-    tarpit: &Tarpit,
-    frame: &Frame,
-) -> anyhow::Result<Running> {
-    let request = request(kind, &target, tarpit, frame);
-    let shared = Arc::new(Shared {
-        kind,
-        target,
-        request,
-        stop: AtomicBool::new(false),
-        attempts: AtomicU64::new(0),
-        ended: AtomicU64::new(0),
-    });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = Arc::clone(&shared);
-    let thread = std::thread::Builder::new().name("misbehaving".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            for _ in 0..client.kind.connections() {
-                tokio::spawn(connect_again(Arc::clone(&client)));
-            }
-            while !client.stop.load(Ordering::Relaxed) {
-                sleep(Duration::from_millis(20)).await;
-            }
-        });
-        // Drops every task, and with it every connection.
-        drop(runtime);
-        Ok(())
-    })?;
-    Ok(Running { shared, thread })
+/// Starts a client of this kind. `load` posts unique frames to the server.
+pub(super) fn start(kind: Misbehaviour, load: Spec, tarpit: &Tarpit) -> anyhow::Result<Running> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let thread = std::thread::Builder::new().name("misbehaving".to_owned());
+    let thread = if kind == Misbehaviour::Flood {
+        thread.spawn(move || flood(Spec { stop: stopped, ..load }))?
+    } else {
+        let request = request(kind, &load.target, tarpit);
+        let (attempts, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+        let shared = Shared { kind, target: load.target, request, attempts, ended };
+        thread.spawn(move || many(shared, &stopped))?
+    };
+    Ok(Running { stop, thread })
 }
 
 impl Running {
     pub(super) fn stop(self) -> anyhow::Result<Sent> {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the misbehaving client panicked"))??;
-        Ok(Sent {
-            attempts: self.shared.attempts.load(Ordering::Relaxed),
-            ended: self.shared.ended.load(Ordering::Relaxed),
-        })
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the misbehaving client panicked"))?
     }
 }
 
+fn flood(load: Spec) -> anyhow::Result<Sent> {
+    let report = Spec {
+        source: Some(SOURCE),
+        concurrency: Misbehaviour::Flood.connections() as usize,
+        rate: Some(FLOOD_RATE),
+        warmup: Duration::ZERO,
+        duration: FLOOD_TIME,
+        watch: None,
+        ..load
+    }
+    .run()?;
+    Ok(Sent { attempts: report.requests, ended: report.requests - report.successes })
+}
+
+/// Connections that each do the same again and again.
+fn many(shared: Shared, stop: &AtomicBool) -> anyhow::Result<Sent> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let shared = Arc::new(shared);
+    runtime.block_on(async {
+        for _ in 0..shared.kind.connections() {
+            tokio::spawn(connect_again(Arc::clone(&shared)));
+        }
+        while !stop.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    // Drops every task, and with it every connection.
+    drop(runtime);
+    Ok(Sent {
+        attempts: shared.attempts.load(Ordering::Relaxed),
+        ended: shared.ended.load(Ordering::Relaxed),
+    })
+}
+
 /// Whole requests; of a slow upload only what is sent at once.
-fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit, frame: &Frame) -> Vec<u8> {
+fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
     let host = &target.host;
     let post = |path: &str, kind: &str, length: usize| {
         format!(
@@ -176,9 +190,8 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit, frame: &Frame) 
         Misbehaviour::StoppedReaders => {
             format!("GET /openapi.json HTTP/1.1\r\nHost: {host}\r\n\r\n").repeat(1000).into_bytes()
         }
-        Misbehaviour::IdleConnections => Vec::new(),
-        // Each sends another tag in front of the rest of the frame.
-        Misbehaviour::Flood => frame.bytes[2..].to_vec(),
+        // A flood is made by the load generator.
+        Misbehaviour::IdleConnections | Misbehaviour::Flood => Vec::new(),
         Misbehaviour::RefusedRequests => whole("/predict?top_k=none", "image/jpeg", b"no image"),
         Misbehaviour::Tarpits => {
             let body = format!("{{\"image_url\": \"http://{}/1.jpg\"}}", tarpit.address);
@@ -195,10 +208,7 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit, frame: &Frame) 
 
 /// One connection after another. All connections together keep to [`MAX_RATE`].
 async fn connect_again(shared: Arc<Shared>) {
-    let pause = match shared.kind {
-        Misbehaviour::Flood => Duration::ZERO,
-        kind => Duration::from_millis((1000 * kind.connections() / MAX_RATE).max(5)),
-    };
+    let pause = Duration::from_millis((1000 * shared.kind.connections() / MAX_RATE).max(5));
     let mut restarts = bodies::restart_markers(if shared.kind == Misbehaviour::Bombs { 4 << 20 } else { 0 });
     let head = format!(
         "POST /predict HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n",
@@ -208,34 +218,15 @@ async fn connect_again(shared: Arc<Shared>) {
     restarts.splice(0..0, head.into_bytes());
     let mut number = 0u64;
     loop {
-        let attempt = shared.attempts.fetch_add(1, Ordering::Relaxed);
+        shared.attempts.fetch_add(1, Ordering::Relaxed);
         number += 1;
         // Of the bombs every eighth is the large one: each is another kind of work.
-        let tagged;
-        let body = match shared.kind {
-            Misbehaviour::Bombs if number.is_multiple_of(8) => &restarts,
-            Misbehaviour::Flood => {
-                tagged = unique_post(&shared, attempt);
-                &tagged
-            }
-            _ => &shared.request,
-        };
+        let is_large = shared.kind == Misbehaviour::Bombs && number.is_multiple_of(8);
+        let body = if is_large { &restarts } else { &shared.request };
         let _ = timeout(TIMEOUT, one(&shared, body)).await;
         shared.ended.fetch_add(1, Ordering::Relaxed);
         sleep(pause).await;
     }
-}
-
-/// A post of the frame that no cache can answer.
-fn unique_post(shared: &Shared, number: u64) -> Vec<u8> {
-    let length = 2 + TAG_LEN + shared.request.len();
-    let head = format!(
-        "POST /predict HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n",
-        shared.target.host,
-    );
-    // The well-behaved client's tags have its own run.
-    let tag = tag_segment(u64::MAX, number);
-    [head.as_bytes(), &[0xFF, 0xD8], &tag, &shared.request].concat()
 }
 
 async fn one(shared: &Shared, request: &[u8]) -> std::io::Result<()> {

@@ -39,7 +39,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         let server =
             setup.start_with("serve", &[("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned())])?;
         let alone = measure(&server, &frames, setup.seconds())?;
-        let client = misbehave::start(kind, server.daemon.target("/predict"), &tarpit, &frames[0])?;
+        let client = misbehave::start(kind, server.load(&frames, true, setup.seconds())?, &tarpit)?;
         std::thread::sleep(ESTABLISH);
         let beside = measure(&server, &frames, setup.seconds())?;
         let sent = client.stop()?;
