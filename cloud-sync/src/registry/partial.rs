@@ -1,13 +1,16 @@
 //! A file that is being fetched: gone on with by the next call where one broke off, as long as its source is the same.
 
 use std::io::{self, SeekFrom};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+use tokio::task::spawn_blocking;
 
 use crate::blob::TooLarge;
+use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 
 /// After a crash the file goes on from a multiple of this: what came after the last wait for the disk may have its length
@@ -155,11 +158,12 @@ impl Partial {
 
     async fn sync(&mut self) -> SyncResult<()> {
         self.synced = self.at;
-        let synced = match self.file.flush().await {
-            Ok(()) => self.file.sync_data().await,
-            failed => failed,
+        let synced = async {
+            self.file.flush().await?;
+            let file = self.file.as_fd().try_clone_to_owned()?;
+            spawn_blocking(move || durable::sync_data(file)).await?
         };
-        synced.map_err(|error| unwritable(&self.path, error))
+        synced.await.map_err(|error| unwritable(&self.path, error))
     }
 }
 

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::disk::{self, GONE, NEW, link, open_regular, sync_dir};
+use cloud_sync::durable::{self, sync_dir};
+
+use super::disk::{self, GONE, NEW, link, open_regular};
 use super::index::{Index, StoredBundle};
 use super::{BUNDLES, FILES, ModelStore, Origin, Partial, StoreError};
 use crate::models::bundle::{MANIFEST, digest_of};
@@ -93,7 +95,7 @@ impl ModelStore {
         }
         let placed = disk::remove(&new)
             .and_then(|()| link(from, &new))
-            .and_then(|()| open_regular(&new)?.sync_all())
+            .and_then(|()| durable::sync_file(open_regular(&new)?))
             .and_then(|()| fs::rename(&new, &name));
         // A rename onto another name of the same file does nothing, and leaves both.
         let _ = disk::remove(&new);

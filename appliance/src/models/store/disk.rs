@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use cloud_sync::durable;
 use rustix::fs::{Mode, OFlags};
 
 use super::StoreError;
@@ -11,11 +12,6 @@ use super::StoreError;
 /// Names that begin so are not yet, or no longer, part of the store.
 pub(super) const NEW: &str = ".new-";
 pub(super) const GONE: &str = ".gone-";
-
-/// Makes the names in a folder durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
 
 /// A regular file, for reading. A link in its place, or anything else, is an error.
 pub(in crate::models) fn open_regular(path: &Path) -> io::Result<File> {
@@ -34,9 +30,9 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // Its name goes away with it, whatever happens before it has its place.
     let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(folder)?;
     file.write_all(bytes)?;
-    file.as_file().sync_all()?;
+    durable::sync_file(file.as_file())?;
     file.persist(path).map_err(|e| e.error)?;
-    sync_dir(folder)
+    durable::sync_dir(folder)
 }
 
 /// The same file under another name, or a copy of it where the file system has no links.
@@ -48,7 +44,7 @@ pub(in crate::models) fn link(from: &Path, to: &Path) -> io::Result<()> {
         }
         Err(_) => {
             let mut copy = File::options().write(true).create_new(true).open(to)?;
-            let done = io::copy(&mut open_regular(from)?, &mut copy).and_then(|_| copy.sync_all());
+            let done = io::copy(&mut open_regular(from)?, &mut copy).and_then(|_| durable::sync_file(&copy));
             if done.is_err() {
                 let _ = fs::remove_file(to);
             }

@@ -16,10 +16,11 @@ mod tidy;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cloud_sync::durable;
 pub(in crate::models) use disk::{link, open_regular};
 pub use error::StoreError;
 use index::Index;
@@ -45,7 +46,7 @@ impl ModelStore {
     /// [`StoreError`], naming the folder: it can't be used, or another version of Weir has written the index.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         for dir in [FILES, BUNDLES, PARTIAL].map(|name| root.join(name)) {
-            fs::create_dir_all(&dir).map_err(StoreError::at("can't be made", &dir))?;
+            durable::create_dir_all(&dir).map_err(StoreError::at("can't be made", &dir))?;
         }
         let store = Self { root: root.into() };
         store.tidy()?;

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use super::disk::{self, GONE, sync_dir};
+use cloud_sync::durable::sync_dir;
+
+use super::disk::{self, GONE};
 use super::index::Index;
 use super::{BUNDLES, FILES, ModelStore, StoreError, StoredBundle};
 

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use cloud_sync::durable::simulated::{SimulatedDisk, after_each_loss};
+
 use super::{ModelStore, Origin, StoreError};
 use crate::models::testing::{edit, names, write_bundle};
 
@@ -80,6 +82,40 @@ fn old_bundles_go_and_protected_ones_stay() {
     assert_tidy(&store);
     store.prune(|b| b.model == "colours", 0, &[]).unwrap();
     assert!(names(&root.path().join("files")).is_empty());
+}
+
+#[test]
+fn bundles_outlive_a_loss_of_power_at_any_moment() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = SimulatedDisk::watch(root.path());
+    let open = |root: &Path| ModelStore::open(&root.join("models")).unwrap();
+    let store = open(root.path());
+    let versions = |store: &ModelStore| -> BTreeSet<String> {
+        store.list().unwrap().into_iter().map(|bundle| bundle.version).collect()
+    };
+    // What is in the store after each step.
+    let mut steps = vec![BTreeSet::new()];
+    for version in ["1", "2", "prune", "3"] {
+        match version {
+            "prune" => drop(store.prune(|_| true, 1, &[]).unwrap()),
+            version => drop(admit(&store, version)),
+        }
+        disk.acknowledge();
+        steps.push(versions(&store));
+    }
+    assert_eq!(steps.last().unwrap().len(), 2);
+    after_each_loss(&disk.kill_points(), |dir, acknowledged, outcome| {
+        let store = open(dir);
+        assert_tidy(&store);
+        let (found, before, behind) = (versions(&store), &steps[acknowledged], steps.get(acknowledged + 1));
+        assert!(found == *before || Some(&found) == behind, "{outcome:?} after {acknowledged}: {found:?}");
+        for version in found.intersection(before) {
+            assert!(store.find(&origin(version)).unwrap().is_some(), "{outcome:?}: nobody knows {version}");
+        }
+        // And it goes on.
+        admit(&store, "4");
+        assert_tidy(&store);
+    });
 }
 
 #[test]
