@@ -174,7 +174,7 @@ fn a_body_that_stalls_is_cut_by_time() {
         stream.write_all(format!("POST /predict HTTP/1.1\r\nhost: localhost\r\n{head}").as_bytes()).unwrap();
         let reply = read(&mut stream);
         assert_eq!((reply.status, reply.code().as_str()), (408, "body_timeout"), "{head}");
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 }
 

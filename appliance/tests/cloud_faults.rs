@@ -14,7 +14,7 @@ use support::load::{PATIENCE, check_complete, submit, wait_until};
 fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
     let cloud = Cloud::new(test_services::shared());
     // So slow that the batch outlasts the kills.
-    let pictures = Images::slow(Duration::from_millis(25));
+    let pictures = Images::slow(Duration::from_millis(60));
     // A short session, so that the others need not wait long for the partitions of the dead.
     let settings =
         [("WEIR__KAFKA__SESSION_TIMEOUT", "6s"), ("WEIR__BATCH__LOADS", "2"), ("WEIR__BATCH__INFLIGHT", "2")];

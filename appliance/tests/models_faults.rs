@@ -25,8 +25,8 @@ fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
     let daemon = start_in(tempfile::tempdir().unwrap(), &env, &[]);
     let began = Instant::now();
     until_serving(&daemon, "fish", "fish/1");
-    // As long as a rollout takes here and now, and a little more.
-    let whole = began.elapsed() + Duration::from_millis(150);
+    // Twice as long as a rollout takes here and now: later ones may be slower, and half of the kills still fall within one as quick.
+    let whole = began.elapsed() * 2 + Duration::from_millis(150);
     let mut data = daemon.kill();
     let mut seen = std::collections::BTreeMap::new();
     let mut random = fastrand::Rng::with_seed(20);
@@ -81,7 +81,9 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
     std::fs::write(&manifest, format!("{head}{wrong}")).unwrap();
     registry.alias("fish", "champion", "1");
     let env = registry.env("fish@champion");
-    let daemon = start_in(tempfile::tempdir().unwrap(), &env, &[("WEIR__ROLLOUT__STANDBY", "0s")]);
+    // Two lanes, so that how many threads there are does not depend on the machine's cores.
+    let more = [("WEIR__ROLLOUT__STANDBY", "0s"), ("WEIR__ENGINE__LANES", "2")];
+    let daemon = start_in(tempfile::tempdir().unwrap(), &env, &more);
     until_serving(&daemon, "fish", "fish/1");
     let mut warm = Vec::new();
     let mut late = Vec::new();

@@ -26,7 +26,7 @@ fn open(dir: &Path, inflight: usize, outbox: &Arc<Outbox>) -> Arc<dyn JobQueue> 
         match EmbeddedQueue::open(config.clone(), Arc::clone(outbox)) {
             Ok(queue) => break Arc::new(queue),
             // A call of the handle before that nobody waited for may still be under way.
-            Err(error) if error.in_full().contains("in use") && start.elapsed() < Duration::from_secs(5) => {
+            Err(error) if error.in_full().contains("in use") && start.elapsed() < Duration::from_secs(60) => {
                 std::thread::sleep(Duration::from_millis(10));
             }
             Err(error) => panic!("{}", error.in_full()),

@@ -292,7 +292,7 @@ async fn a_server_that_was_away_is_used_again() {
     let services = Services::own(&["s3", "mlflow29"]);
     let health = LinkHealth::new(Link::Mlflow);
     let config = MlflowConfig {
-        timeout: Duration::from_secs(3),
+        timeout: Duration::from_secs(10),
         ..MlflowConfig::new(&services.mlflow29().tracking_uri)
     };
     let registry = MlflowRegistry::open(&config, None, health.clone()).unwrap();

@@ -217,7 +217,11 @@ mod tests {
     fn killing_what_has_ended_is_an_error() {
         let (_dir, log) = log();
         let mut daemon = shell("exit 0", &log);
-        std::thread::sleep(Duration::from_millis(300));
+        let start = Instant::now();
+        while runs(daemon.pid()) {
+            assert!(start.elapsed() < Duration::from_secs(60), "still there");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         assert!(daemon.kill().is_err());
         let mut daemon = shell("exec sleep 600", &log);
         daemon.kill().unwrap();

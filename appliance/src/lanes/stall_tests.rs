@@ -170,7 +170,7 @@ async fn images_wait_for_memory_outside_the_queue_and_small_ones_pass_them() {
             let lanes = Arc::clone(&lanes);
             tokio::spawn(async move {
                 let answer = lanes
-                    .admit(Client::default(), Bytes::from_static(&[20]), 70 * MIB, soon())
+                    .admit(Client::default(), Bytes::from_static(&[250]), 70 * MIB, soon())
                     .await
                     .unwrap();
                 answer.await.unwrap().unwrap();

@@ -203,7 +203,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alias_that_moves_twice_within_a_download_ends_where_it_points() {
-    let world = world(Duration::from_millis(100));
+    let world = world(Duration::from_secs(1));
     world.until("a download is under way", || world.registry.fetched.load(Ordering::SeqCst) > 0).await;
     *world.registry.alias.lock() = "2".into();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -220,7 +220,7 @@ async fn an_alias_that_moves_twice_within_a_download_ends_where_it_points() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_within_a_download_is_carried_out_at_once() {
-    let world = world(Duration::from_millis(300));
+    let world = world(Duration::from_secs(4));
     world.until("a download is under way", || world.registry.fetched.load(Ordering::SeqCst) > 0).await;
     let handle = &world.rollouts.handles()["colours"];
     let began = Instant::now();
@@ -228,15 +228,15 @@ async fn an_order_within_a_download_is_carried_out_at_once() {
     assert!(refused.to_string().contains("being downloaded"), "{refused}");
     let done = handle.order(Command::Pin(Some("7".into()))).await.unwrap();
     assert_eq!(done, "pinned to colours/7");
-    assert!(began.elapsed() < Duration::from_millis(1000), "an operator waited for the download");
+    assert!(began.elapsed() < Duration::from_secs(12), "an operator waited for the download");
     world.until("the pinned one serves", || world.serving() == "colours/7").await;
     // The end of the process does not wait for a download either.
     handle.order(Command::Pin(Some("8".into()))).await.unwrap();
     let before = world.registry.fetched.load(Ordering::SeqCst);
     world.until("another download", || world.registry.fetched.load(Ordering::SeqCst) > before).await;
     let began = Instant::now();
-    world.rollouts.end(Duration::from_secs(5)).await;
-    assert!(began.elapsed() < Duration::from_secs(1));
+    world.rollouts.end(Duration::from_secs(60)).await;
+    assert!(began.elapsed() < Duration::from_secs(12));
     assert_eq!(world.serving(), "colours/7");
 }
 
@@ -306,7 +306,7 @@ async fn times_of_another_process_are_not_compared_with() {
 async fn monitoring_ends_with_its_time() {
     let rollout = RolloutConfig {
         standby: Duration::ZERO,
-        monitor_time: Duration::from_millis(1500),
+        monitor_time: Duration::from_secs(8),
         ..RolloutConfig::default()
     };
     let world = world_with(Duration::ZERO, rollout);

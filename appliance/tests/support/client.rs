@@ -70,7 +70,8 @@ pub fn send(address: SocketAddr, request: &[u8]) -> Reply {
 
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // Longer than any deadline that a test sets.
+    stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
     stream
 }

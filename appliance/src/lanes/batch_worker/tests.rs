@@ -102,7 +102,7 @@ fn an_image_that_does_not_decode_fails_alone() {
 fn what_nobody_waits_for_is_not_computed() {
     let world = Arc::new(World::default());
     // Far longer than what is done here while the batches are under way.
-    world.batch_ms.store(300, Ordering::SeqCst);
+    world.batch_ms.store(1500, Ordering::SeqCst);
     let (lanes, counts) = start(&world, 1, false);
     let first = submit(&lanes, 0..8);
     until(|| world.under_way.load(Ordering::SeqCst) == 2);
@@ -125,7 +125,7 @@ fn what_nobody_waits_for_is_not_computed() {
 #[test]
 fn real_time_work_goes_before_batch_work_and_finds_room() {
     let world = Arc::new(World::default());
-    world.batch_ms.store(150, Ordering::SeqCst);
+    world.batch_ms.store(600, Ordering::SeqCst);
     let (lanes, _) = start(&world, 1, false);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let lanes = Arc::new(lanes);
@@ -246,7 +246,7 @@ fn lanes_end_while_the_cpu_stands_in() {
 #[test]
 fn a_better_device_takes_over_between_batches() {
     let world = Arc::new(World::default());
-    world.batch_ms.store(2, Ordering::SeqCst);
+    world.batch_ms.store(50, Ordering::SeqCst);
     let counts = Arc::new(Counts::default());
     let (build, wanted) = crossbeam_channel::bounded::<()>(0);
     let better_world = Arc::clone(&world);

@@ -15,7 +15,7 @@ use super::file::Mark;
 use super::*;
 use crate::outbox::{OutboxConfig, OutboxError, Reader, WhenFull};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
 
 struct Place {
     dir: TempDir,

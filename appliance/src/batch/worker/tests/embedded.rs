@@ -16,7 +16,7 @@ const IMAGES: usize = 60;
 
 /// Opens the queue as a process does that starts while the one before is still going.
 async fn open(dir: &std::path::Path, outbox: &Arc<Outbox>) -> Arc<EmbeddedQueue> {
-    for _ in 0..500 {
+    for _ in 0..6000 {
         let config = EmbeddedQueueConfig { dir: dir.join("queue"), inflight: 2, max_bytes: 1 << 20 };
         match EmbeddedQueue::open(config, Arc::clone(outbox)) {
             Ok(queue) => return Arc::new(queue),
