@@ -4,6 +4,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use support::models::{
@@ -52,6 +53,41 @@ fn a_version_that_fails_after_its_promotion_is_rolled_back() {
             .as_str()
             .is_some_and(|tag| tag.starts_with("rejected: after it was promoted"))
     });
+}
+
+#[test]
+fn a_version_with_which_processes_die_is_rolled_back_at_the_start() {
+    let registry = Registry::new();
+    registry.publish_colours("1", &Colours::default());
+    registry.publish_colours("2", &Colours::default());
+    registry.alias("colours", "champion", "1");
+    let env = registry.env("colours@champion");
+    let serving = |daemon: &Daemon| model(daemon, "colours")["serving"].clone();
+    let daemon = start(&env, &[]);
+    until_serving(&daemon, "colours", "colours/1");
+    registry.alias("colours", "champion", "2");
+    until_serving(&daemon, "colours", "colours/2");
+    let mut daemon = start_in(daemon.kill(), &env, &[]);
+    assert_eq!(serving(&daemon), "colours/2");
+    // One that is stopped clears the count.
+    daemon.terminate();
+    assert!(daemon.wait(Duration::from_secs(30)).expect("it did not end").success());
+    let mut data = daemon.kill();
+    for _ in 0..3 {
+        let daemon = start_in(data, &env, &[]);
+        assert_eq!(serving(&daemon), "colours/2");
+        data = daemon.kill();
+    }
+    let daemon = start_in(data, &env, &[]);
+    assert_eq!(serving(&daemon), "colours/1", "from the start on");
+    let reason = until_rejected(&daemon, "colours", "colours/2");
+    assert!(reason.contains("after it was promoted, 3 processes that served it died"), "{reason}");
+    until(&daemon, "colours", "tagged", |_| {
+        let tags = registry.tags("colours", "2");
+        tags["weir.dock-3.state"].as_str().is_some_and(|tag| tag.starts_with("rejected: after it was"))
+    });
+    let daemon = start_in(daemon.kill(), &env, &[]);
+    assert_eq!(serving(&daemon), "colours/1");
 }
 
 #[test]

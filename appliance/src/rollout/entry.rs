@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::crashes::Starts;
 use crate::models::Origin;
 use crate::serving::TallyReading;
 
@@ -83,6 +84,9 @@ pub struct Monitored {
     pub disagreed: u64,
     /// Whether an operator promoted it, so that its labels are not held against those of the version before it.
     pub ordered: bool,
+    /// Processes that began with it.
+    #[serde(default)]
+    pub starts: Starts,
 }
 
 /// What is known of one model.

@@ -7,6 +7,7 @@
 //! - The journal is written before the routes change ([`journal`]), so a box that dies comes back with one verified version.
 
 mod command;
+mod crashes;
 mod entry;
 mod journal;
 mod monitor;

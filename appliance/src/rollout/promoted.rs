@@ -10,10 +10,12 @@
 //! - While another version is downloaded or on trial, monitoring goes on. Where the version that serves is rolled back
 //!   meanwhile, the other one's trial begins anew beside the one that serves then; where the other one is promoted first, it is
 //!   monitored in its place.
+//! - A version with which processes die is not seen here: `crashes` counts those.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::crashes::Starts;
 use super::entry::Monitored;
 use super::task::Task;
 use super::verdict::{Evidence, judge_promoted};
@@ -44,7 +46,7 @@ impl Monitored {
     /// Of a version that takes the place of `before` now.
     pub(super) fn new(before: &LoadedModel, ordered: bool) -> Self {
         let (time, done, before) = (Duration::ZERO, TallyReading::default(), before.tally.read());
-        Self { time, done, before, compared: 0, disagreed: 0, ordered }
+        Self { time, done, before, compared: 0, disagreed: 0, ordered, starts: Starts::first() }
     }
 }
 
@@ -162,10 +164,10 @@ impl Task {
         false
     }
 
-    /// Writes down how far the monitoring is, for the next process.
+    /// Writes down how far the monitoring is, for the next process, and that this one is stopped.
     pub(super) async fn save_promoted(&mut self) {
         if let Some(seen) = self.promoted.as_ref().map(Promoted::seen) {
-            self.write_down(Some(seen)).await;
+            self.write_down(Some(Monitored { starts: Starts::default(), ..seen })).await;
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::crashes;
 use super::entry::Placed;
 use super::retire::retire;
 use super::start::still_followed;
@@ -13,17 +14,25 @@ use crate::models::Origin;
 use crate::serving::LoadedModel;
 
 impl Task {
-    /// Loads the version that the journal says serves, where another does. Only where it is certain that the version itself is
+    /// Loads the version that the journal says serves, where another does, unless processes have died with it: then it is rolled back. Only where it is certain that the version itself is
     /// at fault does the journal forget it: it has served here before, so that this machine is the likelier reason.
     pub(super) async fn restore(&mut self) {
         let name = self.name().to_owned();
-        let Some(placed) = still_followed(&self.followed, &self.around.journal).serving else { return };
+        let entry = still_followed(&self.followed, &self.around.journal);
+        let crashed = crashes::verdict(&entry, self.around.settings.rollout.monitor_time);
+        let Some(placed) = entry.serving else { return };
         let origin = placed.origin();
         let current = self.followed.slot.current();
         if current.as_ref().is_some_and(|current| current.origin.as_ref() == Some(&origin)) {
             return;
         }
         if self.retries.waits(&origin, Instant::now()).is_some() {
+            return;
+        }
+        if let Some(reason) = crashed {
+            if let Err(refusal) = self.back(&reason).await {
+                tracing::error!(model = name, reason, %refusal, "a version could not be rolled back; it is tried again");
+            }
             return;
         }
         let outcome = self.load(&placed.digest, Some(origin.clone())).await;

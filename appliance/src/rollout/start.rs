@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::entry::{Entry, Placed};
-use super::{Followed, Journal, Surroundings};
+use super::{Followed, Journal, Surroundings, crashes};
 use crate::models::{Bundle, BundleError, ModelStore, Origin, find_bundle};
 use crate::serving::{LoadError, LoadedModel};
 
@@ -82,7 +82,13 @@ pub fn begin(
     let name = followed.slot.name();
     let entry = still_followed(followed, &around.journal);
     let mut first = None;
-    let mut next = found;
+    let mut next = match crashes::note_start(around, name, &entry) {
+        // Where there is nothing else, it is better than nothing.
+        true => {
+            Begun::after(Some(Place::Serving), followed.bundle.as_deref(), &around.store, &entry).or(found)
+        }
+        false => found,
+    };
     while let Some(found) = next {
         let place = match found {
             Ok(Begun { bundle, placed, place }) => {

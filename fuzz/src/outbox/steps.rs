@@ -51,6 +51,11 @@ impl Written {
         }
     }
 
+    /// The numbers that segments are named after.
+    pub(super) fn names(&self) -> impl Iterator<Item = u64> {
+        self.segments.iter().map(|(first, _)| *first)
+    }
+
     /// Whether a record of these bytes is in a segment.
     pub(super) fn holds(&self, record: &[u8]) -> bool {
         self.segments.iter().any(|(_, bytes)| memchr::memmem::find(bytes, record).is_some())

@@ -26,12 +26,14 @@ mod tag {
     pub(super) const ROWS_PER_STRIP: u16 = 278;
     pub(super) const STRIP_BYTES: u16 = 279;
     pub(super) const PLANAR: u16 = 284;
+    pub(super) const PREDICTOR: u16 = 317;
     pub(super) const TILE_WIDTH: u16 = 322;
     pub(super) const TILE_HEIGHT: u16 = 323;
     pub(super) const TILE_OFFSETS: u16 = 324;
     pub(super) const TILE_BYTES: u16 = 325;
     pub(super) const EXTRA_SAMPLES: u16 = 338;
     pub(super) const SAMPLE_FORMAT: u16 = 339;
+    pub(super) const CHROMA_SUBSAMPLING: u16 = 530;
 }
 
 /// A TIFF whose parts fit its size.
@@ -76,6 +78,11 @@ pub(super) fn read(bytes: &[u8], limits: &DecodeLimits) -> Result<Structure, Dec
     }
     if directory.find(tag::EXTRA_SAMPLES).is_some_and(|entry| entry.count > samples) {
         return Err(corrupt("it has more extra samples than samples"));
+    }
+    // The decoder reads these, too, and takes memory for as many values as they claim to have.
+    one(tag::PREDICTOR, None)?;
+    if directory.find(tag::CHROMA_SUBSAMPLING).is_some_and(|entry| entry.count != 2) {
+        return Err(corrupt("it does not have two factors of chroma subsampling"));
     }
     let planar = one(tag::PLANAR, Some(1))?.unwrap_or(1) == 2 && samples > 1;
 

@@ -47,8 +47,8 @@ struct BlockPlan {
 }
 
 impl BlockPlan {
-    fn of(side: usize, component: &Component) -> Option<Self> {
-        Some(Self { side, steps: Steps::of(&component.quant, side)? })
+    fn of(side: usize, component: &Component, is_chroma: bool) -> Option<Self> {
+        Some(Self { side, steps: Steps::of(&component.quant, side, is_chroma)? })
     }
 }
 
@@ -74,8 +74,11 @@ impl ShrinkDecoder {
         let frame = Frame::read(bytes)?;
         let [luma, blue, red] = &frame.components;
         let chroma = eighths * frame.subsampling;
-        let plans =
-            [BlockPlan::of(eighths, luma)?, BlockPlan::of(chroma, blue)?, BlockPlan::of(chroma, red)?];
+        let plans = [
+            BlockPlan::of(eighths, luma, false)?,
+            BlockPlan::of(chroma, blue, true)?,
+            BlockPlan::of(chroma, red, true)?,
+        ];
         self.data.collect(frame.scan, frame.segments())?;
         let tables = self.tables.build(&frame)?;
 
