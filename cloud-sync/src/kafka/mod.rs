@@ -2,6 +2,7 @@
 
 mod certificate;
 mod check;
+pub(crate) mod detached;
 mod errors;
 mod position;
 mod settings;

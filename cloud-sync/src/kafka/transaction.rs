@@ -7,6 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
+use super::detached::Detached;
 use super::errors::{explain, is_fenced, is_lost_group, is_too_large, noted, refuses_record};
 use super::watch::Watch;
 use super::{KafkaConfig, Position};
@@ -78,7 +79,7 @@ pub struct TransactionalProducer {
     health: LinkHealth,
     timeout: Duration,
     /// Made at the first call, and again after an error that ends it.
-    client: Option<ThreadedProducer<Watch>>,
+    client: Option<Detached<ThreadedProducer<Watch>>>,
     /// Whether `client` has fenced its predecessors and ended their transactions.
     ready: bool,
     largest_batch: usize,
@@ -200,7 +201,7 @@ impl TransactionalProducer {
         let client = match self.client.take() {
             Some(client) if self.ready => return Ok(self.client.insert(client)),
             Some(client) => client,
-            None => self.connect()?,
+            None => Detached::new(self.connect()?),
         };
         let begun = client.init_transactions(remaining(deadline));
         let watch = watch(&client);

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
+use crate::kafka::detached::Detached;
 use crate::kafka::{KafkaConfig, Trouble, explain, noted};
 use crate::queue::NewJob;
 
@@ -26,7 +27,7 @@ pub(super) struct Submitter {
     config: KafkaConfig,
     health: LinkHealth,
     timeout: Duration,
-    client: Mutex<Option<Arc<ThreadedProducer<Deliveries>>>>,
+    client: Mutex<Option<Arc<Detached<ThreadedProducer<Deliveries>>>>>,
 }
 
 /// What the client calls back.
@@ -115,7 +116,7 @@ impl Submitter {
         self.health.note(Ok(count))
     }
 
-    async fn client(&self) -> SyncResult<Arc<ThreadedProducer<Deliveries>>> {
+    async fn client(&self) -> SyncResult<Arc<Detached<ThreadedProducer<Deliveries>>>> {
         {
             let mut slot = self.client.lock();
             if let Some(client) = slot.as_ref().filter(|client| client.client().fatal_error().is_none()) {
@@ -144,7 +145,7 @@ impl Submitter {
         let made: ThreadedProducer<_> = made
             .map_err(|error| SyncError::transient(Link::Kafka, format!("cannot {attempt}")).because(error))?
             .map_err(|error| explain(&self.config, attempt, error, None))?;
-        Ok(Arc::clone(self.client.lock().get_or_insert(Arc::new(made))))
+        Ok(Arc::clone(self.client.lock().get_or_insert(Arc::new(Detached::new(made)))))
     }
 
     async fn send(
