@@ -72,7 +72,8 @@ fn lanes(daemon: &Daemon) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap();
     // A thread may end meanwhile.
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.filter(|name| name.starts_with("weir-lane")).count()
+    let number = |name: &str| name.strip_prefix("weir-lane-")?.trim().parse::<usize>().ok();
+    names.filter(|name| number(name).is_some()).count()
 }
 
 #[test]
