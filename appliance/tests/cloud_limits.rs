@@ -258,13 +258,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
     for id in submitted {
         check_complete(&cloud, &api, id, 300);
     }
-    let until = Instant::now() + PATIENCE;
-    while api.get("/health").json()["uplink"]["backlog"] != 0 {
-        let (health, log) = (api.get("/health").text(), api.log());
-        let last = log[log.len().saturating_sub(40)..].join("\n");
-        assert!(Instant::now() < until, "still not so: every event is sent; {health}\n{last}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_until("every event is sent", || api.get("/health").json()["uplink"]["backlog"] == 0);
     let uplink = api.get("/health").json()["uplink"].clone();
     assert_eq!((&uplink["lost"], &uplink["dead_lettered"]), (&json!(0), &json!(0)), "{uplink}");
     let records = cloud.results(PATIENCE, |found| predictions(found).len() >= seen.acknowledged.len());

@@ -16,6 +16,12 @@ use rustix::io::{Errno, retry_on_intr};
 #[cfg(any(test, feature = "simulated-disk"))]
 pub mod simulated;
 
+/// What tells one start of this machine from another; of a container it is the host's. Empty where the system does not say.
+#[must_use]
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
 /// Forces a file, its bytes and its length, to the disk.
 ///
 /// # Errors

@@ -4,9 +4,9 @@
 //! stopped clears the count. After [`MAX_CRASHES`] that were not stopped the start loads the version before in its place, and the
 //! rollout's task rejects it.
 
-use std::fs;
 use std::time::Duration;
 
+use cloud_sync::durable::boot_id;
 use serde::{Deserialize, Serialize};
 
 use super::Surroundings;
@@ -14,8 +14,6 @@ use super::entry::{Entry, Monitored};
 
 /// Processes that may die with a version before it is rolled back.
 const MAX_CRASHES: u32 = 3;
-/// Another text after each start of the machine; of a container it is the host's.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Processes that began with a version since one of them was stopped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,10 +37,6 @@ impl Starts {
     fn crashes(&self) -> u32 {
         if self.boot == boot_id() { self.count } else { 0 }
     }
-}
-
-fn boot_id() -> String {
-    fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
 }
 
 /// Why the version that serves by the journal is not to be loaded again, if it is not.

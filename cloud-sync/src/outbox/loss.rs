@@ -13,7 +13,6 @@ use crate::durable;
 
 const FILE: &str = "open";
 const TEMP: &str = "open.tmp";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How the newest events were lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +37,7 @@ pub(super) fn open(
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => None,
         Err(e) => return Err(OutboxError::io("read", &path, e)),
     };
-    let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
+    let boot = durable::boot_id();
     let lost = match opened_in {
         _ if committed > last.unwrap_or(0) => Some(LostEnd::BeforeCursor),
         Some(opened_in) if opened_in != boot => Some(LostEnd::PowerLost),

@@ -1,7 +1,7 @@
 //! Steps on disk that hold across a power cut, and files that are opened without following a link.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use cloud_sync::durable;
@@ -22,17 +22,6 @@ pub(in crate::models) fn open_regular(path: &Path) -> io::Result<File> {
         true => Ok(file),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
     }
-}
-
-/// Puts `bytes` in the place of `path` in one step.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    // Its name goes away with it, whatever happens before it has its place.
-    let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    durable::sync_file(file.as_file())?;
-    file.persist(path).map_err(|e| e.error)?;
-    durable::sync_dir(folder)
 }
 
 /// The same file under another name, or a copy of it where the file system has no links.

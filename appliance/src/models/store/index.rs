@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use cloud_sync::durable;
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, disk};
+use super::StoreError;
+use super::disk::NEW;
 
 /// The only format that this version reads and writes.
 const FORMAT: u32 = 1;
@@ -72,11 +74,12 @@ impl Index {
         }
     }
 
+    /// Replaces the file. Under the store's lock.
     pub(super) fn save(&self, root: &Path) -> Result<(), StoreError> {
         let path = path(root);
         let written = serde_json::to_vec_pretty(self).map_err(io::Error::from);
         written
-            .and_then(|bytes| disk::replace(&path, &bytes))
+            .and_then(|bytes| durable::replace(&path, &format!("{NEW}index"), &bytes))
             .map_err(StoreError::at("can't be written", &path))
     }
 
