@@ -28,6 +28,6 @@ pub mod decode;
 pub mod image;
 pub mod preprocess;
 
-pub use decode::{DecodeError, DecodeLimits, Decoder, FormatSet, ImageHeader, inspect};
+pub use decode::{DecodeError, DecodeLimits, Decoder, FormatSet, ImageHeader, inspect, sniff};
 pub use image::{Image, ImageFormat, Orientation};
 pub use preprocess::{CpuPreprocessor, Placement, PreprocessError, PreprocessSpec};

@@ -18,6 +18,14 @@ mkdir -p "$WEIR_CACHE" "$CARGO_TARGET_DIR" || die "cannot write to $WEIR_CACHE o
 WEIR_CACHE=$(cd "$WEIR_CACHE" && pwd)
 CARGO_TARGET_DIR=$(cd "$CARGO_TARGET_DIR" && pwd)
 
+# Cargo compares modification times: what another checkout has built last into the same folder looks up to date to it, whatever the
+# sources here are. So they are made newer than that.
+built_from=$CARGO_TARGET_DIR/checkout
+if [ -e "$built_from" ] && [ "$(cat "$built_from")" != "$PWD" ]; then
+    find . -name .git -prune -o -type f -exec touch -c {} +
+fi
+printf '%s\n' "$PWD" >"$built_from"
+
 WEIR_ORT_VERSION=$(sed -n 's/^version *= *//p' scripts/onnxruntime.ini)
 WEIR_ORT_FETCHED=$WEIR_CACHE/onnxruntime/$WEIR_ORT_VERSION/libonnxruntime.so
 : "${ORT_DYLIB_PATH:=$WEIR_ORT_FETCHED}"

@@ -7,7 +7,7 @@ use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use futures_util::stream;
-use gpu_kernels::{DecodeError, DecodeLimits};
+use gpu_kernels::DecodeError;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use warp::http::HeaderMap;
 use warp::http::header::CONTENT_TYPE;
@@ -75,8 +75,7 @@ fn not_an_object(text: &[u8]) -> ApiError {
 }
 
 fn is_image(body: &[u8]) -> bool {
-    let header = gpu_kernels::inspect(body, &DecodeLimits::default());
-    !matches!(header, Err(DecodeError::UnsupportedType { .. }))
+    !matches!(gpu_kernels::sniff(body), Err(DecodeError::UnsupportedType { .. }))
 }
 
 fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Posted, ApiError> {

@@ -2,11 +2,12 @@
 
 mod certificate;
 mod check;
-pub(crate) mod detached;
 mod errors;
 mod position;
 mod settings;
 mod transaction;
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
+mod wait;
 mod watch;
 
 pub use check::{CheckStep, check};

@@ -13,7 +13,6 @@ use tokio::sync::Notify;
 
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
-use crate::kafka::detached::Detached;
 use crate::kafka::{KafkaConfig, Trouble, explain, noted};
 use crate::queue::NewJob;
 
@@ -27,7 +26,7 @@ pub(super) struct Submitter {
     config: KafkaConfig,
     health: LinkHealth,
     timeout: Duration,
-    client: Mutex<Option<Arc<Detached<ThreadedProducer<Deliveries>>>>>,
+    client: Mutex<Option<Arc<ThreadedProducer<Deliveries>>>>,
 }
 
 /// What the client calls back.
@@ -116,7 +115,7 @@ impl Submitter {
         self.health.note(Ok(count))
     }
 
-    async fn client(&self) -> SyncResult<Arc<Detached<ThreadedProducer<Deliveries>>>> {
+    async fn client(&self) -> SyncResult<Arc<ThreadedProducer<Deliveries>>> {
         {
             let mut slot = self.client.lock();
             if let Some(client) = slot.as_ref().filter(|client| client.client().fatal_error().is_none()) {
@@ -145,7 +144,7 @@ impl Submitter {
         let made: ThreadedProducer<_> = made
             .map_err(|error| SyncError::transient(Link::Kafka, format!("cannot {attempt}")).because(error))?
             .map_err(|error| explain(&self.config, attempt, error, None))?;
-        Ok(Arc::clone(self.client.lock().get_or_insert(Arc::new(Detached::new(made)))))
+        Ok(Arc::clone(self.client.lock().get_or_insert(Arc::new(made))))
     }
 
     async fn send(

@@ -16,11 +16,9 @@ const NOWHERE: u8 = 16;
 /// Binary digits behind the point of a weighted quantization step.
 pub(super) const STEP_POINT: i32 = 7;
 
-/// The last coefficient that is read for blocks of two pixels a side. Of the luma's, up to 6 would take 5 % more time for a 1080p frame,
-/// and bring its pixels little nearer to the means (docs/performance.md).
+/// The last coefficient that is read for blocks of two pixels a side. Up to 6 would take 5 % more time for a 1080p frame, and bring
+/// its pixels little nearer to the means (docs/performance.md).
 const LAST_OF_TWO: usize = 4;
-/// The chroma has a third of the luma's blocks, and fewer coefficients in them.
-const LAST_OF_TWO_OF_CHROMA: usize = 6;
 /// Coefficients that are read at most.
 const MOST: usize = 25;
 
@@ -43,10 +41,9 @@ pub(super) struct Steps {
 
 impl Steps {
     /// For blocks of 1, 2 or 4 pixels a side.
-    pub(super) fn of(quant: &[i32; 64], side: usize, is_chroma: bool) -> Option<Self> {
+    pub(super) fn of(quant: &[i32; 64], side: usize) -> Option<Self> {
         let last = match side {
             1 => 0,
-            2 if is_chroma => LAST_OF_TWO_OF_CHROMA,
             2 => LAST_OF_TWO,
             4 => MOST - 1,
             _ => return None,

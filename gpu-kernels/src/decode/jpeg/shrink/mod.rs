@@ -47,8 +47,8 @@ struct BlockPlan {
 }
 
 impl BlockPlan {
-    fn of(side: usize, component: &Component, is_chroma: bool) -> Option<Self> {
-        Some(Self { side, steps: Steps::of(&component.quant, side, is_chroma)? })
+    fn of(side: usize, component: &Component) -> Option<Self> {
+        Some(Self { side, steps: Steps::of(&component.quant, side)? })
     }
 }
 
@@ -74,11 +74,8 @@ impl ShrinkDecoder {
         let frame = Frame::read(bytes)?;
         let [luma, blue, red] = &frame.components;
         let chroma = eighths * frame.subsampling;
-        let plans = [
-            BlockPlan::of(eighths, luma, false)?,
-            BlockPlan::of(chroma, blue, true)?,
-            BlockPlan::of(chroma, red, true)?,
-        ];
+        let plans =
+            [BlockPlan::of(eighths, luma)?, BlockPlan::of(chroma, blue)?, BlockPlan::of(chroma, red)?];
         self.data.collect(frame.scan, frame.segments())?;
         let tables = self.tables.build(&frame)?;
 

@@ -1,18 +1,22 @@
 //! Records published in transactions: all of a group or none, together with where their reader stands.
 
+mod error;
+mod fill;
+
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::producer::{Producer, ThreadedProducer};
 
-use super::detached::Detached;
 use super::errors::{explain, is_fenced, is_lost_group, is_too_large, noted, refuses_record};
 use super::watch::Watch;
 use super::{KafkaConfig, Position};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
+
+pub use error::PublishError;
+use fill::{Failure, fill, remaining};
 
 /// How long an abort may take before the client is given up instead.
 const ABORT: Duration = Duration::from_secs(3);
@@ -34,40 +38,6 @@ pub struct Record<'a> {
     pub payload: &'a [u8],
 }
 
-/// Why a group of records was not published.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// This one record is refused for good. Nothing of the group was published: publish it without.
-    #[error("record {index} of the group is refused")]
-    Refused {
-        /// Its place in the group.
-        index: usize,
-        /// Why.
-        #[source]
-        error: SyncError,
-    },
-    /// The consumer group has moved on without the member that the position speaks for. Nothing was
-    /// published.
-    #[error("the consumer group has moved on")]
-    Lost(#[source] SyncError),
-    /// Another producer with the same transactional id has shut this one out, or the broker has ended a
-    /// transaction that took too long. What is true after [`PublishError::Unknown`] is true here.
-    #[error("another producer has the same transactional id")]
-    Fenced(#[source] SyncError),
-    /// Nothing was published, and the client has to begin anew, which shuts out another producer of the same
-    /// transactional id: call [`TransactionalProducer::recover`] and read the position before the next try. (The client
-    /// had failed, or the topic takes smaller batches than those that it was made for.)
-    #[error("the client has to begin anew")]
-    Anew,
-    /// Nothing was published.
-    #[error("the group was not published")]
-    Failed(#[source] SyncError),
-    /// The group was published or was not: the broker went away while it committed. To know which, call
-    /// [`TransactionalProducer::recover`] until it works, then read the committed position.
-    #[error("whether the group was published is not known")]
-    Unknown(#[source] SyncError),
-}
-
 /// Publishes groups of records, each in a transaction of its own: acknowledged by all in-sync replicas,
 /// compressed with gzip, and visible to readers of committed records all at once.
 ///
@@ -79,7 +49,7 @@ pub struct TransactionalProducer {
     health: LinkHealth,
     timeout: Duration,
     /// Made at the first call, and again after an error that ends it.
-    client: Option<Detached<ThreadedProducer<Watch>>>,
+    client: Option<ThreadedProducer<Watch>>,
     /// Whether `client` has fenced its predecessors and ended their transactions.
     ready: bool,
     largest_batch: usize,
@@ -88,22 +58,6 @@ pub struct TransactionalProducer {
 impl fmt::Debug for TransactionalProducer {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "TransactionalProducer({})", self.id)
-    }
-}
-
-/// What went wrong inside a transaction, before the position is known.
-enum Failure {
-    /// The client library's own error.
-    Client(KafkaError),
-    /// A record could not be sent, or came back.
-    Record,
-    /// The time is up.
-    Late,
-}
-
-impl From<KafkaError> for Failure {
-    fn from(error: KafkaError) -> Self {
-        Self::Client(error)
     }
 }
 
@@ -201,7 +155,7 @@ impl TransactionalProducer {
         let client = match self.client.take() {
             Some(client) if self.ready => return Ok(self.client.insert(client)),
             Some(client) => client,
-            None => Detached::new(self.connect()?),
+            None => self.connect()?,
         };
         let begun = client.init_transactions(remaining(deadline));
         let watch = watch(&client);
@@ -384,72 +338,6 @@ impl TransactionalProducer {
     }
 }
 
-/// One transaction up to its commit.
-fn fill(
-    client: &ThreadedProducer<Watch>,
-    topic: &str,
-    records: &[Record<'_>],
-    position: Option<&Position<'_>>,
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let watch = watch(client);
-    watch.take_refused();
-    client.begin_transaction()?;
-    for (index, record) in records.iter().enumerate() {
-        send(client, topic, index, record, deadline)?;
-        if watch.has_refused() {
-            return Err(Failure::Record);
-        }
-    }
-    if let Some(position) = position {
-        client.send_offsets_to_transaction(&position.offsets, position.group, remaining(deadline))?;
-    }
-    while client.in_flight_count() > 0 {
-        if watch.has_refused() {
-            return Err(Failure::Record);
-        }
-        if Instant::now() >= deadline {
-            return Err(Failure::Late);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    if watch.has_refused() { Err(Failure::Record) } else { Ok(()) }
-}
-
-fn send(
-    client: &ThreadedProducer<Watch>,
-    topic: &str,
-    index: usize,
-    record: &Record<'_>,
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let id = Header { key: "id", value: Some(record.id) };
-    let mut message = BaseRecord::with_opaque_to(topic, index)
-        .key(record.key)
-        .payload(record.payload)
-        .headers(OwnedHeaders::new_with_capacity(1).insert(id));
-    loop {
-        match client.send(message) {
-            Ok(()) => return Ok(()),
-            Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
-                if watch(client).has_refused() {
-                    return Err(Failure::Record);
-                }
-                if Instant::now() >= deadline {
-                    return Err(Failure::Late);
-                }
-                std::thread::sleep(Duration::from_millis(2));
-                message = back;
-            }
-            Err((KafkaError::MessageProduction(code), _)) if refuses_record(code) => {
-                watch(client).refuse(index, code);
-                return Err(Failure::Record);
-            }
-            Err((error, _)) => return Err(error.into()),
-        }
-    }
-}
-
 /// Which of the records that came back is refused itself: the largest of those.
 fn to_blame(back: &[(usize, Code)], records: &[Record<'_>]) -> Option<(usize, Code)> {
     let refused = back.iter().filter(|(_, code)| refuses_record(*code));
@@ -475,10 +363,6 @@ fn is_fatally_fenced(client: &ThreadedProducer<Watch>) -> bool {
 
 fn size(record: &Record<'_>) -> usize {
     record.key.len() + record.payload.len() + record.id.len() + FRAMING
-}
-
-fn remaining(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// Room for the largest record, and for a few full requests.

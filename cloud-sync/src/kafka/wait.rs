@@ -1,0 +1,133 @@
+//! Timed waits of librdkafka that the wall clock cannot lengthen.
+#![allow(unsafe_code, reason = "a function of the C library is replaced; each block says why it is sound")]
+
+use std::ffi::{c_int, c_void};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// What C11's functions return (`threads.h` of glibc).
+const SUCCESS: c_int = 0;
+const ERROR: c_int = 2;
+const TIMED_OUT: c_int = 4;
+
+/// `CLOCK_MONOTONIC` of Linux.
+const MONOTONIC: c_int = 1;
+
+/// No wait is longer. librdkafka compares with its own monotonic deadline whenever one ends, and waits again, so a shorter wait costs
+/// nothing; where the clock is set back just before the time that is left is computed here, this is how long that can last.
+const LONGEST: Duration = Duration::from_secs(1);
+
+unsafe extern "C" {
+    /// Since glibc 2.30.
+    fn pthread_cond_clockwait(
+        condition: *mut c_void,
+        mutex: *mut c_void,
+        clock: c_int,
+        until: *const Timespec,
+    ) -> c_int;
+}
+
+/// Takes the place of the C library's function of this name, for what is linked into the program: librdkafka, which computes each
+/// deadline anew as the wall clock's time and what is left.
+///
+/// The C library's own waits until the wall clock shows `until`. A wait of 100 ms that has begun before the clock is set back by three
+/// days would last three days: clients that began then would neither begin transactions nor end.
+///
+/// # Safety
+/// As the C standard (7.26.3.5) has it: `condition` and `mutex` are initialized, the calling thread has locked `mutex`, `until` is a
+/// valid time.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cnd_timedwait(
+    condition: *mut c_void,
+    mutex: *mut c_void,
+    until: *const Timespec,
+) -> c_int {
+    #[cfg(test)]
+    tests::CALLS.set(tests::CALLS.get() + 1);
+    // SAFETY: the caller vouches for `until`.
+    let left = left_until(unsafe { &*until });
+    let until = monotonic(left);
+    // SAFETY: glibc's `cnd_t` and `mtx_t` are its `pthread_cond_t` and `pthread_mutex_t`: its own `cnd_timedwait` casts them likewise. The
+    // caller vouches for both, and `until` lives through the call.
+    match unsafe { pthread_cond_clockwait(condition, mutex, MONOTONIC, &raw const until) } {
+        0 => SUCCESS,
+        code if code == rustix::io::Errno::TIMEDOUT.raw_os_error() => TIMED_OUT,
+        _ => ERROR,
+    }
+}
+
+fn left_until(wall: &Timespec) -> Duration {
+    let until = Duration::new(wall.tv_sec.try_into().unwrap_or(0), wall.tv_nsec.try_into().unwrap_or(0));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    until.saturating_sub(now).min(LONGEST)
+}
+
+/// The time on the monotonic clock that is so far ahead.
+fn monotonic(left: Duration) -> Timespec {
+    let now = clock_gettime(ClockId::Monotonic);
+    let nanoseconds = now.tv_nsec + i64::from(left.subsec_nanos());
+    Timespec {
+        tv_sec: now.tv_sec + left.as_secs().cast_signed() + nanoseconds / 1_000_000_000,
+        tv_nsec: nanoseconds % 1_000_000_000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Instant;
+
+    use rdkafka::ClientConfig;
+    use rdkafka::producer::BaseProducer;
+
+    use super::*;
+
+    thread_local! {
+        /// On this thread.
+        pub(super) static CALLS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    unsafe extern "C" {
+        fn pthread_mutex_lock(mutex: *mut c_void) -> c_int;
+    }
+
+    fn wait_until(wall: SystemTime) -> (c_int, Duration) {
+        let until = wall.duration_since(UNIX_EPOCH).unwrap();
+        let until =
+            Timespec { tv_sec: until.as_secs().cast_signed(), tv_nsec: i64::from(until.subsec_nanos()) };
+        // All zero is how glibc initializes them statically.
+        let (mut condition, mut mutex) = ([0u64; 6], [0u64; 5]);
+        let begun = Instant::now();
+        let (condition, mutex) = ((&raw mut condition).cast(), (&raw mut mutex).cast());
+        // SAFETY: both have the size and alignment of glibc's types on 64-bit targets and live to the end, when nobody waits any more.
+        let code = unsafe {
+            assert_eq!(pthread_mutex_lock(mutex), 0);
+            cnd_timedwait(condition, mutex, &raw const until)
+        };
+        (code, begun.elapsed())
+    }
+
+    #[test]
+    fn a_wait_that_the_clock_has_left_days_behind_ends() {
+        let (code, took) = wait_until(SystemTime::now() + Duration::from_secs(3 * 24 * 3600));
+        assert_eq!(code, TIMED_OUT);
+        assert!(took >= LONGEST, "{took:?}");
+    }
+
+    #[test]
+    fn a_wait_lasts_as_long_as_it_should() {
+        let (code, took) = wait_until(SystemTime::now() + Duration::from_millis(60));
+        assert_eq!(code, TIMED_OUT);
+        assert!(took >= Duration::from_millis(59), "{took:?}");
+        assert_eq!(wait_until(SystemTime::now() - Duration::from_secs(3600)).0, TIMED_OUT);
+    }
+
+    #[test]
+    fn librdkafka_waits_by_it() {
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", "127.0.0.1:1").create().unwrap();
+        producer.poll(Duration::from_millis(50));
+        assert!(CALLS.get() > 0, "the C library's own function is linked");
+    }
+}
