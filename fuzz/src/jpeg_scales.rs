@@ -16,15 +16,15 @@ const MCU: usize = 16;
 /// pictures are means of pixels, ours have the lowest frequencies alone.
 const DRAWN_MEAN: f64 = 6.0;
 const DRAWN_WORST: u8 = 80;
-/// Values from which on their mean counts.
-const ENOUGH: f64 = 600.0;
+/// Pixels from which on their mean counts.
+const ENOUGH: f64 = 200.0;
 
 /// What is known of a picture that was drawn.
 #[derive(Clone, Copy)]
 struct Drawn {
     size: (usize, usize),
     /// Whether a small picture has colours as fine as its brightness. libjpeg-turbo reduces 4:2:2 to chroma of half its width and enlarges
-    /// that again, so that only [`DRAWN_WORST`] is a bound there.
+    /// that again, so that [`DRAWN_MEAN`] bounds the luma alone there.
     has_fine_chroma: bool,
 }
 
@@ -41,6 +41,18 @@ struct Picture {
     width: usize,
     height: usize,
     rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// The mean of each channel over `side` x `side` pixels from `x` and `y` on.
+    fn mean(&self, x: usize, y: usize, side: usize) -> [u8; 3] {
+        std::array::from_fn(|channel| {
+            let row = |y: usize| {
+                (x..x + side).map(move |x| usize::from(self.rgb[3 * (y * self.width + x) + channel]))
+            };
+            ((y..y + side).flat_map(row).sum::<usize>() / (side * side)) as u8
+        })
+    }
 }
 
 fn decode(bytes: &[u8], limits: DecodeLimits, shorter_side: u32) -> Result<Picture, &'static str> {
@@ -77,37 +89,35 @@ fn agree(full: &Picture, small: &Picture, scale: usize, drawn: Option<Drawn>, co
         return;
     }
     let ranges = Ranges::of(full);
-    let (mut sum, mut count) = (0.0, 0.0);
+    let (mut channels_off, mut luma_off, mut pixels) = (0.0, 0.0, 0.0);
     for y in 0..full.height / MCU * MCU / scale {
         for x in 0..full.width / MCU * MCU / scale {
             let range = ranges.around(x * scale / MCU, y * scale / MCU);
-            for channel in 0..3 {
-                let mut mean = 0;
-                for row in 0..scale {
-                    for column in 0..scale {
-                        let at = (y * scale + row) * full.width + x * scale + column;
-                        mean += usize::from(full.rgb[3 * at + channel]);
-                    }
-                }
-                let mean = (mean / (scale * scale)) as u8;
-                let off = small.rgb[3 * (y * small.width + x) + channel].abs_diff(mean);
-                (sum, count) = (sum + f64::from(off), count + 1.0);
-                let most = match range {
-                    _ if drawn.is_some() => DRAWN_WORST,
-                    // What a file holds that was made to be odd may differ by as much as it varies.
-                    Some(range) if comparable => (8 + 3 * u16::from(range)).min(255) as u8,
-                    _ => continue,
-                };
+            let most = match range {
+                _ if drawn.is_some() => DRAWN_WORST,
+                // What a file holds that was made to be odd may differ by as much as it varies.
+                Some(range) if comparable => (8 + 3 * u16::from(range)).min(255) as u8,
+                _ => continue,
+            };
+            let (mean, found) = (full.mean(x * scale, y * scale, scale), small.mean(x, y, 1));
+            for (mean, found) in mean.into_iter().zip(found) {
+                let off = found.abs_diff(mean);
                 assert!(off <= most, "at {x}, {y} of 1/{scale}: off by {off} levels, {most} are allowed");
+                channels_off += f64::from(off) / 3.0;
             }
+            luma_off += (luma(mean) - luma(found)).abs();
+            pixels += 1.0;
         }
     }
+    let Some(drawn) = drawn else { return };
+    let off = if drawn.has_fine_chroma { channels_off } else { luma_off } / pixels;
     // Of a few pixels one is much of the mean.
-    assert!(
-        drawn.is_none_or(|drawn| !drawn.has_fine_chroma) || count < ENOUGH || sum <= DRAWN_MEAN * count,
-        "1/{scale}: off by {:.2} levels on average",
-        sum / count
-    );
+    assert!(pixels < ENOUGH || off <= DRAWN_MEAN, "1/{scale}: off by {off:.2} levels on average");
+}
+
+/// That of JFIF.
+fn luma([red, green, blue]: [u8; 3]) -> f64 {
+    0.299 * f64::from(red) + 0.587 * f64::from(green) + 0.114 * f64::from(blue)
 }
 
 /// Lowest and highest level of each MCU.

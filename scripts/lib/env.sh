@@ -19,12 +19,14 @@ WEIR_CACHE=$(cd "$WEIR_CACHE" && pwd)
 CARGO_TARGET_DIR=$(cd "$CARGO_TARGET_DIR" && pwd)
 
 # Cargo compares modification times: what another checkout has built last into the same folder looks up to date to it, whatever the
-# sources here are. So they are made newer than that.
+# sources here are. So they are made newer than that. (Two checkouts that build at the same time want a CARGO_TARGET_DIR each.)
+checkout=$(pwd -P)
 built_from=$CARGO_TARGET_DIR/checkout
-if [ -e "$built_from" ] && [ "$(cat "$built_from")" != "$PWD" ]; then
-    find . -name .git -prune -o -type f -exec touch -c {} +
+if [ -e "$built_from" ] && [ "$(cat "$built_from")" != "$checkout" ]; then
+    git ls-files -z --cached --others --exclude-standard | xargs -0 touch -c ||
+        say "The build output in $CARGO_TARGET_DIR is of another checkout, and may be taken for that of this one."
 fi
-printf '%s\n' "$PWD" >"$built_from"
+printf '%s\n' "$checkout" >"$built_from"
 
 WEIR_ORT_VERSION=$(sed -n 's/^version *= *//p' scripts/onnxruntime.ini)
 WEIR_ORT_FETCHED=$WEIR_CACHE/onnxruntime/$WEIR_ORT_VERSION/libonnxruntime.so

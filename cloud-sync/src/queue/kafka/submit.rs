@@ -116,12 +116,16 @@ impl Submitter {
     }
 
     async fn client(&self) -> SyncResult<Arc<ThreadedProducer<Deliveries>>> {
-        {
+        let failed = {
             let mut slot = self.client.lock();
             if let Some(client) = slot.as_ref().filter(|client| client.client().fatal_error().is_none()) {
                 return Ok(Arc::clone(client));
             }
-            *slot = None;
+            slot.take()
+        };
+        if failed.is_some() {
+            // The end of a client waits for its threads.
+            tokio::task::spawn_blocking(move || drop(failed));
         }
         let mut settings = self.config.client();
         settings
