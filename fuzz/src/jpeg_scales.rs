@@ -115,7 +115,7 @@ fn agree(full: &Picture, small: &Picture, scale: usize, drawn: Option<Drawn>, co
     assert!(pixels < ENOUGH || off <= DRAWN_MEAN, "1/{scale}: off by {off:.2} levels on average");
 }
 
-/// That of JFIF.
+/// Luma as JFIF defines it, in levels.
 fn luma([red, green, blue]: [u8; 3]) -> f64 {
     0.299 * f64::from(red) + 0.587 * f64::from(green) + 0.114 * f64::from(blue)
 }

@@ -46,11 +46,11 @@ unsafe extern "C" fn cnd_timedwait(
 ) -> c_int {
     #[cfg(test)]
     tests::CALLS.set(tests::CALLS.get() + 1);
-    // SAFETY: the caller vouches for `until`.
+    // SAFETY: the caller guarantees that `until` is valid.
     let left = left_until(unsafe { &*until });
     let until = monotonic(left);
     // SAFETY: glibc's `cnd_t` and `mtx_t` are its `pthread_cond_t` and `pthread_mutex_t`: its own `cnd_timedwait` casts them likewise. The
-    // caller vouches for both, and `until` lives through the call.
+    // caller guarantees that both are initialized, and `until` lives through the call.
     match unsafe { pthread_cond_clockwait(condition, mutex, MONOTONIC, &raw const until) } {
         0 => SUCCESS,
         code if code == rustix::io::Errno::TIMEDOUT.raw_os_error() => TIMED_OUT,
@@ -58,13 +58,14 @@ unsafe extern "C" fn cnd_timedwait(
     }
 }
 
+/// What is left until the wall clock shows `wall`, at most [`LONGEST`].
 fn left_until(wall: &Timespec) -> Duration {
     let until = Duration::new(wall.tv_sec.try_into().unwrap_or(0), wall.tv_nsec.try_into().unwrap_or(0));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     until.saturating_sub(now).min(LONGEST)
 }
 
-/// The time on the monotonic clock that is so far ahead.
+/// The monotonic clock's time once `left` has passed.
 fn monotonic(left: Duration) -> Timespec {
     let now = clock_gettime(ClockId::Monotonic);
     let nanoseconds = now.tv_nsec + i64::from(left.subsec_nanos());
