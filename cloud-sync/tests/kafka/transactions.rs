@@ -1,11 +1,15 @@
 //! The transactional producer: all or nothing, who is to blame, what is said when nothing works.
 
+use std::env;
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cloud_sync::error::Link;
 use cloud_sync::health::LinkHealth;
 use cloud_sync::kafka::{Bookmark, KafkaConfig, PublishError, Record, TransactionalProducer};
 use cloud_sync::secret::Secret;
+use test_services::clock::Clock;
 
 use super::support::{committed, config_of, ids, make_topic, nobody, unique};
 
@@ -88,35 +92,58 @@ fn a_record_that_is_too_large_is_named_and_nothing_of_its_group_is_seen() {
     assert_eq!(ids(&config, topic), ids_);
 }
 
+/// The topic whose broker goes by the producer's clock, for the process that has another clock.
+const MISTRUSTS: &str = "TRANSACTIONS_MISTRUSTS";
+/// The topic whose broker goes by its own.
+const BELIEVES: &str = "TRANSACTIONS_BELIEVES";
+
 #[test]
 fn a_clock_that_the_broker_mistrusts_is_no_records_fault() {
+    if let (Ok(mistrusts), Ok(believes)) = (env::var(MISTRUSTS), env::var(BELIEVES)) {
+        publish_two_hours_ahead(&mistrusts, &believes);
+        return;
+    }
     let config = shared();
-    let topic = &config.results_topic;
-    // No record is there within the millisecond in which it was made, so the broker refuses the time of each.
-    let suspicious = [("message.timestamp.type", "CreateTime"), ("message.timestamp.before.max.ms", "0")];
-    make_topic(&config, topic, 1, &suspicious);
+    let [mistrusts, believes] = [(); 2].map(|()| unique("results"));
+    let an_hour = ("message.timestamp.after.max.ms", "3600000");
+    make_topic(&config, &mistrusts, 1, &[("message.timestamp.type", "CreateTime"), an_hour]);
+    make_topic(&config, &believes, 1, &[("message.timestamp.type", "LogAppendTime"), an_hour]);
+    // The broker's own records, which end a transaction, have the right time: only the producer's clock is ahead.
+    let clock = Clock::new();
+    clock.ahead(Duration::from_secs(2 * 3600));
+    let test = thread::current().name().unwrap().to_owned();
+    let ahead = Command::new(env::current_exe().unwrap())
+        .args([&test, "--exact", "--nocapture"])
+        .envs(clock.env())
+        .env("WEIR_SERVICES", test_services::shared().dir().join("services.json"))
+        .envs([(MISTRUSTS, &mistrusts), (BELIEVES, &believes)])
+        .output()
+        .unwrap();
+    let text = [ahead.stdout, ahead.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+    assert!(ahead.status.success() && text.contains("1 passed"), "{text}");
+    assert_eq!(ids(&config, &mistrusts), Vec::<String>::new());
+    assert_eq!(ids(&config, &believes).len(), 50);
+}
+
+fn publish_two_hours_ahead(mistrusts: &str, believes: &str) {
     let health = LinkHealth::new(Link::Kafka);
-    let mut producer = TransactionalProducer::open(&config, &unique("id"), CALL, health.clone());
+    let mut producer = TransactionalProducer::open(&shared(), &unique("id"), CALL, health.clone());
     let ids_: Vec<_> = (0..50).map(|i| format!("id-{i:03}")).collect();
     let records: Vec<_> = ids_.iter().map(|id| record("k", id, id.as_bytes())).collect();
     // Alone the broker names the reason, in a batch of several it does not.
     for group in [&records[..1], &records[..]] {
-        match producer.publish(topic, group, None) {
+        match producer.publish(mistrusts, group, None) {
             Err(PublishError::Failed(error)) => {
                 assert!(error.is_transient(), "{error:?}");
                 let text = error.in_full();
-                assert!(text.contains("set the time of this machine") && text.contains(topic), "{text}");
+                assert!(text.contains("set the time of this machine") && text.contains(mistrusts), "{text}");
             }
             other => panic!("{} records: {other:?}", group.len()),
         }
         assert_eq!(health.state().up, Some(false));
     }
-    assert_eq!(ids(&config, topic), Vec::<String>::new());
-    // The same producer works where its time is believed.
-    let other = unique("results");
-    make_topic(&config, &other, 1, &[]);
-    producer.publish(&other, &records, None).unwrap();
-    assert_eq!(ids(&config, &other), ids_);
+    // The same producer works where its time does not matter.
+    producer.publish(believes, &records, None).unwrap();
 }
 
 #[test]

@@ -20,6 +20,9 @@ use fill::{Failure, fill, remaining};
 
 /// How long an abort may take before the client is given up instead.
 const ABORT: Duration = Duration::from_secs(3);
+/// One call of librdkafka's abort, of several in [`ABORT`]: each purges the queued records first, and a record that is queued for a retry
+/// just after the purge holds up that call until its end.
+const ABORT_STEP: Duration = Duration::from_millis(200);
 /// Largest batch of records in one request. Below the broker's own bound on a batch (1 MiB unless set).
 const LARGEST_BATCH: usize = 900_000;
 /// Batches are not made smaller than this when a topic refuses them.
@@ -272,17 +275,27 @@ impl TransactionalProducer {
                     .and_then(|(index, code)| Some((index, records.get(index)?, code)))
                     .map(|(index, record, code)| match code {
                         Code::InvalidRecord => (index, record, self.verdict(topic, record, deadline)),
-                        code => (index, record, code),
+                        code => (index, record, Some(code)),
                     });
                 match blamed {
-                    Some((index, record, code)) if refuses_record(code) => {
+                    Some((_, record, None)) => {
+                        let id = record.id;
+                        let what = format!(
+                            "cannot {attempt}: the broker refused record {id} and did not say why; the next try asks again"
+                        );
+                        return PublishError::Failed(noted(
+                            &self.health,
+                            SyncError::transient(Link::Kafka, what),
+                        ));
+                    }
+                    Some((index, record, Some(code))) if refuses_record(code) => {
                         let (id, size) = (record.id, size(record));
                         let attempt = format!("publish record {id} of {size} bytes to topic {topic}");
                         let error =
                             explain(&self.config, &attempt, KafkaError::MessageProduction(code), None);
                         return PublishError::Refused { index, error };
                     }
-                    Some((_, _, code)) => KafkaError::MessageProduction(code),
+                    Some((_, _, Some(code))) => KafkaError::MessageProduction(code),
                     None => KafkaError::MessageProduction(back.first().map_or(Code::Fail, |(_, code)| *code)),
                 }
             }
@@ -292,22 +305,20 @@ impl TransactionalProducer {
         if lost { PublishError::Lost(told) } else { PublishError::Failed(noted(&self.health, told)) }
     }
 
-    /// Why a record comes back that is sent alone, in a transaction that is aborted. Where the broker refuses
-    /// several of a batch, librdkafka says of each only that it is invalid, even if all that is wrong is the
+    /// Why a record comes back that is sent alone, in a transaction that is aborted; `None` where that did not tell. Where the broker
+    /// refuses several of a batch, librdkafka says of each only that it is invalid, even if all that is wrong is the
     /// clock that they were sent by: then no record is to blame, and sent later each has the time of then.
-    fn verdict(&mut self, topic: &str, record: &Record<'_>, deadline: Instant) -> Code {
-        let Some(client) = self.client.as_ref().filter(|_| self.ready) else { return Code::MessageTimedOut };
+    fn verdict(&mut self, topic: &str, record: &Record<'_>, deadline: Instant) -> Option<Code> {
+        let client = self.client.as_ref().filter(|_| self.ready)?;
         let watch = watch(client).clone();
         let alone = fill(client, topic, std::slice::from_ref(record), None, deadline);
         self.abort();
-        let code = match alone {
+        match alone {
             // Taken, for this time.
-            Ok(()) => None,
+            Ok(()) | Err(Failure::Late) => None,
             Err(Failure::Client(error)) => error.rdkafka_error_code(),
             Err(Failure::Record) => watch.take_refused().first().map(|(_, code)| *code),
-            Err(Failure::Late) => Some(Code::MessageTimedOut),
-        };
-        code.unwrap_or(Code::Fail)
+        }
     }
 
     /// Whether the next try has smaller batches: a batch comes back whole, and says nothing about which
@@ -323,12 +334,16 @@ impl TransactionalProducer {
     }
 
     fn abort(&mut self) {
-        let aborted = self.client.as_ref().is_some_and(|client| {
-            !is_fatal(client) && client.abort_transaction(ABORT.min(self.timeout)).is_ok()
-        });
-        if !aborted {
-            self.drop_client();
+        let deadline = Instant::now() + ABORT.min(self.timeout);
+        let Some(client) = &self.client else { return };
+        while !is_fatal(client) {
+            match client.abort_transaction(ABORT_STEP.min(remaining(deadline))) {
+                Ok(()) => return,
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {}
+                Err(_) => break,
+            }
         }
+        self.drop_client();
     }
 
     /// Whatever is open ends when the next client of the same id begins.
