@@ -1,6 +1,6 @@
 # Front door of the project: every target is one script in scripts/, which does the work.
 # Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
-.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test faults fuzz bench gpu-test lint fmt doctor clean
+.PHONY: help run demo onnxruntime kernels gpu-folder services services-down test faults fuzz bench compare-cpu gpu-test lint fmt doctor clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -38,6 +38,9 @@ fuzz: ## Fuzz every target for WEIR_FUZZ_SECONDS (an hour), or one: make fuzz AR
 
 bench: ## Measure throughput and latency against the limits and the peer
 	@scripts/bench $(ARGS)
+
+compare-cpu: ## Compare the CPU time of a request with another revision's: ARGS=REVISION
+	@scripts/compare-cpu $(ARGS)
 
 gpu-test: ## Check and measure everything that runs on this machine's NVIDIA GPU (docs/gpu/suite.md)
 	@scripts/gpu-test $(ARGS)

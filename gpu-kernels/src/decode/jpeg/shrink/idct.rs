@@ -7,14 +7,13 @@
 //! is what is missing; the higher ones are rarer, smaller, and have less weight.
 
 /// Bound on a dequantized coefficient, above what any 8-bit image has, so that no sum below overflows.
-pub(super) const BOUND: i32 = 1 << 14;
+const BOUND: i32 = 1 << 14;
 
-/// The 4 x 4 coefficients, and one place for those that contribute to none.
-pub(super) const PLACES: usize = 17;
-const NOWHERE: u8 = 16;
+/// The 4 x 4 coefficients, row by row.
+pub(super) const PLACES: usize = 16;
 
 /// Binary digits behind the point of a weighted quantization step.
-pub(super) const STEP_POINT: i32 = 7;
+const STEP_POINT: i32 = 7;
 
 /// The last coefficient that is read for blocks of two pixels a side. Up to 6 would take 5 % more time for a 1080p frame, and bring
 /// its pixels little nearer to the means (docs/performance.md).
@@ -29,14 +28,22 @@ const ZIGZAG: [(u8, u8); MOST] = [
     (1, 4), (2, 3), (3, 2), (4, 1), (5, 0), (6, 0), (5, 1), (4, 2), (3, 3),
 ];
 
-/// What becomes of each coefficient that is read: which of the reduced transform it is added to, and its quantization step times its
-/// weight there. By zigzag index.
+/// What becomes of each coefficient that is read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Steps {
-    /// The last that is read.
+    /// The zigzag index of the last that is read.
     pub(super) last: usize,
-    pub(super) places: [u8; MOST],
-    pub(super) steps: [i32; MOST],
+    /// By zigzag index. As many as a mask of the index leaves, so that no index is compared with the length.
+    steps: [Step; 32],
+}
+
+/// What becomes of one coefficient; of one that contributes to none, nothing (0).
+#[derive(Clone, Copy, Debug, Default)]
+struct Step {
+    /// Which of the reduced transform it is added to.
+    place: u32,
+    /// Its quantization step times its weight there.
+    weighted: i32,
 }
 
 impl Steps {
@@ -48,15 +55,23 @@ impl Steps {
             4 => MOST - 1,
             _ => return None,
         };
-        let mut steps = Self { last, places: [NOWHERE; MOST], steps: [0; MOST] };
+        let mut steps = [Step::default(); 32];
         for (index, &(row, column)) in ZIGZAG.iter().enumerate().take(last + 1) {
             if let (Some((y, down)), Some((x, across))) = (share(row, side), share(column, side)) {
                 let weighted = quant[index] as f32 * down * across * (1 << STEP_POINT) as f32;
-                steps.places[index] = 4 * y + x;
-                steps.steps[index] = weighted.round() as i32;
+                steps[index] = Step { place: u32::from(4 * y + x), weighted: weighted.round() as i32 };
             }
         }
-        Some(steps)
+        Some(Self { last, steps })
+    }
+
+    /// Adds a value of at most 16 bits, the coefficient of zigzag index `k`, to what it contributes to.
+    #[inline(always)]
+    pub(super) fn add(&self, coefficients: &mut [i32; PLACES], k: usize, value: i32) {
+        let Step { place, weighted } = self.steps[k % 32];
+        let sum = &mut coefficients[place as usize % PLACES];
+        let dequantized = (value * weighted + (1 << (STEP_POINT - 1))) >> STEP_POINT;
+        *sum = (*sum + dequantized).clamp(-BOUND, BOUND);
     }
 }
 

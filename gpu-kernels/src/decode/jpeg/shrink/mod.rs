@@ -133,10 +133,10 @@ fn decode_block(
     (size <= 11).then_some(())?;
     *prediction = prediction.wrapping_add(bits.signed(size));
     let mut coefficients = [0i32; idct::PLACES];
-    let Steps { last, places, steps } = &plan.steps;
-    coefficients[0] = bounded(dequantized(i32::from(*prediction as i16), steps[0]));
+    let last = plan.steps.last;
+    plan.steps.add(&mut coefficients, 0, i32::from(*prediction as i16));
     let mut k = 1;
-    while k <= *last {
+    while k <= last {
         bits.refill()?;
         let (run, value) = ac.coefficient(bits)?;
         if k + run > 63 {
@@ -146,9 +146,8 @@ fn decode_block(
             break;
         }
         k += run;
-        if k <= *last {
-            let sum = &mut coefficients[usize::from(places[k])];
-            *sum = bounded(*sum + dequantized(value, steps[k]));
+        if k <= last {
+            plan.steps.add(&mut coefficients, k, value);
         }
         k += 1;
     }
@@ -159,16 +158,6 @@ fn decode_block(
         _ => idct::four(&coefficients, target, stride),
     }
     Some(())
-}
-
-/// A value of at most 16 bits times a step of at most 15.
-#[inline(always)]
-fn dequantized(value: i32, step: i32) -> i32 {
-    (value * step + (1 << (idct::STEP_POINT - 1))) >> idct::STEP_POINT
-}
-
-fn bounded(coefficient: i32) -> i32 {
-    coefficient.clamp(-idct::BOUND, idct::BOUND)
 }
 
 /// JFIF's YCbCr to RGB, in 16-bit fixed point.

@@ -1,0 +1,85 @@
+"""CPU time of a request in two builds of weir: compare_cpu.py OTHER_WEIR RELEASE_FOLDER PAIRS FRAMES...
+
+Both serve all the while. In each pair, one after the other is under load for two seconds; what counts is the median of the pairs' ratios,
+since the speed of the machine changes from minute to minute.
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+READY_S = 60
+LOAD_S = 2
+
+
+class Server:
+    """`weir serve` with an empty configuration and a data folder of its own."""
+
+    def __init__(self, weir, port, folder):
+        self.url = f"http://127.0.0.1:{port}"
+        folder.mkdir()
+        self.log = folder / "log"
+        command = [weir, "serve", "--listen", f"127.0.0.1:{port}", "--data-dir", folder / "data"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def wait_until_ready(self):
+        end = time.monotonic() + READY_S
+        while True:
+            if self.process.poll() is not None or time.monotonic() > end:
+                sys.exit(f"weir does not serve:\n{self.log.read_text()[-2000:]}")
+            try:
+                urllib.request.urlopen(self.url + "/health/ready", timeout=1).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+
+    def milliseconds(self, rig, frames, report):
+        """CPU time of the process for each request that it answered."""
+        load = [rig, "load", "--url", self.url + "/predict", "--frames", frames, "--duration", str(LOAD_S)]
+        load += ["--warmup", "0.3", "--pid", str(self.process.pid), "--json", report]
+        subprocess.run(load, stdout=subprocess.DEVNULL, check=True)
+        usage = json.loads(report.read_text())["usage"]
+        return usage["cpu_s"] / usage["ok"] * 1e3
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def compare(builds, rig, pairs, frames, folder):
+    servers = []
+    try:
+        for index, weir in enumerate(builds):
+            servers.append(Server(weir, 18200 + index, folder / f"{frames}-{index}"))
+        for server in servers:
+            server.wait_until_ready()
+            server.milliseconds(rig, frames, folder / "report.json")
+        times = ([], [])
+        for pair in range(pairs):
+            for index in (0, 1) if pair % 2 == 0 else (1, 0):
+                times[index].append(servers[index].milliseconds(rig, frames, folder / "report.json"))
+    finally:
+        for server in servers:
+            server.stop()
+    ratios = [new / other for other, new in zip(*times)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    other, new = (statistics.median(build) for build in times)
+    print(f"| {frames} | {other:.2f} ms | {new:.2f} ms | {middle:.3f} | {low:.3f} to {high:.3f} |", flush=True)
+
+
+def main(other, release, pairs, *frames):
+    release = pathlib.Path(release)
+    print("| frames | other | this | ratio | quartiles |\n|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(prefix="weir-compare-") as folder:
+        for kind in frames:
+            compare((other, release / "weir"), release / "weir-rig", max(int(pairs), 2), kind, pathlib.Path(folder))
+
+
+main(*sys.argv[1:])
