@@ -134,7 +134,7 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
 
     // A plain ONNX model lacks what only people know, and says so; with the tags it serves.
     let plain = tempfile::tempdir().unwrap();
-    let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/models/colours.onnx");
+    let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/models/colours.onnx");
     std::fs::copy(graph, plain.path().join("model.onnx")).unwrap();
     let mlmodel = "flavors:\n  onnx:\n    data: model.onnx\n    onnx_version: 1.16.0\n";
     std::fs::write(plain.path().join("MLmodel"), mlmodel).unwrap();

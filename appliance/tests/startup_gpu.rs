@@ -173,7 +173,7 @@ fn a_plain_model_is_rolled_out_with_the_library_of_the_library_folders() {
     let registry = Registry::new();
     let version = registry.version("fish", "1");
     std::fs::create_dir_all(&version).unwrap();
-    let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/models/colours.onnx");
+    let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/models/colours.onnx");
     std::fs::copy(graph, version.join("model.onnx")).unwrap();
     std::fs::write(version.join("MLmodel"), "flavors:\n  onnx:\n    data: model.onnx\n").unwrap();
     let given = "labels = [\"red\", \"green\", \"blue\"]\n\n[preprocess]\nresize = 8\ncrop = 8\nmean = 127\nstd = 128\n";

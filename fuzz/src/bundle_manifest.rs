@@ -3,7 +3,7 @@
 use std::path::{Component, Path};
 
 use gpu_kernels::CpuPreprocessor;
-use weir::models::{Bundle, Manifest};
+use inference::bundle::{Bundle, Manifest};
 
 use crate::measure::measured;
 use crate::scratch;

@@ -13,12 +13,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cloud_sync::secret::Secret;
+use inference::decode_memory::DecodeMemory;
+use inference::engine::DeviceChoice;
 
 use crate::batch::BatchService;
 use crate::config::Config;
-use crate::engine::DeviceChoice;
 use crate::fetch::Fetcher;
-use crate::memory::{BodyMemory, DecodeMemory};
+use crate::memory::BodyMemory;
 use crate::predict::PredictService;
 use crate::rollout::Rollouts;
 use crate::serving::{LoadedModel, Models};

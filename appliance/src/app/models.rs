@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cloud_sync::registry::ModelReference;
+use inference::bundle::find_bundle;
+use inference::engine::Runtime;
+use inference::lanes::{LaneSettings, Stalls};
 
 use super::start::model_loader;
 use super::{App, Links, Role, StartError, models_dir};
 use crate::config::{Config, ModelConfig};
-use crate::engine::Runtime;
-use crate::lanes::{LaneSettings, Stalls};
-use crate::models::{ModelStore, PullLimits, find_bundle};
+use crate::models::{ModelStore, PullLimits};
 use crate::rollout::{Begun, Followed, Journal, Settings, Surroundings, begin};
 use crate::serving::{LoadedModel, Models, Slot, cpu_lanes};
 
@@ -104,7 +105,7 @@ fn find(config: &Config) -> Result<Found, StartError> {
 
 /// The name of the default model: as configured, or as what it follows, or as its bundle's manifest says.
 pub fn default_name(config: &Config, bundle: Option<&Path>) -> String {
-    let manifest = || crate::models::Manifest::read(bundle?).ok().map(|manifest| manifest.name);
+    let manifest = || inference::bundle::Manifest::read(bundle?).ok().map(|manifest| manifest.name);
     let follow = config.model.follow.parse::<ModelReference>().ok().map(|follow| follow.name);
     let own = Some(config.model.name.clone()).filter(|name| !name.is_empty());
     own.or(follow).or_else(manifest).unwrap_or_else(|| "default".to_owned())

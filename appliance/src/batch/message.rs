@@ -11,9 +11,8 @@ use serde::Serialize;
 use self::fields::{Fields, Found, Urls, Value};
 use super::image_url::MAX_URL_BYTES;
 use super::layout::{check_id, id_of_place};
+use crate::config::MAX_MESSAGE_IMAGES;
 
-/// Most images of one message. Their results are published in one transaction, and are in memory until then.
-pub const MAX_MESSAGE_IMAGES: u64 = 10_000;
 /// Longest name of a camera, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 /// Most predictions an image that a message may ask for; a model has fewer labels than that, or answers with all.

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use gpu_kernels::DecodeLimits;
+use inference::bundle::{Bundle, BundleError, CheckError, DeviceTag, Trial, Variant};
+use inference::engine::{Graph, Runtime};
 use serde::Serialize;
 
 use super::Common;
 use crate::app::load_library;
 use crate::config::Config;
-use crate::engine::Runtime;
-use crate::models::{Bundle, BundleError, CheckError, DeviceTag, Graph, Trial, Variant};
 
 #[derive(Debug, Args)]
 pub(super) struct BundleArgs {

@@ -12,13 +12,13 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use gpu_kernels::DecodeLimits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use inference::decode_memory::{DecodeMemory, decode_cost};
+use inference::lanes::{Classified, LaneReply, LaneSettings, Lanes, StageTimings, Stalls};
 use serde_json::json;
 use tokio::sync::oneshot::Receiver;
 
 use super::Common;
 use crate::app::prepare_device;
-use crate::lanes::{Classified, LaneReply, LaneSettings, Lanes, StageTimings, Stalls};
-use crate::memory::{DecodeMemory, decode_cost};
 use crate::serving::cpu_lanes;
 use crate::telemetry::Metrics;
 

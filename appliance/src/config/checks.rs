@@ -7,8 +7,8 @@ use bytesize::ByteSize;
 use cloud_sync::secret::Secret;
 use url::Url;
 
+use super::MAX_MESSAGE_IMAGES;
 use super::{Config, Protocol, QueueChoice};
-use crate::batch::message::MAX_MESSAGE_IMAGES;
 
 impl Config {
     /// What no single key of batches and links can say.

@@ -7,6 +7,9 @@ use bytesize::ByteSize;
 use cloud_sync::secret::Secret;
 use serde::{Deserialize, Serialize};
 
+/// Most images of one message. Their results are published in one transaction, and are in memory until then.
+pub const MAX_MESSAGE_IMAGES: u64 = 10_000;
+
 /// Batch requests and the work on them.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

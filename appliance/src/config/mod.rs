@@ -7,8 +7,10 @@
 mod checks;
 mod cloud;
 mod layers;
+mod memory_limit;
 mod models;
 mod sections;
+mod sites;
 #[cfg(test)]
 mod tests;
 
@@ -20,10 +22,9 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::http::{is_host_pattern, is_origin};
 pub use cloud::{
-    BatchConfig, BlobsConfig, CaptureConfig, CaptureRule, KafkaSection, Mechanism, Protocol, QueueChoice,
-    RedisSection, S3Section,
+    BatchConfig, BlobsConfig, CaptureConfig, CaptureRule, KafkaSection, MAX_MESSAGE_IMAGES, Mechanism,
+    Protocol, QueueChoice, RedisSection, S3Section,
 };
 use cloud_sync::outbox::MAX_BULK_SHARE;
 pub use layers::{ConfigError, Layers, Loaded};
@@ -32,6 +33,7 @@ pub use sections::{
     CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, NodeConfig,
     OutboxConfig, PredictConfig, ShutdownConfig,
 };
+use sites::{is_host_pattern, is_origin};
 
 /// Everything that can be set. `weir.toml` at the root of the project documents each key.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use cloud_sync::outbox::{Durability, WhenFull};
+use inference::bundle::Precision;
+use inference::engine::DeviceKind;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::DeviceKind;
-use crate::memory::limit::memory_limit;
-use crate::models::Precision;
+use super::memory_limit::memory_limit;
 
 /// Who this box is.
 #[derive(Clone, Debug, Deserialize, Serialize)]

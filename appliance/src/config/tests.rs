@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use gpu_kernels::ImageFormat;
+use inference::engine::DeviceKind;
 
 use super::{ConfigError, Layers, Loaded, Protocol};
-use crate::engine::DeviceKind;
 
 fn load(
     file: &str,

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use inference::lanes::Client;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-
-use crate::lanes::Client;
 
 const IDLE: u8 = 0;
 const BUSY: u8 = 1;

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyDataStream, BodyExt, combinators::BoxBody};
 use hyper::body::Incoming;
 use hyper::service::Service;
+use inference::lanes::Client;
 use warp::http::header::{
     ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ALLOW,
@@ -28,7 +29,6 @@ use super::routes::{Surface, allowed};
 use super::sites::{Caller, Sites};
 use crate::app::App;
 use crate::batch::{MAX_DOWNLOADS, MAX_SUBMISSIONS};
-use crate::lanes::Client;
 use crate::pace::Rate;
 
 /// What requests may carry, and what pages may see of answers.

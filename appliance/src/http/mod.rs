@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use bytes::Buf;
 use futures_util::Stream;
+use inference::lanes::Client;
 use warp::filters::BoxedFilter;
 use warp::http::header::{ALLOW, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
@@ -37,10 +38,8 @@ use warp::{Filter, Rejection};
 
 pub use docs::openapi_json;
 pub use server::{BindError, Server};
-pub(crate) use sites::{is_host_pattern, is_origin};
 
 use crate::app::App;
-use crate::lanes::Client;
 use reply::ApiError;
 use routes::{Surface, allowed};
 

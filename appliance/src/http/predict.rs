@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt, stream};
+use inference::lanes::Client;
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
@@ -17,7 +18,6 @@ use super::forms::{self, Posted};
 use super::query::{self, PredictQuery};
 use super::reply::{ApiError, json};
 use crate::app::{App, Phase};
-use crate::lanes::Client;
 use crate::predict::{PredictAnswer, PredictError, PredictRequest, PredictService};
 use crate::serving::LoadedModel;
 use crate::telemetry::Stage;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use inference::lanes::{ClassifyError, LaneError};
 use serde::Serialize;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::http::{Response as HttpResponse, StatusCode};
@@ -14,7 +15,6 @@ use crate::batch::BatchError;
 use crate::batch::intake::{IntakeError, OptionError, Place};
 use crate::batch::spool::SpoolError;
 use crate::fetch::FetchError;
-use crate::lanes::{ClassifyError, LaneError};
 use crate::memory::NoRoom;
 use crate::predict::PredictError;
 use cloud_sync::error::is_disk_full;

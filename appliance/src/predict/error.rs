@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use cloud_sync::outbox::OutboxError;
 use gpu_kernels::DecodeError;
-
-use crate::lanes::{ClassifyError, LaneError};
-use crate::memory::TooCostly;
+use inference::decode_memory::TooCostly;
+use inference::lanes::{ClassifyError, LaneError};
 
 /// Why an image has no answer.
 #[derive(Debug, thiserror::Error)]

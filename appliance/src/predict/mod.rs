@@ -10,7 +10,6 @@
 mod cache;
 mod error;
 mod flight;
-mod model;
 #[cfg(test)]
 mod tests;
 
@@ -22,17 +21,16 @@ use cloud_sync::capture::{Capture, Captured};
 use cloud_sync::event::{Event, EventBody, ImageRef, Prediction, Score};
 use cloud_sync::outbox::Outbox;
 use gpu_kernels::DecodeLimits;
+use inference::decode_memory::decode_cost;
+use inference::lanes::{Client, LaneError, StageTimings, SubmitError};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout_at;
 
 pub use cache::ContentCache;
 pub use error::PredictError;
 pub use flight::Flights;
-pub use model::ServingModel;
 
-use crate::lanes::{Client, LaneError, StageTimings, SubmitError};
-use crate::memory::decode_cost;
-use crate::serving::{Chosen, LoadedModel, Models, Slot};
+use crate::serving::{Chosen, LoadedModel, Models, ServingModel, Slot};
 use crate::telemetry::{CacheOutcome, Metrics, Stage};
 use flight::Role;
 

@@ -33,12 +33,12 @@ use std::time::Duration;
 
 use cloud_sync::outbox::Outbox;
 use cloud_sync::registry::{ModelReference, ModelRegistry};
+use inference::lanes::LaneSettings;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::{MonitoringConfig, RolloutConfig};
-use crate::lanes::LaneSettings;
 use crate::models::{ModelStore, PullLimits};
 use crate::serving::{ModelLoader, Slot};
 use crate::telemetry::Metrics;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use inference::bundle::{Bundle, find_bundle};
+
 use super::entry::{Entry, Placed};
 use super::promote::Why;
 use super::status::Step;
 use super::steps::beside;
 use super::task::{Order, Task};
 use super::{Command, Refusal, tell};
-use crate::models::{Bundle, find_bundle};
 use crate::serving::LoadedModel;
 
 impl Task {

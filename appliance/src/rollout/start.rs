@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use inference::bundle::{Bundle, BundleError, find_bundle};
+
 use super::entry::{Entry, Placed};
 use super::{Followed, Journal, Surroundings, crashes};
-use crate::models::{Bundle, BundleError, ModelStore, Origin, find_bundle};
+use crate::models::{ModelStore, Origin};
 use crate::serving::{LoadError, LoadedModel};
 
 /// Where a bundle was found: the newer first.

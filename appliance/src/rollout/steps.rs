@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use cloud_sync::event::ModelChange;
 use cloud_sync::registry::ModelVersion;
+use inference::bundle::Bundle;
 
 use super::entry::Placed;
 use super::promote::Why;
@@ -14,7 +15,7 @@ use super::task::{Interrupt, Order, Polled, Task};
 use super::verdict::{Evidence, Stage, Verdict, judge};
 use super::{Command, Refusal, tell};
 use crate::gentle;
-use crate::models::{Bundle, Origin, pull};
+use crate::models::{Origin, pull};
 use crate::serving::{Comparison, LoadError, LoadedModel, Trial, TrialKind};
 
 /// How often a trial is looked at.

@@ -10,14 +10,16 @@ use cloud_sync::check::CheckStep;
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::registry::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, Which};
 use gpu_kernels::DecodeLimits;
+use inference::bundle::Bundle;
+use inference::bundle::testing::write_bundle;
+use inference::engine::{DeviceKind, DeviceRequest, Runtime, choose_device};
+use inference::lanes::LaneSettings;
 use parking_lot::Mutex;
 
 use super::{Command, Entry, Followed, Journal, Rollouts, Settings, Surroundings};
 use crate::config::{MonitoringConfig, RolloutConfig};
-use crate::engine::{DeviceKind, DeviceRequest, Runtime, choose_device};
-use crate::lanes::LaneSettings;
-use crate::models::testing::{limits, write_bundle};
-use crate::models::{Bundle, ModelStore, Origin};
+use crate::models::testing::limits;
+use crate::models::{ModelStore, Origin};
 use crate::serving::{ModelLoader, Slot};
 use crate::telemetry::Metrics;
 

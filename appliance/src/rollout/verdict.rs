@@ -134,9 +134,9 @@ fn passed_bound(evidence: &Evidence, config: &RolloutConfig, over: bool) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::EngineError;
-    use crate::lanes::{ClassifyError, LaneError};
     use crate::serving::Tally;
+    use inference::engine::EngineError;
+    use inference::lanes::{ClassifyError, LaneError};
 
     fn reading(count: u64, millis: u64, failed: u64) -> TallyReading {
         let tally = Tally::default();

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use gpu_kernels::DecodeLimits;
 use gpu_kernels::cuda::{library_folders, tensorrt_version};
+use inference::bundle::{Bundle, DeviceTag};
+use inference::engine::{DeviceChoice, EngineCache, Provider};
+use inference::lanes::gpu::{DecodeSettings, GpuSettings};
+use inference::lanes::{LaneSettings, Stalls};
 
 use crate::config::Config;
-use crate::engine::{DeviceChoice, EngineCache, Provider};
-use crate::lanes::gpu::{DecodeSettings, GpuSettings};
-use crate::lanes::{LaneSettings, Stalls};
-use crate::models::{Bundle, DeviceTag};
 
 /// Batches that may wait for each GPU where the configuration names no bound.
 const BATCHES_A_QUEUE: usize = 4;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use inference::bundle::Bundle;
+use inference::lanes::{Lanes, StageTimings};
+
+use super::ServingModel;
 use super::Tally;
-use crate::lanes::{Lanes, StageTimings};
-use crate::models::{Bundle, Origin};
-use crate::predict::ServingModel;
+use crate::models::Origin;
 
 /// A version that is loaded, warmed and checked.
 pub struct LoadedModel {

@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gpu_kernels::{DecodeError, DecodeLimits};
-
-use super::{GpuPlan, LoadedModel};
-use crate::config::Config;
-use crate::engine::{DeviceChoice, EngineError, Runtime};
-use crate::gentle;
-use crate::lanes::cpu::CpuPipeline;
-use crate::lanes::gpu::gpu_factory;
-use crate::lanes::{
+use inference::bundle::{Bundle, BundleError, DeviceTag, GoldenFault, ModelFile, Precision, run_golden};
+use inference::engine::{DeviceChoice, EngineError, Runtime};
+use inference::lanes::cpu::CpuPipeline;
+use inference::lanes::gpu::gpu_factory;
+use inference::lanes::{
     ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, StandIn,
     SubmitError,
 };
-use crate::models::{Bundle, BundleError, DeviceTag, GoldenFault, ModelFile, Origin, Precision, run_golden};
-use crate::predict::ServingModel;
+
+use super::ServingModel;
+use super::{GpuPlan, LoadedModel};
+use crate::config::Config;
+use crate::gentle;
+use crate::models::Origin;
 
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
 

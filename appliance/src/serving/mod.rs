@@ -8,6 +8,7 @@
 mod gpu;
 mod loaded;
 mod loader;
+mod model;
 mod sightings;
 mod slot;
 mod tally;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 pub use gpu::GpuPlan;
 pub use loaded::LoadedModel;
 pub use loader::{LoadError, ModelLoader, SETTLED, check_golden, cpu_lanes};
+pub use model::ServingModel;
 pub use sightings::{CONFIDENCE_STEPS, Sightings};
 pub use slot::{Chosen, Comparison, Other, Routes, Slot, Trial, TrialKind};
 pub use tally::{Tally, TallyReading};

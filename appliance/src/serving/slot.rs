@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use cloud_sync::event::Score;
 use gpu_kernels::{DecodeLimits, FormatSet};
+use inference::decode_memory::decode_cost;
 use parking_lot::{Mutex, RwLock};
 
 use super::{LoadedModel, Sightings};
-use crate::memory::decode_cost;
 
 /// Of the images that a promoted version answers, so many are compared at first, and then one of so many: enough to judge by,
 /// at a price that a machine near its limit can pay for as long as a version is monitored.

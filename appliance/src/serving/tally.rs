@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use inference::lanes::LaneError;
 use serde::{Deserialize, Serialize};
-
-use crate::lanes::LaneError;
 
 /// Bounds of the histogram grow by a quarter of an octave, from 16 microseconds to 8 minutes.
 const BUCKETS: usize = 100;

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpu_kernels::ImageFormat;
+use inference::bundle::{Bundle, DeviceTag};
+use inference::lanes::{
+    Classified, ClassifyError, LaneDevice, LaneSettings, Lanes, StageTimings, Unobserved,
+};
 
+use super::ServingModel;
 use super::slot::is_in_part;
 use super::{Comparison, LoadedModel, Models, Slot, Tally, TallyReading, Trial, TrialKind};
-use crate::lanes::{Classified, ClassifyError, LaneDevice, LaneSettings, Lanes, StageTimings, Unobserved};
-use crate::models::{Bundle, DeviceTag, Origin};
-use crate::predict::ServingModel;
+use crate::models::Origin;
 
 /// Answers always the same.
 struct Simulated;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use inference::lanes::{Classified, ClassifyError, LaneError, LaneObserver, SkipReason};
+
 use super::labels::{FailureLabels, LaneLabels, ReasonLabels, Stage};
 use super::metrics::Metrics;
-use crate::lanes::{Classified, ClassifyError, LaneError, LaneObserver, SkipReason};
 
 impl LaneObserver for Metrics {
     fn computed(

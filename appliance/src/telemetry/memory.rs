@@ -1,10 +1,11 @@
 //! Memory for images, read at the moment of a scrape.
 
+use inference::decode_memory::DecodeMemory;
+use inference::lanes::Lanes;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::lanes::Lanes;
-use crate::memory::{BodyMemory, DecodeMemory};
+use crate::memory::BodyMemory;
 
 /// How the budgets stand.
 #[derive(Clone, Copy, Debug, Default)]

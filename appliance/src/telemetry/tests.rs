@@ -6,10 +6,10 @@ use std::time::Duration;
 use cloud_sync::capture::CaptureStats;
 use cloud_sync::health::LinkState;
 use gpu_kernels::cuda::GpuReading;
+use inference::lanes::{LaneObserver, SkipReason};
 
 use super::*;
 use crate::batch::worker::WorkerCounts;
-use crate::lanes::{LaneObserver, SkipReason};
 
 /// Every metric with a sample, all that can be counted at 3.
 fn everything(waiting: Option<u64>) -> String {

@@ -95,7 +95,7 @@ impl Default for Colours<'_> {
 impl Colours<'_> {
     /// Writes it to a folder, under a version.
     pub fn write(&self, to: &Path, version: &str) {
-        let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/models");
+        let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/models");
         std::fs::create_dir_all(to.join("golden")).unwrap();
         std::fs::copy(made.join(self.model), to.join("model.onnx")).unwrap();
         std::fs::copy(made.join("red.png"), to.join("golden/red.png")).unwrap();

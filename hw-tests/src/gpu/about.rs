@@ -38,7 +38,7 @@ impl Setup {
                 Ok(providers) => json!(providers.iter().map(ToString::to_string).collect::<Vec<_>>()),
                 Err(missing) => json!({ "none": missing }),
             },
-            "weir_version": weir::VERSION,
+            "weir_version": env!("CARGO_PKG_VERSION"),
             "machine": machine(),
             "date": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             "command": std::env::args().collect::<Vec<_>>(),

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use gpu_kernels::DecodeLimits;
-use weir::engine::Provider;
-use weir::lanes::Lanes;
-use weir::lanes::cpu::CpuPipeline;
-use weir::models::DeviceTag;
+use inference::bundle::DeviceTag;
+use inference::engine::Provider;
+use inference::lanes::Lanes;
+use inference::lanes::cpu::CpuPipeline;
 
 use super::end_to_end::start;
 use super::setup::Setup;

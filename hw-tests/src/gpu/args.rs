@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use gpu_kernels::cuda::{Device, Driver, GpuError};
-use weir::engine::Provider;
+use inference::engine::Provider;
 
 use super::plan::Plan;
 use super::report::Report;

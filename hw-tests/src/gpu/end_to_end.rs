@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use weir::engine::Provider;
-use weir::lanes::gpu::{build, gpu_factory};
-use weir::lanes::{
-    Built, Classified, LaneError, LaneObserver, LaneSettings, Lanes, SkipReason, StageTimings,
-};
+use inference::engine::Provider;
+use inference::lanes::gpu::{build, gpu_factory};
+use inference::lanes::{Built, LaneObserver, LaneSettings, Lanes, StageTimings};
 
 use super::setup::{Frames, Model, Setup};
 use super::sheet::Sheet;
@@ -105,7 +103,7 @@ pub(super) fn start(setup: &Setup, model: &Model, provider: Provider) -> anyhow:
     let factory = gpu_factory(&model.runtime, &model.bundle, &model.file, &settings);
     let lanes = LaneSettings::new(1, 2 * setup.plan.in_flight);
     let built = vec![Built { device, better: None }];
-    Ok(Lanes::start_batches(&lanes, built, &factory, None, Arc::new(Unobserved))?)
+    Ok(Lanes::start_batches(&lanes, built, &factory, None, Arc::new(FailureLog))?)
 }
 
 /// Images a second with so many in flight, and the mean time by stage.
@@ -152,14 +150,10 @@ fn classify(
     Ok((f64::from(done) / seconds, mean))
 }
 
-/// The suite counts for itself.
-pub(super) struct Unobserved;
+/// Reports failures of the device; the suite counts everything else for itself.
+pub(super) struct FailureLog;
 
-impl LaneObserver for Unobserved {
-    fn computed(&self, _: usize, _: Duration, _: Duration, _: &Result<Classified, LaneError>) {}
-    fn ran(&self, _: usize) {}
-    fn skipped(&self, _: usize, _: SkipReason) {}
-    fn restarted(&self, _: usize) {}
+impl LaneObserver for FailureLog {
     fn device_failed(&self, _: usize, kind: &'static str, _: usize) {
         eprintln!("  the GPU's lane failed: {kind}");
     }

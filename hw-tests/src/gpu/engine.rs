@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use weir::engine::Provider;
-use weir::lanes::gpu::GpuEngine;
+use inference::engine::Provider;
+use inference::lanes::gpu::GpuEngine;
 
 use super::setup::Setup;
 use super::sheet::Sheet;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use weir::models::find_bundle;
+use inference::bundle::find_bundle;
 
 use super::setup::{Frames, Setup};
 use super::sheet::Sheet;

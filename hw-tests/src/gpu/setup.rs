@@ -10,11 +10,11 @@ use gpu_kernels::DecodeLimits;
 use gpu_kernels::cuda::{
     Device, Driver, Gpu, GpuReading, LIBRARIES, LibraryUse, find_library, library_folders,
 };
+use inference::bundle::{Bundle, DeviceTag, ModelFile, find_bundle};
+use inference::engine::{EngineCache, LIBRARY_NAME, Provider, Runtime, library_candidates};
+use inference::lanes::Stalls;
+use inference::lanes::gpu::{DecodeSettings, GpuSettings};
 use tempfile::TempDir;
-use weir::engine::{EngineCache, LIBRARY_NAME, Provider, Runtime, library_candidates};
-use weir::lanes::Stalls;
-use weir::lanes::gpu::{DecodeSettings, GpuSettings};
-use weir::models::{Bundle, DeviceTag, ModelFile, find_bundle};
 
 use super::Args;
 use super::plan::Plan;

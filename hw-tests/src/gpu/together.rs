@@ -7,8 +7,8 @@ use bytes::Bytes;
 use gpu_kernels::cuda::{Device, DevicePool, PinnedPool};
 use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::Stager;
-use weir::engine::Provider;
-use weir::lanes::gpu::{Decoders, Message, Teller};
+use inference::engine::Provider;
+use inference::lanes::gpu::{Decoders, Message, Teller};
 
 use super::setup::Setup;
 use crate::frames::Frame;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use gpu_kernels::DecodeLimits;
+use inference::bundle::{Bundle, DeviceTag, ModelFile, find_bundle};
+use inference::engine::Runtime;
+use inference::lanes::StageTimings;
+use inference::lanes::cpu::CpuPipeline;
 use serde::Serialize;
-use weir::engine::Runtime;
-use weir::lanes::StageTimings;
-use weir::lanes::cpu::CpuPipeline;
-use weir::models::{Bundle, DeviceTag, ModelFile, find_bundle};
 
 use crate::frames::Frame;
 use crate::process;

@@ -7,16 +7,16 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use cloud_sync::capture::Captured;
 use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
+use inference::decode_memory::decode_cost;
+use inference::lanes::{Classified, LaneError, SubmitError};
 use tokio::time::Instant;
 
 use super::{Setback, Worker, WorkerStats};
 use crate::batch::image_url::in_result;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::batch::pausing;
-use crate::lanes::{Classified, LaneError, SubmitError};
-use crate::memory::decode_cost;
-use crate::predict::ServingModel;
 use crate::serving::Chosen;
+use crate::serving::ServingModel;
 
 /// The camera of captured images of a batch that names none.
 const NO_CAMERA: &str = "batch";

@@ -4,10 +4,10 @@ use gpu_kernels::cuda::{
     Driver, GpuError, GpuReading, LEAST_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library,
     library_folders,
 };
+use inference::engine::{DeviceKind, library_candidates};
 
 use super::{Check, ok, warning};
 use crate::config::Config;
-use crate::engine::{DeviceKind, library_candidates};
 
 /// Nothing where the configuration wants no GPU. That a GPU which was asked for can't be had is for the check of the device
 /// to fail on; here stands what is known of it.

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use clap::Args;
 use cloud_sync::quarantine;
+use inference::lanes::LaneSettings;
 use serde::Serialize;
 
 use super::Common;
@@ -22,7 +23,6 @@ use crate::app::{
 };
 use crate::config::{Config, Loaded};
 use crate::fetch::Fetcher;
-use crate::lanes::LaneSettings;
 use crate::serving::{check_golden, cpu_lanes};
 use crate::telemetry::Metrics;
 

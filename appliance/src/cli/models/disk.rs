@@ -1,10 +1,11 @@
 //! What the data directory says of models, for when no appliance runs.
 
+use inference::bundle::find_bundle;
 use serde_json::{Value, json};
 
 use crate::app::models_dir;
 use crate::config::Config;
-use crate::models::{ModelStore, find_bundle};
+use crate::models::ModelStore;
 use crate::rollout::{Entry, Journal};
 
 /// The bundles in the store, the newest first.

@@ -8,12 +8,13 @@ use anyhow::Context;
 use cloud_sync::registry::ModelReference;
 use gpu_kernels::DecodeLimits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use inference::bundle::try_load;
 use serde_json::json;
 
 use super::registry;
 use crate::app::{load_library, models_dir, pull_limits};
 use crate::config::Config;
-use crate::models::{ModelStore, Progress, pull, try_load};
+use crate::models::{ModelStore, Progress, pull};
 
 pub(super) fn run(config: &Config, reference: &str, as_json: bool) -> anyhow::Result<ExitCode> {
     let reference: ModelReference = reference.parse()?;

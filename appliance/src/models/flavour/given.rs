@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use gpu_kernels::PreprocessSpec;
+use inference::bundle::OutputKind;
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
-
-use crate::models::OutputKind;
 
 /// How each piece is given, for refusals.
 const PREPROCESS: &str = "preprocess: set the tag weir.preprocess, as in \

@@ -2,16 +2,16 @@
 //! of the version or from a sidecar, `weir.toml`.
 
 mod given;
-mod graph;
 mod mlmodel;
 
-pub(super) use given::{Given, Labels};
-pub use graph::{Graph, Port};
-pub(super) use mlmodel::onnx_file;
-
 use gpu_kernels::PreprocessSpec;
+use inference::bundle::{
+    DataFile, DeviceTag, Golden, Input, InputType, Manifest, Output, Precision, Variant,
+};
+use inference::engine::Graph;
 
-use super::{DataFile, DeviceTag, Golden, Input, InputType, Manifest, Output, Precision, Variant};
+pub(super) use given::{Given, Labels};
+pub(super) use mlmodel::onnx_file;
 
 /// What a plain model lacks to become a bundle, all of it found.
 pub(super) struct Complete {

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use cloud_sync::error::Link;
 use cloud_sync::registry::{ModelRegistry, ModelVersion};
+use inference::bundle::digest_of;
 
 use super::paths::Listing;
 use super::{Progress, PullError, PullLimits, blocking};
-use crate::models::bundle::digest_of;
 use crate::models::store::{link, open_regular};
 use crate::models::{ModelStore, Partial, StoreError};
 

@@ -1,8 +1,8 @@
 //! Why a registered version did not become a bundle in the store, and whether trying again can help.
 
 use cloud_sync::error::SyncError;
+use inference::engine::EngineError;
 
-use crate::engine::EngineError;
 use crate::models::StoreError;
 
 /// Why a version can't be had.

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloud_sync::registry::{ModelRegistry, ModelVersion};
+use inference::bundle::MANIFEST;
 use tokio::time::Instant;
 
-use super::bundle::MANIFEST;
 use super::{ModelStore, Origin, Partial};
 use crate::gentle;
 use download::{Download, Tell};

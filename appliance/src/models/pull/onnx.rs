@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use gpu_kernels::PreprocessSpec;
+use inference::bundle::{DataFile, Golden};
+use inference::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT};
+use inference::engine::{EngineError, Graph, Runtime};
 
 use super::download::{Download, Fetched};
 use super::{PullError, blocking, paths};
-use crate::engine::{EngineError, Runtime};
-use crate::models::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT};
-use crate::models::flavour::{Complete, Given, Graph, Labels, onnx_file};
-use crate::models::{DataFile, Golden};
+use crate::models::flavour::{Complete, Given, Labels, onnx_file};
 
 pub(super) const MLMODEL: &str = "MLmodel";
 const SIDECAR: &str = "weir.toml";

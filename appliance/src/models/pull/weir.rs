@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use inference::bundle::Manifest;
+use inference::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT};
+
 use super::download::Download;
 use super::{PullError, paths};
-use crate::models::Manifest;
-use crate::models::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT};
 
 /// Files of the bundle's own folder that people may need and no digest is known of.
 const FOR_PEOPLE: [&str; 6] = ["license", "licence", "notice", "readme", "copying", "authors"];

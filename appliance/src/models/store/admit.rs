@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use cloud_sync::durable::{self, sync_dir};
+use inference::bundle::{Bundle, BundleError};
+use inference::bundle::{MANIFEST, digest_of};
 
 use super::disk::{self, GONE, NEW, link, open_regular};
 use super::index::{Index, StoredBundle};
 use super::{BUNDLES, FILES, ModelStore, Origin, Partial, StoreError};
-use crate::models::bundle::{MANIFEST, digest_of};
-use crate::models::{Bundle, BundleError};
 
 /// Folders in folders of a bundle.
 const DEPTH: usize = 8;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::models::BundleError;
+use inference::bundle::BundleError;
 
 /// Why the store can't do what it was asked.
 #[derive(Debug, thiserror::Error)]

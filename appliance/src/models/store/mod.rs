@@ -25,9 +25,8 @@ pub(in crate::models) use disk::{link, open_regular};
 pub use error::StoreError;
 use index::Index;
 pub use index::{Origin, StoredBundle};
+use inference::bundle::{Bundle, BundleError, MANIFEST};
 pub use partial::Partial;
-
-use super::{Bundle, BundleError};
 
 const FILES: &str = "files";
 const BUNDLES: &str = "bundles";
@@ -73,7 +72,7 @@ impl ModelStore {
             return Ok(bundle);
         }
         let (found, expected) = (bundle.digest().into(), digest.into());
-        Err(BundleError::Digest { dir, file: super::bundle::MANIFEST.into(), found, expected }.into())
+        Err(BundleError::Digest { dir, file: MANIFEST.into(), found, expected }.into())
     }
 
     /// All bundles, the one that was taken in last first.

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use inference::bundle::hex;
 use sha2::{Digest, Sha256};
 
 use super::{ModelStore, Origin, PARTIAL, StoreError, disk};
-use crate::models::bundle::hex;
 
 /// The download of one registered version. Nobody else works on it as long as this lives.
 #[derive(Debug)]

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cloud_sync::durable::simulated::{SimulatedDisk, after_each_loss};
+use inference::bundle::testing::{edit, write_bundle};
 
 use super::{ModelStore, Origin, StoreError};
-use crate::models::testing::{edit, names, write_bundle};
+use crate::models::testing::names;
 
 fn origin(version: &str) -> Origin {
     Origin { source: "tests".into(), name: "colours".into(), version: version.into() }

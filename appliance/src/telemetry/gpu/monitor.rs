@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use gpu_kernels::cuda::{GpuError, GpuReading, LibraryError, Nvml};
+use inference::engine::DeviceKind;
 use tokio::sync::Mutex;
 
 use crate::config::EngineConfig;
-use crate::engine::DeviceKind;
 
 /// A reading is given again until it is this old, however many scrapers ask.
 const MAX_AGE: Duration = Duration::from_secs(1);

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gpu_kernels::cuda::{GpuReading, Nvml};
+use inference::engine::DeviceKind;
 use tempfile::TempDir;
 
 use super::GpuMonitor;
 use crate::config::EngineConfig;
-use crate::engine::DeviceKind;
 use crate::telemetry::{CloudReadings, Gauges, Metrics};
 
 /// Two GPUs, of which the second reports nothing. Files beside the library make the first one be lost or not answer. It

@@ -12,6 +12,11 @@ use cloud_sync::event::{BatchItem, BatchSummary, Event, EventBody};
 use cloud_sync::queue::JobQueue;
 use cloud_sync::state::{BatchSpec, StateStore};
 use gpu_kernels::{DecodeLimits, ImageFormat};
+use inference::bundle::{Bundle, DeviceTag};
+use inference::engine::EngineError;
+use inference::lanes::{
+    Classified, ClassifyError, LaneDevice, LaneSettings, Lanes, StageTimings, Unobserved,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -24,10 +29,7 @@ use crate::batch::patience::Patience;
 use crate::batch::record::BatchRecord;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
-use crate::engine::EngineError;
-use crate::lanes::{Classified, ClassifyError, LaneDevice, LaneSettings, Lanes, StageTimings, Unobserved};
-use crate::models::{Bundle, DeviceTag};
-use crate::predict::ServingModel;
+use crate::serving::ServingModel;
 use crate::serving::{LoadedModel, Models, Slot};
 
 /// How often a picture whose last byte is 254 still fails.

@@ -6,14 +6,16 @@ mod plain;
 use std::fs;
 use std::sync::atomic::Ordering;
 
-use crate::models::testing::{Shelf, edit, ignore, limits, made, names, sha256_of};
+use inference::bundle::testing::{edit, made, sha256_of};
+
+use crate::models::testing::{Shelf, ignore, limits, names};
 use crate::models::{ModelStore, Origin, Progress, PullError, PullLimits, pull};
 
 #[tokio::test]
 async fn a_bundle_is_downloaded_once_with_no_file_that_it_does_not_name() {
     let shelf = Shelf::new();
     let nested = shelf.path().join("artifacts/colours");
-    crate::models::testing::write_bundle(&nested, "colours.onnx");
+    inference::bundle::testing::write_bundle(&nested, "colours.onnx");
     fs::write(nested.join("LICENSE.txt"), "free").unwrap();
     fs::write(nested.join("checkpoint.pt"), "not named").unwrap();
     fs::write(shelf.path().join("conda.yaml"), "not named").unwrap();
@@ -182,7 +184,7 @@ async fn what_is_no_model_is_refused_with_what_to_do() {
     shelf.list("model.pkl", 100);
     assert!(shelf.refusal().await.to_string().contains("model.pkl"));
     let shelf = Shelf::with_bundle();
-    crate::models::testing::write_bundle(&shelf.path().join("second"), "colours.onnx");
+    inference::bundle::testing::write_bundle(&shelf.path().join("second"), "colours.onnx");
     let error = shelf.refusal().await.to_string();
     assert!(error.contains("bundle.toml and second/bundle.toml"), "{error}");
     let shelf = Shelf::with_bundle();

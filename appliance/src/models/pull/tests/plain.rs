@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use gpu_kernels::DecodeLimits;
+use inference::bundle::testing::{edit, made, sha256_of};
+use inference::bundle::{Bundle, CheckError, DeviceTag, Precision, try_load};
+use inference::engine::Runtime;
 
-use crate::engine::Runtime;
-use crate::models::testing::{Shelf, edit, made, sha256_of};
-use crate::models::{Bundle, CheckError, DeviceTag, ModelStore, Precision, PullError, try_load};
+use crate::models::testing::Shelf;
+use crate::models::{ModelStore, PullError};
 
 const PREPROCESS: &str = "resize=8,crop=8,mean=127,std=128";
 
