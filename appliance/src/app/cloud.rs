@@ -26,10 +26,10 @@ use crate::batch::patience::Patience;
 use crate::batch::spool::Spool;
 use crate::batch::tidy::{self, Tidy};
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
-use crate::batch::{BatchService, BatchStores, spool_dir};
+use crate::batch::{BatchReading, BatchService, BatchStores, spool_dir};
 use crate::config::{CaptureRule, Config, QueueChoice};
 use crate::serving::Models;
-use crate::telemetry::{BatchReading, CloudReadings, UplinkReading};
+use crate::telemetry::{CloudReadings, UplinkReading};
 
 /// Pause after the first failed try to load an image.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -126,7 +126,13 @@ impl Cloud {
                 }
             }),
             capture: self.capture.as_ref().map(|capture| capture.stats()),
-            batch: self.work.as_ref().map(|work| {
+            blobs: self.blobs.as_ref().and_then(DirStore::room),
+        }
+    }
+
+    /// How batch work stands, where there is any, at the pace of a metrics scrape.
+    pub fn batch_reading(&self) -> Option<BatchReading> {
+        self.work.as_ref().map(|work| {
                 let queue = work.queue.stats();
                 BatchReading {
                     waiting: queue.waiting,
@@ -136,9 +142,7 @@ impl Cloud {
                     counts: work.own.as_ref().map(|(stats, _)| stats.counts()).unwrap_or_default(),
                     retries: work.own.as_ref().map_or(0, |(_, patience)| patience.retries()),
                 }
-            }),
-            blobs: self.blobs.as_ref().and_then(DirStore::room),
-        }
+            })
     }
 
     /// Tells batch work to take no more and to finish what it has in hand. [`Cloud::end`] waits for it.

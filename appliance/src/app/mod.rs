@@ -16,7 +16,7 @@ use cloud_sync::secret::Secret;
 use inference::decode_memory::DecodeMemory;
 use inference::engine::DeviceChoice;
 
-use crate::batch::BatchService;
+use crate::batch::{BatchMetrics, BatchService};
 use crate::config::Config;
 use crate::fetch::Fetcher;
 use crate::memory::BodyMemory;
@@ -60,6 +60,7 @@ pub struct App {
     role: Role,
     config: Config,
     metrics: Arc<Metrics>,
+    batch_metrics: BatchMetrics,
     gpus: Arc<GpuMonitor>,
     body_memory: Arc<BodyMemory>,
     decode_memory: Arc<DecodeMemory>,
@@ -89,10 +90,13 @@ impl App {
     /// The daemon before anything is loaded.
     pub fn new(role: Role, config: Config) -> Arc<Self> {
         let max_inflight = usize::try_from(config.http.max_inflight.as_u64()).unwrap_or(usize::MAX);
+        let (metrics, batch_metrics) = (Arc::new(Metrics::new()), BatchMetrics::default());
+        metrics.add(|registry| batch_metrics.register(registry));
         Arc::new(Self {
             role,
-            metrics: Arc::new(Metrics::new()),
-            gpus: GpuMonitor::new(&config.engine),
+            metrics,
+            batch_metrics,
+            gpus: GpuMonitor::new(config.engine.device, &config.engine.library_folders),
             body_memory: BodyMemory::new(max_inflight, config.http.max_body_bytes()),
             decode_memory: DecodeMemory::new(config.image.decode_memory_bytes()),
             fetcher: Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()),
@@ -123,6 +127,11 @@ impl App {
     /// The metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The metrics of batches.
+    pub fn batch_metrics(&self) -> &BatchMetrics {
+        &self.batch_metrics
     }
 
     /// The GPUs of this machine.

@@ -181,7 +181,7 @@ pub fn pull_limits(config: &Config, runtime: &Runtime) -> PullLimits {
 
 fn announce(around: &Surroundings, name: &str, loaded: &LoadedModel) {
     let (model, lanes, device) = (&loaded.model, &loaded.lanes, &around.loader.device);
-    around.metrics.serving(name, loaded, &device.kind.to_string());
+    around.metrics.serving(&loaded.labels(name, device.kind));
     tracing::info!(
         model = model.name,
         version = model.version,

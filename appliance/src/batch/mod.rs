@@ -20,6 +20,7 @@ pub mod layout;
 mod lines;
 pub mod load;
 pub mod message;
+mod metrics;
 pub mod patience;
 mod pausing;
 mod record;
@@ -47,6 +48,7 @@ use tempfile::TempPath;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use error::BatchError;
+pub use metrics::{BatchMetrics, BatchReading};
 pub use record::BatchRecord;
 pub use results::ResultsFile;
 pub use status::BatchView;

@@ -30,10 +30,12 @@ use cloud_sync::outbox::MAX_BULK_SHARE;
 pub use layers::{ConfigError, Layers, Loaded};
 pub use models::{AdminConfig, ModelConfig, MonitoringConfig, RegistryConfig, RolloutConfig};
 pub use sections::{
-    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, LogConfig, LogFormat, NodeConfig,
+    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, NodeConfig,
     OutboxConfig, PredictConfig, ShutdownConfig,
 };
 use sites::{is_host_pattern, is_origin};
+
+use crate::telemetry::LogConfig;
 
 /// Everything that can be set. `weir.toml` at the root of the project documents each key.
 #[derive(Clone, Debug, Deserialize, Serialize)]

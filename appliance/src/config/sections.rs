@@ -235,29 +235,6 @@ pub struct FetchConfig {
     pub ca_file: Option<PathBuf>,
 }
 
-/// Logs, on standard error.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// A level or a filter such as `info,weir::http=debug`.
-    pub level: String,
-    /// `auto`, `text` or `json`.
-    pub format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    #[default]
-    Auto,
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// The end of the process.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -373,12 +350,6 @@ impl Default for FetchConfig {
             rate_window: Duration::from_secs(5),
             ca_file: None,
         }
-    }
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::default() }
     }
 }
 

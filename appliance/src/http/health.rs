@@ -175,7 +175,7 @@ fn describe_cloud(reply: &mut HealthReply, cloud: &Cloud) {
         max_bytes: room.max_bytes,
         free: room.free,
     });
-    reply.batches = readings.batch.map(|batch| BatchHealth {
+    reply.batches = cloud.batch_reading().map(|batch| BatchHealth {
         queue: cloud.queue_kind(),
         waiting: batch.waiting,
         inflight: batch.inflight,

@@ -102,7 +102,7 @@ impl Task {
     /// Metrics say which version serves.
     pub(super) fn announce(&self) {
         if let Some(current) = self.followed.slot.current() {
-            self.around.metrics.serving(self.name(), &current, &self.around.loader.device.kind.to_string());
+            self.around.metrics.serving(&current.labels(self.name(), self.around.loader.device.kind));
         }
     }
 

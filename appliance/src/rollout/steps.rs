@@ -198,7 +198,7 @@ impl Task {
         origin: &Origin,
     ) -> Result<Option<Order>, Setback> {
         let Some(serving) = self.followed.slot.current() else { return Ok(None) };
-        self.around.metrics.on_trial(self.name(), model);
+        self.around.metrics.on_trial(self.name(), &model.model.version);
         let comparison = Arc::<Comparison>::default();
         let (began, trial, before) = (Instant::now(), model.tally.read(), serving.tally.read());
         self.board.note(|status| {

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use inference::bundle::Bundle;
+use inference::engine::DeviceKind;
 use inference::lanes::{Lanes, StageTimings};
 
 use super::ServingModel;
 use super::Tally;
 use crate::models::Origin;
+use crate::telemetry::ModelLabels;
 
 /// A version that is loaded, warmed and checked.
 pub struct LoadedModel {
@@ -33,6 +35,19 @@ impl std::fmt::Debug for LoadedModel {
 }
 
 impl LoadedModel {
+    /// What metrics call it, as the version of the model called `model` that serves on this device.
+    pub fn labels(&self, model: &str, device: DeviceKind) -> ModelLabels {
+        let identity = &self.model;
+        ModelLabels {
+            model: model.to_owned(),
+            name: identity.name.clone(),
+            version: identity.version.clone(),
+            digest: identity.digest.clone(),
+            precision: identity.precision.to_string(),
+            device: device.to_string(),
+        }
+    }
+
     /// A model on its lanes.
     pub fn new(model: ServingModel, lanes: Lanes, bundle: Arc<Bundle>, origin: Option<Origin>) -> Self {
         Self { model, lanes, bundle, origin, tally: Tally::default(), mean_busy_us: AtomicU64::new(0) }

@@ -1,4 +1,4 @@
-//! The metrics of links, uplink, capture and batches, read from their owners at a scrape.
+//! The metrics of links, uplink and capture, read from their owners at a scrape.
 
 use std::sync::atomic::AtomicU64;
 
@@ -12,14 +12,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::owned::{Known, raise};
-use crate::batch::worker::WorkerCounts;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LinkLabels {
     link: &'static str,
 }
 
-/// What there is to say of links and batches at one moment.
+/// What there is to say of links at one moment.
 #[derive(Default)]
 pub struct CloudReadings {
     /// Every configured link.
@@ -28,8 +27,6 @@ pub struct CloudReadings {
     pub uplink: Option<UplinkReading>,
     /// The capture of images, where there is one.
     pub capture: Option<CaptureStats>,
-    /// Batches, where they are served or worked off.
-    pub batch: Option<BatchReading>,
     /// The objects in the data directory, where they are kept there and have been counted.
     pub blobs: Option<Room>,
 }
@@ -55,23 +52,6 @@ pub struct UplinkReading {
     pub renewed: u64,
 }
 
-/// Batch work at one moment.
-#[derive(Clone, Copy, Default)]
-pub struct BatchReading {
-    /// Messages that wait, where that is known.
-    pub waiting: Option<u64>,
-    /// Messages out for work.
-    pub inflight: u64,
-    /// Whether fetching has stopped because enough are out.
-    pub paused: bool,
-    /// Partitions that this process works on.
-    pub partitions: u64,
-    /// What this process has worked off.
-    pub counts: WorkerCounts,
-    /// Calls to the stores that had to be repeated.
-    pub retries: u64,
-}
-
 #[derive(Default)]
 pub(super) struct CloudMetrics {
     link_up: Family<LinkLabels, Gauge>,
@@ -91,23 +71,6 @@ pub(super) struct CloudMetrics {
     capture_skipped: Counter,
     capture_deduplicated: Counter,
     capture_dead: Counter,
-    batch_waiting: Known,
-    batch_inflight: Gauge,
-    batch_paused: Gauge,
-    batch_partitions: Gauge,
-    batch_completed: Counter,
-    batch_failed: Counter,
-    batch_finished: Counter,
-    batch_cancelled: Counter,
-    batch_bad_messages: Counter,
-    batch_duplicates: Counter,
-    batch_lost: Counter,
-    batch_refused_results: Counter,
-    batch_retries: Counter,
-    batch_retried_images: Counter,
-    batch_crashing_images: Counter,
-    batch_damaged_results: Counter,
-    batch_quarantined: Counter,
     blobs_size: Known,
     blobs_limit: Known,
 }
@@ -133,13 +96,9 @@ impl CloudMetrics {
         r.register_with_unit("blobs_size", blobs, Unit::Bytes, self.blobs_size.clone());
         let limit = "Bound on the objects in the data directory";
         r.register_with_unit("blobs_limit", limit, Unit::Bytes, self.blobs_limit.clone());
-        r.register("batch_waiting", "Batch messages that wait for work", self.batch_waiting.clone());
         let gauges = [
             ("capture_waiting", "Captured images that wait to be sent", &self.capture_waiting),
             ("capture_dead_kept", "Captured images on disk that were refused", &self.capture_dead_kept),
-            ("batch_inflight", "Batch messages out for work", &self.batch_inflight),
-            ("batch_paused", "1 while enough batch messages are out for work", &self.batch_paused),
-            ("batch_partitions", "Partitions that this process works on", &self.batch_partitions),
         ];
         for (name, help, gauge) in gauges {
             r.register(name, help, gauge.clone());
@@ -149,7 +108,7 @@ impl CloudMetrics {
         }
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, &Counter); 23] {
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 10] {
         [
             ("uplink_sent", "Events sent to Kafka", &self.uplink_sent),
             ("uplink_dead_lettered", "Events that Kafka refused for good", &self.uplink_dead_lettered),
@@ -169,47 +128,6 @@ impl CloudMetrics {
             ("capture_skipped", "Images not captured for want of room", &self.capture_skipped),
             ("capture_deduplicated", "Images that had been captured before", &self.capture_deduplicated),
             ("capture_dead", "Captured images that the storage refused for good", &self.capture_dead),
-            ("batch_images_completed", "Batch images classified", &self.batch_completed),
-            ("batch_images_failed", "Batch images failed for good", &self.batch_failed),
-            ("batch_finished", "Batches finished by this process", &self.batch_finished),
-            ("batch_cancelled", "Batches among them that were cancelled", &self.batch_cancelled),
-            (
-                "batch_bad_messages",
-                "Messages that were no batch work, such as no JSON or no URL",
-                &self.batch_bad_messages,
-            ),
-            (
-                "batch_duplicate_messages",
-                "Messages whose images another message had done",
-                &self.batch_duplicates,
-            ),
-            (
-                "batch_moved_messages",
-                "Messages that had moved to another worker when they were done",
-                &self.batch_lost,
-            ),
-            (
-                "batch_refused_results",
-                "Results that the results topic refused; they are in the results object",
-                &self.batch_refused_results,
-            ),
-            ("batch_store_retries", "Calls to the stores that were repeated", &self.batch_retries),
-            ("batch_image_retries", "Retries of batch images", &self.batch_retried_images),
-            (
-                "batch_crashing_images",
-                "Batch images given up because the process ended at them",
-                &self.batch_crashing_images,
-            ),
-            (
-                "batch_damaged_results",
-                "Results of chunks that were damaged in the store",
-                &self.batch_damaged_results,
-            ),
-            (
-                "batch_quarantined_files",
-                "Damaged files of batches that were set aside at the start",
-                &self.batch_quarantined,
-            ),
         ]
     }
 
@@ -244,23 +162,5 @@ impl CloudMetrics {
         }
         self.blobs_size.set(readings.blobs.map(|room| room.bytes));
         self.blobs_limit.set(readings.blobs.map(|room| room.max_bytes));
-        let Some(batch) = &readings.batch else { return };
-        self.batch_waiting.set(batch.waiting);
-        self.batch_inflight.set(int(batch.inflight));
-        self.batch_paused.set(i64::from(batch.paused));
-        self.batch_partitions.set(int(batch.partitions));
-        raise(&self.batch_completed, batch.counts.classified);
-        raise(&self.batch_failed, batch.counts.failed);
-        raise(&self.batch_finished, batch.counts.batches);
-        raise(&self.batch_cancelled, batch.counts.cancelled);
-        raise(&self.batch_bad_messages, batch.counts.dead_letters);
-        raise(&self.batch_duplicates, batch.counts.duplicates);
-        raise(&self.batch_lost, batch.counts.lost);
-        raise(&self.batch_refused_results, batch.counts.refused_results);
-        raise(&self.batch_retries, batch.retries);
-        raise(&self.batch_retried_images, batch.counts.retried_images);
-        raise(&self.batch_crashing_images, batch.counts.crashing_images);
-        raise(&self.batch_damaged_results, batch.counts.damaged_results);
-        raise(&self.batch_quarantined, batch.counts.quarantined);
     }
 }

@@ -144,7 +144,7 @@ pub(super) struct SpeciesLabels {
 
 /// Labels of the model that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ModelLabels {
+pub struct ModelLabels {
     /// The model, as in `?model=`.
     pub model: String,
     /// Name in its bundle.

@@ -1,11 +1,7 @@
 //! Memory for images, read at the moment of a scrape.
 
-use inference::decode_memory::DecodeMemory;
-use inference::lanes::Lanes;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
-
-use crate::memory::BodyMemory;
 
 /// How the budgets stand.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,18 +14,6 @@ pub struct MemoryReadings {
     pub waiting: u64,
     /// Threads that are stuck at an image.
     pub stuck: u64,
-}
-
-impl MemoryReadings {
-    /// Reads them.
-    pub fn of(bodies: &BodyMemory, decode: &DecodeMemory, lanes: &Lanes) -> Self {
-        Self {
-            bodies: (bodies.used() as u64, bodies.limit() as u64),
-            decode: (decode.used(), decode.limit()),
-            waiting: decode.waiting() as u64,
-            stuck: lanes.stuck().0 as u64,
-        }
-    }
 }
 
 #[derive(Debug, Default)]

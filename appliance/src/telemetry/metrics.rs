@@ -6,6 +6,7 @@ use std::time::Duration;
 use cloud_sync::outbox::Stats as OutboxStats;
 use cloud_sync::state::StateStats;
 use gpu_kernels::cuda::GpuReading;
+use parking_lot::RwLock;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -22,7 +23,6 @@ use super::labels::{
 use super::memory::{MemoryMetrics, MemoryReadings};
 use super::models::ModelMetrics;
 use super::owned::{Seconds, raise, raise_time};
-use crate::serving::LoadedModel;
 
 /// Values that are read from their owners at the moment of a scrape.
 pub struct Gauges {
@@ -46,7 +46,7 @@ pub struct Gauges {
 
 /// All metrics.
 pub struct Metrics {
-    registry: Registry,
+    registry: RwLock<Registry>,
     connections: Gauge,
     connection_limit: Gauge,
     connections_closed: Family<ReasonLabels, Counter>,
@@ -138,11 +138,16 @@ impl Metrics {
             memory: MemoryMetrics::default(),
             cloud: CloudMetrics::default(),
             gpus: GpuMetrics::default(),
-            registry: Registry::default(),
+            registry: RwLock::default(),
         };
         metrics.register(&mut registry);
-        metrics.registry = registry;
+        *metrics.registry.get_mut() = registry;
         metrics
+    }
+
+    /// Adds the metrics of a module that keeps its own.
+    pub fn add(&self, register: impl FnOnce(&mut Registry)) {
+        register(&mut self.registry.write());
     }
 
     fn register(&self, r: &mut Registry) {
@@ -263,23 +268,14 @@ impl Metrics {
         self.species.get_or_create(&SpeciesLabels { species: species.into() }).inc();
     }
 
-    /// A version of the model called `model` serves from now on.
-    pub fn serving(&self, model: &str, loaded: &LoadedModel, device: &str) {
-        let identity = &loaded.model;
-        let labels = ModelLabels {
-            model: model.to_owned(),
-            name: identity.name.clone(),
-            version: identity.version.clone(),
-            digest: identity.digest.clone(),
-            precision: identity.precision.to_string(),
-            device: device.to_owned(),
-        };
-        self.models.serving(model, &labels);
+    /// The version that these labels name serves from now on.
+    pub fn serving(&self, labels: &ModelLabels) {
+        self.models.serving(labels);
     }
 
     /// A version of the model called `model` is on trial from now on.
-    pub fn on_trial(&self, model: &str, loaded: &LoadedModel) {
-        self.models.on_trial(model, &loaded.model.version);
+    pub fn on_trial(&self, model: &str, version: &str) {
+        self.models.on_trial(model, version);
     }
 
     /// A prediction of a version was acknowledged.
@@ -311,7 +307,7 @@ impl Metrics {
             self.set(gauges);
         }
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode(&mut text, &self.registry.read())?;
         Ok(text)
     }
 

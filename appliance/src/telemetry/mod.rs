@@ -13,9 +13,10 @@ mod owned;
 #[cfg(test)]
 mod tests;
 
-pub use cloud::{BatchReading, CloudReadings, UplinkReading};
+pub use cloud::{CloudReadings, UplinkReading};
 pub use gpu::GpuMonitor;
-pub use labels::{BatchOutcome, CacheOutcome, ClosedFor, Stage};
-pub use logging::{LoggingError, init as init_logging};
+pub use labels::{BatchOutcome, CacheOutcome, ClosedFor, ModelLabels, Stage};
+pub use logging::{LogConfig, LogFormat, LoggingError, init as init_logging};
 pub use memory::MemoryReadings;
 pub use metrics::{Gauges, Metrics};
+pub use owned::{Known, raise};

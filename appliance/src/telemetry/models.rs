@@ -79,15 +79,15 @@ impl ModelMetrics {
         );
     }
 
-    /// Another version of `model` serves.
-    pub(super) fn serving(&self, model: &str, labels: &ModelLabels) {
+    /// Another version of a model serves.
+    pub(super) fn serving(&self, labels: &ModelLabels) {
         let mut shown = self.shown.lock();
-        let shown = shown.entry(model.to_owned()).or_default();
+        let shown = shown.entry(labels.model.clone()).or_default();
         if let Some(before) = shown.info.replace(labels.clone()) {
             self.info.remove(&before);
         }
         self.info.get_or_create(labels).set(1);
-        self.show(model, shown, &labels.version);
+        self.show(&labels.model, shown, &labels.version);
     }
 
     /// A version of `model` is on trial.

@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 pub(super) type Seconds = Counter<f64, AtomicU64>;
 
 /// Raises a counter to a total that somebody else has counted. Of two scrapes at once the later total stays.
-pub(super) fn raise(counter: &Counter, total: u64) {
+pub fn raise(counter: &Counter, total: u64) {
     counter.inner().fetch_max(total, Ordering::Relaxed);
 }
 
@@ -24,10 +24,11 @@ pub(super) fn raise_time(counter: &Seconds, total: Duration) {
 
 /// A gauge without a sample while its value is not known: a zero would be taken for one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known(Arc<Mutex<Option<u64>>>);
+pub struct Known(Arc<Mutex<Option<u64>>>);
 
 impl Known {
-    pub(super) fn set(&self, value: Option<u64>) {
+    /// None is not known.
+    pub fn set(&self, value: Option<u64>) {
         *self.0.lock() = value;
     }
 }

@@ -10,6 +10,7 @@ use inference::lanes::{LaneObserver, SkipReason};
 
 use super::*;
 use crate::batch::worker::WorkerCounts;
+use crate::batch::{BatchMetrics, BatchReading};
 
 /// Every metric with a sample, all that can be counted at 3.
 fn everything(waiting: Option<u64>) -> String {
@@ -71,11 +72,15 @@ fn everything(waiting: Option<u64>) -> String {
             links: vec![("kafka", link)],
             uplink: Some(uplink),
             capture: Some(capture),
-            batch: Some(BatchReading { waiting, counts, retries: 3, ..BatchReading::default() }),
             blobs: None,
         },
         gpus: vec![Some(GpuReading { ecc_errors: Some(3), ..GpuReading::default() })],
     };
+    let batches = BatchMetrics::default();
+    metrics.add(|registry| batches.register(registry));
+    for _ in 0..2 {
+        batches.set(&BatchReading { waiting, counts, retries: 3, ..BatchReading::default() });
+    }
     metrics.render(Some(&gauges)).unwrap();
     // A second scrape of the same totals adds nothing.
     metrics.render(Some(&gauges)).unwrap()

@@ -8,8 +8,6 @@ use gpu_kernels::cuda::{GpuError, GpuReading, LibraryError, Nvml};
 use inference::engine::DeviceKind;
 use tokio::sync::Mutex;
 
-use crate::config::EngineConfig;
-
 /// A reading is given again until it is this old, however many scrapers ask.
 const MAX_AGE: Duration = Duration::from_secs(1);
 /// Longest wait for a reading: a driver whose GPU has failed may not return, and the other metrics are wanted then too.
@@ -32,9 +30,9 @@ struct Last {
 
 impl GpuMonitor {
     /// Of all GPUs that NVML sees, also those that compute nothing here; of none where the CPU was asked for.
-    pub fn new(config: &EngineConfig) -> Arc<Self> {
-        let nvml = if config.device == DeviceKind::Cpu { OnceLock::from(None) } else { OnceLock::new() };
-        Arc::new(Self { folders: config.library_folders.clone(), nvml, last: Arc::default() })
+    pub fn new(wanted: DeviceKind, library_folders: &[PathBuf]) -> Arc<Self> {
+        let nvml = if wanted == DeviceKind::Cpu { OnceLock::from(None) } else { OnceLock::new() };
+        Arc::new(Self { folders: library_folders.to_vec(), nvml, last: Arc::default() })
     }
 
     /// What the GPUs report, by their numbers, at most a second old. None is a GPU that refuses or does not answer in

@@ -10,7 +10,6 @@ use inference::engine::DeviceKind;
 use tempfile::TempDir;
 
 use super::GpuMonitor;
-use crate::config::EngineConfig;
 use crate::telemetry::{CloudReadings, Gauges, Metrics};
 
 /// Two GPUs, of which the second reports nothing. Files beside the library make the first one be lost or not answer. It
@@ -72,7 +71,7 @@ fn made() -> TempDir {
 
 fn monitor(device: DeviceKind, folder: &Path) -> Arc<GpuMonitor> {
     let library_folders: Vec<PathBuf> = vec![folder.to_owned()];
-    GpuMonitor::new(&EngineConfig { device, library_folders, ..EngineConfig::default() })
+    GpuMonitor::new(device, &library_folders)
 }
 
 /// The samples of GPUs in a scrape, in the order of the alphabet.
