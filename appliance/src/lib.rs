@@ -2,10 +2,11 @@
 //!
 //! A photo flows through these modules in this order, and never back:
 //! [`http`] -> [`predict`] (cache, single flight, admission) -> [`lanes`] (decode, preprocess, [`engine`])
-//! -> outbox -> reply. A batch goes [`http`] -> [`batch`] -> queue, and from there to a worker. [`app`] wires them; [`config`] says what can be set; [`telemetry`] what can be seen.
+//! -> outbox -> reply. A batch goes [`http`] -> [`batch`] -> queue, and from there to a worker. [`bootstrap`] wires them; [`config`] says what can be set; [`telemetry`] what can be seen.
 
-pub mod app;
+mod background;
 pub mod batch;
+pub mod bootstrap;
 pub mod cli;
 pub mod config;
 pub mod fetch;

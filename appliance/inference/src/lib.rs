@@ -2,6 +2,7 @@
 //! out. There is no HTTP here, no cloud, and no configuration file; the daemon, the rig and the command line are its callers.
 
 pub mod bundle;
+pub mod bundle_check;
 pub mod decode_memory;
 pub mod engine;
 pub mod lanes;

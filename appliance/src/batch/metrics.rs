@@ -74,11 +74,7 @@ impl BatchMetrics {
                 "Messages that were no batch work, such as no JSON or no URL",
                 &self.bad_messages,
             ),
-            (
-                "batch_duplicate_messages",
-                "Messages whose images another message had done",
-                &self.duplicates,
-            ),
+            ("batch_duplicate_messages", "Messages whose images another message had done", &self.duplicates),
             (
                 "batch_moved_messages",
                 "Messages that had moved to another worker when they were done",

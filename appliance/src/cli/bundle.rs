@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use gpu_kernels::DecodeLimits;
-use inference::bundle::{Bundle, BundleError, CheckError, DeviceTag, Trial, Variant};
+use inference::bundle::{Bundle, BundleError, DeviceTag, Variant};
+use inference::bundle_check::{BundleCheck, CheckError};
 use inference::engine::{Graph, Runtime};
 use serde::Serialize;
 
 use super::Common;
-use crate::app::load_library;
+use crate::bootstrap::load_library;
 use crate::config::Config;
 
 #[derive(Debug, Args)]
@@ -178,9 +179,9 @@ fn try_out(report: &mut Report, runtime: &Runtime, bundle: &Bundle, variant: &Va
     let ready = bundle
         .variant(DeviceTag::Cpu, Some(variant.precision))
         .map_err(CheckError::from)
-        .and_then(|model| Trial::load(runtime, bundle, &model, limits));
-    let mut trial = match ready {
-        Ok(trial) => trial,
+        .and_then(|model| BundleCheck::load(runtime, bundle, &model, limits));
+    let mut check = match ready {
+        Ok(check) => check,
         Err(error) => {
             report.wrong(
                 name("load"),
@@ -190,14 +191,14 @@ fn try_out(report: &mut Report, runtime: &Runtime, bundle: &Bundle, variant: &Va
             return;
         }
     };
-    let milliseconds = trial.load_time.as_secs_f64() * 1e3;
+    let milliseconds = check.load_time.as_secs_f64() * 1e3;
     report.ok(name("load"), format!("loaded and warm in {milliseconds:.0} ms, {}", variant.precision));
     let cases = match bundle.golden_cases() {
         Ok(cases) => cases,
         Err(error) => return report.wrong("golden cases", error, "put the pictures back"),
     };
     for case in &cases {
-        match trial.run(bundle, case) {
+        match check.run(bundle, case) {
             Ok((label, score)) => {
                 let label = bundle.manifest().labels.get(label).map_or("", String::as_str);
                 let due = case.expected.map_or_else(

@@ -10,7 +10,7 @@ use cloud_sync::event::{Event, EventBody, ItemOutcome};
 use cloud_sync::outbox::{Reader, StoredEvent};
 
 use super::Common;
-use crate::app::outbox_dir;
+use crate::bootstrap::outbox_dir;
 
 #[derive(Debug, Args)]
 pub(super) struct OutboxArgs {

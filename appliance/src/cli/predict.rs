@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::oneshot::Receiver;
 
 use super::Common;
-use crate::app::prepare_device;
+use crate::bootstrap::prepare_device;
 use crate::serving::cpu_lanes;
 use crate::telemetry::Metrics;
 

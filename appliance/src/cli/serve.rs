@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::Common;
-use crate::app::{App, Role, run as run_app};
+use crate::bootstrap;
 use crate::config::{Config, Loaded};
+use crate::http::{Role, ServerState};
 use crate::telemetry::init_logging;
 
 /// More I/O threads than this gain nothing: the lanes do the work.
@@ -39,7 +40,7 @@ pub(super) fn run_daemon(role: Role, loaded: Loaded) -> anyhow::Result<ExitCode>
         .global_queue_interval(2)
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(run_app(App::new(role, loaded.config)));
+    let outcome = runtime.block_on(bootstrap::run(ServerState::new(role, loaded.config)));
     // Connections that outlived the grace period must not hold up the end.
     runtime.shutdown_background();
     outcome?;

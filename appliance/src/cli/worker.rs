@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Common;
 use super::serve::run_daemon;
-use crate::app::Role;
+use crate::http::Role;
 
 #[derive(Debug, Args)]
 pub(super) struct WorkerArgs {

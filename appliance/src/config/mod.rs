@@ -30,8 +30,8 @@ use cloud_sync::outbox::MAX_BULK_SHARE;
 pub use layers::{ConfigError, Layers, Loaded};
 pub use models::{AdminConfig, ModelConfig, MonitoringConfig, RegistryConfig, RolloutConfig};
 pub use sections::{
-    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, NodeConfig,
-    OutboxConfig, PredictConfig, ShutdownConfig,
+    CacheConfig, EngineConfig, FetchConfig, HttpConfig, ImageConfig, NodeConfig, OutboxConfig, PredictConfig,
+    ShutdownConfig,
 };
 use sites::{is_host_pattern, is_origin};
 

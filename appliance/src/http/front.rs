@@ -27,8 +27,8 @@ use super::inbound::{AddressShare, Coding, Inbound};
 use super::reply::ApiError;
 use super::routes::{Surface, allowed};
 use super::sites::{Caller, Sites};
-use crate::app::App;
 use crate::batch::{MAX_DOWNLOADS, MAX_SUBMISSIONS};
+use crate::http::state::ServerState;
 use crate::pace::Rate;
 
 /// What requests may carry, and what pages may see of answers.
@@ -42,7 +42,7 @@ const UNSUPPORTED: &str = "unsupported_encoding";
 
 /// What the fronts of all connections share.
 pub(super) struct Policy {
-    pub(super) app: Arc<App>,
+    pub(super) state: Arc<ServerState>,
     pub(super) surface: Surface,
     pub(super) sites: Sites,
     pub(super) rate: Rate,
@@ -79,7 +79,7 @@ where
         {
             let mut response = options(methods, request.headers());
             policy.share_with(&from, &mut response);
-            policy.app.metrics().request("options", response.status().as_u16());
+            policy.state.metrics().request("options", response.status().as_u16());
             return answered(response, busy);
         }
         let admitted = match policy.admit(&request, &self.connection.address) {
@@ -175,7 +175,7 @@ impl Policy {
         body::discard(&head.headers, BodyDataStream::new(incoming));
         let (status, code, path) = (error.status.as_u16(), error.code, head.uri.path());
         tracing::info!(status, code, path = path.get(..100).unwrap_or(path), "request refused");
-        self.app.metrics().request("refused", status);
+        self.state.metrics().request("refused", status);
         let unpackable = code == UNSUPPORTED;
         let mut response = error.into_response(None);
         if unpackable {

@@ -16,14 +16,15 @@ use super::models;
 use super::reply::json;
 use super::routes::Surface;
 use crate::VERSION;
-use crate::app::{App, Cloud, Phase};
+use crate::background::Background;
+use crate::http::state::{Phase, ServerState};
 use crate::predict::PredictService;
 use crate::serving::LoadedModel;
 
 /// The whole state; 503 while not ready. Names of hosts, paths and texts of errors only for the operator.
-pub(super) fn full(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Response {
-    let status = match (app.phase(), app.engine()) {
-        (Phase::Ready, Some(engine)) if is_degraded(&app, &engine) => "degraded",
+pub(super) fn full(state: Arc<ServerState>, surface: Surface, headers: &HeaderMap) -> Response {
+    let status = match (state.phase(), state.engine()) {
+        (Phase::Ready, Some(engine)) if is_degraded(&state, &engine) => "degraded",
         (Phase::Ready, Some(_)) => "ready",
         (Phase::Draining, _) => "draining",
         _ => "starting",
@@ -31,8 +32,8 @@ pub(super) fn full(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Resp
     let mut reply = HealthReply {
         status,
         version: VERSION,
-        node: Some(app.config().node.name.clone()),
-        uptime_s: app.uptime().as_secs(),
+        node: Some(state.config().node.name.clone()),
+        uptime_s: state.uptime().as_secs(),
         device: None,
         models: Vec::new(),
         queue: None,
@@ -45,20 +46,20 @@ pub(super) fn full(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Resp
         blobs: None,
         quarantined: Vec::new(),
     };
-    if let Some(engine) = app.engine() {
-        describe_engine(&mut reply, &app, &engine);
-        reply.models = models::all(&app);
+    if let Some(engine) = state.engine() {
+        describe_engine(&mut reply, &state, &engine);
+        reply.models = models::all(&state);
     }
-    if let Some(service) = app.service() {
-        describe_service(&mut reply, service);
+    if let Some(predictions) = state.predictions() {
+        describe_predictions(&mut reply, predictions);
     }
-    if let Some(cloud) = app.cloud() {
-        describe_cloud(&mut reply, cloud);
+    if let Some(services) = state.services() {
+        describe_background(&mut reply, &services.background);
     }
-    if !models::is_operator(&app, surface, headers) {
+    if !models::is_operator(&state, surface, headers) {
         conceal(&mut reply);
     }
-    finish(&app, "health", ready_status(&app), &reply)
+    finish(&state, "health", ready_status(&state), &reply)
 }
 
 /// Takes out what is only for the operator.
@@ -79,37 +80,43 @@ fn conceal(reply: &mut HealthReply) {
 }
 
 /// Whether the process runs at all: what a supervisor restarts on.
-pub(super) fn live(app: Arc<App>) -> Response {
-    finish(&app, "health_live", StatusCode::OK, &object!({"status": "live"}))
+pub(super) fn live(state: Arc<ServerState>) -> Response {
+    finish(&state, "health_live", StatusCode::OK, &object!({"status": "live"}))
 }
 
 /// Whether requests are taken: what a load balancer asks.
-pub(super) fn ready(app: Arc<App>) -> Response {
-    let status = ready_status(&app);
+pub(super) fn ready(state: Arc<ServerState>) -> Response {
+    let status = ready_status(&state);
     let word = if status == StatusCode::OK { "ready" } else { "not_ready" };
-    finish(&app, "health_ready", status, &object!({"status": word}))
+    finish(&state, "health_ready", status, &object!({"status": word}))
 }
 
-fn finish<T: serde::Serialize>(app: &App, route: &'static str, status: StatusCode, body: &T) -> Response {
-    app.metrics().request(route, status.as_u16());
+fn finish<T: serde::Serialize>(
+    state: &ServerState,
+    route: &'static str,
+    status: StatusCode,
+    body: &T,
+) -> Response {
+    state.metrics().request(route, status.as_u16());
     json(status, body, None)
 }
 
-fn ready_status(app: &App) -> StatusCode {
-    let ready = app.phase() == Phase::Ready && app.engine().is_some_and(|engine| engine.lanes.works());
+fn ready_status(state: &ServerState) -> StatusCode {
+    let ready = state.phase() == Phase::Ready && state.engine().is_some_and(|engine| engine.lanes.works());
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// It answers, but something is wrong. A link that is away is not: that is a normal state.
-fn is_degraded(app: &App, engine: &LoadedModel) -> bool {
-    let outbox_fails = app.service().is_some_and(|service| service.outbox.stats().error.is_some());
-    let damaged = app.cloud().is_some_and(|cloud| !cloud.quarantined().is_empty());
+fn is_degraded(state: &ServerState, engine: &LoadedModel) -> bool {
+    let outbox_fails =
+        state.predictions().is_some_and(|predictions| predictions.outbox.stats().error.is_some());
+    let damaged = state.services().is_some_and(|services| !services.background.quarantined().is_empty());
     engine.lanes.alive() < engine.lanes.count() || engine.lanes.stuck().1 || outbox_fails || damaged
 }
 
-fn describe_engine(reply: &mut HealthReply, app: &App, engine: &LoadedModel) {
+fn describe_engine(reply: &mut HealthReply, state: &ServerState, engine: &LoadedModel) {
     let lanes = &engine.lanes;
-    if let Some(device) = app.device() {
+    if let Some(device) = state.services().map(|services| &services.device) {
         reply.device = Some(DeviceHealth {
             kind: device.kind.to_string(),
             reason: Some(device.reason.clone()),
@@ -121,7 +128,7 @@ fn describe_engine(reply: &mut HealthReply, app: &App, engine: &LoadedModel) {
     reply.queue = Some(QueueHealth { depth: lanes.depth(), capacity: lanes.capacity() });
 }
 
-fn describe_service(reply: &mut HealthReply, service: &PredictService) {
+fn describe_predictions(reply: &mut HealthReply, service: &PredictService) {
     let cache = service.cache.stats();
     reply.cache = Some(CacheHealth { entries: cache.entries, bytes: cache.bytes });
     let outbox = service.outbox.stats();
@@ -136,7 +143,7 @@ fn describe_service(reply: &mut HealthReply, service: &PredictService) {
     });
 }
 
-fn describe_cloud(reply: &mut HealthReply, cloud: &Cloud) {
+fn describe_background(reply: &mut HealthReply, cloud: &Background) {
     let since = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
     for link in cloud.links() {
         let state = link.state();

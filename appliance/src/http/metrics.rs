@@ -8,13 +8,14 @@ use warp::http::{Response as HttpResponse, StatusCode};
 use warp::reply::Response;
 
 use super::reply::ApiError;
-use crate::app::{App, Cloud};
+use crate::background::Background;
+use crate::http::state::ServerState;
 use crate::telemetry::{Gauges, MemoryReadings};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-fn memory(app: &App, lanes: &Lanes) -> MemoryReadings {
-    let (bodies, decode) = (app.body_memory(), app.decode_memory());
+fn memory(state: &ServerState, lanes: &Lanes) -> MemoryReadings {
+    let (bodies, decode) = (state.body_memory(), state.decode_memory());
     MemoryReadings {
         bodies: (bodies.used() as u64, bodies.limit() as u64),
         decode: (decode.used(), decode.limit()),
@@ -23,24 +24,25 @@ fn memory(app: &App, lanes: &Lanes) -> MemoryReadings {
     }
 }
 
-pub(super) async fn handle(app: Arc<App>) -> Response {
+pub(super) async fn handle(state: Arc<ServerState>) -> Response {
     // Before anything of a version is held: this may take a second.
-    let gpus = app.gpus().readings().await;
-    let gauges = app.engine().map(|engine| Gauges {
+    let gpus = state.gpus().readings().await;
+    let background = state.services().map(|services| &services.background);
+    let gauges = state.engine().map(|engine| Gauges {
         queue_depth: engine.lanes.depth(),
         queue_capacity: engine.lanes.capacity(),
         lanes_alive: engine.lanes.alive(),
-        memory: memory(&app, &engine.lanes),
-        cache: app.service().map(|service| service.cache.stats()),
-        outbox: app.service().map(|service| service.outbox.stats()),
-        cloud: app.cloud().map(Cloud::readings).unwrap_or_default(),
+        memory: memory(&state, &engine.lanes),
+        cache: state.predictions().map(|predictions| predictions.cache.stats()),
+        outbox: state.predictions().map(|predictions| predictions.outbox.stats()),
+        cloud: background.map(Background::readings).unwrap_or_default(),
         gpus,
     });
-    if let Some(reading) = app.cloud().and_then(Cloud::batch_reading) {
-        app.batch_metrics().set(&reading);
+    if let Some(reading) = background.and_then(Background::batch_reading) {
+        state.batch_metrics().set(&reading);
     }
-    app.metrics().request("metrics", StatusCode::OK.as_u16());
-    match app.metrics().render(gauges.as_ref()) {
+    state.metrics().request("metrics", StatusCode::OK.as_u16());
+    match state.metrics().render(gauges.as_ref()) {
         Ok(text) => {
             let mut response = HttpResponse::new(text.into());
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));

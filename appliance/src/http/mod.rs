@@ -20,6 +20,7 @@ mod routes;
 mod server;
 mod sites;
 mod socket;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -38,22 +39,24 @@ use warp::{Filter, Rejection};
 
 pub use docs::openapi_json;
 pub use server::{BindError, Server};
+pub use state::{Phase, Role, ServerState, Services};
 
-use crate::app::App;
 use reply::ApiError;
 use routes::{Surface, allowed};
 
 /// All routes.
-pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
+pub fn routes(
+    state: Arc<ServerState>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
     let get_head = warp::get().or(warp::head()).unify();
-    let state = with(Arc::clone(&app));
+    let shared = with(Arc::clone(&state));
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
 
     // Where there is no connection (in tests) all requests are of one client.
     let client = warp::ext::optional::<Client>().map(Option::unwrap_or_default);
     let predict = warp::path!("predict")
         .and(warp::post())
-        .and(state.clone())
+        .and(shared.clone())
         .and(client)
         .and(warp::header::headers_cloned())
         .and(raw_query)
@@ -61,19 +64,19 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .then(predict::handle);
     let batch_predict = warp::path!("batch" / "predict")
         .and(warp::post())
-        .and(state.clone())
+        .and(shared.clone())
         .and(warp::header::headers_cloned())
         .and(raw_query)
         .and(warp::body::stream())
         .then(batch::submit);
     let batch_status =
-        warp::path!("batch" / "status" / String).and(get_head).and(state.clone()).then(batch::status);
+        warp::path!("batch" / "status" / String).and(get_head).and(shared.clone()).then(batch::status);
     let batch_results =
-        warp::path!("batch" / "results" / String).and(get_head).and(state.clone()).then(batch::results);
+        warp::path!("batch" / "results" / String).and(get_head).and(shared.clone()).then(batch::results);
     let batch_cancel =
-        warp::path!("batch" / String).and(warp::delete()).and(state.clone()).then(batch::cancel);
-    let about = about(Arc::clone(&app), Surface::Public);
-    let models = model_routes(Arc::clone(&app), Surface::Public);
+        warp::path!("batch" / String).and(warp::delete()).and(shared.clone()).then(batch::cancel);
+    let about = about(Arc::clone(&state), Surface::Public);
+    let models = model_routes(Arc::clone(&state), Surface::Public);
     predict
         .or(batch_predict)
         .unify()
@@ -89,43 +92,43 @@ pub fn routes(app: Arc<App>) -> impl Filter<Extract = (Response,), Error = Infal
         .unify()
         .or(pages())
         .unify()
-        .or(fallback(app, Surface::Public))
+        .or(fallback(state, Surface::Public))
         .unify()
         .recover(unreadable)
         .unify()
 }
 
 /// How the process is. Boxed, like the groups below: the type of one long chain takes the compiler minutes.
-fn about(app: Arc<App>, surface: Surface) -> BoxedFilter<(Response,)> {
+fn about(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Response,)> {
     let get_head = warp::get().or(warp::head()).unify();
-    let state = with(app);
+    let shared = with(state);
     let health = warp::path!("health")
         .and(get_head)
-        .and(state.clone())
+        .and(shared.clone())
         .and(warp::header::headers_cloned())
-        .map(move |app, headers| health::full(app, surface, &headers));
-    let live = warp::path!("health" / "live").and(get_head).and(state.clone()).map(health::live);
-    let ready = warp::path!("health" / "ready").and(get_head).and(state.clone()).map(health::ready);
-    let metrics = warp::path!("metrics").and(get_head).and(state).then(metrics::handle);
+        .map(move |state, headers| health::full(state, surface, &headers));
+    let live = warp::path!("health" / "live").and(get_head).and(shared.clone()).map(health::live);
+    let ready = warp::path!("health" / "ready").and(get_head).and(shared.clone()).map(health::ready);
+    let metrics = warp::path!("metrics").and(get_head).and(shared).then(metrics::handle);
     health.or(live).unify().or(ready).unify().or(metrics).unify().boxed()
 }
 
 /// What is served, and commands to rollouts.
-fn model_routes(app: Arc<App>, surface: Surface) -> BoxedFilter<(Response,)> {
+fn model_routes(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Response,)> {
     let get_head = warp::get().or(warp::head()).unify();
-    let state = with(app);
-    let asked = state.clone().and(warp::header::headers_cloned());
+    let shared = with(state);
+    let asked = shared.clone().and(warp::header::headers_cloned());
     let list = warp::path!("models")
         .and(get_head)
         .and(asked.clone())
-        .map(move |app, headers| models::list(app, surface, &headers));
+        .map(move |state, headers| models::list(state, surface, &headers));
     let show = warp::path!("models" / String)
         .and(get_head)
         .and(asked)
-        .map(move |name, app, headers| models::show(name, app, surface, &headers));
+        .map(move |name, state, headers| models::show(name, state, surface, &headers));
     let order = warp::path!("models" / String / String)
         .and(warp::post())
-        .and(state)
+        .and(shared)
         .and(warp::header::headers_cloned())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .then(models::order);
@@ -142,44 +145,52 @@ fn pages() -> BoxedFilter<(Response,)> {
 }
 
 /// What a route needs of the daemon.
-fn with(app: Arc<App>) -> impl Filter<Extract = (Arc<App>,), Error = Infallible> + Clone + Send + Sync {
-    warp::any().map(move || Arc::clone(&app))
+fn with(
+    state: Arc<ServerState>,
+) -> impl Filter<Extract = (Arc<ServerState>,), Error = Infallible> + Clone + Send + Sync {
+    warp::any().map(move || Arc::clone(&state))
 }
 
 /// The routes of a worker: how it is, and nothing to ask of it.
 pub fn worker_routes(
-    app: Arc<App>,
+    state: Arc<ServerState>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
-    operator_routes(app, Surface::Worker)
+    operator_routes(state, Surface::Worker)
 }
 
 /// The routes of the listener for health and metrics.
 pub fn admin_routes(
-    app: Arc<App>,
+    state: Arc<ServerState>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
-    operator_routes(app, Surface::Admin)
+    operator_routes(state, Surface::Admin)
 }
 
 fn operator_routes(
-    app: Arc<App>,
+    state: Arc<ServerState>,
     surface: Surface,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
-    let (about, models) = (about(Arc::clone(&app), surface), model_routes(Arc::clone(&app), surface));
-    about.or(models).unify().or(fallback(app, surface)).unify().recover(unreadable).unify()
+    let (about, models) = (about(Arc::clone(&state), surface), model_routes(Arc::clone(&state), surface));
+    about.or(models).unify().or(fallback(state, surface)).unify().recover(unreadable).unify()
 }
 
-fn fallback(app: Arc<App>, surface: Surface) -> BoxedFilter<(Response,)> {
+fn fallback(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Response,)> {
     warp::any()
-        .and(with(app))
+        .and(with(state))
         .and(warp::path::full())
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .map(move |app, path, headers, body| unrouted(surface, app, path, headers, body))
+        .map(move |state, path, headers, body| unrouted(surface, state, path, headers, body))
         .boxed()
 }
 
 /// What no route took: 405 on a path that there is, else 404. A body is taken off the connection as with every refusal.
-fn unrouted<S, B>(surface: Surface, app: Arc<App>, path: FullPath, headers: HeaderMap, body: S) -> Response
+fn unrouted<S, B>(
+    surface: Surface,
+    state: Arc<ServerState>,
+    path: FullPath,
+    headers: HeaderMap,
+    body: S,
+) -> Response
 where
     S: Stream<Item = Result<B, warp::Error>> + Send + 'static,
     B: Buf + Send,
@@ -206,7 +217,7 @@ where
             "this listener answers /health, /health/live, /health/ready, /metrics and /models only",
         ),
     };
-    app.metrics().request("other", status.as_u16());
+    state.metrics().request("other", status.as_u16());
     let mut response = ApiError::new(status, code, message).into_response(None);
     if let Some(methods) = methods {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));

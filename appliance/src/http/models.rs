@@ -12,29 +12,31 @@ use super::api::{ModelDone, ModelHealth, ModelsReply, RejectedHealth, TrialHealt
 use super::query;
 use super::reply::{ApiError, json};
 use super::routes::Surface;
-use crate::app::App;
-use crate::rollout::{Command, Handle, Step};
+use crate::http::state::{ServerState, Services};
+use crate::rollout::{Command, Rollouts, Step};
 use crate::serving::TrialKind;
 
 /// All models and how their rollouts stand.
-pub(super) fn list(app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Response {
-    let reply = ModelsReply { models: shown(&app, surface, headers) };
-    app.metrics().request("models", StatusCode::OK.as_u16());
+pub(super) fn list(state: Arc<ServerState>, surface: Surface, headers: &HeaderMap) -> Response {
+    let reply = ModelsReply { models: shown(&state, surface, headers) };
+    state.metrics().request("models", StatusCode::OK.as_u16());
     json(StatusCode::OK, &reply, None)
 }
 
 /// One of them.
-pub(super) fn show(name: String, app: Arc<App>, surface: Surface, headers: &HeaderMap) -> Response {
-    let found = app.models().map(|models| query::find(models, &name).map(|slot| slot.name().to_owned()));
+pub(super) fn show(name: String, state: Arc<ServerState>, surface: Surface, headers: &HeaderMap) -> Response {
+    let services = state.services();
+    let found =
+        services.map(|services| query::find(&services.models, &name).map(|slot| slot.name().to_owned()));
     let response = match found {
         None => ApiError::unavailable("not_ready", "the appliance is starting").into_response(None),
         Some(Err(error)) => error.into_response(None),
         Some(Ok(name)) => {
-            let model = shown(&app, surface, headers).into_iter().find(|model| model.model == name);
+            let model = shown(&state, surface, headers).into_iter().find(|model| model.model == name);
             json(StatusCode::OK, &model, None)
         }
     };
-    app.metrics().request("models", response.status().as_u16());
+    state.metrics().request("models", response.status().as_u16());
     response
 }
 
@@ -48,11 +50,11 @@ pub(super) fn is_order(path: &str) -> bool {
 pub(super) async fn order(
     name: String,
     action: String,
-    app: Arc<App>,
+    state: Arc<ServerState>,
     headers: HeaderMap,
     raw_query: String,
 ) -> Response {
-    let response = match carry_out(&name, &action, &app, &headers, &raw_query).await {
+    let response = match carry_out(&name, &action, &state, &headers, &raw_query).await {
         Ok(done) => {
             tracing::info!(model = done.model, action, done = done.done, "an operator's command");
             json(StatusCode::OK, &done, None)
@@ -62,23 +64,22 @@ pub(super) async fn order(
             error.into_response(None)
         }
     };
-    app.metrics().request("models_order", response.status().as_u16());
+    state.metrics().request("models_order", response.status().as_u16());
     response
 }
 
 async fn carry_out(
     name: &str,
     action: &str,
-    app: &App,
+    state: &ServerState,
     headers: &HeaderMap,
     raw_query: &str,
 ) -> Result<ModelDone, ApiError> {
-    let (Some(models), Some(rollouts), Some(token)) = (app.models(), app.rollouts(), app.admin_token())
-    else {
+    let Some(Services { models, rollouts, admin_token, .. }) = state.services() else {
         return Err(ApiError::unavailable("not_ready", "the appliance is starting"));
     };
     // Before anything is said about what there is.
-    authorize(headers, token)?;
+    authorize(headers, admin_token)?;
     let command = command(action, raw_query)?;
     let slot = query::find(models, name)?;
     let Some(handle) = rollouts.handles().get(slot.name()) else {
@@ -120,13 +121,14 @@ fn command(action: &str, raw_query: &str) -> Result<Command, ApiError> {
 }
 
 /// Whether the request may see what is only for the operator.
-pub(super) fn is_operator(app: &App, surface: Surface, headers: &HeaderMap) -> bool {
-    surface == Surface::Admin || app.admin_token().is_some_and(|token| authorize(headers, token).is_ok())
+pub(super) fn is_operator(state: &ServerState, surface: Surface, headers: &HeaderMap) -> bool {
+    let has_token = |services: &Services| authorize(headers, &services.admin_token).is_ok();
+    surface == Surface::Admin || state.services().is_some_and(has_token)
 }
 
-fn shown(app: &App, surface: Surface, headers: &HeaderMap) -> Vec<ModelHealth> {
-    let mut models = all(app);
-    if !is_operator(app, surface, headers) {
+fn shown(state: &ServerState, surface: Surface, headers: &HeaderMap) -> Vec<ModelHealth> {
+    let mut models = all(state);
+    if !is_operator(state, surface, headers) {
         models.iter_mut().for_each(conceal);
     }
     models
@@ -154,18 +156,18 @@ fn authorize(headers: &HeaderMap, token: &Secret) -> Result<(), ApiError> {
 }
 
 /// All models as /models and /health show them.
-pub(super) fn all(app: &App) -> Vec<ModelHealth> {
-    let Some(models) = app.models() else { return Vec::new() };
-    let handle = |name: &str| app.rollouts().and_then(|rollouts| rollouts.handles().get(name));
-    models.iter().map(|slot| describe(app, slot, handle(slot.name()))).collect()
+pub(super) fn all(state: &ServerState) -> Vec<ModelHealth> {
+    let Some(services) = state.services() else { return Vec::new() };
+    services.models.iter().map(|slot| describe(&services.rollouts, slot)).collect()
 }
 
-fn describe(app: &App, slot: &crate::serving::Slot, handle: Option<&Handle>) -> ModelHealth {
+fn describe(rollouts: &Rollouts, slot: &crate::serving::Slot) -> ModelHealth {
     let routes = slot.routes();
     let current = routes.current.as_ref();
     let identity = current.map(|current| &current.model);
+    let handle = rollouts.handles().get(slot.name());
     let status = handle.map(|handle| handle.board.read()).unwrap_or_default();
-    let entry = app.rollouts().map(|rollouts| rollouts.entry(slot.name())).unwrap_or_default();
+    let entry = rollouts.entry(slot.name());
     let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
     let name = |placed: &crate::rollout::Placed| format!("{}/{}", placed.name, placed.version);
     ModelHealth {

@@ -17,7 +17,7 @@ use super::body::{self, BodyLimits};
 use super::forms::{self, Posted};
 use super::query::{self, PredictQuery};
 use super::reply::{ApiError, json};
-use crate::app::{App, Phase};
+use crate::http::state::{Phase, ServerState};
 use crate::predict::{PredictAnswer, PredictError, PredictRequest, PredictService};
 use crate::serving::LoadedModel;
 use crate::telemetry::Stage;
@@ -34,7 +34,7 @@ struct Asked {
 }
 
 pub(super) async fn handle<S, B>(
-    app: Arc<App>,
+    state: Arc<ServerState>,
     client: Client,
     headers: HeaderMap,
     raw_query: String,
@@ -46,7 +46,7 @@ where
 {
     let start = Instant::now();
     let id = query::request_id(&headers);
-    let outcome = answer(&app, client, &headers, &raw_query, Box::pin(stream), start, &id).await;
+    let outcome = answer(&state, client, &headers, &raw_query, Box::pin(stream), start, &id).await;
     let response = match outcome {
         Ok(response) => response,
         Err(error) => {
@@ -54,13 +54,13 @@ where
             error.into_response(Some(&id))
         }
     };
-    app.metrics().request("predict", response.status().as_u16());
-    app.metrics().stage(Stage::Total, start.elapsed());
+    state.metrics().request("predict", response.status().as_u16());
+    state.metrics().stage(Stage::Total, start.elapsed());
     response
 }
 
 async fn answer<S, B>(
-    app: &App,
+    state: &ServerState,
     client: Client,
     headers: &HeaderMap,
     raw_query: &str,
@@ -72,33 +72,33 @@ where
     S: Stream<Item = Result<B, warp::Error>> + Send + Unpin + 'static,
     B: Buf + Send,
 {
-    let _in_hand = app.request_in_hand();
-    let (service, query, named) = match admit(app, client, headers, raw_query, start) {
+    let _in_hand = state.request_in_hand();
+    let (service, query, named) = match admit(state, client, headers, raw_query, start) {
         Ok(admitted) => admitted,
         Err(error) => {
             body::discard(headers, stream);
             return Err(error);
         }
     };
-    let config = app.config();
+    let config = state.config();
     let time =
         named.map_or(config.http.body_timeout, |d| d.duration_since(start).min(config.http.body_timeout));
     let bytes = config.http.max_body_bytes();
     let read =
-        body::read(headers, stream, BodyLimits { bytes, section: "http", time }, app.body_memory()).await;
+        body::read(headers, stream, BodyLimits { bytes, section: "http", time }, state.body_memory()).await;
     let body = read.map_err(|error| match named {
         Some(deadline) if deadline <= Instant::now() => PredictError::DeadlineExceeded.into(),
         _ => ApiError::from(error),
     })?;
-    app.metrics().stage(Stage::Read, start.elapsed());
+    state.metrics().stage(Stage::Read, start.elapsed());
     let deadline = named.unwrap_or_else(|| Instant::now() + config.predict.deadline);
     let asked = Asked { id: id.to_owned(), query, start, deadline, client };
-    match forms::parse(headers, body, config.http.max_files, app.body_memory()).await? {
+    match forms::parse(headers, body, config.http.max_files, state.body_memory()).await? {
         Posted::Image(image) => one(service, &asked, image).await,
         Posted::Url(url) => {
             let time = deadline.saturating_duration_since(Instant::now());
-            let mut share = app.body_memory().share();
-            let image = app.fetcher().fetch(&url, time, &mut |bytes| share.grow_to(bytes).is_ok()).await?;
+            let mut share = state.body_memory().share();
+            let image = state.fetcher().fetch(&url, time, &mut |bytes| share.grow_to(bytes).is_ok()).await?;
             one(service, &asked, share.hold(image)).await
         }
         Posted::Files(mut files) if files.len() == 1 => {
@@ -111,13 +111,13 @@ where
 
 /// Everything that can be refused before the body is read.
 fn admit<'a>(
-    app: &'a App,
+    state: &'a ServerState,
     client: Client,
     headers: &HeaderMap,
     raw_query: &str,
     start: Instant,
 ) -> Result<(&'a PredictService, PredictQuery, Option<Instant>), ApiError> {
-    let service = match (app.phase(), app.service()) {
+    let service = match (state.phase(), state.predictions()) {
         (Phase::Ready, Some(service)) => service,
         (Phase::Draining, _) => return Err(ApiError::unavailable("draining", "the appliance is stopping")),
         _ => {
@@ -127,7 +127,7 @@ fn admit<'a>(
             ));
         }
     };
-    let config = &app.config().predict;
+    let config = &state.config().predict;
     let query = query::parse(raw_query, &service.models, config)?;
     let deadline = query::deadline(headers, start, config)?;
     if let Some(refusal) = service.overloaded(&query.slot, client) {

@@ -1,7 +1,7 @@
 //! Which paths there are on which listener, and the methods that each takes.
 
 use super::models;
-use crate::app::Role;
+use crate::http::state::Role;
 
 /// What a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use super::front::{Front, Policy};
 use super::routes::Surface;
 use super::sites::Sites;
 use super::socket::{Socket, Times};
-use crate::app::App;
+use crate::http::state::ServerState;
 use crate::pace::Rate;
 use crate::telemetry::ClosedFor;
 
@@ -75,13 +75,13 @@ impl Server {
     ///
     /// # Errors
     /// [`BindError`] with the remedy.
-    pub async fn bind(app: &Arc<App>, most: usize) -> Result<Self, BindError> {
-        let config = &app.config().http;
+    pub async fn bind(state: &Arc<ServerState>, most: usize) -> Result<Self, BindError> {
+        let config = &state.config().http;
         let limit = config.max_connections.min(most);
         let per_address = config.connections_per_address(limit);
-        app.metrics().connection_limit(limit);
+        state.metrics().connection_limit(limit);
         let key = "--listen or http.listen";
-        Self::open(app, Surface::of(app.role()), config.listen, key, Connections::new(limit, per_address))
+        Self::open(state, Surface::of(state.role()), config.listen, key, Connections::new(limit, per_address))
             .await
     }
 
@@ -89,14 +89,14 @@ impl Server {
     ///
     /// # Errors
     /// [`BindError`] with the remedy.
-    pub async fn bind_admin(app: &Arc<App>) -> Result<Option<Self>, BindError> {
-        let Some(address) = app.config().http.admin_listen else { return Ok(None) };
+    pub async fn bind_admin(state: &Arc<ServerState>) -> Result<Option<Self>, BindError> {
+        let Some(address) = state.config().http.admin_listen else { return Ok(None) };
         let connections = Connections::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS);
-        Self::open(app, Surface::Admin, address, "http.admin_listen", connections).await.map(Some)
+        Self::open(state, Surface::Admin, address, "http.admin_listen", connections).await.map(Some)
     }
 
     async fn open(
-        app: &Arc<App>,
+        state: &Arc<ServerState>,
         surface: Surface,
         address: SocketAddr,
         key: &'static str,
@@ -105,11 +105,11 @@ impl Server {
         let failed = |source| BindError { address, key, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let http = &app.config().http;
+        let http = &state.config().http;
         let policy = Policy {
-            app: Arc::clone(app),
+            state: Arc::clone(state),
             surface,
-            sites: Sites::new(app.config()),
+            sites: Sites::new(state.config()),
             rate: Rate::of(http),
             bodies_per_address: http.inflight_per_address(),
             max_body: http.max_body_bytes(),
@@ -128,7 +128,7 @@ impl Server {
     where
         F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
     {
-        let http = &self.policy.app.config().http;
+        let http = &self.policy.state.config().http;
         // HTTP/1 alone: telling versions apart would wait without bound for a connection's first byte.
         let mut builder = Builder::new();
         builder
@@ -154,7 +154,7 @@ impl Server {
             let socket = Socket::new(stream, Arc::clone(&connection), times, self.policy.rate);
             let front = Front { policy: Arc::clone(&self.policy), connection, routes: service.clone() };
             let watched = graceful.watch(builder.serve_connection(TokioIo::new(socket), front));
-            let app = Arc::clone(&self.policy.app);
+            let state = Arc::clone(&self.policy.state);
             tokio::spawn(async move {
                 let reason = tokio::select! {
                     ended = watched => ended.err().and_then(|error| {
@@ -164,7 +164,7 @@ impl Server {
                     () = place.0.closed_for_another() => Some(ClosedFor::Room),
                 };
                 if let Some(reason) = reason {
-                    app.metrics().connection_closed(reason);
+                    state.metrics().connection_closed(reason);
                 }
                 drop(place);
             });
@@ -188,13 +188,13 @@ impl Server {
             match self.connections.admit(peer.ip()) {
                 Admission::Admitted(place) => {
                     if self.policy.surface != Surface::Admin {
-                        self.policy.app.metrics().connections(self.connections.open());
+                        self.policy.state.metrics().connections(self.connections.open());
                     }
                     return Some((stream, place));
                 }
                 Admission::Wait => self.connections.changed().await,
                 Admission::AddressFull => {
-                    self.policy.app.metrics().connection_closed(ClosedFor::AddressLimit);
+                    self.policy.state.metrics().connection_closed(ClosedFor::AddressLimit);
                     if let Ok(permit) = Arc::clone(refusals).try_acquire_owned() {
                         tokio::spawn(async move {
                             let _ = tokio::time::timeout(REFUSAL_TIME, refuse(stream)).await;

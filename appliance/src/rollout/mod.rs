@@ -23,6 +23,8 @@ mod steps;
 mod task;
 mod tell;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod verdict;
 

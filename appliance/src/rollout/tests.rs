@@ -9,19 +9,15 @@ use async_trait::async_trait;
 use cloud_sync::check::CheckStep;
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::registry::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, Which};
-use gpu_kernels::DecodeLimits;
 use inference::bundle::Bundle;
 use inference::bundle::testing::write_bundle;
-use inference::engine::{DeviceKind, DeviceRequest, Runtime, choose_device};
-use inference::lanes::LaneSettings;
 use parking_lot::Mutex;
 
-use super::{Command, Entry, Followed, Journal, Rollouts, Settings, Surroundings};
-use crate::config::{MonitoringConfig, RolloutConfig};
-use crate::models::testing::limits;
-use crate::models::{ModelStore, Origin};
-use crate::serving::{ModelLoader, Slot};
-use crate::telemetry::Metrics;
+use super::testing::surroundings;
+use super::{Command, Entry, Followed, Rollouts};
+use crate::config::RolloutConfig;
+use crate::models::Origin;
+use crate::serving::Slot;
 
 /// One bundle under any version; its alias is where the test puts it, and a download takes its time.
 #[derive(Debug)]
@@ -111,7 +107,8 @@ fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
         tags: Mutex::default(),
     });
     let slot = Slot::new("colours");
-    let surroundings = surroundings(dir.path(), &registry, &rollout);
+    let surroundings =
+        surroundings(dir.path(), Some(Arc::clone(&registry) as Arc<dyn ModelRegistry>), &rollout);
     let origin = Origin { source: "fickle:0".into(), name: "colours".into(), version: "0".into() };
     let bundle = Bundle::open(&folder).unwrap();
     let observer = Arc::clone(&surroundings.metrics) as Arc<_>;
@@ -121,37 +118,6 @@ fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
     slot.change(|routes| routes.current = Some(Arc::new(current)));
     let rollouts = Rollouts::start(surroundings, vec![followed(dir.path(), &slot)]);
     World { registry, rollouts, slot, dir, rollout }
-}
-
-fn surroundings(dir: &Path, registry: &Arc<Fickle>, rollout: &RolloutConfig) -> Surroundings {
-    let root = dir.join("models");
-    let store = ModelStore::open(&root).unwrap();
-    let cpu = DeviceRequest { kind: DeviceKind::Cpu, ..DeviceRequest::default() };
-    let loader = ModelLoader {
-        runtime: Runtime::load(None).unwrap(),
-        device: choose_device(&cpu).unwrap(),
-        gpu: None,
-        limits: DecodeLimits::default(),
-        precision: None,
-    };
-    Surroundings {
-        registry: Some(Arc::clone(registry) as Arc<dyn ModelRegistry>),
-        journal: Journal::open(&root).unwrap(),
-        store,
-        loader,
-        lanes: LaneSettings::new(1, 8),
-        metrics: Arc::new(Metrics::new()),
-        outbox: None,
-        settings: Settings {
-            node: "dock-3".into(),
-            rollout: rollout.clone(),
-            monitoring: MonitoringConfig::default(),
-            poll: Duration::from_millis(50),
-            keep: 3,
-            tag: true,
-            pull: limits(),
-        },
-    }
 }
 
 fn followed(dir: &Path, slot: &Arc<Slot>) -> Followed {
@@ -179,7 +145,11 @@ impl World {
         self.slot.change(|routes| {
             (routes.standby, routes.monitored) = (None, None);
         });
-        let surroundings = surroundings(self.dir.path(), &self.registry, &self.rollout);
+        let surroundings = surroundings(
+            self.dir.path(),
+            Some(Arc::clone(&self.registry) as Arc<dyn ModelRegistry>),
+            &self.rollout,
+        );
         let rollouts = Rollouts::start(surroundings, vec![followed(self.dir.path(), &self.slot)]);
         Self { rollouts, ..self }
     }

@@ -10,7 +10,6 @@ mod manifest;
 pub mod testing;
 #[cfg(test)]
 mod tests;
-mod trial;
 
 pub use bundle::{Bundle, LABELS, MANIFEST, MANIFEST_LIMIT, ModelFile, Shape, digest_of, hex};
 pub use error::BundleError;
@@ -19,4 +18,3 @@ pub use golden::{Expected, GoldenCase, GoldenFault, run_golden};
 pub use manifest::{
     DataFile, DeviceTag, Golden, Input, InputType, Manifest, Output, OutputKind, Precision, Variant,
 };
-pub use trial::{CheckError, Trial, try_load};

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use super::{Check, failed, ok, warning};
-use crate::app::Links;
+use crate::bootstrap::Links;
 use crate::config::{Config, Protocol, QueueChoice, RegistryConfig};
 
 /// Longest that the check of one link takes.

@@ -17,7 +17,7 @@ use inference::lanes::LaneSettings;
 use serde::Serialize;
 
 use super::Common;
-use crate::app::{
+use crate::bootstrap::{
     DeviceSetup, Files, admin_token, create_private, is_open_to_others, outbox_dir, prepare_device,
     raise_limit,
 };

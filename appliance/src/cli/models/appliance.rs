@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use url::Url;
 
-use crate::app::admin_token;
+use crate::bootstrap::admin_token;
 use crate::config::Config;
 
 /// Longest time for a connection.

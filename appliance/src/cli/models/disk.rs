@@ -3,7 +3,7 @@
 use inference::bundle::find_bundle;
 use serde_json::{Value, json};
 
-use crate::app::models_dir;
+use crate::bootstrap::models_dir;
 use crate::config::Config;
 use crate::models::ModelStore;
 use crate::rollout::{Entry, Journal};
@@ -25,7 +25,7 @@ pub(super) fn models(config: &Config) -> anyhow::Result<Vec<Value>> {
     let entry = |name: &str| journal.as_ref().map(|journal| journal.entry(name)).unwrap_or_default();
     let follow = Some(config.model.follow.as_str()).filter(|follow| !follow.is_empty());
     let bundle = find_bundle(config.model.bundle.as_deref());
-    let name = crate::app::default_name(config, bundle.as_deref().ok());
+    let name = crate::bootstrap::default_name(config, bundle.as_deref().ok());
     let mut models = vec![describe(&name, &entry(&name), follow)];
     for (name, model) in &config.models {
         let follow = Some(model.follow.as_str()).filter(|follow| !follow.is_empty());

@@ -8,11 +8,11 @@ use anyhow::Context;
 use cloud_sync::registry::ModelReference;
 use gpu_kernels::DecodeLimits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use inference::bundle::try_load;
+use inference::bundle_check::check_bundle;
 use serde_json::json;
 
 use super::registry;
-use crate::app::{load_library, models_dir, pull_limits};
+use crate::bootstrap::{load_library, models_dir, pull_limits};
 use crate::config::Config;
 use crate::models::{ModelStore, Progress, pull};
 
@@ -37,7 +37,7 @@ pub(super) fn run(config: &Config, reference: &str, as_json: bool) -> anyhow::Re
     let (version, pulled) = pulled?;
     let bundle = store.bundle(&pulled.digest)?;
     let limits = config.image.limits(DecodeLimits::default().max_bytes);
-    try_load(&engine, &bundle, config.engine.precision, limits)
+    check_bundle(&engine, &bundle, config.engine.precision, limits)
         .with_context(|| format!("{}/{} is on disk, but must not serve", version.name, version.version))?;
     let mut out = std::io::stdout().lock();
     if as_json {

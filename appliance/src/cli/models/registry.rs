@@ -8,7 +8,7 @@ use cloud_sync::registry::{ModelReference, ModelVersion};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
-use crate::app::Links;
+use crate::bootstrap::Links;
 use crate::config::Config;
 
 /// Longest time for one answer here: a person waits.

@@ -10,11 +10,11 @@ use super::super::reply::json;
 use super::body::BatchStatusReply;
 use super::read::refused;
 use super::service;
-use crate::app::App;
+use crate::http::state::ServerState;
 
 /// Cancels a batch: 202 while its results are not put together yet, then 200.
-pub(in crate::http) async fn handle(id: String, app: Arc<App>) -> Response {
-    let asked = async { Ok(service(&app)?.cancel(&id).await?) };
+pub(in crate::http) async fn handle(id: String, state: Arc<ServerState>) -> Response {
+    let asked = async { Ok(service(&state)?.cancel(&id).await?) };
     let response = match asked.await {
         Ok(view) => {
             let over = view.results_uri.is_some();
@@ -25,6 +25,6 @@ pub(in crate::http) async fn handle(id: String, app: Arc<App>) -> Response {
         }
         Err(error) => refused(&error),
     };
-    app.metrics().request("batch_cancel", response.status().as_u16());
+    state.metrics().request("batch_cancel", response.status().as_u16());
     response
 }

@@ -17,24 +17,24 @@ pub(super) use read::{results, status};
 pub(super) use submit::handle as submit;
 
 use super::reply::ApiError;
-use crate::app::{App, Phase};
 use crate::batch::BatchService;
+use crate::http::state::{Phase, ServerState};
 
 /// The service, unless it is switched off or not there yet.
-fn service(app: &App) -> Result<&Arc<BatchService>, ApiError> {
-    if !app.config().batch.enabled {
+fn service(state: &ServerState) -> Result<&Arc<BatchService>, ApiError> {
+    if !state.config().batch.enabled {
         let message = "this appliance takes no batches (batch.enabled = false)";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "batch_disabled", message));
     }
-    app.batches().ok_or_else(|| ApiError::unavailable("not_ready", "the appliance is starting"))
+    state.batches().ok_or_else(|| ApiError::unavailable("not_ready", "the appliance is starting"))
 }
 
 /// The service, if it takes new batches.
-fn accepting(app: &App) -> Result<&Arc<BatchService>, ApiError> {
-    match app.phase() {
+fn accepting(state: &ServerState) -> Result<&Arc<BatchService>, ApiError> {
+    match state.phase() {
         Phase::Starting => Err(ApiError::unavailable("not_ready", "the appliance is starting")),
         Phase::Draining => Err(ApiError::unavailable("draining", "the appliance is stopping")),
-        Phase::Ready => service(app),
+        Phase::Ready => service(state),
     }
 }
 

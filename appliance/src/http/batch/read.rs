@@ -14,16 +14,16 @@ use warp::reply::Response;
 use super::super::reply::{ApiError, json};
 use super::body::BatchStatusReply;
 use super::{log_refusal, service};
-use crate::app::App;
 use crate::batch::ResultsFile;
+use crate::http::state::ServerState;
 
 const NDJSON: &str = "application/x-ndjson";
 /// Read from the results at once.
 const BLOCK_BYTES: usize = 64 << 10;
 
 /// How far a batch is.
-pub(in crate::http) async fn status(id: String, app: Arc<App>) -> Response {
-    let asked = async { Ok(service(&app)?.status(&id).await?) };
+pub(in crate::http) async fn status(id: String, state: Arc<ServerState>) -> Response {
+    let asked = async { Ok(service(&state)?.status(&id).await?) };
     let response = match asked.await {
         Ok(view) => {
             let mut response = json(StatusCode::OK, &BatchStatusReply::from(view), None);
@@ -32,13 +32,13 @@ pub(in crate::http) async fn status(id: String, app: Arc<App>) -> Response {
         }
         Err(error) => refused(&error),
     };
-    app.metrics().request("batch_status", response.status().as_u16());
+    state.metrics().request("batch_status", response.status().as_u16());
     response
 }
 
 /// The results of a finished batch, as they lie in the object store.
-pub(in crate::http) async fn results(id: String, app: Arc<App>) -> Response {
-    let asked = async { Ok(service(&app)?.results(&id).await?) };
+pub(in crate::http) async fn results(id: String, state: Arc<ServerState>) -> Response {
+    let asked = async { Ok(service(&state)?.results(&id).await?) };
     let response = match asked.await {
         Ok(results) => {
             let length = HeaderValue::from(results.bytes);
@@ -49,7 +49,7 @@ pub(in crate::http) async fn results(id: String, app: Arc<App>) -> Response {
         }
         Err(error) => refused(&error),
     };
-    app.metrics().request("batch_results", response.status().as_u16());
+    state.metrics().request("batch_results", response.status().as_u16());
     response
 }
 

@@ -13,13 +13,13 @@ use super::super::query;
 use super::super::reply::{ApiError, json};
 use super::body::BatchAccepted;
 use super::{accepting, log_refusal};
-use crate::app::App;
 use crate::batch::intake::{BatchOptions, OptionError, Place};
 use crate::batch::{Accepted, BatchError, BatchService};
+use crate::http::state::ServerState;
 use crate::telemetry::BatchOutcome;
 
 pub(in crate::http) async fn handle<S, B>(
-    app: Arc<App>,
+    state: Arc<ServerState>,
     headers: HeaderMap,
     raw_query: String,
     stream: S,
@@ -29,8 +29,8 @@ where
     B: Buf + Send,
 {
     let id = query::request_id(&headers);
-    let outcome = answer(&app, &headers, &raw_query, Box::pin(stream)).await;
-    app.metrics().batch(outcome_of(&outcome), outcome.as_ref().map_or(0, |taken| taken.total));
+    let outcome = answer(&state, &headers, &raw_query, Box::pin(stream)).await;
+    state.metrics().batch(outcome_of(&outcome), outcome.as_ref().map_or(0, |taken| taken.total));
     let response = match outcome {
         Ok(taken) => accepted(taken, &id),
         Err(error) => {
@@ -38,7 +38,7 @@ where
             error.into_response(Some(&id))
         }
     };
-    app.metrics().request("batch_predict", response.status().as_u16());
+    state.metrics().request("batch_predict", response.status().as_u16());
     response
 }
 
@@ -63,7 +63,7 @@ fn accepted(taken: Accepted, id: &str) -> Response {
 }
 
 async fn answer<S, B>(
-    app: &Arc<App>,
+    state: &Arc<ServerState>,
     headers: &HeaderMap,
     raw_query: &str,
     stream: S,
@@ -72,8 +72,8 @@ where
     S: Stream<Item = Result<B, warp::Error>> + Send + Unpin + 'static,
     B: Buf + Send,
 {
-    let _in_hand = app.request_in_hand();
-    let admitted = accepting(app).and_then(|service| {
+    let _in_hand = state.request_in_hand();
+    let admitted = accepting(state).and_then(|service| {
         let query = parse_query(raw_query, service)?;
         Ok((Arc::clone(service), query, service.admit()?))
     });
@@ -94,14 +94,14 @@ where
     let limits = BodyLimits {
         bytes: usize::try_from(service.config.max_body.as_u64()).unwrap_or(usize::MAX),
         section: "batch",
-        time: app.config().batch.body_timeout,
+        time: state.config().batch.body_timeout,
     };
     body::read_to_file(headers, stream, limits, file).await?;
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let app = Arc::clone(app);
+    let state = Arc::clone(state);
     // On its own: a client that gives up now must not leave half of a batch behind.
     let submission = tokio::spawn(async move {
-        let _in_hand = app.request_in_hand();
+        let _in_hand = state.request_in_hand();
         let intake = service.read(path, &content_type, query).await?;
         let taken = service.submit(intake).await;
         drop(permit);

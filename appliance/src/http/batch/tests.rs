@@ -5,18 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use cloud_sync::secret::Secret;
 use reqwest::{Client, Response};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::app::{App, Phase, Role};
+use crate::background::Background;
 use crate::batch::BatchService;
 use crate::batch::testing::MemoryStores;
-use crate::config::Config;
-use crate::http::{Server, routes};
+use crate::config::{Config, RolloutConfig};
+use crate::http::{Phase, Role, Server, ServerState, Services, routes};
+use crate::rollout::Rollouts;
+use crate::rollout::testing::surroundings;
+use crate::serving::{Models, Slot};
 
 struct Bench {
-    app: Arc<App>,
+    state: Arc<ServerState>,
     stores: MemoryStores,
     address: SocketAddr,
     client: Client,
@@ -32,14 +36,14 @@ impl Bench {
         config.http.max_body = bytesize::ByteSize::b(1000);
         set(&mut config);
         let stores = MemoryStores::default();
-        let app = App::new(Role::Serve, config);
-        let server = Server::bind(&app, 1000).await.unwrap();
+        let state = ServerState::new(Role::Serve, config);
+        let server = Server::bind(&state, 1000).await.unwrap();
         let address = server.address();
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(server.run(routes(Arc::clone(&app)), stopped));
+        tokio::spawn(server.run(routes(Arc::clone(&state)), stopped));
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder().no_proxy().build().unwrap();
-        Self { app, stores, address, client, dir, _stop: stop }
+        Self { state, stores, address, client, dir, _stop: stop }
     }
 
     async fn new() -> Self {
@@ -49,9 +53,28 @@ impl Bench {
     }
 
     fn serve(&self) {
-        let service = BatchService::open(self.stores.stores(), self.app.config(), Box::new(|| 17)).unwrap();
-        self.app.serve_batches(service);
-        self.app.enter(Phase::Ready);
+        let service = BatchService::open(self.stores.stores(), self.state.config(), Box::new(|| 17)).unwrap();
+        self.state.ready(self.with_batches(service));
+    }
+
+    fn with_batches(&self, batches: Arc<BatchService>) -> Services {
+        let rollouts = surroundings(self.dir.path(), None, &RolloutConfig::default());
+        Services {
+            models: Arc::new(Models::new(Slot::new("none"), Vec::new())),
+            device: rollouts.loader.device.clone(),
+            rollouts: Rollouts::start(rollouts, Vec::new()),
+            admin_token: Secret::default(),
+            predictions: None,
+            batches: Some(batches),
+            background: Background {
+                links: Vec::new(),
+                uplink: None,
+                capture: None,
+                batches: None,
+                blobs: None,
+                quarantined: Vec::new(),
+            },
+        }
     }
 
     async fn post_as(&self, path: &str, content_type: &str, body: impl Into<Vec<u8>>) -> Response {
@@ -252,13 +275,13 @@ async fn before_and_after_serving_and_when_switched_off_batches_are_refused() {
     }
     bench.serve();
     assert_eq!(bench.post(TWO).await.status(), 202);
-    bench.app.enter(Phase::Draining);
+    bench.state.enter(Phase::Draining);
     let (status, code, _) = refusal(bench.post(TWO).await).await;
     assert_eq!((status, code.as_str()), (503, "draining"));
     assert_eq!(bench.get("/batch/status/mine").await.status(), 200, "asking goes on");
 
     let bench = Bench::with(|config| config.batch.enabled = false).await;
-    bench.app.enter(Phase::Ready);
+    bench.state.enter(Phase::Ready);
     for reply in [bench.post(TWO).await, bench.get("/batch/results/mine").await] {
         let (status, code, sentence) = refusal(reply).await;
         assert_eq!((status, code.as_str()), (403, "batch_disabled"));

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use gpu_kernels::DecodeLimits;
 use inference::bundle::testing::{edit, made, sha256_of};
-use inference::bundle::{Bundle, CheckError, DeviceTag, Precision, try_load};
+use inference::bundle::{Bundle, DeviceTag, Precision};
+use inference::bundle_check::{CheckError, check_bundle};
 use inference::engine::Runtime;
 
 use crate::models::testing::Shelf;
@@ -50,7 +51,7 @@ async fn tags_make_a_bundle_of_a_model() {
     assert_eq!((manifest.labels[2].as_str(), manifest.preprocess.std), ("blue", [128.0; 3]));
     assert_eq!(manifest.variants[0].precision, Precision::Fp32);
     let runtime = Runtime::load(None).unwrap();
-    try_load(&runtime, &made_of_tags, None, DecodeLimits::default()).unwrap();
+    check_bundle(&runtime, &made_of_tags, None, DecodeLimits::default()).unwrap();
 
     let mut shelf = logged("colours.onnx");
     for (tag, text) in [
@@ -92,7 +93,7 @@ async fn a_sidecar_makes_one_with_external_data_and_golden_cases() {
     assert_eq!(manifest.variants[0].data[0].file, "weights.data");
     assert_eq!(manifest.golden[0].file, "golden/red.png");
     let runtime = Runtime::load(None).unwrap();
-    try_load(&runtime, &made_of_it, None, DecodeLimits::default()).unwrap();
+    check_bundle(&runtime, &made_of_it, None, DecodeLimits::default()).unwrap();
 
     let refused = with_sidecar("output = { name = \"probabilities\" }").refusal().await.to_string();
     assert!(refused.contains("`scores` in the graph and `probabilities` in weir.toml"), "{refused}");
@@ -101,7 +102,7 @@ async fn a_sidecar_makes_one_with_external_data_and_golden_cases() {
     let wrong = with_sidecar("");
     edit(&wrong.path().join("weir.toml"), "label = \"red\"", "label = \"blue\"");
     let root = tempfile::tempdir().unwrap();
-    let error = try_load(&runtime, &bundle(&wrong, root.path()).await, None, DecodeLimits::default());
+    let error = check_bundle(&runtime, &bundle(&wrong, root.path()).await, None, DecodeLimits::default());
     assert!(matches!(error, Err(CheckError::Golden { .. })), "{error:?}");
     let without = with_sidecar("");
     fs::remove_file(without.path().join("weights.data")).unwrap();
@@ -173,6 +174,6 @@ async fn half_precision_is_for_gpus() {
     let half = bundle(&tagged("fp16.onnx"), root.path()).await;
     assert_eq!(half.variant(DeviceTag::Cuda, None).unwrap().precision, Precision::Fp16);
     let runtime = Runtime::load(None).unwrap();
-    let error = try_load(&runtime, &half, None, DecodeLimits::default()).unwrap_err().to_string();
+    let error = check_bundle(&runtime, &half, None, DecodeLimits::default()).unwrap_err().to_string();
     assert!(error.contains("no variant for cpu"), "{error}");
 }

@@ -1,12 +1,4 @@
-//! Wiring: the parts of the daemon, the order in which they start, and the order in which they end. Nothing else.
-
-mod cloud;
-mod files;
-mod links;
-mod models;
-mod parting;
-mod run;
-mod start;
+//! What the handlers need. Below the routes, which read it, and the start, which fills it.
 
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,6 +8,7 @@ use cloud_sync::secret::Secret;
 use inference::decode_memory::DecodeMemory;
 use inference::engine::DeviceChoice;
 
+use crate::background::Background;
 use crate::batch::{BatchMetrics, BatchService};
 use crate::config::Config;
 use crate::fetch::Fetcher;
@@ -24,16 +17,6 @@ use crate::predict::PredictService;
 use crate::rollout::Rollouts;
 use crate::serving::{LoadedModel, Models};
 use crate::telemetry::{GpuMonitor, Metrics};
-
-pub use cloud::Cloud;
-pub use files::{Files, raise_limit};
-pub use links::{LinkError, Links, admin_token};
-pub use models::{default_name, pull_limits};
-pub use run::{RunError, run};
-pub use start::{
-    DeviceSetup, StartError, create_private, is_open_to_others, load_library, models_dir, outbox_dir,
-    prepare_device,
-};
 
 /// Where the daemon is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +38,8 @@ pub enum Role {
     Worker,
 }
 
-/// What the routes share.
-pub struct App {
+/// What the handlers share: it is there from the start on, and [`Services`] once everything has started.
+pub struct ServerState {
     role: Role,
     config: Config,
     metrics: Arc<Metrics>,
@@ -66,15 +49,27 @@ pub struct App {
     decode_memory: Arc<DecodeMemory>,
     fetcher: Fetcher,
     phase: AtomicU8,
-    models: OnceLock<Arc<Models>>,
-    rollouts: OnceLock<Rollouts>,
-    admin: OnceLock<Secret>,
-    service: OnceLock<PredictService>,
-    batches: OnceLock<Arc<BatchService>>,
-    cloud: OnceLock<Cloud>,
-    device: OnceLock<DeviceChoice>,
+    services: OnceLock<Services>,
     started: Instant,
     in_hand: AtomicUsize,
+}
+
+/// What serves, complete.
+pub struct Services {
+    /// The models that are served.
+    pub models: Arc<Models>,
+    /// What brings new versions of them.
+    pub rollouts: Rollouts,
+    /// The token of who may change what is served; empty where nobody may.
+    pub admin_token: Secret,
+    /// Classifies; a worker answers no predictions.
+    pub predictions: Option<PredictService>,
+    /// Takes batches, where that is switched on; a worker takes none from clients.
+    pub batches: Option<Arc<BatchService>>,
+    /// Links and what uses them.
+    pub background: Background,
+    /// The device that serves.
+    pub device: DeviceChoice,
 }
 
 /// Counts one request in hand for as long as it lives.
@@ -86,7 +81,7 @@ impl Drop for InHand<'_> {
     }
 }
 
-impl App {
+impl ServerState {
     /// The daemon before anything is loaded.
     pub fn new(role: Role, config: Config) -> Arc<Self> {
         let max_inflight = usize::try_from(config.http.max_inflight.as_u64()).unwrap_or(usize::MAX);
@@ -101,13 +96,7 @@ impl App {
             decode_memory: DecodeMemory::new(config.image.decode_memory_bytes()),
             fetcher: Fetcher::new(config.fetch.clone(), config.http.max_body_bytes()),
             phase: AtomicU8::new(0),
-            models: OnceLock::new(),
-            rollouts: OnceLock::new(),
-            admin: OnceLock::new(),
-            service: OnceLock::new(),
-            batches: OnceLock::new(),
-            cloud: OnceLock::new(),
-            device: OnceLock::new(),
+            services: OnceLock::new(),
             started: Instant::now(),
             in_hand: AtomicUsize::new(0),
             config,
@@ -154,49 +143,31 @@ impl App {
         &self.fetcher
     }
 
-    /// The models that are served; None while starting.
-    pub fn models(&self) -> Option<&Arc<Models>> {
-        self.models.get()
+    /// What has started; None while starting.
+    pub fn services(&self) -> Option<&Services> {
+        self.services.get()
     }
 
-    /// The default model's version that answers; None while starting.
-    pub fn engine(&self) -> Option<Arc<LoadedModel>> {
-        self.models.get()?.default().current()
+    /// Everything has started: requests are answered from now on. Of two calls the first counts.
+    pub(crate) fn ready(&self, services: Services) -> &Services {
+        let services = self.services.get_or_init(|| services);
+        self.enter(Phase::Ready);
+        services
     }
 
-    /// What brings new versions; None while starting.
-    pub fn rollouts(&self) -> Option<&Rollouts> {
-        self.rollouts.get()
-    }
-
-    /// The token of who may change what is served; None while starting, empty where nobody may.
-    pub fn admin_token(&self) -> Option<&Secret> {
-        self.admin.get()
+    /// The prediction service; None while starting, and in a worker.
+    pub fn predictions(&self) -> Option<&PredictService> {
+        self.services()?.predictions.as_ref()
     }
 
     /// The batch service; None while starting, and where batches are switched off.
     pub fn batches(&self) -> Option<&Arc<BatchService>> {
-        self.batches.get()
+        self.services()?.batches.as_ref()
     }
 
-    /// Gives the routes their batch service; once.
-    pub(crate) fn serve_batches(&self, service: Arc<BatchService>) {
-        let _ = self.batches.set(service);
-    }
-
-    /// Links and what uses them; None while starting.
-    pub fn cloud(&self) -> Option<&Cloud> {
-        self.cloud.get()
-    }
-
-    /// The prediction service; None while starting, and in a worker.
-    pub fn service(&self) -> Option<&PredictService> {
-        self.service.get()
-    }
-
-    /// The device that serves; None while starting.
-    pub fn device(&self) -> Option<&DeviceChoice> {
-        self.device.get()
+    /// The default model's version that answers; None while starting.
+    pub fn engine(&self) -> Option<Arc<LoadedModel>> {
+        self.services()?.models.default().current()
     }
 
     /// Time since the start.
@@ -224,7 +195,8 @@ impl App {
         InHand(&self.in_hand)
     }
 
-    fn in_hand(&self) -> usize {
+    /// Requests in hand.
+    pub(crate) fn in_hand(&self) -> usize {
         self.in_hand.load(Ordering::Relaxed)
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use gpu_kernels::DecodeLimits;
 
-use super::{CheckError, CpuPipeline, try_load};
+use super::{CheckError, CpuPipeline, check_bundle};
 use crate::bundle::testing::{edit, sha256_of, write_bundle};
 use crate::bundle::{Bundle, DeviceTag, Precision};
 use crate::engine::{EngineError, Runtime};
@@ -14,7 +14,7 @@ fn check(model: &str, change: impl FnOnce(&std::path::Path)) -> Result<(), Check
     write_bundle(folder.path(), model);
     change(folder.path());
     let bundle = Bundle::open(folder.path()).unwrap();
-    try_load(&Runtime::load(None).unwrap(), &bundle, None, DecodeLimits::default())
+    check_bundle(&Runtime::load(None).unwrap(), &bundle, None, DecodeLimits::default())
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn a_bundle_that_computes_what_it_promises_passes() {
     write_bundle(folder.path(), "colours.onnx");
     let bundle = Bundle::open(folder.path()).unwrap();
     let runtime = Runtime::load(None).unwrap();
-    let error = try_load(&runtime, &bundle, Some(Precision::Int8), DecodeLimits::default()).unwrap_err();
+    let error = check_bundle(&runtime, &bundle, Some(Precision::Int8), DecodeLimits::default()).unwrap_err();
     assert!(matches!(error, CheckError::Bundle(_)), "{error}");
 }
 

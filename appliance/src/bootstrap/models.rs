@@ -9,8 +9,9 @@ use inference::engine::Runtime;
 use inference::lanes::{LaneSettings, Stalls};
 
 use super::start::model_loader;
-use super::{App, Links, Role, StartError, models_dir};
+use super::{Links, StartError, models_dir};
 use crate::config::{Config, ModelConfig};
+use crate::http::{Role, ServerState};
 use crate::models::{ModelStore, PullLimits};
 use crate::rollout::{Begun, Followed, Journal, Settings, Surroundings, begin};
 use crate::serving::{LoadedModel, Models, Slot, cpu_lanes};
@@ -33,8 +34,8 @@ pub(super) struct Prepared {
 ///
 /// # Errors
 /// When the default model has none that can be served. That another has none yet is no error.
-pub(super) fn prepare(app: &App, links: &Links) -> Result<Prepared, StartError> {
-    let config = app.config();
+pub(super) fn prepare(state: &ServerState, links: &Links) -> Result<Prepared, StartError> {
+    let config = state.config();
     let (found, loader) = std::thread::scope(|scope| {
         let found = scope.spawn(|| find(config));
         (found.join(), model_loader(config))
@@ -44,12 +45,12 @@ pub(super) fn prepare(app: &App, links: &Links) -> Result<Prepared, StartError> 
     let loader = loader?;
     let surroundings = Surroundings {
         registry: links.registry(config)?,
-        lanes: lanes(app, cpu_lanes(config)),
+        lanes: lanes(state, cpu_lanes(config)),
         store,
         journal,
         settings: settings(config, &loader.runtime),
         loader,
-        metrics: Arc::clone(app.metrics()),
+        metrics: Arc::clone(state.metrics()),
         outbox: None,
     };
     for (followed, begun) in &mut models {
@@ -135,14 +136,14 @@ fn followed(name: &str, model: &ModelConfig, is_default: bool) -> Followed {
 }
 
 /// The lanes that each version gets; all share the turns of one device.
-fn lanes(app: &App, count: usize) -> LaneSettings {
-    let config = app.config();
+fn lanes(state: &ServerState, count: usize) -> LaneSettings {
+    let config = state.config();
     let capacity = match config.engine.queue {
         0 => count * 8,
         queue => queue,
     };
     // Somebody waits for each real-time answer, and would wait for all that the lane has begun.
-    let (together, urgent_together, background) = match app.role() {
+    let (together, urgent_together, background) = match state.role() {
         Role::Serve => (1, IMAGES_A_RUN, false),
         Role::Worker => (WORKER_IMAGES_A_RUN, 1, true),
     };
@@ -150,7 +151,7 @@ fn lanes(app: &App, count: usize) -> LaneSettings {
         together,
         urgent_together,
         background,
-        memory: Arc::clone(app.decode_memory()),
+        memory: Arc::clone(state.decode_memory()),
         stalls: Stalls::new(config.engine.stall_timeout, count),
         ..LaneSettings::new(count, capacity)
     }

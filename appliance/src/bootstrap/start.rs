@@ -17,10 +17,11 @@ use inference::engine::{DeviceRequest, EngineError, Runtime, choose_device, load
 use inference::lanes::{LaneObserver, LaneSettings, Lanes};
 use tokio::runtime::Handle;
 
-use super::cloud::{self, Around, Disk};
-use super::{App, LinkError, Links, Role, links, models};
+use super::background::{self, Around, Disk};
+use super::{LinkError, Links, links, models};
 use crate::batch::spool::SpoolError;
 use crate::config::Config;
+use crate::http::{Role, ServerState, Services};
 use crate::models::StoreError;
 use crate::predict::{ContentCache, Flights, PredictService, PredictSettings};
 use crate::rollout::{JournalError, Rollouts};
@@ -161,113 +162,102 @@ fn device_request(config: &Config) -> DeviceRequest {
     }
 }
 
-impl App {
-    /// Starts everything behind the HTTP server; blocking, on a thread of the runtime. When it returns Ok the daemon is
-    /// ready.
-    pub(super) fn start(&self) -> Result<(), StartError> {
-        let config = self.config();
-        if self.role() == Role::Worker && !config.batch.enabled {
-            return Err(StartError::WorkerWithoutBatches);
-        }
-        self.fetcher().check_ca_file()?;
-        let links = Links::open(config, &Handle::current())?;
-        make_data_dir(config)?;
-        let (opened, prepared) = std::thread::scope(|scope| {
-            let outbox = scope.spawn(|| match self.role() {
-                Role::Serve => open_outbox(config).map(|outbox| Some(Arc::new(outbox))),
-                Role::Worker => Ok(None),
-            });
-            let prepared = models::prepare(self, &links);
-            (outbox.join(), prepared)
+/// Starts everything behind the HTTP server; blocking, on a thread of the runtime.
+///
+/// # Errors
+/// [`StartError`]; what had been started by then ends with the process.
+pub(super) fn start(state: &ServerState) -> Result<Services, StartError> {
+    let config = state.config();
+    if state.role() == Role::Worker && !config.batch.enabled {
+        return Err(StartError::WorkerWithoutBatches);
+    }
+    state.fetcher().check_ca_file()?;
+    let links = Links::open(config, &Handle::current())?;
+    make_data_dir(config)?;
+    let (opened, prepared) = std::thread::scope(|scope| {
+        let outbox = scope.spawn(|| match state.role() {
+            Role::Serve => open_outbox(config).map(|outbox| Some(Arc::new(outbox))),
+            Role::Worker => Ok(None),
         });
-        let outbox = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let mut prepared = prepared?;
-        prepared.surroundings.outbox.clone_from(&outbox);
-        let limits = prepared.surroundings.loader.limits;
-        let _ = self.device.set(prepared.surroundings.loader.device.clone());
-        let models = Arc::clone(&prepared.models);
-        let disk = Disk::new(config);
-        let capture = cloud::open_capture(config, &links, &disk)?;
-        let around = Around {
-            app: self,
+        let prepared = models::prepare(state, &links);
+        (outbox.join(), prepared)
+    });
+    let outbox = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let mut prepared = prepared?;
+    prepared.surroundings.outbox.clone_from(&outbox);
+    let limits = prepared.surroundings.loader.limits;
+    let device = prepared.surroundings.loader.device.clone();
+    let models = prepared.models;
+    let disk = Disk::new(config);
+    let capture = background::open_capture(config, &links, &disk)?;
+    let around = Around {
+        state,
+        limits,
+        models: &models,
+        outbox: outbox.as_ref(),
+        disk: &disk,
+        capture: capture.clone(),
+    };
+    let (background, batches) = background::start(&links, &around)?;
+    let predictions =
+        outbox.map(|outbox| prediction_service(state, &links, limits, &models, outbox, capture));
+    let admin_token = links::admin_token(config)?;
+    let runtime = Handle::current();
+    let _runtime = runtime.enter();
+    let rollouts = Rollouts::start(prepared.surroundings, prepared.followed);
+    Ok(Services { models, rollouts, admin_token, predictions, batches, background, device })
+}
+
+fn prediction_service(
+    state: &ServerState,
+    links: &Links,
+    limits: DecodeLimits,
+    models: &Arc<Models>,
+    outbox: Arc<Outbox>,
+    capture: Option<Arc<Capture>>,
+) -> PredictService {
+    let config = state.config();
+    let local = EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() });
+    let cache = match &links.redis {
+        Some(redis) => {
+            let store = Arc::clone(&redis.of) as Arc<dyn StateStore>;
+            ContentCache::shared(local, store, config.redis.cache_timeout)
+        }
+        None => ContentCache::local(local),
+    };
+    PredictService {
+        models: Arc::clone(models),
+        cache,
+        outbox,
+        capture,
+        metrics: Arc::clone(state.metrics()),
+        settings: PredictSettings {
+            node: config.node.name.clone(),
+            cache_ttl: config.cache.enabled.then_some(config.cache.ttl),
             limits,
-            models: &models,
-            outbox: outbox.as_ref(),
-            disk: &disk,
-            capture: capture.clone(),
-        };
-        let cloud = cloud::start(&links, &around)?;
-        if let Some(outbox) = outbox {
-            let _ = self.service.set(self.prediction_service(&links, limits, &models, outbox, capture));
-        }
-        let _ = self.cloud.set(cloud);
-        let _ = self.admin.set(links::admin_token(config)?);
-        let _ = self.models.set(models);
-        let runtime = Handle::current();
-        let _runtime = runtime.enter();
-        let _ = self.rollouts.set(Rollouts::start(prepared.surroundings, prepared.followed));
-        Ok(())
+        },
+        flights: Flights::default(),
     }
+}
 
-    fn prediction_service(
-        &self,
-        links: &Links,
-        limits: DecodeLimits,
-        models: &Arc<Models>,
-        outbox: Arc<Outbox>,
-        capture: Option<Arc<Capture>>,
-    ) -> PredictService {
-        let config = self.config();
-        let local = EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() });
-        let cache = match &links.redis {
-            Some(redis) => {
-                let store = Arc::clone(&redis.of) as Arc<dyn StateStore>;
-                ContentCache::shared(local, store, config.redis.cache_timeout)
-            }
-            None => ContentCache::local(local),
-        };
-        PredictService {
-            models: Arc::clone(models),
-            cache,
-            outbox,
-            capture,
-            metrics: Arc::clone(self.metrics()),
-            settings: PredictSettings {
-                node: config.node.name.clone(),
-                cache_ttl: config.cache.enabled.then_some(config.cache.ttl),
-                limits,
-            },
-            flights: Flights::default(),
-        }
-    }
+/// Ends rollouts, batch work and what sends and captures. What is unfinished is taken up by the next start, or by
+/// others.
+pub(super) async fn end_background(services: &Services, deadline: Instant) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    // What follows must have the most of the time.
+    services.rollouts.end((left / 4).min(LONGEST_ROLLOUT_END)).await;
+    services.background.end(deadline).await;
+}
 
-    /// Tells batch work to take no more.
-    pub(super) fn stop_batch_work(&self) {
-        if let Some(cloud) = self.cloud() {
-            cloud.stop_batch_work();
-        }
+/// Ends lanes and outbox; blocking. Lanes that were not drained are left to end with the process.
+///
+/// # Errors
+/// [`OutboxError`] where what was acknowledged last could not be flushed.
+pub(super) fn end_service(services: &Services, drained: bool) -> Result<(), OutboxError> {
+    if drained {
+        services.models.stop();
     }
-
-    /// Ends rollouts, batch work and what sends and captures. What is unfinished is taken up by the next start, or by
-    /// others.
-    pub(super) async fn end_cloud(&self, deadline: Instant) {
-        if let Some(rollouts) = self.rollouts() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // What follows must have the most of the time.
-            rollouts.end((left / 4).min(LONGEST_ROLLOUT_END)).await;
-        }
-        if let Some(cloud) = self.cloud() {
-            cloud.end(deadline).await;
-        }
-    }
-
-    /// Ends lanes and outbox; blocking. Lanes that were not drained are left to end with the process.
-    pub(super) fn end_service(&self, drained: bool) -> Result<(), OutboxError> {
-        if let Some(models) = self.models().filter(|_| drained) {
-            models.stop();
-        }
-        self.service().map_or(Ok(()), |service| service.outbox.close())
-    }
+    services.predictions.as_ref().map_or(Ok(()), |predictions| predictions.outbox.close())
 }
 
 /// Makes a folder that only this user may look into; one that is there stays as it is.

@@ -1,35 +1,34 @@
-//! What goes on behind the requests: batches and the work on them, events on their way to Kafka, images on theirs to S3.
+//! Starts what goes on behind the requests: batches and the work on them, events on their way to Kafka, images on theirs to S3.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cloud_sync::blob::{BlobStore, Bound, DirStore};
 use cloud_sync::capture::{Capture, CaptureConfig, CaptureError, CaptureRule as Rule};
 use cloud_sync::error::{SyncError, SyncResult};
-use cloud_sync::health::LinkHealth;
 use cloud_sync::outbox::Outbox;
-use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, KafkaQueue, KafkaQueueConfig};
+use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, KafkaQueue, KafkaQueueConfig};
 use cloud_sync::state::{EmbeddedStore, StateConfig};
 use cloud_sync::uplink::{Uplink, UplinkConfig};
 use gpu_kernels::DecodeLimits;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
 
-use super::parting::{LONGEST_REST, Parting};
-use super::{App, Links, Role, StartError, outbox_dir};
+use super::{Links, StartError, outbox_dir};
+use crate::background::shutdown::ShutdownBudget;
+use crate::background::{Background, BatchRuntime, Running};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
 use crate::batch::patience::Patience;
 use crate::batch::spool::Spool;
 use crate::batch::tidy::{self, Tidy};
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
-use crate::batch::{BatchReading, BatchService, BatchStores, spool_dir};
+use crate::batch::{BatchService, BatchStores, spool_dir};
 use crate::config::{CaptureRule, Config, QueueChoice};
+use crate::http::{Role, ServerState};
 use crate::serving::Models;
-use crate::telemetry::{CloudReadings, UplinkReading};
 
 /// Pause after the first failed try to load an image.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -67,127 +66,9 @@ impl<'a> Disk<'a> {
     }
 }
 
-/// Links and what uses them.
-pub struct Cloud {
-    links: Vec<LinkHealth>,
-    uplink: Option<Arc<Uplink>>,
-    capture: Option<Arc<Capture>>,
-    work: Option<Work>,
-    blobs: Option<DirStore>,
-    quarantined: Vec<PathBuf>,
-}
-
-/// The queue of batch work, and the work on it where this process does it.
-struct Work {
-    queue: Arc<dyn JobQueue>,
-    kind: &'static str,
-    /// What this process does of the work, and how it waits for its stores.
-    own: Option<(Arc<WorkerStats>, Arc<Patience>)>,
-    running: Mutex<Option<Running>>,
-    tidy: Option<AbortHandle>,
-}
-
-struct Running {
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-impl Cloud {
-    /// The links that are configured, each with its health.
-    pub fn links(&self) -> &[LinkHealth] {
-        &self.links
-    }
-
-    /// Damaged files that this process had to set aside when it started.
-    pub fn quarantined(&self) -> &[PathBuf] {
-        &self.quarantined
-    }
-
-    /// Where batch work waits: `embedded`, `kafka` or `none`.
-    pub fn queue_kind(&self) -> &'static str {
-        self.work.as_ref().map_or("none", |work| work.kind)
-    }
-
-    /// How everything stands, at the pace of a metrics scrape.
-    pub fn readings(&self) -> CloudReadings {
-        CloudReadings {
-            links: self.links.iter().map(|link| (link.link().name(), link.state())).collect(),
-            uplink: self.uplink.as_ref().map(|uplink| {
-                let status = uplink.status();
-                UplinkReading {
-                    backlog: status.backlog,
-                    oldest_age_s: status.oldest.map_or(0.0, |age| age.as_secs_f64()),
-                    sent: status.sent,
-                    dead_lettered: status.dead_lettered,
-                    lost: status.lost,
-                    dead_letter_failures: status.dead_letter_failures,
-                    fenced: status.fenced,
-                    renewed: status.renewed,
-                }
-            }),
-            capture: self.capture.as_ref().map(|capture| capture.stats()),
-            blobs: self.blobs.as_ref().and_then(DirStore::room),
-        }
-    }
-
-    /// How batch work stands, where there is any, at the pace of a metrics scrape.
-    pub fn batch_reading(&self) -> Option<BatchReading> {
-        self.work.as_ref().map(|work| {
-                let queue = work.queue.stats();
-                BatchReading {
-                    waiting: queue.waiting,
-                    inflight: queue.inflight,
-                    paused: queue.paused,
-                    partitions: u64::from(queue.partitions),
-                    counts: work.own.as_ref().map(|(stats, _)| stats.counts()).unwrap_or_default(),
-                    retries: work.own.as_ref().map_or(0, |(_, patience)| patience.retries()),
-                }
-            })
-    }
-
-    /// Tells batch work to take no more and to finish what it has in hand. [`Cloud::end`] waits for it.
-    pub fn stop_batch_work(&self) {
-        let running = self.work.as_ref().map(|work| work.running.lock());
-        if let Some(Running { stop, .. }) = running.as_deref().and_then(Option::as_ref) {
-            let _ = stop.send(true);
-        }
-    }
-
-    /// Ends batch work, capture and uplink, in this order: what one leaves behind, the next still sends.
-    /// All of it is over by the deadline: each step leaves some of the time to the next.
-    pub async fn end(&self, deadline: Instant) {
-        let left = || deadline.saturating_duration_since(Instant::now());
-        if let Some(work) = &self.work {
-            if let Some(tidy) = &work.tidy {
-                tidy.abort();
-            }
-            let running = work.running.lock().take();
-            let for_work = left() - (left() / 20).min(LONGEST_REST);
-            match running {
-                Some(Running { stop, task }) => {
-                    let _ = stop.send(true);
-                    let _ = tokio::time::timeout(for_work, task).await;
-                }
-                None => {
-                    let _ = tokio::time::timeout(for_work, work.queue.close()).await;
-                }
-            }
-        }
-        if let Some(capture) = &self.capture {
-            capture.close((left() / 2).min(Duration::from_secs(2))).await;
-        }
-        if let Some(uplink) = &self.uplink {
-            let uplink = Arc::clone(uplink);
-            let within = left().min(Duration::from_secs(5));
-            let stopped = move || uplink.stop(within);
-            let _ = tokio::task::spawn_blocking(stopped).await;
-        }
-    }
-}
-
 /// What the start of links and batches needs of the rest.
 pub(super) struct Around<'a> {
-    pub(super) app: &'a App,
+    pub(super) state: &'a ServerState,
     /// Bounds on images.
     pub(super) limits: DecodeLimits,
     pub(super) models: &'a Arc<Models>,
@@ -203,8 +84,11 @@ pub(super) struct Around<'a> {
 ///
 /// # Errors
 /// When a store in the data directory can't be used. That a server is away is no error.
-pub(super) fn start(links: &Links, around: &Around<'_>) -> Result<Cloud, StartError> {
-    let config = around.app.config();
+pub(super) fn start(
+    links: &Links,
+    around: &Around<'_>,
+) -> Result<(Background, Option<Arc<BatchService>>), StartError> {
+    let config = around.state.config();
     let uplink = match (&links.kafka, around.outbox) {
         (Some(kafka), Some(outbox)) if config.kafka.publish_events => {
             let dir = &config.data_dir;
@@ -218,17 +102,19 @@ pub(super) fn start(links: &Links, around: &Around<'_>) -> Result<Cloud, StartEr
         _ => None,
     };
     let mut quarantined = around.capture.as_ref().map_or_else(Vec::new, |it| it.quarantined().to_vec());
-    let work = config.batch.enabled.then(|| start_batches(links, around, &mut quarantined)).transpose()?;
+    let batches = config.batch.enabled.then(|| start_batches(links, around, &mut quarantined)).transpose()?;
+    let (batches, service) = batches.map_or((None, None), |(batches, service)| (Some(batches), service));
     let blobs = around.disk.opened.get().cloned();
-    Ok(Cloud { links: links.health(), uplink, capture: around.capture.clone(), work, blobs, quarantined })
+    let capture = around.capture.clone();
+    Ok((Background { links: links.health(), uplink, capture, batches, blobs, quarantined }, service))
 }
 
 fn start_batches(
     links: &Links,
     around: &Around<'_>,
     quarantined: &mut Vec<PathBuf>,
-) -> Result<Work, StartError> {
-    let config = around.app.config();
+) -> Result<(BatchRuntime, Option<Arc<BatchService>>), StartError> {
+    let config = around.state.config();
     let (choice, reason) = links.queue(config);
     let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
     let (stores, kind) = match (choice, &links.kafka, &links.redis, &links.s3, around.outbox) {
@@ -237,7 +123,7 @@ fn start_batches(
                 inflight: config.batch.inflight,
                 node: config.node.name.clone(),
                 submit_timeout: SUBMIT_TIMEOUT,
-                close_timeout: Parting::of(config.shutdown.grace).close,
+                close_timeout: ShutdownBudget::of(config.shutdown.grace).close,
             };
             let queue = KafkaQueue::new(&kafka.of, &queue, kafka.health.clone());
             let (state, blob) = (Arc::clone(&redis.of), Arc::clone(&s3.of));
@@ -261,12 +147,15 @@ fn start_batches(
         }
         _ => None,
     };
-    let works = around.app.role() == Role::Worker || kind == "embedded";
-    if around.app.role() == Role::Serve {
-        let models = Arc::clone(around.models);
-        let labels = move || models.default().current().map_or(1, |model| model.model.labels.len());
-        around.app.serve_batches(BatchService::open(stores.clone(), config, Box::new(labels))?);
-    }
+    let works = around.state.role() == Role::Worker || kind == "embedded";
+    let service = match around.state.role() {
+        Role::Serve => {
+            let models = Arc::clone(around.models);
+            let labels = move || models.default().current().map_or(1, |model| model.model.labels.len());
+            Some(BatchService::open(stores.clone(), config, Box::new(labels))?)
+        }
+        Role::Worker => None,
+    };
     let running = works.then(|| -> Result<Running, StartError> {
         let worker = worker(stores, links, around, own.clone(), kind == "embedded")?;
         let (stop, mut stopped) = watch::channel(false);
@@ -276,7 +165,8 @@ fn start_batches(
         Ok(Running { stop, task })
     });
     let running = running.transpose()?;
-    Ok(Work { queue, kind, own: works.then_some(own), running: Mutex::new(running), tidy })
+    let worker = works.then_some(own);
+    Ok((BatchRuntime { queue, kind, worker, running: Mutex::new(running), tidy }, service))
 }
 
 /// The stores in the data directory, and their files that were damaged and are set aside.
@@ -309,10 +199,10 @@ fn worker(
     (stats, patience): (Arc<WorkerStats>, Arc<Patience>),
     remove_files: bool,
 ) -> Result<Worker, StartError> {
-    let config = around.app.config();
+    let config = around.state.config();
     let limits = LoadLimits {
         max_bytes: config.http.max_body_bytes(),
-        memory: Arc::clone(around.app.body_memory()),
+        memory: Arc::clone(around.state.body_memory()),
         loads: config.batch.loads,
         attempts: config.batch.attempts,
         pause: FIRST_PAUSE,
@@ -329,7 +219,7 @@ fn worker(
             node: config.node.name.clone(),
             top_k: config.predict.top_k,
             limits: around.limits,
-            grace: Parting::of(config.shutdown.grace).work,
+            grace: ShutdownBudget::of(config.shutdown.grace).work,
             fault_pause: FAULT_PAUSE,
             spool: Spool::open(spool_dir(config))?,
             remove_files,

@@ -1,4 +1,4 @@
-//! A bundle tried out on the CPU, on the calling thread: loaded, warmed, and its golden cases run once.
+//! Whether a bundle can serve: it is loaded and warmed on the CPU, on the calling thread, and its golden cases are run.
 
 #[cfg(test)]
 mod tests;
@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use gpu_kernels::DecodeLimits;
 
-use super::{Bundle, BundleError, DeviceTag, GoldenCase, GoldenFault, ModelFile, Precision, run_golden};
+use crate::bundle::{
+    Bundle, BundleError, DeviceTag, GoldenCase, GoldenFault, ModelFile, Precision, run_golden,
+};
 use crate::engine::{EngineError, Runtime};
 use crate::lanes::ClassifyError;
 use crate::lanes::cpu::CpuPipeline;
@@ -40,13 +42,13 @@ pub enum CheckError {
 }
 
 /// A variant that is loaded and warm.
-pub struct Trial {
+pub struct BundleCheck {
     pipeline: CpuPipeline,
     /// From the file to a first answer.
     pub load_time: Duration,
 }
 
-impl Trial {
+impl BundleCheck {
     /// Loads a variant and runs it on a blank image.
     ///
     /// # Errors
@@ -89,13 +91,13 @@ impl From<GoldenFault<ClassifyError>> for CheckError {
 ///
 /// # Errors
 /// [`CheckError`] with the first thing that is wrong.
-pub fn try_load(
+pub fn check_bundle(
     runtime: &Runtime,
     bundle: &Bundle,
     precision: Option<Precision>,
     limits: DecodeLimits,
 ) -> Result<(), CheckError> {
     let model = bundle.variant(DeviceTag::Cpu, precision)?;
-    let mut trial = Trial::load(runtime, bundle, &model, limits)?;
-    Ok(run_golden(bundle, |case| trial.compute(case))?)
+    let mut check = BundleCheck::load(runtime, bundle, &model, limits)?;
+    Ok(run_golden(bundle, |case| check.compute(case))?)
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{App, Files, Phase, Role, StartError, raise_limit};
-use crate::http::{BindError, Server, admin_routes, routes, worker_routes};
+use super::start::{end_background, end_service, start};
+use super::{Files, StartError, raise_limit};
+use crate::http::{BindError, Phase, Role, Server, ServerState, admin_routes, routes, worker_routes};
 
 /// Longest share of `shutdown.grace` that is kept for each step after the requests.
 const LONGEST_SHARE: Duration = Duration::from_secs(1);
@@ -65,11 +66,11 @@ pub enum RunError {
 ///
 /// # Errors
 /// [`RunError`]; an end by a signal with everything finished is Ok.
-pub async fn run(app: Arc<App>) -> Result<(), RunError> {
+pub async fn run(state: Arc<ServerState>) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
-    let files = Files::share(raise_limit(), app.config());
-    let wanted = app.config().http.max_connections;
+    let files = Files::share(raise_limit(), state.config());
+    let wanted = state.config().http.max_connections;
     if files.connections < wanted {
         tracing::warn!(
             open_files = files.limit,
@@ -77,15 +78,15 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
             "fewer connections than http.max_connections: the limit of open files (ulimit -n) is too low"
         );
     }
-    let server = Server::bind(&app, files.connections).await?;
-    let admin = Server::bind_admin(&app).await?;
+    let server = Server::bind(&state, files.connections).await?;
+    let admin = Server::bind_admin(&state).await?;
     let (address, admin_address) = (server.address(), admin.as_ref().map(Server::address));
     let (stop, stopped) = watch::channel(false);
     let operator =
-        admin.map(|admin| tokio::spawn(admin.run(admin_routes(Arc::clone(&app)), stopped.clone())));
-    let clients = match app.role() {
-        Role::Serve => tokio::spawn(server.run(routes(Arc::clone(&app)), stopped)),
-        Role::Worker => tokio::spawn(server.run(worker_routes(Arc::clone(&app)), stopped)),
+        admin.map(|admin| tokio::spawn(admin.run(admin_routes(Arc::clone(&state)), stopped.clone())));
+    let clients = match state.role() {
+        Role::Serve => tokio::spawn(server.run(routes(Arc::clone(&state)), stopped)),
+        Role::Worker => tokio::spawn(server.run(worker_routes(Arc::clone(&state)), stopped)),
     };
     let serving = async move {
         let _ = clients.await;
@@ -94,23 +95,23 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
         }
     };
 
-    let starting = Arc::clone(&app);
-    let start = tokio::task::spawn_blocking(move || starting.start());
-    tokio::select! {
+    let starting = Arc::clone(&state);
+    let start = tokio::task::spawn_blocking(move || start(&starting));
+    let services = tokio::select! {
         started = start => match started {
             Ok(started) => started?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         },
         // The start touches nothing that would need an end in order.
         () = either(&mut terminate, &mut interrupt) => return Ok(()),
-    }
-    app.enter(Phase::Ready);
+    };
+    let services = state.ready(services);
     tracing::info!(
         listen = %address,
         admin_listen = admin_address.map(tracing::field::display),
-        start_ms = u64::try_from(app.uptime().as_millis()).unwrap_or(u64::MAX),
+        start_ms = u64::try_from(state.uptime().as_millis()).unwrap_or(u64::MAX),
         "{}",
-        match app.role() {
+        match state.role() {
             Role::Serve => {
                 format!("ready: POST an image to http://{address}/predict, or open http://{address}/docs")
             }
@@ -119,19 +120,19 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     );
     either(&mut terminate, &mut interrupt).await;
 
-    app.enter(Phase::Draining);
-    let grace = app.config().shutdown.grace;
+    state.enter(Phase::Draining);
+    let grace = state.config().shutdown.grace;
     tracing::info!(
-        in_hand = app.in_hand(),
+        in_hand = state.in_hand(),
         grace_s = grace.as_secs_f32(),
         "stopping: finishing what is in hand"
     );
     let began = Instant::now();
     let deadlines = Deadlines::new(began, grace);
     let _ = stop.send(true);
-    if app.role() == Role::Worker {
+    if state.role() == Role::Worker {
         // Its time runs from now. A server's work goes on until the requests in hand have put theirs into the queue.
-        app.stop_batch_work();
+        services.background.stop_batch_work();
     }
     let drained = tokio::select! {
         drained = tokio::time::timeout_at(deadlines.requests.into(), serving) => drained.is_ok(),
@@ -141,11 +142,16 @@ pub async fn run(app: Arc<App>) -> Result<(), RunError> {
     // Batch work ends before the lanes that it needs. What is unfinished is given back.
     let cloud = deadlines.cloud;
     tokio::select! {
-        _ = tokio::time::timeout_at(cloud.into(), app.end_cloud(cloud)) => {}
+        _ = tokio::time::timeout_at(cloud.into(), end_background(services, cloud)) => {}
         () = either(&mut terminate, &mut interrupt) => {}
     }
-    let abandoned = app.in_hand();
-    let flush = tokio::task::spawn_blocking(move || app.end_service(drained));
+    let abandoned = state.in_hand();
+    let flush = {
+        let state = Arc::clone(&state);
+        tokio::task::spawn_blocking(move || {
+            state.services().map_or(Ok(()), |services| end_service(services, drained))
+        })
+    };
     // A lane may be deep in an image whose client gave up long ago, and a disk may hang.
     let flushed = tokio::select! {
         flushed = tokio::time::timeout_at(deadlines.end.into(), flush) => flushed,
