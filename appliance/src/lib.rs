@@ -1,7 +1,7 @@
 //! The appliance: requests in, species out. `ARCHITECTURE.md` is the map of the whole; this is the map of the daemon.
 //!
 //! A photo flows through these modules in this order, and never back:
-//! [`http`] -> [`predict`] (cache, single flight, admission) -> [`lanes`] (decode, preprocess, [`engine`])
+//! [`http`] -> [`predict`] (cache, single flight, admission) -> [`inference::lanes`] (decode, preprocess, [`inference::engine`])
 //! -> outbox -> reply. A batch goes [`http`] -> [`batch`] -> queue, and from there to a worker. [`bootstrap`] wires them; [`config`] says what can be set; [`telemetry`] what can be seen.
 
 mod background;

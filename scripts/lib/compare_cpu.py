@@ -5,6 +5,7 @@ since the speed of the machine changes from minute to minute.
 """
 
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -14,20 +15,26 @@ import time
 import urllib.error
 import urllib.request
 
+BUNDLE = pathlib.Path(__file__).resolve().parents[2] / "models/fish/1"
+# Loopback needs no proxy, whatever the environment says.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 READY_S = 60
 LOAD_S = 2
 
 
 class Server:
-    """`weir serve` with an empty configuration and a data folder of its own."""
+    """`weir serve` with the default bundle, an otherwise empty configuration, and a folder of its own."""
 
     def __init__(self, weir, port, folder):
         self.url = f"http://127.0.0.1:{port}"
-        folder.mkdir()
         self.log = folder / "log"
+        # There it finds no weir.toml, and what is meant for a deployment here is not meant for it.
+        kept = ("HOME", "PATH", "ORT_DYLIB_PATH", "LD_LIBRARY_PATH", "TMPDIR")
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        environment["WEIR__MODEL__BUNDLE"] = str(BUNDLE)
         command = [weir, "serve", "--listen", f"127.0.0.1:{port}", "--data-dir", folder / "data"]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment)
 
     def wait_until_ready(self):
         end = time.monotonic() + READY_S
@@ -35,7 +42,7 @@ class Server:
             if self.process.poll() is not None or time.monotonic() > end:
                 sys.exit(f"weir does not serve:\n{self.log.read_text()[-2000:]}")
             try:
-                urllib.request.urlopen(self.url + "/health/ready", timeout=1).close()
+                DIRECT.open(self.url + "/health/ready", timeout=1).close()
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -46,6 +53,8 @@ class Server:
         load += ["--warmup", "0.3", "--pid", str(self.process.pid), "--json", report]
         subprocess.run(load, stdout=subprocess.DEVNULL, check=True)
         usage = json.loads(report.read_text())["usage"]
+        if not usage["ok"]:
+            sys.exit(f"{self.url} answered no request within {LOAD_S} s")
         return usage["cpu_s"] / usage["ok"] * 1e3
 
     def stop(self):
@@ -57,7 +66,7 @@ def compare(builds, rig, pairs, frames, folder):
     servers = []
     try:
         for index, weir in enumerate(builds):
-            servers.append(Server(weir, 18200 + index, folder / f"{frames}-{index}"))
+            servers.append(Server(weir, 18200 + index, pathlib.Path(tempfile.mkdtemp(dir=folder))))
         for server in servers:
             server.wait_until_ready()
             server.milliseconds(rig, frames, folder / "report.json")

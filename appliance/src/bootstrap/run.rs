@@ -20,7 +20,7 @@ struct Deadlines {
     /// Of the requests in hand.
     requests: Instant,
     /// Then of batch work and links.
-    cloud: Instant,
+    background: Instant,
     /// Of lanes and outbox, and so of all.
     end: Instant,
 }
@@ -29,8 +29,8 @@ impl Deadlines {
     fn new(began: Instant, grace: Duration) -> Self {
         let share = (grace / 20).min(LONGEST_SHARE);
         let end = began + grace;
-        let cloud = began + grace.saturating_sub(share);
-        Self { requests: began + grace.saturating_sub(share * 2), cloud, end }
+        let background = began + grace.saturating_sub(share);
+        Self { requests: began + grace.saturating_sub(share * 2), background, end }
     }
 }
 
@@ -140,18 +140,16 @@ pub async fn run(state: Arc<ServerState>) -> Result<(), RunError> {
         () = either(&mut terminate, &mut interrupt) => false,
     };
     // Batch work ends before the lanes that it needs. What is unfinished is given back.
-    let cloud = deadlines.cloud;
+    let background = deadlines.background;
     tokio::select! {
-        _ = tokio::time::timeout_at(cloud.into(), end_background(services, cloud)) => {}
+        _ = tokio::time::timeout_at(background.into(), end_background(services, background)) => {}
         () = either(&mut terminate, &mut interrupt) => {}
     }
     let abandoned = state.in_hand();
-    let flush = {
-        let state = Arc::clone(&state);
-        tokio::task::spawn_blocking(move || {
-            state.services().map_or(Ok(()), |services| end_service(services, drained))
-        })
-    };
+    // The last of what is shared is dropped there, which writes to the disk too.
+    let flush = tokio::task::spawn_blocking(move || {
+        state.services().map_or(Ok(()), |services| end_service(services, drained))
+    });
     // A lane may be deep in an image whose client gave up long ago, and a disk may hang.
     let flushed = tokio::select! {
         flushed = tokio::time::timeout_at(deadlines.end.into(), flush) => flushed,
@@ -184,10 +182,13 @@ mod tests {
         let began = Instant::now();
         for millis in [0, 1, 100, 1000, 20_000, 600_000] {
             let grace = Duration::from_millis(millis);
-            let Deadlines { requests, cloud, end } = Deadlines::new(began, grace);
+            let Deadlines { requests, background, end } = Deadlines::new(began, grace);
             assert_eq!(end, began + grace);
-            assert!(requests <= cloud && cloud <= end && requests >= began + grace * 4 / 5, "{grace:?}");
-            assert!(end - cloud >= LONGEST_SHARE.min(grace / 20), "{grace:?}");
+            assert!(
+                requests <= background && background <= end && requests >= began + grace * 4 / 5,
+                "{grace:?}"
+            );
+            assert!(end - background >= LONGEST_SHARE.min(grace / 20), "{grace:?}");
         }
     }
 }

@@ -165,13 +165,14 @@ fn device_request(config: &Config) -> DeviceRequest {
 /// Starts everything behind the HTTP server; blocking, on a thread of the runtime.
 ///
 /// # Errors
-/// [`StartError`]; what had been started by then ends with the process.
+/// [`StartError`]; what had been started by then is dropped.
 pub(super) fn start(state: &ServerState) -> Result<Services, StartError> {
     let config = state.config();
     if state.role() == Role::Worker && !config.batch.enabled {
         return Err(StartError::WorkerWithoutBatches);
     }
     state.fetcher().check_ca_file()?;
+    let admin_token = links::admin_token(config)?;
     let links = Links::open(config, &Handle::current())?;
     make_data_dir(config)?;
     let (opened, prepared) = std::thread::scope(|scope| {
@@ -201,7 +202,6 @@ pub(super) fn start(state: &ServerState) -> Result<Services, StartError> {
     let (background, batches) = background::start(&links, &around)?;
     let predictions =
         outbox.map(|outbox| prediction_service(state, &links, limits, &models, outbox, capture));
-    let admin_token = links::admin_token(config)?;
     let runtime = Handle::current();
     let _runtime = runtime.enter();
     let rollouts = Rollouts::start(prepared.surroundings, prepared.followed);

@@ -7,8 +7,7 @@ use bytesize::ByteSize;
 use cloud_sync::secret::Secret;
 use url::Url;
 
-use super::MAX_MESSAGE_IMAGES;
-use super::{Config, Protocol, QueueChoice};
+use super::{Config, MAX_MESSAGE_IMAGES, Protocol, QueueChoice};
 
 impl Config {
     /// What no single key of batches and links can say.

@@ -143,9 +143,9 @@ fn describe_predictions(reply: &mut HealthReply, service: &PredictService) {
     });
 }
 
-fn describe_background(reply: &mut HealthReply, cloud: &Background) {
+fn describe_background(reply: &mut HealthReply, background: &Background) {
     let since = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
-    for link in cloud.links() {
+    for link in background.links() {
         let state = link.state();
         let status = match state.up {
             Some(true) => "up",
@@ -160,8 +160,8 @@ fn describe_background(reply: &mut HealthReply, cloud: &Background) {
         };
         reply.links.insert(link.link().name().to_owned(), health);
     }
-    reply.quarantined = cloud.quarantined().iter().map(|path| path.display().to_string()).collect();
-    let readings = cloud.readings();
+    reply.quarantined = background.quarantined().iter().map(|path| path.display().to_string()).collect();
+    let readings = background.readings();
     reply.uplink = readings.uplink.map(|uplink| UplinkHealth {
         backlog: uplink.backlog,
         oldest_age_s: uplink.oldest_age_s,
@@ -182,8 +182,8 @@ fn describe_background(reply: &mut HealthReply, cloud: &Background) {
         max_bytes: room.max_bytes,
         free: room.free,
     });
-    reply.batches = cloud.batch_reading().map(|batch| BatchHealth {
-        queue: cloud.queue_kind(),
+    reply.batches = background.batch_reading().map(|batch| BatchHealth {
+        queue: background.queue_kind(),
         waiting: batch.waiting,
         inflight: batch.inflight,
         paused: batch.paused,

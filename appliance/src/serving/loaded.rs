@@ -8,8 +8,7 @@ use inference::bundle::Bundle;
 use inference::engine::DeviceKind;
 use inference::lanes::{Lanes, StageTimings};
 
-use super::ServingModel;
-use super::Tally;
+use super::{ServingModel, Tally};
 use crate::models::Origin;
 use crate::telemetry::ModelLabels;
 

@@ -13,8 +13,7 @@ use inference::lanes::{
     SubmitError,
 };
 
-use super::ServingModel;
-use super::{GpuPlan, LoadedModel};
+use super::{GpuPlan, LoadedModel, ServingModel};
 use crate::config::Config;
 use crate::gentle;
 use crate::models::Origin;

@@ -18,7 +18,7 @@ struct LinkLabels {
     link: &'static str,
 }
 
-/// What there is to say of links at one moment.
+/// What there is to say of links, uplink, capture and local objects at one moment.
 #[derive(Default)]
 pub struct CloudReadings {
     /// Every configured link.

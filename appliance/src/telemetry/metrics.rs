@@ -38,13 +38,13 @@ pub struct Gauges {
     pub cache: Option<StateStats>,
     /// The outbox; a worker has none.
     pub outbox: Option<OutboxStats>,
-    /// Links and batches.
+    /// Links, and what uses them.
     pub cloud: CloudReadings,
     /// The GPUs of this machine, by their numbers; None is one that can't be read.
     pub gpus: Vec<Option<GpuReading>>,
 }
 
-/// All metrics.
+/// The registry, and the metrics of all modules that do not keep their own.
 pub struct Metrics {
     registry: RwLock<Registry>,
     connections: Gauge,
@@ -103,7 +103,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers every metric.
+    /// Registers its own metrics; [`Metrics::add`] registers others'.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("weir");
         let stages = Family::<StageLabels, Histogram>::new_with_constructor(|| {

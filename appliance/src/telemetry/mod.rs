@@ -1,4 +1,4 @@
-//! What can be seen from outside: metrics and logs, in one place.
+//! What can be seen from outside: metrics and logs.
 
 mod cloud;
 mod gpu;

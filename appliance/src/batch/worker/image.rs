@@ -15,8 +15,7 @@ use super::{Setback, Worker, WorkerStats};
 use crate::batch::image_url::in_result;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::batch::pausing;
-use crate::serving::Chosen;
-use crate::serving::ServingModel;
+use crate::serving::{Chosen, ServingModel};
 
 /// The camera of captured images of a batch that names none.
 const NO_CAMERA: &str = "batch";

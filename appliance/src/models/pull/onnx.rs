@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use gpu_kernels::PreprocessSpec;
-use inference::bundle::{DataFile, Golden};
-use inference::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT};
+use inference::bundle::{DataFile, Golden, LABELS, MANIFEST, MANIFEST_LIMIT};
 use inference::engine::{EngineError, Graph, Runtime};
 
 use super::download::{Download, Fetched};

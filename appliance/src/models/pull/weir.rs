@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use inference::bundle::Manifest;
-use inference::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT};
+use inference::bundle::{LABELS, MANIFEST, MANIFEST_LIMIT, Manifest};
 
 use super::download::Download;
 use super::{PullError, paths};

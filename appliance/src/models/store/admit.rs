@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use cloud_sync::durable::{self, sync_dir};
-use inference::bundle::{Bundle, BundleError};
-use inference::bundle::{MANIFEST, digest_of};
+use inference::bundle::{Bundle, BundleError, MANIFEST, digest_of};
 
 use super::disk::{self, GONE, NEW, link, open_regular};
 use super::index::{Index, StoredBundle};

@@ -275,27 +275,17 @@ impl TransactionalProducer {
                     .and_then(|(index, code)| Some((index, records.get(index)?, code)))
                     .map(|(index, record, code)| match code {
                         Code::InvalidRecord => (index, record, self.verdict(topic, record, deadline)),
-                        code => (index, record, Some(code)),
+                        code => (index, record, code),
                     });
                 match blamed {
-                    Some((_, record, None)) => {
-                        let id = record.id;
-                        let what = format!(
-                            "cannot {attempt}: the broker refused record {id} and did not say why; the next try asks again"
-                        );
-                        return PublishError::Failed(noted(
-                            &self.health,
-                            SyncError::transient(Link::Kafka, what),
-                        ));
-                    }
-                    Some((index, record, Some(code))) if refuses_record(code) => {
+                    Some((index, record, code)) if refuses_record(code) => {
                         let (id, size) = (record.id, size(record));
                         let attempt = format!("publish record {id} of {size} bytes to topic {topic}");
                         let error =
                             explain(&self.config, &attempt, KafkaError::MessageProduction(code), None);
                         return PublishError::Refused { index, error };
                     }
-                    Some((_, _, Some(code))) => KafkaError::MessageProduction(code),
+                    Some((_, _, code)) => KafkaError::MessageProduction(code),
                     None => KafkaError::MessageProduction(back.first().map_or(Code::Fail, |(_, code)| *code)),
                 }
             }
@@ -305,20 +295,22 @@ impl TransactionalProducer {
         if lost { PublishError::Lost(told) } else { PublishError::Failed(noted(&self.health, told)) }
     }
 
-    /// Why a record comes back that is sent alone, in a transaction that is aborted; `None` where that did not tell. Where the broker
-    /// refuses several of a batch, librdkafka says of each only that it is invalid, even if all that is wrong is the
+    /// Why a record comes back that is sent alone, in a transaction that is aborted. Where the broker refuses
+    /// several of a batch, librdkafka says of each only that it is invalid, even if all that is wrong is the
     /// clock that they were sent by: then no record is to blame, and sent later each has the time of then.
-    fn verdict(&mut self, topic: &str, record: &Record<'_>, deadline: Instant) -> Option<Code> {
-        let client = self.client.as_ref().filter(|_| self.ready)?;
+    fn verdict(&mut self, topic: &str, record: &Record<'_>, deadline: Instant) -> Code {
+        let Some(client) = self.client.as_ref().filter(|_| self.ready) else { return Code::MessageTimedOut };
         let watch = watch(client).clone();
         let alone = fill(client, topic, std::slice::from_ref(record), None, deadline);
         self.abort();
-        match alone {
+        let code = match alone {
             // Taken, for this time.
-            Ok(()) | Err(Failure::Late) => None,
+            Ok(()) => None,
             Err(Failure::Client(error)) => error.rdkafka_error_code(),
             Err(Failure::Record) => watch.take_refused().first().map(|(_, code)| *code),
-        }
+            Err(Failure::Late) => Some(Code::MessageTimedOut),
+        };
+        code.unwrap_or(Code::Fail)
     }
 
     /// Whether the next try has smaller batches: a batch comes back whole, and says nothing about which

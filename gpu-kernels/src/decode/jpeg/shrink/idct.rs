@@ -37,12 +37,12 @@ pub(super) struct Steps {
     steps: [Step; 32],
 }
 
-/// What becomes of one coefficient; of one that contributes to none, nothing (0).
+/// What becomes of one coefficient. One that contributes to none has weight 0 and adds nothing to place 0.
 #[derive(Clone, Copy, Debug, Default)]
 struct Step {
     /// Which of the reduced transform it is added to.
     place: u32,
-    /// Its quantization step times its weight there.
+    /// Its quantization step times its weight there; at most 15 bits.
     weighted: i32,
 }
 
