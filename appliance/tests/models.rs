@@ -75,6 +75,8 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     until_serving(&daemon, "fish", "fish/1");
     let (ok, text) = weir_models(&daemon, &env, &["list"]);
     assert!(ok && text.contains("fish/1 (fish first)") && text.contains("fish@champion"), "{text}");
+    // Tags follow the change.
+    until(&daemon, "fish", "tagged", |_| registry.tags("fish", "1")["weir.dock-3.state"] == "serving");
     let (ok, text) = weir_models(&daemon, &env, &["show", "fish"]);
     assert!(ok && text.contains("champion") && text.contains("dock-3: serving"), "{text}");
     let (ok, text) = weir_models(&daemon, &env, &["unpin", "fish"]);
