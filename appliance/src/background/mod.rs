@@ -23,11 +23,13 @@ use shutdown::LONGEST_REST;
 
 /// Links and what uses them.
 pub struct Background {
+    /// The links that are configured, each with its health.
     pub(crate) links: Vec<LinkHealth>,
     pub(crate) uplink: Option<Arc<Uplink>>,
     pub(crate) capture: Option<Arc<Capture>>,
     pub(crate) batches: Option<BatchRuntime>,
     pub(crate) blobs: Option<DirStore>,
+    /// Damaged files that this process had to set aside when it started.
     pub(crate) quarantined: Vec<PathBuf>,
 }
 
@@ -47,16 +49,6 @@ pub(crate) struct Running {
 }
 
 impl Background {
-    /// The links that are configured, each with its health.
-    pub fn links(&self) -> &[LinkHealth] {
-        &self.links
-    }
-
-    /// Damaged files that this process had to set aside when it started.
-    pub fn quarantined(&self) -> &[PathBuf] {
-        &self.quarantined
-    }
-
     /// Where batch work waits: `embedded`, `kafka` or `none`.
     pub fn queue_kind(&self) -> &'static str {
         self.batches.as_ref().map_or("none", |work| work.kind)

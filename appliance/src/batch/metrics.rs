@@ -5,7 +5,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::worker::WorkerCounts;
-use crate::telemetry::{Known, raise};
+use crate::telemetry::{Known, raise, register_each};
 
 /// Batch work at one moment.
 #[derive(Clone, Copy, Default)]
@@ -55,12 +55,8 @@ impl BatchMetrics {
             ("batch_paused", "1 while enough batch messages are out for work", &self.paused),
             ("batch_partitions", "Partitions that this process works on", &self.partitions),
         ];
-        for (name, help, gauge) in gauges {
-            r.register(name, help, gauge.clone());
-        }
-        for (name, help, counter) in self.counters() {
-            r.register(name, help, counter.clone());
-        }
+        register_each(r, gauges);
+        register_each(r, self.counters());
     }
 
     fn counters(&self) -> [(&'static str, &'static str, &Counter); 13] {

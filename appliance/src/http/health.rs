@@ -110,7 +110,7 @@ fn ready_status(state: &ServerState) -> StatusCode {
 fn is_degraded(state: &ServerState, engine: &LoadedModel) -> bool {
     let outbox_fails =
         state.predictions().is_some_and(|predictions| predictions.outbox.stats().error.is_some());
-    let damaged = state.services().is_some_and(|services| !services.background.quarantined().is_empty());
+    let damaged = state.services().is_some_and(|services| !services.background.quarantined.is_empty());
     engine.lanes.alive() < engine.lanes.count() || engine.lanes.stuck().1 || outbox_fails || damaged
 }
 
@@ -145,7 +145,7 @@ fn describe_predictions(reply: &mut HealthReply, service: &PredictService) {
 
 fn describe_background(reply: &mut HealthReply, background: &Background) {
     let since = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
-    for link in background.links() {
+    for link in &background.links {
         let state = link.state();
         let status = match state.up {
             Some(true) => "up",
@@ -160,7 +160,7 @@ fn describe_background(reply: &mut HealthReply, background: &Background) {
         };
         reply.links.insert(link.link().name().to_owned(), health);
     }
-    reply.quarantined = background.quarantined().iter().map(|path| path.display().to_string()).collect();
+    reply.quarantined = background.quarantined.iter().map(|path| path.display().to_string()).collect();
     let readings = background.readings();
     reply.uplink = readings.uplink.map(|uplink| UplinkHealth {
         backlog: uplink.backlog,

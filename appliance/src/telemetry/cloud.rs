@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::owned::{Known, raise};
+use super::owned::{Known, raise, register_each};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LinkLabels {
@@ -100,12 +100,8 @@ impl CloudMetrics {
             ("capture_waiting", "Captured images that wait to be sent", &self.capture_waiting),
             ("capture_dead_kept", "Captured images on disk that were refused", &self.capture_dead_kept),
         ];
-        for (name, help, gauge) in gauges {
-            r.register(name, help, gauge.clone());
-        }
-        for (name, help, counter) in self.counters() {
-            r.register(name, help, counter.clone());
-        }
+        register_each(r, gauges);
+        register_each(r, self.counters());
     }
 
     fn counters(&self) -> [(&'static str, &'static str, &Counter); 10] {

@@ -19,4 +19,4 @@ pub use labels::{BatchOutcome, CacheOutcome, ClosedFor, ModelLabels, Stage};
 pub use logging::{LogConfig, LogFormat, LoggingError, init as init_logging};
 pub use memory::MemoryReadings;
 pub use metrics::{Gauges, Metrics};
-pub use owned::{Known, raise};
+pub use owned::{Known, raise, register_each};

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::{Metric, Registry};
 
 /// A counter of seconds.
 pub(super) type Seconds = Counter<f64, AtomicU64>;
@@ -20,6 +21,16 @@ pub fn raise(counter: &Counter, total: u64) {
 /// The same for time. The bits of numbers that are not negative have the order of the numbers.
 pub(super) fn raise_time(counter: &Seconds, total: Duration) {
     counter.inner().fetch_max(total.as_secs_f64().to_bits(), Ordering::Relaxed);
+}
+
+/// Registers metrics of one type by name and help text.
+pub fn register_each<'a, M: Metric + Clone>(
+    registry: &mut Registry,
+    metrics: impl IntoIterator<Item = (&'static str, &'static str, &'a M)>,
+) {
+    for (name, help, metric) in metrics {
+        registry.register(name, help, metric.clone());
+    }
 }
 
 /// A gauge without a sample while its value is not known: a zero would be taken for one.
