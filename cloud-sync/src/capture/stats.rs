@@ -63,7 +63,7 @@ impl Counters {
     }
 
     pub(super) fn skip(&self) {
-        self.skipped.fetch_add(1, Ordering::Relaxed);
+        self.skipped.fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn deduplicate(&self) {
@@ -83,7 +83,7 @@ impl Counters {
             spooled: spool.images(),
             bytes: spool.bytes(),
             sent: self.sent.load(Ordering::Relaxed),
-            skipped: self.skipped.load(Ordering::Relaxed),
+            skipped: self.skipped.load(Ordering::Acquire),
             deduplicated: self.deduplicated.load(Ordering::Relaxed),
             dead: self.dead.load(Ordering::Relaxed),
             dead_kept: spool.dead_images(),

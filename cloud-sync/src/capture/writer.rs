@@ -33,12 +33,13 @@ impl Writer {
             Ok(true) => self.well = true,
             Ok(false) => self.counters.deduplicate(),
             Err(error) => {
-                self.counters.skip();
                 let error = format!("cannot keep a captured image: {error}");
                 if std::mem::replace(&mut self.well, false) {
                     tracing::warn!(error, "captured images are left out");
                 }
                 self.counters.fail(error);
+                // Last: who sees the count finds the error too.
+                self.counters.skip();
             }
         }
     }
