@@ -10,7 +10,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod config;
 pub mod fetch;
-mod gentle;
+mod low_priority;
 pub mod http;
 pub mod memory;
 pub mod models;

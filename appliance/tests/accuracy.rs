@@ -66,7 +66,7 @@ fn fish_are_named_right_and_int8_agrees_with_fp32() {
 /// Bounds on how far a score moves between baseline, which our own decoder reads at a quarter, and progressive, which
 /// libjpeg-turbo reads: of photos that were enlarged to a camera's size, and of mosaics of them, which have more detail than a
 /// camera's frames and leave the model in doubt.
-const MOST_APART: [(&str, f64); 2] = [("enlarged", 0.03), ("mosaic", 0.15)];
+const MAX_DIFFERENCE: [(&str, f64); 2] = [("enlarged", 0.03), ("mosaic", 0.15)];
 /// The shorter side of a camera's frame.
 const CAMERA: u32 = 1080;
 
@@ -140,7 +140,7 @@ fn a_photo_gets_the_same_scores_as_baseline_and_as_progressive() {
     let manifest = std::fs::read_to_string(Path::new(&bundle).join("bundle.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
     let count = manifest["labels"].as_array().unwrap().len();
-    for (kind, most) in MOST_APART {
+    for (kind, most) in MAX_DIFFERENCE {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         for file in labels(&photos).into_keys() {
             let photo = decoded(&photos.join(&file));

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use cloud_sync::error::SyncResult;
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, QueueStats, ResultRecord, Settled};
 use tempfile::NamedTempFile;
-use weir::batch::intake::BatchOptions;
+use weir::batch::parsing::BatchOptions;
 use weir::batch::{BatchService, BatchStores};
 use weir::config::Config;
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use support::cloud::{finished, lines, metric, predictions};
 use support::images::Images;
 use support::load::{
-    PATIENCE, RealTime, assert_once, check_results, percentile, post_batch, submit, wait_until,
+    TIMEOUT, RealTime, assert_once, check_results, percentile, post_batch, submit, wait_until,
 };
 use support::{Daemon, pictures};
 use test_services::clock::Clock;
@@ -57,7 +57,7 @@ fn a_batch_of_urls_is_worked_off_and_told_once() {
     let urls: Vec<String> = (0..90).map(url).collect();
     let accepted = post_batch(&api, "survey", &urls);
     assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(90)), "{}", accepted.text());
-    let status = finished(&api, "survey", PATIENCE);
+    let status = finished(&api, "survey", TIMEOUT);
     assert_eq!((&status["completed"], &status["failed"]), (&json!(60), &json!(30)), "{status}");
     let lines = lines(&api, "survey");
     for (n, line) in lines.iter().enumerate() {
@@ -79,7 +79,7 @@ fn a_batch_of_urls_is_worked_off_and_told_once() {
 
     let all_bad: Vec<String> = (0..3).map(|n| pictures.missing(n)).collect();
     submit(&api, "bad", &all_bad);
-    assert_eq!(finished(&api, "bad", PATIENCE)["status"], "failed");
+    assert_eq!(finished(&api, "bad", TIMEOUT)["status"], "failed");
     let unknown = api.get("/batch/status/nobody");
     assert_eq!((unknown.status, unknown.code().as_str()), (404, "unknown_batch"), "{}", unknown.text());
 }
@@ -105,7 +105,7 @@ fn a_batch_of_files_is_worked_off() {
     };
     let accepted = form(50);
     assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(50)), "{}", accepted.text());
-    let status = finished(&api, "files", PATIENCE);
+    let status = finished(&api, "files", TIMEOUT);
     assert_eq!((&status["completed"], &status["failed"]), (&json!(49), &json!(1)), "{status}");
     assert!(status["results"].is_null(), "50 are too many to stand in the status: {status}");
     let lines = lines(&api, "files");
@@ -134,7 +134,7 @@ fn a_cancelled_batch_stops_and_stays_cancelled_over_a_kill() {
         cancelled.text()
     );
     let api = Daemon::start_in(api.kill(), &settings);
-    let status = finished(&api, "unwanted", PATIENCE);
+    let status = finished(&api, "unwanted", TIMEOUT);
     assert_eq!((&status["status"], &status["total"]), (&json!("cancelled"), &json!(1000)), "{status}");
     let lines = lines(&api, "unwanted");
     assert!((10..500).contains(&lines.len()), "{} images have a result", lines.len());
@@ -151,7 +151,7 @@ fn a_cancelled_batch_stops_and_stays_cancelled_over_a_kill() {
     assert_eq!((again.status, again.json()), (200, status), "{}", again.text());
     assert_eq!(post_batch(&api, "unwanted", &urls).json()["status"], "cancelled");
     submit(&api, "wanted", &urls[..3]);
-    finished(&api, "wanted", PATIENCE);
+    finished(&api, "wanted", TIMEOUT);
     let refused = api.delete("/batch/wanted");
     assert_eq!((refused.status, refused.code().as_str()), (409, "batch_finished"), "{}", refused.text());
     let unknown = api.delete("/batch/nobody");
@@ -248,7 +248,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
         std::thread::sleep(Duration::from_secs(1));
         clock.right();
         for (id, _) in batches {
-            finished(&api, id, PATIENCE);
+            finished(&api, id, TIMEOUT);
         }
         running.store(false, Ordering::Relaxed);
         load.join().unwrap()
@@ -313,14 +313,14 @@ fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
     };
     // Once with a tenth: what a first batch of any size costs (caches of files, buffers of threads) is not counted.
     assert_eq!(api.post("/batch/predict", &[JSON], &body("small", 10_000)).status, 202);
-    assert_eq!(finished(&api, "small", PATIENCE)["failed"], 10_000);
+    assert_eq!(finished(&api, "small", TIMEOUT)["failed"], 10_000);
     let before = peak(&api);
     let large = body("large", 100_000);
     let began = Instant::now();
     let accepted = api.post("/batch/predict", &[JSON], &large);
     assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(100_000)), "{}", accepted.text());
     let (taken, when_taken) = (peak(&api).saturating_sub(before), began.elapsed());
-    let status = finished(&api, "large", PATIENCE);
+    let status = finished(&api, "large", TIMEOUT);
     assert_eq!((&status["status"], &status["failed"]), (&json!("failed"), &json!(100_000)), "{status}");
     let (done, when_done) = (peak(&api).saturating_sub(before), began.elapsed());
     println!(

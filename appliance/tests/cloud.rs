@@ -14,7 +14,7 @@ use support::cloud::{Cloud, finished, has_work, images, lines, metric};
 use support::images::Images;
 use support::load::{assert_once, submit, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
@@ -41,7 +41,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let again = api.post("/batch/predict", &[("content-type", "application/json")], body.as_bytes());
     assert_eq!((again.status, &again.json()["total"]), (202, &json!(900)), "{}", again.text());
 
-    let status = finished(&api, "survey-7", PATIENCE);
+    let status = finished(&api, "survey-7", TIMEOUT);
     assert_eq!((&status["status"], &status["total"]), (&json!("completed"), &json!(900)));
     assert_eq!((&status["completed"], &status["failed"]), (&json!(600), &json!(300)), "{status}");
     let uri = status["results_uri"].as_str().unwrap();
@@ -54,7 +54,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let codes: HashSet<String> = (0..900).map(code).collect();
     assert!(codes.len() >= 4, "each kind of failure has a code of its own: {codes:?}");
 
-    let records = cloud.results(PATIENCE, |seen| images(seen, "survey-7").len() == 900);
+    let records = cloud.results(TIMEOUT, |seen| images(seen, "survey-7").len() == 900);
     let counts = images(&records, "survey-7");
     assert!(counts.values().all(|&count| count == 1), "each image has one result");
     let summaries = records.iter().filter(|r| r["kind"] == "batch").count();
@@ -82,15 +82,15 @@ fn a_batch_that_is_cancelled_stops_on_all_workers() {
     });
     let cancelled = api.delete("/batch/unwanted");
     assert_eq!(cancelled.status, 202, "{}", cancelled.text());
-    let status = finished(&api, "unwanted", PATIENCE);
+    let status = finished(&api, "unwanted", TIMEOUT);
     assert_eq!(status["status"], "cancelled");
     let lines = lines(&api, "unwanted");
     assert!((1..900).contains(&lines.len()), "{} images have a result", lines.len());
     assert_eq!(status["completed"], lines.len());
     // The partitions go on: what comes behind its messages is worked on and committed.
     submit(&api, "wanted", &urls[..20]);
-    assert_eq!(finished(&api, "wanted", PATIENCE)["completed"], 20);
-    let records = cloud.results(PATIENCE, |seen| {
+    assert_eq!(finished(&api, "wanted", TIMEOUT)["completed"], 20);
+    let records = cloud.results(TIMEOUT, |seen| {
         images(seen, "wanted").len() == 20 && seen.iter().filter(|r| r["kind"] == "batch").count() == 2
     });
     assert_once(&records, "unwanted", lines.len());
@@ -111,7 +111,7 @@ fn a_small_batch_is_finished_beside_a_large_one_of_slow_servers() {
     submit(&api, "slow", &(0..2000).map(|n| slow.good(n)).collect::<Vec<_>>());
     wait_until("it is being worked on", || api.get("/batch/status/slow").json()["status"] == "processing");
     submit(&api, "small", &(0..60).map(|n| quick.good(n)).collect::<Vec<_>>());
-    assert_eq!(finished(&api, "small", PATIENCE)["completed"], 60);
+    assert_eq!(finished(&api, "small", TIMEOUT)["completed"], 60);
     let status = api.get("/batch/status/slow").json();
     assert_eq!(status["status"], "processing", "{status}");
     assert!(status["completed"].as_u64().unwrap() < 1000, "{status}");
@@ -133,7 +133,7 @@ fn a_bare_url_from_kafkas_own_console_producer_is_answered_in_the_results_topic(
     let message = format!("{}\n", json!({"image_url": pictures.good(1)}));
     producer.stdin.take().unwrap().write_all(message.as_bytes()).unwrap();
     assert!(producer.wait().unwrap().success());
-    let records = cloud.results(PATIENCE, |seen| seen.iter().any(|r| r["kind"] == "batch_item"));
+    let records = cloud.results(TIMEOUT, |seen| seen.iter().any(|r| r["kind"] == "batch_item"));
     let item = records.iter().find(|r| r["kind"] == "batch_item").unwrap();
     assert_eq!((&item["status"], &item["image_url"]), (&json!("ok"), &json!(pictures.good(1))));
     assert!(item["species"].is_string() && item["confidence"].is_number(), "{item}");
@@ -158,11 +158,11 @@ fn bad_messages_are_dead_lettered_and_the_partition_goes_on() {
         old_form.as_bytes(),
     ];
     cloud.produce(&messages);
-    let status = finished(&api, "old", PATIENCE);
+    let status = finished(&api, "old", TIMEOUT);
     assert_eq!((&status["status"], &status["completed"]), (&json!("completed"), &json!(3)));
     let bad = |r: &Value| r["kind"] == "batch_item" && r["status"] == "failed";
     let failed = |seen: &[Value]| seen.iter().filter(|r| bad(r)).count();
-    let records = cloud.results(PATIENCE, |seen| failed(seen) >= 5 && images(seen, "old").len() == 3);
+    let records = cloud.results(TIMEOUT, |seen| failed(seen) >= 5 && images(seen, "old").len() == 3);
     assert_eq!(failed(&records), 5, "each bad message has one failed item");
     for record in records.iter().filter(|r| bad(r)) {
         assert!(

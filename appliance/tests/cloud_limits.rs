@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::cloud::{Cloud, finished, has_work, images, lines, predictions};
 use support::images::Images;
-use support::load::{PATIENCE, RealTime, check_complete, submit, wait_until};
+use support::load::{TIMEOUT, RealTime, check_complete, submit, wait_until};
 use support::{Daemon, pictures};
 use test_services::Services;
 use test_services::clock::Clock;
@@ -49,11 +49,11 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     let began = Instant::now();
     cloud.produce(&messages);
     for n in 0..12 {
-        let status = finished(&api, &format!("small-{n}"), PATIENCE);
+        let status = finished(&api, &format!("small-{n}"), TIMEOUT);
         assert_eq!(status["status"], "completed", "{status}");
     }
     println!("12 neighbours were finished after {:?}", began.elapsed());
-    let status = finished(&api, "large", PATIENCE);
+    let status = finished(&api, "large", TIMEOUT);
     println!("10,000 URLs of one message were finished after {:?}", began.elapsed());
     wait_until("everything is settled", || support::cloud::metric(&worker, "weir_batch_inflight") == 0.0);
     println!("and published after {:?}", began.elapsed());
@@ -72,7 +72,7 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
         bad.map(|record| record["error"].as_str().unwrap().to_owned()).collect()
     };
     let all = |seen: &[serde_json::Value]| images(seen, "large").len() == 10_000 && unread(seen).len() == 2;
-    let records = cloud.results(PATIENCE, all);
+    let records = cloud.results(TIMEOUT, all);
     println!("and visible after {:?}", began.elapsed());
     assert!(images(&records, "large").values().all(|&count| count == 1));
     let reasons = unread(&records);
@@ -141,7 +141,7 @@ fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
     assert_eq!(api.get("/health").json()["status"], "ready");
-    let records = cloud.results(PATIENCE, |seen| predictions(seen).len() >= acknowledged.len());
+    let records = cloud.results(TIMEOUT, |seen| predictions(seen).len() >= acknowledged.len());
     let counts = predictions(&records);
     let missing = acknowledged.iter().filter(|id| !counts.contains_key(*id)).count();
     let repeated = counts.values().filter(|&&count| count > 1).count();
@@ -182,12 +182,12 @@ fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_
         assert!(size() <= 524_288.0, "{when_full}: {}", size());
         assert_eq!((outbox("dropped"), outbox("healthy")), (json!(0), json!(true)), "{when_full}");
         services.start("kafka");
-        let status = finished(&api, "flood", PATIENCE);
+        let status = finished(&api, "flood", TIMEOUT);
         assert_eq!(status["failed"], IMAGES, "{when_full}: {status}");
         let all = |seen: &[serde_json::Value]| {
             images(seen, "flood").len() == IMAGES && predictions(seen).len() == acknowledged.len()
         };
-        let records = cloud.results(PATIENCE, all);
+        let records = cloud.results(TIMEOUT, all);
         assert!(images(&records, "flood").values().all(|&count| count == 1), "{when_full}");
         let counts = predictions(&records);
         assert!(acknowledged.iter().all(|id| counts.get(id) == Some(&1)), "{when_full}");
@@ -248,7 +248,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
             sender.join().unwrap();
         }
         for id in submitted {
-            finished(&api, id, PATIENCE);
+            finished(&api, id, TIMEOUT);
         }
         running.store(false, Ordering::Relaxed);
         load.join().unwrap()
@@ -259,7 +259,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
     wait_until("every event is sent", || api.get("/health").json()["uplink"]["backlog"] == 0);
     let uplink = api.get("/health").json()["uplink"].clone();
     assert_eq!((&uplink["lost"], &uplink["dead_lettered"]), (&json!(0), &json!(0)), "{uplink}");
-    let records = cloud.results(PATIENCE, |found| predictions(found).len() >= seen.acknowledged.len());
+    let records = cloud.results(TIMEOUT, |found| predictions(found).len() >= seen.acknowledged.len());
     let counts = predictions(&records);
     assert!(seen.acknowledged.iter().all(|id| counts.get(id) == Some(&1)));
     assert_eq!(counts.len(), seen.acknowledged.len());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use support::cloud::{Cloud, finished, has_work, predictions};
 use support::images::Images;
-use support::load::{PATIENCE, RealTime, assert_once, check_results, percentile, submit, wait_until};
+use support::load::{TIMEOUT, RealTime, assert_once, check_results, percentile, submit, wait_until};
 use test_services::Services;
 
 /// How long a server is away: longer than a client's own retries of one call.
@@ -36,7 +36,7 @@ fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
         let load = scope.spawn(|| RealTime::send(&api, &running, 0));
         // How it is with everything there.
         submit(&api, "before", &urls(0));
-        finished(&api, "before", PATIENCE);
+        finished(&api, "before", TIMEOUT);
         batches.push("before".into());
         for (server, hard) in [("redis", true), ("kafka", false), ("s3", true), ("kafka", true)] {
             let name = |when: &str| format!("{server}-{hard}-{when}");
@@ -79,7 +79,7 @@ fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
             let up = Instant::now();
             second.join().unwrap();
             for id in [under_way, meanwhile] {
-                finished(&api, &id, PATIENCE);
+                finished(&api, &id, TIMEOUT);
                 batches.push(id);
             }
             println!("both batches were finished {:?} later", up.elapsed());
@@ -97,7 +97,7 @@ fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
         predictions(records).len() >= acknowledged.len()
             && records.iter().filter(|r| r["kind"] == "batch").count() >= batches.len()
     };
-    let records = cloud.results(PATIENCE, complete);
+    let records = cloud.results(TIMEOUT, complete);
     for request_id in &batches {
         assert_once(&records, request_id, IMAGES);
     }

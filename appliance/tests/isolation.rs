@@ -14,7 +14,7 @@ use support::client::{connect, read};
 use support::{Daemon, pictures, sample, weir};
 
 /// Longest time to wait for what must happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn begin_upload(daemon: &Daemon, path: &str, length: usize, sent: &[u8]) -> TcpStream {
     let mut stream = connect(daemon.address);
@@ -28,7 +28,7 @@ fn begin_upload(daemon: &Daemon, path: &str, length: usize, sent: &[u8]) -> TcpS
 fn begin_in_hand(daemon: &Daemon) -> TcpStream {
     let head =
         "POST /predict HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 1000\r\n\r\n";
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let mut stream = connect(daemon.address);
         let mut interim = [0; 25];
@@ -55,7 +55,7 @@ fn is_closed(stream: &mut TcpStream) -> bool {
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < end, "still not: {what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -114,7 +114,7 @@ fn connect_from(from: std::net::IpAddr, to: std::net::SocketAddr) -> TcpStream {
     socket.bind(&std::net::SocketAddr::new(from, 0).into()).unwrap();
     socket.connect(&to.into()).unwrap();
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const MARK: &str = ".damaged-";
 
 /// Damaged files of one name that are kept; the oldest go first.
-const MOST_KEPT: usize = 3;
+const MAX_KEPT: usize = 3;
 
 /// Renames a file to `<name>.damaged-<seconds>` in its directory, durably. Returns its new path.
 pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
@@ -33,7 +33,7 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
         }
     }
     kept.sort();
-    let excess = (kept.len() + 1).saturating_sub(MOST_KEPT);
+    let excess = (kept.len() + 1).saturating_sub(MAX_KEPT);
     for old in kept.iter().take(excess) {
         fs::remove_file(old)?;
     }

@@ -4,7 +4,7 @@
 //! come back file by file.
 
 use bytes::Bytes;
-use weir::http::posted::{Posted, Refusal, parse};
+use weir::http::posted::{Payload, Refusal, parse};
 use weir::memory::BodyMemory;
 
 use crate::measure::measured;
@@ -26,7 +26,7 @@ pub fn check(input: &[u8]) {
     let default = format!("multipart/form-data; boundary={BOUNDARY}");
     let content_type = if content_type.is_empty() { default.as_bytes() } else { content_type };
     let posted = taken(content_type, body);
-    let Ok(Posted::Files(files)) = posted else { return };
+    let Ok(Payload::Files(files)) = posted else { return };
     assert!((1..=MAX_FILES).contains(&files.len()), "{} files", files.len());
     let mut from = 0;
     for (_, file) in &files {
@@ -37,7 +37,7 @@ pub fn check(input: &[u8]) {
 }
 
 /// Parses a body under the bounds on memory.
-pub(crate) fn taken(content_type: &[u8], body: &[u8]) -> Result<Posted, Refusal> {
+pub(crate) fn taken(content_type: &[u8], body: &[u8]) -> Result<Payload, Refusal> {
     let memory = BodyMemory::new(64 << 20, 1 << 20);
     let copy = Bytes::copy_from_slice(body);
     let (posted, cost) = measured(|| pollster::block_on(parse(content_type, copy, MAX_FILES, &memory)));
@@ -73,7 +73,7 @@ fn written(input: &[u8]) {
     }
     body.extend_from_slice(format!("--{BOUNDARY}--\r\n").as_bytes());
     match taken(format!("multipart/form-data; boundary={BOUNDARY}").as_bytes(), &body) {
-        Ok(Posted::Files(files)) => {
+        Ok(Payload::Files(files)) => {
             let names: Vec<_> = files.iter().map(|(name, _)| name.clone()).collect();
             let expected: Vec<_> = (0..parts.len()).map(|index| format!("{index}.jpg")).collect();
             assert_eq!(names, expected);

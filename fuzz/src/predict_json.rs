@@ -6,7 +6,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE};
 use serde_json::Value;
-use weir::http::posted::Posted;
+use weir::http::posted::Payload;
 
 use crate::multipart::taken;
 
@@ -18,17 +18,17 @@ pub fn check(input: &[u8]) {
     let Ok(posted) = taken(b"application/json", input) else { return };
     let text = input.strip_prefix(b"\xef\xbb\xbf").unwrap_or(input);
     match posted {
-        Posted::Image(image) if image == input => {}
-        Posted::Image(image) => {
+        Payload::Image(image) if image == input => {}
+        Payload::Image(image) => {
             let body: Value = serde_json::from_slice(text).expect("JSON of what was taken as JSON");
             let text = body["image"].as_str().expect("an image in base64");
             assert_eq!(image, decoded(text), "another image than was sent");
         }
-        Posted::Url(url) => {
+        Payload::Url(url) => {
             let body: Value = serde_json::from_slice(text).expect("JSON of what was taken as JSON");
             assert_eq!(body["image_url"].as_str(), Some(url.as_str()));
         }
-        Posted::Files(_) => panic!("files of a body that is no form"),
+        Payload::Files(_) => panic!("files of a body that is no form"),
     }
 }
 
@@ -81,7 +81,7 @@ fn written(input: &[u8]) {
         body.insert(0, '\u{feff}');
     }
     match taken(b"application/json", body.as_bytes()) {
-        Ok(Posted::Image(found)) => assert_eq!(found, image, "another image than was sent"),
+        Ok(Payload::Image(found)) => assert_eq!(found, image, "another image than was sent"),
         other => panic!("a sound request became {other:?}"),
     }
 }

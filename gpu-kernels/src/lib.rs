@@ -12,14 +12,14 @@
 //! |---|---|
 //! | [`image`](mod@crate::image) | [`Image`], [`ImageFormat`], [`Orientation`]: what passes between the stages |
 //! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo, straight to a small scale or on the GPU by nvJPEG, the rest through the `image` crate |
-//! | [`preprocess`] | the one definition of what is computed ([`Placement`]), the CPU that computes it, the compiled kernel |
+//! | [`preprocess`] | the one definition of what is computed ([`ResizeCrop`]), the CPU that computes it, the compiled kernel |
 //! | [`cuda`] | what there is of NVIDIA on this machine: driver, GPUs, libraries |
 //!
 //! Beside `src`, `kernels/` holds the CUDA sources, what they compile to, and `host.c`, with which tests run them here.
 //!
 //! # Where the GPU half goes
 //!
-//! `preprocess/cuda.rs` will launch [`preprocess::kernel`], once a batch. It computes the same [`Placement`] as the CPU, so
+//! `preprocess/cuda.rs` will launch [`preprocess::kernel`], once a batch. It computes the same [`ResizeCrop`] as the CPU, so
 //! the two differ in arithmetic only. [`cuda`] gets streams and pinned buffers; it and [`decode::nvjpeg`] are the only places
 //! where `unsafe` is allowed.
 
@@ -30,4 +30,4 @@ pub mod preprocess;
 
 pub use decode::{DecodeError, DecodeLimits, Decoder, FormatSet, ImageHeader, inspect, sniff};
 pub use image::{Image, ImageFormat, Orientation};
-pub use preprocess::{CpuPreprocessor, Placement, PreprocessError, PreprocessSpec};
+pub use preprocess::{CpuPreprocessor, ResizeCrop, PreprocessError, PreprocessSpec};

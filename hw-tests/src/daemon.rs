@@ -16,7 +16,7 @@ use crate::load::{Client, Target};
 const READY: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 /// How often it is asked whether it is there yet.
-const AGAIN: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A port that was free a moment ago.
 ///
@@ -74,7 +74,7 @@ impl Daemon {
             if start.elapsed() > READY {
                 bail!("not ready after {READY:?}; its output ends:\n{}", self.output());
             }
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Daemon {
             match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => bail!("after SIGTERM it ended with {status}:\n{}", self.output()),
-                None => std::thread::sleep(AGAIN),
+                None => std::thread::sleep(POLL_INTERVAL),
             }
         }
         bail!("it had not ended {END:?} after SIGTERM");

@@ -12,7 +12,7 @@ use gpu_kernels::ImageHeader;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Memory is counted in pieces of so many bytes: a semaphore gives out less than 2^32 permits at once.
-const PIECE: u64 = 1 << 10;
+const PERMIT_BYTES: u64 = 1 << 10;
 /// The part of the budget that is kept for small images, and the most that a small image needs.
 const SMALL_PART: usize = 4;
 
@@ -98,7 +98,7 @@ impl DecodeMemory {
     /// Bytes that are reserved.
     pub fn used(&self) -> u64 {
         let free = self.small.available_permits() + self.common.available_permits();
-        (self.pieces.0 + self.pieces.1).saturating_sub(free) as u64 * PIECE
+        (self.pieces.0 + self.pieces.1).saturating_sub(free) as u64 * PERMIT_BYTES
     }
 
     /// Images that wait for room.
@@ -189,7 +189,7 @@ pub fn decode_cost(header: &ImageHeader) -> u64 {
 
 fn pieces(bytes: u64) -> u32 {
     // A budget beyond 4 TiB is as good as 4 TiB.
-    u32::try_from(bytes.div_ceil(PIECE)).unwrap_or(u32::MAX)
+    u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

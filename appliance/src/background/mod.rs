@@ -16,10 +16,10 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::batch::BatchReading;
-use crate::batch::patience::Patience;
+use crate::batch::retry::Patience;
 use crate::batch::worker::WorkerStats;
 use crate::telemetry::{CloudReadings, UplinkReading};
-use shutdown::LONGEST_REST;
+use shutdown::MAX_IDLE_CLOSE;
 
 /// Links and what uses them.
 pub struct Background {
@@ -108,7 +108,7 @@ impl Background {
                 tidy.abort();
             }
             let running = work.running.lock().take();
-            let for_work = left() - (left() / 20).min(LONGEST_REST);
+            let for_work = left() - (left() / 20).min(MAX_IDLE_CLOSE);
             match running {
                 Some(Running { stop, task }) => {
                     let _ = stop.send(true);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 /// Longest time for leaving the queue: what is settled is still committed.
-const LONGEST_CLOSE: Duration = Duration::from_secs(10);
+const MAX_CLOSE_TIME: Duration = Duration::from_secs(10);
 /// Longest time that is kept for a step behind batch work: links, then lanes and outbox.
-pub(crate) const LONGEST_REST: Duration = Duration::from_secs(1);
+pub(crate) const MAX_IDLE_CLOSE: Duration = Duration::from_secs(1);
 
 /// How `shutdown.grace` is shared out to the steps in which batch work ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub(crate) struct ShutdownBudget {
 
 impl ShutdownBudget {
     pub(crate) fn of(grace: Duration) -> Self {
-        let close = (grace * 2 / 5).min(LONGEST_CLOSE);
-        let rest = (grace / 10).min(LONGEST_REST * 2);
+        let close = (grace * 2 / 5).min(MAX_CLOSE_TIME);
+        let rest = (grace / 10).min(MAX_IDLE_CLOSE * 2);
         Self { work: grace - close - rest, close }
     }
 }
@@ -34,7 +34,7 @@ mod tests {
             let grace = Duration::from_millis(millis);
             let ShutdownBudget { work, close } = ShutdownBudget::of(grace);
             assert!(work + close < grace, "{work:?} and {close:?} of {grace:?}");
-            assert!(work >= grace / 2 && close >= grace.min(LONGEST_CLOSE) / 3, "{work:?} and {close:?}");
+            assert!(work >= grace / 2 && close >= grace.min(MAX_CLOSE_TIME) / 3, "{work:?} and {close:?}");
         }
         let usual = ShutdownBudget::of(Duration::from_secs(20));
         assert_eq!(usual, ShutdownBudget { work: Duration::from_secs(10), close: Duration::from_secs(8) });

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use cloud_sync::state::BatchPhase;
 use serde_json::json;
 
-use super::layout::cancelled_key;
-use super::record::{self, BatchRecord, rfc3339_text};
+use super::object_keys::cancelled_key;
+use super::batch_manifest::{self, BatchRecord, rfc3339_text};
 use super::status::BatchView;
 use super::submit::unreadable_record;
 use super::{BatchError, BatchService, layout};
@@ -64,7 +64,7 @@ impl BatchService {
 
     /// The record of a batch that was posted.
     pub(super) async fn record(&self, id: &str) -> Result<Option<BatchRecord>, BatchError> {
-        let json = self.blob.get(&layout::batch_key(id)?, record::MAX_BYTES).await;
+        let json = self.blob.get(&object_keys::batch_key(id)?, batch_manifest::MAX_BYTES).await;
         let json = json.map_err(BatchError::link(id))?;
         json.map(|json| serde_json::from_slice(&json).map_err(|e| unreadable_record(id, e))).transpose()
     }

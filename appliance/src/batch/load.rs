@@ -12,8 +12,8 @@ use cloud_sync::blob::{BlobStore, TooLarge};
 use cloud_sync::error::SyncResult;
 
 use super::image_url::{Source, shown, source};
-use super::layout;
-use super::patience::Patience;
+use super::object_keys;
+use super::retry::Patience;
 use super::pausing::{self, Pause};
 use crate::config::FetchConfig;
 use crate::fetch::{FetchError, Fetcher};
@@ -58,7 +58,7 @@ pub struct LoadLimits {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Refusal {
     /// The store as a whole, whatever it says: the appliance has put the object there itself.
-    OfStore,
+    OwnObject,
     /// The store or the object: somebody else has named it.
     Unknown,
 }
@@ -108,9 +108,9 @@ impl Loader {
         if let Some(index) = url.strip_prefix("blob:") {
             let invalid = || invalid(format!("image_url: {:?} names no file of this batch", shown(url)));
             let index = index.parse::<u64>().map_err(|_| invalid())?;
-            let key = layout::file_key(request_id, index).map_err(|_| invalid())?;
+            let key = object_keys::file_key(request_id, index).map_err(|_| invalid())?;
             let own = |bound| self.own.get(&key, bound);
-            return self.stored(request_id, url, Refusal::OfStore, own).await;
+            return self.stored(request_id, url, Refusal::OwnObject, own).await;
         }
         match source(url).map_err(|reason| invalid(format!("image_url: {reason}")))? {
             Source::Object { bucket, key } => {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use self::fields::{Fields, Found, Urls, Value};
 use super::image_url::MAX_URL_BYTES;
-use super::layout::{check_id, id_of_place};
+use super::object_keys::{check_id, synthetic_id};
 use crate::config::MAX_MESSAGE_IMAGES;
 
 /// Longest name of a camera, in bytes.
@@ -94,7 +94,7 @@ impl BatchMessage {
                 check_id(&id).map_err(|e| wrong("request_id", e.to_string()))?;
                 id
             }
-            None => id_of_place(position),
+            None => synthetic_id(position),
         };
         let camera = text("camera", fields.camera.take())?;
         if let Some(name) = &camera {
@@ -144,7 +144,7 @@ impl BatchMessage {
     /// What stands for a message that cannot be read: a batch of one image that has no URL.
     pub(super) fn unreadable(position: &str) -> Self {
         Self {
-            spec: BatchSpec { request_id: id_of_place(position), total: 1, chunks: 1, digest: String::new() },
+            spec: BatchSpec { request_id: synthetic_id(position), total: 1, chunks: 1, digest: String::new() },
             chunk: 0,
             first: 0,
             camera: None,

@@ -14,16 +14,16 @@ mod cancel;
 mod drain;
 mod error;
 pub mod image_url;
-pub mod intake;
-mod jobs;
-pub mod layout;
+pub mod parsing;
+mod chunker;
+pub mod object_keys;
 mod lines;
 pub mod load;
 pub mod message;
 mod metrics;
-pub mod patience;
+pub mod retry;
 mod pausing;
-mod record;
+mod batch_manifest;
 mod results;
 pub mod spool;
 mod status;
@@ -32,7 +32,7 @@ mod submit;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-pub mod tidy;
+pub mod gc;
 pub mod worker;
 
 use std::collections::HashSet;
@@ -49,15 +49,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use error::BatchError;
 pub use metrics::{BatchMetrics, BatchReading};
-pub use record::BatchRecord;
+pub use batch_manifest::BatchRecord;
 pub use results::ResultsFile;
 pub use status::BatchView;
 pub use submit::Accepted;
 
-pub(crate) use record::rfc3339_text;
+pub(crate) use batch_manifest::rfc3339_text;
 
 use crate::config::{BatchConfig, Config};
-use intake::{BatchOptions, Intake, IntakeBounds};
+use parsing::{BatchOptions, Intake, IntakeBounds};
 use spool::{Spool, SpoolError};
 
 /// Submissions at once: each may have a body on the disk.
@@ -167,6 +167,6 @@ impl BatchService {
             max_file: self.max_file,
             labels: self.labels(),
         };
-        Ok(intake::read(body, content_type, query, &self.spool, bounds).await?)
+        Ok(parsing::read(body, content_type, query, &self.spool, bounds).await?)
     }
 }

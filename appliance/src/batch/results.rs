@@ -4,7 +4,7 @@ use tempfile::TempPath;
 use tokio::fs::File;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::layout::{check_any_id, results_key};
+use super::object_keys::{check_any_id, results_key};
 use super::{BatchError, BatchService, MAX_DOWNLOADS};
 
 /// The results of a batch: one line of JSON an image, in the order of the images.

@@ -10,10 +10,10 @@ use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, Created};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 
-use super::intake::{Form, Images, Intake};
-use super::jobs::{Jobs, Source, chunks};
-use super::layout::{batch_key, cancelled_key, file_key, files_prefix, results_key};
-use super::record::BatchRecord;
+use super::parsing::{Form, Images, Intake};
+use super::chunker::{Jobs, Source, chunks};
+use super::object_keys::{batch_key, cancelled_key, file_key, files_prefix, results_key};
+use super::batch_manifest::BatchRecord;
 use super::status::BatchView;
 use super::{BatchError, BatchService};
 
@@ -95,7 +95,7 @@ impl BatchService {
             }
             Created::Existing(status) => match judge(*status, &intake.digest)? {
                 Judged::Known(accepted) => return Ok(accepted),
-                Judged::BrokenOff(status) => {
+                Judged::Incomplete(status) => {
                     phase = status.phase;
                     (status.spec, status.created, false)
                 }
@@ -140,7 +140,7 @@ impl BatchService {
         if let Some(status) = self.state.batch(id).await.map_err(&link)? {
             return match judge(status, digest)? {
                 Judged::Known(accepted) => Ok(Known::Taken(accepted)),
-                Judged::BrokenOff(_) => Ok(Known::Recorded(record)),
+                Judged::Incomplete(_) => Ok(Known::Recorded(record)),
             };
         }
         if self.blob.head(&results_key(id)?).await.map_err(&link)?.is_none() {
@@ -241,7 +241,7 @@ enum Judged {
     /// It is being worked on, or finished.
     Known(Accepted),
     /// Its submission did not get to its end.
-    BrokenOff(BatchStatus),
+    Incomplete(BatchStatus),
 }
 
 /// What it means that there is a batch of this id.
@@ -253,7 +253,7 @@ fn judge(status: BatchStatus, digest: &str) -> Result<Judged, BatchError> {
     if status.submitted || status.outcome.is_some() {
         return Ok(Judged::Known(Accepted::again(&status.spec, status.phase)));
     }
-    Ok(Judged::BrokenOff(status))
+    Ok(Judged::Incomplete(status))
 }
 
 /// What it means that the queue did not take the work.

@@ -150,7 +150,7 @@ async fn files_are_stored_under_their_places_before_the_work_is_queued() {
 async fn a_batch_without_room_is_refused_and_leaves_nothing() {
     let mut bench = Bench::new();
     // Ten blocks of the disk, nine of which are for new batches.
-    let bound = Bound { max_bytes: 10 * 4096, min_free: 0, share: tidy::share };
+    let bound = Bound { max_bytes: 10 * 4096, min_free: 0, share: gc::share };
     let store = DirStore::open_bounded(bench.dir.path().join("blobs"), bound).unwrap();
     let stores = BatchStores { blob: Arc::new(store.clone()), ..bench.stores.stores() };
     let config = Config { data_dir: bench.dir.path().to_path_buf(), ..Config::default() };

@@ -21,9 +21,9 @@ use super::{Links, StartError, outbox_dir};
 use crate::background::shutdown::ShutdownBudget;
 use crate::background::{Background, BatchRuntime, Running};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
-use crate::batch::patience::Patience;
+use crate::batch::retry::Patience;
 use crate::batch::spool::Spool;
-use crate::batch::tidy::{self, Tidy};
+use crate::batch::gc::{self, Tidy};
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
 use crate::batch::{BatchService, BatchStores, spool_dir};
 use crate::config::{CaptureRule, Config, QueueChoice};
@@ -31,7 +31,7 @@ use crate::http::{Role, ServerState};
 use crate::serving::Models;
 
 /// Pause after the first failed try to load an image.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const BACKOFF_INITIAL: Duration = Duration::from_millis(250);
 
 /// Pause before a message is given back on which the work came to grief: it would most likely come again at once.
 const FAULT_PAUSE: Duration = Duration::from_secs(5);
@@ -205,7 +205,7 @@ fn worker(
         memory: Arc::clone(around.state.body_memory()),
         loads: config.batch.loads,
         attempts: config.batch.attempts,
-        pause: FIRST_PAUSE,
+        pause: BACKOFF_INITIAL,
     };
     let buckets = buckets(config, links)?;
     let own = Arc::clone(&stores.blob);

@@ -7,7 +7,7 @@ use crate::config::Config;
 /// For the model, the outbox, stores, Kafka, Redis, S3, logs and the runtime itself.
 const FOR_STORAGE: usize = 192;
 /// More are of no use to anything.
-const MOST: u64 = 1 << 20;
+const MAX_RESERVED: u64 = 1 << 20;
 
 /// The files that a process may have open, and how they are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Files {
 /// Raises the soft limit of open files to the hard one.
 pub fn raise_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.unwrap_or(MOST).min(MOST);
+    let wanted = limit.maximum.unwrap_or(MAX_RESERVED).min(MAX_RESERVED);
     let current = limit.current.unwrap_or(u64::MAX);
     if current >= wanted {
         return current;

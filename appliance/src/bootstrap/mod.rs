@@ -2,13 +2,13 @@
 
 mod background;
 mod files;
-mod links;
+mod clients;
 mod models;
 mod run;
 mod start;
 
 pub use files::{Files, raise_limit};
-pub use links::{LinkError, Links, admin_token};
+pub use clients::{LinkError, Links, admin_token};
 pub use models::{default_name, pull_limits};
 pub use run::{RunError, run};
 pub use start::{

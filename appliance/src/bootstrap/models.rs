@@ -13,7 +13,7 @@ use super::{Links, StartError, models_dir};
 use crate::config::{Config, ModelConfig};
 use crate::http::{Role, ServerState};
 use crate::models::{ModelStore, PullLimits};
-use crate::rollout::{Begun, Followed, Journal, Settings, Surroundings, begin};
+use crate::rollout::{BootCandidate, Followed, Journal, Settings, RolloutContext, begin};
 use crate::serving::{LoadedModel, Models, Slot, cpu_lanes};
 
 /// Images that a lane computes in one run of the engine while more wait: with two the CPU needs a sixteenth less time an
@@ -27,7 +27,7 @@ const WORKER_IMAGES_A_RUN: usize = 4;
 pub(super) struct Prepared {
     pub(super) models: Arc<Models>,
     pub(super) followed: Vec<Followed>,
-    pub(super) surroundings: Surroundings,
+    pub(super) context: RolloutContext,
 }
 
 /// Loads the version that each model begins with; blocking.
@@ -43,7 +43,7 @@ pub(super) fn prepare(state: &ServerState, links: &Links) -> Result<Prepared, St
     let Found { store, journal, mut models } =
         found.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let loader = loader?;
-    let surroundings = Surroundings {
+    let context = RolloutContext {
         registry: links.registry(config)?,
         lanes: lanes(state, cpu_lanes(config)),
         store,
@@ -55,7 +55,7 @@ pub(super) fn prepare(state: &ServerState, links: &Links) -> Result<Prepared, St
     };
     for (followed, begun) in &mut models {
         let is_default = followed.is_default;
-        let loaded = match begin(&surroundings, followed, begun.take()) {
+        let loaded = match begin(&context, followed, begun.take()) {
             Ok(loaded) => loaded,
             Err(error) if is_default => return Err(error.into()),
             Err(error) => {
@@ -65,7 +65,7 @@ pub(super) fn prepare(state: &ServerState, links: &Links) -> Result<Prepared, St
         };
         match loaded {
             Some(model) => {
-                announce(&surroundings, followed.slot.name(), &model);
+                announce(&context, followed.slot.name(), &model);
                 followed.slot.change(|routes| routes.current = Some(model));
             }
             None if is_default => {
@@ -79,13 +79,13 @@ pub(super) fn prepare(state: &ServerState, links: &Links) -> Result<Prepared, St
     let mut slots = followed.iter().map(|followed| Arc::clone(&followed.slot));
     let default = slots.next().ok_or(StartError::NoModel)?;
     let models = Arc::new(Models::new(default, slots.collect()));
-    Ok(Prepared { models, followed, surroundings })
+    Ok(Prepared { models, followed, context })
 }
 
 struct Found {
     store: ModelStore,
     journal: Journal,
-    models: Vec<(Followed, Option<Result<Begun, crate::serving::LoadError>>)>,
+    models: Vec<(Followed, Option<Result<BootCandidate, crate::serving::LoadError>>)>,
 }
 
 /// The newest whole bundle of each model; blocking.
@@ -97,7 +97,7 @@ fn find(config: &Config) -> Result<Found, StartError> {
     let all = std::iter::once(default).chain(others);
     let models = all
         .map(|followed| {
-            let begun = Begun::find(&followed, &store, &journal);
+            let begun = BootCandidate::find(&followed, &store, &journal);
             (followed, begun)
         })
         .collect();
@@ -180,7 +180,7 @@ pub fn pull_limits(config: &Config, runtime: &Runtime) -> PullLimits {
     }
 }
 
-fn announce(around: &Surroundings, name: &str, loaded: &LoadedModel) {
+fn announce(around: &RolloutContext, name: &str, loaded: &LoadedModel) {
     let (model, lanes, device) = (&loaded.model, &loaded.lanes, &around.loader.device);
     around.metrics.serving(&loaded.labels(name, device.kind));
     tracing::info!(

@@ -11,7 +11,7 @@ use super::{Files, StartError, raise_limit};
 use crate::http::{BindError, Phase, Role, Server, ServerState, admin_routes, routes, worker_routes};
 
 /// Longest share of `shutdown.grace` that is kept for each step after the requests.
-const LONGEST_SHARE: Duration = Duration::from_secs(1);
+const MAX_STEP_TIME: Duration = Duration::from_secs(1);
 
 /// When the steps of a shutdown end. There is one end for all of them, and each step but the last leaves the next its
 /// share, so that requests or links that are stuck leave time to flush the outbox.
@@ -27,7 +27,7 @@ struct Deadlines {
 
 impl Deadlines {
     fn new(began: Instant, grace: Duration) -> Self {
-        let share = (grace / 20).min(LONGEST_SHARE);
+        let share = (grace / 20).min(MAX_STEP_TIME);
         let end = began + grace;
         let background = began + grace.saturating_sub(share);
         Self { requests: began + grace.saturating_sub(share * 2), background, end }
@@ -188,7 +188,7 @@ mod tests {
                 requests <= background && background <= end && requests >= began + grace * 4 / 5,
                 "{grace:?}"
             );
-            assert!(end - background >= LONGEST_SHARE.min(grace / 20), "{grace:?}");
+            assert!(end - background >= MAX_STEP_TIME.min(grace / 20), "{grace:?}");
         }
     }
 }

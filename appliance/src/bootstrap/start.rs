@@ -23,12 +23,12 @@ use crate::batch::spool::SpoolError;
 use crate::config::Config;
 use crate::http::{Role, ServerState, Services};
 use crate::models::StoreError;
-use crate::predict::{ContentCache, Flights, PredictService, PredictSettings};
+use crate::predict::{ContentCache, SingleFlight, PredictService, PredictSettings};
 use crate::rollout::{JournalError, Rollouts};
 use crate::serving::{GpuPlan, LoadError, ModelLoader, Models, cpu_lanes};
 
 /// Longest time for rollouts to end; a version that is being loaded is left to the process's end.
-const LONGEST_ROLLOUT_END: Duration = Duration::from_secs(1);
+const ROLLOUT_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why the appliance can't start.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +172,7 @@ pub(super) fn start(state: &ServerState) -> Result<Services, StartError> {
         return Err(StartError::WorkerWithoutBatches);
     }
     state.fetcher().check_ca_file()?;
-    let admin_token = links::admin_token(config)?;
+    let admin_token = clients::admin_token(config)?;
     let links = Links::open(config, &Handle::current())?;
     make_data_dir(config)?;
     let (opened, prepared) = std::thread::scope(|scope| {
@@ -185,9 +185,9 @@ pub(super) fn start(state: &ServerState) -> Result<Services, StartError> {
     });
     let outbox = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let mut prepared = prepared?;
-    prepared.surroundings.outbox.clone_from(&outbox);
-    let limits = prepared.surroundings.loader.limits;
-    let device = prepared.surroundings.loader.device.clone();
+    prepared.context.outbox.clone_from(&outbox);
+    let limits = prepared.context.loader.limits;
+    let device = prepared.context.loader.device.clone();
     let models = prepared.models;
     let disk = Disk::new(config);
     let capture = background::open_capture(config, &links, &disk)?;
@@ -204,7 +204,7 @@ pub(super) fn start(state: &ServerState) -> Result<Services, StartError> {
         outbox.map(|outbox| prediction_service(state, &links, limits, &models, outbox, capture));
     let runtime = Handle::current();
     let _runtime = runtime.enter();
-    let rollouts = Rollouts::start(prepared.surroundings, prepared.followed);
+    let rollouts = Rollouts::start(prepared.context, prepared.followed);
     Ok(Services { models, rollouts, admin_token, predictions, batches, background, device })
 }
 
@@ -236,7 +236,7 @@ fn prediction_service(
             cache_ttl: config.cache.enabled.then_some(config.cache.ttl),
             limits,
         },
-        flights: Flights::default(),
+        flights: SingleFlight::default(),
     }
 }
 
@@ -245,7 +245,7 @@ fn prediction_service(
 pub(super) async fn end_background(services: &Services, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
     // What follows must have the most of the time.
-    services.rollouts.end((left / 4).min(LONGEST_ROLLOUT_END)).await;
+    services.rollouts.end((left / 4).min(ROLLOUT_STOP_TIMEOUT)).await;
     services.background.end(deadline).await;
 }
 

@@ -23,7 +23,7 @@ use crate::serving::cpu_lanes;
 use crate::telemetry::Metrics;
 
 /// No client waits, so a file may take as long as it takes.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const DEADLINE: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Args)]
 pub(super) struct PredictArgs {
@@ -41,7 +41,7 @@ pub(super) struct PredictArgs {
 }
 
 /// Files that are read and wait for a lane.
-const MOST_FILES_AT_ONCE: usize = 256;
+const MAX_CONCURRENT_FILES: usize = 256;
 
 struct Row {
     file: PathBuf,
@@ -89,14 +89,14 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
 /// Hands the files to the lanes a few at a time, and the rows to `each` in the files' order.
 fn classify(lanes: &Lanes, limits: &DecodeLimits, files: Vec<PathBuf>, mut each: impl FnMut(Row)) {
     let mut pending: VecDeque<(PathBuf, Result<Receiver<LaneReply>, String>)> = VecDeque::new();
-    let window = lanes.capacity().min(MOST_FILES_AT_ONCE);
+    let window = lanes.capacity().min(MAX_CONCURRENT_FILES);
     for file in files {
         if pending.len() == window {
             pending.pop_front().into_iter().for_each(|(file, answer)| each(finish(file, answer)));
         }
         let answer = std::fs::read(&file).map_err(|e| e.to_string()).and_then(|bytes| {
             let header = gpu_kernels::inspect(&bytes, limits).map_err(|e| e.to_string())?;
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + DEADLINE;
             lanes.admit_blocking(bytes.into(), decode_cost(&header), deadline).map_err(|e| e.to_string())
         });
         pending.push_back((file, answer));

@@ -11,7 +11,7 @@ use crate::http::{Role, ServerState};
 use crate::telemetry::init_logging;
 
 /// More I/O threads than this gain nothing: the lanes do the work.
-const MOST_IO_THREADS: usize = 4;
+const MAX_IO_THREADS: usize = 4;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -59,9 +59,9 @@ fn keep_memory_small() {
 fn io_threads(role: Role, config: &Config) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     match config.http.io_threads {
-        0 if role == Role::Serve => cores.min(MOST_IO_THREADS),
+        0 if role == Role::Serve => cores.min(MAX_IO_THREADS),
         // A worker's lanes have all cores: more threads than its images need cost them caches and switches.
-        0 => (cores / 2).clamp(1, MOST_IO_THREADS),
+        0 => (cores / 2).clamp(1, MAX_IO_THREADS),
         threads => threads,
     }
 }

@@ -91,11 +91,11 @@ pub struct Config {
 }
 
 /// A camera's frame must fit, whatever its type.
-const LEAST_DECODE_MEMORY: u64 = 64 << 20;
+const MIN_DECODE_MEMORY: u64 = 64 << 20;
 /// A client that waits longer has gone.
 /// A longer wait for other images would be an answer's whole time.
-const LONGEST_DELAY: Duration = Duration::from_secs(1);
-const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+const MAX_BATCH_DELAY: Duration = Duration::from_secs(1);
+const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Config {
     fn default() -> Self {
@@ -141,7 +141,7 @@ impl Config {
         within("engine.queue", self.engine.queue as u64, 0, 65_536)?;
         within("engine.max_batch", self.engine.max_batch as u64, 1, 1024)?;
         within("engine.decode_threads", self.engine.decode_threads as u64, 0, 1024)?;
-        if self.engine.max_delay > LONGEST_DELAY {
+        if self.engine.max_delay > MAX_BATCH_DELAY {
             let value = humantime::format_duration(self.engine.max_delay);
             return Err(("engine.max_delay", format!("{value} is more than a second")));
         }
@@ -159,7 +159,7 @@ impl Config {
         let decode = u64::try_from(self.image.decode_timeout.as_millis()).unwrap_or(u64::MAX);
         within("image.decode_timeout (in milliseconds)", decode, 10, 24 * 3600 * 1000)?;
         if let Some(bytes) = self.image.decode_memory {
-            within("image.decode_memory", bytes.as_u64(), LEAST_DECODE_MEMORY, 1 << 42)?;
+            within("image.decode_memory", bytes.as_u64(), MIN_DECODE_MEMORY, 1 << 42)?;
         }
         let stall = u64::try_from(self.engine.stall_timeout.as_millis()).unwrap_or(u64::MAX);
         within("engine.stall_timeout (in milliseconds)", stall, 100, 24 * 3600 * 1000)?;
@@ -216,7 +216,7 @@ impl Config {
                 return Err((key, "0s: nothing could ever be answered".into()));
             }
         }
-        if self.predict.max_deadline > LONGEST_DEADLINE {
+        if self.predict.max_deadline > MAX_DEADLINE {
             let value = humantime::format_duration(self.predict.max_deadline);
             return Err(("predict.max_deadline", format!("{value} is more than a day")));
         }

@@ -14,7 +14,7 @@ use warp::http::header::CONTENT_TYPE;
 
 use super::api::PredictBody;
 use super::reply::ApiError;
-use crate::batch::intake::BYTE_ORDER_MARK;
+use crate::batch::parsing::BYTE_ORDER_MARK;
 use crate::memory::{BodyMemory, Share};
 
 /// The fields of a form that are images.
@@ -29,7 +29,7 @@ const FOR_URLS: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, ANY_PADDING);
 
 /// What was posted.
 #[derive(Debug)]
-pub enum Posted {
+pub enum Payload {
     /// One image.
     Image(Bytes),
     /// Multipart files, with their names; at least one.
@@ -45,7 +45,7 @@ pub(super) async fn parse(
     body: Bytes,
     max_files: usize,
     memory: &Arc<BodyMemory>,
-) -> Result<Posted, ApiError> {
+) -> Result<Payload, ApiError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if content_type.trim_start().to_ascii_lowercase().starts_with("multipart/") {
         return multipart(content_type, body, max_files, memory).await;
@@ -62,7 +62,7 @@ pub(super) async fn parse(
         let text = body.slice(body.len() - text.len()..);
         return if looks_json { json(text, memory) } else { Err(not_an_object(&text)) };
     }
-    Ok(Posted::Image(body))
+    Ok(Payload::Image(body))
 }
 
 /// Of an array the deserializer would take the elements for the fields, in their order.
@@ -78,7 +78,7 @@ fn is_image(body: &[u8]) -> bool {
     !matches!(gpu_kernels::sniff(body), Err(DecodeError::UnsupportedType { .. }))
 }
 
-fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Posted, ApiError> {
+fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Payload, ApiError> {
     // The text in it is copied out.
     let text = memory.reserve(body.len())?;
     let parsed: PredictBody = serde_json::from_slice(&body).map_err(|e| {
@@ -86,10 +86,10 @@ fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Posted, ApiError> {
     })?;
     drop(body);
     match (parsed.image_url, parsed.image) {
-        (Some(url), None) => Ok(Posted::Url(url)),
+        (Some(url), None) => Ok(Payload::Url(url)),
         (None, Some(image)) => {
             let share = memory.reserve(::base64::decoded_len_estimate(image.len()))?;
-            let decoded = base64(image).map(|bytes| Posted::Image(share.hold(bytes)));
+            let decoded = base64(image).map(|bytes| Payload::Image(share.hold(bytes)));
             drop(text);
             decoded
         }
@@ -120,7 +120,7 @@ async fn multipart(
     body: Bytes,
     max_files: usize,
     memory: &Arc<BodyMemory>,
-) -> Result<Posted, ApiError> {
+) -> Result<Payload, ApiError> {
     let boundary = multer::parse_boundary(content_type).map_err(unreadable)?;
     let limit = body.len() as u64;
     // The body is in memory already and bounded, so the parts need no bounds of their own.
@@ -147,7 +147,7 @@ async fn multipart(
             "the form has no field called file, files or image",
         ));
     }
-    Ok(Posted::Files(files))
+    Ok(Payload::Files(files))
 }
 
 /// A part, which holds the share of the reader's buffer. It is a slice of that buffer, since the whole body is in there; should

@@ -54,7 +54,7 @@ pub(super) async fn order(
     headers: HeaderMap,
     raw_query: String,
 ) -> Response {
-    let response = match carry_out(&name, &action, &state, &headers, &raw_query).await {
+    let response = match handle_command(&name, &action, &state, &headers, &raw_query).await {
         Ok(done) => {
             tracing::info!(model = done.model, action, done = done.done, "an operator's command");
             json(StatusCode::OK, &done, None)
@@ -68,7 +68,7 @@ pub(super) async fn order(
     response
 }
 
-async fn carry_out(
+async fn handle_command(
     name: &str,
     action: &str,
     state: &ServerState,
@@ -169,7 +169,7 @@ fn describe(rollouts: &Rollouts, slot: &crate::serving::Slot) -> ModelHealth {
     let status = handle.map(|handle| handle.board.read()).unwrap_or_default();
     let entry = rollouts.entry(slot.name());
     let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
-    let name = |placed: &crate::rollout::Placed| format!("{}/{}", placed.name, placed.version);
+    let name = |placed: &crate::rollout::DeployedVersion| format!("{}/{}", placed.name, placed.version);
     ModelHealth {
         model: slot.name().to_owned(),
         name: identity.map(|model| model.name.clone()).unwrap_or_default(),

@@ -8,7 +8,7 @@ use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, StatusCode};
 
 use super::forms;
-pub use super::forms::Posted;
+pub use super::forms::Payload;
 use crate::memory::BodyMemory;
 
 /// Why a body is refused.
@@ -31,7 +31,7 @@ pub async fn parse(
     body: Bytes,
     max_files: usize,
     memory: &Arc<BodyMemory>,
-) -> Result<Posted, Refusal> {
+) -> Result<Payload, Refusal> {
     let mut headers = HeaderMap::new();
     let value = HeaderValue::from_bytes(content_type).map_err(|error| Refusal {
         status: StatusCode::BAD_REQUEST.as_u16(),

@@ -14,7 +14,7 @@ use super::api::{
     FileOutcome, FileResult, LabelScore, ModelName, PredictManyReply, PredictReply, PredictResult,
 };
 use super::body::{self, BodyLimits};
-use super::forms::{self, Posted};
+use super::forms::{self, Payload};
 use super::query::{self, PredictQuery};
 use super::reply::{ApiError, json};
 use crate::http::state::{Phase, ServerState};
@@ -94,18 +94,18 @@ where
     let deadline = named.unwrap_or_else(|| Instant::now() + config.predict.deadline);
     let asked = Asked { id: id.to_owned(), query, start, deadline, client };
     match forms::parse(headers, body, config.http.max_files, state.body_memory()).await? {
-        Posted::Image(image) => one(service, &asked, image).await,
-        Posted::Url(url) => {
+        Payload::Image(image) => one(service, &asked, image).await,
+        Payload::Url(url) => {
             let time = deadline.saturating_duration_since(Instant::now());
             let mut share = state.body_memory().share();
             let image = state.fetcher().fetch(&url, time, &mut |bytes| share.grow_to(bytes).is_ok()).await?;
             one(service, &asked, share.hold(image)).await
         }
-        Posted::Files(mut files) if files.len() == 1 => {
+        Payload::Files(mut files) if files.len() == 1 => {
             let image = files.pop().map(|(_, image)| image).unwrap_or_default();
             one(service, &asked, image).await
         }
-        Posted::Files(files) => many(service, &asked, files).await,
+        Payload::Files(files) => many(service, &asked, files).await,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::serving::{Models, Slot};
 use std::sync::Arc;
 
 const DEADLINE: &str = "x-deadline-ms";
-const LONGEST_NAME: usize = 128;
+const MAX_NAME_LEN: usize = 128;
 
 /// The parameters of POST /predict.
 #[derive(Debug)]
@@ -65,9 +65,9 @@ fn top_k(value: &str, labels: usize) -> Result<usize, ApiError> {
 }
 
 fn camera(value: &str) -> Result<String, ApiError> {
-    if value.is_empty() || value.len() > LONGEST_NAME || value.chars().any(char::is_control) {
+    if value.is_empty() || value.len() > MAX_NAME_LEN || value.chars().any(char::is_control) {
         let message = format!(
-            "camera = {value:?} is not a name of 1 to {LONGEST_NAME} bytes without control characters"
+            "camera = {value:?} is not a name of 1 to {MAX_NAME_LEN} bytes without control characters"
         );
         return Err(ApiError::bad_request("invalid_query", message));
     }
@@ -79,7 +79,7 @@ pub(super) fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
     match given {
         Some(id)
-            if !id.is_empty() && id.len() <= LONGEST_NAME && id.bytes().all(|b| b.is_ascii_graphic()) =>
+            if !id.is_empty() && id.len() <= MAX_NAME_LEN && id.bytes().all(|b| b.is_ascii_graphic()) =>
         {
             id.into()
         }

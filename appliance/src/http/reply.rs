@@ -12,7 +12,7 @@ use super::api::ErrorBody;
 use super::body::BodyError;
 use super::inbound::TransferError;
 use crate::batch::BatchError;
-use crate::batch::intake::{IntakeError, OptionError, Place};
+use crate::batch::parsing::{IntakeError, OptionError, Place};
 use crate::batch::spool::SpoolError;
 use crate::fetch::FetchError;
 use crate::memory::NoRoom;

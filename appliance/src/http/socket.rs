@@ -14,7 +14,7 @@ use super::connections::Connection;
 use crate::pace::{Pace, Rate};
 
 /// How often a full socket is tried again, at most.
-const LONGEST_TICK: Duration = Duration::from_secs(1);
+const MAX_TICK: Duration = Duration::from_secs(1);
 
 /// How long a client may take between requests.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Socket {
             times,
             clock: Some(Clock::Head(Box::pin(sleep(times.head)))),
             pace: Pace::new(rate),
-            tick: (rate.window / 4).min(LONGEST_TICK),
+            tick: (rate.window / 4).min(MAX_TICK),
             retry: None,
         }
     }
@@ -89,7 +89,7 @@ impl Socket {
             self.retry = None;
             match rustix::io::write(&self.stream, buffer) {
                 Ok(count) => return self.took(count),
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::POLL_INTERVAL | rustix::io::Errno::INTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
             if self.pace.check(Instant::now()).is_err() {

@@ -9,7 +9,7 @@ use warp::http::header::RETRY_AFTER;
 use warp::http::{HeaderMap, HeaderValue};
 
 use super::body::{self, BodyError, BodyLimits};
-use super::forms::{self, Posted};
+use super::forms::{self, Payload};
 use super::reply::ApiError;
 use crate::memory::BodyMemory;
 use crate::predict::PredictError;
@@ -79,9 +79,9 @@ async fn what_is_copied_out_of_a_form_or_json_is_reserved_first_and_held_by_the_
         let memory = BodyMemory::new(3 * posted.len(), posted.len());
         let body = memory.reserve(posted.len()).unwrap().hold(Bytes::from_static(posted));
         let image = match forms::parse(&typed(kind), body, 1, &memory).await.unwrap() {
-            Posted::Image(image) => image,
-            Posted::Files(mut files) => files.remove(0).1,
-            Posted::Url(url) => panic!("{url}"),
+            Payload::Image(image) => image,
+            Payload::Files(mut files) => files.remove(0).1,
+            Payload::Url(url) => panic!("{url}"),
         };
         assert_eq!((image.len(), memory.used()), (16, held), "{kind}");
         drop(image);

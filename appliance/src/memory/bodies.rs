@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::buffers::{Buffer, Buffers};
+use super::buffer_pool::{Buffer, Buffers};
 
 /// What is reserved and allocated at once for a body that says how long it will be: enough for a camera's frame. The rest
 /// follows as it arrives, so that a client that sends nothing holds no more.

@@ -1,6 +1,6 @@
 //! What requests may take of the machine's memory for encoded images ([`bodies`]).
 
 pub mod bodies;
-mod buffers;
+mod buffer_pool;
 
 pub use bodies::{BodyMemory, NoRoom, Share};

@@ -1,6 +1,6 @@
 //! Versions of models: downloaded from a registry, put together as bundles, and stored.
 
-mod flavour;
+mod mlflow_onnx;
 mod pull;
 mod store;
 #[cfg(test)]

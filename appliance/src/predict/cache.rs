@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 /// How long the shared cache is left alone after it failed or was late.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Most values on their way to the shared cache; more are not sent.
-const MOST_PUTS: usize = 64;
+const MAX_CONCURRENT_PUTS: usize = 64;
 
 /// The content cache.
 pub struct ContentCache {
@@ -39,7 +39,7 @@ impl ContentCache {
 
     /// A cache in this process before one that others share, which gets `timeout` to answer.
     pub fn shared(local: EmbeddedState, store: Arc<dyn StateStore>, timeout: Duration) -> Self {
-        let puts = Arc::new(Semaphore::new(MOST_PUTS));
+        let puts = Arc::new(Semaphore::new(MAX_CONCURRENT_PUTS));
         let shared =
             Shared { store, timeout, began: Instant::now(), paused_until_ms: AtomicU64::new(0), puts };
         Self { local, shared: Some(shared) }

@@ -16,7 +16,7 @@ type Table = Mutex<HashMap<Key, watch::Receiver<Landed>>>;
 
 /// Pictures being computed now.
 #[derive(Default)]
-pub struct Flights {
+pub struct SingleFlight {
     table: Arc<Table>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Leader {
 
 pub(super) struct Follower(watch::Receiver<Landed>);
 
-impl Flights {
+impl SingleFlight {
     pub(super) fn join(&self, key: &Key) -> Role {
         let mut table = self.table.lock();
         if let Some(receiver) = table.get(key) {

@@ -28,7 +28,7 @@ use tokio::time::timeout_at;
 
 pub use cache::ContentCache;
 pub use error::PredictError;
-pub use flight::Flights;
+pub use flight::SingleFlight;
 
 use crate::serving::{Chosen, LoadedModel, Models, ServingModel, Slot};
 use crate::telemetry::{CacheOutcome, Metrics, Stage};
@@ -52,7 +52,7 @@ pub struct PredictService {
     /// How it serves.
     pub settings: PredictSettings,
     /// Pictures being computed now.
-    pub flights: Flights,
+    pub flights: SingleFlight,
 }
 
 /// How the service serves.

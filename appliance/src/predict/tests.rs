@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::flight::Role;
-use super::{Flights, Outcome};
+use super::{SingleFlight, Outcome};
 
 fn outcome(score: f32) -> Arc<Outcome> {
     Arc::new(Outcome { format: "jpeg".into(), width: 1, height: 1, scores: vec![score] })
@@ -12,7 +12,7 @@ fn outcome(score: f32) -> Arc<Outcome> {
 
 #[tokio::test]
 async fn followers_get_what_the_leader_lands() {
-    let flights = Flights::default();
+    let flights = SingleFlight::default();
     let Role::Leader(leader) = flights.join(&[1; 32]) else { panic!("the first must lead") };
     let Role::Follower(first) = flights.join(&[1; 32]) else { panic!("the second must follow") };
     let Role::Follower(second) = flights.join(&[1; 32]) else { panic!("the third must follow") };
@@ -26,7 +26,7 @@ async fn followers_get_what_the_leader_lands() {
 
 #[tokio::test]
 async fn a_leader_that_goes_away_wakes_the_others() {
-    let flights = Flights::default();
+    let flights = SingleFlight::default();
     let Role::Leader(leader) = flights.join(&[1; 32]) else { panic!("the first must lead") };
     let Role::Follower(follower) = flights.join(&[1; 32]) else { panic!("the second must follow") };
     drop(leader);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cloud_sync::durable::boot_id;
 use serde::{Deserialize, Serialize};
 
-use super::Surroundings;
+use super::RolloutContext;
 use super::entry::{Entry, Monitored};
 
 /// Processes that may die with a version before it is rolled back.
@@ -48,15 +48,15 @@ pub(super) fn verdict(entry: &Entry, monitor_time: Duration) -> Option<String> {
 }
 
 /// Notes durably that this process begins with the version that is monitored; blocking. Says whether it is not to be loaded again.
-pub(super) fn note_start(around: &Surroundings, model: &str, entry: &Entry) -> bool {
+pub(super) fn note_start(context: &RolloutContext, model: &str, entry: &Entry) -> bool {
     if entry.serving.is_none() || entry.monitored.is_none() {
         return false;
     }
-    if let Some(reason) = verdict(entry, around.settings.rollout.monitor_time) {
+    if let Some(reason) = verdict(entry, context.settings.rollout.monitor_time) {
         tracing::error!(model, reason, "the version that served is not loaded again");
         return true;
     }
-    let noted = around.journal.change(model, |entry| {
+    let noted = context.journal.change(model, |entry| {
         if let Some(monitored) = &mut entry.monitored {
             monitored.starts = monitored.starts.with_one_more();
         }

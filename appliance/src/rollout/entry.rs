@@ -10,13 +10,13 @@ use crate::models::Origin;
 use crate::serving::TallyReading;
 
 /// Rejected versions that are remembered, a model.
-const MOST_REJECTED: usize = 100;
+const MAX_REJECTED: usize = 100;
 /// Tags that wait until the registry is back, a model; the oldest go first.
-const MOST_UNTOLD: usize = 100;
+const MAX_PENDING_TAGS: usize = 100;
 
 /// A version in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placed {
+pub struct DeployedVersion {
     /// Digest of its bundle.
     pub digest: String,
     /// Where its bytes came from.
@@ -27,7 +27,7 @@ pub struct Placed {
     pub version: String,
 }
 
-impl Placed {
+impl DeployedVersion {
     /// A registered version in the store.
     pub fn new(digest: &str, origin: &Origin) -> Self {
         let Origin { source, name, version } = origin.clone();
@@ -58,7 +58,7 @@ pub struct Rejected {
 
 /// A tag that the registry has not been told yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Untold {
+pub struct PendingTag {
     /// Registered name.
     pub name: String,
     /// Version.
@@ -94,15 +94,15 @@ pub struct Monitored {
 #[serde(default)]
 pub struct Entry {
     /// The version that serves; none for the configured bundle.
-    pub serving: Option<Placed>,
+    pub serving: Option<DeployedVersion>,
     /// The one that served before; none for the configured bundle.
-    pub previous: Option<Placed>,
+    pub previous: Option<DeployedVersion>,
     /// Those that are not to be tried again, oldest first.
     pub rejected: VecDeque<Rejected>,
     /// The version that an operator has pinned.
     pub pinned: Option<String>,
     /// Tags that are to be set.
-    pub untold: VecDeque<Untold>,
+    pub pending_tags: VecDeque<PendingTag>,
     /// How far the version that serves has been monitored since its promotion; none once that is over.
     pub monitored: Option<Monitored>,
 }
@@ -119,7 +119,7 @@ impl Entry {
     /// The version that serves makes way for another and becomes the one before, if it is what has `answered`. Where it could
     /// not be loaded, another one has, and that is the way back; its origin is none for the configured bundle. Returns what the
     /// journal said serves.
-    pub fn make_way(&mut self, answered: Option<Option<&Origin>>) -> Option<Placed> {
+    pub fn make_way(&mut self, answered: Option<Option<&Origin>>) -> Option<DeployedVersion> {
         let replaced = self.serving.take();
         let previous = self.previous.take();
         self.previous = match answered {
@@ -136,7 +136,7 @@ impl Entry {
 
     /// A version is not to be tried again.
     pub fn reject(&mut self, origin: &Origin, reason: &str) {
-        self.forgive(&origin.name, &origin.version);
+        self.clear_rejection(&origin.name, &origin.version);
         let Origin { source, name, version } = origin.clone();
         self.rejected.push_back(Rejected {
             name,
@@ -145,22 +145,22 @@ impl Entry {
             reason: reason.to_owned(),
             at: SystemTime::now(),
         });
-        while self.rejected.len() > MOST_REJECTED {
+        while self.rejected.len() > MAX_REJECTED {
             self.rejected.pop_front();
         }
     }
 
     /// A version may be tried again.
-    pub fn forgive(&mut self, name: &str, version: &str) {
+    pub fn clear_rejection(&mut self, name: &str, version: &str) {
         self.rejected.retain(|rejected| rejected.name != name || rejected.version != version);
     }
 
     /// A tag is to be set; an older value for the same version need not be told any more.
     pub fn tell(&mut self, origin: &Origin, value: String) {
-        self.untold.retain(|untold| untold.name != origin.name || untold.version != origin.version);
-        self.untold.push_back(Untold { name: origin.name.clone(), version: origin.version.clone(), value });
-        while self.untold.len() > MOST_UNTOLD {
-            self.untold.pop_front();
+        self.pending_tags.retain(|pending_tags| pending_tags.name != origin.name || pending_tags.version != origin.version);
+        self.pending_tags.push_back(PendingTag { name: origin.name.clone(), version: origin.version.clone(), value });
+        while self.pending_tags.len() > MAX_PENDING_TAGS {
+            self.pending_tags.pop_front();
         }
     }
 }
@@ -173,7 +173,7 @@ mod tests {
     fn the_version_before_is_the_one_that_has_answered() {
         let placed = |version: &str| {
             let origin = Origin { source: "here".into(), name: "fish".into(), version: version.into() };
-            Placed::new(&format!("digest-{version}"), &origin)
+            DeployedVersion::new(&format!("digest-{version}"), &origin)
         };
         let (one, two) = (placed("1"), placed("2"));
         let entry = Entry { serving: Some(two.clone()), previous: Some(one.clone()), ..Entry::default() };

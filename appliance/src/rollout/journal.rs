@@ -129,7 +129,7 @@ mod tests {
 
     use super::*;
     use crate::models::Origin;
-    use crate::rollout::Placed;
+    use crate::rollout::DeployedVersion;
 
     fn origin(version: &str) -> Origin {
         Origin { source: "s3://b/1".into(), name: "fish".into(), version: version.into() }
@@ -142,18 +142,18 @@ mod tests {
         assert_eq!(journal.entry("fish"), Entry::default());
         journal
             .change("fish", |entry| {
-                entry.serving = Some(Placed::new("abc", &origin("3")));
+                entry.serving = Some(DeployedVersion::new("abc", &origin("3")));
                 entry.reject(&origin("4"), "golden case a.jpg: wrong");
                 entry.tell(&origin("3"), "loading".into());
                 entry.tell(&origin("3"), "serving".into());
             })
             .unwrap();
         let again = Journal::open(dir.path()).unwrap().entry("fish");
-        assert_eq!(again.serving.as_ref().map(Placed::origin), Some(origin("3")));
+        assert_eq!(again.serving.as_ref().map(DeployedVersion::origin), Some(origin("3")));
         assert_eq!(again.rejection(&origin("4")).unwrap().reason, "golden case a.jpg: wrong");
         let elsewhere = Origin { source: "s3://b/2".into(), ..origin("4") };
         assert!(again.rejection(&elsewhere).is_none());
-        assert_eq!(again.untold.len(), 1);
+        assert_eq!(again.pending_tags.len(), 1);
         assert_eq!(journal.needed(), ["abc"]);
         fs::write(dir.path().join(FILE), "{\"format\": 2, \"models\": {}}").unwrap();
         assert!(Journal::open(dir.path()).unwrap_err().to_string().contains("format 2"));
@@ -179,7 +179,7 @@ mod tests {
         let disk = SimulatedDisk::watch(dir.path());
         let journal = Journal::open(dir.path()).unwrap();
         for version in 1..=4 {
-            let serving = Placed::new("abc", &origin(&version.to_string()));
+            let serving = DeployedVersion::new("abc", &origin(&version.to_string()));
             journal.change("fish", |entry| entry.serving = Some(serving)).unwrap();
             disk.acknowledge();
         }

@@ -11,7 +11,7 @@ mod crashes;
 mod entry;
 mod journal;
 mod monitor;
-mod orders;
+mod commands;
 mod promote;
 mod promoted;
 mod restore;
@@ -19,9 +19,9 @@ mod retire;
 mod retries;
 mod start;
 mod status;
-mod steps;
+mod stages;
 mod task;
-mod tell;
+mod notify;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -46,19 +46,19 @@ use crate::serving::{ModelLoader, Slot};
 use crate::telemetry::Metrics;
 
 pub use command::{Command, Refusal};
-pub use entry::{Entry, Monitored, Placed, Rejected};
+pub use entry::{Entry, Monitored, DeployedVersion, Rejected};
 pub use journal::{Journal, JournalError};
 pub use monitor::{population_stability, report};
-pub use start::{Begun, begin};
-pub use status::{Board, Status, Step};
-pub use verdict::{Evidence, Stage, Verdict, judge, judge_promoted};
+pub use start::{BootCandidate, begin};
+pub use status::{StatusCell, Status, Step};
+pub use verdict::{Evidence, Stage, TrialDecision, judge, judge_promoted};
 
 /// How long an operator's command waits until the model's task takes it and has carried it out.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What all rollouts of a process share.
 #[derive(Debug)]
-pub struct Surroundings {
+pub struct RolloutContext {
     /// Where versions come from; none where no model follows anything.
     pub registry: Option<Arc<dyn ModelRegistry>>,
     /// Versions on disk.
@@ -77,7 +77,7 @@ pub struct Surroundings {
     pub settings: Settings,
 }
 
-impl Surroundings {
+impl RolloutContext {
     /// Changes what is known of a model, on a thread that may wait for the disk: see [`Journal::change`].
     ///
     /// # Errors
@@ -87,8 +87,8 @@ impl Surroundings {
         model: &str,
         change: impl FnOnce(&mut Entry) -> T + Send + 'static,
     ) -> Result<T, JournalError> {
-        let (around, model) = (Arc::clone(self), model.to_owned());
-        let written = tokio::task::spawn_blocking(move || around.journal.change(&model, change));
+        let (context, model) = (Arc::clone(self), model.to_owned());
+        let written = tokio::task::spawn_blocking(move || context.journal.change(&model, change));
         written.await.unwrap_or_else(|_| Err(self.journal.not_begun()))
     }
 }
@@ -131,14 +131,14 @@ pub struct Handle {
     /// The model.
     pub followed: Followed,
     /// Where its rollout is.
-    pub board: Board,
+    pub board: StatusCell,
     commands: mpsc::Sender<(Command, oneshot::Sender<Result<String, Refusal>>)>,
 }
 
 /// The rollouts of a process.
 #[derive(Debug)]
 pub struct Rollouts {
-    surroundings: Arc<Surroundings>,
+    context: Arc<RolloutContext>,
     handles: BTreeMap<String, Handle>,
     stop: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -146,16 +146,16 @@ pub struct Rollouts {
 
 impl Rollouts {
     /// Starts a task for each model; on a thread of the runtime.
-    pub fn start(surroundings: Surroundings, models: Vec<Followed>) -> Self {
-        let surroundings = Arc::new(surroundings);
+    pub fn start(context: RolloutContext, models: Vec<Followed>) -> Self {
+        let context = Arc::new(context);
         let (stop, stopped) = watch::channel(false);
         let mut tasks = Vec::new();
         let mut handles = BTreeMap::new();
         for followed in models {
             let (commands, orders) = mpsc::channel(8);
-            let board = Board::default();
+            let board = StatusCell::default();
             let task = task::Task {
-                around: Arc::clone(&surroundings),
+                context: Arc::clone(&context),
                 followed: followed.clone(),
                 board: board.clone(),
                 orders,
@@ -167,11 +167,11 @@ impl Rollouts {
             tasks.push(tokio::spawn(task.run()));
             handles.insert(followed.slot.name().to_owned(), Handle { followed, board, commands });
         }
-        if surroundings.settings.monitoring.enabled {
+        if context.settings.monitoring.enabled {
             let slots = handles.values().map(|handle| Arc::clone(&handle.followed.slot)).collect();
-            tasks.push(tokio::spawn(monitor::run(Arc::clone(&surroundings), slots, stopped)));
+            tasks.push(tokio::spawn(monitor::run(Arc::clone(&context), slots, stopped)));
         }
-        Self { surroundings, handles, stop, tasks: Mutex::new(tasks) }
+        Self { context, handles, stop, tasks: Mutex::new(tasks) }
     }
 
     /// The models, by name.
@@ -181,7 +181,7 @@ impl Rollouts {
 
     /// What is known of a model beyond this process's life.
     pub fn entry(&self, model: &str) -> Entry {
-        self.surroundings.journal.entry(model)
+        self.context.journal.entry(model)
     }
 
     /// Tells all tasks to end, and waits for them; what is under way is taken up again by the next start.

@@ -8,16 +8,16 @@ use std::time::{Duration, SystemTime};
 use cloud_sync::registry::Report;
 use tokio::sync::watch;
 
-use super::Surroundings;
+use super::RolloutContext;
 use crate::serving::{LoadedModel, Sightings, Slot};
 
 /// Least share that a label counts with: one that was never seen would make the index infinite.
-const LEAST_SHARE: f64 = 1e-4;
+const MIN_SHARE: f64 = 1e-4;
 
 /// Sends a report for each model from time to time. What could not be sent is part of the next one.
-pub(super) async fn run(around: Arc<Surroundings>, slots: Vec<Arc<Slot>>, mut stop: watch::Receiver<bool>) {
-    let Some(registry) = around.registry.clone() else { return };
-    let settings = &around.settings;
+pub(super) async fn run(context: Arc<RolloutContext>, slots: Vec<Arc<Slot>>, mut stop: watch::Receiver<bool>) {
+    let Some(registry) = context.registry.clone() else { return };
+    let settings = &context.settings;
     let mut kept: BTreeMap<String, Sightings> = BTreeMap::new();
     loop {
         tokio::select! {
@@ -100,7 +100,7 @@ pub fn population_stability(expected: &[f64], counts: &[u64]) -> f64 {
         return 0.0;
     }
     let shares = counts.iter().zip(expected).map(|(count, expected)| {
-        ((*count as f64 / all as f64).max(LEAST_SHARE), (expected / whole).max(LEAST_SHARE))
+        ((*count as f64 / all as f64).max(MIN_SHARE), (expected / whole).max(MIN_SHARE))
     });
     shares.map(|(actual, expected)| (actual - expected) * (actual / expected).ln()).sum()
 }

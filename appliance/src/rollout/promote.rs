@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use cloud_sync::event::ModelChange;
 
-use super::entry::{Entry, Monitored, Placed};
+use super::entry::{Entry, Monitored, DeployedVersion};
 use super::promoted::Promoted;
 use super::retire::retire;
 use super::status::Step;
-use super::steps::Setback;
+use super::stages::RolloutError;
 use super::task::Task;
-use super::tell;
+use super::notify;
 use crate::models::{Origin, StoredBundle};
 use crate::serving::LoadedModel;
 
@@ -31,9 +31,9 @@ impl Task {
     pub(super) async fn promote(
         &mut self,
         model: Arc<LoadedModel>,
-        placed: Option<Placed>,
+        placed: Option<DeployedVersion>,
         why: Why<'_>,
-    ) -> Result<(), Setback> {
+    ) -> Result<(), RolloutError> {
         let before = self.followed.slot.current();
         let (version, other) = (model.describe(), before.as_ref().map(|before| before.describe()));
         let undone = match why {
@@ -42,14 +42,14 @@ impl Task {
         };
         let monitored = before
             .as_ref()
-            .filter(|_| undone.is_none() && !self.around.settings.rollout.monitor_time.is_zero())
+            .filter(|_| undone.is_none() && !self.context.settings.rollout.monitor_time.is_zero())
             .map(|before| Monitored::new(before, matches!(why, Why::Ordered)));
         let (noted, named, monitoring) = (undone.clone(), version.clone(), monitored.clone());
         let answered = before.as_ref().map(|before| before.origin.clone());
-        let written = self.around.note(self.name(), move |entry: &mut Entry| {
+        let written = self.context.note(self.name(), move |entry: &mut Entry| {
             if let Some((origin, reason)) = &noted {
                 entry.reject(origin, reason);
-                entry.tell(origin, tell::tag_value(&format!("rejected: {reason}")));
+                entry.tell(origin, notify::tag_value(&format!("rejected: {reason}")));
                 entry.previous = None;
             } else {
                 if let Some(replaced) = entry.make_way(answered.as_ref().map(Option::as_ref)) {
@@ -65,7 +65,7 @@ impl Task {
         if let Err(error) = written.await {
             // Its lanes are not ended here, where that would block.
             retire(model);
-            return Err(Setback::Later(error.to_string()));
+            return Err(RolloutError::Later(error.to_string()));
         }
         let promoted = monitored.map(|monitored| Promoted::go_on(&model, monitored));
         let mut gone = Vec::new();
@@ -80,7 +80,7 @@ impl Task {
         });
         self.promoted = promoted;
         gone.into_iter().for_each(retire);
-        self.standby_until = Some(Instant::now() + self.around.settings.rollout.standby);
+        self.standby_until = Some(Instant::now() + self.context.settings.rollout.standby);
         self.board.note(|status| {
             (status.step, status.candidate, status.error) = (Step::Idle, None, None);
             status.promoted += 1;
@@ -94,7 +94,7 @@ impl Task {
         let reason = undone.map(|(_, reason)| reason);
         let change =
             ModelChange { model: self.name().to_owned(), state: state.to_owned(), version, other, reason };
-        tell::event(&self.around, change).await;
+        notify::event(&self.context, change).await;
         self.prune().await;
         Ok(())
     }
@@ -102,14 +102,14 @@ impl Task {
     /// Metrics say which version serves.
     pub(super) fn announce(&self) {
         if let Some(current) = self.followed.slot.current() {
-            self.around.metrics.serving(&current.labels(self.name(), self.around.loader.device.kind));
+            self.context.metrics.serving(&current.labels(self.name(), self.context.loader.device.kind));
         }
     }
 
     /// Removes versions that nobody needs from the disk.
     pub(super) async fn prune(&self) {
         let Some(current) = self.followed.slot.current() else { return };
-        let around = Arc::clone(&self.around);
+        let context = Arc::clone(&self.context);
         // By the name in the registry too: a model may change what its bundles call it.
         let registered = self.followed.follow.as_ref().map(|follow| follow.name.clone());
         let is_its = move |bundle: &StoredBundle| {
@@ -117,9 +117,9 @@ impl Task {
                 || bundle.origins.iter().any(|origin| Some(&origin.name) == registered.as_ref())
         };
         let pruned = tokio::task::spawn_blocking(move || {
-            let needed = around.journal.needed();
+            let needed = context.journal.needed();
             let needed: Vec<&str> = needed.iter().map(String::as_str).collect();
-            around.store.prune(is_its, around.settings.keep, &needed)
+            context.store.prune(is_its, context.settings.keep, &needed)
         });
         match pruned.await {
             Ok(Ok(removed)) if !removed.is_empty() => {

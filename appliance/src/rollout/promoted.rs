@@ -84,7 +84,7 @@ impl Promoted {
 impl Task {
     /// Goes on with the monitoring that the journal knows of, where the version that it is about serves.
     pub(super) fn go_on_monitoring(&mut self) {
-        let entry = self.around.journal.entry(self.name());
+        let entry = self.context.journal.entry(self.name());
         let Some(current) = self.followed.slot.current() else { return };
         let serves = entry.serving.map(|placed| placed.origin());
         let (Some(mut earlier), true) = (entry.monitored, serves.is_some() && serves == current.origin)
@@ -93,7 +93,7 @@ impl Task {
         };
         // Times of another process say nothing about this one, whose device and lanes may be others.
         earlier.before = TallyReading::default();
-        if self.promoted.is_none() && earlier.time < self.around.settings.rollout.monitor_time {
+        if self.promoted.is_none() && earlier.time < self.context.settings.rollout.monitor_time {
             tracing::info!(
                 model = self.name(),
                 version = current.describe(),
@@ -132,7 +132,7 @@ impl Task {
             compared: seen.compared,
             disagreed: seen.disagreed,
         };
-        let config = &self.around.settings.rollout;
+        let config = &self.context.settings.rollout;
         let over = seen.time >= config.monitor_time;
         let Some(reason) = judge_promoted(&evidence, config) else {
             if over {
@@ -177,7 +177,7 @@ impl Task {
     }
 
     async fn write_down(&self, seen: Option<Monitored>) {
-        if let Err(error) = self.around.note(self.name(), |entry| entry.monitored = seen).await {
+        if let Err(error) = self.context.note(self.name(), |entry| entry.monitored = seen).await {
             tracing::warn!(%error, "how far a version has been monitored could not be written down");
         }
     }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::crashes;
-use super::entry::Placed;
+use super::entry::DeployedVersion;
 use super::retire::retire;
 use super::start::still_followed;
 use super::status::Step;
-use super::steps::Setback;
+use super::stages::RolloutError;
 use super::task::Task;
 use crate::models::Origin;
 use crate::serving::LoadedModel;
@@ -18,8 +18,8 @@ impl Task {
     /// at fault does the journal forget it: it has served here before, so that this machine is the likelier reason.
     pub(super) async fn restore(&mut self) {
         let name = self.name().to_owned();
-        let entry = still_followed(&self.followed, &self.around.journal);
-        let crashed = crashes::verdict(&entry, self.around.settings.rollout.monitor_time);
+        let entry = still_followed(&self.followed, &self.context.journal);
+        let crashed = crashes::verdict(&entry, self.context.settings.rollout.monitor_time);
         let Some(placed) = entry.serving else { return };
         let origin = placed.origin();
         let current = self.followed.slot.current();
@@ -51,7 +51,7 @@ impl Task {
                 self.announce();
                 self.go_on_monitoring();
             }
-            Err(Setback::Reject(reason)) => {
+            Err(RolloutError::Reject(reason)) => {
                 tracing::error!(
                     model = name,
                     reason,
@@ -69,7 +69,7 @@ impl Task {
 
     /// Keeps saying why the version that served before does not: other errors of a poll take the place of that.
     pub(super) fn note_unrestored(&self) {
-        let Some(placed) = still_followed(&self.followed, &self.around.journal).serving else { return };
+        let Some(placed) = still_followed(&self.followed, &self.context.journal).serving else { return };
         let origin = placed.origin();
         let serves =
             self.followed.slot.current().is_some_and(|current| current.origin.as_ref() == Some(&origin));
@@ -85,9 +85,9 @@ impl Task {
     }
 
     /// What the journal says serves can't; what does serve takes its place there.
-    async fn forget(&self, placed: Placed, current: Option<&LoadedModel>) {
+    async fn forget(&self, placed: DeployedVersion, current: Option<&LoadedModel>) {
         let origin = current.and_then(|current| current.origin.clone());
-        let noted = self.around.note(self.name(), move |entry| {
+        let noted = self.context.note(self.name(), move |entry| {
             if entry.serving.as_ref() != Some(&placed) {
                 return;
             }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crate::models::Origin;
 
 /// Longest time between two tries.
-const LONGEST: Duration = Duration::from_secs(3600);
+const BACKOFF_MAX: Duration = Duration::from_secs(3600);
 /// Versions that are remembered; the oldest go first.
-const MOST: usize = 16;
+const MAX_TRACKED: usize = 16;
 
 /// What failed, and when it is tried again.
 #[derive(Debug, Default)]
@@ -27,9 +27,9 @@ impl LoadRetries {
     /// A version could not be loaded now. It waits for `first`, and twice as long as before every other time.
     pub(super) fn failed(&mut self, origin: &Origin, reason: &str, first: Duration, now: Instant) {
         let before = self.0.iter().position(|wait| wait.origin == *origin).map(|at| self.0.remove(at));
-        let time = before.map_or(first, |wait| wait.time * 2).min(LONGEST);
+        let time = before.map_or(first, |wait| wait.time * 2).min(BACKOFF_MAX);
         self.0.push(Wait { origin: origin.clone(), time, until: now + time, reason: reason.to_owned() });
-        if self.0.len() > MOST {
+        if self.0.len() > MAX_TRACKED {
             self.0.remove(0);
         }
     }
@@ -81,6 +81,6 @@ mod tests {
         retries.forget();
         assert_eq!(retries.waits(&one, now), None);
         (0..100).for_each(|n| retries.failed(&origin(&n.to_string()), "", first, now));
-        assert_eq!(retries.0.len(), MOST);
+        assert_eq!(retries.0.len(), MAX_TRACKED);
     }
 }

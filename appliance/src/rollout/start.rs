@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use inference::bundle::{Bundle, BundleError, find_bundle};
 
-use super::entry::{Entry, Placed};
-use super::{Followed, Journal, Surroundings, crashes};
+use super::entry::{Entry, DeployedVersion};
+use super::{Followed, Journal, RolloutContext, crashes};
 use crate::models::{ModelStore, Origin};
 use crate::serving::{LoadError, LoadedModel};
 
@@ -22,13 +22,13 @@ const PLACES: [Place; 3] = [Place::Serving, Place::Previous, Place::Configured];
 
 /// A bundle that may serve, verified.
 #[derive(Debug)]
-pub struct Begun {
+pub struct BootCandidate {
     bundle: Bundle,
-    placed: Option<Placed>,
+    placed: Option<DeployedVersion>,
     place: Place,
 }
 
-impl Begun {
+impl BootCandidate {
     /// The newest bundle of a model that is whole; blocking. `None` when there is none and the registry has to bring it.
     pub fn find(
         followed: &Followed,
@@ -77,26 +77,26 @@ impl Begun {
 /// # Errors
 /// The first failure, when there were bundles and none can be served.
 pub fn begin(
-    around: &Surroundings,
+    context: &RolloutContext,
     followed: &Followed,
-    found: Option<Result<Begun, LoadError>>,
+    found: Option<Result<BootCandidate, LoadError>>,
 ) -> Result<Option<Arc<LoadedModel>>, LoadError> {
     let name = followed.slot.name();
-    let entry = still_followed(followed, &around.journal);
+    let entry = still_followed(followed, &context.journal);
     let mut first = None;
-    let mut next = match crashes::note_start(around, name, &entry) {
+    let mut next = match crashes::note_start(context, name, &entry) {
         // Where there is nothing else, it is better than nothing.
         true => {
-            Begun::after(Some(Place::Serving), followed.bundle.as_deref(), &around.store, &entry).or(found)
+            BootCandidate::after(Some(Place::Serving), followed.bundle.as_deref(), &context.store, &entry).or(found)
         }
         false => found,
     };
     while let Some(found) = next {
         let place = match found {
-            Ok(Begun { bundle, placed, place }) => {
-                let origin: Option<Origin> = placed.as_ref().map(Placed::origin);
-                let observer = Arc::clone(&around.metrics);
-                match around.loader.load(bundle, origin, &around.lanes, observer) {
+            Ok(BootCandidate { bundle, placed, place }) => {
+                let origin: Option<Origin> = placed.as_ref().map(DeployedVersion::origin);
+                let observer = Arc::clone(&context.metrics);
+                match context.loader.load(bundle, origin, &context.lanes, observer) {
                     // What serves may be less than the journal says. The journal stays as it is: whether the version it
                     // names can be loaded later, or never again, the rollout's task finds out.
                     Ok(model) => return Ok(Some(Arc::new(model))),
@@ -112,7 +112,7 @@ pub fn begin(
                 break;
             }
         };
-        next = Begun::after(Some(place), followed.bundle.as_deref(), &around.store, &entry);
+        next = BootCandidate::after(Some(place), followed.bundle.as_deref(), &context.store, &entry);
     }
     first.map_or(Ok(None), Err)
 }
@@ -120,7 +120,7 @@ pub fn begin(
 /// What the journal knows of the model that is followed now. What was followed before, the configuration has put aside.
 pub(super) fn still_followed(followed: &Followed, journal: &Journal) -> Entry {
     let mut entry = journal.entry(followed.slot.name());
-    let is_it = |placed: &Placed| followed.follow.as_ref().is_some_and(|follow| follow.name == placed.name);
+    let is_it = |placed: &DeployedVersion| followed.follow.as_ref().is_some_and(|follow| follow.name == placed.name);
     entry.serving = entry.serving.filter(is_it);
     entry.previous = entry.previous.filter(is_it);
     entry

@@ -43,9 +43,9 @@ pub struct Status {
 
 /// A status that many read.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<Status>>);
+pub struct StatusCell(Arc<Mutex<Status>>);
 
-impl Board {
+impl StatusCell {
     /// As it is now.
     pub fn read(&self) -> Status {
         self.0.lock().clone()

@@ -10,7 +10,7 @@ use super::promoted::Promoted;
 use super::retire::retire;
 use super::retries::LoadRetries;
 use super::status::Step;
-use super::{Board, Command, Followed, Refusal, Surroundings, tell};
+use super::{StatusCell, Command, Followed, Refusal, RolloutContext, tell};
 use crate::models::Origin;
 
 /// What ends a wait within a step.
@@ -35,9 +35,9 @@ impl Order {
 }
 
 pub(super) struct Task {
-    pub(super) around: Arc<Surroundings>,
+    pub(super) context: Arc<RolloutContext>,
     pub(super) followed: Followed,
-    pub(super) board: Board,
+    pub(super) board: StatusCell,
     pub(super) orders: mpsc::Receiver<(Command, oneshot::Sender<Result<String, Refusal>>)>,
     pub(super) stop: watch::Receiver<bool>,
     /// When the version that is kept for a way back is unloaded.
@@ -51,7 +51,7 @@ pub(super) struct Task {
 impl Task {
     pub(super) async fn run(mut self) {
         self.go_on_monitoring();
-        let mut poll_at = Instant::now() + self.around.settings.poll.min(Duration::from_millis(50));
+        let mut poll_at = Instant::now() + self.context.settings.poll.min(Duration::from_millis(50));
         loop {
             let mut commanded = false;
             let look = tokio::time::sleep_until(self.next_look(poll_at).into());
@@ -59,7 +59,7 @@ impl Task {
                 interrupt = self.interrupt() => match interrupt {
                     Interrupt::Stop => return self.save_promoted().await,
                     Interrupt::Order(order) => {
-                        self.carry_out(order).await;
+                        self.handle_command(order).await;
                         commanded = true;
                     }
                 },
@@ -74,7 +74,7 @@ impl Task {
             poll_at = Instant::now()
                 + match self.poll().await {
                     Polled::Again => Duration::ZERO,
-                    Polled::Later => jittered(self.around.settings.poll),
+                    Polled::Later => jittered(self.context.settings.poll),
                     Polled::Stop => return self.save_promoted().await,
                 };
         }
@@ -113,7 +113,7 @@ impl Task {
     /// What is to be followed now: the pinned version before the configured alias.
     pub(super) fn reference(&self) -> Option<ModelReference> {
         let follow = self.followed.follow.clone()?;
-        match self.around.journal.entry(self.name()).pinned {
+        match self.context.journal.entry(self.name()).pinned {
             Some(version) => Some(ModelReference { which: Which::Version(version), ..follow }),
             None => Some(follow),
         }
@@ -126,26 +126,26 @@ impl Task {
         self.note_unrestored();
         let Some(version) = resolved else { return Polled::Later };
         let origin = Origin::of(&version);
-        let entry = self.around.journal.entry(self.name());
+        let entry = self.context.journal.entry(self.name());
         let serving = entry.serving.as_ref().is_some_and(|serving| serving.origin() == origin);
         if serving && self.followed.slot.current().is_some() || entry.rejection(&origin).is_some() {
-            tell::tags(&self.around, self.name()).await;
+            notify::tags(&self.context, self.name()).await;
             return Polled::Later;
         }
         if let Some(reason) = self.retries.waits(&origin, Instant::now()) {
             self.note_unloadable(&origin, reason);
-            tell::tags(&self.around, self.name()).await;
+            notify::tags(&self.context, self.name()).await;
             return Polled::Later;
         }
         let polled = self.roll(version).await;
         self.board.note(|status| (status.step, status.candidate) = (Step::Idle, None));
-        tell::tags(&self.around, self.name()).await;
+        notify::tags(&self.context, self.name()).await;
         polled
     }
 
     /// The version that is followed, as the registry says now.
     pub(super) async fn resolve(&mut self) -> Option<ModelVersion> {
-        let (registry, reference) = (self.around.registry.clone()?, self.reference()?);
+        let (registry, reference) = (self.context.registry.clone()?, self.reference()?);
         let resolved = registry.resolve(&reference).await;
         let answered = resolved.is_ok();
         let (version, error) = match resolved {

@@ -9,7 +9,7 @@ use gpu_kernels::DecodeLimits;
 use inference::engine::{DeviceKind, DeviceRequest, Runtime, choose_device};
 use inference::lanes::LaneSettings;
 
-use super::{Journal, Settings, Surroundings};
+use super::{Journal, Settings, RolloutContext};
 use crate::config::{MonitoringConfig, RolloutConfig};
 use crate::models::ModelStore;
 use crate::models::testing::limits;
@@ -17,11 +17,11 @@ use crate::serving::ModelLoader;
 use crate::telemetry::Metrics;
 
 /// What rollouts need, on the CPU and with stores in a folder.
-pub(crate) fn surroundings(
+pub(crate) fn context(
     dir: &Path,
     registry: Option<Arc<dyn ModelRegistry>>,
     rollout: &RolloutConfig,
-) -> Surroundings {
+) -> RolloutContext {
     let root = dir.join("models");
     let store = ModelStore::open(&root).unwrap();
     let cpu = DeviceRequest { kind: DeviceKind::Cpu, ..DeviceRequest::default() };
@@ -32,7 +32,7 @@ pub(crate) fn surroundings(
         limits: DecodeLimits::default(),
         precision: None,
     };
-    Surroundings {
+    RolloutContext {
         registry,
         journal: Journal::open(&root).unwrap(),
         store,

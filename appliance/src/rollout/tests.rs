@@ -13,7 +13,7 @@ use inference::bundle::Bundle;
 use inference::bundle::testing::write_bundle;
 use parking_lot::Mutex;
 
-use super::testing::surroundings;
+use super::testing::context;
 use super::{Command, Entry, Followed, Rollouts};
 use crate::config::RolloutConfig;
 use crate::models::Origin;
@@ -107,16 +107,16 @@ fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
         tags: Mutex::default(),
     });
     let slot = Slot::new("colours");
-    let surroundings =
-        surroundings(dir.path(), Some(Arc::clone(&registry) as Arc<dyn ModelRegistry>), &rollout);
+    let context =
+        context(dir.path(), Some(Arc::clone(&registry) as Arc<dyn ModelRegistry>), &rollout);
     let origin = Origin { source: "fickle:0".into(), name: "colours".into(), version: "0".into() };
     let bundle = Bundle::open(&folder).unwrap();
-    let observer = Arc::clone(&surroundings.metrics) as Arc<_>;
+    let observer = Arc::clone(&context.metrics) as Arc<_>;
     let current = tokio::task::block_in_place(|| {
-        surroundings.loader.load(bundle, Some(origin), &surroundings.lanes, observer).unwrap()
+        context.loader.load(bundle, Some(origin), &context.lanes, observer).unwrap()
     });
     slot.change(|routes| routes.current = Some(Arc::new(current)));
-    let rollouts = Rollouts::start(surroundings, vec![followed(dir.path(), &slot)]);
+    let rollouts = Rollouts::start(context, vec![followed(dir.path(), &slot)]);
     World { registry, rollouts, slot, dir, rollout }
 }
 
@@ -145,12 +145,12 @@ impl World {
         self.slot.change(|routes| {
             (routes.standby, routes.monitored) = (None, None);
         });
-        let surroundings = surroundings(
+        let context = context(
             self.dir.path(),
             Some(Arc::clone(&self.registry) as Arc<dyn ModelRegistry>),
             &self.rollout,
         );
-        let rollouts = Rollouts::start(surroundings, vec![followed(self.dir.path(), &self.slot)]);
+        let rollouts = Rollouts::start(context, vec![followed(self.dir.path(), &self.slot)]);
         Self { rollouts, ..self }
     }
 

@@ -34,7 +34,7 @@ pub struct Evidence {
 
 /// What follows.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum TrialDecision {
     /// There is not enough yet.
     Wait,
     /// It may go on to the next step.
@@ -48,7 +48,7 @@ pub enum Verdict {
 /// passes.
 ///
 /// Every kind of failure counts, the machine's too: a version may well be what its device fails on, and nobody depends on it yet.
-pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdict {
+pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> TrialDecision {
     let evidence = &Evidence { trial: evidence.trial.with_all_failures(), ..evidence.clone() };
     let images = evidence.trial.computed() + evidence.trial.failed;
     let (wanted_images, least_time) = wanted(stage, config);
@@ -59,12 +59,12 @@ pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Verdi
     if (enough || over)
         && let Some(reason) = passed_bound(evidence, config, over)
     {
-        return Verdict::Fail(reason);
+        return TrialDecision::Fail(reason);
     }
     if over && evidence.trial.computed() > 0 {
-        return Verdict::Pass;
+        return TrialDecision::Pass;
     }
-    Verdict::Wait
+    TrialDecision::Wait
 }
 
 /// Judges a version that was promoted. At the end of the time fewer images decide, too, but not on labels: it is known by then
@@ -164,14 +164,14 @@ mod tests {
     fn a_trial_passes_when_images_and_time_are_enough_and_nothing_is_past_its_bound() {
         let config = config();
         let judged = |stage, evidence: &Evidence| judge(stage, evidence, &config);
-        assert_eq!(judged(Stage::Shadow, &evidence(reading(49, 10, 0), 0)), Verdict::Wait);
-        assert_eq!(judged(Stage::Shadow, &evidence(reading(50, 10, 0), 0)), Verdict::Pass);
-        assert_eq!(judged(Stage::Canary, &evidence(reading(39, 10, 0), 0)), Verdict::Wait);
-        assert_eq!(judged(Stage::Canary, &evidence(reading(40, 10, 0), 8)), Verdict::Pass);
+        assert_eq!(judged(Stage::Shadow, &evidence(reading(49, 10, 0), 0)), TrialDecision::Wait);
+        assert_eq!(judged(Stage::Shadow, &evidence(reading(50, 10, 0), 0)), TrialDecision::Pass);
+        assert_eq!(judged(Stage::Canary, &evidence(reading(39, 10, 0), 0)), TrialDecision::Wait);
+        assert_eq!(judged(Stage::Canary, &evidence(reading(40, 10, 0), 8)), TrialDecision::Pass);
         let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(4000, 10, 0), 0) };
-        assert_eq!(judged(Stage::Canary, &early), Verdict::Wait);
+        assert_eq!(judged(Stage::Canary, &early), TrialDecision::Wait);
         let late = |trial, disagreed| Evidence { time: config.max_trial_time, ..evidence(trial, disagreed) };
-        assert_eq!(judged(Stage::Canary, &late(reading(1, 10, 0), 0)), Verdict::Pass);
+        assert_eq!(judged(Stage::Canary, &late(reading(1, 10, 0), 0)), TrialDecision::Pass);
     }
 
     #[test]
@@ -186,14 +186,14 @@ mod tests {
             (reading(18, 10, 1), 0, "failed on 1 of 19"),
             (reading(4, 10, 0), 4, "max_disagreement"),
         ] {
-            let Verdict::Fail(reason) = late(failing, disagreed) else { panic!("not rejected: {word}") };
+            let TrialDecision::Fail(reason) = late(failing, disagreed) else { panic!("not rejected: {word}") };
             assert!(reason.contains(word), "{reason}");
         }
         // Without a single image there is nothing to promote it for, nor to reject it for.
-        assert_eq!(late(reading(0, 10, 0), 0), Verdict::Wait);
-        assert_eq!(late(reading(19, 10, 0), 0), Verdict::Pass);
+        assert_eq!(late(reading(0, 10, 0), 0), TrialDecision::Wait);
+        assert_eq!(late(reading(19, 10, 0), 0), TrialDecision::Pass);
         let by_time = RolloutConfig { canary_images: 0, ..config.clone() };
-        assert_eq!(judge(Stage::Canary, &evidence(reading(0, 10, 0), 0), &by_time), Verdict::Wait);
+        assert_eq!(judge(Stage::Canary, &evidence(reading(0, 10, 0), 0), &by_time), TrialDecision::Wait);
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         }
         let failing = Evidence { time: config.monitor_time, ..evidence(tally.read(), 0) };
         assert_eq!(judge_promoted(&failing, &config), None);
-        let Verdict::Fail(reason) = judge(Stage::Canary, &failing, &config) else { panic!("not rejected") };
+        let TrialDecision::Fail(reason) = judge(Stage::Canary, &failing, &config) else { panic!("not rejected") };
         assert!(reason.contains("failed on 40 of 50"), "{reason}");
         // A panic may be the version's, and an image that is late is nobody's failure.
         (0..40).for_each(|_| assert!(tally.failed_by(&LaneError::Panicked)));
@@ -254,7 +254,7 @@ mod tests {
             (evidence(reading(100, 30, 0), 0), "max_latency_ratio"),
             (evidence(reading(0, 10, 40), 0), "failed on 40 of 40"),
         ] {
-            let Verdict::Fail(reason) = judge(Stage::Canary, &evidence, &config) else {
+            let TrialDecision::Fail(reason) = judge(Stage::Canary, &evidence, &config) else {
                 panic!("not rejected for {word}");
             };
             assert!(reason.contains(word), "{reason} lacks {word}");
@@ -262,10 +262,10 @@ mod tests {
         // Without a number of images, one that fails says nothing yet either.
         let by_time = RolloutConfig { canary_images: 0, ..config.clone() };
         let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(0, 10, 1), 0) };
-        assert_eq!(judge(Stage::Canary, &early, &by_time), Verdict::Wait);
+        assert_eq!(judge(Stage::Canary, &early, &by_time), TrialDecision::Wait);
         // At the end of the time it does.
-        assert!(matches!(judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time), Verdict::Fail(_)));
+        assert!(matches!(judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time), TrialDecision::Fail(_)));
         // Five images say nothing yet.
-        assert_eq!(judge(Stage::Canary, &evidence(reading(4, 100, 1), 4), &config), Verdict::Wait);
+        assert_eq!(judge(Stage::Canary, &evidence(reading(4, 100, 1), 4), &config), TrialDecision::Wait);
     }
 }

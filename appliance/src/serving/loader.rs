@@ -9,19 +9,19 @@ use inference::engine::{DeviceChoice, EngineError, Runtime};
 use inference::lanes::cpu::CpuPipeline;
 use inference::lanes::gpu::gpu_factory;
 use inference::lanes::{
-    ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, StandIn,
+    ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, CpuFallback,
     SubmitError,
 };
 
 use super::{GpuPlan, LoadedModel, ServingModel};
 use crate::config::Config;
-use crate::gentle;
+use crate::low_priority;
 use crate::models::Origin;
 
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
 
 /// How long after a swap the last request of the version before is given to be answered.
-pub const SETTLED: Duration = Duration::from_secs(60);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a bundle is not served.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +154,7 @@ impl ModelLoader {
         let started = match (&variants, &self.gpu) {
             (Variants::Gpu(model, cpu), Some(gpu)) => {
                 let factory = gpu_factory(&self.runtime, bundle, model, &gpu.settings(bundle, &lanes.stalls));
-                let stand_in = cpu.as_ref().map(|model| StandIn {
+                let stand_in = cpu.as_ref().map(|model| CpuFallback {
                     lanes: lanes.clone(),
                     factory: self.factory(bundle, model, lanes.images_a_run()),
                 });
@@ -211,7 +211,7 @@ impl ModelLoader {
             }
             Ok::<_, LoadError>(devices)
         };
-        let devices = gentle::run(build).map_err(EngineError::Thread)??;
+        let devices = low_priority::run(build).map_err(EngineError::Thread)??;
         let lanes = Lanes::start_on(lanes, devices, factory, observer)?;
         Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
     }

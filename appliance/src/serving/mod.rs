@@ -9,9 +9,9 @@ mod gpu;
 mod loaded;
 mod loader;
 mod model;
-mod sightings;
-mod slot;
-mod tally;
+mod prediction_stats;
+mod endpoint;
+mod version_stats;
 #[cfg(test)]
 mod tests;
 
@@ -19,11 +19,11 @@ use std::sync::Arc;
 
 pub use gpu::GpuPlan;
 pub use loaded::LoadedModel;
-pub use loader::{LoadError, ModelLoader, SETTLED, check_golden, cpu_lanes};
+pub use loader::{LoadError, ModelLoader, DRAIN_TIMEOUT, check_golden, cpu_lanes};
 pub use model::ServingModel;
-pub use sightings::{CONFIDENCE_STEPS, Sightings};
-pub use slot::{Chosen, Comparison, Other, Routes, Slot, Trial, TrialKind};
-pub use tally::{Tally, TallyReading};
+pub use prediction_stats::{CONFIDENCE_STEPS, Sightings};
+pub use endpoint::{Chosen, Comparison, Other, ActiveVersions, Slot, Trial, TrialKind};
+pub use version_stats::{Tally, TallyReading};
 
 /// The models that this process serves, by name; the first is the one that is meant when a request names none.
 #[derive(Debug)]

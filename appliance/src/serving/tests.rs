@@ -11,7 +11,7 @@ use inference::lanes::{
 };
 
 use super::ServingModel;
-use super::slot::is_in_part;
+use super::endpoint::is_in_part;
 use super::{Comparison, LoadedModel, Models, Slot, Tally, TallyReading, Trial, TrialKind};
 use crate::models::Origin;
 

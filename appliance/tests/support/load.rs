@@ -10,7 +10,7 @@ use super::cloud::{Cloud, finished, images, lines};
 use super::{Daemon, pictures};
 
 /// How long anything may take that must come to an end.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Posts a batch of URLs, once.
 pub fn post_batch(api: &Daemon, request_id: &str, urls: &[String]) -> Reply {
@@ -20,7 +20,7 @@ pub fn post_batch(api: &Daemon, request_id: &str, urls: &[String]) -> Reply {
 
 /// Posts a batch until it is taken: whoever is told to come back may, with the same id.
 pub fn submit(api: &Daemon, request_id: &str, urls: &[String]) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     loop {
         let reply = post_batch(api, request_id, urls);
         if reply.status == 202 {
@@ -34,7 +34,7 @@ pub fn submit(api: &Daemon, request_id: &str, urls: &[String]) {
 
 /// Waits until `ready`, and fails with `what` when that takes too long.
 pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !ready() {
         assert!(Instant::now() < until, "still not so: {what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -43,7 +43,7 @@ pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
 
 /// The batch is completed, and its results have each image once, in order, classified.
 pub fn check_results(api: &Daemon, request_id: &str, total: usize) {
-    let status = finished(api, request_id, PATIENCE);
+    let status = finished(api, request_id, TIMEOUT);
     assert_eq!((&status["status"], &status["completed"]), (&json!("completed"), &json!(total)), "{status}");
     let lines = lines(api, request_id);
     assert_eq!(lines.len(), total);
@@ -55,7 +55,7 @@ pub fn check_results(api: &Daemon, request_id: &str, total: usize) {
 /// The same, and every image has one result for readers of the topic. Returns what these see.
 pub fn check_complete(cloud: &Cloud<'_>, api: &Daemon, request_id: &str, total: usize) -> Vec<Value> {
     check_results(api, request_id, total);
-    let records = cloud.results(PATIENCE, |seen| images(seen, request_id).len() == total);
+    let records = cloud.results(TIMEOUT, |seen| images(seen, request_id).len() == total);
     assert_once(&records, request_id, total);
     records
 }

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 pub use client::{Reply, get, post};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A daemon that answers. It is killed when dropped.
 pub struct Daemon {
@@ -124,7 +124,7 @@ impl Daemon {
 
     /// The next log line that contains this text.
     pub fn wait_for_log(&mut self, text: &str) -> String {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         let mut seen = String::new();
         loop {
             let Ok(line) = self.log.recv_timeout(until.saturating_duration_since(Instant::now())) else {
@@ -226,7 +226,7 @@ pub fn wait(child: &mut Child, time: Duration) -> Option<ExitStatus> {
 /// Runs a command that must fail, and returns what it said on standard error.
 pub fn failure(command: &mut Command) -> String {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let Some(status) = wait(&mut child, PATIENCE) else {
+    let Some(status) = wait(&mut child, TIMEOUT) else {
         let _ = child.kill();
         panic!("it did not end");
     };

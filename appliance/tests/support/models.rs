@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::{Daemon, Reply, bundle, copy, weir};
 
 /// How long a rollout may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// The admin token of the daemons here.
 pub const TOKEN: &str = "a-token-of-the-tests";
 
@@ -159,7 +159,7 @@ pub fn model(daemon: &Daemon, name: &str) -> Value {
 
 /// Waits until the model is as it should be, and returns it.
 pub fn until(daemon: &Daemon, name: &str, what: &str, mut is_so: impl FnMut(&Value) -> bool) -> Value {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         let model = model(daemon, name);
         if is_so(&model) {

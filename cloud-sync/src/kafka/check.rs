@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use ulid::Ulid;
 
-use super::errors::{Trouble, explain};
+use super::errors::{ClientErrors, explain};
 use super::position::{committed, hear_out, idle_consumer};
 use super::watch::Watch;
 use super::{KafkaConfig, Position};
@@ -112,7 +112,7 @@ fn find_topic(
 /// Where the probe arrived.
 #[derive(Default)]
 struct Arrival {
-    trouble: Trouble,
+    trouble: ClientErrors,
     place: Mutex<Option<Result<(i32, i64), KafkaError>>>,
 }
 

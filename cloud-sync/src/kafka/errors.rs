@@ -15,7 +15,7 @@ use crate::tls;
 /// librdkafka tries again for ever by itself: a call only sees a timeout, and the cause (a refused
 /// password, a certificate) goes past it in a callback.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Option<Report>>);
+pub(crate) struct ClientErrors(Mutex<Option<Report>>);
 
 #[derive(Debug, Clone)]
 struct Report {
@@ -24,7 +24,7 @@ struct Report {
     first: Instant,
 }
 
-impl Trouble {
+impl ClientErrors {
     /// The client reported something.
     pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
@@ -80,7 +80,7 @@ pub(crate) fn explain(
     config: &KafkaConfig,
     attempt: &str,
     error: KafkaError,
-    trouble: Option<&Trouble>,
+    trouble: Option<&ClientErrors>,
 ) -> SyncError {
     let code = match &error {
         KafkaError::AdminOp(code) => Some(*code),

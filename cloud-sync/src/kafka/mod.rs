@@ -11,7 +11,7 @@ mod wait;
 mod watch;
 
 pub use check::{CheckStep, check};
-pub(crate) use errors::{Trouble, down, explain, noted};
+pub(crate) use errors::{ClientErrors, down, explain, noted};
 pub(crate) use position::committed;
 pub use position::{Bookmark, Mark, Position};
 pub use settings::{KafkaConfig, SaslMechanism, SecurityProtocol};

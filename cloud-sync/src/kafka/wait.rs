@@ -16,7 +16,7 @@ const MONOTONIC: c_int = 1;
 
 /// No wait is longer. librdkafka compares with its own monotonic deadline whenever one ends, and waits again, so an end that comes early
 /// costs nothing; where the clock is set back between the library's reading and the one here, this is how long the wait can last.
-const LONGEST: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 unsafe extern "C" {
     /// Since glibc 2.30.
@@ -58,11 +58,11 @@ unsafe extern "C" fn cnd_timedwait(
     }
 }
 
-/// What is left until the wall clock shows `wall`, at most [`LONGEST`].
+/// What is left until the wall clock shows `wall`, at most [`MAX_WAIT`].
 fn left_until(wall: &Timespec) -> Duration {
     let until = Duration::new(wall.tv_sec.try_into().unwrap_or(0), wall.tv_nsec.try_into().unwrap_or(0));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    until.saturating_sub(now).min(LONGEST)
+    until.saturating_sub(now).min(MAX_WAIT)
 }
 
 /// The monotonic clock's time once `left` has passed.
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_wait_that_the_clock_has_left_days_behind_is_bounded() {
         let later = SystemTime::now() + Duration::from_secs(3 * 24 * 3600);
-        assert_eq!(left_until(&timespec(later)), LONGEST);
+        assert_eq!(left_until(&timespec(later)), MAX_WAIT);
     }
 
     #[test]

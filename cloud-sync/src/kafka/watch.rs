@@ -10,18 +10,18 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::ProducerContext;
 
-use super::errors::Trouble;
+use super::errors::ClientErrors;
 
 /// The callbacks of a client. Clones share what they have seen.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watch {
-    trouble: Arc<Trouble>,
+    trouble: Arc<ClientErrors>,
     refused: Arc<Mutex<Vec<(usize, RDKafkaErrorCode)>>>,
 }
 
 impl Watch {
     /// What the client's threads have reported.
-    pub(crate) fn trouble(&self) -> &Trouble {
+    pub(crate) fn trouble(&self) -> &ClientErrors {
         &self.trouble
     }
 

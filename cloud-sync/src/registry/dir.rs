@@ -15,7 +15,7 @@ use crate::error::{Link, SyncError, SyncResult};
 use files::{Folder, missing};
 
 /// Bytes that are copied at once.
-const PIECE: usize = 1 << 20;
+const CHUNK_LEN: usize = 1 << 20;
 
 /// A registry in a directory, which people fill by hand or by copying. Clones are the same registry.
 #[derive(Debug, Clone)]
@@ -115,7 +115,7 @@ impl ModelRegistry for DirRegistry {
         tokio::io::AsyncSeekExt::seek(&mut from, std::io::SeekFrom::Start(file.bytes()))
             .await
             .map_err(unread)?;
-        let mut piece = vec![0; PIECE];
+        let mut piece = vec![0; CHUNK_LEN];
         loop {
             let read = tokio::io::AsyncReadExt::read(&mut from, &mut piece).await.map_err(unread)?;
             if read == 0 {

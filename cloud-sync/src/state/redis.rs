@@ -343,8 +343,8 @@ fn json(outcome: &BatchOutcome) -> SyncResult<String> {
 
 /// Whole milliseconds, at most what Redis takes as a time to live (about 292 years, counted from 1970).
 fn millis(time: Duration) -> u64 {
-    const LONGEST: u64 = 100 * 365 * 24 * 3600 * 1000;
-    u64::try_from(time.as_millis()).unwrap_or(LONGEST).min(LONGEST)
+    const MAX_TTL_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
+    u64::try_from(time.as_millis()).unwrap_or(MAX_TTL_MS).min(MAX_TTL_MS)
 }
 
 /// Whether the answer to INFO cluster is that of a cluster's node.

@@ -24,7 +24,7 @@ use crate::outbox::{Outbox, OutboxError, StoredEvent};
 /// transactions a second at most while there is little to do.
 const POLL: Duration = Duration::from_millis(100);
 /// How often the numbers are brought up to date while the broker is away.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How far the outbox's cursor may be behind. Each step of it is forced to the disk, beside the events that
 /// requests wait for; what is sent is known to the broker anyhow.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
@@ -325,10 +325,10 @@ impl Pump {
         let start = Instant::now();
         loop {
             let left = wait.saturating_sub(start.elapsed());
-            if self.stop.recv_timeout(left.min(LOOK)) != Err(RecvTimeoutError::Timeout) {
+            if self.stop.recv_timeout(left.min(POLL_INTERVAL)) != Err(RecvTimeoutError::Timeout) {
                 return true;
             }
-            if left <= LOOK {
+            if left <= POLL_INTERVAL {
                 return false;
             }
             self.look();

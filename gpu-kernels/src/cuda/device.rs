@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::library::Library;
 use super::stream::forget_others;
-use super::{Driver, Event, Gpu, GpuError, LEAST_CAPABILITY, Stream, refused};
+use super::{Driver, Event, Gpu, GpuError, MIN_CAPABILITY, Stream, refused};
 
 /// The driver's library as the configuration finds it. Never unloaded.
 static LOADED: OnceLock<Library> = OnceLock::new();
@@ -47,7 +47,7 @@ impl Device {
         let count = driver.gpus.len();
         let gpu = driver.gpus.into_iter().find(|gpu| gpu.number == number);
         let gpu = gpu.ok_or(GpuError::NoSuchGpu { number, count })?;
-        if gpu.capability < LEAST_CAPABILITY {
+        if gpu.capability < MIN_CAPABILITY {
             return Err(GpuError::OldGpu { gpu: gpu.to_string() });
         }
         load(folders)?;

@@ -11,9 +11,9 @@ use super::{GpuError, check};
 pub(super) const NAME: &str = "libcuda.so.1";
 
 /// The least CUDA version of a driver that loads kernels of this toolkit.
-pub const LEAST_DRIVER: Version = Version { major: 13, minor: 0 };
+pub const MIN_DRIVER: Version = Version { major: 13, minor: 0 };
 /// The least compute capability that the kernels are compiled for: Turing's.
-pub const LEAST_CAPABILITY: Version = Version { major: 7, minor: 5 };
+pub const MIN_CAPABILITY: Version = Version { major: 7, minor: 5 };
 
 const NO_DEVICE: c_int = 100;
 // CUdevice_attribute.
@@ -94,7 +94,7 @@ impl Driver {
     pub fn probe(folders: &[PathBuf]) -> Result<Self, GpuError> {
         let calls = Calls::load(folders)?;
         let version = calls.version()?;
-        if version < LEAST_DRIVER {
+        if version < MIN_DRIVER {
             return Err(GpuError::OldDriver { found: version });
         }
         let gpus = calls.gpus()?;

@@ -17,7 +17,7 @@ mod tensorrt;
 
 pub use copy::copy_times;
 pub use device::Device;
-pub use driver::{Driver, Gpu, LEAST_CAPABILITY, LEAST_DRIVER, Version};
+pub use driver::{Driver, Gpu, MIN_CAPABILITY, MIN_DRIVER, Version};
 pub use libraries::{LIBRARIES, LibraryUse, NeededLibrary, find_library, library_folders};
 pub use library::{LibraryError, preload_library};
 pub use memory::{DeviceMemory, PinnedMemory};
@@ -35,7 +35,7 @@ pub enum GpuError {
     #[error(transparent)]
     Library(#[from] LibraryError),
     /// The driver is older than the kernels.
-    #[error("the NVIDIA driver is for CUDA {found}; Weir's kernels need {LEAST_DRIVER} (driver 580)")]
+    #[error("the NVIDIA driver is for CUDA {found}; Weir's kernels need {MIN_DRIVER} (driver 580)")]
     OldDriver {
         /// What it supports.
         found: Version,
@@ -52,7 +52,7 @@ pub enum GpuError {
         count: usize,
     },
     /// A GPU that the kernels are not compiled for.
-    #[error("GPU {gpu}: Weir's kernels need compute capability {LEAST_CAPABILITY}")]
+    #[error("GPU {gpu}: Weir's kernels need compute capability {MIN_CAPABILITY}")]
     OldGpu {
         /// What the driver says of it.
         gpu: String,

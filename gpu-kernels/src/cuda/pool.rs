@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::{Device, DeviceMemory, GpuError, PinnedMemory};
 
 /// The smallest block: less would save nothing.
-const LEAST: usize = 256 << 10;
+const MIN_BLOCK: usize = 256 << 10;
 
 /// Blocks of a GPU's memory.
 pub type DevicePool = Pool<DeviceMemory>;
@@ -108,7 +108,7 @@ impl<M: MemoryKind> Pool<M> {
 }
 
 fn size(bytes: usize) -> usize {
-    bytes.max(LEAST).checked_next_power_of_two().unwrap_or(bytes)
+    bytes.max(MIN_BLOCK).checked_next_power_of_two().unwrap_or(bytes)
 }
 
 impl<M: MemoryKind> Inner<M> {

@@ -6,7 +6,7 @@ use super::Until;
 
 /// Most bytes that a decoder gets at once, and between two looks at the clock. Deflate makes at most eight megabytes of them, LZW
 /// twenty.
-const PIECE: usize = 8 << 10;
+const CHUNK_LEN: usize = 8 << 10;
 
 /// Encoded bytes in memory.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl<'a> Source<'a> {
 
     fn spend(&mut self, bytes: usize) -> Result<()> {
         if self.left == 0 || self.left < bytes {
-            self.left = PIECE;
+            self.left = CHUNK_LEN;
             if self.until.is_over() {
                 return Err(Error::new(ErrorKind::TimedOut, "decoding took too long"));
             }
@@ -45,7 +45,7 @@ impl BufRead for Source<'_> {
     fn fill_buf(&mut self) -> Result<&[u8]> {
         self.spend(0)?;
         let bytes = self.bytes.fill_buf()?;
-        Ok(&bytes[..bytes.len().min(PIECE)])
+        Ok(&bytes[..bytes.len().min(CHUNK_LEN)])
     }
 
     fn consume(&mut self, count: usize) {

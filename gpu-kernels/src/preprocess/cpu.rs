@@ -3,7 +3,7 @@
 use fast_image_resize::images::{Image as ResizeImage, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
 
-use super::{Placement, PreprocessError, PreprocessSpec};
+use super::{ResizeCrop, PreprocessError, PreprocessSpec};
 use crate::image::{Image, Orientation};
 
 /// Preprocesses one image after another with buffers that it keeps. One thread owns it.
@@ -58,7 +58,7 @@ impl CpuPreprocessor {
             return Err(bad_image());
         }
         let source = ImageRef::new(width, height, pixels, PixelType::U8x3).map_err(|_| bad_image())?;
-        let placement = Placement::new(width, height, orientation, &self.spec);
+        let placement = ResizeCrop::new(width, height, orientation, &self.spec);
         let (left, top, box_width, box_height) = placement.source_box(width, height, self.spec.crop);
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Placement, PreprocessSpec};
+use super::{ResizeCrop, PreprocessSpec};
 use crate::image::Orientation;
 
 /// Rows begin at a multiple of this many bytes, and hold a multiple of this many pixels.
@@ -162,8 +162,8 @@ impl ImageDescriptor {
             PixelLayout::YCbCr { planes, shift_x, shift_y } => (1, planes, shift_x, shift_y),
             PixelLayout::Grey { plane } => (2, [plane, none, none], 0, 0),
         };
-        let Placement { resized_width, resized_height, left, top } =
-            Placement::new(width, height, orientation, spec);
+        let ResizeCrop { resized_width, resized_height, left, top } =
+            ResizeCrop::new(width, height, orientation, spec);
         let bit = |set: bool, bit: u32| if set { bit } else { 0 };
         Self {
             planes: planes.map(|(address, _)| address),

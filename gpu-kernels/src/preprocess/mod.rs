@@ -10,11 +10,11 @@
 //! The result is within 1/255 of full scale of this definition on every pixel: a device may round between
 //! the two passes of the filter, and may take them in either order.
 //!
-//! No device turns or resizes the whole image. [`Placement`] says where the window lies in the *stored*
+//! No device turns or resizes the whole image. [`ResizeCrop`] says where the window lies in the *stored*
 //! pixels; only the window is computed, and it is turned upright while it is written.
 //!
 //! [`CpuPreprocessor`] computes it on the CPU, [`cuda`] on NVIDIA GPUs: one [`kernel`] for a batch, which starts from the same
-//! [`Placement`], rounds nothing in between, and also takes the planes of a JPEG decoder: an [`ImageDescriptor`] says how
+//! [`ResizeCrop`], rounds nothing in between, and also takes the planes of a JPEG decoder: an [`ImageDescriptor`] says how
 //! an image lies in memory. Its arithmetic stands in `kernels/preprocess.h`, which also compiles for the host and is tested
 //! there.
 
@@ -27,7 +27,7 @@ mod spec;
 
 pub use cpu::CpuPreprocessor;
 pub use descriptor::{Element, ImageDescriptor, PixelLayout, ROW_GROUP, TensorDescriptor};
-pub use placement::Placement;
+pub use placement::ResizeCrop;
 pub use spec::PreprocessSpec;
 
 /// Why preprocessing is not possible.

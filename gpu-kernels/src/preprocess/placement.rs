@@ -9,7 +9,7 @@ use crate::image::Orientation;
 /// of the sizes is odd, the window begins one pixel nearer to the upright left or top, which after a flip
 /// is the stored right or bottom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
+pub struct ResizeCrop {
     /// Width that the whole stored image would have after resizing.
     pub resized_width: u64,
     /// Height that the whole stored image would have after resizing.
@@ -20,7 +20,7 @@ pub struct Placement {
     pub top: u64,
 }
 
-impl Placement {
+impl ResizeCrop {
     /// For an image stored as `width` by `height`. Neither may be 0; `spec` has been validated.
     pub fn new(width: u32, height: u32, orientation: Orientation, spec: &PreprocessSpec) -> Self {
         let shorter = u64::from(width.min(height));
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_longer_side_is_rounded_half_up() {
-        let place = |w, h, resize| Placement::new(w, h, Orientation::Upright, &spec(resize, 1));
+        let place = |w, h, resize| ResizeCrop::new(w, h, Orientation::Upright, &spec(resize, 1));
         assert_eq!(place(500, 375, 256).resized_width, 341); // 341.33
         assert_eq!(place(3, 2, 5).resized_width, 8); // 7.5
         assert_eq!(place(2, 3, 5).resized_height, 8);
@@ -76,7 +76,7 @@ mod tests {
     fn an_odd_difference_is_floored_in_upright_coordinates() {
         // 341 - 224 = 117: the window begins at 58 upright, so at 59 where the axis is flipped.
         for orientation in Orientation::ALL {
-            let placement = Placement::new(500, 375, orientation, &spec(256, 224));
+            let placement = ResizeCrop::new(500, 375, orientation, &spec(256, 224));
             assert_eq!(placement.left, if orientation.flips_columns() { 59 } else { 58 }, "{orientation:?}");
             assert_eq!(placement.top, 16);
         }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_strip_of_one_pixel_by_millions_does_not_overflow() {
-        let placement = Placement::new(1, 50_000_000, Orientation::Rotate90, &spec(4096, 4096));
+        let placement = ResizeCrop::new(1, 50_000_000, Orientation::Rotate90, &spec(4096, 4096));
         assert_eq!(placement.resized_height, 204_800_000_000);
         let (left, top, width, height) = placement.source_box(1, 50_000_000, 4096);
         assert_eq!((left, width, height), (0.0, 1.0, 1.0));
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_window_that_spans_an_axis_is_exactly_that_side() {
         for side in 1..2000 {
-            let placement = Placement::new(side, side * 2, Orientation::Upright, &spec(224, 224));
+            let placement = ResizeCrop::new(side, side * 2, Orientation::Upright, &spec(224, 224));
             let (left, _, width, _) = placement.source_box(side, side * 2, 224);
             assert_eq!((left, width), (0.0, f64::from(side)));
         }

@@ -2,7 +2,7 @@
 
 use gpu_kernels::ImageFormat;
 
-use super::{Bomb, Fate, MOST, SIDE};
+use super::{Bomb, Fate, MAX_BODY, SIDE};
 
 /// Bits from the most significant on, with the zeros that are stuffed behind 255.
 #[derive(Default)]
@@ -125,7 +125,7 @@ fn baseline(side: u16, components: u8) -> Vec<u8> {
 /// `jpeg` with segments of a kind behind its SOI, as many as there is room for.
 fn stuffed(jpeg: &[u8], code: u8, body: &[u8]) -> Vec<u8> {
     let mut out = jpeg[..2].to_vec();
-    while out.len() + body.len() + 4 + jpeg.len() < MOST {
+    while out.len() + body.len() + 4 + jpeg.len() < MAX_BODY {
         segment(&mut out, code, body);
     }
     out.extend_from_slice(&jpeg[2..]);
@@ -136,7 +136,7 @@ fn restart_markers(interval: u16) -> Vec<u8> {
     let mut out = headers(0xC0, SIDE as u16, 3);
     segment(&mut out, 0xDD, &interval.to_be_bytes());
     segment(&mut out, 0xDA, &[3, 1, 0, 2, 0, 3, 0, 0, 63, 0]);
-    out.extend((0..(MOST - out.len()) / 2).flat_map(|at| [0xFF, 0xD0 + (at % 8) as u8]));
+    out.extend((0..(MAX_BODY - out.len()) / 2).flat_map(|at| [0xFF, 0xD0 + (at % 8) as u8]));
     out
 }
 

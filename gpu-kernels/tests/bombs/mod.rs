@@ -32,7 +32,7 @@ pub(crate) struct Bomb {
 }
 
 /// Most bytes of a file.
-const MOST: usize = 20 << 20;
+const MAX_BODY: usize = 20 << 20;
 /// Side of the larger pictures: four megapixels.
 const SIDE: u32 = 2048;
 const FLOOD_BYTES: usize = 256 << 20;
@@ -41,7 +41,7 @@ const FLOOD_BYTES: usize = 256 << 20;
 pub(crate) fn all() -> Vec<Bomb> {
     let all = [jpeg::all(), png::all(), webp::all(), tiff::all(), others::all()].concat();
     for bomb in &all {
-        assert!(bomb.bytes.len() <= MOST, "{}", bomb.name);
+        assert!(bomb.bytes.len() <= MAX_BODY, "{}", bomb.name);
     }
     all
 }

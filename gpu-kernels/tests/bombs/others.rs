@@ -3,7 +3,7 @@
 use gpu_kernels::ImageFormat;
 use image::{DynamicImage, RgbImage};
 
-use super::{Bomb, Fate, MOST, SIDE};
+use super::{Bomb, Fate, MAX_BODY, SIDE};
 
 /// Up to the first frame, with a palette of two colours.
 fn gif_head(width: u16, height: u16) -> Vec<u8> {
@@ -21,7 +21,7 @@ fn gif_frame() -> [u8; 15] {
 /// A canvas of four megapixels with frames of one pixel, as many as there is room for.
 fn gif_frames() -> Vec<u8> {
     let mut out = gif_head(SIDE as u16, SIDE as u16);
-    while out.len() + 16 < MOST {
+    while out.len() + 16 < MAX_BODY {
         out.extend(gif_frame());
     }
     out.push(0x3B);
@@ -33,7 +33,7 @@ fn gif_extension(label: u8, head: &[u8]) -> Vec<u8> {
     let mut out = gif_head(16, 16);
     out.extend([0x21, label]);
     out.extend_from_slice(head);
-    while out.len() + 300 < MOST {
+    while out.len() + 300 < MAX_BODY {
         out.push(255);
         out.extend([7; 255]);
     }
@@ -68,7 +68,7 @@ fn rle(side: u32, data: &[u8]) -> Vec<u8> {
 
 pub(super) fn all() -> Vec<Bomb> {
     let repeated = |piece: &[u8], end: &[u8]| {
-        let count = (MOST - 2000) / piece.len();
+        let count = (MAX_BODY - 2000) / piece.len();
         [piece.repeat(count), end.to_vec()].concat()
     };
     let gifs = super::of(

@@ -2,7 +2,7 @@
 
 use gpu_kernels::ImageFormat;
 
-use super::{Bomb, Fate, MOST, SIDE, packed_flood, packed_zeros};
+use super::{Bomb, Fate, MAX_BODY, SIDE, packed_flood, packed_zeros};
 use crate::write::{iend, ihdr, png};
 
 /// A chunk of frame control: number, size, place, time.
@@ -23,7 +23,7 @@ fn stuffed(name: &'static [u8; 4], body: &[u8]) -> Vec<u8> {
     let frame = png(&[ihdr(64, 64, 8, 0), (b"IDAT", packed_zeros(64 * 65)), iend()]);
     let head = 8 + 25;
     let mut out = frame[..head].to_vec();
-    while out.len() + one.len() + frame.len() < MOST {
+    while out.len() + one.len() + frame.len() < MAX_BODY {
         out.extend_from_slice(&one);
     }
     out.extend_from_slice(&frame[head..]);

@@ -3,7 +3,7 @@
 use gpu_kernels::ImageFormat;
 use image::{DynamicImage, RgbaImage};
 
-use super::{Bomb, Fate, MOST, SIDE};
+use super::{Bomb, Fate, MAX_BODY, SIDE};
 use crate::write::{riff_chunks, vp8x, webp};
 
 /// Bits from the least significant on.
@@ -153,7 +153,7 @@ fn animation(side: u32, frames: usize) -> Vec<u8> {
 pub(super) fn all() -> Vec<Bomb> {
     let unknown = {
         let mut file = webp(&[vp8x(0x10, 16, 16)]);
-        while file.len() + 8 < MOST - 1000 {
+        while file.len() + 8 < MAX_BODY - 1000 {
             let number = file.len() as u32;
             file.extend(number.to_le_bytes());
             file.extend([0; 4]);

@@ -20,9 +20,9 @@ const BEFORE: u32 = 4;
 const POLL_MS: f64 = 200.0;
 const POLL: Duration = Duration::from_millis(POLL_MS as u64);
 /// How long one swap may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time of all swaps together.
-const LONGEST: Duration = Duration::from_secs(300);
+const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 /// Between a version that serves and the next.
 const REST: Duration = Duration::from_millis(500);
 
@@ -64,7 +64,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let before = server.load(&frames, true, setup.seconds() * BEFORE)?.run()?;
     ensure!(before.trouble().is_none(), "before the swaps: {}", before.trouble().unwrap_or_default());
     let resident = memory(server.daemon.pid())?.resident;
-    let load = Spec { warmup: Duration::ZERO, ..server.load(&frames, true, LONGEST)? };
+    let load = Spec { warmup: Duration::ZERO, ..server.load(&frames, true, RUN_TIMEOUT)? };
     let stop = load.stop.clone();
     let storm = std::thread::spawn(move || load.run());
     let swapped = swap(&server, registry.path());
@@ -144,7 +144,7 @@ fn wait_for(server: &Server, version: &str) -> anyhow::Result<f64> {
             return Ok(noticed.unwrap_or(now));
         }
         ensure!(
-            began.elapsed() < PATIENCE,
+            began.elapsed() < TIMEOUT,
             "{version} does not serve: {}",
             String::from_utf8_lossy(&reply.body)
         );

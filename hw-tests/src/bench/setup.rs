@@ -14,7 +14,7 @@ use crate::frames::{self, Frame, Size};
 use crate::load::{self, Client, Options, Reply, Request, Spec, Watch};
 
 /// How long one request of a bench may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Worker processes of the peer.
 pub(super) const PEER_WORKERS: usize = 2;
 
@@ -188,7 +188,7 @@ pub(crate) fn without_deployment(command: &mut Command) {
 impl Server {
     /// A client that posts to it.
     pub(super) fn client(&self) -> anyhow::Result<Client> {
-        Client::new(self.daemon.target("/predict"), PATIENCE)
+        Client::new(self.daemon.target("/predict"), TIMEOUT)
     }
 
     /// Lanes and queue: the most requests that it takes at once.
@@ -204,7 +204,7 @@ impl Server {
         let options = Options { unique, ..Options::default() };
         let requests: Arc<[Request]> = load::requests(&target, frames, &options)?;
         let watch = Some(Watch { pid: self.daemon.pid(), children: self.watch_children });
-        Ok(Spec { duration, watch, timeout: PATIENCE, ..Spec::new(target, requests) })
+        Ok(Spec { duration, watch, timeout: TIMEOUT, ..Spec::new(target, requests) })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::load::Client;
 
 const STARTS: usize = 10;
 /// How often a request is tried until one succeeds.
-const AGAIN: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
@@ -44,7 +44,7 @@ fn start(setup: &Setup, frame: &Frame) -> anyhow::Result<f64> {
             "no prediction in {GIVE_UP:?}; its output ends:\n{}",
             daemon.output()
         );
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     }
     let elapsed = start.elapsed();
     daemon.stop()?;

@@ -17,7 +17,7 @@ use crate::bench::Target;
 use crate::frames::{self, Frame};
 
 /// Longest for one image.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds that a provider takes to load.
 const LOAD: f64 = 20.0;
 
@@ -59,7 +59,7 @@ fn on_cpu(setup: &Setup, photos: &[Frame]) -> anyhow::Result<Vec<Vec<f32>>> {
 fn on_lanes(lanes: &Lanes, images: Vec<Bytes>) -> anyhow::Result<Vec<Vec<f32>>> {
     let mut scores = Vec::with_capacity(images.len());
     for some in images.chunks(lanes.capacity()) {
-        let submit = |image: &Bytes| lanes.submit(image.clone(), Instant::now() + PATIENCE);
+        let submit = |image: &Bytes| lanes.submit(image.clone(), Instant::now() + TIMEOUT);
         let answers: Vec<_> = some.iter().map(submit).collect::<Result<_, _>>()?;
         for answer in answers {
             scores.push(answer.blocking_recv().context("the lane has ended")??.0.scores);

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use gpu_kernels::cuda::{Device, DevicePool, copy_times};
 use gpu_kernels::preprocess::Element;
 use gpu_kernels::preprocess::cuda::{BatchSettings, Batches, Uploader};
-use gpu_kernels::{Orientation, Placement, PreprocessSpec};
+use gpu_kernels::{Orientation, ResizeCrop, PreprocessSpec};
 
 use super::pictures::Kind;
 use super::setup::Setup;
@@ -19,7 +19,7 @@ const ROUND: f64 = 400e6;
 /// Sets of inputs of a round.
 const SETS: (usize, usize) = (2, 256);
 /// The smallest block of the GPU's memory, as the pool gives it.
-const LEAST_BLOCK: usize = 256 << 10;
+const MIN_BLOCK: usize = 256 << 10;
 
 /// As the bundle in fp16 has it.
 fn spec() -> PreprocessSpec {
@@ -51,7 +51,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
 /// Bytes that a frame's window and the filter's reach beyond it have.
 fn window_bytes(kind: Kind, (width, height): (u32, u32)) -> f64 {
     let spec = spec();
-    let placement = Placement::new(width, height, Orientation::Upright, &spec);
+    let placement = ResizeCrop::new(width, height, Orientation::Upright, &spec);
     let (_, _, across, down) = placement.source_box(width, height, spec.crop);
     let factor = f64::from(width.min(height)) / f64::from(spec.resize);
     let reach = |window: f64, side: u32| (window + 2.0 * factor.max(1.0)).min(f64::from(side));
@@ -68,7 +68,7 @@ fn kernel(
     let (width, height) = size.pixels();
     let pixels = (width as u32, height as u32);
     let (layout, image_bytes) = kind.layout(pixels);
-    let block = image_bytes.max(LEAST_BLOCK).next_power_of_two();
+    let block = image_bytes.max(MIN_BLOCK).next_power_of_two();
     let read = window_bytes(kind, pixels) * batch as f64;
     let mut sets = ((ROUND / read).ceil() as usize).clamp(SETS.0, SETS.1);
     let room = usize::try_from(device.memory()?.0 / 2).unwrap_or(usize::MAX);

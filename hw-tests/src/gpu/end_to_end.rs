@@ -17,7 +17,7 @@ use crate::bench::Target;
 use crate::frames;
 
 /// Longest for one image.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds that a provider takes to load.
 const LOAD: f64 = 20.0;
 /// The size that needs no resizing: what the model sees.
@@ -116,7 +116,7 @@ fn classify(
     let mut next = images.iter().cycle();
     let mut submit = || {
         let image = next.next().context("there is no image")?;
-        Ok::<_, anyhow::Error>(lanes.submit(image.clone(), Instant::now() + PATIENCE)?)
+        Ok::<_, anyhow::Error>(lanes.submit(image.clone(), Instant::now() + TIMEOUT)?)
     };
     let mut waiting: VecDeque<_> = (0..in_flight).map(|_| submit()).collect::<Result<_, _>>()?;
     let (mut done, mut sum) = (0u32, StageTimings::default());

@@ -14,7 +14,7 @@ use crate::daemon::{Daemon, free_port};
 use crate::load::{self, Options, Spec};
 
 /// Longest for one request.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn run(setup: &Setup, sheet: &Sheet, sets: &[(&str, Frames)]) -> anyhow::Result<()> {
     let (dir, port) = (tempfile::tempdir()?, free_port()?);
@@ -31,7 +31,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet, sets: &[(&str, Frames)]) -> anyh
         let spec = Spec {
             concurrency: setup.plan.clients,
             duration: setup.plan.seconds,
-            timeout: PATIENCE,
+            timeout: TIMEOUT,
             ..Spec::new(target, requests)
         };
         let report = spec.run()?;

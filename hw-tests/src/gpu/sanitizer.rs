@@ -14,9 +14,9 @@ const NAME: &str = "compute-sanitizer";
 /// Its exit code where it finds something; one that the rig does not have.
 const FOUND: i32 = 86;
 /// Longest for one of its tools.
-const LONGEST: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 /// Seconds without which a tool is not begun.
-const LEAST: f64 = 30.0;
+const MIN_SPEED: f64 = 30.0;
 
 pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     let Some(program) = find(&setup.args.folders) else {
@@ -25,7 +25,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     };
     for tool in ["memcheck", "racecheck"] {
         let what = format!("kernel under {tool}");
-        if sheet.has_time(&what, if setup.simulated { 0.0 } else { LEAST }) {
+        if sheet.has_time(&what, if setup.simulated { 0.0 } else { MIN_SPEED }) {
             sheet.attempt(&what, || check(setup, sheet, &program, tool, &what));
         }
     }
@@ -51,7 +51,7 @@ fn check(setup: &Setup, sheet: &Sheet, program: &PathBuf, tool: &str, what: &str
     }
     command.arg("--out").arg(dir.path().join("gpu.json")).env_remove("WEIR_PHOTOS");
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    let (began, longest) = (Instant::now(), LONGEST.min(sheet.left()));
+    let (began, longest) = (Instant::now(), TIMEOUT.min(sheet.left()));
     let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
     let status = loop {
         match child.try_wait()? {

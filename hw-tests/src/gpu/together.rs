@@ -8,7 +8,7 @@ use gpu_kernels::cuda::{Device, DevicePool, PinnedPool};
 use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::Stager;
 use inference::engine::Provider;
-use inference::lanes::gpu::{Decoders, Message, Teller};
+use inference::lanes::gpu::{Decoders, Message, EventSender};
 
 use super::setup::Setup;
 use crate::frames::Frame;
@@ -16,7 +16,7 @@ use crate::frames::Frame;
 /// As a lane has them.
 const IMAGE_BYTES: usize = 1 << 30;
 /// Longest for one image.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Images that wait for each that is decoded.
 const WAITING: usize = 2;
 
@@ -24,7 +24,7 @@ const WAITING: usize = 2;
 pub(super) fn rate(setup: &Setup, device: &Device, frames: &[Frame]) -> anyhow::Result<f64> {
     let images: Vec<Bytes> = frames.iter().map(|frame| Bytes::from(frame.bytes.clone())).collect();
     let settings = setup.settings(Provider::Host)?.decode;
-    let (teller, messages, _wakes) = Teller::new();
+    let (teller, messages, _wakes) = EventSender::new();
     let stager = Stager::new(PinnedPool::new(device, IMAGE_BYTES));
     let room = usize::try_from(device.memory()?.0 / 4).unwrap_or(usize::MAX);
     let pool = DevicePool::new(device, IMAGE_BYTES.min(room));
@@ -37,7 +37,7 @@ pub(super) fn rate(setup: &Setup, device: &Device, frames: &[Frame]) -> anyhow::
     };
     let in_flight = WAITING * decoders.at_once();
     (0..in_flight).for_each(|_| next());
-    let take = || match messages.recv_timeout(PATIENCE).context("waiting for a decoded image")? {
+    let take = || match messages.recv_timeout(TIMEOUT).context("waiting for a decoded image")? {
         Message::Staged(..) | Message::OnDevice(..) => Ok(()),
         Message::Refused(_, error) => bail!(error),
         Message::Failed(error) => bail!(error),

@@ -13,7 +13,7 @@ use super::response::{ParseError, Reply, ResponseReader};
 
 /// Most bytes handed to the system at once. On loopback one call goes on for as long as the receiver keeps up, and
 /// meanwhile no response is seen.
-const MOST_AT_ONCE: usize = 256 << 10;
+const MAX_READ: usize = 256 << 10;
 
 /// Why a request got no response.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ async fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpS
 fn send(stream: &TcpStream, prefix: &[u8], rest: &[u8], sent: usize) -> io::Result<usize> {
     let left = prefix.get(sent..).unwrap_or_default();
     let rest = &rest[sent.saturating_sub(prefix.len())..];
-    let rest = &rest[..rest.len().min(MOST_AT_ONCE)];
+    let rest = &rest[..rest.len().min(MAX_READ)];
     if left.is_empty() {
         stream.try_write(rest)
     } else {

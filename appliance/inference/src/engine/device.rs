@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use gpu_kernels::cuda::{Driver, Gpu, LEAST_CAPABILITY, LibraryUse};
+use gpu_kernels::cuda::{Driver, Gpu, MIN_CAPABILITY, LibraryUse};
 use serde::{Deserialize, Serialize};
 
 use super::gpu_libraries::{GpuLibraries, runtime_in_folders};
@@ -207,11 +207,11 @@ fn wanted(driver: &Driver, numbers: &[u32]) -> Result<Vec<Gpu>, (String, String)
         return Err((reason, "name one of these".into()));
     }
     let named = |gpu: &&Gpu| numbers.is_empty() || numbers.contains(&gpu.number);
-    let fit = |gpu: &&Gpu| gpu.capability >= LEAST_CAPABILITY;
+    let fit = |gpu: &&Gpu| gpu.capability >= MIN_CAPABILITY;
     let gpus: Vec<Gpu> = driver.gpus.iter().filter(named).filter(fit).cloned().collect();
     if gpus.is_empty() {
         let reason =
-            format!("the kernels need compute capability {LEAST_CAPABILITY}; there is {}", known.join("; "));
+            format!("the kernels need compute capability {MIN_CAPABILITY}; there is {}", known.join("; "));
         return Err((reason, "use a GPU of the Turing generation (2018) or later".into()));
     }
     Ok(gpus)

@@ -22,15 +22,15 @@ use super::stall::Stalls;
 use super::worker::{LaneObserver, Worker};
 use crate::engine::EngineError;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const BACKOFF_INITIAL: Duration = Duration::from_millis(50);
 /// A GPU that is lost may come back; each try takes seconds of the driver's time.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// An attempt to build takes seconds; after this one nobody is to wait for it.
 const LONG_ATTEMPT: Duration = Duration::from_secs(30);
 /// The same while the lanes end: what waits then waits within the grace of a shutdown.
 const LONG_ATTEMPT_AT_THE_END: Duration = Duration::from_secs(5);
 /// How soon a thread that pauses sees that it is not needed any more.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(super) struct BatchWorker {
     pub(super) lane: usize,
@@ -44,7 +44,7 @@ pub(super) struct BatchWorker {
     /// Whether a better device is being built.
     pub(super) building: Arc<AtomicBool>,
     /// Whether somebody's stand-ins were started; shared by the lanes.
-    pub(super) stood_in: Arc<AtomicBool>,
+    pub(super) fallback_claimed: Arc<AtomicBool>,
     /// When threads are given up on.
     pub(super) stalls: Arc<Stalls>,
     /// Those that may stand in for this one.
@@ -112,7 +112,7 @@ impl BatchWorker {
                     // Before anything that may take long: somebody waits for these, and others may be free.
                     self.alive.fetch_sub(1, Ordering::Relaxed);
                     let in_hand = jobs.len();
-                    let retried = self.queues.try_again(jobs);
+                    let retried = self.queues.requeue(jobs);
                     tracing::error!(lane = self.lane, %error, in_hand, retried, "the lane's device failed");
                     self.observer.device_failed(self.lane, error.kind(), retried);
                     return Some(device);
@@ -159,7 +159,7 @@ impl BatchWorker {
             if standing.is_none() && !self.others_work() {
                 standing = self.stand_in();
             }
-            match attempts.recv_timeout(LOOK) {
+            match attempts.recv_timeout(POLL_INTERVAL) {
                 Ok(Ok(built)) => break Some(built),
                 Ok(Err(error)) => {
                     tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
@@ -214,7 +214,7 @@ impl BatchWorker {
         let build = move || {
             // Dropping a device that has just failed may fail as well, and take long.
             let _ = catch_unwind(AssertUnwindSafe(move || drop(failed)));
-            let mut pause = FIRST_PAUSE;
+            let mut pause = BACKOFF_INITIAL;
             while !end.load(Ordering::Acquire) {
                 let built = build(&factory, lane);
                 let done = built.is_ok();
@@ -223,10 +223,10 @@ impl BatchWorker {
                 }
                 let mut left = pause;
                 while !left.is_zero() && !end.load(Ordering::Acquire) {
-                    std::thread::sleep(left.min(LOOK));
-                    left = left.saturating_sub(LOOK);
+                    std::thread::sleep(left.min(POLL_INTERVAL));
+                    left = left.saturating_sub(POLL_INTERVAL);
                 }
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(BACKOFF_MAX);
             }
         };
         let thread = std::thread::Builder::new().name(format!("weir-lane-{lane}-new"));
@@ -243,7 +243,7 @@ impl BatchWorker {
     fn stand_in(&self) -> Option<StandingIn> {
         let workers = self.stand_ins.as_ref()?;
         // One lane's stand-ins take the work of all.
-        let mine = Token::take(&self.stood_in)?;
+        let mine = Token::take(&self.fallback_claimed)?;
         let (until, ended) = bounded(0);
         let (ready, began) = bounded(workers.len());
         let queues = || LaneQueues { until: ended.clone(), ..self.queues.clone() };

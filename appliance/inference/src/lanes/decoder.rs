@@ -9,7 +9,7 @@ use super::Encoded;
 
 /// Memory that a decoder may keep for its next image: a 4K frame in full size. What an image has reserved is released when it
 /// is decoded, so what stays is beyond the budget.
-const MOST_RETAINED: usize = 32 << 20;
+const MAX_RETAINED: usize = 32 << 20;
 
 /// Encoded bytes to pixels: the decoder, or a test's.
 pub(super) trait Decode: Send {
@@ -79,7 +79,7 @@ impl LaneDecoder {
         let decode = || decoder.decode(image, shorter_side).map(|image| then(&image));
         match catch_unwind(AssertUnwindSafe(decode)) {
             Ok(outcome) => {
-                if decoder.retained_bytes() > MOST_RETAINED {
+                if decoder.retained_bytes() > MAX_RETAINED {
                     decoder.trim();
                 }
                 self.decoder = Some(decoder);
@@ -168,9 +168,9 @@ pub(super) mod tests {
     fn what_a_giant_leaves_behind_is_released() {
         let (mut decoder, made) = fragile();
         let left = |decoder: &LaneDecoder| decoder.decoder.as_ref().unwrap().retained_bytes();
-        decoder.with(encoded(&vec![0; MOST_RETAINED]), 1, |_| ()).unwrap();
-        assert_eq!(left(&decoder), MOST_RETAINED);
-        decoder.with(encoded(&vec![0; MOST_RETAINED + 1]), 1, |_| ()).unwrap();
+        decoder.with(encoded(&vec![0; MAX_RETAINED]), 1, |_| ()).unwrap();
+        assert_eq!(left(&decoder), MAX_RETAINED);
+        decoder.with(encoded(&vec![0; MAX_RETAINED + 1]), 1, |_| ()).unwrap();
         assert_eq!((left(&decoder), made.load(Ordering::SeqCst)), (0, 1));
     }
 
@@ -190,7 +190,7 @@ pub(super) mod tests {
             let error = decoder.with(encoded(&bytes), side, |_| ()).unwrap_err();
             assert_eq!(error.code(), "corrupt_image", "{error}");
             let left = decoder.decoder.as_ref().unwrap().retained_bytes();
-            assert!(left <= MOST_RETAINED, "{left} bytes are kept");
+            assert!(left <= MAX_RETAINED, "{left} bytes are kept");
         }
     }
 }

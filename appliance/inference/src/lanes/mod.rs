@@ -34,7 +34,7 @@ mod stall;
 mod stall_tests;
 #[cfg(test)]
 mod tests;
-mod turns;
+mod scheduler;
 mod worker;
 
 use std::sync::Arc;
@@ -54,9 +54,9 @@ pub use batching::Batching;
 pub use device::{Classified, ClassifyError, DeviceFactory, Encoded, LaneDevice, StageTimings};
 pub use fair::Client;
 pub use job::{LaneError, LaneReply};
-pub use settings::{LaneSettings, StandIn};
+pub use settings::{LaneSettings, CpuFallback};
 pub use stall::Stalls;
-pub use turns::Turns;
+pub use scheduler::Turns;
 pub use worker::{LaneObserver, SkipReason, Unobserved};
 
 use crate::decode_memory::{DecodeMemory, Room, TooCostly};
@@ -155,7 +155,7 @@ impl Lanes {
         settings: &LaneSettings,
         devices: Vec<Built>,
         factory: &BatchFactory,
-        stand_in: Option<StandIn>,
+        stand_in: Option<CpuFallback>,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
         let mut setup = Setup::new(settings, observer);
@@ -163,7 +163,7 @@ impl Lanes {
         let mut devices = devices.into_iter();
         let model = settings.turns.register();
         let stand_in = stand_in.map(Arc::new);
-        let stood_in = Arc::new(AtomicBool::new(false));
+        let fallback_claimed = Arc::new(AtomicBool::new(false));
         let workers = (0..settings.count).map(|lane| {
             let stand_ins = stand_in.as_ref().map(|stand_in| {
                 let cpu = LaneSettings { turns: Turns::new(stand_in.lanes.count), ..stand_in.lanes.clone() };
@@ -180,7 +180,7 @@ impl Lanes {
                 alive: Arc::clone(&setup.alive),
                 standing_in: Arc::clone(&setup.standing_in),
                 building: Arc::new(AtomicBool::new(false)),
-                stood_in: Arc::clone(&stood_in),
+                fallback_claimed: Arc::clone(&fallback_claimed),
                 stalls: Arc::clone(&settings.stalls),
                 stand_ins,
             };

@@ -17,9 +17,9 @@ use super::queues::LaneQueues;
 use super::{Classified, LaneObserver, SkipReason, StageTimings};
 
 /// A batch takes milliseconds; one that takes this long will not end.
-const LONGEST_BATCH: Duration = Duration::from_secs(30);
+const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a lane that has nothing to do looks whether its device still works.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why a lane stopped serving on its device.
 pub(super) enum Ended {
@@ -88,7 +88,7 @@ impl<'a> Pipeline<'a> {
             if let Err(error) = self.handle_events() {
                 return Ended::Failed(error, self.hand_back());
             }
-            if self.batches.front().is_some_and(|batch| batch.begun.elapsed() > LONGEST_BATCH) {
+            if self.batches.front().is_some_and(|batch| batch.begun.elapsed() > BATCH_TIMEOUT) {
                 return Ended::Failed(DeviceError::Hangs, self.hand_back());
             }
             if replacement.is_none() {
@@ -261,7 +261,7 @@ impl<'a> Pipeline<'a> {
             self.queues.watch(&mut select, self.has_room_for_patient());
             select.recv(better);
         }
-        let look = Instant::now() + LOOK;
+        let look = Instant::now() + POLL_INTERVAL;
         let _ = select.ready_deadline(until.map_or(look, |until| until.min(look)));
         // A wake is a hint that has done its work; jobs and devices are taken where they are looked for.
         while self.device.wakes().try_recv().is_ok() {}

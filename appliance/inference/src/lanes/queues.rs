@@ -105,7 +105,7 @@ impl LaneQueues {
     }
 
     /// Gives back jobs whose device failed, each once: who was given back before is answered. How many are tried again.
-    pub(super) fn try_again(&self, jobs: Vec<Job>) -> usize {
+    pub(super) fn requeue(&self, jobs: Vec<Job>) -> usize {
         let mut again = 0;
         for mut job in jobs {
             if std::mem::replace(&mut job.tried_again, true) {

@@ -8,7 +8,7 @@ use crate::decode_memory::DecodeMemory;
 
 /// Lanes on the CPU for the time that no GPU works.
 #[derive(Clone)]
-pub struct StandIn {
+pub struct CpuFallback {
     /// How many, and how they work.
     pub lanes: LaneSettings,
     /// Builds their devices.

@@ -15,14 +15,14 @@ use super::fair::Claim;
 use super::job::{Job, LaneError};
 use super::queues::{Closed, LaneQueues};
 use super::stall::Task;
-use super::turns::Turn;
+use super::scheduler::Turn;
 use super::{Classified, DeviceFactory, Encoded, LaneDevice, Turns};
 use crate::engine::EngineError;
 
 /// On Linux a thread has its own niceness; one step is about a tenth of the processor's time.
 const LANE_NICENESS: i32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const BACKOFF_INITIAL: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// Hears what lanes do; metrics implement it.
 pub trait LaneObserver: Send + Sync {
@@ -224,7 +224,7 @@ impl Worker {
             let (turns, urgent, queue) =
                 (Arc::clone(&self.turns), is_urgent(&jobs), self.queues.jobs.clone());
             let turn = turns.take(self.model, move || urgent || !queue.is_empty());
-            let jobs = self.give_way(jobs).into_iter().filter_map(|job| job.has_room(&self.queues.memory));
+            let jobs = self.yield_to_realtime(jobs).into_iter().filter_map(|job| job.has_room(&self.queues.memory));
             let jobs: Vec<Job> = jobs.collect();
             if jobs.is_empty() {
                 continue;
@@ -306,7 +306,7 @@ impl Worker {
     }
 
     /// What is still wanted of these, after a wait for the turn; a real-time job that has come meanwhile goes before batch jobs.
-    fn give_way(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+    fn yield_to_realtime(&mut self, jobs: Vec<Job>) -> Vec<Job> {
         // Batch jobs that hold memory for which a real-time job waits are in its way.
         if is_urgent(&jobs) || self.queues.memory.is_wanted() {
             return self.wanted(jobs);
@@ -327,7 +327,7 @@ impl Worker {
 
     /// Builds the device again, with pauses that grow while it fails. None when the queue was closed meanwhile.
     fn rebuild(&mut self) -> Option<Box<dyn LaneDevice>> {
-        let mut pause = FIRST_PAUSE;
+        let mut pause = BACKOFF_INITIAL;
         loop {
             match catch_unwind(AssertUnwindSafe(|| (self.factory)(self.lane))) {
                 Ok(Ok(device)) => {
@@ -342,7 +342,7 @@ impl Worker {
                 }
             }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(BACKOFF_MAX);
             if self.alive.load(Ordering::Relaxed) == 0 && self.refuse_waiting().is_err() {
                 return None;
             }

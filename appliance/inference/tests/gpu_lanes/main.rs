@@ -19,7 +19,7 @@ use inference::engine::{EngineCache, Provider, Runtime};
 use inference::lanes::cpu::CpuPipeline;
 use inference::lanes::gpu::{DecodeSettings, GpuSettings, gpu_factory};
 use inference::lanes::{
-    Classified, LaneError, LaneObserver, LaneReply, LaneSettings, Lanes, SkipReason, Stalls, StandIn,
+    Classified, LaneError, LaneObserver, LaneReply, LaneSettings, Lanes, SkipReason, Stalls, CpuFallback,
 };
 use parking_lot::Mutex;
 use test_services::gpu::{SimulatedDriver, simulated_driver};
@@ -47,10 +47,10 @@ impl Model {
         CpuPipeline::new(&self.runtime, &self.bundle, &self.file, limits, 1).unwrap()
     }
 
-    fn stand_in(&self) -> StandIn {
+    fn stand_in(&self) -> CpuFallback {
         let (runtime, bundle, file) = (self.runtime.clone(), Arc::clone(&self.bundle), self.file.clone());
         let limits = gpu_kernels::DecodeLimits::default();
-        StandIn {
+        CpuFallback {
             lanes: LaneSettings::new(2, 1000),
             factory: Arc::new(move |_| Ok(Box::new(CpuPipeline::new(&runtime, &bundle, &file, limits, 1)?))),
         }
@@ -101,7 +101,7 @@ impl LaneObserver for Seen {
     }
 }
 
-fn start(model: &Model, settings: GpuSettings, stand_in: Option<StandIn>) -> (Lanes, Arc<Seen>) {
+fn start(model: &Model, settings: GpuSettings, stand_in: Option<CpuFallback>) -> (Lanes, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
     let lanes = LaneSettings::new(settings.gpus.len(), 1000);
     let factory = gpu_factory(&model.runtime, &model.bundle, &model.file, &Arc::new(settings));

@@ -8,7 +8,7 @@ use cloud_sync::capture::KEY_PREFIX as CAPTURED;
 use cloud_sync::error::SyncResult;
 
 use super::LoadFailure;
-use crate::batch::layout::FOLDERS;
+use crate::batch::object_keys::FOLDERS;
 
 /// What is asked for to see whether the storage serves the appliance at all. Nothing need be there.
 const PROBE: &str = "weir-check/";

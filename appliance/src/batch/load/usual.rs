@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What is taken for usual before anything is known.
 const FIRST: usize = 1 << 20;
 /// Less than this is not worth being exact about.
-const LEAST: usize = 64 << 10;
+const MIN_SIZE: usize = 64 << 10;
 
 /// Follows the largest of the images that were seen lately.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Usual {
     /// Notes how large an image was. A large one counts at once and is forgotten slowly: to ask for too little costs
     /// another request, to ask for too much only room for a while.
     pub(super) fn note(&self, bytes: usize) {
-        let with_margin = bytes.saturating_add(bytes / 4).max(LEAST);
+        let with_margin = bytes.saturating_add(bytes / 4).max(MIN_SIZE);
         let follow = |usual: usize| Some(with_margin.max(usual - usual / 64));
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, follow);
     }
@@ -46,6 +46,6 @@ mod tests {
         (0..1000).for_each(|_| usual.note(100_000));
         assert_eq!(usual.bytes(), 125_000);
         (0..1000).for_each(|_| usual.note(0));
-        assert_eq!(usual.bytes(), LEAST);
+        assert_eq!(usual.bytes(), MIN_SIZE);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchStatus};
 
-use super::layout::check_any_id;
+use super::object_keys::check_any_id;
 use super::{BatchError, BatchService};
 
 /// A batch that has no outcome and has not changed for so long may have been finished without the state store

@@ -3,9 +3,9 @@
 //! Every start of the work on a message is noted before it begins, in the state store, where a crash does not reach
 //! it. A message that waits for its turn is not started.
 //!
-//! After [`MOST_STARTS`] starts that did not end the message is suspect: from then on each step of the work on it runs
+//! After [`MAX_STARTS`] starts that did not end the message is suspect: from then on each step of the work on it runs
 //! alone, one image at a time, so that an end of the process is that step's and no other's. A step that ends well is
-//! taken back at once. An image at which the process ended [`MOST_ENDS`] times has failed; the rest of the batch is
+//! taken back at once. An image at which the process ended [`MAX_DEATHS`] times has failed; the rest of the batch is
 //! completed. Once or twice is not enough: the process may have ended for another reason, such as a loss of power. For
 //! the same reason images at which a start ended come last: whatever ends the process from outside meets other images
 //! in the meantime, while the image that does it itself is met again. Where there are no others, it takes more ends.
@@ -25,22 +25,22 @@ use tokio::time::timeout;
 
 use super::chunk::CANCELLED_GRACE;
 use super::image::{failed, item};
-use super::{Setback, Worker, WorkerStats};
+use super::{ChunkError, Worker, WorkerStats};
 use crate::batch::message::BatchMessage;
 
 /// Starts of a message side by side with others.
-const MOST_STARTS: u32 = 3;
+const MAX_STARTS: u32 = 3;
 /// Ends of the process at an image that is worked on alone.
-const MOST_ENDS: u32 = 3;
+const MAX_DEATHS: u32 = 3;
 /// The same for the only image of a message: whatever ends the process from outside meets no other.
-const MOST_ENDS_OF_ONE: u32 = 6;
+const MAX_DEATHS_PER_IMAGE: u32 = 6;
 /// Ends of the process at a message and at none of its images: so many are no accident, and all of its images have
 /// failed.
-const MOST_ELSEWHERE: u32 = 100;
+const MAX_FOREIGN_STARTS: u32 = 100;
 /// How long others wait for an image that is worked on alone, at first. One that takes longer comes again after the
-/// other images, and has twice as long, up to [`LONGEST_ALONE`].
+/// other images, and has twice as long, up to [`MAX_ISOLATION_TIME`].
 const ALONE: Duration = Duration::from_secs(60);
-const LONGEST_ALONE: Duration = Duration::from_secs(16 * 60);
+const MAX_ISOLATION_TIME: Duration = Duration::from_secs(16 * 60);
 
 /// The work on one message, once.
 #[derive(Debug)]
@@ -66,12 +66,12 @@ impl<'a> Attempt<'a> {
 
     /// Whether its steps are to run alone.
     pub(super) fn is_suspect(&self) -> bool {
-        self.earlier().starts >= MOST_STARTS
+        self.earlier().starts >= MAX_STARTS
     }
 
     /// Whether its images are not to be worked on any more.
     pub(super) fn is_given_up(&self) -> bool {
-        self.earlier().ended_elsewhere() >= MOST_ELSEWHERE
+        self.earlier().ended_elsewhere() >= MAX_FOREIGN_STARTS
     }
 
     /// Lets another message be worked on in its place.
@@ -108,7 +108,7 @@ impl Worker {
     /// Asks for the earlier starts of a message.
     pub(super) async fn ask_for_starts(&self, attempt: &Attempt<'_>) {
         let starts = || self.state.work_starts(&attempt.delivery.position);
-        let starts = self.patience.insist("asking for earlier starts of the work", starts).await;
+        let starts = self.patience.retry_forever("asking for earlier starts of the work", starts).await;
         let _ = attempt.earlier.set(starts);
     }
 
@@ -118,7 +118,7 @@ impl Worker {
         attempt: &Attempt<'_>,
         message: &BatchMessage,
         files: bool,
-    ) -> Result<Vec<BatchItem>, Setback> {
+    ) -> Result<Vec<BatchItem>, ChunkError> {
         let earlier = attempt.earlier();
         tracing::warn!(
             position = attempt.delivery.position,
@@ -128,7 +128,7 @@ impl Worker {
         let index_of = |offset: usize| message.first + offset as u64;
         let mut offsets: Vec<usize> = (0..message.image_urls.len()).collect();
         offsets.sort_by_key(|offset| earlier.ended_at(index_of(*offset)));
-        let most_ends = if offsets.len() == 1 { MOST_ENDS_OF_ONE } else { MOST_ENDS };
+        let most_ends = if offsets.len() == 1 { MAX_DEATHS_PER_IMAGE } else { MAX_DEATHS };
         let mut items = Vec::with_capacity(offsets.len());
         let mut left: VecDeque<_> = offsets.into_iter().map(|offset| (offset, ALONE)).collect();
         while let Some((offset, limit)) = left.pop_front() {
@@ -149,7 +149,7 @@ impl Worker {
             let step = self.item_alone(message, offset, files, limit);
             match self.in_turn(attempt, Some(index), step).await? {
                 Alone::Done(item) => items.push(item),
-                Alone::Late => left.push_back((offset, (2 * limit).min(LONGEST_ALONE))),
+                Alone::Late => left.push_back((offset, (2 * limit).min(MAX_ISOLATION_TIME))),
                 Alone::Cancelled => break,
             }
         }
@@ -163,7 +163,7 @@ impl Worker {
         offset: usize,
         files: bool,
         limit: Duration,
-    ) -> Result<Alone, Setback> {
+    ) -> Result<Alone, ChunkError> {
         let mut item = pin!(timeout(limit, self.item_in_time(message, offset, files)));
         let item = tokio::select! {
             item = &mut item => item,

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Batches whose begin is known at once.
-const MOST_BATCHES: usize = 10_000;
+const MAX_BATCHES: usize = 10_000;
 
 /// When this process began to work on each batch. It is not kept elsewhere: the clocks of two processes, or of one
 /// before and after it was set, do not tell how long the work has taken.
@@ -21,7 +21,7 @@ impl Budgets {
         if let Some(began) = began.get(request_id) {
             return *began + limit;
         }
-        if began.len() >= MOST_BATCHES {
+        if began.len() >= MAX_BATCHES {
             let oldest = began.iter().min_by_key(|(_, began)| **began).map(|(id, _)| id.clone());
             oldest.and_then(|id| began.remove(&id));
         }

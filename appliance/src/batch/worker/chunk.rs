@@ -12,8 +12,8 @@ use super::alone::Attempt;
 use super::image::{failed, item};
 use super::look::{Found, Look};
 use super::results::{self, LINES, Tally};
-use super::{Setback, Worker, WorkerStats};
-use crate::batch::layout;
+use super::{ChunkError, Worker, WorkerStats};
+use crate::batch::object_keys;
 use crate::batch::message::BatchMessage;
 
 /// Images of one message in hand at once, for every load that runs: those that wait for their next try or for a lane
@@ -59,7 +59,7 @@ enum Completed {
 
 impl Worker {
     /// Works on one message until it is settled.
-    pub(super) async fn process(&self, attempt: &Attempt<'_>) -> Result<(), Setback> {
+    pub(super) async fn process(&self, attempt: &Attempt<'_>) -> Result<(), ChunkError> {
         let delivery = attempt.delivery;
         self.ask_for_starts(attempt).await;
         let parse =
@@ -70,7 +70,7 @@ impl Worker {
                 if attempt.is_given_up() {
                     let reason =
                         "the work on the message broke off again and again for a fault of the program";
-                    self.keep_message(delivery, reason).await?;
+                    self.store_dead_letter(delivery, reason).await?;
                     outcome = Some(failed("internal", reason));
                 }
                 match self.work(attempt, &message, outcome).await? {
@@ -80,7 +80,7 @@ impl Worker {
             }
             Err(error) => error.to_string(),
         };
-        self.keep_message(delivery, &reason).await?;
+        self.store_dead_letter(delivery, &reason).await?;
         let message = BatchMessage::unreadable(&delivery.position);
         let outcome = failed("invalid_message", reason);
         self.work(attempt, &message, Some(outcome)).await.map(|_| ())
@@ -92,7 +92,7 @@ impl Worker {
         attempt: &Attempt<'_>,
         message: &BatchMessage,
         outcome: Option<ItemOutcome>,
-    ) -> Result<Done, Setback> {
+    ) -> Result<Done, ChunkError> {
         let prepared = match self.in_turn(attempt, None, self.prepare(attempt, message)).await? {
             Ok(prepared) => prepared,
             Err(look) => return self.over(attempt, look).await,
@@ -124,7 +124,7 @@ impl Worker {
         &self,
         attempt: &Attempt<'_>,
         message: &BatchMessage,
-    ) -> Result<Result<Prepared, Look>, Setback> {
+    ) -> Result<Result<Prepared, Look>, ChunkError> {
         let seen = match self.look(attempt.delivery, message).await? {
             Look::Work(seen) => seen,
             over => return Ok(Err(over)),
@@ -148,7 +148,7 @@ impl Worker {
         found: Option<Found>,
         items: Vec<BatchItem>,
         keep_failures: bool,
-    ) -> Result<Completed, Setback> {
+    ) -> Result<Completed, ChunkError> {
         let (delivery, spec) = (attempt.delivery, &message.spec);
         // Another worker may have had the same message meanwhile; then its results are the ones that count.
         let seen = match self.look(delivery, message).await? {
@@ -161,7 +161,7 @@ impl Worker {
             None => match self.found(message, &seen, &delivery.position).await? {
                 Some(found) => found,
                 None if items.len() < message.image_urls.len() && !seen.start.cancelled => {
-                    return Err(Setback::Revived);
+                    return Err(ChunkError::Revived);
                 }
                 None => {
                     let is_partial = items.len() < message.image_urls.len();
@@ -183,7 +183,7 @@ impl Worker {
         let complete = || {
             self.state.complete_chunk(spec, message.chunk, &delivery.position, tally.completed, tally.failed)
         };
-        let done = self.patience.insist("noting that a chunk is done", complete).await;
+        let done = self.patience.retry_forever("noting that a chunk is done", complete).await;
         if done.owner != delivery.position {
             return Ok(Completed::Duplicate);
         }
@@ -195,7 +195,7 @@ impl Worker {
     }
 
     /// Ends the work on a message that is not to be worked on.
-    async fn over(&self, attempt: &Attempt<'_>, look: Look) -> Result<Done, Setback> {
+    async fn over(&self, attempt: &Attempt<'_>, look: Look) -> Result<Done, ChunkError> {
         if let Look::Refused(reason) = look {
             return Ok(Done::Refused(reason));
         }
@@ -212,7 +212,7 @@ impl Worker {
         attempt: &Attempt<'_>,
         message: &BatchMessage,
         files: bool,
-    ) -> Result<Vec<BatchItem>, Setback> {
+    ) -> Result<Vec<BatchItem>, ChunkError> {
         if attempt.is_suspect() {
             return self.items_alone(attempt, message, files).await;
         }
@@ -237,7 +237,7 @@ impl Worker {
                         while let Some(item) = running.next().await {
                             items.push(item?);
                         }
-                        Ok::<_, Setback>(())
+                        Ok::<_, ChunkError>(())
                     };
                     if let Ok(rest) = tokio::time::timeout(CANCELLED_GRACE, rest).await {
                         rest?;
@@ -261,16 +261,16 @@ impl Worker {
     }
 
     /// Writes results where others find them: the part of the chunk, or at once the whole results of a batch of one.
-    async fn write(&self, message: &BatchMessage, items: Vec<BatchItem>) -> Result<Found, Setback> {
+    async fn write(&self, message: &BatchMessage, items: Vec<BatchItem>) -> Result<Found, ChunkError> {
         let spec = &message.spec;
         let in_results = spec.chunks == 1;
         let key = if in_results {
-            layout::results_key(&spec.request_id)?
+            object_keys::results_key(&spec.request_id)?
         } else {
-            layout::part_key(&spec.request_id, message.chunk)?
+            object_keys::part_key(&spec.request_id, message.chunk)?
         };
         let lines = results::lines(&items)?;
-        self.patience.insist("writing results", || self.blob.put(&key, lines.clone(), LINES)).await;
+        self.patience.retry_forever("writing results", || self.blob.put(&key, lines.clone(), LINES)).await;
         Ok(Found { items, in_results })
     }
 

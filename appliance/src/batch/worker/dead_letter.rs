@@ -10,13 +10,13 @@ use cloud_sync::event::{BatchItem, ItemOutcome};
 use cloud_sync::queue::Delivery;
 use serde::Serialize;
 
-use super::{Setback, Worker, WorkerStats};
+use super::{ChunkError, Worker, WorkerStats};
 use crate::batch::image_url;
-use crate::batch::layout;
+use crate::batch::object_keys;
 use crate::batch::message::BatchMessage;
 
 /// So much of a message is kept.
-const MOST_OF_A_MESSAGE: usize = 64 << 10;
+const MAX_MESSAGE_EXCERPT: usize = 64 << 10;
 
 /// A message that is no batch work.
 #[derive(Serialize)]
@@ -50,9 +50,9 @@ struct BadImage<'a> {
 
 impl Worker {
     /// Keeps a message that is no batch work. The same message makes the same object.
-    pub(super) async fn keep_message(&self, delivery: &Delivery, reason: &str) -> Result<(), Setback> {
+    pub(super) async fn store_dead_letter(&self, delivery: &Delivery, reason: &str) -> Result<(), ChunkError> {
         let payload = &delivery.payload;
-        let kept = &payload[..payload.len().min(MOST_OF_A_MESSAGE)];
+        let kept = &payload[..payload.len().min(MAX_MESSAGE_EXCERPT)];
         // A cut may go through a character; all before it is still text.
         let text = match std::str::from_utf8(kept) {
             Ok(text) => Some(text),
@@ -83,7 +83,7 @@ impl Worker {
         delivery: &Delivery,
         message: &BatchMessage,
         items: &[BatchItem],
-    ) -> Result<(), Setback> {
+    ) -> Result<(), ChunkError> {
         let images: Vec<_> = items.iter().filter_map(bad_image).collect();
         if images.is_empty() {
             return Ok(());
@@ -99,15 +99,15 @@ impl Worker {
         delivery: &Delivery,
         time: Option<SystemTime>,
         letter: Vec<u8>,
-    ) -> Result<(), Setback> {
+    ) -> Result<(), ChunkError> {
         let day = day_of(time.unwrap_or(UNIX_EPOCH));
-        let key = match layout::dead_letter_key(&day, &delivery.position) {
+        let key = match object_keys::dead_letter_key(&day, &delivery.position) {
             Ok(key) => key,
-            Err(_) => layout::dead_letter_key(&day, &layout::id_of_place(&delivery.position))?,
+            Err(_) => object_keys::dead_letter_key(&day, &object_keys::synthetic_id(&delivery.position))?,
         };
         let letter = Bytes::from(letter);
         let put = || self.blob.put(&key, letter.clone(), "application/json");
-        self.patience.insist("keeping a dead letter", put).await;
+        self.patience.retry_forever("keeping a dead letter", put).await;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Worker;
 use crate::batch::message::BatchMessage;
-use crate::batch::{layout, tidy};
+use crate::batch::{object_keys, gc};
 
 impl Worker {
     /// Removes the files of a batch that is finished and settled, where the store is this box's own disk. Not before:
@@ -12,7 +12,7 @@ impl Worker {
             return;
         }
         let id = &message.spec.request_id;
-        if let Err(error) = tidy::remove_all(self.blob.as_ref(), &layout::files_prefix(id)).await {
+        if let Err(error) = gc::remove_all(self.blob.as_ref(), &object_keys::files_prefix(id)).await {
             // They go with the results.
             tracing::warn!(batch = id, error = error.in_full(), "files of a finished batch were not removed");
         }

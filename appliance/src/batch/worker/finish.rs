@@ -11,13 +11,13 @@ use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 
 use super::look::{Found, Seen};
 use super::results::{Kept, LINES, Tally, on_disk};
-use super::{Setback, Worker, WorkerStats, join};
+use super::{ChunkError, Worker, WorkerStats, join};
 use crate::batch::cancel::cancelled_mark;
-use crate::batch::layout;
+use crate::batch::object_keys;
 use crate::batch::message::BatchMessage;
 
 /// So many of the next chunks are looked at before all parts are listed.
-const LOOKS: u32 = 8;
+const MAX_CHECKS: u32 = 8;
 
 impl Worker {
     /// Finishes the batch if the chunk that is done now was its last. Returns the summary where this delivery is the
@@ -29,11 +29,11 @@ impl Worker {
         seen: &Seen,
         done: &ChunkDone,
         found: &Found,
-    ) -> Result<Option<ResultRecord>, Setback> {
+    ) -> Result<Option<ResultRecord>, ChunkError> {
         let (spec, cancelled) = (&message.spec, seen.start.cancelled);
         let outcome = if spec.chunks == 1 {
             let tally = Tally::of(&found.items, self.inline(spec))?;
-            Some(self.outcome(&layout::results_key(&spec.request_id)?, tally))
+            Some(self.outcome(&object_keys::results_key(&spec.request_id)?, tally))
         } else if seen.start.finished {
             self.known_outcome(spec, cancelled).await?
         } else if found.in_results {
@@ -41,17 +41,17 @@ impl Worker {
         } else if done.to_finish {
             self.assemble(spec, cancelled).await?
         } else {
-            self.told_by_objects(message, cancelled).await?
+            self.recover_from_objects(message, cancelled).await?
         };
         let Some(outcome) = outcome else { return Ok(None) };
         let finish = || self.state.finish_batch(spec, &outcome);
-        let phase = self.patience.insist("noting that a batch is finished", finish).await;
+        let phase = self.patience.retry_forever("noting that a batch is finished", finish).await;
         self.stats.budgets.forget(&spec.request_id);
         if phase == BatchPhase::Cancelled {
             self.mark_cancelled(spec).await?;
         }
-        self.clear_away(spec).await?;
-        if !self.may_publish(delivery, spec).await {
+        self.delete_parts(spec).await?;
+        if !self.claim_summary(delivery, spec).await {
             return Ok(None);
         }
         WorkerStats::count(&self.stats.batches);
@@ -77,14 +77,14 @@ impl Worker {
     /// The outcome of a batch that is complete though the state store has not counted all of its chunks: it may have
     /// lost its data, or have come back as it was a while ago. The objects don't: every part is written before anybody
     /// looks, so whoever looks last finds all of them.
-    async fn told_by_objects(
+    async fn recover_from_objects(
         &self,
         message: &BatchMessage,
         cancelled: bool,
-    ) -> Result<Option<BatchOutcome>, Setback> {
+    ) -> Result<Option<BatchOutcome>, ChunkError> {
         let spec = &message.spec;
-        let key = layout::results_key(&spec.request_id)?;
-        let results = self.patience.insist("looking for results", || self.blob.head(&key));
+        let key = object_keys::results_key(&spec.request_id)?;
+        let results = self.patience.retry_forever("looking for results", || self.blob.head(&key));
         let (results, parts) = tokio::join!(results, self.all_parts_are_there(message));
         if results.is_none() && !parts? {
             return Ok(None);
@@ -109,19 +109,19 @@ impl Worker {
         }
     }
 
-    async fn all_parts_are_there(&self, message: &BatchMessage) -> Result<bool, Setback> {
+    async fn all_parts_are_there(&self, message: &BatchMessage) -> Result<bool, ChunkError> {
         let spec = &message.spec;
         // Chunks are done about in their order, so until the end one of the next is missing. To look costs less than a
         // list of thousands.
-        for next in 1..=LOOKS.min(spec.chunks - 1) {
-            let part = layout::part_key(&spec.request_id, (message.chunk + next) % spec.chunks)?;
-            if self.patience.insist("looking for results", || self.blob.head(&part)).await.is_none() {
+        for next in 1..=MAX_CHECKS.min(spec.chunks - 1) {
+            let part = object_keys::part_key(&spec.request_id, (message.chunk + next) % spec.chunks)?;
+            if self.patience.retry_forever("looking for results", || self.blob.head(&part)).await.is_none() {
                 return Ok(false);
             }
         }
         let parts = self.parts(spec).await;
         for chunk in 0..spec.chunks {
-            if !parts.contains(layout::part_key(&spec.request_id, chunk)?.as_str()) {
+            if !parts.contains(object_keys::part_key(&spec.request_id, chunk)?.as_str()) {
                 return Ok(false);
             }
         }
@@ -129,11 +129,11 @@ impl Worker {
     }
 
     async fn parts(&self, spec: &BatchSpec) -> BTreeSet<String> {
-        let prefix = layout::parts_prefix(&spec.request_id);
+        let prefix = object_keys::parts_prefix(&spec.request_id);
         let (mut parts, mut next) = (BTreeSet::new(), None);
         loop {
             let list = || self.blob.list(&prefix, next.as_deref());
-            let page = self.patience.insist("listing results", list).await;
+            let page = self.patience.retry_forever("listing results", list).await;
             parts.extend(page.objects.into_iter().map(|object| object.key));
             match page.next {
                 Some(more) => next = Some(more),
@@ -144,10 +144,10 @@ impl Worker {
 
     /// Puts the parts together into the one object of results. None when they are not all there any more and nobody
     /// else has done it.
-    async fn assemble(&self, spec: &BatchSpec, cancelled: bool) -> Result<Option<BatchOutcome>, Setback> {
+    async fn assemble(&self, spec: &BatchSpec, cancelled: bool) -> Result<Option<BatchOutcome>, ChunkError> {
         let whole = Arc::new(self.spool_file().await);
         for chunk in 0..spec.chunks {
-            let Some(part) = self.spooled(&layout::part_key(&spec.request_id, chunk)?).await else {
+            let Some(part) = self.spooled(&object_keys::part_key(&spec.request_id, chunk)?).await else {
                 // Another worker has seen the end of the batch too and was faster.
                 let outcome = self.outcome_of_results(spec, cancelled).await?;
                 if outcome.is_none() {
@@ -160,9 +160,9 @@ impl Worker {
             }
         }
         let tally = self.tally(&whole, self.inline(spec)).await;
-        let key = layout::results_key(&spec.request_id)?;
+        let key = object_keys::results_key(&spec.request_id)?;
         let put = || self.blob.put_file(&key, &whole, LINES);
-        self.patience.insist("writing the results of a batch", put).await;
+        self.patience.retry_forever("writing the results of a batch", put).await;
         Ok(Some(self.outcome(&key, tally)))
     }
 
@@ -171,7 +171,7 @@ impl Worker {
     async fn append(&self, whole: &Path, part: &Path, spec: &BatchSpec, chunk: u32) -> u64 {
         let (whole, part) = (whole.to_path_buf(), part.to_path_buf());
         let length = || on_disk(whole.clone(), |whole| std::fs::metadata(whole).map(|m| m.len()));
-        let length = if chunk == 0 { 0 } else { self.patience.insist("joining results", length).await };
+        let length = if chunk == 0 { 0 } else { self.patience.retry_forever("joining results", length).await };
         let append = || {
             let (part, spec) = (part.clone(), spec.clone());
             on_disk(whole.clone(), move |whole| {
@@ -180,16 +180,16 @@ impl Worker {
                 join::append(&part, to, &spec, chunk)
             })
         };
-        self.patience.insist("joining results", append).await
+        self.patience.retry_forever("joining results", append).await
     }
 
     /// Keeps a part that is damaged.
-    async fn keep_part(&self, spec: &BatchSpec, chunk: u32, part: &Path) -> Result<(), Setback> {
+    async fn keep_part(&self, spec: &BatchSpec, chunk: u32, part: &Path) -> Result<(), ChunkError> {
         tracing::error!(request_id = spec.request_id, chunk, "results of a chunk are damaged");
         WorkerStats::count(&self.stats.damaged_results);
-        let key = layout::damaged_part_key(&spec.request_id, chunk)?;
+        let key = object_keys::damaged_part_key(&spec.request_id, chunk)?;
         let put = || self.blob.put_file(&key, part, "application/octet-stream");
-        self.patience.insist("keeping damaged results", put).await;
+        self.patience.retry_forever("keeping damaged results", put).await;
         Ok(())
     }
 
@@ -197,7 +197,7 @@ impl Worker {
         &self,
         spec: &BatchSpec,
         cancelled: bool,
-    ) -> Result<Option<BatchOutcome>, Setback> {
+    ) -> Result<Option<BatchOutcome>, ChunkError> {
         match self.known(spec).await.and_then(|status| status.outcome) {
             Some(outcome) => Ok(Some(outcome)),
             None => self.outcome_of_results(spec, cancelled).await,
@@ -210,8 +210,8 @@ impl Worker {
         &self,
         spec: &BatchSpec,
         cancelled: bool,
-    ) -> Result<Option<BatchOutcome>, Setback> {
-        let key = layout::results_key(&spec.request_id)?;
+    ) -> Result<Option<BatchOutcome>, ChunkError> {
+        let key = object_keys::results_key(&spec.request_id)?;
         let Some(file) = self.spooled(&key).await else { return Ok(None) };
         let tally = self.tally(&file, self.inline(spec)).await;
         Ok((cancelled || tally.images() == spec.total).then(|| self.outcome(&key, tally)))
@@ -219,7 +219,7 @@ impl Worker {
 
     async fn tally(&self, file: &Path, inline: u64) -> Tally {
         let count = || on_disk(file.to_path_buf(), move |file| Tally::of_file(file, inline));
-        self.patience.insist("counting results", count).await
+        self.patience.retry_forever("counting results", count).await
     }
 
     fn inline(&self, spec: &BatchSpec) -> u64 {
@@ -238,26 +238,26 @@ impl Worker {
 
     /// Notes beside the record of a batch that it was cancelled, where who cancelled it could not: the state store forgets
     /// it after a time.
-    async fn mark_cancelled(&self, spec: &BatchSpec) -> Result<(), Setback> {
-        let key = layout::cancelled_key(&spec.request_id)?;
-        let head = self.patience.insist("asking whether a batch is cancelled", || self.blob.head(&key)).await;
+    async fn mark_cancelled(&self, spec: &BatchSpec) -> Result<(), ChunkError> {
+        let key = object_keys::cancelled_key(&spec.request_id)?;
+        let head = self.patience.retry_forever("asking whether a batch is cancelled", || self.blob.head(&key)).await;
         if head.is_none() {
             let mark = cancelled_mark(&spec.request_id);
             let put = || self.blob.put(&key, mark.clone(), "application/json");
-            self.patience.insist("noting that a batch is cancelled", put).await;
+            self.patience.retry_forever("noting that a batch is cancelled", put).await;
         }
         Ok(())
     }
 
     /// Removes what the batch needed only on its way.
-    async fn clear_away(&self, spec: &BatchSpec) -> Result<(), Setback> {
+    async fn delete_parts(&self, spec: &BatchSpec) -> Result<(), ChunkError> {
         if spec.chunks == 1 {
             return Ok(());
         }
         for part in self.parts(spec).await {
             // What lies there under a name that is no key of ours is not ours.
             let Ok(key) = BlobKey::new(part) else { continue };
-            self.patience.insist("removing parts", || self.blob.delete(&key)).await;
+            self.patience.retry_forever("removing parts", || self.blob.delete(&key)).await;
         }
         Ok(())
     }
@@ -265,7 +265,7 @@ impl Worker {
     /// Whether this delivery publishes the summary. Several may see the end of a batch, and each again after a crash;
     /// the first to claim it has it, whatever happens. The claim is kept as the one chunk of a batch whose id no
     /// client can choose.
-    async fn may_publish(&self, delivery: &Delivery, spec: &BatchSpec) -> bool {
+    async fn claim_summary(&self, delivery: &Delivery, spec: &BatchSpec) -> bool {
         if spec.chunks == 1 {
             return true;
         }
@@ -276,6 +276,6 @@ impl Worker {
             digest: String::new(),
         };
         let complete = || self.state.complete_chunk(&claim, 0, &delivery.position, 0, 0);
-        self.patience.insist("claiming the summary of a batch", complete).await.owner == delivery.position
+        self.patience.retry_forever("claiming the summary of a batch", complete).await.owner == delivery.position
     }
 }

@@ -11,7 +11,7 @@ use inference::decode_memory::decode_cost;
 use inference::lanes::{Classified, LaneError, SubmitError};
 use tokio::time::Instant;
 
-use super::{Setback, Worker, WorkerStats};
+use super::{ChunkError, Worker, WorkerStats};
 use crate::batch::image_url::in_result;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::batch::pausing;
@@ -21,7 +21,7 @@ use crate::serving::{Chosen, ServingModel};
 const NO_CAMERA: &str = "batch";
 
 /// Retries of an image whose failure may pass.
-const MOST_RETRIES: u32 = 4;
+const MAX_RETRIES: u32 = 4;
 
 impl Worker {
     /// The result of an image within the time that its batch may take; after it the image has failed.
@@ -30,7 +30,7 @@ impl Worker {
         message: &BatchMessage,
         offset: usize,
         files: bool,
-    ) -> Result<BatchItem, Setback> {
+    ) -> Result<BatchItem, ChunkError> {
         let limit = self.config.time_limit;
         let deadline = self.stats.budgets.deadline(&message.spec.request_id, limit);
         // A future that is ready at once would win over a deadline that has passed.
@@ -51,7 +51,7 @@ impl Worker {
         message: &BatchMessage,
         offset: usize,
         files: bool,
-    ) -> Result<BatchItem, Setback> {
+    ) -> Result<BatchItem, ChunkError> {
         let url = message.image_urls.get(offset).map_or("", String::as_str);
         if is_file(url) && !files {
             self.stats.failed.fetch_add(1, Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl Worker {
         Ok(item(message, offset, outcome))
     }
 
-    async fn classify(&self, message: &BatchMessage, image: Bytes) -> Result<ItemOutcome, Setback> {
+    async fn classify(&self, message: &BatchMessage, image: Bytes) -> Result<ItemOutcome, ChunkError> {
         let top_k = message.top_k.unwrap_or(self.settings.top_k);
         // Costs microseconds here and spares the lanes what is no image.
         let cost = match gpu_kernels::inspect(&image, &self.settings.limits) {
@@ -97,10 +97,10 @@ impl Worker {
                 // Either the process ends, or this version's lanes do, and another serves by now.
                 Err(_) => match slot.current() {
                     Some(current) if !Arc::ptr_eq(&current, model) => continue,
-                    _ => return Err(Setback::Stopping),
+                    _ => return Err(ChunkError::Stopping),
                 },
             };
-            match answer.await.map_err(|_| Setback::Stopping)? {
+            match answer.await.map_err(|_| ChunkError::Stopping)? {
                 Ok((classified, _)) => {
                     model.learn(classified.timings);
                     let outcome = answer_of(&model.model, &image, &classified, top_k);
@@ -123,7 +123,7 @@ impl Worker {
                     pausing::sleep(backoff.fail()).await;
                 }
                 // It may have been the device's fault; again and again it is the image's.
-                Err(error) if error.may_pass() && tries < MOST_RETRIES => {
+                Err(error) if error.may_pass() && tries < MAX_RETRIES => {
                     tries += 1;
                     WorkerStats::count(&self.stats.retried_images);
                     tracing::debug!(code = error.code(), tries, "an image of a batch is tried again");

@@ -9,13 +9,13 @@ use cloud_sync::event::BatchItem;
 use cloud_sync::state::BatchSpec;
 
 use super::image::failed;
-use crate::batch::jobs;
+use crate::batch::chunker;
 use crate::batch::lines::{Line, next_line};
 
 /// Appends a part to `to`. A line that is no result, and the ones that are missing after it, are replaced by results of
 /// images that have failed: their message is out of the queue, so nobody can do them again. Returns how many that were.
 pub(super) fn append(part: &Path, to: File, spec: &BatchSpec, chunk: u32) -> io::Result<u64> {
-    let range = jobs::range(spec, chunk);
+    let range = chunker::range(spec, chunk);
     let (mut from, mut to) = (BufReader::new(File::open(part)?), BufWriter::new(to));
     let (mut line, mut next, mut replaced) = (Vec::new(), range.start, 0);
     while next_line(&mut from, &mut line)? {

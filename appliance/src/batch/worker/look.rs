@@ -5,10 +5,10 @@ use cloud_sync::queue::Delivery;
 use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, ChunkStart};
 
 use super::results::Kept;
-use super::{Setback, Worker};
-use crate::batch::layout;
+use super::{ChunkError, Worker};
+use crate::batch::object_keys;
 use crate::batch::message::BatchMessage;
-use crate::batch::record::{self, BatchRecord};
+use crate::batch::batch_manifest::{self, BatchRecord};
 
 /// What the stores say before the work.
 pub(super) struct Seen {
@@ -49,14 +49,14 @@ pub(super) struct Found {
 
 impl Worker {
     /// Whether the message is to be worked on: its id may be another batch's, its chunk another delivery's.
-    pub(super) async fn look(&self, delivery: &Delivery, message: &BatchMessage) -> Result<Look, Setback> {
+    pub(super) async fn look(&self, delivery: &Delivery, message: &BatchMessage) -> Result<Look, ChunkError> {
         let spec = &message.spec;
         let taken = || {
             let reason = format!("request_id: {:?} is another batch's already", spec.request_id);
             Ok(Look::Refused(reason))
         };
         // Only one message can have an id that is its place.
-        let may_be_taken = !layout::is_place(&spec.request_id);
+        let may_be_taken = !object_keys::is_synthetic(&spec.request_id);
         let others = |known: &Option<BatchStatus>| {
             may_be_taken && known.as_ref().is_some_and(|known| known.spec != *spec)
         };
@@ -75,13 +75,13 @@ impl Worker {
                     if cancelled {
                         // The state store has lost the batch, and with it that it is cancelled.
                         let cancel = || self.state.cancel_batch(spec);
-                        self.patience.insist("noting that a batch is cancelled", cancel).await;
+                        self.patience.retry_forever("noting that a batch is cancelled", cancel).await;
                     }
                 }
             }
         }
         let start = || self.state.start_chunk(spec, message.chunk);
-        let start = self.patience.insist("noting that a chunk is begun", start).await;
+        let start = self.patience.retry_forever("noting that a chunk is begun", start).await;
         if is_new && !start.created {
             known = self.known(spec).await;
             if others(&known) {
@@ -103,17 +103,17 @@ impl Worker {
 
     pub(super) async fn known(&self, spec: &BatchSpec) -> Option<BatchStatus> {
         let known = || self.state.batch(&spec.request_id);
-        self.patience.insist("asking for a batch", known).await
+        self.patience.retry_forever("asking for a batch", known).await
     }
 
     /// What lies under the id of a batch that the state store does not know: it forgets batches after a time, and
     /// their results stay.
-    async fn objects(&self, message: &BatchMessage) -> Result<Objects, Setback> {
+    async fn objects(&self, message: &BatchMessage) -> Result<Objects, ChunkError> {
         let spec = &message.spec;
-        let key = layout::results_key(&spec.request_id)?;
-        let mark = layout::cancelled_key(&spec.request_id)?;
-        let head = self.patience.insist("looking for results", || self.blob.head(&key));
-        let mark = self.patience.insist("asking whether a batch is cancelled", || self.blob.head(&mark));
+        let key = object_keys::results_key(&spec.request_id)?;
+        let mark = object_keys::cancelled_key(&spec.request_id)?;
+        let head = self.patience.retry_forever("looking for results", || self.blob.head(&key));
+        let mark = self.patience.retry_forever("asking whether a batch is cancelled", || self.blob.head(&mark));
         let (record, head, mark) = tokio::join!(self.is_of_record(spec), head, mark);
         let (results, cancelled) = (head.is_some(), mark.is_some());
         let own = match (record?, results) {
@@ -130,10 +130,10 @@ impl Worker {
     }
 
     /// Whether the batch is the one that was recorded under its id when it was posted; None when none was.
-    pub(super) async fn is_of_record(&self, spec: &BatchSpec) -> Result<Option<bool>, Setback> {
-        let key = layout::batch_key(&spec.request_id)?;
-        let get = || self.blob.get(&key, record::MAX_BYTES);
-        let json = self.patience.insist("reading the record of a batch", get).await;
+    pub(super) async fn is_of_record(&self, spec: &BatchSpec) -> Result<Option<bool>, ChunkError> {
+        let key = object_keys::batch_key(&spec.request_id)?;
+        let get = || self.blob.get(&key, batch_manifest::MAX_BYTES);
+        let json = self.patience.retry_forever("reading the record of a batch", get).await;
         Ok(json.map(|json| {
             serde_json::from_slice::<BatchRecord>(&json).is_ok_and(|record| record.spec == *spec)
         }))
@@ -151,7 +151,7 @@ impl Worker {
         message: &BatchMessage,
         seen: &Seen,
         position: &str,
-    ) -> Result<Option<Found>, Setback> {
+    ) -> Result<Option<Found>, ChunkError> {
         let own = seen.start.done_by.as_deref() == Some(position);
         // Where the state store knows the batch and no one has done the chunk, there is most likely nothing to find.
         // Those that a cancelled batch has are found by nobody else.
@@ -163,29 +163,29 @@ impl Worker {
         let in_results = if spec.chunks == 1 {
             true
         } else {
-            let part = layout::part_key(&spec.request_id, message.chunk)?;
+            let part = object_keys::part_key(&spec.request_id, message.chunk)?;
             match self.kept(&part, message.first, message, cancelled).await {
                 Kept::Theirs(items) => return Ok(Some(Found { items, in_results: false })),
                 Kept::Others | Kept::Damaged | Kept::Nothing => true,
             }
         };
-        match self.kept(&layout::results_key(&spec.request_id)?, 0, message, cancelled).await {
+        match self.kept(&object_keys::results_key(&spec.request_id)?, 0, message, cancelled).await {
             Kept::Theirs(items) => Ok(Some(Found { items, in_results })),
             Kept::Others | Kept::Damaged | Kept::Nothing => Ok(None),
         }
     }
 
     /// What the part or the whole results have for the message; None when there is neither.
-    async fn kept_anywhere(&self, message: &BatchMessage, cancelled: bool) -> Result<Option<Kept>, Setback> {
+    async fn kept_anywhere(&self, message: &BatchMessage, cancelled: bool) -> Result<Option<Kept>, ChunkError> {
         let spec = &message.spec;
-        let part = layout::part_key(&spec.request_id, message.chunk)?;
+        let part = object_keys::part_key(&spec.request_id, message.chunk)?;
         if spec.chunks > 1
             && let kept @ (Kept::Theirs(_) | Kept::Others) =
                 self.kept(&part, message.first, message, cancelled).await
         {
             return Ok(Some(kept));
         }
-        match self.kept(&layout::results_key(&spec.request_id)?, 0, message, cancelled).await {
+        match self.kept(&object_keys::results_key(&spec.request_id)?, 0, message, cancelled).await {
             Kept::Nothing => Ok(None),
             kept => Ok(Some(kept)),
         }

@@ -39,7 +39,7 @@ pub use stats::{WorkerCounts, WorkerStats};
 
 use self::alone::Attempt;
 use super::load::Loader;
-use super::patience::Patience;
+use super::retry::Patience;
 use super::spool::Spool;
 use crate::config::BatchConfig;
 use crate::serving::Models;
@@ -97,7 +97,7 @@ pub struct WorkerSettings {
 
 /// Why a message was left unfinished; it comes again.
 #[derive(Debug, thiserror::Error)]
-enum Setback {
+enum ChunkError {
     /// The lanes take no more work.
     #[error("the lanes are stopping")]
     Stopping,
@@ -188,11 +188,11 @@ impl Worker {
         let _in_hand = self.stats.in_hand();
         let attempt = Attempt::new(&delivery, place);
         let outcome = tokio::select! {
-            outcome = AssertUnwindSafe(self.process(&attempt)).catch_unwind() => outcome.unwrap_or(Err(Setback::Fault)),
-            _ = abandoned.wait_for(|abandoned| *abandoned) => Err(Setback::Stopping),
+            outcome = AssertUnwindSafe(self.process(&attempt)).catch_unwind() => outcome.unwrap_or(Err(ChunkError::Fault)),
+            _ = abandoned.wait_for(|abandoned| *abandoned) => Err(ChunkError::Stopping),
         };
         let Err(setback) = outcome else { return };
-        if matches!(setback, Setback::Stopping | Setback::Revived) {
+        if matches!(setback, ChunkError::Stopping | ChunkError::Revived) {
             self.end_work(&attempt, false).await;
         } else {
             tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");

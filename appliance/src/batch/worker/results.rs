@@ -13,7 +13,7 @@ use cloud_sync::queue::{Delivery, ResultRecord};
 use tempfile::TempPath;
 use ulid::Ulid;
 
-use super::{Setback, Worker};
+use super::{ChunkError, Worker};
 use crate::batch::image_url::{in_result, without_userinfo};
 use crate::batch::lines::{Line, next_line};
 use crate::batch::message::BatchMessage;
@@ -98,13 +98,13 @@ impl Worker {
                 Ok(tempfile::Builder::new().prefix(RESULTS_PREFIX).tempfile_in(dir)?.into_temp_path())
             })
         };
-        self.patience.insist("making a file for results", make).await
+        self.patience.retry_forever("making a file for results", make).await
     }
 
     /// An object as a file; None when there is none.
     pub(super) async fn spooled(&self, key: &BlobKey) -> Option<TempPath> {
         let file = self.spool_file().await;
-        let got = self.patience.insist("reading results", || self.blob.get_file(key, &file)).await;
+        let got = self.patience.retry_forever("reading results", || self.blob.get_file(key, &file)).await;
         got.map(|_| file)
     }
 
@@ -129,7 +129,7 @@ impl Worker {
                 false => read_items(path, skip, take),
             })
         };
-        let Some(items) = self.patience.insist("reading results", read).await else { return Kept::Damaged };
+        let Some(items) = self.patience.retry_forever("reading results", read).await else { return Kept::Damaged };
         let complete = items.len() == take && images.zip(&items).all(|(index, item)| item.index == index);
         let fits = (complete || cancelled)
             && items.iter().all(|item| {
@@ -150,7 +150,7 @@ impl Worker {
         delivery: &Delivery,
         message: &BatchMessage,
         items: Vec<BatchItem>,
-    ) -> Result<Vec<ResultRecord>, Setback> {
+    ) -> Result<Vec<ResultRecord>, ChunkError> {
         let key = key_of(message);
         let seed = |item: &BatchItem| item.index.to_le_bytes();
         let record = |item: BatchItem| {
@@ -166,11 +166,11 @@ impl Worker {
         delivery: &Delivery,
         message: &BatchMessage,
         summary: BatchSummary,
-    ) -> Result<ResultRecord, Setback> {
+    ) -> Result<ResultRecord, ChunkError> {
         self.record(id_of(delivery, message, b"batch"), key_of(message), EventBody::Batch(summary))
     }
 
-    fn record(&self, id: Ulid, key: &str, body: EventBody) -> Result<ResultRecord, Setback> {
+    fn record(&self, id: Ulid, key: &str, body: EventBody) -> Result<ResultRecord, ChunkError> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = UNIX_EPOCH + Duration::from_millis(millis(since));
         let event = Event { v: EVENT_VERSION, id, time, node: self.settings.node.clone(), body };

@@ -9,7 +9,7 @@ use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
 use ulid::Ulid;
 
 use super::alone::Attempt;
-use super::{Setback, Worker};
+use super::{ChunkError, Worker};
 use crate::batch::pausing::Pauses;
 
 /// The right to work, beside others or alone.
@@ -28,10 +28,10 @@ impl Worker {
         &self,
         attempt: &Attempt<'_>,
         image: Option<u64>,
-        step: impl Future<Output = Result<T, Setback>> + Send,
-    ) -> Result<T, Setback> {
+        step: impl Future<Output = Result<T, ChunkError>> + Send,
+    ) -> Result<T, ChunkError> {
         let (result, turn) = self.run_step(Some((attempt, image)), step).await;
-        let ended_well = matches!(result, Ok(_) | Err(Setback::Stopping));
+        let ended_well = matches!(result, Ok(_) | Err(ChunkError::Stopping));
         if attempt.is_suspect() && attempt.is_started() && ended_well {
             self.end_work(attempt, false).await;
         }

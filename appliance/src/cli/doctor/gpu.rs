@@ -1,7 +1,7 @@
 //! What `weir doctor` says of GPUs: the driver, each GPU, each library, and the command that installs what is missing.
 
 use gpu_kernels::cuda::{
-    Driver, GpuError, GpuReading, LEAST_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library,
+    Driver, GpuError, GpuReading, MIN_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library,
     library_folders,
 };
 use inference::engine::{DeviceKind, library_candidates};
@@ -30,8 +30,8 @@ pub(super) fn check_gpu(config: &Config) -> Vec<Check> {
     let library = driver.library.display();
     let mut checks = vec![ok("gpu driver", format!("supports CUDA {}, {library}", driver.version))];
     for gpu in &driver.gpus {
-        checks.push(if gpu.capability < LEAST_CAPABILITY {
-            let text = format!("{gpu}; the kernels need {LEAST_CAPABILITY}");
+        checks.push(if gpu.capability < MIN_CAPABILITY {
+            let text = format!("{gpu}; the kernels need {MIN_CAPABILITY}");
             warning("gpu", text, "use a GPU of the Turing generation (2018) or later")
         } else {
             ok("gpu", gpu)

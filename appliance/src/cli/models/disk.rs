@@ -35,7 +35,7 @@ pub(super) fn models(config: &Config) -> anyhow::Result<Vec<Value>> {
 }
 
 fn describe(name: &str, entry: &Entry, follow: Option<&str>) -> Value {
-    let placed = |placed: &crate::rollout::Placed| format!("{}/{}", placed.name, placed.version);
+    let placed = |placed: &crate::rollout::DeployedVersion| format!("{}/{}", placed.name, placed.version);
     let rejected: Vec<Value> = entry
         .rejected
         .iter()

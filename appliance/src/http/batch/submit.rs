@@ -13,7 +13,7 @@ use super::super::query;
 use super::super::reply::{ApiError, json};
 use super::body::BatchAccepted;
 use super::{accepting, log_refusal};
-use crate::batch::intake::{BatchOptions, OptionError, Place};
+use crate::batch::parsing::{BatchOptions, OptionError, Place};
 use crate::batch::{Accepted, BatchError, BatchService};
 use crate::http::state::ServerState;
 use crate::telemetry::BatchOutcome;

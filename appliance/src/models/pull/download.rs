@@ -19,7 +19,7 @@ use crate::models::{ModelStore, Partial, StoreError};
 pub(super) type Tell<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
 /// Most attempts at one file.
-const MOST_ATTEMPTS: u32 = 10;
+const MAX_ATTEMPTS: u32 = 10;
 /// The wait after the first of them; each is as much longer.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -105,7 +105,7 @@ impl Download<'_> {
             let further = here > most;
             most = most.max(here);
             let of_the_link = error.is_transient() && error.link() != Link::Disk;
-            if !of_the_link || attempts == MOST_ATTEMPTS || (attempts > 1 && !further) {
+            if !of_the_link || attempts == MAX_ATTEMPTS || (attempts > 1 && !further) {
                 return Err(PullError::Registry(error));
             }
             tracing::warn!(path, bytes = here, error = error.in_full(), "a download broke off; it goes on");

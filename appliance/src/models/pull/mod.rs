@@ -19,13 +19,13 @@ use inference::bundle::MANIFEST;
 use tokio::time::Instant;
 
 use super::{ModelStore, Origin, Partial};
-use crate::gentle;
+use crate::low_priority;
 use download::{Download, Tell};
 pub use error::PullError;
 use paths::Listing;
 
 /// How often a download of somebody else is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Bounds of a pull.
 #[derive(Clone, Debug)]
@@ -121,7 +121,7 @@ pub async fn pull(
         if Instant::now() > until {
             return Err(PullError::Busy);
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     };
     // It may have been taken in between the look and the lock.
     let pulled = match known(store, &origin).await? {
@@ -244,7 +244,7 @@ async fn admit(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PullError> + Send + 'static,
 ) -> Result<T, PullError> {
-    let done = tokio::task::spawn_blocking(move || gentle::run(work)).await;
+    let done = tokio::task::spawn_blocking(move || low_priority::run(work)).await;
     let done = done.map_err(|error| PullError::Interrupted(error.to_string()))?;
     done.map_err(|error| PullError::Interrupted(error.to_string()))?
 }

@@ -8,7 +8,7 @@ use inference::engine::{EngineError, Graph, Runtime};
 
 use super::download::{Download, Fetched};
 use super::{PullError, blocking, paths};
-use crate::models::flavour::{Complete, Given, Labels, onnx_file};
+use crate::models::mlflow_onnx::{Complete, Given, Labels, onnx_file};
 
 pub(super) const MLMODEL: &str = "MLmodel";
 const SIDECAR: &str = "weir.toml";

@@ -6,8 +6,8 @@ use cloud_sync::registry::Artifact;
 
 use super::PullError;
 
-const LONGEST: usize = 400;
-const LONGEST_PART: usize = 200;
+const MAX_PATH_LEN: usize = 400;
+const MAX_COMPONENT_LEN: usize = 200;
 const DEEPEST: usize = 8;
 
 /// The files of a version by path, with their bytes where the registry says them.
@@ -42,7 +42,7 @@ pub(super) fn check_all(artifacts: Vec<Artifact>) -> Result<Listing, PullError> 
 pub(super) fn check(path: &str) -> Result<(), PullError> {
     match fault(path) {
         Some(reason) => {
-            let shown: String = path.chars().take(LONGEST).collect();
+            let shown: String = path.chars().take(MAX_PATH_LEN).collect();
             Err(PullError::Path { path: shown, reason: reason.into() })
         }
         None => Ok(()),
@@ -55,7 +55,7 @@ fn fault(path: &str) -> Option<&'static str> {
     let parts = || path.split('/');
     if path.is_empty() {
         Some("has no name")
-    } else if path.len() > LONGEST || parts().any(|part| part.len() > LONGEST_PART) {
+    } else if path.len() > MAX_PATH_LEN || parts().any(|part| part.len() > MAX_COMPONENT_LEN) {
         Some("is too long")
     } else if path.chars().any(char::is_control) {
         Some("holds control characters")

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 /// A reading is given again until it is this old, however many scrapers ask.
 const MAX_AGE: Duration = Duration::from_secs(1);
 /// Longest wait for a reading: a driver whose GPU has failed may not return, and the other metrics are wanted then too.
-const LONGEST_READ: Duration = Duration::from_secs(1);
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads the GPUs of this machine.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl GpuMonitor {
         if matches!(self.nvml.get(), Some(None)) {
             return Vec::new();
         }
-        let answer = tokio::time::timeout(LONGEST_READ, Arc::clone(self).newest()).await;
+        let answer = tokio::time::timeout(READ_TIMEOUT, Arc::clone(self).newest()).await;
         answer.ok().flatten().unwrap_or_else(|| {
             tracing::debug!("NVML does not answer");
             let gpus = self.nvml.get().and_then(Option::as_ref).map_or(0, Nvml::gpus);

@@ -15,7 +15,7 @@ use crate::kafka::{Position, PublishError, Record, TransactionalProducer, commit
 /// longer than this. A job that is larger than a group is given as much for each group that it would fill.
 const TRY: Duration = Duration::from_secs(8);
 /// Longest time for one try, whatever it holds: a broker must allow transactions of a minute.
-const LONGEST_TRY: Duration = Duration::from_secs(45);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long to wait for the new generation of a group that has moved on.
 const REBALANCE: Duration = Duration::from_millis(50);
 
@@ -93,7 +93,7 @@ fn publish(
 /// How long the transaction of so many records and bytes may take.
 pub(super) fn time_for(records: usize, bytes: usize) -> Duration {
     let groups = records.div_ceil(GROUP_RECORDS).max(bytes.div_ceil(GROUP_BYTES)).max(1);
-    TRY.saturating_mul(u32::try_from(groups).unwrap_or(u32::MAX)).min(LONGEST_TRY)
+    TRY.saturating_mul(u32::try_from(groups).unwrap_or(u32::MAX)).min(TRANSACTION_TIMEOUT)
 }
 
 /// The records of a group, and the number of the job that each belongs to.

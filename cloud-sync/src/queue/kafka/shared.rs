@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::consumer::Callbacks;
 use super::ledger::Ledger;
 use crate::health::LinkHealth;
-use crate::kafka::{KafkaConfig, Trouble};
+use crate::kafka::{KafkaConfig, ClientErrors};
 
 /// How far the queue is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +27,7 @@ pub(super) enum Phase {
 pub(super) struct Shared {
     pub(super) config: KafkaConfig,
     pub(super) health: LinkHealth,
-    pub(super) trouble: Arc<Trouble>,
+    pub(super) trouble: Arc<ClientErrors>,
     /// A job may have become free to be received.
     pub(super) arrived: Notify,
     state: Mutex<State>,

@@ -6,9 +6,9 @@ use crate::queue::Receipt;
 use crate::queue::fair::Flow;
 
 /// Messages that may wait here: among these batches take turns.
-const MOST: usize = 2048;
+const MAX_RECORDS: usize = 2048;
 /// Their bytes, and one message more.
-const MOST_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
@@ -65,7 +65,7 @@ impl Stage {
         self.bytes -= taken.bytes;
         if place.0 > self.turn {
             self.turn = place.0;
-            if self.last.len() > MOST {
+            if self.last.len() > MAX_RECORDS {
                 let turn = self.turn;
                 self.last.retain(|_, last| *last > turn);
             }
@@ -85,6 +85,6 @@ impl Stage {
 
     /// Whether there is room for a `part`-th of what may wait.
     pub(super) fn has_room(&self, part: usize) -> bool {
-        self.waiting.len() < MOST / part && self.bytes < MOST_BYTES / part
+        self.waiting.len() < MAX_RECORDS / part && self.bytes < MAX_BYTES / part
     }
 }

@@ -13,13 +13,13 @@ use tokio::sync::Notify;
 
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
-use crate::kafka::{KafkaConfig, Trouble, explain, noted};
+use crate::kafka::{KafkaConfig, ClientErrors, explain, noted};
 use crate::queue::NewJob;
 
 /// Jobs on their way at once.
-const MOST_JOBS: usize = 2_000;
+const MAX_JOBS: usize = 2_000;
 /// Bytes on their way at once, and one job more.
-const MOST_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 16 << 20;
 
 /// Submits jobs. The client is made at the first submission, and again after an error that ends it.
 pub(super) struct Submitter {
@@ -32,7 +32,7 @@ pub(super) struct Submitter {
 /// What the client calls back.
 #[derive(Default)]
 struct Deliveries {
-    trouble: Trouble,
+    trouble: ClientErrors,
 }
 
 /// One call of [`Submitter::submit`].
@@ -104,7 +104,7 @@ impl Submitter {
             let job = job?;
             let room = |progress: &Progress| {
                 progress.jobs == 0
-                    || progress.jobs < MOST_JOBS && progress.bytes + job.payload.len() <= MOST_BYTES
+                    || progress.jobs < MAX_JOBS && progress.bytes + job.payload.len() <= MAX_BYTES
             };
             self.wait(&client, &submission, deadline, room).await?;
             self.send(&client, &submission, deadline, &job).await?;
@@ -136,7 +136,7 @@ impl Submitter {
             .set("topic.metadata.propagation.max.ms", "10000")
             .set(
                 "queue.buffering.max.kbytes",
-                ((MOST_BYTES + self.config.max_message_bytes) / 512).to_string(),
+                ((MAX_BYTES + self.config.max_message_bytes) / 512).to_string(),
             )
             .set("linger.ms", "5")
             .set("batch.size", "900000")

@@ -39,7 +39,7 @@ const SWEEP: usize = 16;
 
 /// Messages whose starts are kept. Those of a message go when it is done; only a crash right after it leaves
 /// some behind.
-const MOST_WORK: u64 = 4096;
+const MAX_WORK: u64 = 4096;
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +168,7 @@ impl Batches {
             };
             let json = serde_json::to_vec(&starts).map_err(|e| broken(position, e))?;
             table.insert(position, &json[..])?;
-            if table.len()? > MOST_WORK {
+            if table.len()? > MAX_WORK {
                 table.retain(|key, _| key == position)?;
             }
             Ok(())

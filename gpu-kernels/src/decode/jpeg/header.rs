@@ -1,7 +1,7 @@
 //! What the headers of a JPEG say up to its first scan, checked before the library sees them.
 
 use super::markers::{Markers, Segment, code, more_scans_than};
-use super::shrink::{MAX_SCAN, SEGMENT_BYTES};
+use super::scaled_baseline::{MAX_SCAN, SEGMENT_BYTES};
 use crate::decode::{DecodeError, DecodeLimits, ImageHeader, memory};
 use crate::image::{ImageFormat, Orientation};
 

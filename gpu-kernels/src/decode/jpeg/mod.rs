@@ -4,18 +4,18 @@
 mod evidence;
 mod header;
 mod markers;
-mod shrink;
+mod scaled_baseline;
 mod strict;
 mod turbo;
 
 pub use header::{JpegHeader, jpeg_header};
-pub(super) use shrink::EntropyWalk;
-pub(super) use strict::{Colour, Oddity, read_strictly};
+pub(super) use scaled_baseline::EntropyWalk;
+pub(super) use strict::{Colour, JpegDefect, read_strictly};
 
 use super::buffer::Buffer;
 use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, Until, samples};
 use crate::image::ImageFormat;
-use shrink::ShrinkDecoder;
+use scaled_baseline::ShrinkDecoder;
 use turbo::{Failure, Request, Warnings};
 
 /// The scales, in eighths, for which libjpeg-turbo has vectorised inverse transforms, smallest first.

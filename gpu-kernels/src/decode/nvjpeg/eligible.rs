@@ -1,7 +1,7 @@
 //! Which JPEGs nvJPEG may be given: those that the CPU would decode to the same picture.
 
 use super::{JpegPlanes, NvJpegBackend};
-use crate::decode::jpeg::{Colour, EntropyWalk, Oddity, jpeg_header, read_strictly};
+use crate::decode::jpeg::{Colour, EntropyWalk, JpegDefect, jpeg_header, read_strictly};
 use crate::decode::{DecodeLimits, JpegHeader};
 use crate::image::ImageFormat;
 
@@ -65,12 +65,12 @@ impl Ineligible {
     }
 }
 
-impl From<Oddity> for Ineligible {
-    fn from(oddity: Oddity) -> Self {
+impl From<JpegDefect> for Ineligible {
+    fn from(oddity: JpegDefect) -> Self {
         match oddity {
-            Oddity::Structure => Self::Structure,
-            Oddity::Tables => Self::Tables,
-            Oddity::Incomplete => Self::Incomplete,
+            JpegDefect::Structure => Self::Structure,
+            JpegDefect::Tables => Self::Tables,
+            JpegDefect::Incomplete => Self::Incomplete,
         }
     }
 }

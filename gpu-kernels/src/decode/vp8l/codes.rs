@@ -3,7 +3,7 @@
 use super::bits::Reader;
 
 /// Longest code, in bits.
-const LONGEST: usize = 15;
+const MAX_CODE_LEN: usize = 15;
 /// Order in which the lengths of the code lengths' code come.
 const ORDER: [usize; 19] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
@@ -29,7 +29,7 @@ impl Code {
             Given::One(symbol) => Some(Self::Lone(symbol)),
             Given::Two(zero, one) => {
                 let entry = |bits: usize| 1 << 16 | if bits & 1 == 0 { zero } else { one };
-                Some(Self::Table((0..1 << LONGEST).map(entry).collect()))
+                Some(Self::Table((0..1 << MAX_CODE_LEN).map(entry).collect()))
             }
             Given::Lengths(lengths) => Self::of(&lengths),
         }
@@ -43,12 +43,12 @@ impl Code {
         if used().nth(1).is_none() {
             return Some(Self::Lone(first));
         }
-        let mut next = [0u16; LONGEST + 2];
-        for length in 1..=LONGEST {
+        let mut next = [0u16; MAX_CODE_LEN + 2];
+        for length in 1..=MAX_CODE_LEN {
             // The last of these overflows where the code is whole, and is not used.
             next[length + 1] = next[length].wrapping_add(counts[length]) << 1;
         }
-        let mut table = vec![0; 1 << LONGEST];
+        let mut table = vec![0; 1 << MAX_CODE_LEN];
         for (symbol, &length) in used() {
             let length = usize::from(length);
             let code = next[length];
@@ -90,8 +90,8 @@ fn counts_of(lengths: &[u8]) -> Option<[u16; 16]> {
     let mut counts = [0u16; 16];
     lengths.iter().filter(|&&length| length > 0).for_each(|&length| counts[usize::from(length)] += 1);
     let symbols: u32 = counts.iter().map(|&count| u32::from(count)).sum();
-    let whole: u32 = (1..=LONGEST).map(|length| u32::from(counts[length]) << (LONGEST - length)).sum();
-    (symbols == 1 || whole == 1 << LONGEST).then_some(counts)
+    let whole: u32 = (1..=MAX_CODE_LEN).map(|length| u32::from(counts[length]) << (MAX_CODE_LEN - length)).sum();
+    (symbols == 1 || whole == 1 << MAX_CODE_LEN).then_some(counts)
 }
 
 fn given(reader: &mut Reader<'_>, alphabet: usize) -> Option<Given> {

@@ -10,7 +10,7 @@ use crate::bench::setup::Server;
 use crate::load::{Client, Request};
 
 /// How often a batch is asked for.
-const AGAIN: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The answer to `GET /batch/status/:id`.
 #[derive(Debug, Deserialize)]
@@ -55,6 +55,6 @@ pub(super) fn finished(api: &Server, id: &str, patience: Duration) -> anyhow::Re
             return Ok(());
         }
         ensure!(start.elapsed() < patience, "batch {id} is not finished after {patience:?}: {now:?}");
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -26,7 +26,7 @@ const RATE: f64 = 100.0;
 const OBJECTS: usize = 300;
 /// The warm-up of a round of load.
 const WARM: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const BATCH: &str = "status-bench";
 
 pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
@@ -47,7 +47,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
         ),
     );
     batch::post(&api, "status-bench-warm", &urls, OBJECTS)?;
-    batch::finished(&api, "status-bench-warm", PATIENCE)?;
+    batch::finished(&api, "status-bench-warm", TIMEOUT)?;
     let idle = ask(setup, &api, "status-bench-warm")?.ok.context("no answer")?;
 
     batch::post(&api, BATCH, &urls, images)?;
@@ -107,7 +107,7 @@ fn prefer_this_thread() {
 fn wait_until_begun(api: &Server) -> anyhow::Result<()> {
     let (mut client, start) = (api.client()?, Instant::now());
     while batch::status(&mut client, BATCH)?.completed == 0 {
-        ensure!(start.elapsed() < PATIENCE, "no image of the batch was done in {PATIENCE:?}");
+        ensure!(start.elapsed() < TIMEOUT, "no image of the batch was done in {TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())

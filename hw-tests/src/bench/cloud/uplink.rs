@@ -19,8 +19,8 @@ const EVENTS: u64 = 1_000_000;
 /// Room for all of them in the outbox, in bytes.
 const ROOM: u64 = 4 << 30;
 /// A drain that takes longer than this is given up.
-const PATIENCE: Duration = Duration::from_secs(300);
-const AGAIN: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_secs(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let servers = Servers::start(&["kafka"]);
@@ -47,10 +47,10 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
             break sent;
         }
         ensure!(
-            start.elapsed() < PATIENCE,
-            "{waiting} events still wait after {PATIENCE:?}, {sent} are sent"
+            start.elapsed() < TIMEOUT,
+            "{waiting} events still wait after {TIMEOUT:?}, {sent} are sent"
         );
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     };
     let took = start.elapsed().as_secs_f64();
     let (cpu, peak) = (cpu_time(daemon.pid())?, memory(daemon.pid())?.peak);

@@ -19,8 +19,8 @@ const PAIRS: usize = 3;
 /// Objects of each size.
 const OBJECTS: [(Size, usize); 2] = [(Size::Vga, 300), (Size::P1080, 150)];
 /// How often the worker is asked how far it is: each time costs it about a tenth of a millisecond.
-const AGAIN: Duration = Duration::from_millis(50);
-const PATIENCE: Duration = Duration::from_secs(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The processes under measurement.
 struct Running {
@@ -132,10 +132,10 @@ impl Running {
                 }
                 _ => {}
             }
-            ensure!(posted.elapsed() < PATIENCE, "batch {id}: {done} of {images} images after {PATIENCE:?}");
-            std::thread::sleep(AGAIN);
+            ensure!(posted.elapsed() < TIMEOUT, "batch {id}: {done} of {images} images after {TIMEOUT:?}");
+            std::thread::sleep(POLL_INTERVAL);
         };
-        batch::finished(&self.api, id, PATIENCE)?;
+        batch::finished(&self.api, id, TIMEOUT)?;
         Ok(Run {
             images_per_s: counted / used.elapsed.as_secs_f64(),
             whole_per_s: images as f64 / posted.elapsed().as_secs_f64(),

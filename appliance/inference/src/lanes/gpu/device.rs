@@ -10,7 +10,7 @@ use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
 
 use super::GpuEngine;
-use super::decode::{DecodeSettings, Decoders, Message, Teller};
+use super::decode::{DecodeSettings, Decoders, Message, EventSender};
 use super::engine::run;
 use crate::engine::{BoundSession, EngineError};
 use crate::lanes::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
@@ -28,7 +28,7 @@ pub(super) struct GpuDevice {
     batching: Batching,
     /// Whether the engine computes on the host, which has to wait for the stream.
     on_host: bool,
-    teller: Teller,
+    teller: EventSender,
     messages: Receiver<Message>,
     wakes: Receiver<()>,
     images: HashMap<Ticket, DeviceImage>,
@@ -51,7 +51,7 @@ impl GpuDevice {
         stager: &Stager,
         settings: &DecodeSettings,
     ) -> Result<Self, EngineError> {
-        let (teller, messages, wakes) = Teller::new();
+        let (teller, messages, wakes) = EventSender::new();
         let decoders =
             Decoders::start(engine.batches.device(), settings, stager, engine.batches.pool(), &teller)?;
         let waiter = Waiter::start(teller.clone())?;
@@ -213,7 +213,7 @@ impl BatchDevice for GpuDevice {
 }
 
 impl Waiter {
-    fn start(teller: Teller) -> Result<Self, EngineError> {
+    fn start(teller: EventSender) -> Result<Self, EngineError> {
         let (events, waiting) = unbounded::<(usize, Event)>();
         let wait = move || {
             for (slot, event) in waiting {

@@ -12,7 +12,7 @@ use crate::engine::EngineError;
 use crate::lanes::{BatchDevice, ClassifyError, Computed, DeviceEvent, Ticket};
 
 /// Longer than any device takes for two batches.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the cases.
 ///
@@ -38,7 +38,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// Decodes so many images as these batches have, begins all, and judges what comes back.
     fn batches(&mut self, cases: &[GoldenCase], sizes: &[usize]) -> Result<(), EngineError> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let mut batches: Vec<(Vec<Ticket>, Vec<&GoldenCase>)> = Vec::new();
         let mut cycle = cases.iter().cycle();
         for &size in sizes {

@@ -19,5 +19,5 @@ mod golden;
 mod route;
 
 pub use build::{GpuSettings, build, gpu_factory};
-pub use decode::{DecodeSettings, Decoders, Message, Teller};
+pub use decode::{DecodeSettings, Decoders, Message, EventSender};
 pub use engine::GpuEngine;

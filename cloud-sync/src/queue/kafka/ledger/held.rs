@@ -6,9 +6,9 @@ use super::{Job, Ledger};
 
 /// Jobs that may be done and wait for their commit, because one before them on their partition is not done: while it is
 /// worked on, so many others can be. Then only those go out that the others wait for.
-const MOST_HELD: usize = 64;
+const MAX_HELD: usize = 64;
 /// Bytes of their results, and those of one job more.
-const MOST_HELD_BYTES: usize = 16 << 20;
+const MAX_HELD_BYTES: usize = 16 << 20;
 
 impl Ledger {
     /// The jobs at the head of each partition that wait to go out and that settled ones behind them wait for. Jobs go
@@ -42,6 +42,6 @@ impl Ledger {
                 Job::Staged { .. } | Job::Out { .. } => {}
             }
         }
-        held >= MOST_HELD || bytes >= MOST_HELD_BYTES
+        held >= MAX_HELD || bytes >= MAX_HELD_BYTES
     }
 }

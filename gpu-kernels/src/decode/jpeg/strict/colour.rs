@@ -1,6 +1,6 @@
 //! What the markers and the frame say of a JPEG's colours.
 
-use super::Oddity;
+use super::JpegDefect;
 use super::frame::Frame;
 use crate::decode::jpeg::markers::code;
 
@@ -26,7 +26,7 @@ pub(super) struct ColourMarkers {
 }
 
 impl ColourMarkers {
-    pub(super) fn read(&mut self, code: u8, body: &[u8]) -> Result<(), Oddity> {
+    pub(super) fn read(&mut self, code: u8, body: &[u8]) -> Result<(), JpegDefect> {
         match code {
             code::APP0 if body.starts_with(b"JFIF\0") => {
                 self.jfif = true;
@@ -40,7 +40,7 @@ impl ColourMarkers {
                 if let Some(&[number, count, ..]) = body.strip_prefix(b"ICC_PROFILE\0") {
                     let (came, expected) = self.icc_parts;
                     if number != came.wrapping_add(1) || (came > 0 && count != expected) || body.len() <= 14 {
-                        return Err(Oddity::Structure);
+                        return Err(JpegDefect::Structure);
                     }
                     self.icc_parts = (number, count);
                 }
@@ -51,9 +51,9 @@ impl ColourMarkers {
     }
 
     /// libjpeg-turbo warns of an ICC profile that is not whole, and then the image is refused.
-    pub(super) fn check_profile(&self) -> Result<(), Oddity> {
+    pub(super) fn check_profile(&self) -> Result<(), JpegDefect> {
         let (came, expected) = self.icc_parts;
-        if came == expected { Ok(()) } else { Err(Oddity::Structure) }
+        if came == expected { Ok(()) } else { Err(JpegDefect::Structure) }
     }
 
     /// YCbCr where every sign says so. libjpeg goes by the JFIF marker first, then by Adobe's, then by the components'

@@ -1,6 +1,6 @@
 //! The frame header.
 
-use super::Oddity;
+use super::JpegDefect;
 use crate::decode::jpeg::markers::code;
 
 /// The most that libjpeg takes for a side.
@@ -27,22 +27,22 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    pub(super) fn read(code: u8, body: &[u8]) -> Result<Self, Oddity> {
+    pub(super) fn read(code: u8, body: &[u8]) -> Result<Self, JpegDefect> {
         let &[8, h1, h0, w1, w0, count @ (1 | 3), ref components @ ..] = body else {
-            return Err(Oddity::Structure);
+            return Err(JpegDefect::Structure);
         };
         let (width, height) = (u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0]));
-        let (specifications, []) = components.as_chunks::<3>() else { return Err(Oddity::Structure) };
+        let (specifications, []) = components.as_chunks::<3>() else { return Err(JpegDefect::Structure) };
         let sides = 1..=MAX_SIDE;
         if specifications.len() != usize::from(count) || !sides.contains(&width) || !sides.contains(&height) {
-            return Err(Oddity::Structure);
+            return Err(JpegDefect::Structure);
         }
         let mut components = [Component::default(); 3];
         for (index, &[id, sampling, quantization]) in specifications.iter().enumerate() {
             let (across, down) = (sampling >> 4, sampling & 15);
             let repeated = specifications.iter().take(index).any(|other| other[0] == id);
             if repeated || !(1..=4).contains(&across) || !(1..=4).contains(&down) {
-                return Err(Oddity::Structure);
+                return Err(JpegDefect::Structure);
             }
             let (across, down) = (u64::from(across), u64::from(down));
             components[index] = Component { id, across, down, quantization };

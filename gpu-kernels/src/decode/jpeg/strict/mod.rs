@@ -1,5 +1,5 @@
 //! Reads a JPEG by the book (ITU-T T.81, annex B), for decoders that do not say what is wrong with a file: whatever is odd
-//! about its segments is an [`Oddity`], even where libjpeg-turbo lets it pass.
+//! about its segments is an [`JpegDefect`], even where libjpeg-turbo lets it pass.
 
 mod colour;
 mod frame;
@@ -16,7 +16,7 @@ use tables::Tables;
 
 /// What is odd about a JPEG.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::decode) enum Oddity {
+pub(in crate::decode) enum JpegDefect {
     /// Its segments, or what they say.
     Structure,
     /// A table that is unsound, missing, or of 16 bits.
@@ -39,7 +39,7 @@ pub(in crate::decode) struct StrictJpeg {
 }
 
 /// Reads a JPEG, which begins with its SOI, from end to end.
-pub(in crate::decode) fn read_strictly(bytes: &[u8]) -> Result<StrictJpeg, Oddity> {
+pub(in crate::decode) fn read_strictly(bytes: &[u8]) -> Result<StrictJpeg, JpegDefect> {
     let mut markers = Markers::new(bytes);
     let mut tables = Tables::default();
     let mut colours = ColourMarkers::default();
@@ -49,7 +49,7 @@ pub(in crate::decode) fn read_strictly(bytes: &[u8]) -> Result<StrictJpeg, Oddit
         let Segment { code, body } = adjoining_segment(bytes, &mut markers)?;
         match (code, &frame) {
             // Colours are settled when the first scan begins.
-            (code::APP0 | code::APP14, _) if scans.count() > 0 => return Err(Oddity::Structure),
+            (code::APP0 | code::APP14, _) if scans.count() > 0 => return Err(JpegDefect::Structure),
             (code::APP0..=code::APP15 | code::COM, _) => colours.read(code, body)?,
             (code::DQT, _) => tables.read_quantization(body)?,
             (code::DHT, _) => tables.read_huffman(body)?,
@@ -72,17 +72,17 @@ pub(in crate::decode) fn read_strictly(bytes: &[u8]) -> Result<StrictJpeg, Oddit
                     end: markers.position(),
                 });
             }
-            _ => return Err(Oddity::Structure),
+            _ => return Err(JpegDefect::Structure),
         }
     }
 }
 
 /// The next segment, which must begin where the last one ends, without fill bytes.
-fn adjoining_segment<'a>(bytes: &[u8], markers: &mut Markers<'a>) -> Result<Segment<'a>, Oddity> {
+fn adjoining_segment<'a>(bytes: &[u8], markers: &mut Markers<'a>) -> Result<Segment<'a>, JpegDefect> {
     match bytes.get(markers.position()..) {
-        Some([0xFF, 0 | 0xFF, ..]) => Err(Oddity::Structure),
-        Some([0xFF, _, ..]) => markers.next_segment().ok_or(Oddity::Incomplete),
-        Some([_, _, ..]) => Err(Oddity::Structure),
-        _ => Err(Oddity::Incomplete),
+        Some([0xFF, 0 | 0xFF, ..]) => Err(JpegDefect::Structure),
+        Some([0xFF, _, ..]) => markers.next_segment().ok_or(JpegDefect::Incomplete),
+        Some([_, _, ..]) => Err(JpegDefect::Structure),
+        _ => Err(JpegDefect::Incomplete),
     }
 }

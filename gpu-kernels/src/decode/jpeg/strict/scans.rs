@@ -1,6 +1,6 @@
 //! Scan headers, and whether the scans together bring every coefficient.
 
-use super::Oddity;
+use super::JpegDefect;
 use super::frame::{Component, Frame};
 
 /// One component of a scan: its place in the frame, itself, and the numbers of its DC and AC tables.
@@ -20,21 +20,21 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    pub(super) fn read(frame: &Frame, body: &[u8]) -> Result<Self, Oddity> {
+    pub(super) fn read(frame: &Frame, body: &[u8]) -> Result<Self, JpegDefect> {
         let Some((&[count], [selectors @ .., first, last, bits])) = body.split_first_chunk::<1>() else {
-            return Err(Oddity::Structure);
+            return Err(JpegDefect::Structure);
         };
-        let (selectors, []) = selectors.as_chunks::<2>() else { return Err(Oddity::Structure) };
+        let (selectors, []) = selectors.as_chunks::<2>() else { return Err(JpegDefect::Structure) };
         let count = usize::from(count);
         if selectors.len() != count || !(1..=frame.components().len()).contains(&count) {
-            return Err(Oddity::Structure);
+            return Err(JpegDefect::Structure);
         }
         let mut selections = [Selection::default(); 3];
         let mut rest = frame.components().iter().enumerate();
         for (selection, &[id, tables]) in selections.iter_mut().zip(selectors) {
             // In the frame's order, so that none comes twice.
             let (place, component) =
-                rest.find(|(_, component)| component.id == id).ok_or(Oddity::Structure)?;
+                rest.find(|(_, component)| component.id == id).ok_or(JpegDefect::Structure)?;
             *selection = (place, *component, tables >> 4, tables & 15);
         }
         let (before, after) = (bits >> 4, bits & 15);
@@ -49,7 +49,7 @@ impl Scan {
         } else {
             (scan.first, scan.last, *bits) == (0, 63, 0)
         };
-        if sound { Ok(scan) } else { Err(Oddity::Structure) }
+        if sound { Ok(scan) } else { Err(JpegDefect::Structure) }
     }
 
     /// Each component of the scan with the numbers of its DC and AC tables.
@@ -110,21 +110,21 @@ impl Scans {
         scan: &Scan,
         restart_interval: u64,
         restarts: u64,
-    ) -> Result<(), Oddity> {
+    ) -> Result<(), JpegDefect> {
         self.count += 1;
         let intervals = if restart_interval == 0 { 1 } else { scan.units(frame).div_ceil(restart_interval) };
         if restarts + 1 != intervals {
-            return Err(Oddity::Incomplete);
+            return Err(JpegDefect::Incomplete);
         }
         let expected = if scan.before == 0 { None } else { Some(scan.before) };
         for (place, ..) in scan.places() {
             let coefficients = &mut self.missing[place];
             if scan.first > 0 && coefficients[0].is_none() {
-                return Err(Oddity::Structure);
+                return Err(JpegDefect::Structure);
             }
             for missing in &mut coefficients[usize::from(scan.first)..=usize::from(scan.last)] {
                 if *missing != expected {
-                    return Err(Oddity::Structure);
+                    return Err(JpegDefect::Structure);
                 }
                 *missing = Some(scan.after);
             }
@@ -133,8 +133,8 @@ impl Scans {
     }
 
     /// Whether every coefficient is there to its last bit.
-    pub(super) fn check_complete(&self, frame: &Frame) -> Result<(), Oddity> {
+    pub(super) fn check_complete(&self, frame: &Frame) -> Result<(), JpegDefect> {
         let coefficients = self.missing.iter().take(frame.components().len()).flatten();
-        if coefficients.copied().all(|missing| missing == Some(0)) { Ok(()) } else { Err(Oddity::Incomplete) }
+        if coefficients.copied().all(|missing| missing == Some(0)) { Ok(()) } else { Err(JpegDefect::Incomplete) }
     }
 }

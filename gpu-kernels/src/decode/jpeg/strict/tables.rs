@@ -1,6 +1,6 @@
 //! Which tables a JPEG has defined, and whether libjpeg would take them.
 
-use super::Oddity;
+use super::JpegDefect;
 use super::frame::Frame;
 use super::scans::Scan;
 
@@ -20,45 +20,45 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    pub(super) fn read_quantization(&mut self, body: &[u8]) -> Result<(), Oddity> {
-        let (tables, []) = body.as_chunks::<65>() else { return Err(Oddity::Tables) };
+    pub(super) fn read_quantization(&mut self, body: &[u8]) -> Result<(), JpegDefect> {
+        let (tables, []) = body.as_chunks::<65>() else { return Err(JpegDefect::Tables) };
         for [number, ..] in tables {
             define(&mut self.quantization, *number)?;
         }
         Ok(())
     }
 
-    pub(super) fn read_huffman(&mut self, mut body: &[u8]) -> Result<(), Oddity> {
+    pub(super) fn read_huffman(&mut self, mut body: &[u8]) -> Result<(), JpegDefect> {
         while let Some((&head, rest)) = body.split_first() {
-            let (counts, rest) = rest.split_first_chunk::<16>().ok_or(Oddity::Tables)?;
+            let (counts, rest) = rest.split_first_chunk::<16>().ok_or(JpegDefect::Tables)?;
             let total = counts.iter().map(|&count| usize::from(count)).sum();
-            let (symbols, rest) = rest.split_at_checked(total).ok_or(Oddity::Tables)?;
+            let (symbols, rest) = rest.split_at_checked(total).ok_or(JpegDefect::Tables)?;
             let (class, number) = (head >> 4, head & 15);
             let sound = match class {
                 0 => symbols.iter().all(|&symbol| symbol <= MAX_DC_CATEGORY),
                 _ => true,
             };
             if !sound || !is_prefix_code(counts) {
-                return Err(Oddity::Tables);
+                return Err(JpegDefect::Tables);
             }
             match class {
                 0 => define(&mut self.dc, number)?,
                 1 => define(&mut self.ac, number)?,
-                _ => return Err(Oddity::Tables),
+                _ => return Err(JpegDefect::Tables),
             }
             body = rest;
         }
         Ok(())
     }
 
-    pub(super) fn read_restart_interval(&mut self, body: &[u8]) -> Result<(), Oddity> {
-        let &[high, low] = body else { return Err(Oddity::Structure) };
+    pub(super) fn read_restart_interval(&mut self, body: &[u8]) -> Result<(), JpegDefect> {
+        let &[high, low] = body else { return Err(JpegDefect::Structure) };
         self.restart_interval = u64::from(u16::from_be_bytes([high, low]));
         Ok(())
     }
 
     /// Whether all tables are there that a scan uses. Baseline has but two Huffman tables of a class.
-    pub(super) fn check(&self, frame: &Frame, scan: &Scan) -> Result<(), Oddity> {
+    pub(super) fn check(&self, frame: &Frame, scan: &Scan) -> Result<(), JpegDefect> {
         let defined = |tables: &[bool; TABLES], number: u8| tables.get(usize::from(number)) == Some(&true);
         let all = scan.selections().all(|(component, dc, ac)| {
             defined(&self.quantization, component.quantization)
@@ -66,12 +66,12 @@ impl Tables {
                 && (!scan.uses_ac() || defined(&self.ac, ac))
                 && (!frame.is_baseline() || dc.max(ac) < 2)
         });
-        if all { Ok(()) } else { Err(Oddity::Tables) }
+        if all { Ok(()) } else { Err(JpegDefect::Tables) }
     }
 }
 
-fn define(tables: &mut [bool; TABLES], number: u8) -> Result<(), Oddity> {
-    *tables.get_mut(usize::from(number)).ok_or(Oddity::Tables)? = true;
+fn define(tables: &mut [bool; TABLES], number: u8) -> Result<(), JpegDefect> {
+    *tables.get_mut(usize::from(number)).ok_or(JpegDefect::Tables)? = true;
     Ok(())
 }
 

@@ -11,13 +11,13 @@ use gpu_kernels::preprocess::cuda::Stager;
 
 use super::super::route::Route;
 use super::dispatch::{Dispatch, Work};
-use super::message::{Message, Teller};
+use super::message::{Message, EventSender};
 use crate::lanes::decoder::LaneDecoder;
 use crate::lanes::stall::Task;
 use crate::lanes::{Decoded, Encoded, Ticket};
 
 /// How soon a thread that waits for room sees that it is to end.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What all of them share.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub(super) struct CpuThread {
     pub(super) work: Receiver<Work>,
     pub(super) dispatch: Weak<Dispatch>,
     pub(super) ending: Arc<AtomicBool>,
-    pub(super) teller: Teller,
+    pub(super) teller: EventSender,
 }
 
 /// The image that a thread is at.
@@ -74,7 +74,7 @@ impl CpuThread {
     fn stage(&self, ticket: Ticket, image: &Image<'_>, time: Duration) -> Option<Message> {
         let (format, width, height) = (image.format, image.original_width, image.original_height);
         loop {
-            match self.stager.stage(image, LOOK) {
+            match self.stager.stage(image, POLL_INTERVAL) {
                 Ok(Some(staged)) => {
                     return Some(Message::Staged(ticket, Decoded { format, width, height, time }, staged));
                 }

@@ -22,12 +22,12 @@ pub enum Message {
 
 /// Sends messages and wakes the lane.
 #[derive(Clone, Debug)]
-pub struct Teller {
+pub struct EventSender {
     messages: Sender<Message>,
     wake: Sender<()>,
 }
 
-impl Teller {
+impl EventSender {
     /// One for who reads the messages, which come without bound, and the wakes, of which one at most waits.
     pub fn new() -> (Self, Receiver<Message>, Receiver<()>) {
         let (wake, wakes) = bounded(1);

@@ -21,7 +21,7 @@ use gpu_kernels::preprocess::cuda::Stager;
 use gpu_kernels::{DecodeLimits, inspect};
 use parking_lot::Mutex;
 
-pub use message::{Message, Teller};
+pub use message::{Message, EventSender};
 
 use super::route::{Line, Route, Router};
 use crate::engine::EngineError;
@@ -93,7 +93,7 @@ impl Decoders {
         settings: &DecodeSettings,
         stager: &Stager,
         pool: &DevicePool,
-        teller: &Teller,
+        teller: &EventSender,
     ) -> Result<Self, EngineError> {
         let nvjpeg = if settings.nvjpeg { open_nvjpeg(device, settings, pool)? } else { None };
         let (backend, nvjpegs, kernels) = match nvjpeg {
@@ -150,7 +150,7 @@ impl Decoders {
                 dispatch: Weak::clone(&work),
                 ending: Arc::clone(&decoders.ending),
                 teller: teller.clone(),
-                in_vain: 0,
+                consecutive_failures: 0,
                 task: Arc::clone(&task),
             };
             let thread = spawn(format!("weir-nvjpeg-{number}"), move || thread.run())?;
@@ -240,7 +240,7 @@ impl Decoders {
     }
 
     /// Has an image decoded by whoever will have it first; the CPU gives up at the time that `until` says. `teller` hears of it when it can't be.
-    pub fn decode(&self, ticket: Ticket, bytes: Bytes, until: Until, teller: &Teller) {
+    pub fn decode(&self, ticket: Ticket, bytes: Bytes, until: Until, teller: &EventSender) {
         let look = || {
             let by = |backend| eligible(&bytes, backend, &self.limits).ok();
             let first = self.backend.and_then(by);

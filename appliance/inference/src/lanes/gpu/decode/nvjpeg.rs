@@ -15,7 +15,7 @@ use gpu_kernels::decode::nvjpeg::{
 use super::super::route::Route;
 use super::DecodeSettings;
 use super::dispatch::{Dispatch, Work};
-use super::message::{Message, Teller};
+use super::message::{Message, EventSender};
 use crate::engine::EngineError;
 use crate::lanes::stall::Task;
 use crate::lanes::{Decoded, DeviceError};
@@ -25,7 +25,7 @@ pub(super) const NVJPEG_BATCH: usize = 16;
 /// Threads with an nvJPEG each, so that one batch is on the GPU while the next is parsed.
 pub(super) const NVJPEG_THREADS: usize = 2;
 /// Batches of which nvJPEG decodes nothing before it is left alone.
-const MOST_IN_VAIN: usize = 16;
+const MAX_CONSECUTIVE_FAILURES: usize = 16;
 
 pub(super) struct GpuThread {
     pub(super) decoder: GpuJpegDecoder,
@@ -35,9 +35,9 @@ pub(super) struct GpuThread {
     pub(super) work: Receiver<Work>,
     pub(super) dispatch: Weak<Dispatch>,
     pub(super) ending: Arc<AtomicBool>,
-    pub(super) teller: Teller,
+    pub(super) teller: EventSender,
     /// Batches one after the other of which nvJPEG has decoded nothing.
-    pub(super) in_vain: usize,
+    pub(super) consecutive_failures: usize,
     /// What it is at, for who watches it.
     pub(super) task: Arc<Task<Vec<Work>>>,
 }
@@ -75,7 +75,7 @@ impl GpuThread {
     }
 
     fn decode(&mut self, batch: Vec<Work>, for_kernels: bool) -> Result<After, DeviceError> {
-        if self.in_vain >= MOST_IN_VAIN {
+        if self.consecutive_failures >= MAX_CONSECUTIVE_FAILURES {
             self.leave_to_cpu(batch);
             return Ok(After::GoOn);
         }
@@ -122,12 +122,12 @@ impl GpuThread {
 
     /// nvJPEG that decodes nothing time and again is of no use here.
     fn note(&mut self, done: usize, left: usize) {
-        self.in_vain = match (done, left) {
-            (0, 1..) => self.in_vain + 1,
-            (0, 0) => self.in_vain,
+        self.consecutive_failures = match (done, left) {
+            (0, 1..) => self.consecutive_failures + 1,
+            (0, 0) => self.consecutive_failures,
             _ => 0,
         };
-        if self.in_vain == MOST_IN_VAIN {
+        if self.consecutive_failures == MAX_CONSECUTIVE_FAILURES {
             tracing::warn!("nvJPEG decodes nothing that it is given; the CPU decodes all images from now on");
         }
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 /// Smaller ones the allocator keeps by itself. Also the step of sizes, so that frames of one camera share buffers.
-pub(super) const LEAST: usize = 128 << 10;
+pub(super) const MIN_LEN: usize = 128 << 10;
 /// Kept at most, all spare buffers together.
-const MOST_SPARE: usize = 4 << 20;
+const MAX_SPARE: usize = 4 << 20;
 
 /// Spare buffers.
 #[derive(Debug, Default)]
@@ -31,12 +31,12 @@ pub(super) struct Buffer {
 impl Buffers {
     /// The bytes that a buffer for so many takes.
     pub(super) fn size_for(room: usize) -> usize {
-        if room < LEAST { room } else { room.checked_next_multiple_of(LEAST).unwrap_or(room) }
+        if room < MIN_LEN { room } else { room.checked_next_multiple_of(MIN_LEN).unwrap_or(room) }
     }
 
     /// An empty buffer of exactly [`Buffers::size_for`] this many bytes, or a spare one of at most twice as many.
     pub(super) fn take(self: &Arc<Self>, room: usize) -> Buffer {
-        let spare = if room < LEAST { None } else { self.spare.lock().take(room) };
+        let spare = if room < MIN_LEN { None } else { self.spare.lock().take(room) };
         let bytes = spare.unwrap_or_else(|| Vec::with_capacity(Self::size_for(room)));
         Buffer { bytes, home: Arc::clone(self) }
     }
@@ -82,11 +82,11 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.bytes);
-        if buffer.capacity() < LEAST {
+        if buffer.capacity() < MIN_LEN {
             return;
         }
         let mut spare = self.home.spare.lock();
-        if spare.bytes + buffer.capacity() <= MOST_SPARE {
+        if spare.bytes + buffer.capacity() <= MAX_SPARE {
             buffer.clear();
             spare.bytes += buffer.capacity();
             spare.buffers.push(buffer);
@@ -106,8 +106,8 @@ mod tests {
     #[test]
     fn a_large_buffer_is_used_again_when_nobody_holds_its_bytes() {
         let buffers = Arc::new(Buffers::default());
-        let mut first = buffers.take(LEAST);
-        first.extend(&[7; LEAST]);
+        let mut first = buffers.take(MIN_LEN);
+        first.extend(&[7; MIN_LEN]);
         let address = first.as_ref().as_ptr();
         let bytes = bytes::Bytes::from_owner(first);
         let slice = bytes.slice(10..20);
@@ -115,23 +115,23 @@ mod tests {
         assert_eq!(spare(&buffers).0, 0);
         assert_eq!(slice[..], [7; 10]);
         drop(slice);
-        assert_eq!(spare(&buffers), (1, LEAST));
-        let mut second = buffers.take(LEAST - 1);
+        assert_eq!(spare(&buffers), (1, MIN_LEN));
+        let mut second = buffers.take(MIN_LEN - 1);
         assert_eq!(spare(&buffers).0, 1, "too small to be kept, so not taken from those");
         second.extend(&[1]);
-        let third = buffers.take(LEAST);
+        let third = buffers.take(MIN_LEN);
         assert_eq!((third.as_ref().as_ptr(), third.len()), (address, 0));
     }
 
     #[test]
     fn a_small_body_gets_no_giants_buffer_and_the_spare_ones_are_bounded() {
         let buffers = Arc::new(Buffers::default());
-        drop(buffers.take(5 * LEAST));
-        assert_eq!(buffers.take(LEAST).bytes.capacity(), LEAST);
+        drop(buffers.take(5 * MIN_LEN));
+        assert_eq!(buffers.take(MIN_LEN).bytes.capacity(), MIN_LEN);
         let all: Vec<_> = (0..10).map(|_| buffers.take(1 << 20)).collect();
         drop(all);
-        assert!(spare(&buffers).1 <= MOST_SPARE, "{:?}", spare(&buffers));
-        drop(buffers.take(MOST_SPARE + 1));
-        assert!(spare(&buffers).1 <= MOST_SPARE);
+        assert!(spare(&buffers).1 <= MAX_SPARE, "{:?}", spare(&buffers));
+        drop(buffers.take(MAX_SPARE + 1));
+        assert!(spare(&buffers).1 <= MAX_SPARE);
     }
 }

@@ -10,7 +10,7 @@ use cloud_sync::blob::{BlobInfo, BlobKey, BlobStore, DirStore, Room};
 use cloud_sync::error::SyncResult;
 use cloud_sync::state::StateStore;
 
-use super::layout;
+use super::object_keys;
 
 /// From this share on, in percent, what is old goes, down to the second.
 const SHORT: u64 = 80;
@@ -103,7 +103,7 @@ impl Tidy {
         let mut removed = 0;
         let batch = key.strip_prefix("results/").and_then(|name| name.strip_suffix(".jsonl"));
         if let Some(id) = batch {
-            removed += remove_all(&self.store, &layout::batch_prefix(id)).await?;
+            removed += remove_all(&self.store, &object_keys::batch_prefix(id)).await?;
             self.state.forget_batch(id).await?;
         }
         // A listing gives keys only.

@@ -7,24 +7,24 @@ use cloud_sync::event::ModelChange;
 use cloud_sync::registry::ModelVersion;
 use inference::bundle::Bundle;
 
-use super::entry::Placed;
+use super::entry::DeployedVersion;
 use super::promote::Why;
 use super::retire::retire;
 use super::status::Step;
 use super::task::{Interrupt, Order, Polled, Task};
-use super::verdict::{Evidence, Stage, Verdict, judge};
+use super::verdict::{Evidence, Stage, TrialDecision, judge};
 use super::{Command, Refusal, tell};
-use crate::gentle;
+use crate::low_priority;
 use crate::models::{Origin, pull};
 use crate::serving::{Comparison, LoadError, LoadedModel, Trial, TrialKind};
 
 /// How often a trial is looked at.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the version that serves is looked at while another is downloaded.
-const LOOK_MEANWHILE: Duration = Duration::from_secs(1);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a version does not come to serve.
-pub(super) enum Setback {
+pub(super) enum RolloutError {
     /// Never: it is rejected.
     Reject(String),
     /// It failed, and whether it or this machine is at fault can't be told.
@@ -32,12 +32,12 @@ pub(super) enum Setback {
     /// Not now.
     Later(String),
     /// Something else is to be followed meanwhile.
-    Overtaken,
+    Superseded,
     /// The process ends.
     Stop,
 }
 
-impl Setback {
+impl RolloutError {
     fn of(error: &LoadError) -> Self {
         let reason = error.to_string();
         if error.is_transient() {
@@ -53,7 +53,7 @@ impl Setback {
     pub(super) fn refusal(&self) -> Refusal {
         match self {
             Self::Reject(reason) | Self::Unclear(reason) | Self::Later(reason) => Refusal(reason.clone()),
-            Self::Overtaken => Refusal("something else is followed by now".into()),
+            Self::Superseded => Refusal("something else is followed by now".into()),
             Self::Stop => Refusal("the appliance is stopping".into()),
         }
     }
@@ -71,10 +71,10 @@ impl Task {
             Err(setback) => {
                 self.end_trial();
                 match setback {
-                    Setback::Reject(reason) | Setback::Unclear(reason) => {
+                    RolloutError::Reject(reason) | RolloutError::Unclear(reason) => {
                         self.reject(&origin, &reason, "rejected").await;
                     }
-                    Setback::Later(reason) => {
+                    RolloutError::Later(reason) => {
                         tracing::warn!(
                             model = self.name(),
                             version = candidate,
@@ -83,24 +83,24 @@ impl Task {
                         );
                         self.board.note(|status| status.error = Some(format!("{candidate}: {reason}")));
                     }
-                    Setback::Overtaken => return Polled::Again,
-                    Setback::Stop => return Polled::Stop,
+                    RolloutError::Superseded => return Polled::Again,
+                    RolloutError::Stop => return Polled::Stop,
                 }
                 Polled::Later
             }
         }
     }
 
-    async fn walk(&mut self, version: &ModelVersion, origin: &Origin) -> Result<(), Setback> {
+    async fn walk(&mut self, version: &ModelVersion, origin: &Origin) -> Result<(), RolloutError> {
         let digest = self.fetch(version).await?;
         // The alias may have moved while the download went on.
         match self.resolve().await {
-            Some(now) if Origin::of(&now) != *origin => return Err(Setback::Overtaken),
+            Some(now) if Origin::of(&now) != *origin => return Err(RolloutError::Superseded),
             // The registry has gone meanwhile; what was fetched is what it wanted last.
             _ => {}
         }
         let model = Arc::new(self.load(&digest, Some(origin.clone())).await?);
-        let config = self.around.settings.rollout.clone();
+        let config = self.context.settings.rollout.clone();
         let mut trials = Vec::new();
         if config.shadow_images > 0 || !config.shadow_time.is_zero() {
             trials.push((Stage::Shadow, TrialKind::Shadow));
@@ -117,7 +117,7 @@ impl Task {
         }
         let described = model.describe();
         let why = if ordered.is_some() { Why::Ordered } else { Why::Passed };
-        let promoted = self.promote(model, Some(Placed::new(&digest, origin)), why).await;
+        let promoted = self.promote(model, Some(DeployedVersion::new(&digest, origin)), why).await;
         if let Some(order) = ordered {
             order.answer(match &promoted {
                 Ok(()) => Ok(format!("{described} serves from now on")),
@@ -128,35 +128,35 @@ impl Task {
     }
 
     /// Fetches and verifies a version. Returns the digest of its bundle.
-    async fn fetch(&mut self, version: &ModelVersion) -> Result<String, Setback> {
+    async fn fetch(&mut self, version: &ModelVersion) -> Result<String, RolloutError> {
         self.board.note(|status| status.step = Step::Downloading);
-        let around = Arc::clone(&self.around);
-        let Some(registry) = around.registry.clone() else { return Err(Setback::Overtaken) };
+        let context = Arc::clone(&self.context);
+        let Some(registry) = context.registry.clone() else { return Err(RolloutError::Superseded) };
         let ignore = |_| {};
-        let pulling = pull(registry.as_ref(), version, &around.store, &around.settings.pull, &ignore);
+        let pulling = pull(registry.as_ref(), version, &context.store, &context.settings.pull, &ignore);
         tokio::pin!(pulling);
         let outcome = loop {
             tokio::select! {
                 outcome = &mut pulling => break outcome,
                 // What is downloaded is as good beside the version before.
-                () = tokio::time::sleep(LOOK_MEANWHILE) => {
+                () = tokio::time::sleep(WATCH_INTERVAL) => {
                     self.check_promoted().await;
                 }
                 interrupt = self.interrupt() => match interrupt {
-                    Interrupt::Stop => return Err(Setback::Stop),
+                    Interrupt::Stop => return Err(RolloutError::Stop),
                     Interrupt::Order(order) if order.command == Command::Promote => {
                         order.answer(Err(Refusal("the version is being downloaded; it is on no trial yet".into())));
                     }
                     Interrupt::Order(order) => {
-                        self.carry_out(order).await;
-                        return Err(Setback::Overtaken);
+                        self.handle_command(order).await;
+                        return Err(RolloutError::Superseded);
                     }
                 },
             }
         };
         outcome.map(|pulled| pulled.digest).map_err(|error| match error.is_transient() {
-            true => Setback::Later(error.to_string()),
-            false => Setback::Reject(error.to_string()),
+            true => RolloutError::Later(error.to_string()),
+            false => RolloutError::Reject(error.to_string()),
         })
     }
 
@@ -165,24 +165,24 @@ impl Task {
         &mut self,
         digest: &str,
         origin: Option<Origin>,
-    ) -> Result<LoadedModel, Setback> {
+    ) -> Result<LoadedModel, RolloutError> {
         self.board.note(|status| status.step = Step::Loading);
-        let (around, digest) = (Arc::clone(&self.around), digest.to_owned());
+        let (context, digest) = (Arc::clone(&self.context), digest.to_owned());
         let of = origin.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            let verified = gentle::run(|| around.store.bundle(&digest));
-            let bundle = verified.map_err(|error| Setback::Later(error.to_string()))?;
+            let verified = low_priority::run(|| context.store.bundle(&digest));
+            let bundle = verified.map_err(|error| RolloutError::Later(error.to_string()))?;
             let bundle = bundle.map_err(|error| match error.is_transient() {
-                true => Setback::Later(error.to_string()),
-                false => Setback::Reject(error.to_string()),
+                true => RolloutError::Later(error.to_string()),
+                false => RolloutError::Reject(error.to_string()),
             })?;
-            beside(&around, bundle, origin).map_err(|error| Setback::of(&error))
+            beside(&context, bundle, origin).map_err(|error| RolloutError::of(&error))
         });
-        let loaded = loaded.await.unwrap_or_else(|_| Err(Setback::Unclear("loading it panicked".into())));
+        let loaded = loaded.await.unwrap_or_else(|_| Err(RolloutError::Unclear("loading it panicked".into())));
         match (&loaded, of) {
             (Ok(_), Some(origin)) => self.retries.worked(&origin),
-            (Err(Setback::Later(reason) | Setback::Unclear(reason)), Some(origin)) => {
-                self.retries.failed(&origin, reason, self.around.settings.poll, Instant::now());
+            (Err(RolloutError::Later(reason) | RolloutError::Unclear(reason)), Some(origin)) => {
+                self.retries.failed(&origin, reason, self.context.settings.poll, Instant::now());
             }
             _ => {}
         }
@@ -196,9 +196,9 @@ impl Task {
         kind: TrialKind,
         model: &Arc<LoadedModel>,
         origin: &Origin,
-    ) -> Result<Option<Order>, Setback> {
+    ) -> Result<Option<Order>, RolloutError> {
         let Some(serving) = self.followed.slot.current() else { return Ok(None) };
-        self.around.metrics.on_trial(self.name(), &model.model.version);
+        self.context.metrics.on_trial(self.name(), &model.model.version);
         let comparison = Arc::<Comparison>::default();
         let (began, trial, before) = (Instant::now(), model.tally.read(), serving.tally.read());
         self.board.note(|status| {
@@ -213,7 +213,7 @@ impl Task {
         loop {
             if self.check_promoted().await {
                 // What was seen was held against a version that serves no more.
-                return Err(Setback::Overtaken);
+                return Err(RolloutError::Superseded);
             }
             let (compared, disagreed) = comparison.read();
             let evidence = Evidence {
@@ -223,31 +223,31 @@ impl Task {
                 compared,
                 disagreed,
             };
-            match judge(stage, &evidence, &self.around.settings.rollout) {
-                Verdict::Pass => return Ok(None),
-                Verdict::Fail(reason) => return Err(Setback::Reject(reason)),
-                Verdict::Wait => {}
+            match judge(stage, &evidence, &self.context.settings.rollout) {
+                TrialDecision::Pass => return Ok(None),
+                TrialDecision::Fail(reason) => return Err(RolloutError::Reject(reason)),
+                TrialDecision::Wait => {}
             }
-            if asked.elapsed() >= self.around.settings.poll {
+            if asked.elapsed() >= self.context.settings.poll {
                 asked = Instant::now();
                 if self.resolve().await.is_some_and(|now| Origin::of(&now) != *origin) {
-                    return Err(Setback::Overtaken);
+                    return Err(RolloutError::Superseded);
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 interrupt = self.interrupt() => match interrupt {
-                    Interrupt::Stop => return Err(Setback::Stop),
+                    Interrupt::Stop => return Err(RolloutError::Stop),
                     Interrupt::Order(order) => match order.command {
                         Command::Promote => return Ok(Some(order)),
                         Command::Rollback => {
                             order.answer(Ok(format!("{} is rejected", model.describe())));
-                            return Err(Setback::Reject("rolled back by an operator".into()));
+                            return Err(RolloutError::Reject("rolled back by an operator".into()));
                         }
                         Command::Reload => order.answer(Ok("the trial goes on".into())),
                         Command::Pin(_) => {
-                            self.carry_out(order).await;
-                            return Err(Setback::Overtaken);
+                            self.handle_command(order).await;
+                            return Err(RolloutError::Superseded);
                         }
                     },
                 },
@@ -258,9 +258,9 @@ impl Task {
     /// A version is not tried again; what serves goes on.
     async fn reject(&mut self, origin: &Origin, reason: &str, state: &str) {
         let (rejected, why) = (origin.clone(), reason.to_owned());
-        let noted = self.around.note(self.name(), move |entry| {
+        let noted = self.context.note(self.name(), move |entry| {
             entry.reject(&rejected, &why);
-            entry.tell(&rejected, tell::tag_value(&format!("rejected: {why}")));
+            entry.tell(&rejected, notify::tag_value(&format!("rejected: {why}")));
         });
         if let Err(error) = noted.await {
             tracing::error!(%error, "that a version was rejected could not be written down; it will be tried again");
@@ -277,7 +277,7 @@ impl Task {
             other: self.followed.slot.current().map(|current| current.describe()),
             reason: Some(reason.to_owned()),
         };
-        tell::event(&self.around, change).await;
+        notify::event(&self.context, change).await;
         self.prune().await;
     }
 
@@ -292,10 +292,10 @@ impl Task {
 
 /// Loads a bundle beside what serves; blocking.
 pub(super) fn beside(
-    around: &super::Surroundings,
+    context: &super::RolloutContext,
     bundle: Bundle,
     origin: Option<Origin>,
 ) -> Result<LoadedModel, LoadError> {
-    let observer = Arc::clone(&around.metrics);
-    around.loader.load_beside(bundle, origin, &around.lanes, observer)
+    let observer = Arc::clone(&context.metrics);
+    context.loader.load_beside(bundle, origin, &context.lanes, observer)
 }

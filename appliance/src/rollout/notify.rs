@@ -5,19 +5,19 @@ use std::sync::Arc;
 use cloud_sync::event::{Event, EventBody, ModelChange};
 use cloud_sync::registry::{ModelReference, ModelVersion, Which};
 
-use super::Surroundings;
-use super::entry::Untold;
+use super::RolloutContext;
+use super::entry::PendingTag;
 
 /// Longest value of a tag; MLflow takes 5,000 characters.
-const LONGEST: usize = 500;
+const MAX_REASON_LEN: usize = 500;
 
 /// Publishes a change as an event; a full outbox is logged, and changes nothing about the rollout.
-pub(super) async fn event(around: &Surroundings, change: ModelChange) {
+pub(super) async fn event(context: &RolloutContext, change: ModelChange) {
     let (model, state, version) = (&change.model, &change.state, &change.version);
     tracing::info!(model, version, other = change.other, reason = change.reason, "{state}");
-    around.metrics.rollout(model, state);
-    let Some(outbox) = &around.outbox else { return };
-    let event = Event::new(around.settings.node.clone(), EventBody::Model(change));
+    context.metrics.rollout(model, state);
+    let Some(outbox) = &context.outbox else { return };
+    let event = Event::new(context.settings.node.clone(), EventBody::Model(change));
     if let Err(error) = outbox.append_event(&event).await {
         tracing::warn!(%error, "a change of a model is no event: the outbox did not take it");
     }
@@ -29,21 +29,21 @@ pub(super) fn tag_key(node: &str) -> String {
     format!("weir.{}.state", node.chars().map(plain).take(200).collect::<String>())
 }
 
-/// A tag's value of at most [`LONGEST`] characters on one line.
+/// A tag's value of at most [`MAX_REASON_LEN`] characters on one line.
 pub(super) fn tag_value(text: &str) -> String {
     let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    match line.char_indices().nth(LONGEST) {
+    match line.char_indices().nth(MAX_REASON_LEN) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
     }
 }
 
 /// Sets the tags that wait. What the registry refuses for good is dropped; the rest waits for the next time.
-pub(super) async fn tags(around: &Arc<Surroundings>, model: &str) {
-    let Some(registry) = around.registry.as_ref().filter(|_| around.settings.tag) else { return };
-    let key = tag_key(&around.settings.node);
-    for untold in around.journal.entry(model).untold {
-        let Untold { name, version, value } = &untold;
+pub(super) async fn tags(context: &Arc<RolloutContext>, model: &str) {
+    let Some(registry) = context.registry.as_ref().filter(|_| context.settings.tag) else { return };
+    let key = tag_key(&context.settings.node);
+    for pending_tags in context.journal.entry(model).pending_tags {
+        let PendingTag { name, version, value } = &pending_tags;
         let reference = ModelReference { name: name.clone(), which: Which::Version(version.clone()) };
         let done = match registry.resolve(&reference).await {
             Ok(Some(found)) if is_tagged(&found, &key, value) => Ok(()),
@@ -56,7 +56,7 @@ pub(super) async fn tags(around: &Arc<Surroundings>, model: &str) {
             Err(error) => tracing::warn!(error = error.in_full(), version, "a version can't be tagged"),
             Ok(()) => {}
         }
-        let told = around.note(model, move |entry| entry.untold.retain(|other| *other != untold));
+        let told = context.note(model, move |entry| entry.pending_tags.retain(|other| *other != pending_tags));
         if let Err(error) = told.await {
             tracing::warn!(%error, "tags will be set again");
             return;

@@ -19,11 +19,11 @@ const STEP_POINT: i32 = 7;
 /// its pixels little nearer to the means (docs/performance.md).
 const LAST_OF_TWO: usize = 4;
 /// Coefficients that are read at most.
-const MOST: usize = 25;
+const MAX_COEFFICIENTS: usize = 25;
 
 /// By zigzag index: row and column of a coefficient.
 #[rustfmt::skip]
-const ZIGZAG: [(u8, u8); MOST] = [
+const ZIGZAG: [(u8, u8); MAX_COEFFICIENTS] = [
     (0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0), (4, 0), (3, 1), (2, 2), (1, 3), (0, 4), (0, 5),
     (1, 4), (2, 3), (3, 2), (4, 1), (5, 0), (6, 0), (5, 1), (4, 2), (3, 3),
 ];
@@ -52,7 +52,7 @@ impl Steps {
         let last = match side {
             1 => 0,
             2 => LAST_OF_TWO,
-            4 => MOST - 1,
+            4 => MAX_COEFFICIENTS - 1,
             _ => return None,
         };
         let mut steps = [Step::default(); 32];

@@ -28,13 +28,13 @@ const NO_LIMITS: DecodeLimits = DecodeLimits {
 #[derive(Debug)]
 pub struct Slot {
     name: String,
-    routes: RwLock<Arc<Routes>>,
+    routes: RwLock<Arc<ActiveVersions>>,
     seen: Mutex<Sightings>,
 }
 
 /// Which versions there are.
 #[derive(Clone, Debug, Default)]
-pub struct Routes {
+pub struct ActiveVersions {
     /// The one that answers; none before the first is here.
     pub current: Option<Arc<LoadedModel>>,
     /// The one on trial.
@@ -168,7 +168,7 @@ impl Slot {
     }
 
     /// Which versions there are now.
-    pub fn routes(&self) -> Arc<Routes> {
+    pub fn routes(&self) -> Arc<ActiveVersions> {
         Arc::clone(&self.routes.read())
     }
 
@@ -178,9 +178,9 @@ impl Slot {
     }
 
     /// Changes which versions there are; requests that come later see it.
-    pub fn change(&self, change: impl FnOnce(&mut Routes)) {
+    pub fn change(&self, change: impl FnOnce(&mut ActiveVersions)) {
         let mut routes = self.routes.write();
-        let mut new = Routes::clone(&routes);
+        let mut new = ActiveVersions::clone(&routes);
         change(&mut new);
         *routes = Arc::new(new);
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::batch::layout::check_id;
+use crate::batch::object_keys::check_id;
 
 /// Longest name of a camera, in bytes.
 const MAX_CAMERA_BYTES: usize = 128;

@@ -4,27 +4,27 @@ use std::sync::Arc;
 
 use inference::bundle::{Bundle, find_bundle};
 
-use super::entry::{Entry, Placed};
+use super::entry::{Entry, DeployedVersion};
 use super::promote::Why;
 use super::status::Step;
-use super::steps::beside;
+use super::stages::beside;
 use super::task::{Order, Task};
 use super::{Command, Refusal, tell};
 use crate::serving::LoadedModel;
 
 impl Task {
     /// Carries out a command while no version is on trial.
-    pub(super) async fn carry_out(&mut self, order: Order) {
+    pub(super) async fn handle_command(&mut self, order: Order) {
         let outcome = match &order.command {
             Command::Promote => Err(Refusal("no version is on trial".into())),
-            Command::Reload => self.forgive().await,
+            Command::Reload => self.clear_rejection().await,
             Command::Rollback => self.back("rolled back by an operator").await,
             Command::Pin(version) => self.pin(version.clone()).await,
         };
         order.answer(outcome);
     }
 
-    async fn forgive(&mut self) -> Result<String, Refusal> {
+    async fn clear_rejection(&mut self) -> Result<String, Refusal> {
         let Some(reference) = self.reference() else {
             return Err(Refusal(format!("model {} follows nothing: it has no `follow`", self.name())));
         };
@@ -34,7 +34,7 @@ impl Task {
         self.retries.forget();
         let described = format!("{reference} is {}/{} now", version.name, version.version);
         let forgiven =
-            self.around.note(self.name(), move |entry| entry.forgive(&version.name, &version.version));
+            self.context.note(self.name(), move |entry| entry.clear_rejection(&version.name, &version.version));
         forgiven.await.map_err(|error| Refusal(error.to_string()))?;
         Ok(described)
     }
@@ -45,9 +45,9 @@ impl Task {
         };
         self.retries.forget();
         let (wanted, name) = (version.clone(), follow.name.clone());
-        let pinned = self.around.note(self.name(), move |entry| {
+        let pinned = self.context.note(self.name(), move |entry| {
             if let Some(version) = &wanted {
-                entry.forgive(&name, version);
+                entry.clear_rejection(&name, version);
             }
             entry.pinned = wanted;
         });
@@ -60,7 +60,7 @@ impl Task {
 
     /// Back to the version before: loaded still, from the store, or the configured bundle.
     pub(super) async fn back(&mut self, reason: &str) -> Result<String, Refusal> {
-        let entry = self.around.journal.entry(self.name());
+        let entry = self.context.journal.entry(self.name());
         let Some(serving) = entry.serving.clone() else {
             return Err(Refusal("the configured bundle serves; there is nothing to go back to".into()));
         };
@@ -69,14 +69,14 @@ impl Task {
         let origin = serving.origin();
         match self.promote(model, placed, Why::Undone(&origin, reason)).await {
             Ok(()) => {
-                tell::tags(&self.around, self.name()).await;
+                notify::tags(&self.context, self.name()).await;
                 Ok(format!("{described} serves again; {}/{} is rejected", origin.name, origin.version))
             }
             Err(setback) => Err(setback.refusal()),
         }
     }
 
-    async fn before(&mut self, entry: &Entry) -> Result<(Arc<LoadedModel>, Option<Placed>), Refusal> {
+    async fn before(&mut self, entry: &Entry) -> Result<(Arc<LoadedModel>, Option<DeployedVersion>), Refusal> {
         if let Some(standby) = self.followed.slot.routes().standby.clone() {
             return Ok((standby, entry.previous.clone()));
         }
@@ -85,13 +85,13 @@ impl Task {
             self.board.note(|status| status.step = Step::Idle);
             return Ok((Arc::new(loaded.map_err(|setback| setback.refusal())?), Some(previous)));
         }
-        let (around, dir) = (Arc::clone(&self.around), self.followed.bundle.clone());
+        let (context, dir) = (Arc::clone(&self.context), self.followed.bundle.clone());
         let Some(dir) = dir else {
             return Err(Refusal("there is no version before this one".into()));
         };
         let loaded = tokio::task::spawn_blocking(move || {
             let bundle = Bundle::open(&find_bundle(Some(&dir))?)?;
-            beside(&around, bundle, None)
+            beside(&context, bundle, None)
         });
         match loaded.await {
             Ok(Ok(model)) => Ok((Arc::new(model), None)),

@@ -54,7 +54,7 @@ pub fn check_any_id(id: &str) -> Result<(), InvalidId> {
 /// The id of a batch whose message, at `position` in the queue, names none. A position that can't be part of an id is
 /// replaced by its digest.
 #[must_use]
-pub fn id_of_place(position: &str) -> String {
+pub fn synthetic_id(position: &str) -> String {
     match check_id(position) {
         Ok(()) => format!("{PLACE}{position}"),
         Err(_) => format!("{PLACE}message-{}", &blake3::hash(position.as_bytes()).to_hex()[..32]),
@@ -63,7 +63,7 @@ pub fn id_of_place(position: &str) -> String {
 
 /// Whether an id is the place of a message: then only that message can have it.
 #[must_use]
-pub fn is_place(id: &str) -> bool {
+pub fn is_synthetic(id: &str) -> bool {
     id.starts_with(PLACE)
 }
 
@@ -181,14 +181,14 @@ mod tests {
     fn the_place_of_a_message_is_an_id_that_no_client_can_choose() {
         let long = "t".repeat(200);
         for place in ["requests-0-17", "queue-01JD-3", ".hidden-0-1", "a/b", long.as_str()] {
-            let id = id_of_place(place);
-            assert!(is_place(&id) && check_any_id(&id).is_ok() && check_id(&id).is_err(), "{id}");
+            let id = synthetic_id(place);
+            assert!(is_synthetic(&id) && check_any_id(&id).is_ok() && check_id(&id).is_err(), "{id}");
             assert!(results_key(&id).is_ok() && part_key(&id, 0).is_ok(), "{id}");
-            assert_eq!(id, id_of_place(place));
+            assert_eq!(id, synthetic_id(place));
         }
-        assert_eq!(id_of_place("requests-0-17"), "~requests-0-17");
-        assert_ne!(id_of_place(".hidden-0-1"), id_of_place(".hidden-0-2"));
-        assert!(check_any_id("mine").is_ok() && !is_place("mine"));
+        assert_eq!(synthetic_id("requests-0-17"), "~requests-0-17");
+        assert_ne!(synthetic_id(".hidden-0-1"), synthetic_id(".hidden-0-2"));
+        assert!(check_any_id("mine").is_ok() && !is_synthetic("mine"));
         for id in ["~", "~~a", "~.a", "~a/b", "b~summary"] {
             assert!(check_any_id(id).is_err(), "{id}");
         }
