@@ -277,7 +277,7 @@ fn several_models_are_served_by_name() {
     let config = tempfile::NamedTempFile::new().unwrap();
     let (late, dir) = (tempfile::tempdir().unwrap(), colours.path().display());
     let text = format!(
-        "registry.dir = \"{}\"\nregistry.poll = \"100ms\"\n[models.colours]\nbundle = \"{dir}\"\n[models.late]\nfollow = \"late@now\"\n",
+        "registry.dir = \"{}\"\nregistry.poll_interval = \"100ms\"\n[models.colours]\nbundle = \"{dir}\"\n[models.late]\nfollow = \"late@now\"\n",
         late.path().display()
     );
     std::fs::write(config.path(), text).unwrap();

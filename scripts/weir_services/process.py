@@ -87,7 +87,7 @@ def _send(pids, number):
             os.kill(pid, number)
 
 
-def stop(process, number=signal.SIGTERM, patience=30.0):
+def stop(process, number=signal.SIGTERM, timeout=30.0):
     """Asks with the signal, waits, then kills whatever of the session is left. True when it was still running."""
     running = members(process)
     if not running:
@@ -97,7 +97,7 @@ def stop(process, number=signal.SIGTERM, patience=30.0):
             # A paused process acts on a signal only once it goes on.
             _send([process.pid], number)
             _send([process.pid], signal.SIGCONT)
-        wait(lambda: not alive(process), patience)
+        wait(lambda: not alive(process), timeout)
     _send(members(process), signal.SIGKILL)
     wait(lambda: not members(process), KILL_WAIT)
     return True
@@ -111,8 +111,8 @@ def resume(process):
     _send(members(process), signal.SIGCONT)
 
 
-def wait(done, patience):
-    end = time.monotonic() + patience
+def wait(done, timeout):
+    end = time.monotonic() + timeout
     while not done() and time.monotonic() < end:
         time.sleep(0.02)
 

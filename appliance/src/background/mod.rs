@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::batch::BatchReading;
-use crate::batch::retry::Patience;
+use crate::batch::retry::RetryPolicy;
 use crate::batch::worker::WorkerStats;
 use crate::telemetry::{CloudReadings, UplinkReading};
 use shutdown::MAX_IDLE_CLOSE;
@@ -38,7 +38,7 @@ pub(crate) struct BatchRuntime {
     pub(crate) queue: Arc<dyn JobQueue>,
     pub(crate) kind: &'static str,
     /// What this process does of the work, and how it waits for its stores.
-    pub(crate) worker: Option<(Arc<WorkerStats>, Arc<Patience>)>,
+    pub(crate) worker: Option<(Arc<WorkerStats>, Arc<RetryPolicy>)>,
     pub(crate) running: Mutex<Option<Running>>,
     pub(crate) tidy: Option<AbortHandle>,
 }
@@ -86,7 +86,7 @@ impl Background {
                 paused: queue.paused,
                 partitions: u64::from(queue.partitions),
                 counts: work.worker.as_ref().map(|(stats, _)| stats.counts()).unwrap_or_default(),
-                retries: work.worker.as_ref().map_or(0, |(_, patience)| patience.retries()),
+                retries: work.worker.as_ref().map_or(0, |(_, retry)| retry.retries()),
             }
         })
     }

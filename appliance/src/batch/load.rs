@@ -13,7 +13,7 @@ use cloud_sync::error::SyncResult;
 
 use super::image_url::{Source, shown, source};
 use super::object_keys;
-use super::retry::Patience;
+use super::retry::RetryPolicy;
 use super::pausing::{self, Pause};
 use crate::config::FetchConfig;
 use crate::fetch::{FetchError, Fetcher};
@@ -36,7 +36,7 @@ pub struct Loader {
     limits: LoadLimits,
     slots: Slots,
     usual: Usual,
-    patience: Arc<Patience>,
+    retry: Arc<RetryPolicy>,
 }
 
 /// Bounds on loading.
@@ -47,7 +47,7 @@ pub struct LoadLimits {
     /// Memory for images, which requests share.
     pub memory: Arc<BodyMemory>,
     /// Images being loaded at once.
-    pub loads: usize,
+    pub concurrent_fetches: usize,
     /// Tries to load an image from somebody else's server.
     pub attempts: u32,
     /// Pause after the first try; it doubles, up to sixteen times as long.
@@ -85,9 +85,9 @@ impl Loader {
         limits: LoadLimits,
         own: Arc<dyn BlobStore>,
         buckets: Buckets,
-        patience: Arc<Patience>,
+        retry: Arc<RetryPolicy>,
     ) -> Self {
-        let loads = limits.loads.max(1);
+        let loads = limits.concurrent_fetches.max(1);
         Self {
             fetcher: Fetcher::new(FetchConfig { max_concurrent: loads, ..fetch }, limits.max_bytes),
             own,
@@ -95,7 +95,7 @@ impl Loader {
             slots: Slots::new(loads),
             usual: Usual::default(),
             limits,
-            patience,
+            retry,
         }
     }
 
@@ -133,7 +133,7 @@ impl Loader {
     where
         F: Future<Output = SyncResult<Option<Bytes>>> + Send,
     {
-        let mut backoff = self.patience.backoff();
+        let mut backoff = self.retry.backoff();
         let (mut again, mut paused) = (false, None);
         loop {
             let slot = self.slots.acquire(request_id).await;
@@ -173,7 +173,7 @@ impl Loader {
             drop(slot);
             // Until the store is back it is nothing but waiting.
             paused.get_or_insert_with(Pause::begin);
-            self.patience.pause(&mut backoff, "loading an image", &error).await;
+            self.retry.pause(&mut backoff, "loading an image", &error).await;
         }
     }
 

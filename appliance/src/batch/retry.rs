@@ -11,19 +11,19 @@ use super::pausing::Pause;
 /// How to wait for a store that is away. An outage fails no image: the work waits, and the bound on what is out for
 /// work stops the queue meanwhile.
 #[derive(Debug)]
-pub struct Patience {
+pub struct RetryPolicy {
     first: Duration,
     longest: Duration,
     retries: AtomicU64,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_secs(15))
     }
 }
 
-impl Patience {
+impl RetryPolicy {
     /// Pauses between tries that double from `first` to `longest`.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {

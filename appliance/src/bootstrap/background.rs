@@ -21,7 +21,7 @@ use super::{Links, StartError, outbox_dir};
 use crate::background::shutdown::ShutdownBudget;
 use crate::background::{Background, BatchRuntime, Running};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
-use crate::batch::retry::Patience;
+use crate::batch::retry::RetryPolicy;
 use crate::batch::spool::Spool;
 use crate::batch::gc::{self, Tidy};
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
@@ -116,7 +116,7 @@ fn start_batches(
 ) -> Result<(BatchRuntime, Option<Arc<BatchService>>), StartError> {
     let config = around.state.config();
     let (choice, reason) = links.queue(config);
-    let own = (Arc::new(WorkerStats::default()), Arc::new(Patience::default()));
+    let own = (Arc::new(WorkerStats::default()), Arc::new(RetryPolicy::default()));
     let (stores, kind) = match (choice, &links.kafka, &links.redis, &links.s3, around.outbox) {
         (QueueChoice::Kafka, Some(kafka), Some(redis), Some(s3), _) => {
             let queue = KafkaQueueConfig {
@@ -196,21 +196,21 @@ fn worker(
     stores: BatchStores,
     links: &Links,
     around: &Around<'_>,
-    (stats, patience): (Arc<WorkerStats>, Arc<Patience>),
+    (stats, retry): (Arc<WorkerStats>, Arc<RetryPolicy>),
     remove_files: bool,
 ) -> Result<Worker, StartError> {
     let config = around.state.config();
     let limits = LoadLimits {
         max_bytes: config.http.max_body_bytes(),
         memory: Arc::clone(around.state.body_memory()),
-        loads: config.batch.loads,
+        concurrent_fetches: config.batch.concurrent_fetches,
         attempts: config.batch.attempts,
         pause: BACKOFF_INITIAL,
     };
     let buckets = buckets(config, links)?;
     let own = Arc::clone(&stores.blob);
     Ok(Worker {
-        loader: Loader::new(config.fetch.clone(), limits, own, buckets, Arc::clone(&patience)),
+        loader: Loader::new(config.fetch.clone(), limits, own, buckets, Arc::clone(&retry)),
         queue: stores.queue,
         state: stores.state,
         blob: stores.blob,
@@ -226,7 +226,7 @@ fn worker(
         },
         config: config.batch.clone(),
         stats,
-        patience,
+        retry,
         capture: around.capture.clone(),
     })
 }
@@ -259,7 +259,7 @@ pub(super) fn open_capture(
     let rule = match config.capture.rule {
         CaptureRule::None => return Ok(None),
         CaptureRule::All => Rule::All,
-        CaptureRule::Below => Rule::Below(config.capture.below),
+        CaptureRule::Below => Rule::Below(config.capture.confidence_below),
         CaptureRule::Sample => Rule::Sample(config.capture.sample),
     };
     let store: Arc<dyn BlobStore> = match &links.s3 {

@@ -39,7 +39,7 @@ impl Files {
     /// Shares out a limit. A connection may need a second file, for a body or a result on the disk.
     pub fn share(limit: u64, config: &Config) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let reserved = FOR_STORAGE + config.fetch.max_concurrent + config.batch.loads;
+        let reserved = FOR_STORAGE + config.fetch.max_concurrent + config.batch.concurrent_fetches;
         // With very few files storage still comes first.
         let connections = limit.saturating_sub(reserved).max(limit / 8).max(1);
         Self { limit, connections }
@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn storage_comes_before_connections() {
         let config = Config::default();
-        let reserved = FOR_STORAGE + config.fetch.max_concurrent + config.batch.loads;
+        let reserved = FOR_STORAGE + config.fetch.max_concurrent + config.batch.concurrent_fetches;
         assert_eq!(Files::share(1024, &config).connections, 1024 - reserved);
         assert_eq!(Files::share(64, &config).connections, 8);
         assert_eq!(Files::share(1, &config).connections, 1);

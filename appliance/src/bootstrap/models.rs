@@ -163,8 +163,8 @@ fn settings(config: &Config, runtime: &Runtime) -> Settings {
         node: config.node.name.clone(),
         rollout: config.rollout.clone(),
         monitoring: config.monitoring.clone(),
-        poll: registry.poll,
-        keep: registry.keep,
+        poll_interval: registry.poll_interval,
+        retain_versions: registry.retain_versions,
         tag: registry.tag,
         pull: pull_limits(config, runtime),
     }

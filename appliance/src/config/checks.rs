@@ -47,8 +47,8 @@ impl Config {
         if self.batch.enabled && self.has_embedded_queue() && room.as_u64() / 2 < body.as_u64() {
             return Err(("blobs.max_bytes", format!("{room} is less than twice batch.max_body = {body}")));
         }
-        if !(0.0..=1.0).contains(&self.capture.below) {
-            return Err(("capture.below", format!("{} is not between 0 and 1", self.capture.below)));
+        if !(0.0..=1.0).contains(&self.capture.confidence_below) {
+            return Err(("capture.confidence_below", format!("{} is not between 0 and 1", self.capture.confidence_below)));
         }
         if !(0.0..=1.0).contains(&self.capture.sample) {
             return Err(("capture.sample", format!("{} is not between 0 and 1", self.capture.sample)));
@@ -120,7 +120,7 @@ impl Config {
             ("batch.max_images", batch.max_images, 10_000_000),
             ("batch.chunk", batch.chunk as u64, MAX_MESSAGE_IMAGES),
             ("batch.inflight", batch.inflight as u64, 1000),
-            ("batch.loads", batch.loads as u64, 1000),
+            ("batch.concurrent_fetches", batch.concurrent_fetches as u64, 1000),
             ("batch.attempts", u64::from(batch.attempts), 100),
             ("batch.max_body", batch.max_body.as_u64(), 1 << 40),
             ("batch.max_queued", batch.max_queued.as_u64(), 1 << 50),

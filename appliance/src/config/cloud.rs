@@ -30,7 +30,7 @@ pub struct BatchConfig {
     /// Messages out for work at once, a process.
     pub inflight: usize,
     /// Images being loaded at once, a process.
-    pub loads: usize,
+    pub concurrent_fetches: usize,
     /// Tries to load an image before it counts as failed.
     pub attempts: u32,
     /// Longest time that the work on one batch may take, from when a process begins with it; what is not done by then has
@@ -200,7 +200,7 @@ pub struct CaptureConfig {
     /// Which images.
     pub rule: CaptureRule,
     /// `rule = "below"`: images whose confidence is under it.
-    pub below: f32,
+    pub confidence_below: f32,
     /// `rule = "sample"`: this share of the images, 0 to 1.
     pub sample: f64,
     /// Bytes on disk for images that wait to be sent; beyond it new ones are not kept.
@@ -232,7 +232,7 @@ impl Default for BatchConfig {
             body_timeout: Duration::from_secs(600),
             chunk: 256,
             inflight: 4,
-            loads: 16,
+            concurrent_fetches: 16,
             attempts: 4,
             time_limit: Duration::from_secs(24 * 3600),
             inline_results: 100,
@@ -307,6 +307,6 @@ impl KafkaSection {
 
 impl Default for CaptureConfig {
     fn default() -> Self {
-        Self { rule: CaptureRule::default(), below: 0.6, sample: 0.01, max_bytes: ByteSize::gib(2) }
+        Self { rule: CaptureRule::default(), confidence_below: 0.6, sample: 0.01, max_bytes: ByteSize::gib(2) }
     }
 }

@@ -55,12 +55,12 @@ pub struct RegistryConfig {
     pub ca_file: Option<PathBuf>,
     /// How often the registry is asked; up to a fifth more or less, so that a fleet does not ask at once.
     #[serde(with = "humantime_serde")]
-    pub poll: Duration,
+    pub poll_interval: Duration,
     /// Longest time for one answer of the server, or for a pause in a download.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// Versions of each model that stay on disk.
-    pub keep: usize,
+    pub retain_versions: usize,
     /// Largest version, all files together.
     pub max_bundle: ByteSize,
     /// Whether versions are tagged with what this box does with them (`weir.<node>.state`).
@@ -98,7 +98,7 @@ pub struct RolloutConfig {
     pub max_disagreement: f64,
     /// How long the version before stays loaded, so that the way back takes no time.
     #[serde(with = "humantime_serde")]
-    pub standby: Duration,
+    pub keep_previous_loaded: Duration,
 }
 
 /// A summary of what this box sees, sent to the registry.
@@ -109,7 +109,7 @@ pub struct MonitoringConfig {
     pub enabled: bool,
     /// How often.
     #[serde(with = "humantime_serde")]
-    pub every: Duration,
+    pub interval: Duration,
     /// The experiment that collects them.
     pub experiment: String,
 }
@@ -136,9 +136,9 @@ impl Default for RegistryConfig {
             token: Secret::default(),
             token_file: None,
             ca_file: None,
-            poll: Duration::from_secs(60),
+            poll_interval: Duration::from_secs(60),
             timeout: Duration::from_secs(30),
-            keep: 3,
+            retain_versions: 3,
             max_bundle: ByteSize::gib(2),
             tag: true,
         }
@@ -158,14 +158,14 @@ impl Default for RolloutConfig {
             max_error_rate: 0.01,
             max_latency_ratio: 2.0,
             max_disagreement: 0.2,
-            standby: Duration::from_secs(600),
+            keep_previous_loaded: Duration::from_secs(600),
         }
     }
 }
 
 impl Default for MonitoringConfig {
     fn default() -> Self {
-        Self { enabled: false, every: Duration::from_secs(3600), experiment: "weir-monitoring".into() }
+        Self { enabled: false, interval: Duration::from_secs(3600), experiment: "weir-monitoring".into() }
     }
 }
 
@@ -252,11 +252,11 @@ impl Config {
             true => Err((key, format!("{} is less than {}", show(value), show(least)))),
             false => Ok(()),
         };
-        least("registry.poll", registry.poll, Duration::from_millis(100))?;
+        least("registry.poll_interval", registry.poll_interval, Duration::from_millis(100))?;
         least("registry.timeout", registry.timeout, Duration::from_millis(100))?;
-        least("monitoring.every", self.monitoring.every, Duration::from_secs(1))?;
-        if !(1..=1000).contains(&registry.keep) {
-            return Err(("registry.keep", format!("{} is not between 1 and 1000", registry.keep)));
+        least("monitoring.interval", self.monitoring.interval, Duration::from_secs(1))?;
+        if !(1..=1000).contains(&registry.retain_versions) {
+            return Err(("registry.retain_versions", format!("{} is not between 1 and 1000", registry.retain_versions)));
         }
         if registry.max_bundle < ByteSize::mib(1) {
             return Err(("registry.max_bundle", format!("{} is less than 1 MiB", registry.max_bundle)));

@@ -259,7 +259,7 @@ fn links_that_cannot_be_are_refused() {
         ("[batch]\nqueue = \"rabbit\"".into(), "batch.queue"),
         ("[s3]\nendpoint = \"minio:9000\"".into(), "s3.endpoint"),
         ("[s3]\nallow_prefixes = [\"raw/\", \"/x\"]".into(), "s3.allow_prefixes"),
-        ("[capture]\nbelow = 1.5".into(), "capture.below"),
+        ("[capture]\nconfidence_below = 1.5".into(), "capture.confidence_below"),
         ("[capture]\nsample = -0.1".into(), "capture.sample"),
         ("[redis]\nprefix = \"a{b\"".into(), "redis.prefix"),
     ] {

@@ -244,7 +244,7 @@ pub(super) struct DeviceHealth {
     /// Lanes whose device works at this moment.
     pub(super) lanes_alive: usize,
     /// Lanes on the CPU that stand in while no GPU works.
-    pub(super) standing_in: usize,
+    pub(super) cpu_fallback_workers: usize,
 }
 
 /// All models.
@@ -303,7 +303,7 @@ pub(super) struct ModelHealth {
     pub(super) rejected: Vec<RejectedHealth>,
     /// When the registry answered last.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) asked: Option<String>,
+    pub(super) last_polled_at: Option<String>,
     /// What went wrong last, if nothing went right since. For the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,

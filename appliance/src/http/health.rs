@@ -122,7 +122,7 @@ fn describe_engine(reply: &mut HealthReply, state: &ServerState, engine: &Loaded
             reason: Some(device.reason.clone()),
             lanes: lanes.count(),
             lanes_alive: lanes.alive(),
-            standing_in: lanes.standing_in(),
+            cpu_fallback_workers: lanes.fallback_workers(),
         });
     }
     reply.queue = Some(QueueHealth { depth: lanes.depth(), capacity: lanes.capacity() });

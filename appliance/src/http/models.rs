@@ -206,7 +206,7 @@ fn describe(rollouts: &Rollouts, slot: &crate::serving::Slot) -> ModelHealth {
                 at: time(rejected.at),
             })
             .collect(),
-        asked: status.asked.map(time),
+        last_polled_at: status.last_polled_at.map(time),
         error: status.error,
     }
 }

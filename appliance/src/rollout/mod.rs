@@ -103,9 +103,9 @@ pub struct Settings {
     /// Summaries.
     pub monitoring: MonitoringConfig,
     /// How often the registry is asked.
-    pub poll: Duration,
+    pub poll_interval: Duration,
     /// Versions of each model that stay on disk.
-    pub keep: usize,
+    pub retain_versions: usize,
     /// Whether versions are tagged.
     pub tag: bool,
     /// Bounds of a download.

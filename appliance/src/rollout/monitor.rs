@@ -22,7 +22,7 @@ pub(super) async fn run(context: Arc<RolloutContext>, slots: Vec<Arc<Slot>>, mut
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(settings.monitoring.every) => {}
+            () = tokio::time::sleep(settings.monitoring.interval) => {}
         }
         for slot in &slots {
             let Some(model) = slot.current() else { continue };

@@ -80,7 +80,7 @@ impl Task {
         });
         self.promoted = promoted;
         gone.into_iter().for_each(retire);
-        self.standby_until = Some(Instant::now() + self.context.settings.rollout.standby);
+        self.standby_until = Some(Instant::now() + self.context.settings.rollout.keep_previous_loaded);
         self.board.note(|status| {
             (status.step, status.candidate, status.error) = (Step::Idle, None, None);
             status.promoted += 1;
@@ -119,7 +119,7 @@ impl Task {
         let pruned = tokio::task::spawn_blocking(move || {
             let needed = context.journal.needed();
             let needed: Vec<&str> = needed.iter().map(String::as_str).collect();
-            context.store.prune(is_its, context.settings.keep, &needed)
+            context.store.prune(is_its, context.settings.retain_versions, &needed)
         });
         match pruned.await {
             Ok(Ok(removed)) if !removed.is_empty() => {

@@ -182,7 +182,7 @@ impl Task {
         match (&loaded, of) {
             (Ok(_), Some(origin)) => self.retries.worked(&origin),
             (Err(RolloutError::Later(reason) | RolloutError::Unclear(reason)), Some(origin)) => {
-                self.retries.failed(&origin, reason, self.context.settings.poll, Instant::now());
+                self.retries.failed(&origin, reason, self.context.settings.poll_interval, Instant::now());
             }
             _ => {}
         }
@@ -228,7 +228,7 @@ impl Task {
                 TrialDecision::Fail(reason) => return Err(RolloutError::Reject(reason)),
                 TrialDecision::Wait => {}
             }
-            if asked.elapsed() >= self.context.settings.poll {
+            if asked.elapsed() >= self.context.settings.poll_interval {
                 asked = Instant::now();
                 if self.resolve().await.is_some_and(|now| Origin::of(&now) != *origin) {
                     return Err(RolloutError::Superseded);

@@ -32,7 +32,7 @@ pub struct Status {
     /// The version that is on its way: `fish-classifier/4`.
     pub candidate: Option<String>,
     /// When the registry answered last.
-    pub asked: Option<SystemTime>,
+    pub last_polled_at: Option<SystemTime>,
     /// What went wrong last, if nothing went right since.
     pub error: Option<String>,
     /// Versions that came to serve since the start.

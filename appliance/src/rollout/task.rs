@@ -51,7 +51,7 @@ pub(super) struct Task {
 impl Task {
     pub(super) async fn run(mut self) {
         self.go_on_monitoring();
-        let mut poll_at = Instant::now() + self.context.settings.poll.min(Duration::from_millis(50));
+        let mut poll_at = Instant::now() + self.context.settings.poll_interval.min(Duration::from_millis(50));
         loop {
             let mut commanded = false;
             let look = tokio::time::sleep_until(self.next_look(poll_at).into());
@@ -74,7 +74,7 @@ impl Task {
             poll_at = Instant::now()
                 + match self.poll().await {
                     Polled::Again => Duration::ZERO,
-                    Polled::Later => jittered(self.context.settings.poll),
+                    Polled::Later => jittered(self.context.settings.poll_interval),
                     Polled::Stop => return self.save_promoted().await,
                 };
         }
@@ -158,7 +158,7 @@ impl Task {
         let mut changed = false;
         self.board.note(|status| {
             if answered {
-                status.asked = Some(SystemTime::now());
+                status.last_polled_at = Some(SystemTime::now());
             }
             changed = error.is_some() && status.error != error;
             if error.is_some() || status.step == Step::Idle {

@@ -251,7 +251,7 @@ async fn what_was_seen_of_a_promoted_version_counts_after_a_restart() {
     // That is over, after another restart, too.
     let world = world.restarted().await;
     world.fail(100);
-    world.until("asked again", || world.rollouts.handles()["colours"].board.read().asked.is_some()).await;
+    world.until("asked again", || world.rollouts.handles()["colours"].board.read().last_polled_at.is_some()).await;
     assert_eq!((world.serving(), world.entry().monitored), ("bundle".into(), None));
     world.rollouts.end(Duration::from_secs(60)).await;
 }

@@ -124,7 +124,7 @@ impl<'a> Cloud<'a> {
 
     /// Everything in the results topic that a consumer of committed records sees, once `enough` says so and for a
     /// moment longer.
-    pub fn results(&self, patience: Duration, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    pub fn results(&self, timeout: Duration, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let consumer: BaseConsumer = self
             .kafka()
             .set("group.id", format!("{}-reader-{}", self.name, ulid::Ulid::generate()))
@@ -138,7 +138,7 @@ impl<'a> Cloud<'a> {
             partitions.add_partition_offset(&self.results, partition, from).unwrap();
         }
         consumer.assign(&partitions).unwrap();
-        let (mut seen, mut until) = (Vec::new(), Instant::now() + patience);
+        let (mut seen, mut until) = (Vec::new(), Instant::now() + timeout);
         let mut complete = false;
         while Instant::now() < until {
             match consumer.poll(Duration::from_millis(100)) {
@@ -200,8 +200,8 @@ pub fn predictions(records: &[Value]) -> HashMap<String, usize> {
 }
 
 /// Polls a batch until it is finished.
-pub fn finished(api: &Daemon, request_id: &str, patience: Duration) -> Value {
-    let until = Instant::now() + patience;
+pub fn finished(api: &Daemon, request_id: &str, timeout: Duration) -> Value {
+    let until = Instant::now() + timeout;
     loop {
         let reply = api.get(&format!("/batch/status/{request_id}"));
         let status = if reply.status == 200 { reply.json() } else { Value::Null };

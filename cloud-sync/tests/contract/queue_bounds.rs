@@ -116,9 +116,9 @@ pub(crate) async fn a_receive_that_is_given_up_loses_nothing<H: Harness>(harness
             break;
         }
         assert!(start.elapsed() < ARRIVES, "these never came: {missing:?}");
-        let patience = Duration::from_micros(n % 40 * 50);
+        let timeout = Duration::from_micros(n % 40 * 50);
         let receive = queue.receive(Duration::from_secs(1));
-        if let Ok(delivery) = tokio::time::timeout(patience, receive).await {
+        if let Ok(delivery) = tokio::time::timeout(timeout, receive).await {
             let Some(delivery) = delivery.unwrap() else { continue };
             assert!(missing.remove(&name(&delivery)));
             assert_eq!(settle(&queue, &delivery).await, Settled::Done);

@@ -40,7 +40,7 @@ pub(super) struct BatchWorker {
     /// Lanes whose device works.
     pub(super) alive: Arc<AtomicUsize>,
     /// Lanes on the CPU that stand in.
-    pub(super) standing_in: Arc<AtomicUsize>,
+    pub(super) fallback_workers: Arc<AtomicUsize>,
     /// Whether a better device is being built.
     pub(super) building: Arc<AtomicBool>,
     /// Whether somebody's stand-ins were started; shared by the lanes.
@@ -199,7 +199,7 @@ impl BatchWorker {
     }
 
     fn others_work(&self) -> bool {
-        self.alive.load(Ordering::Relaxed) + self.standing_in.load(Ordering::Relaxed) > 0
+        self.alive.load(Ordering::Relaxed) + self.fallback_workers.load(Ordering::Relaxed) > 0
     }
 
     /// Builds on a thread of its own, with pauses that grow, until it works or `end` says so; lets go of the failed device first.

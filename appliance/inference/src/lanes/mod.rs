@@ -80,7 +80,7 @@ pub struct Lanes {
     again: Receiver<Job>,
     closing: Arc<AtomicBool>,
     alive: Arc<AtomicUsize>,
-    standing_in: Arc<AtomicUsize>,
+    fallback_workers: Arc<AtomicUsize>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
     at_once: usize,
@@ -169,7 +169,7 @@ impl Lanes {
                 let cpu = LaneSettings { turns: Turns::new(stand_in.lanes.count), ..stand_in.lanes.clone() };
                 let workers = (0..cpu.count)
                     .map(|lane| setup.worker(lane, model, &cpu, &stand_in.factory))
-                    .map(|worker| worker::Worker { alive: Arc::clone(&setup.standing_in), ..worker });
+                    .map(|worker| worker::Worker { alive: Arc::clone(&setup.fallback_workers), ..worker });
                 workers.collect()
             });
             let worker = BatchWorker {
@@ -178,7 +178,7 @@ impl Lanes {
                 factory: Arc::clone(factory),
                 observer: Arc::clone(&setup.observer),
                 alive: Arc::clone(&setup.alive),
-                standing_in: Arc::clone(&setup.standing_in),
+                fallback_workers: Arc::clone(&setup.fallback_workers),
                 building: Arc::new(AtomicBool::new(false)),
                 fallback_claimed: Arc::clone(&fallback_claimed),
                 stalls: Arc::clone(&settings.stalls),
@@ -338,8 +338,8 @@ impl Lanes {
     }
 
     /// Lanes on the CPU that stand in for those.
-    pub fn standing_in(&self) -> usize {
-        self.standing_in.load(Ordering::Relaxed)
+    pub fn fallback_workers(&self) -> usize {
+        self.fallback_workers.load(Ordering::Relaxed)
     }
 
     /// Threads of all lanes that were given up on and have not ended, and whether they are more than are replaced.
@@ -349,6 +349,6 @@ impl Lanes {
 
     /// Whether anything computes.
     pub fn works(&self) -> bool {
-        self.alive() + self.standing_in() > 0
+        self.alive() + self.fallback_workers() > 0
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Setup {
     pub(super) queues: LaneQueues,
     pub(super) observer: Arc<dyn LaneObserver>,
     pub(super) alive: Arc<AtomicUsize>,
-    pub(super) standing_in: Arc<AtomicUsize>,
+    pub(super) fallback_workers: Arc<AtomicUsize>,
     pub(super) idle: Arc<AtomicUsize>,
 }
 
@@ -34,7 +34,7 @@ impl Setup {
         let line = send.line();
         let (send_batch, batch) = bounded::<Job>(batch_capacity);
         let (give_back, again) = unbounded::<Job>();
-        let (alive, standing_in) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (alive, fallback_workers) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let closing = Arc::new(AtomicBool::new(false));
         let lanes = Lanes {
             queues: Mutex::new(Some(Queues { real_time: send, batch: send_batch })),
@@ -45,7 +45,7 @@ impl Setup {
             again: again.clone(),
             closing: Arc::clone(&closing),
             alive: Arc::clone(&alive),
-            standing_in: Arc::clone(&standing_in),
+            fallback_workers: Arc::clone(&fallback_workers),
             threads: Mutex::new(Vec::with_capacity(count)),
             count,
             at_once: count.max(1),
@@ -55,7 +55,7 @@ impl Setup {
         };
         let memory = Arc::clone(&settings.memory);
         let queues = LaneQueues { again, jobs, line, batch, give_back, closing, memory, until: never() };
-        Self { lanes, queues, observer, alive, standing_in, idle: Arc::new(AtomicUsize::new(0)) }
+        Self { lanes, queues, observer, alive, fallback_workers, idle: Arc::new(AtomicUsize::new(0)) }
     }
 
     pub(super) fn worker(

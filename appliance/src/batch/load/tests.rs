@@ -92,10 +92,10 @@ fn loader_of(store: Store, max_bytes: usize, max_inflight: usize) -> (Arc<Loader
     let store = Arc::new(store);
     // Batch loads get half.
     let memory = BodyMemory::new(2 * max_inflight, max_bytes);
-    let limits = LoadLimits { max_bytes, memory, loads: 4, attempts: 3, pause: Duration::from_millis(1) };
+    let limits = LoadLimits { max_bytes, memory, concurrent_fetches: 4, attempts: 3, pause: Duration::from_millis(1) };
     let allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
     let fetch = FetchConfig { allow_networks, timeout: Duration::from_secs(5), ..FetchConfig::default() };
-    let patience = Arc::new(Patience::new(Duration::from_millis(1), Duration::from_millis(2)));
+    let retry = Arc::new(RetryPolicy::new(Duration::from_millis(1), Duration::from_millis(2)));
     let own = OwnBucket {
         name: "own".into(),
         prefix: String::new(),
@@ -104,7 +104,7 @@ fn loader_of(store: Store, max_bytes: usize, max_inflight: usize) -> (Arc<Loader
     };
     let stores = BTreeMap::from(["fish", "own"].map(|name| (name.to_owned(), store.clone() as _)));
     let buckets = Buckets { stores, own: Some(own) };
-    (Arc::new(Loader::new(fetch, limits, store.clone(), buckets, patience)), store)
+    (Arc::new(Loader::new(fetch, limits, store.clone(), buckets, retry)), store)
 }
 
 /// Answers the n-th request with the n-th status and a body of so many bytes; the last one again and again.

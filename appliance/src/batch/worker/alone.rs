@@ -108,7 +108,7 @@ impl Worker {
     /// Asks for the earlier starts of a message.
     pub(super) async fn ask_for_starts(&self, attempt: &Attempt<'_>) {
         let starts = || self.state.work_starts(&attempt.delivery.position);
-        let starts = self.patience.retry_forever("asking for earlier starts of the work", starts).await;
+        let starts = self.retry.retry_forever("asking for earlier starts of the work", starts).await;
         let _ = attempt.earlier.set(starts);
     }
 

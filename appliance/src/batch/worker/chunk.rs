@@ -183,7 +183,7 @@ impl Worker {
         let complete = || {
             self.state.complete_chunk(spec, message.chunk, &delivery.position, tally.completed, tally.failed)
         };
-        let done = self.patience.retry_forever("noting that a chunk is done", complete).await;
+        let done = self.retry.retry_forever("noting that a chunk is done", complete).await;
         if done.owner != delivery.position {
             return Ok(Completed::Duplicate);
         }
@@ -216,7 +216,7 @@ impl Worker {
         if attempt.is_suspect() {
             return self.items_alone(attempt, message, files).await;
         }
-        let window = self.config.loads.max(1) * IMAGES_A_LOAD;
+        let window = self.config.concurrent_fetches.max(1) * IMAGES_A_LOAD;
         let mut running = FuturesUnordered::new();
         let mut items = Vec::with_capacity(message.image_urls.len());
         let mut offsets = 0..message.image_urls.len();
@@ -270,7 +270,7 @@ impl Worker {
             object_keys::part_key(&spec.request_id, message.chunk)?
         };
         let lines = results::lines(&items)?;
-        self.patience.retry_forever("writing results", || self.blob.put(&key, lines.clone(), LINES)).await;
+        self.retry.retry_forever("writing results", || self.blob.put(&key, lines.clone(), LINES)).await;
         Ok(Found { items, in_results })
     }
 
@@ -280,7 +280,7 @@ impl Worker {
         let delivery = attempt.delivery;
         self.end_work(attempt, true).await;
         attempt.leave();
-        let mut backoff = self.patience.backoff();
+        let mut backoff = self.retry.backoff();
         loop {
             let settled: SyncResult<Settled> = self.queue.settle(delivery, records.clone()).await;
             let error = match settled {
@@ -301,7 +301,7 @@ impl Worker {
                     WorkerStats::count(&self.stats.refused_results);
                     records.remove(refused);
                 }
-                None => self.patience.pause(&mut backoff, "publishing results", &error).await,
+                None => self.retry.pause(&mut backoff, "publishing results", &error).await,
             }
         }
     }

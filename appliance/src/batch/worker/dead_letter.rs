@@ -107,7 +107,7 @@ impl Worker {
         };
         let letter = Bytes::from(letter);
         let put = || self.blob.put(&key, letter.clone(), "application/json");
-        self.patience.retry_forever("keeping a dead letter", put).await;
+        self.retry.retry_forever("keeping a dead letter", put).await;
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ impl Worker {
         };
         let Some(outcome) = outcome else { return Ok(None) };
         let finish = || self.state.finish_batch(spec, &outcome);
-        let phase = self.patience.retry_forever("noting that a batch is finished", finish).await;
+        let phase = self.retry.retry_forever("noting that a batch is finished", finish).await;
         self.stats.budgets.forget(&spec.request_id);
         if phase == BatchPhase::Cancelled {
             self.mark_cancelled(spec).await?;
@@ -84,7 +84,7 @@ impl Worker {
     ) -> Result<Option<BatchOutcome>, ChunkError> {
         let spec = &message.spec;
         let key = object_keys::results_key(&spec.request_id)?;
-        let results = self.patience.retry_forever("looking for results", || self.blob.head(&key));
+        let results = self.retry.retry_forever("looking for results", || self.blob.head(&key));
         let (results, parts) = tokio::join!(results, self.all_parts_are_there(message));
         if results.is_none() && !parts? {
             return Ok(None);
@@ -115,7 +115,7 @@ impl Worker {
         // list of thousands.
         for next in 1..=MAX_CHECKS.min(spec.chunks - 1) {
             let part = object_keys::part_key(&spec.request_id, (message.chunk + next) % spec.chunks)?;
-            if self.patience.retry_forever("looking for results", || self.blob.head(&part)).await.is_none() {
+            if self.retry.retry_forever("looking for results", || self.blob.head(&part)).await.is_none() {
                 return Ok(false);
             }
         }
@@ -133,7 +133,7 @@ impl Worker {
         let (mut parts, mut next) = (BTreeSet::new(), None);
         loop {
             let list = || self.blob.list(&prefix, next.as_deref());
-            let page = self.patience.retry_forever("listing results", list).await;
+            let page = self.retry.retry_forever("listing results", list).await;
             parts.extend(page.objects.into_iter().map(|object| object.key));
             match page.next {
                 Some(more) => next = Some(more),
@@ -162,7 +162,7 @@ impl Worker {
         let tally = self.tally(&whole, self.inline(spec)).await;
         let key = object_keys::results_key(&spec.request_id)?;
         let put = || self.blob.put_file(&key, &whole, LINES);
-        self.patience.retry_forever("writing the results of a batch", put).await;
+        self.retry.retry_forever("writing the results of a batch", put).await;
         Ok(Some(self.outcome(&key, tally)))
     }
 
@@ -171,7 +171,7 @@ impl Worker {
     async fn append(&self, whole: &Path, part: &Path, spec: &BatchSpec, chunk: u32) -> u64 {
         let (whole, part) = (whole.to_path_buf(), part.to_path_buf());
         let length = || on_disk(whole.clone(), |whole| std::fs::metadata(whole).map(|m| m.len()));
-        let length = if chunk == 0 { 0 } else { self.patience.retry_forever("joining results", length).await };
+        let length = if chunk == 0 { 0 } else { self.retry.retry_forever("joining results", length).await };
         let append = || {
             let (part, spec) = (part.clone(), spec.clone());
             on_disk(whole.clone(), move |whole| {
@@ -180,7 +180,7 @@ impl Worker {
                 join::append(&part, to, &spec, chunk)
             })
         };
-        self.patience.retry_forever("joining results", append).await
+        self.retry.retry_forever("joining results", append).await
     }
 
     /// Keeps a part that is damaged.
@@ -189,7 +189,7 @@ impl Worker {
         WorkerStats::count(&self.stats.damaged_results);
         let key = object_keys::damaged_part_key(&spec.request_id, chunk)?;
         let put = || self.blob.put_file(&key, part, "application/octet-stream");
-        self.patience.retry_forever("keeping damaged results", put).await;
+        self.retry.retry_forever("keeping damaged results", put).await;
         Ok(())
     }
 
@@ -219,7 +219,7 @@ impl Worker {
 
     async fn tally(&self, file: &Path, inline: u64) -> Tally {
         let count = || on_disk(file.to_path_buf(), move |file| Tally::of_file(file, inline));
-        self.patience.retry_forever("counting results", count).await
+        self.retry.retry_forever("counting results", count).await
     }
 
     fn inline(&self, spec: &BatchSpec) -> u64 {
@@ -240,11 +240,11 @@ impl Worker {
     /// it after a time.
     async fn mark_cancelled(&self, spec: &BatchSpec) -> Result<(), ChunkError> {
         let key = object_keys::cancelled_key(&spec.request_id)?;
-        let head = self.patience.retry_forever("asking whether a batch is cancelled", || self.blob.head(&key)).await;
+        let head = self.retry.retry_forever("asking whether a batch is cancelled", || self.blob.head(&key)).await;
         if head.is_none() {
             let mark = cancelled_mark(&spec.request_id);
             let put = || self.blob.put(&key, mark.clone(), "application/json");
-            self.patience.retry_forever("noting that a batch is cancelled", put).await;
+            self.retry.retry_forever("noting that a batch is cancelled", put).await;
         }
         Ok(())
     }
@@ -257,7 +257,7 @@ impl Worker {
         for part in self.parts(spec).await {
             // What lies there under a name that is no key of ours is not ours.
             let Ok(key) = BlobKey::new(part) else { continue };
-            self.patience.retry_forever("removing parts", || self.blob.delete(&key)).await;
+            self.retry.retry_forever("removing parts", || self.blob.delete(&key)).await;
         }
         Ok(())
     }
@@ -276,6 +276,6 @@ impl Worker {
             digest: String::new(),
         };
         let complete = || self.state.complete_chunk(&claim, 0, &delivery.position, 0, 0);
-        self.patience.retry_forever("claiming the summary of a batch", complete).await.owner == delivery.position
+        self.retry.retry_forever("claiming the summary of a batch", complete).await.owner == delivery.position
     }
 }

@@ -78,7 +78,7 @@ impl Worker {
             Err(error) => return Ok(failed(error.code(), error.to_string())),
         };
         let source = message.camera.as_deref().unwrap_or(&message.spec.request_id);
-        let (mut tries, mut backoff) = (0, self.patience.backoff());
+        let (mut tries, mut backoff) = (0, self.retry.backoff());
         let mut may_try = true;
         loop {
             let slot = self.models.default();

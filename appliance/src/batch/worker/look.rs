@@ -75,13 +75,13 @@ impl Worker {
                     if cancelled {
                         // The state store has lost the batch, and with it that it is cancelled.
                         let cancel = || self.state.cancel_batch(spec);
-                        self.patience.retry_forever("noting that a batch is cancelled", cancel).await;
+                        self.retry.retry_forever("noting that a batch is cancelled", cancel).await;
                     }
                 }
             }
         }
         let start = || self.state.start_chunk(spec, message.chunk);
-        let start = self.patience.retry_forever("noting that a chunk is begun", start).await;
+        let start = self.retry.retry_forever("noting that a chunk is begun", start).await;
         if is_new && !start.created {
             known = self.known(spec).await;
             if others(&known) {
@@ -103,7 +103,7 @@ impl Worker {
 
     pub(super) async fn known(&self, spec: &BatchSpec) -> Option<BatchStatus> {
         let known = || self.state.batch(&spec.request_id);
-        self.patience.retry_forever("asking for a batch", known).await
+        self.retry.retry_forever("asking for a batch", known).await
     }
 
     /// What lies under the id of a batch that the state store does not know: it forgets batches after a time, and
@@ -112,8 +112,8 @@ impl Worker {
         let spec = &message.spec;
         let key = object_keys::results_key(&spec.request_id)?;
         let mark = object_keys::cancelled_key(&spec.request_id)?;
-        let head = self.patience.retry_forever("looking for results", || self.blob.head(&key));
-        let mark = self.patience.retry_forever("asking whether a batch is cancelled", || self.blob.head(&mark));
+        let head = self.retry.retry_forever("looking for results", || self.blob.head(&key));
+        let mark = self.retry.retry_forever("asking whether a batch is cancelled", || self.blob.head(&mark));
         let (record, head, mark) = tokio::join!(self.is_of_record(spec), head, mark);
         let (results, cancelled) = (head.is_some(), mark.is_some());
         let own = match (record?, results) {
@@ -133,7 +133,7 @@ impl Worker {
     pub(super) async fn is_of_record(&self, spec: &BatchSpec) -> Result<Option<bool>, ChunkError> {
         let key = object_keys::batch_key(&spec.request_id)?;
         let get = || self.blob.get(&key, batch_manifest::MAX_BYTES);
-        let json = self.patience.retry_forever("reading the record of a batch", get).await;
+        let json = self.retry.retry_forever("reading the record of a batch", get).await;
         Ok(json.map(|json| {
             serde_json::from_slice::<BatchRecord>(&json).is_ok_and(|record| record.spec == *spec)
         }))

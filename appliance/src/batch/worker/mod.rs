@@ -39,7 +39,7 @@ pub use stats::{WorkerCounts, WorkerStats};
 
 use self::alone::Attempt;
 use super::load::Loader;
-use super::retry::Patience;
+use super::retry::RetryPolicy;
 use super::spool::Spool;
 use crate::config::BatchConfig;
 use crate::serving::Models;
@@ -71,7 +71,7 @@ pub struct Worker {
     /// What it has done.
     pub stats: Arc<WorkerStats>,
     /// How it waits for its stores.
-    pub patience: Arc<Patience>,
+    pub retry: Arc<RetryPolicy>,
     /// Keeps images for training, where that is configured.
     pub capture: Option<Arc<Capture>>,
 }
@@ -152,7 +152,7 @@ impl Worker {
     /// Takes messages, each into a task of its own, until the flag is raised.
     async fn receive_all(self: &Arc<Self>, tasks: &mut JoinSet<()>, abandoned: &watch::Receiver<bool>) {
         let places = Arc::new(Semaphore::new(self.config.inflight.max(1)));
-        let mut backoff = self.patience.backoff();
+        let mut backoff = self.retry.backoff();
         while !self.stats.is_stopping() {
             while tasks.try_join_next().is_some() {}
             let place = tokio::time::timeout(RECEIVE_WAIT, Arc::clone(&places).acquire_owned()).await;

@@ -98,13 +98,13 @@ impl Worker {
                 Ok(tempfile::Builder::new().prefix(RESULTS_PREFIX).tempfile_in(dir)?.into_temp_path())
             })
         };
-        self.patience.retry_forever("making a file for results", make).await
+        self.retry.retry_forever("making a file for results", make).await
     }
 
     /// An object as a file; None when there is none.
     pub(super) async fn spooled(&self, key: &BlobKey) -> Option<TempPath> {
         let file = self.spool_file().await;
-        let got = self.patience.retry_forever("reading results", || self.blob.get_file(key, &file)).await;
+        let got = self.retry.retry_forever("reading results", || self.blob.get_file(key, &file)).await;
         got.map(|_| file)
     }
 
@@ -129,7 +129,7 @@ impl Worker {
                 false => read_items(path, skip, take),
             })
         };
-        let Some(items) = self.patience.retry_forever("reading results", read).await else { return Kept::Damaged };
+        let Some(items) = self.retry.retry_forever("reading results", read).await else { return Kept::Damaged };
         let complete = items.len() == take && images.zip(&items).all(|(index, item)| item.index == index);
         let fits = (complete || cancelled)
             && items.iter().all(|item| {

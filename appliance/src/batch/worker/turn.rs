@@ -78,7 +78,7 @@ impl Worker {
         let to_note = noted.filter(|(attempt, _)| alone || !attempt.is_started());
         // The same for every try: the answer to one that was heard may be lost.
         let step = (Ulid::generate().0 & u128::from(u64::MAX)) as u64;
-        let mut backoff = self.patience.backoff();
+        let mut backoff = self.retry.backoff();
         loop {
             let turn = self.turn(alone).await;
             let Some((attempt, image)) = to_note else { return turn };
@@ -88,7 +88,7 @@ impl Worker {
                 Err(error) => error,
             };
             drop(turn);
-            self.patience.pause(&mut backoff, "noting that work begins", &error).await;
+            self.retry.pause(&mut backoff, "noting that work begins", &error).await;
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) fn model(out: &mut impl Write, model: &Value) -> Result<()> {
         ("labels", "labels"),
         ("precision", "precision"),
         ("digest", "digest"),
-        ("registry asked", "asked"),
+        ("last polled", "last_polled_at"),
         ("remark", "error"),
     ] {
         let value = if key == "serving" { serving(model) } else { text(&model[key]) };

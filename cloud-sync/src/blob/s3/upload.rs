@@ -95,7 +95,7 @@ impl Upload<'_> {
         let body = source.part(0, length).await?;
         let put = self.store.client.put_object().bucket(&self.store.bucket).key(self.key);
         let put = put.content_type(self.content_type).body(ByteStream::from(body));
-        let sent = match self.patience(length) {
+        let sent = match self.timeout(length) {
             Some(config) => put.customize().config_override(config).send().await,
             None => put.send().await,
         };
@@ -118,7 +118,7 @@ impl Upload<'_> {
                 let complete = client.complete_multipart_upload().bucket(bucket).key(self.key);
                 let complete = complete.upload_id(&id).multipart_upload(parts).customize();
                 // The storage puts the parts together before it answers.
-                let complete = complete.config_override(self.patience(length).unwrap_or_default());
+                let complete = complete.config_override(self.timeout(length).unwrap_or_default());
                 complete.send().await.map(drop).map_err(|error| classify(self.failed(), error))
             }
             Err(error) => Err(error),
@@ -162,13 +162,13 @@ impl Upload<'_> {
         let number = i32::try_from(n + 1).unwrap_or(i32::MAX);
         let part = self.store.client.upload_part().bucket(&self.store.bucket).key(self.key);
         let part = part.upload_id(id).part_number(number).body(ByteStream::from(body)).customize();
-        let part = part.config_override(self.patience(length).unwrap_or_default()).send().await;
+        let part = part.config_override(self.timeout(length).unwrap_or_default()).send().await;
         let part = part.map_err(|error| classify(format!("{} (part {number})", self.failed()), error))?;
         Ok(CompletedPart::builder().part_number(number).set_e_tag(part.e_tag).build())
     }
 
     /// More time for a body of so many bytes; none for one that the usual time is enough for.
-    fn patience(&self, bytes: u64) -> Option<Builder> {
+    fn timeout(&self, bytes: u64) -> Option<Builder> {
         const USUAL: u64 = 256 << 10;
         (bytes > USUAL).then(|| {
             let timeouts = TimeoutConfig::builder()

@@ -316,7 +316,7 @@ async fn a_settlement_that_is_given_up_happens_or_not_and_never_twice() {
     for n in 0..40_u64 {
         submit(&queue, &[10]).await.unwrap();
         let id = format!("id-{n}");
-        let patience = Duration::from_micros(n * 97 % 4000);
+        let timeout = Duration::from_micros(n * 97 % 4000);
         loop {
             let Some(delivery) = queue.receive(Duration::ZERO).await.unwrap() else {
                 // Out until the settlement that nobody waits for any more is through, and then done or back.
@@ -328,7 +328,7 @@ async fn a_settlement_that_is_given_up_happens_or_not_and_never_twice() {
                 continue;
             };
             let settling = queue.settle(&delivery, results(&[&id]));
-            match tokio::time::timeout(patience, settling).await {
+            match tokio::time::timeout(timeout, settling).await {
                 Ok(settled) => {
                     assert_eq!(settled.unwrap(), Settled::Done);
                     done += 1;

@@ -15,10 +15,10 @@ use super::shared::{Phase, Shared};
 use crate::error::SyncResult;
 use crate::kafka::{down, explain};
 
-/// How often the ends of the partitions are asked for.
+/// Interval between queries of the partitions' end offsets.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the broker is asked while it gives this member nothing, and how long an answer may take.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Timeout of one metadata or watermark query, and the interval between queries while this member has no assignment.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for where the group stands: an open transaction holds the answer up, and nothing is polled meanwhile.
 const HELD_UP: Duration = Duration::from_millis(500);
 /// Longest single poll: after it the thread sees what has changed.
@@ -27,7 +27,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// is also how long partitions wait for a new owner.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long the thread may poll nothing; librdkafka's own default.
-const BACKOFF_MAX: Duration = Duration::from_secs(300);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// Seconds from 1970 to the year 10000. A time beyond it was not counted in milliseconds, and no date can be made of it.
 const LAST_SECOND: u64 = 253_402_300_800;
@@ -109,7 +109,7 @@ pub(super) fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> 
     let ahead = (config.max_message_bytes / 1024).max(8 * 1024);
     let heartbeat = HEARTBEAT.min(config.session_timeout / 4);
     // A session that is longer than this is refused.
-    let pause = BACKOFF_MAX.max(config.session_timeout);
+    let pause = MAX_PAUSE.max(config.session_timeout);
     client
         .set("group.id", &config.group_id)
         .set("partition.assignment.strategy", "cooperative-sticky")
@@ -161,7 +161,7 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
             look_at = Instant::now()
                 + match look(shared, consumer) {
                     Look::Known => POLL_INTERVAL,
-                    Look::Unknown => POLL_INTERVAL,
+                    Look::Unknown => METADATA_TIMEOUT,
                     Look::Cut => {
                         tracing::warn!(
                             topic = shared.config.requests_topic,
@@ -237,7 +237,7 @@ fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Look {
 
 fn find_topic(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Result<(), KafkaError> {
     let topic = &shared.config.requests_topic;
-    let metadata = consumer.fetch_metadata(Some(topic), POLL_INTERVAL)?;
+    let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
     match metadata.topics().first().and_then(rdkafka::metadata::MetadataTopic::error) {
         Some(code) => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::from(code))),
         None => Ok(()),
@@ -248,7 +248,7 @@ fn find_topic(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Result<(),
 /// what has come.
 fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32) -> Result<bool, KafkaError> {
     let topic = &shared.config.requests_topic;
-    let (low, high) = consumer.fetch_watermarks(topic, partition, POLL_INTERVAL)?;
+    let (low, high) = consumer.fetch_watermarks(topic, partition, METADATA_TIMEOUT)?;
     if shared.look(|ledger| ledger.begin(partition)).is_none() {
         find_begin(shared, consumer, partition, (low, high))?;
     }

@@ -25,17 +25,17 @@ pub(super) async fn fetch(rest: &Rest, wanted: &Wanted, to: &Path) -> Answer<()>
     let task = format!("fetch {}", wanted.what);
     // The server reads all of it from the storage before it begins to answer: 1 MiB/s is waited for.
     let bytes = wanted.size.listed.unwrap_or(64 << 20);
-    let patience = rest.timeout() + Duration::from_millis(bytes >> 10);
+    let timeout = rest.timeout() + Duration::from_millis(bytes >> 10);
     let left = Partial::left(to).await.filter(|left| left.origin.source == wanted.url.as_str());
     let asked = left.as_ref().and_then(range_of).unwrap_or_default();
-    let answer = rest.file(&task, wanted.url.clone(), asked, patience).await?;
+    let answer = rest.file(&task, wanted.url.clone(), asked, timeout).await?;
     let (answer, file) = match left {
         Some(left) if goes_on(&answer, &left) => (answer, Partial::go_on(to, &left).await?),
         _ => {
             let whole = match answer.status() {
                 StatusCode::OK => answer,
                 // Not the part that was asked for.
-                _ => rest.file(&task, wanted.url.clone(), HeaderMap::new(), patience).await?,
+                _ => rest.file(&task, wanted.url.clone(), HeaderMap::new(), timeout).await?,
             };
             if whole.status() != StatusCode::OK {
                 let text = format!("cannot {task}: the answer is not the whole file ({})", whole.status());

@@ -147,18 +147,18 @@ impl Rest {
         Err(Failure { of_the_link: true, ..SyncError::permanent(Link::Mlflow, error).into() })
     }
 
-    /// Asks for a file; its body is still to come. `patience` is for the beginning of the answer.
+    /// Asks for a file; its body is still to come. `timeout` is for the beginning of the answer.
     pub(super) async fn file(
         &self,
         what: &str,
         url: Url,
         headers: HeaderMap,
-        patience: Duration,
+        timeout: Duration,
     ) -> Answer<Response> {
         let request = self.client.get(url).headers(headers);
-        let answer = timeout(patience, self.send(what, request))
+        let answer = timeout(timeout, self.send(what, request))
             .await
-            .unwrap_or_else(|_| Err(late(what, patience)))?;
+            .unwrap_or_else(|_| Err(late(what, timeout)))?;
         let status = answer.status();
         if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(answer);
@@ -222,9 +222,9 @@ async fn body_of(what: &str, mut answer: Response, limit: usize) -> Answer<Bytes
     Ok(body.freeze())
 }
 
-fn late(what: &str, patience: Duration) -> Failure {
+fn late(what: &str, timeout: Duration) -> Failure {
     let error = SyncError::transient(Link::Mlflow, format!("cannot {what}"));
-    error.because(format!("no answer after {}", humantime::format_duration(patience))).into()
+    error.because(format!("no answer after {}", humantime::format_duration(timeout))).into()
 }
 
 fn parse<T: DeserializeOwned>(what: &str, body: &[u8]) -> Answer<T> {

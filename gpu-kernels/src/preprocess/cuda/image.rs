@@ -41,15 +41,15 @@ impl Stager {
         Self { pool }
     }
 
-    /// Copies an image; waits until there is room for it, and not for longer than `patience`: `None` then.
+    /// Copies an image; waits until there is room for it, and not for longer than `timeout`: `None` then.
     ///
     /// # Errors
     /// [`GpuError::Refused`] when the driver gives no memory.
-    pub fn stage(&self, image: &Image<'_>, patience: Duration) -> Result<Option<StagedImage>, GpuError> {
+    pub fn stage(&self, image: &Image<'_>, timeout: Duration) -> Result<Option<StagedImage>, GpuError> {
         let row = 3 * image.width as usize;
         let pitch = 3 * image.width.next_multiple_of(ROW_GROUP);
         let bytes = pitch as usize * image.height as usize;
-        let Some(mut block) = self.pool.take_within(bytes, patience)? else { return Ok(None) };
+        let Some(mut block) = self.pool.take_within(bytes, timeout)? else { return Ok(None) };
         let rows = block.as_mut_slice().chunks_exact_mut(pitch as usize);
         for (from, to) in image.pixels.chunks_exact(row).zip(rows) {
             to[..row].copy_from_slice(from);

@@ -45,7 +45,7 @@ pub(super) fn status(client: &mut Client, id: &str) -> anyhow::Result<Status> {
 }
 
 /// Waits until a batch is finished with every image classified.
-pub(super) fn finished(api: &Server, id: &str, patience: Duration) -> anyhow::Result<()> {
+pub(super) fn finished(api: &Server, id: &str, timeout: Duration) -> anyhow::Result<()> {
     let (mut client, start) = (api.client()?, Instant::now());
     loop {
         let now = status(&mut client, id)?;
@@ -54,7 +54,7 @@ pub(super) fn finished(api: &Server, id: &str, patience: Duration) -> anyhow::Re
             ensure!(whole, "batch {id} ended with failed images: {now:?}");
             return Ok(());
         }
-        ensure!(start.elapsed() < patience, "batch {id} is not finished after {patience:?}: {now:?}");
+        ensure!(start.elapsed() < timeout, "batch {id} is not finished after {patience:?}: {now:?}");
         std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -200,12 +200,12 @@ fn the_cpu_stands_in_until_the_device_is_back() {
     let more = submit(&lanes, 8..100);
     let by: Vec<f32> = check(answers).into_iter().chain(check(more)).collect();
     assert!(by.contains(&CPU) && by.contains(&0.0), "{by:?}");
-    until(|| lanes.standing_in() == 2);
+    until(|| lanes.fallback_workers() == 2);
     assert!(lanes.works() && lanes.alive() == 0);
     assert_eq!(check(submit(&lanes, 0..9)), [CPU; 9]);
     world.refuse_to_build.store(false, Ordering::SeqCst);
     until(|| lanes.alive() == 1);
-    until(|| lanes.standing_in() == 0);
+    until(|| lanes.fallback_workers() == 0);
     assert_eq!(check(submit(&lanes, 0..9)), [1.0; 9]);
     lanes.stop();
 }
@@ -217,7 +217,7 @@ fn with_a_device_that_can_not_be_built_the_cpu_serves_from_the_start() {
     let (lanes, _) = start(&world, 1, true);
     assert_eq!(check(submit(&lanes, 0..9)), [CPU; 9]);
     world.refuse_to_build.store(false, Ordering::SeqCst);
-    until(|| lanes.alive() == 1 && lanes.standing_in() == 0);
+    until(|| lanes.alive() == 1 && lanes.fallback_workers() == 0);
     assert_eq!(check(submit(&lanes, 0..9)), [0.0; 9]);
 }
 

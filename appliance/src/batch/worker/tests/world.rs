@@ -25,7 +25,7 @@ use super::super::{Worker, WorkerSettings, WorkerStats};
 use super::stores::{Reach, Stores, Trip};
 use crate::batch::load::{Buckets, LoadLimits, Loader};
 use crate::batch::message::BatchMessage;
-use crate::batch::retry::Patience;
+use crate::batch::retry::RetryPolicy;
 use crate::batch::batch_manifest::BatchRecord;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
@@ -175,12 +175,12 @@ impl World {
         state: Arc<dyn StateStore>,
         blob: Arc<dyn BlobStore>,
     ) -> Worker {
-        let patience = Arc::new(Patience::new(Duration::from_millis(1), Duration::from_millis(4)));
+        let retry = Arc::new(RetryPolicy::new(Duration::from_millis(1), Duration::from_millis(4)));
         let allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
         let limits = LoadLimits {
             max_bytes: 1000,
             memory: crate::memory::BodyMemory::new(200_000, 1000),
-            loads: 4,
+            concurrent_fetches: 4,
             attempts: 2,
             pause: Duration::from_millis(1),
         };
@@ -190,7 +190,7 @@ impl World {
         Worker {
             queue,
             state,
-            loader: Loader::new(fetch, limits, Arc::clone(&blob), buckets, Arc::clone(&patience)),
+            loader: Loader::new(fetch, limits, Arc::clone(&blob), buckets, Arc::clone(&retry)),
             blob,
             models: models(),
             settings: WorkerSettings {
@@ -209,7 +209,7 @@ impl World {
                 ..BatchConfig::default()
             },
             stats: Arc::clone(&self.stats),
-            patience,
+            retry,
             capture: None,
         }
     }
