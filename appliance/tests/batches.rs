@@ -14,7 +14,7 @@ use serde_json::json;
 use support::cloud::{finished, lines, metric, predictions};
 use support::images::Images;
 use support::load::{
-    TIMEOUT, RealTime, assert_once, check_results, percentile, post_batch, submit, wait_until,
+    RealTime, TIMEOUT, assert_once, check_results, percentile, post_batch, submit, wait_until,
 };
 use support::{Daemon, pictures};
 use test_services::clock::Clock;

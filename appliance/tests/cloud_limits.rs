@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::cloud::{Cloud, finished, has_work, images, lines, predictions};
 use support::images::Images;
-use support::load::{TIMEOUT, RealTime, check_complete, submit, wait_until};
+use support::load::{RealTime, TIMEOUT, check_complete, submit, wait_until};
 use support::{Daemon, pictures};
 use test_services::Services;
 use test_services::clock::Clock;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use support::cloud::{Cloud, finished, has_work, predictions};
 use support::images::Images;
-use support::load::{TIMEOUT, RealTime, assert_once, check_results, percentile, submit, wait_until};
+use support::load::{RealTime, TIMEOUT, assert_once, check_results, percentile, submit, wait_until};
 use test_services::Services;
 
 /// How long a server is away: longer than a client's own retries of one call.

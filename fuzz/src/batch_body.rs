@@ -10,8 +10,8 @@ use std::path::Path;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
-use weir::batch::parsing::{BatchOptions, Images, Intake, IntakeBounds, IntakeError, read};
 use weir::batch::object_keys::check_id;
+use weir::batch::parsing::{BatchOptions, Images, Intake, IntakeBounds, IntakeError, read};
 use weir::batch::spool::Spool;
 
 use crate::measure::measured;

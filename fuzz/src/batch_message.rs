@@ -1,7 +1,7 @@
 //! Messages of the requests topic: a message within its bounds or a short reason, and what Weir writes it reads.
 
-use weir::batch::object_keys::check_any_id;
 use weir::batch::message::BatchMessage;
+use weir::batch::object_keys::check_any_id;
 
 use crate::measure::measured;
 

@@ -30,4 +30,4 @@ pub mod preprocess;
 
 pub use decode::{DecodeError, DecodeLimits, Decoder, FormatSet, ImageHeader, inspect, sniff};
 pub use image::{Image, ImageFormat, Orientation};
-pub use preprocess::{CpuPreprocessor, ResizeCrop, PreprocessError, PreprocessSpec};
+pub use preprocess::{CpuPreprocessor, PreprocessError, PreprocessSpec, ResizeCrop};

@@ -40,7 +40,7 @@ pub(crate) struct BatchRuntime {
     /// What this process does of the work, and how it waits for its stores.
     pub(crate) worker: Option<(Arc<WorkerStats>, Arc<RetryPolicy>)>,
     pub(crate) running: Mutex<Option<Running>>,
-    pub(crate) tidy: Option<AbortHandle>,
+    pub(crate) collector: Option<AbortHandle>,
 }
 
 pub(crate) struct Running {
@@ -104,8 +104,8 @@ impl Background {
     pub async fn end(&self, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         if let Some(work) = &self.batches {
-            if let Some(tidy) = &work.tidy {
-                tidy.abort();
+            if let Some(collector) = &work.collector {
+                collector.abort();
             }
             let running = work.running.lock().take();
             let for_work = left() - (left() / 20).min(MAX_IDLE_CLOSE);

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use cloud_sync::state::BatchPhase;
 use serde_json::json;
 
-use super::object_keys::cancelled_key;
 use super::batch_manifest::{self, BatchRecord, rfc3339_text};
+use super::object_keys::cancelled_key;
 use super::status::BatchView;
 use super::submit::unreadable_record;
-use super::{BatchError, BatchService, layout};
+use super::{BatchError, BatchService, object_keys};
 
 /// What the object says that marks a batch as cancelled.
 pub(super) fn cancelled_mark(id: &str) -> Bytes {

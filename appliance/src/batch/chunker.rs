@@ -7,9 +7,9 @@ use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::NewJob;
 use cloud_sync::state::BatchSpec;
 
-use super::parsing::UrlReader;
-use super::message::BatchMessage;
 use super::batch_manifest::{BatchRecord, rfc3339_text};
+use super::message::BatchMessage;
+use super::parsing::UrlReader;
 
 /// Most bytes of URLs in one message: under the 1 MiB that a Kafka broker takes unless told otherwise.
 const MESSAGE_BYTES: u64 = 768 << 10;

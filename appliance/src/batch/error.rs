@@ -4,8 +4,8 @@ use cloud_sync::blob::{InvalidKey, StoreFull};
 use cloud_sync::error::SyncError;
 use cloud_sync::state::BatchPhase;
 
-use super::parsing::IntakeError;
 use super::object_keys::InvalidId;
+use super::parsing::IntakeError;
 use super::spool::SpoolError;
 
 /// Why a batch was not taken, or has nothing to show.

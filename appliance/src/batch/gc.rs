@@ -34,7 +34,7 @@ pub fn share(key: &str) -> u64 {
 }
 
 /// Keeps room in the store of embedded batches.
-pub struct Tidy {
+pub struct GarbageCollector {
     /// The store, which has a bound.
     pub store: DirStore,
     /// What knows of its batches.
@@ -43,7 +43,7 @@ pub struct Tidy {
     pub status_ttl: Duration,
 }
 
-impl Tidy {
+impl GarbageCollector {
     /// Looks for room again and again; never ends.
     pub async fn run(self) {
         loop {

@@ -13,8 +13,8 @@ use cloud_sync::error::SyncResult;
 
 use super::image_url::{Source, shown, source};
 use super::object_keys;
-use super::retry::RetryPolicy;
 use super::pausing::{self, Pause};
+use super::retry::RetryPolicy;
 use crate::config::FetchConfig;
 use crate::fetch::{FetchError, Fetcher};
 use crate::memory::{BodyMemory, Share};

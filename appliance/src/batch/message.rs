@@ -144,7 +144,12 @@ impl BatchMessage {
     /// What stands for a message that cannot be read: a batch of one image that has no URL.
     pub(super) fn unreadable(position: &str) -> Self {
         Self {
-            spec: BatchSpec { request_id: synthetic_id(position), total: 1, chunks: 1, digest: String::new() },
+            spec: BatchSpec {
+                request_id: synthetic_id(position),
+                total: 1,
+                chunks: 1,
+                digest: String::new(),
+            },
             chunk: 0,
             first: 0,
             camera: None,

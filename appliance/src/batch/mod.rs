@@ -10,21 +10,22 @@
 //!   again.
 //! - No list of images is ever in memory as a whole.
 
+mod batch_manifest;
 mod cancel;
+mod chunker;
 mod drain;
 mod error;
+pub mod gc;
 pub mod image_url;
-pub mod parsing;
-mod chunker;
-pub mod object_keys;
 mod lines;
 pub mod load;
 pub mod message;
 mod metrics;
-pub mod retry;
+pub mod object_keys;
+pub mod parsing;
 mod pausing;
-mod batch_manifest;
 mod results;
+pub mod retry;
 pub mod spool;
 mod status;
 mod submit;
@@ -32,7 +33,6 @@ mod submit;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-pub mod gc;
 pub mod worker;
 
 use std::collections::HashSet;
@@ -47,9 +47,9 @@ use parking_lot::Mutex;
 use tempfile::TempPath;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use batch_manifest::BatchRecord;
 pub use error::BatchError;
 pub use metrics::{BatchMetrics, BatchReading};
-pub use batch_manifest::BatchRecord;
 pub use results::ResultsFile;
 pub use status::BatchView;
 pub use submit::Accepted;

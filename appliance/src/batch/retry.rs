@@ -35,7 +35,7 @@ impl RetryPolicy {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// Pauses of this patience, from the first one on.
+    /// Starts a sequence of pauses at the initial backoff.
     pub fn backoff(&self) -> Backoff {
         Backoff::new(self.first, self.longest)
     }
@@ -60,7 +60,7 @@ impl RetryPolicy {
 
     /// Repeats `call` until it works. Also what a store refuses is tried again: a bucket that is missing or a
     /// permission that was taken away is the operator's to mend, and no reason to lose work.
-    pub async fn insist<T, C, F>(&self, what: &str, mut call: C) -> T
+    pub async fn retry_forever<T, C, F>(&self, what: &str, mut call: C) -> T
     where
         C: FnMut() -> F + Send,
         F: Future<Output = SyncResult<T>> + Send,

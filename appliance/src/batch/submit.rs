@@ -10,10 +10,10 @@ use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, Created};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 
-use super::parsing::{Form, Images, Intake};
+use super::batch_manifest::BatchRecord;
 use super::chunker::{Jobs, Source, chunks};
 use super::object_keys::{batch_key, cancelled_key, file_key, files_prefix, results_key};
-use super::batch_manifest::BatchRecord;
+use super::parsing::{Form, Images, Intake};
 use super::status::BatchView;
 use super::{BatchError, BatchService};
 

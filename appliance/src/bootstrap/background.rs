@@ -20,10 +20,10 @@ use tokio::sync::watch;
 use super::{Links, StartError, outbox_dir};
 use crate::background::shutdown::ShutdownBudget;
 use crate::background::{Background, BatchRuntime, Running};
+use crate::batch::gc::{self, GarbageCollector};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
 use crate::batch::retry::RetryPolicy;
 use crate::batch::spool::Spool;
-use crate::batch::gc::{self, Tidy};
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
 use crate::batch::{BatchService, BatchStores, spool_dir};
 use crate::config::{CaptureRule, Config, QueueChoice};
@@ -59,7 +59,7 @@ impl<'a> Disk<'a> {
         let bound = Bound {
             max_bytes: blobs.max_bytes.as_u64(),
             min_free: blobs.min_free.as_u64(),
-            share: tidy::share,
+            share: gc::share,
         };
         let store = DirStore::open_bounded(self.config.data_dir.join("blobs"), bound)?;
         Ok(self.opened.get_or_init(|| store).clone())
@@ -139,11 +139,11 @@ fn start_batches(
     };
     tracing::info!(queue = kind, reason, "batches are taken");
     let queue = Arc::clone(&stores.queue);
-    let tidy = match kind {
+    let collector = match kind {
         "embedded" => {
             let (store, state) = (around.disk.store()?, Arc::clone(&stores.state));
-            let tidy = Tidy { store, state, status_ttl: config.batch.status_ttl };
-            Some(Handle::current().spawn(tidy.run()).abort_handle())
+            let collector = GarbageCollector { store, state, status_ttl: config.batch.status_ttl };
+            Some(Handle::current().spawn(collector.run()).abort_handle())
         }
         _ => None,
     };
@@ -166,7 +166,7 @@ fn start_batches(
     });
     let running = running.transpose()?;
     let worker = works.then_some(own);
-    Ok((BatchRuntime { queue, kind, worker, running: Mutex::new(running), tidy }, service))
+    Ok((BatchRuntime { queue, kind, worker, running: Mutex::new(running), collector }, service))
 }
 
 /// The stores in the data directory, and their files that were damaged and are set aside.

@@ -1,14 +1,14 @@
 //! Wiring: the parts of the daemon, the order in which they start, and the order in which they end. Nothing else.
 
 mod background;
-mod files;
 mod clients;
+mod files;
 mod models;
 mod run;
 mod start;
 
-pub use files::{Files, raise_limit};
 pub use clients::{LinkError, Links, admin_token};
+pub use files::{Files, raise_limit};
 pub use models::{default_name, pull_limits};
 pub use run::{RunError, run};
 pub use start::{

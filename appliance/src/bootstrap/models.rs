@@ -13,7 +13,7 @@ use super::{Links, StartError, models_dir};
 use crate::config::{Config, ModelConfig};
 use crate::http::{Role, ServerState};
 use crate::models::{ModelStore, PullLimits};
-use crate::rollout::{BootCandidate, Followed, Journal, Settings, RolloutContext, begin};
+use crate::rollout::{BootCandidate, Followed, Journal, RolloutContext, Settings, begin};
 use crate::serving::{LoadedModel, Models, Slot, cpu_lanes};
 
 /// Images that a lane computes in one run of the engine while more wait: with two the CPU needs a sixteenth less time an

@@ -18,12 +18,12 @@ use inference::lanes::{LaneObserver, LaneSettings, Lanes};
 use tokio::runtime::Handle;
 
 use super::background::{self, Around, Disk};
-use super::{LinkError, Links, links, models};
+use super::{LinkError, Links, clients, models};
 use crate::batch::spool::SpoolError;
 use crate::config::Config;
 use crate::http::{Role, ServerState, Services};
 use crate::models::StoreError;
-use crate::predict::{ContentCache, SingleFlight, PredictService, PredictSettings};
+use crate::predict::{ContentCache, PredictService, PredictSettings, SingleFlight};
 use crate::rollout::{JournalError, Rollouts};
 use crate::serving::{GpuPlan, LoadError, ModelLoader, Models, cpu_lanes};
 

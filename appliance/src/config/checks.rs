@@ -48,7 +48,10 @@ impl Config {
             return Err(("blobs.max_bytes", format!("{room} is less than twice batch.max_body = {body}")));
         }
         if !(0.0..=1.0).contains(&self.capture.confidence_below) {
-            return Err(("capture.confidence_below", format!("{} is not between 0 and 1", self.capture.confidence_below)));
+            return Err((
+                "capture.confidence_below",
+                format!("{} is not between 0 and 1", self.capture.confidence_below),
+            ));
         }
         if !(0.0..=1.0).contains(&self.capture.sample) {
             return Err(("capture.sample", format!("{} is not between 0 and 1", self.capture.sample)));

@@ -307,6 +307,11 @@ impl KafkaSection {
 
 impl Default for CaptureConfig {
     fn default() -> Self {
-        Self { rule: CaptureRule::default(), confidence_below: 0.6, sample: 0.01, max_bytes: ByteSize::gib(2) }
+        Self {
+            rule: CaptureRule::default(),
+            confidence_below: 0.6,
+            sample: 0.01,
+            max_bytes: ByteSize::gib(2),
+        }
     }
 }

@@ -256,7 +256,10 @@ impl Config {
         least("registry.timeout", registry.timeout, Duration::from_millis(100))?;
         least("monitoring.interval", self.monitoring.interval, Duration::from_secs(1))?;
         if !(1..=1000).contains(&registry.retain_versions) {
-            return Err(("registry.retain_versions", format!("{} is not between 1 and 1000", registry.retain_versions)));
+            return Err((
+                "registry.retain_versions",
+                format!("{} is not between 1 and 1000", registry.retain_versions),
+            ));
         }
         if registry.max_bundle < ByteSize::mib(1) {
             return Err(("registry.max_bundle", format!("{} is less than 1 MiB", registry.max_bundle)));

@@ -89,7 +89,7 @@ impl Socket {
             self.retry = None;
             match rustix::io::write(&self.stream, buffer) {
                 Ok(count) => return self.took(count),
-                Err(rustix::io::Errno::POLL_INTERVAL | rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
             if self.pace.check(Instant::now()).is_err() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::flight::Role;
-use super::{SingleFlight, Outcome};
+use super::{Outcome, SingleFlight};
 
 fn outcome(score: f32) -> Arc<Outcome> {
     Arc::new(Outcome { format: "jpeg".into(), width: 1, height: 1, scores: vec![score] })

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use inference::bundle::{Bundle, find_bundle};
 
-use super::entry::{Entry, DeployedVersion};
+use super::entry::{DeployedVersion, Entry};
 use super::promote::Why;
-use super::status::Step;
 use super::stages::beside;
+use super::status::Step;
 use super::task::{Order, Task};
-use super::{Command, Refusal, tell};
+use super::{Command, Refusal, notify};
 use crate::serving::LoadedModel;
 
 impl Task {
@@ -33,8 +33,9 @@ impl Task {
         })?;
         self.retries.forget();
         let described = format!("{reference} is {}/{} now", version.name, version.version);
-        let forgiven =
-            self.context.note(self.name(), move |entry| entry.clear_rejection(&version.name, &version.version));
+        let forgiven = self
+            .context
+            .note(self.name(), move |entry| entry.clear_rejection(&version.name, &version.version));
         forgiven.await.map_err(|error| Refusal(error.to_string()))?;
         Ok(described)
     }
@@ -76,7 +77,10 @@ impl Task {
         }
     }
 
-    async fn before(&mut self, entry: &Entry) -> Result<(Arc<LoadedModel>, Option<DeployedVersion>), Refusal> {
+    async fn before(
+        &mut self,
+        entry: &Entry,
+    ) -> Result<(Arc<LoadedModel>, Option<DeployedVersion>), Refusal> {
         if let Some(standby) = self.followed.slot.routes().standby.clone() {
             return Ok((standby, entry.previous.clone()));
         }

@@ -157,8 +157,14 @@ impl Entry {
 
     /// A tag is to be set; an older value for the same version need not be told any more.
     pub fn tell(&mut self, origin: &Origin, value: String) {
-        self.pending_tags.retain(|pending_tags| pending_tags.name != origin.name || pending_tags.version != origin.version);
-        self.pending_tags.push_back(PendingTag { name: origin.name.clone(), version: origin.version.clone(), value });
+        self.pending_tags.retain(|pending_tags| {
+            pending_tags.name != origin.name || pending_tags.version != origin.version
+        });
+        self.pending_tags.push_back(PendingTag {
+            name: origin.name.clone(),
+            version: origin.version.clone(),
+            value,
+        });
         while self.pending_tags.len() > MAX_PENDING_TAGS {
             self.pending_tags.pop_front();
         }

@@ -7,21 +7,21 @@
 //! - The journal is written before the routes change ([`journal`]), so a box that dies comes back with one verified version.
 
 mod command;
+mod commands;
 mod crashes;
 mod entry;
 mod journal;
 mod monitor;
-mod commands;
+mod notify;
 mod promote;
 mod promoted;
 mod restore;
 mod retire;
 mod retries;
+mod stages;
 mod start;
 mod status;
-mod stages;
 mod task;
-mod notify;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -46,11 +46,11 @@ use crate::serving::{ModelLoader, Slot};
 use crate::telemetry::Metrics;
 
 pub use command::{Command, Refusal};
-pub use entry::{Entry, Monitored, DeployedVersion, Rejected};
+pub use entry::{DeployedVersion, Entry, Monitored, Rejected};
 pub use journal::{Journal, JournalError};
 pub use monitor::{population_stability, report};
 pub use start::{BootCandidate, begin};
-pub use status::{StatusCell, Status, Step};
+pub use status::{Status, StatusCell, Step};
 pub use verdict::{Evidence, Stage, TrialDecision, judge, judge_promoted};
 
 /// How long an operator's command waits until the model's task takes it and has carried it out.

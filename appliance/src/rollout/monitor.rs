@@ -15,7 +15,11 @@ use crate::serving::{LoadedModel, Sightings, Slot};
 const MIN_SHARE: f64 = 1e-4;
 
 /// Sends a report for each model from time to time. What could not be sent is part of the next one.
-pub(super) async fn run(context: Arc<RolloutContext>, slots: Vec<Arc<Slot>>, mut stop: watch::Receiver<bool>) {
+pub(super) async fn run(
+    context: Arc<RolloutContext>,
+    slots: Vec<Arc<Slot>>,
+    mut stop: watch::Receiver<bool>,
+) {
     let Some(registry) = context.registry.clone() else { return };
     let settings = &context.settings;
     let mut kept: BTreeMap<String, Sightings> = BTreeMap::new();

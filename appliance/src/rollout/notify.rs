@@ -56,7 +56,8 @@ pub(super) async fn tags(context: &Arc<RolloutContext>, model: &str) {
             Err(error) => tracing::warn!(error = error.in_full(), version, "a version can't be tagged"),
             Ok(()) => {}
         }
-        let told = context.note(model, move |entry| entry.pending_tags.retain(|other| *other != pending_tags));
+        let told =
+            context.note(model, move |entry| entry.pending_tags.retain(|other| *other != pending_tags));
         if let Err(error) = told.await {
             tracing::warn!(%error, "tags will be set again");
             return;

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use cloud_sync::event::ModelChange;
 
-use super::entry::{Entry, Monitored, DeployedVersion};
+use super::entry::{DeployedVersion, Entry, Monitored};
+use super::notify;
 use super::promoted::Promoted;
 use super::retire::retire;
-use super::status::Step;
 use super::stages::RolloutError;
+use super::status::Step;
 use super::task::Task;
-use super::notify;
 use crate::models::{Origin, StoredBundle};
 use crate::serving::LoadedModel;
 

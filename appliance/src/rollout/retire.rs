@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::low_priority;
-use crate::serving::{LoadedModel, DRAIN_TIMEOUT};
+use crate::serving::{DRAIN_TIMEOUT, LoadedModel};
 
 /// How often it is looked whether somebody still holds it.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

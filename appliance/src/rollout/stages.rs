@@ -13,7 +13,7 @@ use super::retire::retire;
 use super::status::Step;
 use super::task::{Interrupt, Order, Polled, Task};
 use super::verdict::{Evidence, Stage, TrialDecision, judge};
-use super::{Command, Refusal, tell};
+use super::{Command, Refusal, notify};
 use crate::low_priority;
 use crate::models::{Origin, pull};
 use crate::serving::{Comparison, LoadError, LoadedModel, Trial, TrialKind};
@@ -178,7 +178,8 @@ impl Task {
             })?;
             beside(&context, bundle, origin).map_err(|error| RolloutError::of(&error))
         });
-        let loaded = loaded.await.unwrap_or_else(|_| Err(RolloutError::Unclear("loading it panicked".into())));
+        let loaded =
+            loaded.await.unwrap_or_else(|_| Err(RolloutError::Unclear("loading it panicked".into())));
         match (&loaded, of) {
             (Ok(_), Some(origin)) => self.retries.worked(&origin),
             (Err(RolloutError::Later(reason) | RolloutError::Unclear(reason)), Some(origin)) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use inference::bundle::{Bundle, BundleError, find_bundle};
 
-use super::entry::{Entry, DeployedVersion};
+use super::entry::{DeployedVersion, Entry};
 use super::{Followed, Journal, RolloutContext, crashes};
 use crate::models::{ModelStore, Origin};
 use crate::serving::{LoadError, LoadedModel};
@@ -87,7 +87,8 @@ pub fn begin(
     let mut next = match crashes::note_start(context, name, &entry) {
         // Where there is nothing else, it is better than nothing.
         true => {
-            BootCandidate::after(Some(Place::Serving), followed.bundle.as_deref(), &context.store, &entry).or(found)
+            BootCandidate::after(Some(Place::Serving), followed.bundle.as_deref(), &context.store, &entry)
+                .or(found)
         }
         false => found,
     };
@@ -120,7 +121,8 @@ pub fn begin(
 /// What the journal knows of the model that is followed now. What was followed before, the configuration has put aside.
 pub(super) fn still_followed(followed: &Followed, journal: &Journal) -> Entry {
     let mut entry = journal.entry(followed.slot.name());
-    let is_it = |placed: &DeployedVersion| followed.follow.as_ref().is_some_and(|follow| follow.name == placed.name);
+    let is_it =
+        |placed: &DeployedVersion| followed.follow.as_ref().is_some_and(|follow| follow.name == placed.name);
     entry.serving = entry.serving.filter(is_it);
     entry.previous = entry.previous.filter(is_it);
     entry

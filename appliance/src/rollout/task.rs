@@ -10,7 +10,7 @@ use super::promoted::Promoted;
 use super::retire::retire;
 use super::retries::LoadRetries;
 use super::status::Step;
-use super::{StatusCell, Command, Followed, Refusal, RolloutContext, tell};
+use super::{Command, Followed, Refusal, RolloutContext, StatusCell, notify};
 use crate::models::Origin;
 
 /// What ends a wait within a step.

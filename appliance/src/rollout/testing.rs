@@ -9,7 +9,7 @@ use gpu_kernels::DecodeLimits;
 use inference::engine::{DeviceKind, DeviceRequest, Runtime, choose_device};
 use inference::lanes::LaneSettings;
 
-use super::{Journal, Settings, RolloutContext};
+use super::{Journal, RolloutContext, Settings};
 use crate::config::{MonitoringConfig, RolloutConfig};
 use crate::models::ModelStore;
 use crate::models::testing::limits;

@@ -91,7 +91,7 @@ struct World {
 }
 
 fn world(delay: Duration) -> World {
-    world_with(delay, RolloutConfig { standby: Duration::ZERO, ..RolloutConfig::default() })
+    world_with(delay, RolloutConfig { keep_previous_loaded: Duration::ZERO, ..RolloutConfig::default() })
 }
 
 fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
@@ -107,8 +107,7 @@ fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
         tags: Mutex::default(),
     });
     let slot = Slot::new("colours");
-    let context =
-        context(dir.path(), Some(Arc::clone(&registry) as Arc<dyn ModelRegistry>), &rollout);
+    let context = context(dir.path(), Some(Arc::clone(&registry) as Arc<dyn ModelRegistry>), &rollout);
     let origin = Origin { source: "fickle:0".into(), name: "colours".into(), version: "0".into() };
     let bundle = Bundle::open(&folder).unwrap();
     let observer = Arc::clone(&context.metrics) as Arc<_>;
@@ -251,7 +250,9 @@ async fn what_was_seen_of_a_promoted_version_counts_after_a_restart() {
     // That is over, after another restart, too.
     let world = world.restarted().await;
     world.fail(100);
-    world.until("asked again", || world.rollouts.handles()["colours"].board.read().last_polled_at.is_some()).await;
+    world
+        .until("asked again", || world.rollouts.handles()["colours"].board.read().last_polled_at.is_some())
+        .await;
     assert_eq!((world.serving(), world.entry().monitored), ("bundle".into(), None));
     world.rollouts.end(Duration::from_secs(60)).await;
 }
@@ -277,7 +278,7 @@ async fn times_of_another_process_are_not_compared_with() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn monitoring_ends_with_its_time() {
     let rollout = RolloutConfig {
-        standby: Duration::ZERO,
+        keep_previous_loaded: Duration::ZERO,
         monitor_time: Duration::from_secs(8),
         ..RolloutConfig::default()
     };

@@ -186,7 +186,9 @@ mod tests {
             (reading(18, 10, 1), 0, "failed on 1 of 19"),
             (reading(4, 10, 0), 4, "max_disagreement"),
         ] {
-            let TrialDecision::Fail(reason) = late(failing, disagreed) else { panic!("not rejected: {word}") };
+            let TrialDecision::Fail(reason) = late(failing, disagreed) else {
+                panic!("not rejected: {word}")
+            };
             assert!(reason.contains(word), "{reason}");
         }
         // Without a single image there is nothing to promote it for, nor to reject it for.
@@ -236,7 +238,9 @@ mod tests {
         }
         let failing = Evidence { time: config.monitor_time, ..evidence(tally.read(), 0) };
         assert_eq!(judge_promoted(&failing, &config), None);
-        let TrialDecision::Fail(reason) = judge(Stage::Canary, &failing, &config) else { panic!("not rejected") };
+        let TrialDecision::Fail(reason) = judge(Stage::Canary, &failing, &config) else {
+            panic!("not rejected")
+        };
         assert!(reason.contains("failed on 40 of 50"), "{reason}");
         // A panic may be the version's, and an image that is late is nobody's failure.
         (0..40).for_each(|_| assert!(tally.failed_by(&LaneError::Panicked)));
@@ -264,7 +268,10 @@ mod tests {
         let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(0, 10, 1), 0) };
         assert_eq!(judge(Stage::Canary, &early, &by_time), TrialDecision::Wait);
         // At the end of the time it does.
-        assert!(matches!(judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time), TrialDecision::Fail(_)));
+        assert!(matches!(
+            judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time),
+            TrialDecision::Fail(_)
+        ));
         // Five images say nothing yet.
         assert_eq!(judge(Stage::Canary, &evidence(reading(4, 100, 1), 4), &config), TrialDecision::Wait);
     }

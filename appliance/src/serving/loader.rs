@@ -9,7 +9,7 @@ use inference::engine::{DeviceChoice, EngineError, Runtime};
 use inference::lanes::cpu::CpuPipeline;
 use inference::lanes::gpu::gpu_factory;
 use inference::lanes::{
-    ClassifyError, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes, CpuFallback,
+    ClassifyError, CpuFallback, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings, Lanes,
     SubmitError,
 };
 

@@ -5,24 +5,24 @@
 //! - What a version on trial does wrong is never a client's answer: the request goes to the one that serves.
 //! - All versions of all models share the turns of one device.
 
+mod endpoint;
 mod gpu;
 mod loaded;
 mod loader;
 mod model;
 mod prediction_stats;
-mod endpoint;
-mod version_stats;
 #[cfg(test)]
 mod tests;
+mod version_stats;
 
 use std::sync::Arc;
 
+pub use endpoint::{ActiveVersions, Chosen, Comparison, Other, Slot, Trial, TrialKind};
 pub use gpu::GpuPlan;
 pub use loaded::LoadedModel;
-pub use loader::{LoadError, ModelLoader, DRAIN_TIMEOUT, check_golden, cpu_lanes};
+pub use loader::{DRAIN_TIMEOUT, LoadError, ModelLoader, check_golden, cpu_lanes};
 pub use model::ServingModel;
 pub use prediction_stats::{CONFIDENCE_STEPS, Sightings};
-pub use endpoint::{Chosen, Comparison, Other, ActiveVersions, Slot, Trial, TrialKind};
 pub use version_stats::{Tally, TallyReading};
 
 /// The models that this process serves, by name; the first is the one that is meant when a request names none.

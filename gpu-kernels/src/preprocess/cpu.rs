@@ -3,7 +3,7 @@
 use fast_image_resize::images::{Image as ResizeImage, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
 
-use super::{ResizeCrop, PreprocessError, PreprocessSpec};
+use super::{PreprocessError, PreprocessSpec, ResizeCrop};
 use crate::image::{Image, Orientation};
 
 /// Preprocesses one image after another with buffers that it keeps. One thread owns it.

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{ResizeCrop, PreprocessSpec};
+use super::{PreprocessSpec, ResizeCrop};
 use crate::image::Orientation;
 
 /// Rows begin at a multiple of this many bytes, and hold a multiple of this many pixels.

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use gpu_kernels::cuda::{Device, DevicePool, copy_times};
 use gpu_kernels::preprocess::Element;
 use gpu_kernels::preprocess::cuda::{BatchSettings, Batches, Uploader};
-use gpu_kernels::{Orientation, ResizeCrop, PreprocessSpec};
+use gpu_kernels::{Orientation, PreprocessSpec, ResizeCrop};
 
 use super::pictures::Kind;
 use super::setup::Setup;

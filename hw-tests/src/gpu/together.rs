@@ -8,7 +8,7 @@ use gpu_kernels::cuda::{Device, DevicePool, PinnedPool};
 use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::Stager;
 use inference::engine::Provider;
-use inference::lanes::gpu::{Decoders, Message, EventSender};
+use inference::lanes::gpu::{Decoders, EventSender, Message};
 
 use super::setup::Setup;
 use crate::frames::Frame;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use gpu_kernels::cuda::{Driver, Gpu, MIN_CAPABILITY, LibraryUse};
+use gpu_kernels::cuda::{Driver, Gpu, LibraryUse, MIN_CAPABILITY};
 use serde::{Deserialize, Serialize};
 
 use super::gpu_libraries::{GpuLibraries, runtime_in_folders};

@@ -27,6 +27,7 @@ pub mod gpu;
 mod job;
 mod pipeline;
 mod queues;
+mod scheduler;
 mod settings;
 mod setup;
 mod stall;
@@ -34,7 +35,6 @@ mod stall;
 mod stall_tests;
 #[cfg(test)]
 mod tests;
-mod scheduler;
 mod worker;
 
 use std::sync::Arc;
@@ -54,9 +54,9 @@ pub use batching::Batching;
 pub use device::{Classified, ClassifyError, DeviceFactory, Encoded, LaneDevice, StageTimings};
 pub use fair::Client;
 pub use job::{LaneError, LaneReply};
-pub use settings::{LaneSettings, CpuFallback};
-pub use stall::Stalls;
 pub use scheduler::Turns;
+pub use settings::{CpuFallback, LaneSettings};
+pub use stall::Stalls;
 pub use worker::{LaneObserver, SkipReason, Unobserved};
 
 use crate::decode_memory::{DecodeMemory, Room, TooCostly};

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use super::fair::Claim;
 use super::job::{Job, LaneError};
 use super::queues::{Closed, LaneQueues};
-use super::stall::Task;
 use super::scheduler::Turn;
+use super::stall::Task;
 use super::{Classified, DeviceFactory, Encoded, LaneDevice, Turns};
 use crate::engine::EngineError;
 
@@ -224,7 +224,8 @@ impl Worker {
             let (turns, urgent, queue) =
                 (Arc::clone(&self.turns), is_urgent(&jobs), self.queues.jobs.clone());
             let turn = turns.take(self.model, move || urgent || !queue.is_empty());
-            let jobs = self.yield_to_realtime(jobs).into_iter().filter_map(|job| job.has_room(&self.queues.memory));
+            let jobs =
+                self.yield_to_realtime(jobs).into_iter().filter_map(|job| job.has_room(&self.queues.memory));
             let jobs: Vec<Job> = jobs.collect();
             if jobs.is_empty() {
                 continue;

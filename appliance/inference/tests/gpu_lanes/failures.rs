@@ -66,7 +66,7 @@ fn the_cpu_stands_in_for_the_only_gpu_until_it_is_back() {
     let pictures = many(&model);
     check(&model, submit(&lanes, &pictures));
     assert_eq!(seen.failures.lock().len(), 1);
-    until(|| lanes.alive() == 1 && lanes.standing_in() == 0);
+    until(|| lanes.alive() == 1 && lanes.fallback_workers() == 0);
     check(&model, submit(&lanes, &pictures));
     lanes.stop();
     drop(lanes);
@@ -94,9 +94,9 @@ fn without_memory_from_the_start_the_cpu_stands_in_until_there_is_some() {
     driver.set_memory(12, 1 << 10);
     let (lanes, _) = start(&model, settings(driver, None, &[12]), Some(model.stand_in()));
     check(&model, submit(&lanes, &many(&model)));
-    assert!(lanes.alive() == 0 && lanes.standing_in() == 2);
+    assert!(lanes.alive() == 0 && lanes.fallback_workers() == 2);
     driver.set_memory(12, 1 << 30);
-    until(|| lanes.alive() == 1 && lanes.standing_in() == 0);
+    until(|| lanes.alive() == 1 && lanes.fallback_workers() == 0);
     check(&model, submit(&lanes, &many(&model)));
     lanes.stop();
     drop(lanes);

@@ -19,7 +19,7 @@ use inference::engine::{EngineCache, Provider, Runtime};
 use inference::lanes::cpu::CpuPipeline;
 use inference::lanes::gpu::{DecodeSettings, GpuSettings, gpu_factory};
 use inference::lanes::{
-    Classified, LaneError, LaneObserver, LaneReply, LaneSettings, Lanes, SkipReason, Stalls, CpuFallback,
+    Classified, CpuFallback, LaneError, LaneObserver, LaneReply, LaneSettings, Lanes, SkipReason, Stalls,
 };
 use parking_lot::Mutex;
 use test_services::gpu::{SimulatedDriver, simulated_driver};

@@ -11,7 +11,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const BLOCK: usize = 4096;
 
 struct Bench {
-    tidy: Tidy,
+    gc: GarbageCollector,
     _dir: tempfile::TempDir,
 }
 
@@ -21,12 +21,12 @@ impl Bench {
         let bound = Bound { max_bytes: 100 * BLOCK as u64, min_free: 0, share };
         let store = DirStore::open_bounded(dir.path().join("blobs"), bound).unwrap();
         let state = EmbeddedStore::open(dir.path().join("state"), StateConfig::default(), DAY).unwrap();
-        Self { tidy: Tidy { store, state: Arc::new(state), status_ttl: DAY }, _dir: dir }
+        Self { gc: GarbageCollector { store, state: Arc::new(state), status_ttl: DAY }, _dir: dir }
     }
 
     async fn put(&self, key: &str, blocks: usize) -> SyncResult<()> {
         let bytes = Bytes::from(vec![7; blocks * BLOCK]);
-        self.tidy.store.put(&BlobKey::new(key).unwrap(), bytes, "").await
+        self.gc.store.put(&BlobKey::new(key).unwrap(), bytes, "").await
     }
 
     async fn fill(&self, keys: &[(&str, usize)]) {
@@ -38,7 +38,7 @@ impl Bench {
     }
 
     async fn keys(&self) -> Vec<String> {
-        let page = self.tidy.store.list("", None).await.unwrap();
+        let page = self.gc.store.list("", None).await.unwrap();
         page.objects.into_iter().map(|object| object.key).collect()
     }
 }
@@ -59,31 +59,31 @@ async fn the_oldest_results_go_with_their_batch_until_there_is_room() {
         ])
         .await;
     let spec = BatchSpec { request_id: "z".into(), total: 1, chunks: 1, digest: "d".into() };
-    bench.tidy.state.create_batch(&spec).await.unwrap();
+    bench.gc.state.create_batch(&spec).await.unwrap();
     let before = bench.keys().await;
-    assert_eq!(bench.tidy.pass(SystemTime::now()).await.unwrap(), 0, "all of it is young");
+    assert_eq!(bench.gc.pass(SystemTime::now()).await.unwrap(), 0, "all of it is young");
     assert_eq!(bench.keys().await, before);
     // 81 of 100: z and then, since that leaves 70, nothing more.
-    assert_eq!(bench.tidy.pass(SystemTime::now() + DAY * 2).await.unwrap(), 2);
+    assert_eq!(bench.gc.pass(SystemTime::now() + DAY * 2).await.unwrap(), 2);
     let kept: Vec<String> = before.iter().filter(|key| !key.contains('z')).cloned().collect();
     assert_eq!(bench.keys().await, kept);
-    assert!(bench.tidy.state.batch("z").await.unwrap().is_none());
-    assert_eq!(bench.tidy.pass(SystemTime::now() + DAY * 2).await.unwrap(), 0, "there is room");
+    assert!(bench.gc.state.batch("z").await.unwrap().is_none());
+    assert_eq!(bench.gc.pass(SystemTime::now() + DAY * 2).await.unwrap(), 0, "there is room");
     bench.fill(&[("results/new.jsonl", 15)]).await;
-    bench.tidy.pass(SystemTime::now() + DAY * 2).await.unwrap();
+    bench.gc.pass(SystemTime::now() + DAY * 2).await.unwrap();
     let keys = bench.keys().await;
     assert!(!keys.iter().any(|key| key.starts_with("batches/a") || key == "results/a.jsonl"), "{keys:?}");
     assert!(keys.contains(&"batches/waits/files/00000000".to_owned()), "a batch that waits lost its file");
-    assert_eq!(bench.tidy.store.room().unwrap().bytes, 49 * BLOCK as u64);
+    assert_eq!(bench.gc.store.room().unwrap().bytes, 49 * BLOCK as u64);
 }
 
 #[tokio::test]
 async fn what_belongs_to_no_batch_any_more_goes_last() {
     let bench = Bench::new();
     bench.fill(&[("batches/lost/files/00000000", 85), ("results/b.jsonl", 5)]).await;
-    bench.tidy.pass(SystemTime::now() + DAY * 2).await.unwrap();
+    bench.gc.pass(SystemTime::now() + DAY * 2).await.unwrap();
     assert_eq!(bench.keys().await, ["batches/lost/files/00000000"]);
-    bench.tidy.pass(SystemTime::now() + DAY * 31).await.unwrap();
+    bench.gc.pass(SystemTime::now() + DAY * 31).await.unwrap();
     assert_eq!(bench.keys().await, [""; 0]);
 }
 

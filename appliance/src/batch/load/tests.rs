@@ -92,7 +92,8 @@ fn loader_of(store: Store, max_bytes: usize, max_inflight: usize) -> (Arc<Loader
     let store = Arc::new(store);
     // Batch loads get half.
     let memory = BodyMemory::new(2 * max_inflight, max_bytes);
-    let limits = LoadLimits { max_bytes, memory, concurrent_fetches: 4, attempts: 3, pause: Duration::from_millis(1) };
+    let limits =
+        LoadLimits { max_bytes, memory, concurrent_fetches: 4, attempts: 3, pause: Duration::from_millis(1) };
     let allow_networks = vec!["127.0.0.0/8".parse().unwrap()];
     let fetch = FetchConfig { allow_networks, timeout: Duration::from_secs(5), ..FetchConfig::default() };
     let retry = Arc::new(RetryPolicy::new(Duration::from_millis(1), Duration::from_millis(2)));

@@ -9,9 +9,9 @@ use cloud_sync::blob::{BlobInfo, BlobKey};
 use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
 
 use super::{BatchView, is_long_ago};
-use crate::batch::object_keys::{parts_prefix, results_key};
-use crate::batch::lines::{Line, next_line};
 use crate::batch::batch_manifest::BatchRecord;
+use crate::batch::lines::{Line, next_line};
+use crate::batch::object_keys::{parts_prefix, results_key};
 use crate::batch::{BatchError, BatchService, MAX_RECOVERIES};
 
 /// Most bytes of parts that one status reads. Beyond it the counts say at least how many.

@@ -13,8 +13,8 @@ use super::image::{failed, item};
 use super::look::{Found, Look};
 use super::results::{self, LINES, Tally};
 use super::{ChunkError, Worker, WorkerStats};
-use crate::batch::object_keys;
 use crate::batch::message::BatchMessage;
+use crate::batch::object_keys;
 
 /// Images of one message in hand at once, for every load that runs: those that wait for their next try or for a lane
 /// must not keep the others from being loaded.

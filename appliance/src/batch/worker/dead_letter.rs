@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::{ChunkError, Worker, WorkerStats};
 use crate::batch::image_url;
-use crate::batch::object_keys;
 use crate::batch::message::BatchMessage;
+use crate::batch::object_keys;
 
 /// So much of a message is kept.
 const MAX_MESSAGE_EXCERPT: usize = 64 << 10;
@@ -50,7 +50,11 @@ struct BadImage<'a> {
 
 impl Worker {
     /// Keeps a message that is no batch work. The same message makes the same object.
-    pub(super) async fn store_dead_letter(&self, delivery: &Delivery, reason: &str) -> Result<(), ChunkError> {
+    pub(super) async fn store_dead_letter(
+        &self,
+        delivery: &Delivery,
+        reason: &str,
+    ) -> Result<(), ChunkError> {
         let payload = &delivery.payload;
         let kept = &payload[..payload.len().min(MAX_MESSAGE_EXCERPT)];
         // A cut may go through a character; all before it is still text.

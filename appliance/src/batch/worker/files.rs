@@ -2,7 +2,7 @@
 
 use super::Worker;
 use crate::batch::message::BatchMessage;
-use crate::batch::{object_keys, gc};
+use crate::batch::{gc, object_keys};
 
 impl Worker {
     /// Removes the files of a batch that is finished and settled, where the store is this box's own disk. Not before:

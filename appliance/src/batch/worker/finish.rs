@@ -13,8 +13,8 @@ use super::look::{Found, Seen};
 use super::results::{Kept, LINES, Tally, on_disk};
 use super::{ChunkError, Worker, WorkerStats, join};
 use crate::batch::cancel::cancelled_mark;
-use crate::batch::object_keys;
 use crate::batch::message::BatchMessage;
+use crate::batch::object_keys;
 
 /// So many of the next chunks are looked at before all parts are listed.
 const MAX_CHECKS: u32 = 8;
@@ -240,7 +240,8 @@ impl Worker {
     /// it after a time.
     async fn mark_cancelled(&self, spec: &BatchSpec) -> Result<(), ChunkError> {
         let key = object_keys::cancelled_key(&spec.request_id)?;
-        let head = self.retry.retry_forever("asking whether a batch is cancelled", || self.blob.head(&key)).await;
+        let head =
+            self.retry.retry_forever("asking whether a batch is cancelled", || self.blob.head(&key)).await;
         if head.is_none() {
             let mark = cancelled_mark(&spec.request_id);
             let put = || self.blob.put(&key, mark.clone(), "application/json");

@@ -6,9 +6,9 @@ use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, ChunkStart};
 
 use super::results::Kept;
 use super::{ChunkError, Worker};
-use crate::batch::object_keys;
-use crate::batch::message::BatchMessage;
 use crate::batch::batch_manifest::{self, BatchRecord};
+use crate::batch::message::BatchMessage;
+use crate::batch::object_keys;
 
 /// What the stores say before the work.
 pub(super) struct Seen {
@@ -176,7 +176,11 @@ impl Worker {
     }
 
     /// What the part or the whole results have for the message; None when there is neither.
-    async fn kept_anywhere(&self, message: &BatchMessage, cancelled: bool) -> Result<Option<Kept>, ChunkError> {
+    async fn kept_anywhere(
+        &self,
+        message: &BatchMessage,
+        cancelled: bool,
+    ) -> Result<Option<Kept>, ChunkError> {
         let spec = &message.spec;
         let part = object_keys::part_key(&spec.request_id, message.chunk)?;
         if spec.chunks > 1

@@ -129,7 +129,9 @@ impl Worker {
                 false => read_items(path, skip, take),
             })
         };
-        let Some(items) = self.retry.retry_forever("reading results", read).await else { return Kept::Damaged };
+        let Some(items) = self.retry.retry_forever("reading results", read).await else {
+            return Kept::Damaged;
+        };
         let complete = items.len() == take && images.zip(&items).all(|(index, item)| item.index == index);
         let fits = (complete || cancelled)
             && items.iter().all(|item| {

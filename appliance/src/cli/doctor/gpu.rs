@@ -1,7 +1,7 @@
 //! What `weir doctor` says of GPUs: the driver, each GPU, each library, and the command that installs what is missing.
 
 use gpu_kernels::cuda::{
-    Driver, GpuError, GpuReading, MIN_CAPABILITY, LIBRARIES, LibraryError, LibraryUse, Nvml, find_library,
+    Driver, GpuError, GpuReading, LIBRARIES, LibraryError, LibraryUse, MIN_CAPABILITY, Nvml, find_library,
     library_folders,
 };
 use inference::engine::{DeviceKind, library_candidates};

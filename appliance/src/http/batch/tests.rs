@@ -16,7 +16,7 @@ use crate::batch::testing::MemoryStores;
 use crate::config::{Config, RolloutConfig};
 use crate::http::{Phase, Role, Server, ServerState, Services, routes};
 use crate::rollout::Rollouts;
-use crate::rollout::testing::surroundings;
+use crate::rollout::testing::context;
 use crate::serving::{Models, Slot};
 
 struct Bench {
@@ -58,7 +58,7 @@ impl Bench {
     }
 
     fn with_batches(&self, batches: Arc<BatchService>) -> Services {
-        let rollouts = surroundings(self.dir.path(), None, &RolloutConfig::default());
+        let rollouts = context(self.dir.path(), None, &RolloutConfig::default());
         Services {
             models: Arc::new(Models::new(Slot::new("none"), Vec::new())),
             device: rollouts.loader.device.clone(),

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::consumer::Callbacks;
 use super::ledger::Ledger;
 use crate::health::LinkHealth;
-use crate::kafka::{KafkaConfig, ClientErrors};
+use crate::kafka::{ClientErrors, KafkaConfig};
 
 /// How far the queue is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
-use crate::kafka::{KafkaConfig, ClientErrors, explain, noted};
+use crate::kafka::{ClientErrors, KafkaConfig, explain, noted};
 use crate::queue::NewJob;
 
 /// Jobs on their way at once.

@@ -32,7 +32,7 @@ pub struct MlflowConfig {
 }
 
 impl MlflowConfig {
-    /// The server at `uri` without a login, 30 s of patience.
+    /// The server at `uri` without a login, with a timeout of 30 s.
     pub fn new(uri: impl Into<String>) -> Self {
         Self {
             uri: uri.into(),

@@ -156,14 +156,14 @@ impl Rest {
         timeout: Duration,
     ) -> Answer<Response> {
         let request = self.client.get(url).headers(headers);
-        let answer = timeout(timeout, self.send(what, request))
+        let answer = tokio::time::timeout(timeout, self.send(what, request))
             .await
             .unwrap_or_else(|_| Err(late(what, timeout)))?;
         let status = answer.status();
         if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(answer);
         }
-        let body = timeout(self.timeout, body_of(what, answer, MAX_ANSWER)).await;
+        let body = tokio::time::timeout(self.timeout, body_of(what, answer, MAX_ANSWER)).await;
         let body = body.unwrap_or_else(|_| Err(late(what, self.timeout)))?;
         Err(refused(what, status, &body))
     }

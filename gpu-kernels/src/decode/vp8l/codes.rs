@@ -90,7 +90,8 @@ fn counts_of(lengths: &[u8]) -> Option<[u16; 16]> {
     let mut counts = [0u16; 16];
     lengths.iter().filter(|&&length| length > 0).for_each(|&length| counts[usize::from(length)] += 1);
     let symbols: u32 = counts.iter().map(|&count| u32::from(count)).sum();
-    let whole: u32 = (1..=MAX_CODE_LEN).map(|length| u32::from(counts[length]) << (MAX_CODE_LEN - length)).sum();
+    let whole: u32 =
+        (1..=MAX_CODE_LEN).map(|length| u32::from(counts[length]) << (MAX_CODE_LEN - length)).sum();
     (symbols == 1 || whole == 1 << MAX_CODE_LEN).then_some(counts)
 }
 

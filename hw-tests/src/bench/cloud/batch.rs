@@ -54,7 +54,7 @@ pub(super) fn finished(api: &Server, id: &str, timeout: Duration) -> anyhow::Res
             ensure!(whole, "batch {id} ended with failed images: {now:?}");
             return Ok(());
         }
-        ensure!(start.elapsed() < timeout, "batch {id} is not finished after {patience:?}: {now:?}");
+        ensure!(start.elapsed() < timeout, "batch {id} is not finished after {timeout:?}: {now:?}");
         std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -46,10 +46,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
         if waiting == 0.0 && sent > 0.0 {
             break sent;
         }
-        ensure!(
-            start.elapsed() < TIMEOUT,
-            "{waiting} events still wait after {TIMEOUT:?}, {sent} are sent"
-        );
+        ensure!(start.elapsed() < TIMEOUT, "{waiting} events still wait after {TIMEOUT:?}, {sent} are sent");
         std::thread::sleep(POLL_INTERVAL);
     };
     let took = start.elapsed().as_secs_f64();

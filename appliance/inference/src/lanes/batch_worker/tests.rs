@@ -8,8 +8,8 @@ use tokio::sync::oneshot::Receiver as Answer;
 
 use super::super::tests::Counts;
 use super::super::{
-    Classified, ClassifyError, LaneDevice, LaneError, LaneReply, LaneSettings, Lanes, SkipReason,
-    StageTimings, CpuFallback,
+    Classified, ClassifyError, CpuFallback, LaneDevice, LaneError, LaneReply, LaneSettings, Lanes,
+    SkipReason, StageTimings,
 };
 use super::simulated::{Fault, Simulated, World, image};
 use super::*;
@@ -41,8 +41,10 @@ fn factory(world: &Arc<World>) -> BatchFactory {
 
 fn start(world: &Arc<World>, lanes: usize, stand_in: bool) -> (Lanes, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let stand_in = stand_in
-        .then(|| CpuFallback { lanes: LaneSettings::new(2, 1000), factory: Arc::new(|_| Ok(Box::new(OnCpu))) });
+    let stand_in = stand_in.then(|| CpuFallback {
+        lanes: LaneSettings::new(2, 1000),
+        factory: Arc::new(|_| Ok(Box::new(OnCpu))),
+    });
     let settings = LaneSettings::new(lanes, 1000);
     let lanes = Lanes::start_batches(&settings, Vec::new(), &factory(world), stand_in, counts.clone());
     (lanes.unwrap(), counts)

@@ -10,7 +10,7 @@ use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
 
 use super::GpuEngine;
-use super::decode::{DecodeSettings, Decoders, Message, EventSender};
+use super::decode::{DecodeSettings, Decoders, EventSender, Message};
 use super::engine::run;
 use crate::engine::{BoundSession, EngineError};
 use crate::lanes::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};

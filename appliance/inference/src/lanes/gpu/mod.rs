@@ -19,5 +19,5 @@ mod golden;
 mod route;
 
 pub use build::{GpuSettings, build, gpu_factory};
-pub use decode::{DecodeSettings, Decoders, Message, EventSender};
+pub use decode::{DecodeSettings, Decoders, EventSender, Message};
 pub use engine::GpuEngine;

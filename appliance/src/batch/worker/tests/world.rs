@@ -23,10 +23,10 @@ use tokio::task::JoinHandle;
 
 use super::super::{Worker, WorkerSettings, WorkerStats};
 use super::stores::{Reach, Stores, Trip};
+use crate::batch::batch_manifest::BatchRecord;
 use crate::batch::load::{Buckets, LoadLimits, Loader};
 use crate::batch::message::BatchMessage;
 use crate::batch::retry::RetryPolicy;
-use crate::batch::batch_manifest::BatchRecord;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
 use crate::serving::ServingModel;

@@ -135,6 +135,10 @@ impl Scans {
     /// Whether every coefficient is there to its last bit.
     pub(super) fn check_complete(&self, frame: &Frame) -> Result<(), JpegDefect> {
         let coefficients = self.missing.iter().take(frame.components().len()).flatten();
-        if coefficients.copied().all(|missing| missing == Some(0)) { Ok(()) } else { Err(JpegDefect::Incomplete) }
+        if coefficients.copied().all(|missing| missing == Some(0)) {
+            Ok(())
+        } else {
+            Err(JpegDefect::Incomplete)
+        }
     }
 }

@@ -11,7 +11,7 @@ use gpu_kernels::preprocess::cuda::Stager;
 
 use super::super::route::Route;
 use super::dispatch::{Dispatch, Work};
-use super::message::{Message, EventSender};
+use super::message::{EventSender, Message};
 use crate::lanes::decoder::LaneDecoder;
 use crate::lanes::stall::Task;
 use crate::lanes::{Decoded, Encoded, Ticket};

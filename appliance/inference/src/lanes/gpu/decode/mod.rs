@@ -21,7 +21,7 @@ use gpu_kernels::preprocess::cuda::Stager;
 use gpu_kernels::{DecodeLimits, inspect};
 use parking_lot::Mutex;
 
-pub use message::{Message, EventSender};
+pub use message::{EventSender, Message};
 
 use super::route::{Line, Route, Router};
 use crate::engine::EngineError;

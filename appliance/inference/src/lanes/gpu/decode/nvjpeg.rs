@@ -15,7 +15,7 @@ use gpu_kernels::decode::nvjpeg::{
 use super::super::route::Route;
 use super::DecodeSettings;
 use super::dispatch::{Dispatch, Work};
-use super::message::{Message, EventSender};
+use super::message::{EventSender, Message};
 use crate::engine::EngineError;
 use crate::lanes::stall::Task;
 use crate::lanes::{Decoded, DeviceError};
