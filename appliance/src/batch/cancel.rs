@@ -1,25 +1,34 @@
-//! A batch that is not wanted any more.
+//! Cancelling a batch.
 //!
-//! The state store has the say: a worker asks it before it begins with a message, and again and again while it works.
-//! An object beside the record of the batch says the same, for a state store that loses its data or forgets the batch.
-//! The messages stay in the queue until their turn comes, and leave it then without work; whoever takes the last one
-//! puts together the results that there are.
+//! The state store is authoritative: a worker asks it before it starts a message, and repeatedly while it works. An
+//! object beside the record of the batch says the same, for a state store that loses its data or forgets the batch. The
+//! messages stay in the queue until their turn comes, and then leave it without work; the worker that takes the last one
+//! assembles the results that there are.
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use cloud_sync::blob::{BlobKey, BlobStore};
+use cloud_sync::error::SyncResult;
 use cloud_sync::state::BatchPhase;
 use serde_json::json;
 
-use super::batch_manifest::{self, BatchRecord, rfc3339_text};
+use super::batch_manifest::rfc3339_text;
 use super::object_keys::cancelled_key;
 use super::status::BatchView;
-use super::submit::unreadable_record;
-use super::{BatchError, BatchService, object_keys};
+use super::{BatchError, BatchService};
 
-/// What the object says that marks a batch as cancelled.
-pub(super) fn cancelled_mark(id: &str) -> Bytes {
-    json!({ "request_id": id, "cancelled_at": rfc3339_text(SystemTime::now()) }).to_string().into()
+/// Marks a batch as cancelled in the blob store, at its [`cancelled_key`], unless it is marked already.
+pub(super) async fn mark_cancelled(blob: &dyn BlobStore, key: &BlobKey, id: &str) -> SyncResult<()> {
+    if blob.head(key).await?.is_some() {
+        return Ok(());
+    }
+    let mark = json!({ "request_id": id, "cancelled_at": rfc3339_text(SystemTime::now()) });
+    blob.put(key, mark.to_string().into(), "application/json").await
+}
+
+/// Whether a batch is marked as cancelled in the blob store, at its [`cancelled_key`].
+pub(super) async fn is_marked(blob: &dyn BlobStore, key: &BlobKey) -> SyncResult<bool> {
+    Ok(blob.head(key).await?.is_some())
 }
 
 impl BatchService {
@@ -27,10 +36,10 @@ impl BatchService {
     ///
     /// # Errors
     /// [`BatchError::Finished`] when every image has its result, [`BatchError::Unknown`], or [`BatchError::Link`] when
-    /// a store is out of reach; then the same can be asked for again.
+    /// a store is out of reach; then the call can be repeated.
     pub async fn cancel(&self, id: &str) -> Result<BatchView, BatchError> {
         let link = BatchError::link(id);
-        // Also finds what the state store has forgotten, and notes it there where it is finished.
+        // Also recovers a batch that the state store has forgotten, and records its outcome there if it is finished.
         let view = self.status(id).await?;
         let finished = |phase| Err(BatchError::Finished { request_id: id.to_owned(), phase });
         if matches!(view.phase, BatchPhase::Completed | BatchPhase::Failed) {
@@ -46,10 +55,7 @@ impl BatchService {
         if status.phase != BatchPhase::Cancelled {
             return finished(status.phase);
         }
-        let key = cancelled_key(id)?;
-        if self.blob.head(&key).await.map_err(&link)?.is_none() {
-            self.blob.put(&key, cancelled_mark(id), "application/json").await.map_err(&link)?;
-        }
+        mark_cancelled(self.blob.as_ref(), &cancelled_key(id)?, id).await.map_err(&link)?;
         if view.phase != BatchPhase::Cancelled {
             tracing::info!(batch = id, images = spec.total, "batch cancelled");
         }
@@ -58,14 +64,6 @@ impl BatchService {
 
     /// Whether the blob store says that a batch is cancelled.
     pub(super) async fn is_marked_cancelled(&self, id: &str) -> Result<bool, BatchError> {
-        let mark = self.blob.head(&cancelled_key(id)?).await;
-        Ok(mark.map_err(BatchError::link(id))?.is_some())
-    }
-
-    /// The record of a batch that was posted.
-    pub(super) async fn record(&self, id: &str) -> Result<Option<BatchRecord>, BatchError> {
-        let json = self.blob.get(&object_keys::batch_key(id)?, batch_manifest::MAX_BYTES).await;
-        let json = json.map_err(BatchError::link(id))?;
-        json.map(|json| serde_json::from_slice(&json).map_err(|e| unreadable_record(id, e))).transpose()
+        is_marked(self.blob.as_ref(), &cancelled_key(id)?).await.map_err(BatchError::link(id))
     }
 }

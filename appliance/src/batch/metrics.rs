@@ -1,4 +1,4 @@
-//! The metrics of batches, read at the moment of a scrape.
+//! The metrics of batches, read per scrape.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -7,24 +7,24 @@ use prometheus_client::registry::Registry;
 use super::worker::WorkerCounts;
 use crate::telemetry::{Known, raise, register_each};
 
-/// Batch work at one moment.
+/// A snapshot of batch work.
 #[derive(Clone, Copy, Default)]
 pub struct BatchReading {
-    /// Messages that wait, where that is known.
+    /// Messages waiting, if known.
     pub waiting: Option<u64>,
-    /// Messages out for work.
+    /// Messages in flight.
     pub inflight: u64,
-    /// Whether fetching has stopped because enough are out.
+    /// Whether fetching has stopped at the limit of messages in flight.
     pub paused: bool,
     /// Partitions that this process works on.
     pub partitions: u64,
-    /// What this process has worked off.
+    /// Counters of this process.
     pub counts: WorkerCounts,
     /// Calls to the stores that had to be repeated.
     pub retries: u64,
 }
 
-/// What a scraper sees of them.
+/// The metrics.
 #[derive(Debug, Default)]
 pub struct BatchMetrics {
     waiting: Known,
@@ -101,7 +101,7 @@ impl BatchMetrics {
         ]
     }
 
-    /// Takes over what was read.
+    /// Sets all of them from a snapshot.
     pub fn set(&self, batch: &BatchReading) {
         let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.waiting.set(batch.waiting);

@@ -1,6 +1,5 @@
 //! Submissions on stores that fail at every step.
 
-mod cancelled;
 mod status;
 
 use std::collections::HashSet;

@@ -1,7 +1,6 @@
-//! Bounds of the loader, and what is tried again and what is not.
+//! Bounds of the loader, and what is retried and what is not.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -219,7 +218,7 @@ async fn the_appliances_own_objects_are_no_images_to_others() {
 async fn an_object_takes_no_more_room_than_it_needs_and_has_it_before_it_is_read() {
     let (loader, store) = loader_of(Store { bytes: 200 << 10, ..Store::default() }, 256 << 10, 1 << 20);
     // Small images until now: the first large one is asked for twice.
-    (0..1000).for_each(|_| loader.usual.note(0));
+    (0..1000).for_each(|_| loader.size_estimate.record(0));
     for calls in [2, 3] {
         let loaded = loader.load("b", "s3://fish/k").await.unwrap();
         assert_eq!(loader.limits.memory.used(), 200 << 10);
@@ -279,4 +278,17 @@ async fn loads_and_memory_are_bounded_and_everything_arrives() {
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(most.load(Ordering::SeqCst) <= 4);
     assert_eq!(loader.limits.memory.used(), 0, "memory is not given back");
+}
+
+#[test]
+fn the_size_estimate_goes_up_at_once_and_down_slowly() {
+    let estimate = SizeEstimate::default();
+    estimate.record(4 << 20);
+    assert_eq!(estimate.bytes(), 5 << 20);
+    estimate.record(100_000);
+    assert!(estimate.bytes() > 4 << 20);
+    (0..1000).for_each(|_| estimate.record(100_000));
+    assert_eq!(estimate.bytes(), 125_000);
+    (0..1000).for_each(|_| estimate.record(0));
+    assert_eq!(estimate.bytes(), MIN_ESTIMATE);
 }

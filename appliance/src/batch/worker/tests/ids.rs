@@ -1,4 +1,4 @@
-//! Ids that two want: what is under one stays whose it is, also when the state store has forgotten whose.
+//! Ids that two batches use: results stay those of the first, also when the state store has forgotten it.
 
 use std::sync::atomic::Ordering;
 
@@ -124,5 +124,5 @@ async fn a_message_on_which_the_work_always_breaks_off_is_given_up() {
     assert_eq!(world.published("b").1.len(), 1, "the batch ends");
     let letters = letters(&world);
     assert_eq!(letters.len(), 1);
-    assert!(letters[0]["reason"].as_str().unwrap().contains("fault of the program"));
+    assert!(letters[0]["reason"].as_str().unwrap().contains("program error"));
 }

@@ -26,6 +26,7 @@ use super::stores::{Reach, Stores, Trip};
 use crate::batch::batch_manifest::BatchRecord;
 use crate::batch::load::{Buckets, LoadLimits, Loader};
 use crate::batch::message::BatchMessage;
+use crate::batch::result_store::ResultStore;
 use crate::batch::retry::RetryPolicy;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
@@ -187,7 +188,9 @@ impl World {
         let fetch = FetchConfig { allow_networks, ..FetchConfig::default() };
         let stores = BTreeMap::from([("allowed".to_owned(), Arc::clone(&blob))]);
         let buckets = Buckets { stores, own: None };
+        let spool = Spool::open(self.spool.path().join("spool")).unwrap();
         Worker {
+            results: ResultStore::new(Arc::clone(&blob), spool),
             queue,
             state,
             loader: Loader::new(fetch, limits, Arc::clone(&blob), buckets, Arc::clone(&retry)),
@@ -199,7 +202,6 @@ impl World {
                 limits: DecodeLimits::default(),
                 grace: Duration::from_millis(200),
                 fault_pause: Duration::from_millis(1),
-                spool: Spool::open(self.spool.path().join("spool")).unwrap(),
                 remove_files: false,
             },
             config: BatchConfig {
