@@ -35,7 +35,7 @@ pub struct Background {
     pub(crate) quarantined: Vec<PathBuf>,
 }
 
-/// The queue of batch work, and the work on it where this process does it.
+/// The queue of batch work, and the worker where it runs in this process.
 pub(crate) struct BatchRuntime {
     pub(crate) queue: Arc<dyn JobQueue>,
     pub(crate) kind: &'static str,

@@ -55,7 +55,7 @@ impl GarbageCollector {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "removed old objects from the data directory"),
                 Err(error) => {
-                    tracing::warn!(error = error.in_full(), "could not free space in the data directory")
+                    tracing::warn!(error = error.in_full(), "could not free space in the data directory");
                 }
             }
         }

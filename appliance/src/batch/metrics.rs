@@ -51,8 +51,8 @@ impl BatchMetrics {
     pub fn register(&self, r: &mut Registry) {
         r.register("batch_waiting", "Batch messages that wait for work", self.waiting.clone());
         let gauges = [
-            ("batch_inflight", "Batch messages out for work", &self.inflight),
-            ("batch_paused", "1 while enough batch messages are out for work", &self.paused),
+            ("batch_inflight", "Batch messages in flight", &self.inflight),
+            ("batch_paused", "1 while the limit of batch messages in flight is reached", &self.paused),
             ("batch_partitions", "Partitions that this process works on", &self.partitions),
         ];
         register_each(r, gauges);
@@ -62,7 +62,7 @@ impl BatchMetrics {
     fn counters(&self) -> [(&'static str, &'static str, &Counter); 13] {
         [
             ("batch_images_completed", "Batch images classified", &self.completed),
-            ("batch_images_failed", "Batch images failed for good", &self.failed),
+            ("batch_images_failed", "Batch images failed permanently", &self.failed),
             ("batch_finished", "Batches finished by this process", &self.finished),
             ("batch_cancelled", "Batches among them that were cancelled", &self.cancelled),
             (
@@ -70,7 +70,11 @@ impl BatchMetrics {
                 "Messages that were no batch work, such as no JSON or no URL",
                 &self.bad_messages,
             ),
-            ("batch_duplicate_messages", "Messages whose images another message had done", &self.duplicates),
+            (
+                "batch_duplicate_messages",
+                "Messages whose images another message had processed",
+                &self.duplicates,
+            ),
             (
                 "batch_moved_messages",
                 "Messages that had moved to another worker when they were done",
@@ -95,7 +99,7 @@ impl BatchMetrics {
             ),
             (
                 "batch_quarantined_files",
-                "Damaged files of batches that were set aside at the start",
+                "Damaged files of batches that were quarantined at the start",
                 &self.quarantined,
             ),
         ]

@@ -228,7 +228,7 @@ pub(super) async fn delete_prefix(blob: &dyn BlobStore, prefix: &str) -> SyncRes
     let mut listing = Listing::new(blob, prefix.to_owned());
     while let Some(objects) = listing.next_page().await? {
         for object in objects {
-            // An object whose name is no key of ours was put there by somebody else.
+            // An object whose name is not a valid key is not one of ours.
             let Ok(key) = BlobKey::new(object.key) else { continue };
             blob.delete(&key).await?;
             removed += 1;

@@ -304,7 +304,7 @@ async fn results_of_a_batch_that_came_as_a_message_are_not_overwritten() {
     assert!(bench.messages().is_empty() && bench.stores.state.batches.lock().is_empty());
     assert_eq!(bench.keys(), ["results/mine.jsonl"]);
     bench.submit(&body("other", 2)).await.unwrap();
-    // What a message without an id has left can be asked for by its place; nobody can choose that as an id.
+    // Results of a message without an id are found under its synthetic id, which no client can choose.
     bench
         .stores
         .blob

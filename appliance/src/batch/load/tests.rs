@@ -82,7 +82,7 @@ impl BlobStore for Store {
     }
 }
 
-/// A loader that may hold so many bytes.
+/// A loader with `max_inflight` bytes of memory.
 fn loader(store: Store, max_inflight: usize) -> (Arc<Loader>, Arc<Store>) {
     loader_of(store, 64 << 10, max_inflight)
 }
@@ -107,7 +107,7 @@ fn loader_of(store: Store, max_bytes: usize, max_inflight: usize) -> (Arc<Loader
     (Arc::new(Loader::new(fetch, limits, store.clone(), buckets, retry)), store)
 }
 
-/// Answers the n-th request with the n-th status and a body of so many bytes; the last one again and again.
+/// Answers the n-th request with the n-th status and a body of that length; from the last one on always with the last.
 async fn server(answers: &'static [(u16, usize)]) -> (String, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/x", listener.local_addr().unwrap());
@@ -186,8 +186,8 @@ async fn what_is_refused_to_an_object_alone_fails_its_image() {
 
 #[tokio::test]
 async fn what_is_refused_to_the_appliance_as_a_whole_is_waited_for() {
-    // Keys that are being rotated: all is refused for a while. Its own files it has put there itself, so that no
-    // refusal is about one of them.
+    // Credentials are being rotated: everything is refused for some time. The appliance has put its own files there
+    // itself, so that no refusal is about one of them.
     for (url, closed) in [("s3://fish/k", 30), ("s3://own/k", 30), ("blob:0", 0)] {
         let store =
             Store { refuses: AtomicUsize::new(30), closed: AtomicUsize::new(closed), ..Store::default() };

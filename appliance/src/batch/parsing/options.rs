@@ -87,7 +87,7 @@ impl BatchOptions {
             },
             _ => return Ok(false),
         };
-        if twice { Err(wrong(format!("{name} stands there twice"))) } else { Ok(true) }
+        if twice { Err(wrong(format!("{name} is given twice"))) } else { Ok(true) }
     }
 
     /// The options of the query together with those of the body.

@@ -15,7 +15,7 @@ async fn a_status_is_one_call_to_the_state_store() {
     bench.service.status("mine").await.unwrap();
     assert_eq!(bench.stores.state.calls.load(Ordering::Relaxed), before + 1);
     let error = bench.service.status("other").await.unwrap_err();
-    assert!(matches!(error, BatchError::Link { .. }), "whether it exists can't be told: {error}");
+    assert!(matches!(error, BatchError::Link { .. }), "whether it exists is unknown: {error}");
     bench.stores.state.faults.fail("batch", 1);
     assert!(matches!(bench.service.status("mine").await, Err(BatchError::Link { .. })));
 }

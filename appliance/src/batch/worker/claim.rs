@@ -105,7 +105,7 @@ impl Worker {
     }
 
     /// Checks whether the message may name files that were posted, unless it has its results or needs none. An id that
-    /// somebody else's files are stored under must not be enough to see what is on them.
+    /// another client's files are stored under must not be enough to see what is on them.
     pub(super) async fn check_files(&self, chunk: &mut ChunkState<'_>) -> Result<(), ChunkError> {
         let to_compute = chunk.stored_in.is_none() && !chunk.claimed.cancelled;
         chunk.owns_files = to_compute

@@ -1,4 +1,4 @@
-//! The results of a chunk's images: each is loaded, classified, and failed for good where neither can work.
+//! Computing the results of a chunk: each image is loaded and classified, within the time limit of its batch.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -204,7 +204,7 @@ impl Worker {
             match answer.await.map_err(|_| ChunkError::Stopping)? {
                 Ok((classified, _)) => {
                     model.learn(classified.timings);
-                    let outcome = answer_of(&model.model, &image, &classified, top_k);
+                    let outcome = outcome_of(&model.model, &image, &classified, top_k);
                     if let ItemOutcome::Ok { predictions, .. } = &outcome
                         && let Some(best) = predictions.first()
                     {
@@ -255,7 +255,7 @@ impl Worker {
     }
 }
 
-fn answer_of(model: &ServingModel, image: &Bytes, classified: &Classified, top_k: usize) -> ItemOutcome {
+fn outcome_of(model: &ServingModel, image: &Bytes, classified: &Classified, top_k: usize) -> ItemOutcome {
     let predictions = model.best(&classified.scores, top_k);
     let Some(best) = predictions.first() else {
         return failed("inference_failed", "the model gave no scores");

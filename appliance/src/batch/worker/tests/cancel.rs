@@ -107,7 +107,7 @@ async fn after_a_crash_anywhere_a_cancelled_batch_ends_with_what_was_done() {
             if lost && crashed {
                 world.stores.batches.lock().clear();
             }
-            world.mended();
+            world.restart();
             world.work().await;
             if somebody_is_left || !lost {
                 assert_eq!(outcomes(&world, "b"), [0, 1, 2].map(label), "after a crash at {at}");

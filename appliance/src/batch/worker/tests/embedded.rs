@@ -87,7 +87,7 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
         let ItemOutcome::Failed { code, .. } = item.outcome else { return None };
         Some(code)
     });
-    // So many ends within milliseconds may meet one image again and again, which is given up then.
+    // This many ends within milliseconds may hit one image repeatedly, which is given up then.
     let (crashed, failed): (Vec<_>, Vec<_>) = codes.partition(|code| code == "worker_crashed");
     assert!(
         failed.len() <= IMAGES / 3 && failed.len() + crashed.len() >= IMAGES / 3,

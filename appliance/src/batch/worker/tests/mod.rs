@@ -353,7 +353,7 @@ async fn files_go_when_their_batch_is_finished_where_that_is_asked_for() {
     until("the files are gone", async || files(&world, "gone") == 0).await;
     running.abort();
     assert_eq!((world.items("gone").len(), files(&world, "waits")), (3, 3));
-    // A message that comes again finds the results, not the files.
+    // A redelivered message finds the results, not the files.
     let results = world.results("gone");
     world.submit("gone", &urls, 2);
     world.work().await;

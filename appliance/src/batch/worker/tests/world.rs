@@ -221,7 +221,7 @@ impl World {
     }
 
     /// The same stores for a worker that nothing cuts off.
-    pub(super) fn mended(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.stores.recover();
         self.trip = Trip::at(i64::MAX);
     }
