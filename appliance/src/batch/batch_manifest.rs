@@ -1,4 +1,5 @@
-//! The durable record of a batch, from which it is recovered when the state store has lost or forgotten it.
+//! What the blob store says of a batch itself: its record, from which it is recovered when the state store has lost or
+//! forgotten it, and the mark of one that was cancelled.
 
 use std::time::SystemTime;
 
@@ -7,8 +8,9 @@ use cloud_sync::blob::{BlobKey, BlobStore};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::state::BatchSpec;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::object_keys::batch_key;
+use super::object_keys::{batch_key, cancelled_key};
 use super::{BatchError, BatchService};
 
 /// Largest record that is read.
@@ -51,6 +53,20 @@ impl BatchRecord {
     }
 }
 
+/// Marks a batch as cancelled in the blob store, at its [`cancelled_key`], unless it is marked already.
+pub(super) async fn mark_cancelled(blob: &dyn BlobStore, key: &BlobKey, id: &str) -> SyncResult<()> {
+    if is_marked(blob, key).await? {
+        return Ok(());
+    }
+    let mark = json!({ "request_id": id, "cancelled_at": rfc3339_text(SystemTime::now()) });
+    blob.put(key, mark.to_string().into(), "application/json").await
+}
+
+/// Whether a batch is marked as cancelled in the blob store, at its [`cancelled_key`].
+pub(super) async fn is_marked(blob: &dyn BlobStore, key: &BlobKey) -> SyncResult<bool> {
+    Ok(blob.head(key).await?.is_some())
+}
+
 impl BatchService {
     /// The record of a batch that was posted; `None` when there is none.
     pub(super) async fn record(&self, id: &str) -> Result<Option<BatchRecord>, BatchError> {
@@ -61,6 +77,11 @@ impl BatchService {
             let source = SyncError::permanent(Link::Disk, what).because(error);
             BatchError::Link { request_id: id.to_owned(), source }
         })
+    }
+
+    /// Whether the blob store says that a batch is cancelled.
+    pub(super) async fn is_marked_cancelled(&self, id: &str) -> Result<bool, BatchError> {
+        is_marked(self.blob.as_ref(), &cancelled_key(id)?).await.map_err(BatchError::link(id))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Batches: accepted, queued, processed, reported.
 //!
 //! A batch flows through these modules in this order: [`spool`] (the body, on disk) -> [`parsing`] (read under bounds)
-//! -> `submit` (state, blobs, queue) -> [`worker`] -> `status`, unless it is stopped by `cancel`. [`object_keys`] says
+//! -> `submit` (state, blobs, queue) -> [`worker`] -> `status` (also results, cancellation). [`object_keys`] says
 //! where its objects are, [`result_store`] reads and writes those of results.
 //!
 //! Invariants:
@@ -10,7 +10,6 @@
 //! - No list of images is ever in memory as a whole.
 
 mod batch_manifest;
-mod cancel;
 mod chunker;
 mod error;
 pub mod gc;

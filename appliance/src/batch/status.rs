@@ -1,5 +1,12 @@
-//! The status and results of a batch: one call to the state store, or, where that has lost or forgotten the batch or
-//! part of it, what the blob store has of it.
+//! Requests about a submitted batch: its status, its results, its cancellation.
+//!
+//! A status is one call to the state store, or, where that has lost or forgotten the batch or part of it, what the blob
+//! store has of it.
+//!
+//! The state store is authoritative for a cancellation: a worker asks it before it starts a message, and repeatedly while
+//! it works. A mark beside the record of the batch says the same, for a state store that loses its data or forgets the
+//! batch. The messages stay in the queue until their turn comes, and then leave it without work; the worker that takes the
+//! last one assembles the results that there are.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,8 +17,8 @@ use tempfile::TempPath;
 use tokio::fs::File;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::batch_manifest::BatchRecord;
-use super::object_keys::{check_any_id, results_key};
+use super::batch_manifest::{BatchRecord, mark_cancelled};
+use super::object_keys::{cancelled_key, check_any_id, results_key};
 use super::result_store::Tally;
 use super::{BatchError, BatchService, MAX_DOWNLOADS, MAX_RECOVERIES};
 
@@ -115,6 +122,36 @@ impl BatchService {
         // The blob store may have replaced the file under this path by another.
         let file = File::open(&path).await.map_err(|e| self.spool.failed(e))?;
         Ok(ResultsFile { file, bytes, _path: path, _permit: permit })
+    }
+
+    /// Cancels a batch. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`BatchError::Finished`] when every image has its result, [`BatchError::Unknown`], or [`BatchError::Link`] when
+    /// a store is out of reach; then the call can be repeated.
+    pub async fn cancel(&self, id: &str) -> Result<BatchView, BatchError> {
+        let link = BatchError::link(id);
+        // Also recovers a batch that the state store has forgotten, and records its outcome there if it is finished.
+        let view = self.status(id).await?;
+        let finished = |phase| Err(BatchError::Finished { request_id: id.to_owned(), phase });
+        if matches!(view.phase, BatchPhase::Completed | BatchPhase::Failed) {
+            return finished(view.phase);
+        }
+        let spec = match self.state.batch(id).await.map_err(&link)? {
+            Some(status) => status.spec,
+            None => {
+                self.record(id).await?.ok_or_else(|| BatchError::Unknown { request_id: id.to_owned() })?.spec
+            }
+        };
+        let status = self.state.cancel_batch(&spec).await.map_err(&link)?;
+        if status.phase != BatchPhase::Cancelled {
+            return finished(status.phase);
+        }
+        mark_cancelled(self.blob.as_ref(), &cancelled_key(id)?, id).await.map_err(&link)?;
+        if view.phase != BatchPhase::Cancelled {
+            tracing::info!(batch = id, images = spec.total, "batch cancelled");
+        }
+        Ok(status.into())
     }
 
     /// The status of a batch that the state store does not know, from the blob store.

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::BatchStores;
 
-/// Which calls fail, by name, and how often still.
+/// Calls that fail, by name, with the remaining number of failures.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(Mutex<HashMap<&'static str, u32>>);
 
@@ -60,7 +60,7 @@ pub(crate) struct MemoryQueue {
     pub(crate) breaks_after: AtomicU64,
 }
 
-/// All three.
+/// All three stores.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct MemoryStores {
     pub(crate) queue: Arc<MemoryQueue>,

@@ -219,7 +219,7 @@ async fn a_submission_that_broke_off_anywhere_is_finished_by_repeating_it() {
         break_it(&bench.stores);
         let mut error = bench.submit(&body("mine", 10)).await.unwrap_err();
         if i == 6 {
-            // The second one looks at the status of what the first has left, and that fails too.
+            // The second submission reads the status that the first has left, and that call fails too.
             error = bench.submit(&body("mine", 10)).await.unwrap_err();
         }
         assert_eq!(error.request_id(), Some("mine"));
@@ -264,7 +264,7 @@ async fn a_full_queue_takes_nothing_and_leaves_nothing() {
         assert!(bench.messages().is_empty() && bench.keys().is_empty(), "{:?}", bench.keys());
         assert!(matches!(bench.service.status("mine").await, Err(BatchError::Unknown { .. })));
     }
-    // What was taken before stays, even if the state store has forgotten it and the queue is full.
+    // A batch accepted before stays, even if the state store has forgotten it and the queue is full.
     bench.stores.queue.limit.store(0, Ordering::Relaxed);
     bench.submit(&body("kept", 10)).await.unwrap();
     bench.stores.state.batches.lock().clear();

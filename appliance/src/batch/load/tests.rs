@@ -14,21 +14,21 @@ use super::*;
 /// Has one object, `k`, which is also the first file of each batch.
 #[derive(Debug, Default)]
 struct Store {
-    /// Reads that still don't reach it.
+    /// Remaining reads that don't reach it.
     away: AtomicUsize,
-    /// Reads that are still refused.
+    /// Remaining reads that are refused.
     refuses: AtomicUsize,
-    /// Listings that are still refused.
+    /// Remaining listings that are refused.
     closed: AtomicUsize,
     calls: AtomicUsize,
     /// Bytes of the object.
     bytes: usize,
-    /// What the reads that go on may bring, in bytes, and the most that it was.
+    /// Bytes that the current reads may return, and their maximum so far.
     reading: AtomicUsize,
     most: AtomicUsize,
 }
 
-/// Takes one off a count that is not at its end.
+/// Takes one off a count, unless it is zero.
 fn one_of(left: &AtomicUsize) -> bool {
     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
@@ -132,7 +132,7 @@ async fn server(answers: &'static [(u16, usize)]) -> (String, Arc<AtomicUsize>, 
     (url, served, most)
 }
 
-/// What a server answers, what comes of it, and after how many requests.
+/// What a server answers, the expected result, and the expected number of requests.
 type Case = (&'static [(u16, usize)], Result<usize, &'static str>, usize);
 
 #[tokio::test]
@@ -195,7 +195,7 @@ async fn what_is_refused_to_the_appliance_as_a_whole_is_waited_for() {
         assert_eq!(loader.load("b", url).await.map(|loaded| loaded.len()), Ok(5), "{url}");
         assert_eq!(store.calls.load(Ordering::SeqCst), 31, "{url}");
     }
-    // They are good again between the object and the question.
+    // They are valid again between the read and the check of the storage.
     let (loader, _) = loader(Store { refuses: AtomicUsize::new(1), bytes: 5, ..Store::default() }, 1 << 20);
     assert_eq!(loader.load("b", "s3://own/k").await.unwrap().len(), 5);
 }
@@ -217,7 +217,7 @@ async fn the_appliances_own_objects_are_no_images_to_others() {
 #[tokio::test]
 async fn an_object_takes_no_more_room_than_it_needs_and_has_it_before_it_is_read() {
     let (loader, store) = loader_of(Store { bytes: 200 << 10, ..Store::default() }, 256 << 10, 1 << 20);
-    // Small images until now: the first large one is asked for twice.
+    // Small images until now: the first large one is requested twice.
     (0..1000).for_each(|_| loader.size_estimate.record(0));
     for calls in [2, 3] {
         let loaded = loader.load("b", "s3://fish/k").await.unwrap();
@@ -270,7 +270,7 @@ async fn stores_and_web_servers_share_slots_and_memory_and_none_waits_for_ever()
 
 #[tokio::test]
 async fn loads_and_memory_are_bounded_and_everything_arrives() {
-    // Room for one image and a half, so that most must wait for others to be let go.
+    // Room for one image and a half, so that most must wait until others are dropped.
     let (loader, _) = loader(Store::default(), 96 << 10);
     let (url, _, most) = server(&[(200, 60 << 10)]).await;
     let started = Instant::now();

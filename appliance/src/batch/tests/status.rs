@@ -45,7 +45,7 @@ async fn a_status_that_was_lost_is_put_together_from_the_blobs() {
     assert_eq!(processing.phase, BatchPhase::Processing);
     assert_eq!((processing.total, processing.completed, processing.failed), (10, 8, 1));
     assert!(processing.results_uri.is_none());
-    assert!(bench.stores.state.batches.lock().is_empty(), "a worker has the say while there is work");
+    assert!(bench.stores.state.batches.lock().is_empty(), "a worker records the outcome while there is work");
 
     put("results/mine.jsonl", &(line("ok").repeat(7) + &line("failed").repeat(3)));
     let finished = bench.service.status("mine").await.unwrap();
@@ -56,7 +56,7 @@ async fn a_status_that_was_lost_is_put_together_from_the_blobs() {
     let kept = bench.service.status("mine").await.unwrap();
     assert_eq!((kept.phase, kept.completed), (BatchPhase::Completed, 7), "it is counted once");
 
-    // A batch that came in by another way has results and no record.
+    // A batch of another producer has results and no record.
     put("results/foreign.jsonl", &line("failed"));
     let foreign = bench.service.status("foreign").await.unwrap();
     assert_eq!((foreign.phase, foreign.total, foreign.failed), (BatchPhase::Failed, 1, 1));
@@ -77,10 +77,10 @@ async fn a_batch_whose_end_the_state_store_has_forgotten_is_told_by_its_results(
     let quiet = Duration::from_secs(60);
     let age = || bench.stores.state.batches.lock().get_mut("mine").unwrap().updated -= quiet;
     put(lines);
-    // As long as something happens the worker has the say.
+    // While the batch is active the worker records its outcome.
     assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
     age();
-    // Not all of its results are there; or the blob store is away, or has no time: then it is as the state store says.
+    // Some results are missing, or the blob store is away or at its limit: then the state store's status is the answer.
     put(&lines[..16]);
     assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
     put(lines);
@@ -112,7 +112,8 @@ async fn who_asks_for_forgotten_batches_does_not_wait_without_end() {
 
 #[tokio::test]
 async fn a_batch_that_is_cancelled_before_its_work_is_queued_is_still_queued_and_stays_cancelled() {
-    // It breaks off before the record is there, and with a part of the work in the queue; then the state store forgets.
+    // The submission is interrupted before the record is written, and with part of the work queued; then the state store
+    // forgets.
     for (queued, forgotten) in [(0, false), (1, false), (1, true)] {
         let bench = Bench::new();
         match queued {
@@ -148,7 +149,7 @@ async fn a_cancelled_batch_whose_end_the_state_store_has_lost_is_told_by_its_res
     let lines = "{\"index\":0,\"status\":\"ok\"}\n{\"index\":4,\"status\":\"ok\"}\n";
     bench.stores.blob.objects.lock().insert("results/b.jsonl".into(), lines.into());
     let ask = async || bench.service.status("b").await.unwrap();
-    // Perhaps it is just about to be noted.
+    // The worker may be about to record it.
     assert_eq!(ask().await.results_uri, None);
     bench.stores.state.batches.lock().get_mut("b").unwrap().updated =
         SystemTime::now() - Duration::from_secs(3600);

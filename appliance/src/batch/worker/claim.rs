@@ -5,8 +5,7 @@ use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus};
 
 use super::chunk::ChunkState;
 use super::{ChunkError, Worker};
-use crate::batch::batch_manifest::BatchRecord;
-use crate::batch::cancel::is_marked;
+use crate::batch::batch_manifest::{BatchRecord, is_marked};
 use crate::batch::message::BatchMessage;
 use crate::batch::object_keys;
 use crate::batch::result_store::StoredResults;

@@ -10,7 +10,7 @@ use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 
 use super::chunk::{ChunkState, StoredIn};
 use super::{ChunkError, Worker, WorkerStats};
-use crate::batch::cancel::mark_cancelled;
+use crate::batch::batch_manifest::mark_cancelled;
 use crate::batch::message::BatchMessage;
 use crate::batch::object_keys;
 use crate::batch::result_store::{StoredResults, Tally};

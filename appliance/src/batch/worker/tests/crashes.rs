@@ -32,7 +32,7 @@ fn letters(world: &World) -> Vec<(String, Bytes)> {
     letters.map(|(key, letter)| (key.clone(), letter.clone())).collect()
 }
 
-/// What becomes of the state store's data in a crash.
+/// What happens to the state store's data in a crash.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Kept,

@@ -16,7 +16,7 @@ use super::world::{World, messages, pictures};
 
 const IMAGES: usize = 60;
 
-/// Opens the queue as a process does that starts while the one before is still going.
+/// Opens the queue as a process does that starts while the previous one still runs.
 async fn open(dir: &Path, outbox: &Arc<Outbox>) -> Arc<EmbeddedQueue> {
     for _ in 0..6000 {
         let config = EmbeddedQueueConfig { dir: dir.join("queue"), inflight: 2, max_bytes: 1 << 20 };
@@ -49,7 +49,7 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
     let job = |payload| Ok(NewJob { key: "b".into(), payload });
     queue.submit(&mut messages("b", &urls, 5).into_iter().map(job)).await.unwrap();
 
-    // With longer and longer lives, so that the work ends on a loaded machine, too.
+    // With increasing lifetimes, so that the work ends on a loaded machine, too.
     for round in 0..400 {
         let worker = world.worker_on(queue.clone(), Arc::clone(&state), Arc::clone(&blob));
         let running = tokio::spawn(worker.run(std::future::pending()));

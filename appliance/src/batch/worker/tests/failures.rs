@@ -67,7 +67,7 @@ async fn ends_of_the_process_from_outside_fail_no_image() {
     let mut world = World::new(&pictures().await, i64::MAX);
     let urls: Vec<_> = (0..12).map(|i| format!("{}/{i}", world.base)).collect();
     world.submit("b", &urls, 6);
-    // Both are suspect, and each life ends when the work has gone on by two images.
+    // Both messages are suspect, and each process ends after two more images.
     for position in ["requests-0-0", "requests-0-1"] {
         for step in 0..3 {
             world.stores.work.lock().entry(position.to_owned()).or_default().begin(None, step);
@@ -102,7 +102,7 @@ async fn a_message_that_waits_for_its_turn_is_not_started() {
     let (killer, mut asks) = silent().await;
     world.stores.send(format!(r#"{{"request_id": "bad", "image_urls": ["{killer}"]}}"#));
     let waits = world.stores.send(format!(r#"{{"request_id": "good", "image_urls": ["{}/1"]}}"#, world.base));
-    // It is suspect: of three earlier starts, of whatever kind.
+    // Both are suspect: after three earlier starts, of any kind.
     for position in ["requests-0-0", &waits] {
         for step in 0..3 {
             world.stores.work.lock().entry(position.to_owned()).or_default().begin(None, step);

@@ -16,7 +16,7 @@ fn forget(world: &World) {
 async fn an_id_that_looks_like_the_place_of_a_message_takes_nothing_from_it() {
     let world = World::new(&pictures().await, i64::MAX);
     let url = |i: usize| format!("{}/{i}", world.base);
-    // Whoever guesses the places of messages to come.
+    // A client that guesses the positions of future messages.
     for place in 1..4 {
         world.submit(&format!("requests-0-{place}"), &[url(5)], 1);
     }
@@ -98,7 +98,7 @@ async fn only_the_batch_with_which_a_file_was_posted_may_name_it() {
     world.record("mine", &urls, 1);
     // Without the record, with files that are left over.
     world.stores.send(json!({"request_id": "orphan", "image_urls": urls}).to_string());
-    // With it, and no idea of its digest.
+    // With it, but with another digest.
     let stranger = world.stores.send(json!({"request_id": "mine", "image_urls": urls}).to_string());
     world.work().await;
     assert_eq!(outcomes(&world, "orphan"), ["not_found"]);

@@ -1,4 +1,4 @@
-//! The worker's promises, with stores that can be cut off at every call.
+//! The guarantees of the worker, with stores that can be cut off at every call.
 
 mod cancel;
 mod crashes;
@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 
 use world::{MODEL, World, picture, pictures};
 
-/// What became of each image: the label's place, or the code of the failure.
+/// The outcome of each image: its label, or the code of the failure.
 fn outcomes(world: &World, id: &str) -> Vec<String> {
     let outcome = |outcome: &ItemOutcome| match outcome {
         ItemOutcome::Ok { species, .. } => species.clone(),
@@ -317,7 +317,7 @@ async fn a_message_that_panicked_does_not_outlast_the_grace_period() {
     assert!(world.stores.out.lock().is_empty() && world.stores.jobs.lock().len() == 1);
 }
 
-/// Waits for what comes after the settlement.
+/// Waits for an effect after the settlement.
 async fn until(what: &str, mut there: impl AsyncFnMut() -> bool) {
     for _ in 0..2000 {
         if there().await {

@@ -47,7 +47,7 @@ impl Trip {
             self.tripped.notify_one();
         }
         if self.left.load(Ordering::SeqCst) < 0 {
-            // From the crash on nothing comes back, as from a process that is gone.
+            // From the crash on no call returns, as in a process that is gone.
             std::future::pending::<()>().await;
         }
     }
@@ -73,7 +73,7 @@ pub(super) struct Stores {
     pub(super) changed: Notify,
     /// The batches as they were when the first chunk was done: what a replica may have.
     pub(super) older: Mutex<Option<HashMap<String, Batch>>>,
-    /// A chunk whose begin makes the worker panic, and how often still.
+    /// A chunk whose start makes the worker panic, `panics` more times.
     pub(super) panics_on: Mutex<Option<(String, u32)>>,
     pub(super) panics: AtomicUsize,
     /// Starts of the work on messages, by their positions.

@@ -1,4 +1,4 @@
-//! A worker in a world of its own: simulated lanes, stores in memory, and an HTTP server with pictures.
+//! A worker in isolation: simulated lanes, stores in memory, and an HTTP server with pictures.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,7 +33,7 @@ use crate::config::{BatchConfig, FetchConfig};
 use crate::serving::ServingModel;
 use crate::serving::{LoadedModel, Models, Slot};
 
-/// How often a picture whose last byte is 254 still fails.
+/// Remaining failures of a picture whose last byte is 254.
 static FAILURES: AtomicUsize = AtomicUsize::new(3);
 
 /// Sees the label in the picture's last byte; a 255 makes it panic, a 253 fails.
@@ -220,7 +220,7 @@ impl World {
         tokio::spawn(self.worker().run(std::future::pending()))
     }
 
-    /// The same stores for a worker that nothing cuts off.
+    /// The same stores for a new worker that does not crash.
     pub(super) fn restart(&mut self) {
         self.stores.recover();
         self.trip = Trip::at(i64::MAX);
