@@ -1,4 +1,4 @@
-//! The least rate at which a peer must send or read: bytes in each window of waiting.
+//! The minimum rate at which a peer must send or read: bytes per window of waiting.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use tokio::time::Instant;
 
 use crate::config::{FetchConfig, HttpConfig};
 
-/// A least rate, and the time over which it is averaged.
+/// A minimum rate, and the time over which it is averaged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rate {
-    /// Bytes a second; 0 is no bound.
+    /// Bytes per second; 0 is no bound.
     pub(crate) bytes: u64,
     pub(crate) window: Duration,
 }
 
-/// What a peer moved while it was waited for. Time in which this side was not ready does not count against the peer.
+/// Measures what a peer transfers while it is waited for. Time in which this side is not ready does not count.
 #[derive(Debug)]
 pub(crate) struct Pace {
     window: Duration,
-    /// Bytes that one window must bring.
-    least: u64,
+    /// Bytes required per window.
+    required: u64,
     moved: u64,
     waited: Duration,
     waiting_since: Option<Instant>,
@@ -30,12 +30,12 @@ pub(crate) struct Pace {
 pub(crate) struct TooSlow;
 
 impl Rate {
-    /// Of clients.
+    /// The rate of clients.
     pub(crate) fn of(config: &HttpConfig) -> Self {
         Self { bytes: config.min_rate.as_u64(), window: config.rate_window }
     }
 
-    /// Of servers that images are fetched from.
+    /// The rate of servers that images are fetched from.
     pub(crate) fn of_fetches(config: &FetchConfig) -> Self {
         Self { bytes: config.min_rate.as_u64(), window: config.rate_window }
     }
@@ -44,45 +44,45 @@ impl Rate {
 impl Pace {
     pub(crate) fn new(rate: Rate) -> Self {
         // The window is at least a millisecond, and a rate that rounds to nothing still needs one byte.
-        let least = (rate.bytes as f64 * rate.window.as_secs_f64()) as u64;
-        let least = if rate.bytes == 0 { 0 } else { least.max(1) };
-        Self { window: rate.window, least, moved: 0, waited: Duration::ZERO, waiting_since: None }
+        let required = (rate.bytes as f64 * rate.window.as_secs_f64()) as u64;
+        let required = if rate.bytes == 0 { 0 } else { required.max(1) };
+        Self { window: rate.window, required, moved: 0, waited: Duration::ZERO, waiting_since: None }
     }
 
-    /// The peer is waited for from `now` on. Returns when the window ends if nothing more comes; None without a bound.
+    /// Starts waiting for the peer at `now`. Returns when the window ends if nothing more arrives; None without a bound.
     pub(crate) fn wait(&mut self, now: Instant) -> Option<Instant> {
-        if self.least == 0 {
+        if self.required == 0 {
             return None;
         }
         let since = *self.waiting_since.get_or_insert(now);
         Some(since + self.window.saturating_sub(self.waited))
     }
 
-    /// The wait is over: so many bytes moved.
+    /// The wait is over: `bytes` were transferred.
     pub(crate) fn moved(&mut self, bytes: usize, now: Instant) -> Result<(), TooSlow> {
         if let Some(since) = self.waiting_since.take() {
             self.waited += now.saturating_duration_since(since);
         }
         self.moved = self.moved.saturating_add(bytes as u64);
-        self.judge()
+        self.evaluate()
     }
 
-    /// The wait goes on: whether the window is over, and the peer too slow in it.
+    /// The wait continues: checks whether the window is over, and the peer was too slow in it.
     pub(crate) fn check(&mut self, now: Instant) -> Result<(), TooSlow> {
         if let Some(since) = self.waiting_since {
             self.waited += now.saturating_duration_since(since);
             self.waiting_since = Some(now);
         }
-        self.judge()
+        self.evaluate()
     }
 
-    fn judge(&mut self) -> Result<(), TooSlow> {
-        if self.least == 0 || self.waited < self.window {
+    fn evaluate(&mut self) -> Result<(), TooSlow> {
+        if self.required == 0 || self.waited < self.window {
             return Ok(());
         }
         let moved = std::mem::take(&mut self.moved);
         self.waited = Duration::ZERO;
-        if moved < self.least { Err(TooSlow) } else { Ok(()) }
+        if moved < self.required { Err(TooSlow) } else { Ok(()) }
     }
 }
 
@@ -133,7 +133,7 @@ mod tests {
         let mut pace = Pace::new(RATE);
         pace.wait(start);
         assert_eq!(pace.moved(1, at(start, 1)), Ok(()));
-        // An hour passes in which nothing was asked of the peer.
+        // An hour passes in which the peer is not waited for.
         assert_eq!(pace.wait(at(start, 3600)), Some(at(start, 3609)));
         assert_eq!(pace.check(at(start, 3608)), Ok(()));
         assert_eq!(pace.check(at(start, 3609)), Err(TooSlow));

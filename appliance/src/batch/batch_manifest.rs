@@ -1,13 +1,20 @@
-//! The durable record of a batch: what is left of it when the state store has lost or forgotten it.
+//! What the blob store says of a batch itself: its record, from which it is recovered when the state store has lost or
+//! forgotten it, and the mark of one that was cancelled.
 
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use cloud_sync::blob::{BlobKey, BlobStore};
+use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::state::BatchSpec;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-/// Longest record that is read.
-pub(super) const MAX_BYTES: u64 = 64 << 10;
+use super::object_keys::{batch_key, cancelled_key};
+use super::{BatchError, BatchService};
+
+/// Largest record that is read.
+const MAX_BYTES: u64 = 64 << 10;
 
 /// `batches/<id>/batch.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,10 +25,10 @@ pub struct BatchRecord {
     /// The camera that took the pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub camera: Option<String>,
-    /// How many labels were asked for.
+    /// Predictions per image, where the client chose a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
-    /// When it was taken.
+    /// When it was accepted.
     #[serde(with = "rfc3339")]
     pub created: SystemTime,
 }
@@ -34,9 +41,51 @@ impl BatchRecord {
     pub fn to_json(&self) -> Result<Bytes, serde_json::Error> {
         serde_json::to_vec(self).map(Bytes::from)
     }
+
+    /// Reads the record under `key`, a [`batch_key`]. `None` when there is none; the inner error is of one that is
+    /// damaged.
+    pub(super) async fn read(
+        blob: &dyn BlobStore,
+        key: &BlobKey,
+    ) -> SyncResult<Option<Result<Self, serde_json::Error>>> {
+        let json = blob.get(key, MAX_BYTES).await?;
+        Ok(json.map(|json| serde_json::from_slice(&json)))
+    }
 }
 
-/// A time as everybody outside reads it: RFC 3339 in UTC with milliseconds.
+/// Marks a batch as cancelled in the blob store, at its [`cancelled_key`], unless it is marked already.
+pub(super) async fn mark_cancelled(blob: &dyn BlobStore, key: &BlobKey, id: &str) -> SyncResult<()> {
+    if is_marked(blob, key).await? {
+        return Ok(());
+    }
+    let mark = json!({ "request_id": id, "cancelled_at": rfc3339_text(SystemTime::now()) });
+    blob.put(key, mark.to_string().into(), "application/json").await
+}
+
+/// Whether a batch is marked as cancelled in the blob store, at its [`cancelled_key`].
+pub(super) async fn is_marked(blob: &dyn BlobStore, key: &BlobKey) -> SyncResult<bool> {
+    Ok(blob.head(key).await?.is_some())
+}
+
+impl BatchService {
+    /// The record of a batch that was posted; `None` when there is none.
+    pub(super) async fn record(&self, id: &str) -> Result<Option<BatchRecord>, BatchError> {
+        let record = BatchRecord::read(self.blob.as_ref(), &batch_key(id)?).await;
+        let record = record.map_err(BatchError::link(id))?;
+        record.transpose().map_err(|error| {
+            let what = format!("the record of batch {id} can't be read");
+            let source = SyncError::permanent(Link::Disk, what).because(error);
+            BatchError::Link { request_id: id.to_owned(), source }
+        })
+    }
+
+    /// Whether the blob store says that a batch is cancelled.
+    pub(super) async fn is_marked_cancelled(&self, id: &str) -> Result<bool, BatchError> {
+        is_marked(self.blob.as_ref(), &cancelled_key(id)?).await.map_err(BatchError::link(id))
+    }
+}
+
+/// A time as it is written in records, events and replies: RFC 3339 in UTC with milliseconds.
 pub(crate) fn rfc3339_text(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }

@@ -1,4 +1,4 @@
-//! A batch cut into messages: into how many, and each made when the queue asks for it.
+//! Cutting a batch into messages: how many, and each built when the queue requests it.
 
 use std::io;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::batch_manifest::{BatchRecord, rfc3339_text};
 use super::message::BatchMessage;
 use super::parsing::UrlReader;
 
-/// Most bytes of URLs in one message: under the 1 MiB that a Kafka broker takes unless told otherwise.
+/// Most bytes of URLs in one message: under the 1 MiB that a Kafka broker accepts by default.
 const MESSAGE_BYTES: u64 = 768 << 10;
 
 /// Into how many messages to cut `total` images, at most `per_message` in each, whose URLs take at most `longest`
@@ -22,8 +22,8 @@ pub(super) fn chunks(total: u64, per_message: usize, longest: u64) -> u32 {
     u32::try_from(total.div_ceil(per_message).max(1)).unwrap_or(u32::MAX)
 }
 
-/// Which images are in a chunk. It follows from the spec alone, so that a batch that is submitted again is cut as it
-/// was the first time, whatever the configuration has become.
+/// The images of a chunk. They depend on the spec alone, so that a batch that is submitted again is cut as it was the
+/// first time, even if the configuration has changed.
 pub(super) fn range(spec: &BatchSpec, chunk: u32) -> Range<u64> {
     let edge = |chunk: u64| {
         let edge = u128::from(chunk) * u128::from(spec.total) / u128::from(spec.chunks.max(1));
@@ -32,7 +32,7 @@ pub(super) fn range(spec: &BatchSpec, chunk: u32) -> Range<u64> {
     edge(u64::from(chunk))..edge(u64::from(chunk) + 1)
 }
 
-/// Where the images come from, in their order.
+/// The source of the images, in their order.
 pub(super) enum Source {
     /// A list of URLs.
     Urls(UrlReader),

@@ -1,4 +1,4 @@
-//! Why a batch was not taken, or has nothing to show; `http::reply` turns these into statuses in one place.
+//! Why a batch was not accepted, or has no answer; `http::reply` maps these to HTTP statuses.
 
 use cloud_sync::blob::{InvalidKey, StoreFull};
 use cloud_sync::error::SyncError;
@@ -6,9 +6,10 @@ use cloud_sync::state::BatchPhase;
 
 use super::object_keys::InvalidId;
 use super::parsing::IntakeError;
+use super::result_store::ResultsError;
 use super::spool::SpoolError;
 
-/// Why a batch was not taken, or has nothing to show.
+/// Why a batch was not accepted, or has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
     /// The request is wrong.
@@ -20,29 +21,29 @@ pub enum BatchError {
         /// The id.
         request_id: String,
     },
-    /// The same batch is being submitted by another request at this moment.
+    /// The same batch is being submitted by another request.
     #[error("batch {request_id} is being submitted by another request; ask for its status, or try again")]
     BeingSubmitted {
         /// The id.
         request_id: String,
     },
-    /// As many as allowed are at it.
+    /// The limit of concurrent operations of this kind is reached.
     #[error("{limit} {what} are under way already; try again")]
     Busy {
-        /// What there are too many of.
+        /// The operations.
         what: &'static str,
-        /// How many are allowed.
+        /// The limit.
         limit: usize,
     },
-    /// There is no room for more batch work. Nothing was taken.
+    /// The queue has no room for the batch now. Nothing was accepted.
     #[error("the queue of batch work is full (batch.max_queued); try again when some of it is done")]
     QueueFull {
         /// The batch.
         request_id: String,
-        /// What the queue said.
+        /// The error of the queue.
         source: SyncError,
     },
-    /// It does not even fit into an empty queue. Nothing was taken.
+    /// The batch does not fit even into an empty queue. Nothing was accepted.
     #[error(
         "the batch is larger than the queue of batch work, which holds {limit} bytes (batch.max_queued); send it in several"
     )]
@@ -50,7 +51,7 @@ pub enum BatchError {
         /// The queue's bound.
         limit: u64,
     },
-    /// There is no room for more files and results in the data directory. Nothing was taken.
+    /// There is no room for more files and results in the data directory. Nothing was accepted.
     #[error(
         "there is no room for more batches in the data directory (blobs.max_bytes, blobs.min_free); try again when some \
          are done and their results have been removed"
@@ -58,10 +59,10 @@ pub enum BatchError {
     StoreFull {
         /// The batch.
         request_id: String,
-        /// What the store said.
+        /// The error of the store.
         source: SyncError,
     },
-    /// A store or the queue does not work. What was begun is finished by the same request, sent again.
+    /// A store or the queue does not work. The same request, sent again, resumes the submission.
     #[error("the link to {} does not work at the moment; send the same again later", source.link())]
     Link {
         /// The batch.
@@ -84,7 +85,7 @@ pub enum BatchError {
         /// The id.
         request_id: String,
     },
-    /// It can't be cancelled any more.
+    /// It is finished and can't be cancelled.
     #[error("batch {request_id} is finished: every image has its result")]
     Finished {
         /// The id.
@@ -95,10 +96,10 @@ pub enum BatchError {
     /// This machine's disk has no room for the body or the results.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// The id can't be a batch's.
+    /// No batch can have this id.
     #[error(transparent)]
     Id(#[from] InvalidId),
-    /// A fault of ours.
+    /// A program error.
     #[error("{0}")]
     Internal(String),
 }
@@ -113,6 +114,16 @@ impl BatchError {
                 Some(_) => Self::StoreFull { request_id, source },
                 None => Self::Link { request_id, source },
             }
+        }
+    }
+
+    /// Result objects could not be read for a batch.
+    pub(super) fn results(request_id: &str) -> impl Fn(ResultsError) -> Self {
+        let link = Self::link(request_id);
+        move |error| match error {
+            ResultsError::Blob(error) => link(error),
+            ResultsError::Spool(error) => error.into(),
+            error @ ResultsError::File { .. } => Self::Internal(error.to_string()),
         }
     }
 

@@ -1,10 +1,10 @@
-//! An image's URL -> its bytes, within bounds on time, size and number.
+//! Loading an image by its URL, within bounds on time, size and concurrency.
 
 mod buckets;
 mod slots;
-mod usual;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,62 +13,60 @@ use cloud_sync::error::SyncResult;
 
 use super::image_url::{Source, shown, source};
 use super::object_keys;
-use super::pausing::{self, Pause};
-use super::retry::RetryPolicy;
+use super::retry::{self, Pause, RetryPolicy};
 use crate::config::FetchConfig;
 use crate::fetch::{FetchError, Fetcher};
-use crate::memory::{BodyMemory, Share};
+use crate::memory::{BodyMemory, Reservation};
 
 pub use buckets::{Buckets, OwnBucket};
 use slots::Slots;
-use usual::Usual;
 
 /// Loads the images of batches.
 ///
-/// What is wrong with a URL fails its image. What is wrong with the appliance's own stores is waited for.
+/// An error of a URL fails its image. An error of the appliance's own stores is waited out.
 ///
-/// A load takes a slot first and then memory, and never waits for a slot with memory in hand: in another order two loads
-/// could wait for each other.
+/// A load takes a slot first and then memory, and never waits for a slot while it holds memory: in another order two
+/// loads could deadlock.
 pub struct Loader {
     fetcher: Fetcher,
     own: Arc<dyn BlobStore>,
     buckets: Buckets,
     limits: LoadLimits,
     slots: Slots,
-    usual: Usual,
+    size_estimate: SizeEstimate,
     retry: Arc<RetryPolicy>,
 }
 
 /// Bounds on loading.
 #[derive(Clone, Debug)]
 pub struct LoadLimits {
-    /// Bytes of one image.
+    /// Bytes per image.
     pub max_bytes: usize,
-    /// Memory for images, which requests share.
+    /// Memory for images, shared with requests.
     pub memory: Arc<BodyMemory>,
-    /// Images being loaded at once.
+    /// Images loaded at once.
     pub concurrent_fetches: usize,
-    /// Tries to load an image from somebody else's server.
+    /// Attempts to load an image from a web server.
     pub attempts: u32,
-    /// Pause after the first try; it doubles, up to sixteen times as long.
+    /// Pause after the first attempt; it doubles, up to sixteen times as long.
     pub pause: Duration,
 }
 
-/// What a store's refusal may be about.
+/// What a store's refusal of an object may be about.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Refusal {
-    /// The store as a whole, whatever it says: the appliance has put the object there itself.
+    /// Only the store as a whole, since the appliance itself has put the object there.
     OwnObject,
-    /// The store or the object: somebody else has named it.
-    Unknown,
+    /// The store or the object: a client has named it.
+    ForeignObject,
 }
 
 /// Why an image can't be loaded, and never will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadFailure {
-    /// The reason for programs.
+    /// The reason, for programs.
     pub code: &'static str,
-    /// The reason for people.
+    /// The reason, for people.
     pub error: String,
 }
 
@@ -93,7 +91,7 @@ impl Loader {
             own,
             buckets,
             slots: Slots::new(loads),
-            usual: Usual::default(),
+            size_estimate: SizeEstimate::default(),
             limits,
             retry,
         }
@@ -103,7 +101,7 @@ impl Loader {
     /// dropped.
     ///
     /// # Errors
-    /// [`LoadFailure`] when it can't be had.
+    /// [`LoadFailure`] when it can't be loaded.
     pub async fn load(&self, request_id: &str, url: &str) -> Result<Bytes, LoadFailure> {
         if let Some(index) = url.strip_prefix("blob:") {
             let invalid = || invalid(format!("image_url: {:?} names no file of this batch", shown(url)));
@@ -116,13 +114,13 @@ impl Loader {
             Source::Object { bucket, key } => {
                 let store = self.buckets.store(bucket, key)?;
                 let get = |bound| store.get_any(key, bound);
-                self.stored(request_id, url, Refusal::Unknown, get).await
+                self.stored(request_id, url, Refusal::ForeignObject, get).await
             }
             Source::Web => self.fetched(request_id, url).await,
         }
     }
 
-    /// An object of a store that the appliance works with: what isn't the object's own fault is waited for.
+    /// Loads an object of a store that the appliance works with: an error that is not the object's is waited out.
     async fn stored<F>(
         &self,
         request_id: &str,
@@ -134,7 +132,7 @@ impl Loader {
         F: Future<Output = SyncResult<Option<Bytes>>> + Send,
     {
         let mut backoff = self.retry.backoff();
-        let (mut again, mut paused) = (false, None);
+        let (mut is_retry, mut paused) = (false, None);
         loop {
             let slot = self.slots.acquire(request_id).await;
             let error = match self.get_once(&get).await {
@@ -156,55 +154,55 @@ impl Loader {
                 let error = format!("image_url: the object at {} is larger than {limit} bytes", shown(url));
                 return Err(LoadFailure { code: "image_too_large", error });
             }
-            if refusal == Refusal::Unknown && !error.is_transient() {
+            if refusal == Refusal::ForeignObject && !error.is_transient() {
                 match self.buckets.serve().await {
-                    Ok(()) if again => {
+                    Ok(()) if is_retry => {
                         let error = format!("image_url: {}", error.in_full());
                         return Err(LoadFailure { code: "fetch_failed", error });
                     }
-                    // Keys may have been mended since the object was asked for.
+                    // Credentials may have been fixed since the object was requested.
                     Ok(()) => {
-                        again = true;
+                        is_retry = true;
                         continue;
                     }
-                    Err(_) => again = false,
+                    Err(_) => is_retry = false,
                 }
             }
             drop(slot);
-            // Until the store is back it is nothing but waiting.
+            // Until the store is back the load only waits.
             paused.get_or_insert_with(Pause::begin);
             self.retry.pause(&mut backoff, "loading an image", &error).await;
         }
     }
 
-    /// Reads an object into room that is taken before: for as much as is usual, and where that is too little, for as
-    /// much as the store says that it takes.
+    /// Reads an object into memory that is reserved before: the estimated size of an image, and where that is too
+    /// little, the size that the store reports.
     async fn get_once<F>(&self, get: &(impl Fn(u64) -> F + Send + Sync)) -> SyncResult<Option<Bytes>>
     where
         F: Future<Output = SyncResult<Option<Bytes>>> + Send,
     {
-        let most = self.limits.max_bytes;
-        let mut bound = self.usual.bytes().min(most);
+        let max = self.limits.max_bytes;
+        let mut bound = self.size_estimate.bytes().min(max);
         loop {
-            let room = self.limits.memory.reserve_for_batch(bound).await;
+            let reserved = self.limits.memory.reserve_for_batch(bound).await;
             let error = match get(bound as u64).await {
                 Ok(Some(bytes)) => {
-                    self.usual.note(bytes.len());
-                    return Ok(Some(room.hold(bytes)));
+                    self.size_estimate.record(bytes.len());
+                    return Ok(Some(reserved.hold(bytes)));
                 }
                 Ok(None) => return Ok(None),
                 Err(error) => error,
             };
             match TooLarge::of(&error).map(|large| usize::try_from(large.bytes).unwrap_or(usize::MAX)) {
-                Some(bytes) if bound < most && bytes <= most => {
-                    bound = bytes.max(bound.saturating_mul(2)).min(most);
+                Some(bytes) if bound < max && bytes <= max => {
+                    bound = bytes.max(bound.saturating_mul(2)).min(max);
                 }
                 _ => return Err(error),
             }
         }
     }
 
-    /// An image of somebody else's server, tried a few times if that may help.
+    /// Loads an image from a web server, with a bounded number of attempts where the error is transient.
     async fn fetched(&self, request_id: &str, url: &str) -> Result<Bytes, LoadFailure> {
         let longest = self.limits.pause.saturating_mul(16);
         let mut backoff = cloud_sync::backoff::Backoff::new(self.limits.pause, longest);
@@ -212,7 +210,7 @@ impl Loader {
             let slot = self.slots.acquire(request_id).await;
             let mut outcome = self.fetch_once(url, self.limits.memory.share_for_batch()).await;
             if let Err(FetchError::NoRoom) = outcome {
-                // Others hold the memory: it waits, with none in hand, for all that the image may need.
+                // Others hold the memory: wait, holding none, for as much as the image may need.
                 let reserved = self.limits.memory.reserve_for_batch(self.limits.max_bytes).await;
                 outcome = self.fetch_once(url, reserved).await;
             }
@@ -226,13 +224,13 @@ impl Loader {
                         let error = format!("{error} (tried {} times)", backoff.failures());
                         return Err(LoadFailure { code: "fetch_failed", error });
                     }
-                    pausing::sleep(wait).await;
+                    retry::sleep(wait).await;
                 }
             }
         }
     }
 
-    async fn fetch_once(&self, url: &str, mut share: Share) -> Result<Bytes, FetchError> {
+    async fn fetch_once(&self, url: &str, mut share: Reservation) -> Result<Bytes, FetchError> {
         let mut grow = |bytes: usize| share.grow_to(bytes).is_ok();
         let bytes = self.fetcher.fetch(url, Duration::MAX, &mut grow).await?;
         Ok(share.hold(bytes))
@@ -241,6 +239,36 @@ impl Loader {
 
 fn invalid(error: String) -> LoadFailure {
     LoadFailure { code: "invalid_url", error }
+}
+
+/// Bytes assumed before any image was loaded.
+const FIRST_ESTIMATE: usize = 1 << 20;
+/// Smallest estimate.
+const MIN_ESTIMATE: usize = 64 << 10;
+
+/// Estimates the size of an image, before its length is known, from the largest of the images loaded lately.
+#[derive(Debug)]
+struct SizeEstimate(AtomicUsize);
+
+impl Default for SizeEstimate {
+    fn default() -> Self {
+        Self(AtomicUsize::new(FIRST_ESTIMATE))
+    }
+}
+
+impl SizeEstimate {
+    /// Bytes that are enough for most images.
+    fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Records the size of an image. A large one counts at once and decays slowly: too low an estimate costs another
+    /// request, too high a one only memory for a while.
+    fn record(&self, bytes: usize) {
+        let with_margin = bytes.saturating_add(bytes / 4).max(MIN_ESTIMATE);
+        let follow = |estimate: usize| Some(with_margin.max(estimate - estimate / 64));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, follow);
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The message of batch work, as it stands in the requests topic: what is written here, and what anybody may send.
+//! The message of batch work in the requests topic: the form written here, and those that other producers send.
 
 mod fields;
 
@@ -14,8 +14,8 @@ use super::object_keys::{check_id, synthetic_id};
 use crate::config::MAX_MESSAGE_IMAGES;
 
 /// Longest name of a camera, in bytes.
-const MAX_NAME_BYTES: usize = 128;
-/// Most predictions an image that a message may ask for; a model has fewer labels than that, or answers with all.
+pub(super) const MAX_NAME_BYTES: usize = 128;
+/// Most predictions per image that a message may request; a model with fewer labels returns all.
 const MAX_TOP_K: u64 = 1000;
 
 /// One message: a chunk of a batch, or a whole one.
@@ -31,7 +31,7 @@ pub struct BatchMessage {
     /// The camera that took the images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub camera: Option<String>,
-    /// How many labels to answer with, at least 1.
+    /// Predictions per image, at least 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// When the batch was submitted; RFC 3339.
@@ -41,16 +41,16 @@ pub struct BatchMessage {
     pub image_urls: Vec<String>,
 }
 
-/// Why a message is no batch work.
+/// Why a message is not batch work.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
     /// It is not JSON.
     #[error("the message is not JSON: {0}")]
     NotJson(#[source] serde_json::Error),
-    /// It is JSON, and no object.
+    /// It is JSON, but not an object.
     #[error("the message is {found}, not a JSON object")]
     NotAnObject {
-        /// What it is.
+        /// The type of the value.
         found: &'static str,
     },
     /// It names no image.
@@ -61,7 +61,7 @@ pub enum MessageError {
     Field {
         /// Its name.
         field: String,
-        /// What is wrong, and the bound.
+        /// The reason, with the bound.
         reason: String,
     },
 }
@@ -70,25 +70,25 @@ impl BatchMessage {
     /// The message as JSON.
     ///
     /// # Errors
-    /// Never for what [`BatchMessage::parse`] gives out; the type is the serializer's.
+    /// Never for a message of [`BatchMessage::parse`]; the type is the serializer's.
     pub fn to_bytes(&self) -> Result<Bytes, serde_json::Error> {
         serde_json::to_vec(self).map(Bytes::from)
     }
 
     /// Reads a message of any of the forms: `{"image_url"}`, `{"request_id", "image_urls"}`, the same with `timestamp`
-    /// and `num_images`, or what [`BatchMessage::to_bytes`] writes. Fields that are not known are passed over. Without
-    /// a `request_id` the batch is named after the `position` of its message.
+    /// and `num_images`, or what [`BatchMessage::to_bytes`] writes. Unknown fields are ignored. Without a
+    /// `request_id` the batch is named after the `position` of its message.
     ///
     /// # Errors
     /// [`MessageError`] with the field that is wrong; `max_images` bounds the images of a batch, and
     /// [`MAX_MESSAGE_IMAGES`] those of a message.
     pub fn parse(payload: &[u8], position: &str, max_images: u64) -> Result<Self, MessageError> {
-        let most = max_images.min(MAX_MESSAGE_IMAGES);
-        let mut fields = match fields::read(payload, most).map_err(MessageError::NotJson)? {
+        let max = max_images.min(MAX_MESSAGE_IMAGES);
+        let mut fields = match fields::read(payload, max).map_err(MessageError::NotJson)? {
             Found::Object(fields) => fields,
             Found::Other(value) => return Err(MessageError::NotAnObject { found: value.kind() }),
         };
-        let image_urls = image_urls(&mut fields, most)?;
+        let image_urls = image_urls(&mut fields, max)?;
         let request_id = match text("request_id", fields.request_id.take())? {
             Some(id) => {
                 check_id(&id).map_err(|e| wrong("request_id", e.to_string()))?;
@@ -97,8 +97,11 @@ impl BatchMessage {
             None => synthetic_id(position),
         };
         let camera = text("camera", fields.camera.take())?;
-        if let Some(name) = &camera {
-            check_camera(name).map_err(|reason| wrong("camera", reason))?;
+        if let Some(name) = camera.as_deref().filter(|name| !is_camera_name(name)) {
+            let name = short(name);
+            let reason =
+                format!("{name:?} is not a name of 1 to {MAX_NAME_BYTES} bytes without control characters");
+            return Err(wrong("camera", reason));
         }
         let top_k = whole("top_k", fields.top_k.take())?;
         if let Some(k) = top_k.filter(|k| !(1..=MAX_TOP_K).contains(k)) {
@@ -129,19 +132,19 @@ impl BatchMessage {
         })
     }
 
-    /// When the batch was submitted, where the message says so.
+    /// When the batch was submitted, if the message has it.
     #[must_use]
     pub fn submitted(&self) -> Option<SystemTime> {
         self.submitted_at.as_deref().and_then(|time| humantime::parse_rfc3339(time).ok())
     }
 
-    /// Whether some of its images are files that were posted with its batch.
+    /// Whether any of its images is a file that was posted with its batch.
     #[must_use]
     pub fn names_files(&self) -> bool {
         self.image_urls.iter().any(|url| is_file(url))
     }
 
-    /// What stands for a message that cannot be read: a batch of one image that has no URL.
+    /// Stands for a message that can't be parsed: a batch of one image without a URL.
     pub(super) fn unreadable(position: &str) -> Self {
         Self {
             spec: BatchSpec {
@@ -167,17 +170,11 @@ pub fn is_file(url: &str) -> bool {
 }
 
 /// Whether `name` may name a camera.
-fn check_camera(name: &str) -> Result<(), String> {
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
-        return Err(format!(
-            "{:?} is not a name of 1 to {MAX_NAME_BYTES} bytes without control characters",
-            short(name)
-        ));
-    }
-    Ok(())
+pub(super) fn is_camera_name(name: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
-/// Which part of which batch the message is: said by all four fields, or the whole of it where none of them is there.
+/// Which chunk of which batch the message is: given by all four fields, or the whole batch where none of them is present.
 fn place(
     fields: &mut Fields,
     request_id: String,
@@ -214,7 +211,7 @@ fn place(
     Ok((spec, narrow("chunk", chunk)?, first))
 }
 
-fn image_urls(fields: &mut Fields, most: u64) -> Result<Vec<String>, MessageError> {
+fn image_urls(fields: &mut Fields, max: u64) -> Result<Vec<String>, MessageError> {
     let one = fields.image_url.take().filter(|value| !matches!(value, Value::Null));
     let many = fields.image_urls.take().filter(|urls| !matches!(urls, Urls::Other(Value::Null)));
     match (one, many) {
@@ -222,8 +219,8 @@ fn image_urls(fields: &mut Fields, most: u64) -> Result<Vec<String>, MessageErro
         (None, None) => Err(MessageError::NoImages),
         (Some(url), None) => Ok(vec![image_url("image_url", url)?]),
         (None, Some(Urls::List { count: 0, .. })) => Err(MessageError::NoImages),
-        (None, Some(Urls::List { count, .. })) if count > most => {
-            Err(wrong("image_urls", format!("{count} images; at most {most} are taken in one message")))
+        (None, Some(Urls::List { count, .. })) if count > max => {
+            Err(wrong("image_urls", format!("{count} images; at most {max} are taken in one message")))
         }
         (None, Some(Urls::List { bad: Some((index, value)), .. })) => {
             image_url(&format!("image_urls[{index}]"), value).map(|url| vec![url])
@@ -275,7 +272,7 @@ fn not_a(field: impl Into<String>, value: &Value, wanted: &str) -> MessageError 
     wrong(field, format!("it is {found}, not {wanted}"))
 }
 
-/// The beginning of what somebody else wrote, for a message that names it.
+/// The beginning of a value from outside, for an error that quotes it.
 fn short(text: &str) -> String {
     text.chars().take(MAX_NAME_BYTES).collect()
 }

@@ -1,4 +1,4 @@
-//! The metrics of batches, read at the moment of a scrape.
+//! The metrics of batches, read per scrape.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -7,24 +7,24 @@ use prometheus_client::registry::Registry;
 use super::worker::WorkerCounts;
 use crate::telemetry::{Known, raise, register_each};
 
-/// Batch work at one moment.
+/// A snapshot of batch work.
 #[derive(Clone, Copy, Default)]
 pub struct BatchReading {
-    /// Messages that wait, where that is known.
+    /// Messages waiting, if known.
     pub waiting: Option<u64>,
-    /// Messages out for work.
+    /// Messages in flight.
     pub inflight: u64,
-    /// Whether fetching has stopped because enough are out.
+    /// Whether fetching has stopped at the limit of messages in flight.
     pub paused: bool,
     /// Partitions that this process works on.
     pub partitions: u64,
-    /// What this process has worked off.
+    /// Counters of this process.
     pub counts: WorkerCounts,
     /// Calls to the stores that had to be repeated.
     pub retries: u64,
 }
 
-/// What a scraper sees of them.
+/// The metrics.
 #[derive(Debug, Default)]
 pub struct BatchMetrics {
     waiting: Known,
@@ -51,8 +51,8 @@ impl BatchMetrics {
     pub fn register(&self, r: &mut Registry) {
         r.register("batch_waiting", "Batch messages that wait for work", self.waiting.clone());
         let gauges = [
-            ("batch_inflight", "Batch messages out for work", &self.inflight),
-            ("batch_paused", "1 while enough batch messages are out for work", &self.paused),
+            ("batch_inflight", "Batch messages in flight", &self.inflight),
+            ("batch_paused", "1 while the limit of batch messages in flight is reached", &self.paused),
             ("batch_partitions", "Partitions that this process works on", &self.partitions),
         ];
         register_each(r, gauges);
@@ -62,7 +62,7 @@ impl BatchMetrics {
     fn counters(&self) -> [(&'static str, &'static str, &Counter); 13] {
         [
             ("batch_images_completed", "Batch images classified", &self.completed),
-            ("batch_images_failed", "Batch images failed for good", &self.failed),
+            ("batch_images_failed", "Batch images failed permanently", &self.failed),
             ("batch_finished", "Batches finished by this process", &self.finished),
             ("batch_cancelled", "Batches among them that were cancelled", &self.cancelled),
             (
@@ -70,7 +70,11 @@ impl BatchMetrics {
                 "Messages that were no batch work, such as no JSON or no URL",
                 &self.bad_messages,
             ),
-            ("batch_duplicate_messages", "Messages whose images another message had done", &self.duplicates),
+            (
+                "batch_duplicate_messages",
+                "Messages whose images another message had processed",
+                &self.duplicates,
+            ),
             (
                 "batch_moved_messages",
                 "Messages that had moved to another worker when they were done",
@@ -95,13 +99,13 @@ impl BatchMetrics {
             ),
             (
                 "batch_quarantined_files",
-                "Damaged files of batches that were set aside at the start",
+                "Damaged files of batches that were quarantined at the start",
                 &self.quarantined,
             ),
         ]
     }
 
-    /// Takes over what was read.
+    /// Sets all of them from a snapshot.
     pub fn set(&self, batch: &BatchReading) {
         let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.waiting.set(batch.waiting);

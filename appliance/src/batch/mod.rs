@@ -1,30 +1,25 @@
-//! Batches: taken, put into the queue, asked about.
+//! Batches: accepted, queued, processed, reported.
 //!
-//! A batch flows through these modules in this order: [`spool`] (the body, on disk) -> [`intake`] (read under bounds)
-//! -> `submit` (state, blobs, queue) -> a worker -> `status` and `results`, unless it is stopped by `cancel`. [`layout`]
-//! says where everything lies.
+//! A batch flows through these modules in this order: [`spool`] (the body, on disk) -> [`parsing`] (read under bounds)
+//! -> `submit` (state, blobs, queue) -> [`worker`] -> `status` (also results, cancellation). [`object_keys`] says
+//! where its objects are, [`result_store`] reads and writes those of results.
 //!
 //! Invariants:
 //! - The same `request_id` with the same content is the same batch, however often and wherever it is sent.
-//! - What is answered with 202 is in the queue, durably. A submission that was broken off is finished by sending it
-//!   again.
+//! - What is answered with 202 is in the queue, durably. An interrupted submission is completed by sending it again.
 //! - No list of images is ever in memory as a whole.
 
 mod batch_manifest;
-mod cancel;
 mod chunker;
-mod drain;
 mod error;
 pub mod gc;
 pub mod image_url;
-mod lines;
 pub mod load;
 pub mod message;
 mod metrics;
 pub mod object_keys;
 pub mod parsing;
-mod pausing;
-mod results;
+pub mod result_store;
 pub mod retry;
 pub mod spool;
 mod status;
@@ -50,45 +45,46 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use batch_manifest::BatchRecord;
 pub use error::BatchError;
 pub use metrics::{BatchMetrics, BatchReading};
-pub use results::ResultsFile;
-pub use status::BatchView;
+pub use status::{BatchView, ResultsFile};
 pub use submit::Accepted;
 
 pub(crate) use batch_manifest::rfc3339_text;
 
 use crate::config::{BatchConfig, Config};
 use parsing::{BatchOptions, Intake, IntakeBounds};
+use result_store::ResultStore;
 use spool::{Spool, SpoolError};
 
-/// Submissions at once: each may have a body on the disk.
+/// Concurrent submissions: each may have a body on the disk.
 pub(crate) const MAX_SUBMISSIONS: usize = 8;
-/// Results being given out at once: each has a copy on the disk.
+/// Concurrent downloads of results: each has a copy on the disk.
 pub(crate) const MAX_DOWNLOADS: usize = 4;
-/// Statuses being put together from the blob store at once.
+/// Concurrent recoveries of statuses from the blob store.
 const MAX_RECOVERIES: usize = 2;
 
 /// The three stores that batches need.
 #[derive(Debug, Clone)]
 pub struct BatchStores {
-    /// Where the work waits.
+    /// The queue of batch work.
     pub queue: Arc<dyn JobQueue>,
-    /// How far each batch is.
+    /// The progress of each batch.
     pub state: Arc<dyn StateStore>,
     /// Files, records and results.
     pub blob: Arc<dyn BlobStore>,
 }
 
-/// What takes batches and answers for them.
+/// Accepts batches and reports on them.
 pub struct BatchService {
-    /// Where the work waits.
+    /// The queue of batch work.
     pub queue: Arc<dyn JobQueue>,
-    /// How far each batch is.
+    /// The progress of each batch.
     pub state: Arc<dyn StateStore>,
     /// Files, records and results.
     pub blob: Arc<dyn BlobStore>,
     /// Bounds and sizes.
     pub config: BatchConfig,
     spool: Spool,
+    results: ResultStore,
     max_file: u64,
     labels: CountLabels,
     submissions: Arc<Semaphore>,
@@ -104,7 +100,7 @@ impl fmt::Debug for BatchService {
     }
 }
 
-/// Tells how many labels the model has that batches are worked off with.
+/// Returns the number of labels of the model that classifies batches.
 pub type CountLabels = Box<dyn Fn() -> usize + Send + Sync>;
 
 /// Where bodies and results are spooled in a data directory.
@@ -113,16 +109,18 @@ pub fn spool_dir(config: &Config) -> PathBuf {
 }
 
 impl BatchService {
-    /// A service on these stores; blocking. `labels` tells how many labels the model has at the moment.
+    /// A service on these stores; blocking. `labels` returns the number of labels of the current model.
     ///
     /// # Errors
     /// When the spool folder can't be used.
     pub fn open(stores: BatchStores, config: &Config, labels: CountLabels) -> Result<Arc<Self>, SpoolError> {
+        let spool = Spool::open(spool_dir(config))?;
         Ok(Arc::new(Self {
+            results: ResultStore::new(Arc::clone(&stores.blob), spool.clone()),
             queue: stores.queue,
             state: stores.state,
             blob: stores.blob,
-            spool: Spool::open(spool_dir(config))?,
+            spool,
             max_file: config.http.max_body.as_u64(),
             labels,
             config: config.batch.clone(),
@@ -133,7 +131,7 @@ impl BatchService {
         }))
     }
 
-    /// Lets one more submission in, for as long as the permit lives.
+    /// Admits one more submission, for as long as the permit lives.
     ///
     /// # Errors
     /// [`BatchError::Busy`] at the bound.
@@ -142,17 +140,17 @@ impl BatchService {
         permit.map_err(|_| BatchError::Busy { what: "batch submissions", limit: MAX_SUBMISSIONS })
     }
 
-    /// Where a body is to be put.
+    /// Where bodies are stored.
     pub fn spool(&self) -> &Spool {
         &self.spool
     }
 
-    /// How many labels a result may have.
+    /// Most labels that a result may have.
     pub fn labels(&self) -> usize {
         (self.labels)()
     }
 
-    /// Reads a body that was put into the spool.
+    /// Reads a spooled body.
     ///
     /// # Errors
     /// [`BatchError::Intake`], with the first thing that is wrong.

@@ -1,26 +1,26 @@
-//! Where everything of a batch lies in the blob store, and which ids a batch may have.
+//! The keys of a batch's objects in the blob store, and which ids a batch may have.
 //!
 //! | key | what |
 //! |---|---|
-//! | `batches/<id>/batch.json` | what was submitted: the durable record |
+//! | `batches/<id>/batch.json` | the durable record of what was submitted |
 //! | `batches/<id>/cancelled.json` | that the batch was cancelled, and when |
 //! | `batches/<id>/files/<index>` | an image that was posted as a file; on a box's own disk until the batch is finished |
 //! | `batches/<id>/parts/<chunk>.jsonl` | results of one chunk, until the batch is finished |
-//! | `results/<id>.jsonl` | the results, one line an image, in the order of the images |
+//! | `results/<id>.jsonl` | the results, one line per image, in the order of the images |
 //! | `dead-letter/parts/<id>-<chunk>.jsonl` | results of a chunk that were damaged |
-//! | `dead-letter/<day>/<position>.json` | a message or images that could not be worked on, and why |
+//! | `dead-letter/<day>/<position>.json` | a message or images that could not be processed, and why |
 
 use cloud_sync::blob::{BlobKey, InvalidKey};
 
-/// What the keys of the table begin with, up to the first slash.
+/// The first parts of the keys of the table.
 pub const FOLDERS: [&str; 3] = ["batches", "results", "dead-letter"];
 
-/// Longest id of a batch, in bytes; one that is the place of a message has one more.
+/// Longest id of a batch, in bytes; a synthetic one has one more.
 pub const MAX_ID_BYTES: usize = 128;
 
-/// What the id of a batch begins with that is named after the place of its message: no client can choose such an id,
-/// and so none can take what belongs to a message that is yet to come.
-const PLACE: char = '~';
+/// First character of a synthetic id, one made of the position of a message: no client can choose such an id, and so none
+/// can take the id of a message that is yet to come.
+const SYNTHETIC: char = '~';
 
 /// An id that no batch can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,12 +43,12 @@ pub fn check_id(id: &str) -> Result<(), InvalidId> {
     Err(InvalidId { id: id.chars().take(MAX_ID_BYTES).collect() })
 }
 
-/// Whether there can be a batch of this id: one that a client may choose, or the place of a message.
+/// Whether there can be a batch of this id: one that a client may choose, or a synthetic one.
 ///
 /// # Errors
 /// As for [`check_id`].
 pub fn check_any_id(id: &str) -> Result<(), InvalidId> {
-    check_id(id.strip_prefix(PLACE).unwrap_or(id))
+    check_id(id.strip_prefix(SYNTHETIC).unwrap_or(id))
 }
 
 /// The id of a batch whose message, at `position` in the queue, names none. A position that can't be part of an id is
@@ -56,15 +56,15 @@ pub fn check_any_id(id: &str) -> Result<(), InvalidId> {
 #[must_use]
 pub fn synthetic_id(position: &str) -> String {
     match check_id(position) {
-        Ok(()) => format!("{PLACE}{position}"),
-        Err(_) => format!("{PLACE}message-{}", &blake3::hash(position.as_bytes()).to_hex()[..32]),
+        Ok(()) => format!("{SYNTHETIC}{position}"),
+        Err(_) => format!("{SYNTHETIC}message-{}", &blake3::hash(position.as_bytes()).to_hex()[..32]),
     }
 }
 
-/// Whether an id is the place of a message: then only that message can have it.
+/// Whether an id is made of the position of a message: then only that message can have it.
 #[must_use]
 pub fn is_synthetic(id: &str) -> bool {
-    id.starts_with(PLACE)
+    id.starts_with(SYNTHETIC)
 }
 
 /// The durable record of a batch.
@@ -75,7 +75,7 @@ pub fn batch_key(id: &str) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("batches/{id}/batch.json"))
 }
 
-/// What says that a batch was cancelled, also when the state store has lost or forgotten it.
+/// The mark of a cancelled batch, which remains when the state store has lost or forgotten it.
 ///
 /// # Errors
 /// As for [`batch_key`].
@@ -83,7 +83,7 @@ pub fn cancelled_key(id: &str) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("batches/{id}/cancelled.json"))
 }
 
-/// What the keys of all objects of a batch but its results begin with.
+/// Prefix of the keys of all objects of a batch but its results.
 #[must_use]
 pub fn batch_prefix(id: &str) -> String {
     format!("batches/{id}/")
@@ -97,7 +97,7 @@ pub fn file_key(id: &str, index: u64) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("batches/{id}/files/{index:08}"))
 }
 
-/// What the keys of a batch's posted files begin with.
+/// Prefix of the keys of a batch's posted files.
 #[must_use]
 pub fn files_prefix(id: &str) -> String {
     format!("batches/{id}/files/")
@@ -111,7 +111,7 @@ pub fn part_key(id: &str, chunk: u32) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("batches/{id}/parts/{chunk:06}.jsonl"))
 }
 
-/// What the keys of a batch's parts begin with.
+/// Prefix of the keys of a batch's parts.
 #[must_use]
 pub fn parts_prefix(id: &str) -> String {
     format!("batches/{id}/parts/")
@@ -125,7 +125,7 @@ pub fn results_key(id: &str) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("results/{id}.jsonl"))
 }
 
-/// Where the results of a chunk are kept that were damaged.
+/// Damaged results of a chunk.
 ///
 /// # Errors
 /// Never for an id that was checked.
@@ -133,7 +133,7 @@ pub fn damaged_part_key(id: &str, chunk: u32) -> Result<BlobKey, InvalidKey> {
     BlobKey::new(format!("dead-letter/parts/{id}-{chunk:06}.jsonl"))
 }
 
-/// What could not be worked on of the delivery at `position`; `day` is `yyyy-mm-dd`.
+/// The dead letter of the delivery at `position`; `day` is `yyyy-mm-dd`.
 ///
 /// # Errors
 /// When `day` or `position` has what a key must not.

@@ -1,10 +1,10 @@
-//! A batch into the stores, in the order in which a broken-off submission can be taken up again: the id is claimed,
-//! then files and record are stored, then the work is queued, and only then is the batch submitted.
+//! Submitting a batch, in an order in which an interrupted submission can be resumed: the id is reserved in the state
+//! store, then files and record are stored, then the work is queued, and only then is the batch marked as submitted.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cloud_sync::error::{Link, SyncError};
+use cloud_sync::error::SyncError;
 use cloud_sync::queue::QueueFull;
 use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, Created};
 use tokio::task::JoinSet;
@@ -14,67 +14,68 @@ use super::batch_manifest::BatchRecord;
 use super::chunker::{Jobs, Source, chunks};
 use super::object_keys::{batch_key, cancelled_key, file_key, files_prefix, results_key};
 use super::parsing::{Form, Images, Intake};
+use super::result_store::delete_prefix;
 use super::status::BatchView;
 use super::{BatchError, BatchService};
 
-/// Files on their way into the blob store at once, a submission.
+/// Concurrent uploads of files to the blob store, per submission.
 const UPLOADS: usize = 8;
 /// What a URL of the form `blob:<index>` takes at most, with its quotes.
 const FILE_URL_BYTES: u64 = 32;
 
-/// A batch that was taken.
+/// A batch that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
     /// Its id.
     pub request_id: String,
-    /// Where it stands; not always queued, for a batch that was sent before.
+    /// Where it stands; not always queued, if the batch was sent before.
     pub phase: BatchPhase,
     /// Images.
     pub total: u64,
-    /// Whether it had been taken already.
+    /// Whether it had been accepted before.
     pub repeated: bool,
 }
 
 impl Accepted {
-    fn again(spec: &BatchSpec, phase: BatchPhase) -> Self {
+    fn repeated(spec: &BatchSpec, phase: BatchPhase) -> Self {
         Self { request_id: spec.request_id.clone(), phase, total: spec.total, repeated: true }
     }
 }
 
 /// The id of a batch that this process is submitting, until dropped.
-struct Claim<'a> {
+struct SubmitGuard<'a> {
     service: &'a BatchService,
     id: String,
 }
 
-impl Drop for Claim<'_> {
+impl Drop for SubmitGuard<'_> {
     fn drop(&mut self) {
         self.service.submitting.lock().remove(&self.id);
     }
 }
 
 impl BatchService {
-    /// Takes a batch: when this returns, its work is in the queue. To be run to its end even if the client has gone.
+    /// Accepts a batch: when this returns, its work is in the queue. Must be run to its end even if the client disconnects.
     ///
     /// # Errors
-    /// [`BatchError`]; after [`BatchError::Link`] the same submission can be sent again and goes on.
+    /// [`BatchError`]; after [`BatchError::Link`] the same submission can be sent again and is resumed.
     pub async fn submit(&self, intake: Intake) -> Result<Accepted, BatchError> {
         let given = intake.options.request_id.clone();
-        let claim = self.claim(given.clone().unwrap_or_else(|| Ulid::generate().to_string()))?;
-        let id = &claim.id;
+        let guard = self.reserve(given.clone().unwrap_or_else(|| Ulid::generate().to_string()))?;
+        let id = &guard.id;
         let recorded = match given {
             None => None,
             Some(_) => match self.known(id, &intake.digest).await? {
-                Known::Taken(accepted) => return Ok(accepted),
+                Known::Accepted(accepted) => return Ok(accepted),
                 Known::Recorded(record) => Some(record),
-                Known::Not => None,
+                Known::Nothing => None,
             },
         };
         let longest = match &intake.images {
             Images::Urls(list) => list.longest,
             Images::Files(_) => FILE_URL_BYTES,
         };
-        // What was recorded is cut as it was then: some of its messages may be in the queue.
+        // A recorded batch is cut as it was then: some of its messages may be in the queue.
         let (spec, created, was_recorded) = match recorded {
             Some(record) => (record.spec, record.created, true),
             None => {
@@ -83,9 +84,9 @@ impl BatchService {
                 (BatchSpec { request_id, total: intake.total, chunks, digest }, now(), false)
             }
         };
-        let claimed = self.state.create_batch(&spec).await.map_err(BatchError::link(id))?;
+        let created_now = self.state.create_batch(&spec).await.map_err(BatchError::link(id))?;
         let mut phase = BatchPhase::Queued;
-        let (spec, created, is_new) = match claimed {
+        let (spec, created, is_new) = match created_now {
             Created::New => {
                 // The state store has lost the batch, and with it that it is cancelled.
                 if was_recorded && self.is_marked_cancelled(id).await? {
@@ -93,9 +94,9 @@ impl BatchService {
                 }
                 (spec, created, !was_recorded)
             }
-            Created::Existing(status) => match judge(*status, &intake.digest)? {
-                Judged::Known(accepted) => return Ok(accepted),
-                Judged::Incomplete(status) => {
+            Created::Existing(status) => match classify(*status, &intake.digest)? {
+                Existing::Accepted(accepted) => return Ok(accepted),
+                Existing::Incomplete(status) => {
                     phase = status.phase;
                     (status.spec, status.created, false)
                 }
@@ -104,7 +105,7 @@ impl BatchService {
         let (camera, top_k) = (intake.options.camera.clone(), intake.options.top_k);
         let record = BatchRecord { spec, camera, top_k, created };
         if let Err(error) = self.fill(&record, &intake.images).await {
-            // After a link's failure the same request goes on from here; after any other there is nothing to go on with.
+            // After a link's failure the same request resumes from here; after any other there is nothing to resume.
             if is_new && !matches!(error, BatchError::Link { .. }) {
                 self.undo(id).await;
             }
@@ -112,42 +113,42 @@ impl BatchService {
         }
         let spec = record.spec;
         self.state.batch_submitted(id).await.map_err(BatchError::link(id))?;
-        tracing::info!(batch = id, images = spec.total, messages = spec.chunks, "batch taken");
+        tracing::info!(batch = id, images = spec.total, messages = spec.chunks, "batch accepted");
         Ok(Accepted { request_id: spec.request_id, phase, total: spec.total, repeated: false })
     }
 
-    /// Two requests with one id at once would store their files over each other's.
-    fn claim(&self, id: String) -> Result<Claim<'_>, BatchError> {
+    /// Reserves an id in this process: two concurrent requests with one id would overwrite each other's files.
+    fn reserve(&self, id: String) -> Result<SubmitGuard<'_>, BatchError> {
         if self.submitting.lock().insert(id.clone()) {
-            return Ok(Claim { service: self, id });
+            return Ok(SubmitGuard { service: self, id });
         }
         Err(BatchError::BeingSubmitted { request_id: id })
     }
 
-    /// Whether a batch of this id has been taken before, even if the state store has forgotten it since.
+    /// Whether a batch of this id was accepted before, even if the state store has forgotten it since.
     async fn known(&self, id: &str, digest: &str) -> Result<Known, BatchError> {
         let link = BatchError::link(id);
         let Some(record) = self.record(id).await? else {
-            // A batch that came in as a message has no record; its results are not to be overwritten.
+            // A batch that came in as a message has no record; its results must not be overwritten.
             return match self.blob.head(&results_key(id)?).await.map_err(&link)? {
                 Some(_) => Err(BatchError::IdTaken { request_id: id.to_owned() }),
-                None => Ok(Known::Not),
+                None => Ok(Known::Nothing),
             };
         };
         if record.spec.digest != digest {
             return Err(BatchError::IdTaken { request_id: id.to_owned() });
         }
         if let Some(status) = self.state.batch(id).await.map_err(&link)? {
-            return match judge(status, digest)? {
-                Judged::Known(accepted) => Ok(Known::Taken(accepted)),
-                Judged::Incomplete(_) => Ok(Known::Recorded(record)),
+            return match classify(status, digest)? {
+                Existing::Accepted(accepted) => Ok(Known::Accepted(accepted)),
+                Existing::Incomplete(_) => Ok(Known::Recorded(record)),
             };
         }
         if self.blob.head(&results_key(id)?).await.map_err(&link)?.is_none() {
             return Ok(Known::Recorded(record));
         }
         let BatchView { phase, .. } = self.status(id).await?;
-        Ok(Known::Taken(Accepted::again(&record.spec, phase)))
+        Ok(Known::Accepted(Accepted::repeated(&record.spec, phase)))
     }
 
     /// Stores files and record, then queues the work.
@@ -167,7 +168,7 @@ impl BatchService {
         queued.map(drop).map_err(|e| not_queued(id, e))
     }
 
-    /// Stores the files of a form, a few at once.
+    /// Stores the files of a form, up to [`UPLOADS`] at once.
     async fn store_files(&self, id: &str, form: &Form) -> Result<(), BatchError> {
         let mut form = form.drain().await?;
         let mut uploads = JoinSet::new();
@@ -193,16 +194,16 @@ impl BatchService {
             Ok(())
         }
         .await;
-        // What is still on its way would come after the rest has been cleaned up.
+        // An upload still in flight would finish after the rest has been cleaned up.
         while uploads.join_next().await.is_some() {}
         filled
     }
 
-    /// Removes what a batch that was not taken has left. What can't be removed now is overwritten when the batch comes
-    /// again, and lies about otherwise.
+    /// Removes what a batch that was not accepted has left. What can't be removed now is overwritten when the batch is
+    /// sent again, and is left over otherwise.
     async fn undo(&self, id: &str) {
         if let Err(error) = self.try_undo(id).await {
-            tracing::warn!(batch = id, error = %error, "what a refused batch has left could not be removed");
+            tracing::warn!(batch = id, error = %error, "objects of a refused batch could not be removed");
         }
     }
 
@@ -212,51 +213,41 @@ impl BatchService {
         self.blob.delete(&batch_key(id)?).await.map_err(&link)?;
         self.blob.delete(&cancelled_key(id)?).await.map_err(&link)?;
         self.state.forget_batch(id).await.map_err(&link)?;
-        let mut next = None;
-        loop {
-            let page = self.blob.list(&files_prefix(id), next.as_deref()).await.map_err(&link)?;
-            for object in page.objects {
-                let key = cloud_sync::blob::BlobKey::new(object.key)?;
-                self.blob.delete(&key).await.map_err(&link)?;
-            }
-            next = page.next;
-            if next.is_none() {
-                return Ok(());
-            }
-        }
+        delete_prefix(self.blob.as_ref(), &files_prefix(id)).await.map(drop).map_err(&link)
     }
 }
 
 /// What the blob store has of a batch before it is submitted.
 enum Known {
     /// Nothing.
-    Not,
-    /// Its record; whether all of its work is in the queue can't be told.
+    Nothing,
+    /// Its record; all of its work may or may not be in the queue.
     Recorded(BatchRecord),
-    /// It was taken.
-    Taken(Accepted),
+    /// It was accepted.
+    Accepted(Accepted),
 }
 
-enum Judged {
+/// What the state store's entry of a batch means for a new submission.
+enum Existing {
     /// It is being worked on, or finished.
-    Known(Accepted),
-    /// Its submission did not get to its end.
+    Accepted(Accepted),
+    /// Its submission was interrupted.
     Incomplete(BatchStatus),
 }
 
-/// What it means that there is a batch of this id.
-fn judge(status: BatchStatus, digest: &str) -> Result<Judged, BatchError> {
+/// Classifies the batch that has this id.
+fn classify(status: BatchStatus, digest: &str) -> Result<Existing, BatchError> {
     if status.spec.digest != digest {
         return Err(BatchError::IdTaken { request_id: status.spec.request_id });
     }
-    // One that was cancelled before its work was queued has no end without it.
+    // A batch that was cancelled before its work was queued is only finished by that work.
     if status.submitted || status.outcome.is_some() {
-        return Ok(Judged::Known(Accepted::again(&status.spec, status.phase)));
+        return Ok(Existing::Accepted(Accepted::repeated(&status.spec, status.phase)));
     }
-    Ok(Judged::Incomplete(status))
+    Ok(Existing::Incomplete(status))
 }
 
-/// What it means that the queue did not take the work.
+/// The error of a queue that did not accept the work.
 fn not_queued(id: &str, source: SyncError) -> BatchError {
     match QueueFull::of(&source).map(|full| full.max_bytes) {
         Some(_) if source.is_transient() => BatchError::QueueFull { request_id: id.to_owned(), source },
@@ -265,15 +256,7 @@ fn not_queued(id: &str, source: SyncError) -> BatchError {
     }
 }
 
-pub(super) fn unreadable_record(id: &str, error: serde_json::Error) -> BatchError {
-    let what = format!("the record of batch {id} can't be read");
-    BatchError::Link {
-        request_id: id.to_owned(),
-        source: SyncError::permanent(Link::Disk, what).because(error),
-    }
-}
-
-/// Now, in whole milliseconds as in all that is written.
+/// Now, in whole milliseconds, as times are written.
 fn now() -> SystemTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

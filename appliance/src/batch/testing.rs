@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::BatchStores;
 
-/// Which calls fail, by name, and how often still.
+/// Calls that fail, by name, with the remaining number of failures.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(Mutex<HashMap<&'static str, u32>>);
 
@@ -56,11 +56,11 @@ pub(crate) struct MemoryQueue {
     pub(crate) jobs: Mutex<Vec<NewJob>>,
     /// Bytes that it may hold; 0 is without a bound.
     pub(crate) limit: AtomicU64,
-    /// Fails after so many jobs, which are in the queue then; 0 is never. Once.
+    /// Fails once, after this many jobs, which are in the queue then; 0 is never.
     pub(crate) breaks_after: AtomicU64,
 }
 
-/// All three.
+/// All three stores.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct MemoryStores {
     pub(crate) queue: Arc<MemoryQueue>,
@@ -95,7 +95,8 @@ impl MemoryStores {
     }
 }
 
-fn status(spec: &BatchSpec) -> BatchStatus {
+/// A batch that was created just now.
+pub(crate) fn status(spec: &BatchSpec) -> BatchStatus {
     let now = SystemTime::now();
     BatchStatus {
         spec: spec.clone(),
@@ -108,6 +109,26 @@ fn status(spec: &BatchSpec) -> BatchStatus {
         updated: now,
         outcome: None,
     }
+}
+
+/// What `finish_batch` does to a batch.
+pub(crate) fn finish(status: &mut BatchStatus, outcome: &BatchOutcome) -> BatchPhase {
+    if status.outcome.is_none() {
+        if status.phase != BatchPhase::Cancelled {
+            status.phase = outcome.phase;
+        }
+        status.submitted = true;
+        status.outcome = Some(outcome.clone());
+    }
+    status.phase
+}
+
+/// What `cancel_batch` does to a batch.
+pub(crate) fn cancel(status: &mut BatchStatus) -> BatchStatus {
+    if status.outcome.is_none() {
+        status.phase = BatchPhase::Cancelled;
+    }
+    status.clone()
 }
 
 #[async_trait]
@@ -156,24 +177,14 @@ impl StateStore for MemoryState {
         self.faults.check("finish_batch", Link::Redis)?;
         let mut batches = self.batches.lock();
         let status = batches.entry(spec.request_id.clone()).or_insert_with(|| status(spec));
-        if status.outcome.is_none() {
-            if status.phase != BatchPhase::Cancelled {
-                status.phase = outcome.phase;
-            }
-            status.submitted = true;
-            status.outcome = Some(outcome.clone());
-        }
-        Ok(status.phase)
+        Ok(finish(status, outcome))
     }
 
     async fn cancel_batch(&self, spec: &BatchSpec) -> SyncResult<BatchStatus> {
         self.faults.check("cancel_batch", Link::Redis)?;
         let mut batches = self.batches.lock();
         let status = batches.entry(spec.request_id.clone()).or_insert_with(|| status(spec));
-        if status.outcome.is_none() {
-            status.phase = BatchPhase::Cancelled;
-        }
-        Ok(status.clone())
+        Ok(cancel(status))
     }
 
     async fn batch(&self, id: &str) -> SyncResult<Option<BatchStatus>> {
@@ -242,7 +253,7 @@ impl BlobStore for MemoryBlob {
 
     async fn list(&self, prefix: &str, next: Option<&str>) -> SyncResult<BlobPage> {
         self.faults.check("list", Link::S3)?;
-        // Small pages, so that whoever lists must turn them.
+        // Small pages, so that listings have several.
         let objects = self.objects.lock();
         let from = next.unwrap_or(prefix);
         let mut found: Vec<_> = objects

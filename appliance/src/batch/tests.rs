@@ -1,6 +1,5 @@
 //! Submissions on stores that fail at every step.
 
-mod cancelled;
 mod status;
 
 use std::collections::HashSet;
@@ -220,7 +219,7 @@ async fn a_submission_that_broke_off_anywhere_is_finished_by_repeating_it() {
         break_it(&bench.stores);
         let mut error = bench.submit(&body("mine", 10)).await.unwrap_err();
         if i == 6 {
-            // The second one looks at the status of what the first has left, and that fails too.
+            // The second submission reads the status that the first has left, and that call fails too.
             error = bench.submit(&body("mine", 10)).await.unwrap_err();
         }
         assert_eq!(error.request_id(), Some("mine"));
@@ -265,7 +264,7 @@ async fn a_full_queue_takes_nothing_and_leaves_nothing() {
         assert!(bench.messages().is_empty() && bench.keys().is_empty(), "{:?}", bench.keys());
         assert!(matches!(bench.service.status("mine").await, Err(BatchError::Unknown { .. })));
     }
-    // What was taken before stays, even if the state store has forgotten it and the queue is full.
+    // A batch accepted before stays, even if the state store has forgotten it and the queue is full.
     bench.stores.queue.limit.store(0, Ordering::Relaxed);
     bench.submit(&body("kept", 10)).await.unwrap();
     bench.stores.state.batches.lock().clear();
@@ -305,7 +304,7 @@ async fn results_of_a_batch_that_came_as_a_message_are_not_overwritten() {
     assert!(bench.messages().is_empty() && bench.stores.state.batches.lock().is_empty());
     assert_eq!(bench.keys(), ["results/mine.jsonl"]);
     bench.submit(&body("other", 2)).await.unwrap();
-    // What a message without an id has left can be asked for by its place; nobody can choose that as an id.
+    // Results of a message without an id are found under its synthetic id, which no client can choose.
     bench
         .stores
         .blob

@@ -18,10 +18,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{Links, StartError, outbox_dir};
-use crate::background::shutdown::ShutdownBudget;
-use crate::background::{Background, BatchRuntime, Running};
+use crate::background::{Background, BatchRuntime, Running, ShutdownBudget};
 use crate::batch::gc::{self, GarbageCollector};
 use crate::batch::load::{Buckets, LoadLimits, Loader, OwnBucket};
+use crate::batch::result_store::ResultStore;
 use crate::batch::retry::RetryPolicy;
 use crate::batch::spool::Spool;
 use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
@@ -213,6 +213,7 @@ fn worker(
         loader: Loader::new(config.fetch.clone(), limits, own, buckets, Arc::clone(&retry)),
         queue: stores.queue,
         state: stores.state,
+        results: ResultStore::new(Arc::clone(&stores.blob), Spool::open(spool_dir(config))?),
         blob: stores.blob,
         models: Arc::clone(around.models),
         settings: WorkerSettings {
@@ -221,7 +222,6 @@ fn worker(
             limits: around.limits,
             grace: ShutdownBudget::of(config.shutdown.grace).work,
             fault_pause: FAULT_PAUSE,
-            spool: Spool::open(spool_dir(config))?,
             remove_files,
         },
         config: config.batch.clone(),

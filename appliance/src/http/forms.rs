@@ -15,7 +15,7 @@ use warp::http::header::CONTENT_TYPE;
 use super::api::PredictBody;
 use super::reply::ApiError;
 use crate::batch::parsing::BYTE_ORDER_MARK;
-use crate::memory::{BodyMemory, Share};
+use crate::memory::{BodyMemory, Reservation};
 
 /// The fields of a form that are images.
 const FILE_FIELDS: [&str; 3] = ["file", "files", "image"];
@@ -152,7 +152,7 @@ async fn multipart(
 
 /// A part, which holds the share of the reader's buffer. It is a slice of that buffer, since the whole body is in there; should
 /// it come in pieces, they are put together in memory of its own.
-async fn whole(mut field: Field<'_>, most: u64, share: &Arc<Share>) -> Result<Bytes, ApiError> {
+async fn whole(mut field: Field<'_>, most: u64, share: &Arc<Reservation>) -> Result<Bytes, ApiError> {
     let first = field.chunk().await.map_err(unreadable)?.unwrap_or_default();
     let Some(second) = field.chunk().await.map_err(unreadable)? else { return Ok(share.hold_shared(first)) };
     let most = usize::try_from(most).unwrap_or(usize::MAX);

@@ -12,7 +12,7 @@ use super::api::ErrorBody;
 use super::body::BodyError;
 use super::inbound::TransferError;
 use crate::batch::BatchError;
-use crate::batch::parsing::{IntakeError, OptionError, Place};
+use crate::batch::parsing::{IntakeError, OptionError, OptionSource};
 use crate::batch::spool::SpoolError;
 use crate::fetch::FetchError;
 use crate::memory::NoRoom;
@@ -307,10 +307,10 @@ impl From<IntakeError> for ApiError {
 
 impl From<OptionError> for ApiError {
     fn from(error: OptionError) -> Self {
-        let code = match error.place {
-            Place::Query => "invalid_query",
-            Place::Json => "invalid_json",
-            Place::Form => "invalid_multipart",
+        let code = match error.found_in {
+            OptionSource::Query => "invalid_query",
+            OptionSource::Json => "invalid_json",
+            OptionSource::Form => "invalid_multipart",
         };
         Self::bad_request(code, error.to_string())
     }

@@ -1,17 +1,18 @@
-//! Buffers of large bodies, used again: a fresh one costs the kernel a cleared page for every page of the body.
+//! Reuse of buffers of large bodies: a new one costs the kernel a cleared page for every page of the body.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Smaller ones the allocator keeps by itself. Also the step of sizes, so that frames of one camera share buffers.
+/// Smallest buffer that is pooled: the allocator itself keeps smaller ones. Also the step of sizes, so that frames of one
+/// camera share buffers.
 pub(super) const MIN_LEN: usize = 128 << 10;
-/// Kept at most, all spare buffers together.
+/// Most bytes of all spare buffers together.
 const MAX_SPARE: usize = 4 << 20;
 
-/// Spare buffers.
+/// The spare buffers.
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
+pub(super) struct BufferPool {
     spare: Mutex<Spare>,
 }
 
@@ -21,29 +22,29 @@ struct Spare {
     bytes: usize,
 }
 
-/// A buffer that goes back when it is dropped.
+/// A buffer that returns to its pool when dropped.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
-    home: Arc<Buffers>,
+    pool: Arc<BufferPool>,
 }
 
-impl Buffers {
-    /// The bytes that a buffer for so many takes.
+impl BufferPool {
+    /// The capacity of a buffer for `room` bytes.
     pub(super) fn size_for(room: usize) -> usize {
         if room < MIN_LEN { room } else { room.checked_next_multiple_of(MIN_LEN).unwrap_or(room) }
     }
 
-    /// An empty buffer of exactly [`Buffers::size_for`] this many bytes, or a spare one of at most twice as many.
+    /// An empty buffer of [`BufferPool::size_for`] `room` bytes, or a spare one of at most twice as many.
     pub(super) fn take(self: &Arc<Self>, room: usize) -> Buffer {
         let spare = if room < MIN_LEN { None } else { self.spare.lock().take(room) };
         let bytes = spare.unwrap_or_else(|| Vec::with_capacity(Self::size_for(room)));
-        Buffer { bytes, home: Arc::clone(self) }
+        Buffer { bytes, pool: Arc::clone(self) }
     }
 }
 
 impl Spare {
-    /// The smallest that is large enough, but not so large that a small body would hold a giant's memory.
+    /// The smallest that is large enough, but at most twice as large, so that a small body holds little memory.
     fn take(&mut self, room: usize) -> Option<Vec<u8>> {
         let fits = |buffer: &Vec<u8>| (room..=room.saturating_mul(2)).contains(&buffer.capacity());
         let all = self.buffers.iter().enumerate().filter(|(_, buffer)| fits(buffer));
@@ -63,7 +64,7 @@ impl Buffer {
         self.bytes.capacity()
     }
 
-    /// Makes room for so many bytes in all, and for no more.
+    /// Grows the capacity to `room` bytes, exactly.
     pub(super) fn grow_to(&mut self, room: usize) {
         self.bytes.reserve_exact(room.saturating_sub(self.bytes.len()));
     }
@@ -85,7 +86,7 @@ impl Drop for Buffer {
         if buffer.capacity() < MIN_LEN {
             return;
         }
-        let mut spare = self.home.spare.lock();
+        let mut spare = self.pool.spare.lock();
         if spare.bytes + buffer.capacity() <= MAX_SPARE {
             buffer.clear();
             spare.bytes += buffer.capacity();
@@ -98,14 +99,14 @@ impl Drop for Buffer {
 mod tests {
     use super::*;
 
-    fn spare(buffers: &Buffers) -> (usize, usize) {
+    fn spare(buffers: &BufferPool) -> (usize, usize) {
         let spare = buffers.spare.lock();
         (spare.buffers.len(), spare.bytes)
     }
 
     #[test]
     fn a_large_buffer_is_used_again_when_nobody_holds_its_bytes() {
-        let buffers = Arc::new(Buffers::default());
+        let buffers = Arc::new(BufferPool::default());
         let mut first = buffers.take(MIN_LEN);
         first.extend(&[7; MIN_LEN]);
         let address = first.as_ref().as_ptr();
@@ -125,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_small_body_gets_no_giants_buffer_and_the_spare_ones_are_bounded() {
-        let buffers = Arc::new(Buffers::default());
+        let buffers = Arc::new(BufferPool::default());
         drop(buffers.take(5 * MIN_LEN));
         assert_eq!(buffers.take(MIN_LEN).bytes.capacity(), MIN_LEN);
         let all: Vec<_> = (0..10).map(|_| buffers.take(1 << 20)).collect();

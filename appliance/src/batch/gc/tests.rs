@@ -1,4 +1,4 @@
-//! A store with a small bound: what goes first, what never goes, and what is refused meanwhile.
+//! A store with a small bound: what is removed first, what never is, and what is refused meanwhile.
 
 use bytes::Bytes;
 use cloud_sync::blob::{Bound, StoreFull};

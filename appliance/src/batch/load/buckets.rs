@@ -10,15 +10,15 @@ use cloud_sync::error::SyncResult;
 use super::LoadFailure;
 use crate::batch::object_keys::FOLDERS;
 
-/// What is asked for to see whether the storage serves the appliance at all. Nothing need be there.
+/// The prefix that is listed to check whether the storage serves the appliance at all. It may be empty.
 const PROBE: &str = "weir-check/";
 
 /// The buckets that `s3://` URLs may name.
 #[derive(Debug, Default)]
 pub struct Buckets {
-    /// Each by its name, as a store that reads by whole keys.
+    /// Stores by bucket name, which read by whole keys.
     pub stores: BTreeMap<String, Arc<dyn BlobStore>>,
-    /// The appliance's own, which may be one of them.
+    /// The appliance's own bucket, which may be one of them.
     pub own: Option<OwnBucket>,
 }
 
@@ -27,11 +27,11 @@ pub struct Buckets {
 pub struct OwnBucket {
     /// Its name.
     pub name: String,
-    /// What the appliance's own keys begin with: empty, or with a slash at its end.
+    /// Prefix of the appliance's own keys: empty, or with a slash at its end.
     pub prefix: String,
-    /// Beginnings of other keys that may be read.
+    /// Prefixes of other keys that may be read.
     pub allow_prefixes: Vec<String>,
-    /// What is under the prefix.
+    /// The store under the prefix.
     pub store: Arc<dyn BlobStore>,
 }
 
@@ -55,7 +55,7 @@ impl Buckets {
         }
     }
 
-    /// Whether the storage serves the appliance's own calls: then what it refuses is refused to the object.
+    /// Checks whether the storage serves the appliance's own calls: then a refusal is about the object.
     pub(super) async fn serve(&self) -> SyncResult<()> {
         match &self.own {
             Some(own) => own.store.list(PROBE, None).await.map(drop),
@@ -67,7 +67,7 @@ impl Buckets {
 impl OwnBucket {
     /// Whether an `s3://` URL may name the key.
     fn opens(&self, key: &str) -> bool {
-        // Some servers take several slashes for one.
+        // Some servers treat several slashes as one.
         let plain = key.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
         let under = |folder: &str| {
             let folder = format!("{}{folder}/", self.prefix);

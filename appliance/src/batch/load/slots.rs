@@ -1,7 +1,7 @@
-//! How many images are loaded at once, shared out fairly among batches.
+//! Slots for concurrent loads, shared fairly among batches.
 //!
-//! A slot that becomes free goes to the batch that has the fewest. No batch takes the last few: where one waits for
-//! servers that do not answer, a batch that comes later is not kept waiting for their timeouts.
+//! A free slot goes to the batch that has the fewest. No batch takes the last few: where one waits for servers that do
+//! not answer, a later batch does not wait for their timeouts.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -9,9 +9,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// One of so many slots is kept for batches that have none; where there are fewer than `FEW`, none is.
-const KEPT: usize = 8;
-const FEW: usize = 4;
+/// One slot per this many, rounded up, is reserved for batches that have none.
+const SLOTS_PER_RESERVED: usize = 8;
+/// With fewer slots than this, none is reserved.
+const MIN_SLOTS: usize = 4;
 
 /// The slots. Clones are the same slots.
 #[derive(Clone, Debug)]
@@ -21,15 +22,16 @@ pub(super) struct Slots(Arc<Mutex<State>>);
 struct State {
     free: usize,
     /// Slots that only a batch without any may take.
-    kept: usize,
+    reserved: usize,
     batches: HashMap<String, Batch>,
-    asked: u64,
+    /// Requests so far.
+    requests: u64,
 }
 
 #[derive(Debug, Default)]
 struct Batch {
     used: usize,
-    /// Who waits, each with a number that tells the order in which all have asked.
+    /// Waiting requests, each with its number in the order of all requests.
     waiting: VecDeque<(u64, oneshot::Sender<Slot>)>,
 }
 
@@ -43,8 +45,8 @@ pub(super) struct Slot {
 impl Slots {
     pub(super) fn new(count: usize) -> Self {
         let count = count.max(1);
-        let kept = if count < FEW { 0 } else { count.div_ceil(KEPT) };
-        Self(Arc::new(Mutex::new(State { free: count, kept, batches: HashMap::new(), asked: 0 })))
+        let reserved = if count < MIN_SLOTS { 0 } else { count.div_ceil(SLOTS_PER_RESERVED) };
+        Self(Arc::new(Mutex::new(State { free: count, reserved, batches: HashMap::new(), requests: 0 })))
     }
 
     /// Waits for a slot.
@@ -52,40 +54,41 @@ impl Slots {
         let (sender, granted) = oneshot::channel();
         {
             let mut state = self.0.lock();
-            state.asked += 1;
-            let asked = state.asked;
-            state.batches.entry(batch.to_owned()).or_default().waiting.push_back((asked, sender));
+            state.requests += 1;
+            let number = state.requests;
+            state.batches.entry(batch.to_owned()).or_default().waiting.push_back((number, sender));
         }
         self.grant();
         match granted.await {
             Ok(slot) => slot,
-            // Whoever waits is asked, or all slots are gone with their owner.
+            // A waiting request is always granted, unless all slots are dropped with their owner.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Gives free slots to those who wait.
+    /// Grants free slots to waiting requests.
     fn grant(&self) {
         loop {
             let next = self.0.lock().next();
             let Some((batch, sender)) = next else { return };
-            // Who has gone gives it back at once.
+            // A request that was dropped returns the slot at once.
             drop(sender.send(Slot { slots: self.clone(), batch }));
         }
     }
 }
 
 impl State {
-    /// Takes a slot for whoever is the next to have one.
+    /// Takes a slot for the next request.
     fn next(&mut self) -> Option<(String, oneshot::Sender<Slot>)> {
         for batch in self.batches.values_mut() {
             batch.waiting.retain(|(_, waiting)| !waiting.is_closed());
         }
         self.batches.retain(|_, batch| batch.used > 0 || !batch.waiting.is_empty());
-        let may_have = |batch: &Batch| if batch.used == 0 { self.free > 0 } else { self.free > self.kept };
+        let may_have =
+            |batch: &Batch| if batch.used == 0 { self.free > 0 } else { self.free > self.reserved };
         let waiting = self.batches.iter().filter(|(_, batch)| may_have(batch));
         let first = |(id, batch): (&String, &Batch)| {
-            batch.waiting.front().map(|(asked, _)| (batch.used, *asked, id.clone()))
+            batch.waiting.front().map(|(number, _)| (batch.used, *number, id.clone()))
         };
         let (_, _, id) = waiting.filter_map(first).min()?;
         let batch = self.batches.get_mut(&id)?;
@@ -126,23 +129,23 @@ mod tests {
         assert_eq!(large.len(), 14);
         let mut waiting: Vec<_> = (0..20).map(|_| Box::pin(slots.acquire("large"))).collect();
         assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
-        let first = now(&slots, "small").expect("no slot was kept");
+        let first = now(&slots, "small").expect("no slot was reserved");
         let mut second = Box::pin(slots.acquire("small"));
         assert!((&mut second).now_or_never().is_none());
-        // One is kept again; the next that becomes free is for the batch that has fewer, though the other has asked before.
+        // One is reserved again; the next free one is for the batch that has fewer, though the other has requested before.
         drop(large.pop());
         assert!((&mut second).now_or_never().is_none());
         drop(large.pop());
         let second = second.now_or_never().expect("the large batch has it");
         assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
         drop((first, second));
-        // Kept, or each would go to the next.
+        // Held, or each would go to the next.
         let got: Vec<_> = waiting.iter_mut().filter_map(FutureExt::now_or_never).collect();
         assert_eq!(got.len(), 2, "those of the small batch");
     }
 
     #[test]
-    fn who_stops_waiting_takes_no_slot_along() {
+    fn a_request_that_is_dropped_takes_no_slot() {
         let slots = Slots::new(1);
         let first = now(&slots, "a").unwrap();
         let mut gone: Vec<_> = (0..1000).map(|_| Box::pin(slots.acquire("b"))).collect();
@@ -151,7 +154,7 @@ mod tests {
         assert!((&mut kept).now_or_never().is_none());
         gone.truncate(1);
         drop(first);
-        // It was given to the one that is left of b, which does not look any more.
+        // It was granted to the remaining one of b, which is not polled any more.
         assert!((&mut kept).now_or_never().is_none());
         drop(gone);
         drop(kept.now_or_never().expect("the slot is gone"));

@@ -1,7 +1,6 @@
-//! Bounds of the loader, and what is tried again and what is not.
+//! Bounds of the loader, and what is retried and what is not.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -15,21 +14,21 @@ use super::*;
 /// Has one object, `k`, which is also the first file of each batch.
 #[derive(Debug, Default)]
 struct Store {
-    /// Reads that still don't reach it.
+    /// Remaining reads that don't reach it.
     away: AtomicUsize,
-    /// Reads that are still refused.
+    /// Remaining reads that are refused.
     refuses: AtomicUsize,
-    /// Listings that are still refused.
+    /// Remaining listings that are refused.
     closed: AtomicUsize,
     calls: AtomicUsize,
     /// Bytes of the object.
     bytes: usize,
-    /// What the reads that go on may bring, in bytes, and the most that it was.
+    /// Bytes that the current reads may return, and their maximum so far.
     reading: AtomicUsize,
     most: AtomicUsize,
 }
 
-/// Takes one off a count that is not at its end.
+/// Takes one off a count, unless it is zero.
 fn one_of(left: &AtomicUsize) -> bool {
     left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
@@ -83,7 +82,7 @@ impl BlobStore for Store {
     }
 }
 
-/// A loader that may hold so many bytes.
+/// A loader with `max_inflight` bytes of memory.
 fn loader(store: Store, max_inflight: usize) -> (Arc<Loader>, Arc<Store>) {
     loader_of(store, 64 << 10, max_inflight)
 }
@@ -108,7 +107,7 @@ fn loader_of(store: Store, max_bytes: usize, max_inflight: usize) -> (Arc<Loader
     (Arc::new(Loader::new(fetch, limits, store.clone(), buckets, retry)), store)
 }
 
-/// Answers the n-th request with the n-th status and a body of so many bytes; the last one again and again.
+/// Answers the n-th request with the n-th status and a body of that length; from the last one on always with the last.
 async fn server(answers: &'static [(u16, usize)]) -> (String, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/x", listener.local_addr().unwrap());
@@ -133,7 +132,7 @@ async fn server(answers: &'static [(u16, usize)]) -> (String, Arc<AtomicUsize>, 
     (url, served, most)
 }
 
-/// What a server answers, what comes of it, and after how many requests.
+/// What a server answers, the expected result, and the expected number of requests.
 type Case = (&'static [(u16, usize)], Result<usize, &'static str>, usize);
 
 #[tokio::test]
@@ -187,8 +186,8 @@ async fn what_is_refused_to_an_object_alone_fails_its_image() {
 
 #[tokio::test]
 async fn what_is_refused_to_the_appliance_as_a_whole_is_waited_for() {
-    // Keys that are being rotated: all is refused for a while. Its own files it has put there itself, so that no
-    // refusal is about one of them.
+    // Credentials are being rotated: everything is refused for some time. The appliance has put its own files there
+    // itself, so that no refusal is about one of them.
     for (url, closed) in [("s3://fish/k", 30), ("s3://own/k", 30), ("blob:0", 0)] {
         let store =
             Store { refuses: AtomicUsize::new(30), closed: AtomicUsize::new(closed), ..Store::default() };
@@ -196,7 +195,7 @@ async fn what_is_refused_to_the_appliance_as_a_whole_is_waited_for() {
         assert_eq!(loader.load("b", url).await.map(|loaded| loaded.len()), Ok(5), "{url}");
         assert_eq!(store.calls.load(Ordering::SeqCst), 31, "{url}");
     }
-    // They are good again between the object and the question.
+    // They are valid again between the read and the check of the storage.
     let (loader, _) = loader(Store { refuses: AtomicUsize::new(1), bytes: 5, ..Store::default() }, 1 << 20);
     assert_eq!(loader.load("b", "s3://own/k").await.unwrap().len(), 5);
 }
@@ -218,8 +217,8 @@ async fn the_appliances_own_objects_are_no_images_to_others() {
 #[tokio::test]
 async fn an_object_takes_no_more_room_than_it_needs_and_has_it_before_it_is_read() {
     let (loader, store) = loader_of(Store { bytes: 200 << 10, ..Store::default() }, 256 << 10, 1 << 20);
-    // Small images until now: the first large one is asked for twice.
-    (0..1000).for_each(|_| loader.usual.note(0));
+    // Small images until now: the first large one is requested twice.
+    (0..1000).for_each(|_| loader.size_estimate.record(0));
     for calls in [2, 3] {
         let loaded = loader.load("b", "s3://fish/k").await.unwrap();
         assert_eq!(loader.limits.memory.used(), 200 << 10);
@@ -271,7 +270,7 @@ async fn stores_and_web_servers_share_slots_and_memory_and_none_waits_for_ever()
 
 #[tokio::test]
 async fn loads_and_memory_are_bounded_and_everything_arrives() {
-    // Room for one image and a half, so that most must wait for others to be let go.
+    // Room for one image and a half, so that most must wait until others are dropped.
     let (loader, _) = loader(Store::default(), 96 << 10);
     let (url, _, most) = server(&[(200, 60 << 10)]).await;
     let started = Instant::now();
@@ -279,4 +278,17 @@ async fn loads_and_memory_are_bounded_and_everything_arrives() {
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(most.load(Ordering::SeqCst) <= 4);
     assert_eq!(loader.limits.memory.used(), 0, "memory is not given back");
+}
+
+#[test]
+fn the_size_estimate_goes_up_at_once_and_down_slowly() {
+    let estimate = SizeEstimate::default();
+    estimate.record(4 << 20);
+    assert_eq!(estimate.bytes(), 5 << 20);
+    estimate.record(100_000);
+    assert!(estimate.bytes() > 4 << 20);
+    (0..1000).for_each(|_| estimate.record(100_000));
+    assert_eq!(estimate.bytes(), 125_000);
+    (0..1000).for_each(|_| estimate.record(0));
+    assert_eq!(estimate.bytes(), MIN_ESTIMATE);
 }

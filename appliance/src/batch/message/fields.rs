@@ -1,4 +1,4 @@
-//! The fields of a message, read without building what nobody asked for: 16 MiB of JSON can be 8 million values.
+//! The fields of a message, read without building unused values: 16 MiB of JSON can be 8 million values.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::Number;
 
 use super::is_url;
 
-/// A value, without what is in it.
+/// A value, without its content where it is an array or object.
 #[derive(Debug)]
 pub(super) enum Value {
     Null,
@@ -32,13 +32,13 @@ impl Value {
     }
 }
 
-/// What a message is.
+/// The JSON value of a message.
 pub(super) enum Found {
     Object(Box<Fields>),
     Other(Value),
 }
 
-/// The fields that mean something; of one that is there twice the last counts.
+/// The known fields; of a repeated one the last counts.
 #[derive(Default)]
 pub(super) struct Fields {
     pub(super) image_url: Option<Value>,
@@ -56,10 +56,10 @@ pub(super) struct Fields {
     pub(super) first: Option<Value>,
 }
 
-/// What `image_urls` is.
+/// The value of `image_urls`.
 pub(super) enum Urls {
-    /// An array of `count` values. All are in `urls`, unless they are too many or one is `bad`: the first, by its
-    /// place.
+    /// An array of `count` values. All are in `urls`, unless they are too many or one is `bad`: the first such, with its
+    /// index.
     List {
         urls: Vec<String>,
         count: u64,
@@ -88,7 +88,7 @@ enum Name {
     Unknown,
 }
 
-/// Reads a message; of its `image_urls` at most so many as there may be.
+/// Reads a message, and at most `most` of its `image_urls`.
 pub(super) fn read(payload: &[u8], most: u64) -> Result<Found, serde_json::Error> {
     let mut json = serde_json::Deserializer::from_slice(payload);
     let found = Of(Message { most }).deserialize(&mut json)?;
@@ -96,7 +96,7 @@ pub(super) fn read(payload: &[u8], most: u64) -> Result<Found, serde_json::Error
     Ok(found)
 }
 
-/// What to make of a value that may be anything. What is in it is passed over, unless it is asked for.
+/// What to build from a value of any type. The content of arrays and objects is skipped by default.
 trait Shape<'de>: Sized {
     type Out;
 
@@ -180,7 +180,7 @@ impl<'de> Shape<'de> for List {
 
     fn list<A: SeqAccess<'de>>(self, mut list: A) -> Result<Urls, A::Error> {
         let (mut urls, mut count, mut bad) = (Vec::new(), 0, None);
-        // The rest is only counted, for the reason that is told.
+        // The rest is only counted, for the error message.
         while count < self.most && bad.is_none() {
             match list.next_element_seed(Of(Plain))? {
                 Some(Value::Text(url)) if is_url(&url) => urls.push(url),

@@ -1,4 +1,4 @@
-//! All forms of a message, good and bad.
+//! All forms of a message, valid and invalid.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! The multipart form of a batch. It is read from the spooled body twice: once to check it and to know the digest, and
-//! once more to store the files, when the batch has its id. The second time what has been read is freed, so that the files
-//! are on the disk once.
+//! The multipart form of a batch. The spooled body is read twice: once to check it and to compute the digest, and once more
+//! to store the files, when the batch has its id. The second time what has been read is freed, so that the files are on
+//! the disk only once.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,19 +11,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, stream};
 use multer::{Field, Multipart};
+use tempfile::TempPath;
 use tokio::io::AsyncWriteExt;
 
-use super::options::{BatchOptions, Place};
+use super::options::{BatchOptions, OptionSource};
 use super::{IntakeBounds, IntakeError};
-use crate::batch::drain::Drain;
-use crate::batch::spool::Spool;
-use tempfile::TempPath;
+use crate::batch::spool::{Drain, Spool};
 
 /// Longest text field: more than any option may have.
 const MAX_TEXT_BYTES: usize = 4096;
-/// Read from the body at once.
+/// Bytes read from the body at once.
 const BLOCK_BYTES: usize = 64 << 10;
-/// Most that may be read of the body without anything of a file or text coming out: the head of a part is far shorter.
+/// Most bytes that may be read of the body without any content of a file or text: the head of a part is far shorter.
 const MAX_HEAD_BYTES: usize = 256 << 10;
 
 /// The fields that are images.
@@ -36,7 +35,7 @@ pub struct Form {
     pub(super) boundary: String,
 }
 
-/// What a first reading of a form finds.
+/// What the first reading of a form finds.
 pub(super) struct Found {
     pub(super) options: BatchOptions,
     pub(super) files: u64,
@@ -50,7 +49,7 @@ pub(in crate::batch) struct FormReader {
 }
 
 impl Form {
-    /// Reads the form, once: what has been read is gone.
+    /// Reads the form, once: what has been read is freed.
     pub(in crate::batch) async fn drain(&self) -> Result<FormReader, IntakeError> {
         self.open(|body| Ok(Box::new(Drain::open(body)?))).await
     }
@@ -83,7 +82,7 @@ impl Form {
                 found.files += 1;
             } else if let Some(text) = form.text(&mut part).await? {
                 let name = part.name().unwrap_or_default();
-                found.options.set(Place::Form, name, &text, bounds.labels)?;
+                found.options.set(OptionSource::Form, name, &text, bounds.labels)?;
             }
         }
         if found.files == 0 {
@@ -99,7 +98,7 @@ fn is_file(part: &Field<'_>) -> bool {
 }
 
 impl FormReader {
-    /// What has come out was taken: as much again may be read.
+    /// Resets the allowance after content was consumed.
     fn allow(&self) {
         self.allowance.store(MAX_HEAD_BYTES, Ordering::Relaxed);
     }
@@ -131,7 +130,7 @@ impl FormReader {
         Ok((hasher.count(), hasher.finalize()))
     }
 
-    /// The text of a part that is an option; other parts are passed over.
+    /// The text of a part that is an option; other parts are skipped.
     async fn text(&self, part: &mut Field<'static>) -> Result<Option<String>, IntakeError> {
         let wanted = part.name().is_some_and(|name| ["request_id", "camera", "top_k"].contains(&name));
         let mut bytes = BytesMut::new();
@@ -173,8 +172,8 @@ fn multer_io(error: io::Error) -> IntakeError {
     IntakeError::Form(multer::Error::StreamReadFailed(Box::new(error)))
 }
 
-/// The body in blocks. The form's reader takes whatever is there before it looks at it, and keeps what it has no end
-/// of: so there is nothing more to be had at once after each block, and nothing at all beyond the allowance.
+/// The body in blocks. The form's parser buffers all that is ready before it parses, and keeps what is incomplete: so the
+/// stream is pending after each block, and ends with an error beyond the allowance.
 fn blocks(
     body: Box<dyn Read + Send>,
     allowance: Arc<AtomicUsize>,

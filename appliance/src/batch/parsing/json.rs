@@ -1,12 +1,13 @@
-//! The JSON form of a batch, read without ever holding the list of URLs: each goes to a file as it is met.
+//! The JSON form of a batch, read without holding the list of URLs in memory: each is written to a file at once.
 
+use std::cell::Cell;
 use std::fmt;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
+use std::rc::Rc;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::options::{BatchOptions, Place};
-use super::strings::BoundedStrings;
+use super::options::{BatchOptions, OptionSource};
 use super::urls::{MAX_URL_BYTES, UrlList, UrlWriter};
 use super::{IntakeBounds, IntakeError};
 use crate::batch::spool::Spool;
@@ -48,13 +49,13 @@ pub(super) fn read(
     }
 }
 
-/// Where the parts of the body go.
+/// Receives the parts of the body.
 struct Sink {
     urls: UrlWriter,
     seen_urls: bool,
     options: BatchOptions,
     labels: usize,
-    /// Why reading was broken off, where it was not the JSON.
+    /// Why reading stopped, where the JSON is not at fault.
     refusal: Option<IntakeError>,
 }
 
@@ -66,7 +67,7 @@ impl Sink {
 
     fn option<E: Error>(&mut self, name: &str, value: Option<String>) -> Result<(), E> {
         let Some(value) = value else { return Ok(()) };
-        let set = self.options.set(Place::Json, name, &value, self.labels);
+        let set = self.options.set(OptionSource::Json, name, &value, self.labels);
         set.map(drop).map_err(|e| self.refuse(e))
     }
 }
@@ -103,7 +104,7 @@ impl<'de> Visitor<'de> for Body<'_> {
     }
 }
 
-/// An option's value as text; `null` is as good as absent.
+/// An option's value as text; `null` counts as absent.
 struct Scalar<'a> {
     name: &'a str,
     number: bool,
@@ -186,5 +187,83 @@ impl<'de> Visitor<'de> for OneUrl<'_> {
 
     fn visit_str<E: Error>(self, url: &str) -> Result<(), E> {
         self.0.urls.push(url).map_err(|refusal| self.0.refuse(refusal))
+    }
+}
+
+/// Passes JSON on until a string in it takes more than `limit` bytes as written, escapes included.
+///
+/// The JSON reader collects a string in memory before its length can be checked: without this a body of one 256 MB string
+/// would become 256 MB of memory.
+struct BoundedStrings<R> {
+    inner: R,
+    limit: usize,
+    /// Bytes of the string that is open, if one is.
+    open: Option<usize>,
+    escaped: bool,
+    exceeded: Rc<Cell<bool>>,
+}
+
+impl<R: Read> BoundedStrings<R> {
+    /// The reader, and the mark that says whether the bound was why it failed.
+    fn new(inner: R, limit: usize) -> (Self, Rc<Cell<bool>>) {
+        let exceeded = Rc::new(Cell::new(false));
+        (Self { inner, limit, open: None, escaped: false, exceeded: Rc::clone(&exceeded) }, exceeded)
+    }
+
+    /// How many of the bytes may pass: fewer than all where a string exceeds the bound.
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        for (index, &byte) in bytes.iter().enumerate() {
+            match (&mut self.open, byte) {
+                (None, b'"') => self.open = Some(0),
+                (None, _) => {}
+                (Some(_), b'"') if !self.escaped => self.open = None,
+                (Some(length), _) => {
+                    *length += 1;
+                    if *length > self.limit {
+                        return index;
+                    }
+                    self.escaped = byte == b'\\' && !self.escaped;
+                }
+            }
+        }
+        bytes.len()
+    }
+}
+
+impl<R: Read> Read for BoundedStrings<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // The bytes before the string that is too long are passed first, so that the reader knows its position.
+        if !self.exceeded.get() {
+            let count = self.inner.read(buffer)?;
+            let passed = self.pass(&buffer[..count]);
+            self.exceeded.set(passed < count);
+            if passed > 0 || count == 0 {
+                return Ok(passed);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "a string is too long"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passes(json: &str, limit: usize) -> bool {
+        let (mut reader, exceeded) = BoundedStrings::new(json.as_bytes(), limit);
+        let mut text = String::new();
+        let read = reader.read_to_string(&mut text);
+        assert_eq!(read.is_err(), exceeded.get());
+        assert!(read.is_err() || text == json);
+        !exceeded.get()
+    }
+
+    #[test]
+    fn strings_are_measured_and_nothing_else_is() {
+        assert!(passes(r#"{"abcd": [1000000000000, "abcd", "a\"b"], "": {}}"#, 4));
+        assert!(!passes(r#"["abcde"]"#, 4));
+        assert!(!passes(r#"["a\"bc"]"#, 4), "an escaped quote does not end a string");
+        assert!(passes(r#"["ab\\", 123456789]"#, 4), "an escaped backslash escapes nothing");
+        assert!(!passes("\"never closed", 4));
     }
 }

@@ -1,9 +1,8 @@
-//! A batch as it comes in: the spooled body, read under bounds into options and a list of images that is in a file.
+//! Parsing a submission: the spooled body, read within bounds into options and a list of images in a file.
 
 mod form;
 mod json;
 mod options;
-mod strings;
 #[cfg(test)]
 mod tests;
 mod urls;
@@ -13,13 +12,12 @@ use std::io::{Read, Seek};
 use tempfile::TempPath;
 
 pub use form::Form;
-pub use options::{BatchOptions, OptionError, Place};
+pub use options::{BatchOptions, OptionError, OptionSource};
 pub use urls::{MAX_URL_BYTES, UrlList, UrlReader};
 
-use super::drain::Drain;
-use super::spool::{Spool, SpoolError};
+use super::spool::{Drain, Spool, SpoolError};
 
-/// What some programs put before JSON: UTF-8's byte order mark.
+/// UTF-8's byte order mark, which some programs put before JSON.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Version of what goes into a digest.
@@ -36,16 +34,16 @@ pub struct IntakeBounds {
     pub labels: usize,
 }
 
-/// A batch that is well-formed.
+/// A well-formed batch.
 #[derive(Debug)]
 pub struct Intake {
-    /// What it says beside its images.
+    /// Its options.
     pub options: BatchOptions,
     /// Its images.
     pub images: Images,
     /// How many.
     pub total: u64,
-    /// BLAKE3 of what is asked, in hex: images, camera and `top_k`, but not the id.
+    /// BLAKE3 of images, camera and `top_k`, but not of the id, in hex.
     pub digest: String,
 }
 
@@ -58,7 +56,7 @@ pub enum Images {
     Files(Form),
 }
 
-/// Why a request is no batch.
+/// Why a request is not a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError {
     /// There is no body.
@@ -76,7 +74,7 @@ pub enum IntakeError {
     /// It is not a form.
     #[error("the form can't be read: {0}")]
     Form(#[source] multer::Error),
-    /// A string that is far too long for anything.
+    /// A string longer than any field may be.
     #[error(
         "a string of the JSON body, after {index} image_urls, is longer than anything in it may be ({limit} bytes)"
     )]
@@ -115,7 +113,7 @@ pub enum IntakeError {
     /// There are too many images.
     #[error("the batch has more than {limit} {what} (batch.max_images); send it in several")]
     TooMany {
-        /// What there is too much of.
+        /// What there are too many of.
         what: &'static str,
         /// The bound.
         limit: u64,
@@ -138,7 +136,7 @@ pub enum IntakeError {
     Spool(#[from] SpoolError),
 }
 
-/// Reads a spooled body. `query` is what the query says.
+/// Reads a spooled body. `query` has the options of the query.
 ///
 /// # Errors
 /// [`IntakeError`], with the first thing that is wrong.
@@ -153,7 +151,7 @@ pub async fn read(
         let boundary = multer::parse_boundary(content_type).map_err(IntakeError::Form)?;
         let form = Form { body, boundary };
         let found = form.inspect(bounds).await?;
-        let options = query.with(found.options, Place::Form)?;
+        let options = query.with(found.options, OptionSource::Form)?;
         let digest = digest("files", found.digest, &options);
         return Ok(Intake { options, images: Images::Files(form), total: found.files, digest });
     }
@@ -166,12 +164,12 @@ pub async fn read(
         json::read(Drain::new(json).map_err(failed)?, &files, bounds)
     });
     let (body, list) = parsed.await.map_err(|e| spool.failed(std::io::Error::other(e)))??;
-    let options = query.with(body, Place::Json)?;
+    let options = query.with(body, OptionSource::Json)?;
     let digest = digest("urls", list.digest, &options);
     Ok(Intake { options, total: list.count, images: Images::Urls(list), digest })
 }
 
-/// Some programs put one before JSON; blocking.
+/// Skips a byte order mark; blocking.
 fn skip_byte_order_mark(file: &mut std::fs::File) -> std::io::Result<()> {
     let mut start = Vec::new();
     file.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut start)?;

@@ -1,26 +1,24 @@
-//! What a batch says beside its images. Each may stand in the query or in the body.
+//! The options of a batch. Each may be in the query or in the body.
 
 use std::fmt;
 
+use crate::batch::message::{MAX_NAME_BYTES, is_camera_name};
 use crate::batch::object_keys::check_id;
 
-/// Longest name of a camera, in bytes.
-const MAX_CAMERA_BYTES: usize = 128;
-
-/// What a batch says beside its images.
+/// The options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// The client's own id for the batch.
+    /// The client's id for the batch.
     pub request_id: Option<String>,
     /// The camera that took the pictures.
     pub camera: Option<String>,
-    /// How many labels each result has.
+    /// Predictions per image.
     pub top_k: Option<usize>,
 }
 
-/// Where an option stands.
+/// Where an option was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum OptionSource {
     /// In the query.
     Query,
     /// In the JSON body.
@@ -29,7 +27,7 @@ pub enum Place {
     Form,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for OptionSource {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         to.write_str(match self {
             Self::Query => "query",
@@ -41,36 +39,42 @@ impl fmt::Display for Place {
 
 /// An option that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason} (in the {place})")]
+#[error("{reason} (in the {found_in})")]
 pub struct OptionError {
-    /// Where it stands.
-    pub place: Place,
+    /// Where it was found.
+    pub found_in: OptionSource,
     reason: String,
 }
 
 impl OptionError {
-    /// An option in `place` that can't be used, for this reason.
-    pub fn new(place: Place, reason: impl Into<String>) -> Self {
-        Self { place, reason: reason.into() }
+    /// An option that can't be used, for this reason.
+    pub fn new(found_in: OptionSource, reason: impl Into<String>) -> Self {
+        Self { found_in, reason: reason.into() }
     }
 }
 
 impl BatchOptions {
-    /// Takes the option called `name`. `labels` is how many the model has. Says whether there is such an option.
+    /// Sets the option called `name`. `labels` is the number of labels of the model. Returns whether there is such an option.
     ///
     /// # Errors
-    /// When the value is out of bounds, or the option stands there twice.
-    pub fn set(&mut self, place: Place, name: &str, value: &str, labels: usize) -> Result<bool, OptionError> {
-        let wrong = |reason: String| OptionError::new(place, reason);
+    /// When the value is out of bounds, or the option is repeated.
+    pub fn set(
+        &mut self,
+        source: OptionSource,
+        name: &str,
+        value: &str,
+        labels: usize,
+    ) -> Result<bool, OptionError> {
+        let wrong = |reason: String| OptionError::new(source, reason);
         let twice = match name {
             "request_id" => {
                 check_id(value).map_err(|e| wrong(e.to_string()))?;
                 self.request_id.replace(value.to_owned()).is_some()
             }
             "camera" => {
-                if value.is_empty() || value.len() > MAX_CAMERA_BYTES || value.chars().any(char::is_control) {
+                if !is_camera_name(value) {
                     return Err(wrong(format!(
-                        "camera = {value:?} is not a name of 1 to {MAX_CAMERA_BYTES} bytes without control characters"
+                        "camera = {value:?} is not a name of 1 to {MAX_NAME_BYTES} bytes without control characters"
                     )));
                 }
                 self.camera.replace(value.to_owned()).is_some()
@@ -83,18 +87,18 @@ impl BatchOptions {
             },
             _ => return Ok(false),
         };
-        if twice { Err(wrong(format!("{name} stands there twice"))) } else { Ok(true) }
+        if twice { Err(wrong(format!("{name} is given twice"))) } else { Ok(true) }
     }
 
-    /// What the query says, with what the body adds to it.
+    /// The options of the query together with those of the body.
     ///
     /// # Errors
-    /// When both say the same option differently.
-    pub fn with(self, body: Self, place: Place) -> Result<Self, OptionError> {
+    /// When both have an option with different values.
+    pub fn with(self, body: Self, source: OptionSource) -> Result<Self, OptionError> {
         Ok(Self {
-            request_id: either("request_id", self.request_id, body.request_id, place)?,
-            camera: either("camera", self.camera, body.camera, place)?,
-            top_k: either("top_k", self.top_k, body.top_k, place)?,
+            request_id: either("request_id", self.request_id, body.request_id, source)?,
+            camera: either("camera", self.camera, body.camera, source)?,
+            top_k: either("top_k", self.top_k, body.top_k, source)?,
         })
     }
 }
@@ -103,11 +107,11 @@ fn either<T: PartialEq + fmt::Debug>(
     name: &str,
     query: Option<T>,
     body: Option<T>,
-    place: Place,
+    source: OptionSource,
 ) -> Result<Option<T>, OptionError> {
     match (query, body) {
         (Some(query), Some(body)) if query != body => {
-            Err(OptionError::new(place, format!("{name} is {body:?} here and {query:?} in the query")))
+            Err(OptionError::new(source, format!("{name} is {body:?} here and {query:?} in the query")))
         }
         (query, body) => Ok(query.or(body)),
     }

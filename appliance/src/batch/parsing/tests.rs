@@ -1,4 +1,4 @@
-//! Bodies of every form, good and bad: what comes out, and what a refusal says.
+//! Valid and invalid bodies of every form: what is parsed, and what a refusal says.
 
 use std::io::Write;
 
@@ -144,7 +144,7 @@ async fn what_is_wrong_with_json_is_named() {
             r#"{"image_urls": ["http://a/1"], "image_urls": ["http://a/2"]}"#,
             &["duplicate field `image_urls`"],
         ),
-        (r#"{"image_urls": ["http://a/1"], "camera": "a", "camera": "a"}"#, &["camera stands there twice"]),
+        (r#"{"image_urls": ["http://a/1"], "camera": "a", "camera": "a"}"#, &["camera is given twice"]),
         (r#"{"image_urls": ["http://a/1"], "urls": 1}"#, &["unknown field `urls`", "image_urls"]),
         (r#"{"image_urls": ["http://a/1"], "camera": 5}"#, &["a string as camera", "integer `5`"]),
         (r#"{"image_urls": ["http://a/1"], "camera": {"a": 1}}"#, &["a string as camera"]),
@@ -207,7 +207,7 @@ async fn what_is_wrong_with_a_form_is_named() {
         (&five, &["more than 4 files", "batch.max_images"]),
         (&[("file", b"a"), ("camera", &long)], &["camera", "4096"]),
         (&[("file", b"a"), ("top_k", b"many")], &["top_k = \"many\"", "1 to 17", "form"]),
-        (&[("file", b"a"), ("camera", b"a"), ("camera", b"a")], &["camera stands there twice"]),
+        (&[("file", b"a"), ("camera", b"a"), ("camera", b"a")], &["camera is given twice"]),
         (&[("file", b"a"), ("request_id", b"a b")], &["request_id = \"a b\""]),
     ];
     for (parts, says) in cases {

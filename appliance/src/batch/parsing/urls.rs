@@ -1,4 +1,4 @@
-//! The list of a batch's URLs, checked one by one and kept in a file: 100,000 of them need no memory.
+//! The list of a batch's URLs, checked one by one and stored in a file, so that its length takes no memory.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -6,13 +6,12 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use tempfile::TempPath;
 
 use super::IntakeError;
-use crate::batch::drain::Drain;
 use crate::batch::image_url::{shown, source};
-use crate::batch::spool::Spool;
+use crate::batch::spool::{Drain, Spool};
 
 pub use crate::batch::image_url::MAX_URL_BYTES;
 
-/// A list under construction.
+/// Writes a list of URLs.
 pub(super) struct UrlWriter {
     file: BufWriter<File>,
     path: TempPath,
@@ -74,7 +73,7 @@ impl UrlWriter {
 }
 
 impl UrlList {
-    /// Reads the list, once: what has been read is gone; blocking.
+    /// Reads the list, once: what has been read is freed; blocking.
     ///
     /// # Errors
     /// When the file can't be opened.

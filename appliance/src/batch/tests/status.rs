@@ -1,4 +1,6 @@
-//! Statuses, of batches too that the state store has forgotten.
+//! Statuses, also of batches that the state store has forgotten, and of cancelled ones.
+
+use std::time::{Duration, SystemTime};
 
 use super::*;
 
@@ -13,7 +15,7 @@ async fn a_status_is_one_call_to_the_state_store() {
     bench.service.status("mine").await.unwrap();
     assert_eq!(bench.stores.state.calls.load(Ordering::Relaxed), before + 1);
     let error = bench.service.status("other").await.unwrap_err();
-    assert!(matches!(error, BatchError::Link { .. }), "whether it exists can't be told: {error}");
+    assert!(matches!(error, BatchError::Link { .. }), "whether it exists is unknown: {error}");
     bench.stores.state.faults.fail("batch", 1);
     assert!(matches!(bench.service.status("mine").await, Err(BatchError::Link { .. })));
 }
@@ -30,7 +32,7 @@ async fn a_status_that_was_lost_is_put_together_from_the_blobs() {
     lose();
     let queued = bench.service.status("mine").await.unwrap();
     assert_eq!((queued.phase, queued.total, queued.completed), (BatchPhase::Queued, 10, 0));
-    let millis = |t: Option<std::time::SystemTime>| rfc3339_text(t.unwrap());
+    let millis = |t: Option<SystemTime>| rfc3339_text(t.unwrap());
     assert_eq!(millis(queued.created)[..19], millis(known.created)[..19]);
 
     let line = |status: &str| format!("{{\"index\":0,\"status\":\"{status}\",\"image_url\":\"status\"}}\n");
@@ -43,7 +45,7 @@ async fn a_status_that_was_lost_is_put_together_from_the_blobs() {
     assert_eq!(processing.phase, BatchPhase::Processing);
     assert_eq!((processing.total, processing.completed, processing.failed), (10, 8, 1));
     assert!(processing.results_uri.is_none());
-    assert!(bench.stores.state.batches.lock().is_empty(), "a worker has the say while there is work");
+    assert!(bench.stores.state.batches.lock().is_empty(), "a worker records the outcome while there is work");
 
     put("results/mine.jsonl", &(line("ok").repeat(7) + &line("failed").repeat(3)));
     let finished = bench.service.status("mine").await.unwrap();
@@ -54,7 +56,7 @@ async fn a_status_that_was_lost_is_put_together_from_the_blobs() {
     let kept = bench.service.status("mine").await.unwrap();
     assert_eq!((kept.phase, kept.completed), (BatchPhase::Completed, 7), "it is counted once");
 
-    // A batch that came in by another way has results and no record.
+    // A batch of another producer has results and no record.
     put("results/foreign.jsonl", &line("failed"));
     let foreign = bench.service.status("foreign").await.unwrap();
     assert_eq!((foreign.phase, foreign.total, foreign.failed), (BatchPhase::Failed, 1, 1));
@@ -72,13 +74,13 @@ async fn a_batch_whose_end_the_state_store_has_forgotten_is_told_by_its_results(
     let put = |lines: &str| {
         bench.stores.blob.objects.lock().insert("results/mine.jsonl".into(), lines.to_owned().into());
     };
-    let quiet = std::time::Duration::from_secs(60);
+    let quiet = Duration::from_secs(60);
     let age = || bench.stores.state.batches.lock().get_mut("mine").unwrap().updated -= quiet;
     put(lines);
-    // As long as something happens the worker has the say.
+    // While the batch is active the worker records its outcome.
     assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
     age();
-    // Not all of its results are there; or the blob store is away, or has no time: then it is as the state store says.
+    // Some results are missing, or the blob store is away or at its limit: then the state store's status is the answer.
     put(&lines[..16]);
     assert_eq!(bench.service.status("mine").await.unwrap().phase, BatchPhase::Queued);
     put(lines);
@@ -103,7 +105,57 @@ async fn who_asks_for_forgotten_batches_does_not_wait_without_end() {
     let asked = std::time::Instant::now();
     let error = bench.service.status("invented").await.unwrap_err();
     assert!(matches!(error, BatchError::Busy { limit: MAX_RECOVERIES, .. }), "{error}");
-    assert!(asked.elapsed() < std::time::Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     drop(permits);
     assert!(matches!(bench.service.status("invented").await, Err(BatchError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn a_batch_that_is_cancelled_before_its_work_is_queued_is_still_queued_and_stays_cancelled() {
+    // The submission is interrupted before the record is written, and with part of the work queued; then the state store
+    // forgets.
+    for (queued, forgotten) in [(0, false), (1, false), (1, true)] {
+        let bench = Bench::new();
+        match queued {
+            0 => bench.stores.blob.faults.fail("put", 1),
+            jobs => bench.stores.queue.breaks_after.store(jobs, Ordering::Relaxed),
+        }
+        bench.submit(&body("b", 10)).await.unwrap_err();
+        let cancelled = bench.service.cancel("b").await.unwrap();
+        assert_eq!(cancelled.phase, BatchPhase::Cancelled);
+        if forgotten {
+            bench.stores.state.batches.lock().clear();
+        }
+        let accepted = bench.submit(&body("b", 10)).await.unwrap();
+        assert_eq!(
+            (accepted.phase, accepted.repeated),
+            (BatchPhase::Cancelled, false),
+            "{queued} {forgotten}"
+        );
+        assert_eq!(bench.messages().len() as u64, queued + 3);
+        assert_whole(&bench.messages(), 10);
+        assert_eq!(bench.service.status("b").await.unwrap().phase, BatchPhase::Cancelled);
+        let again = bench.submit(&body("b", 10)).await.unwrap();
+        assert_eq!((again.phase, again.repeated), (BatchPhase::Cancelled, true));
+        assert_eq!(bench.messages().len() as u64, queued + 3);
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_batch_whose_end_the_state_store_has_lost_is_told_by_its_results() {
+    let bench = Bench::new();
+    bench.submit(&body("b", 10)).await.unwrap();
+    bench.service.cancel("b").await.unwrap();
+    let lines = "{\"index\":0,\"status\":\"ok\"}\n{\"index\":4,\"status\":\"ok\"}\n";
+    bench.stores.blob.objects.lock().insert("results/b.jsonl".into(), lines.into());
+    let ask = async || bench.service.status("b").await.unwrap();
+    // The worker may be about to record it.
+    assert_eq!(ask().await.results_uri, None);
+    bench.stores.state.batches.lock().get_mut("b").unwrap().updated =
+        SystemTime::now() - Duration::from_secs(3600);
+    for _ in 0..2 {
+        let view = ask().await;
+        assert_eq!((view.phase, view.completed, view.failed), (BatchPhase::Cancelled, 2, 0));
+        assert_eq!(view.results_uri.as_deref(), Some("memory://results/b.jsonl"));
+    }
 }

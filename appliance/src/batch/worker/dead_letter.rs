@@ -1,4 +1,4 @@
-//! What could not be worked on, kept where a person can look at it.
+//! Dead letters: messages and images that could not be processed, stored for inspection.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,12 +10,12 @@ use cloud_sync::event::{BatchItem, ItemOutcome};
 use cloud_sync::queue::Delivery;
 use serde::Serialize;
 
+use super::chunk::ChunkState;
 use super::{ChunkError, Worker, WorkerStats};
 use crate::batch::image_url;
-use crate::batch::message::BatchMessage;
 use crate::batch::object_keys;
 
-/// So much of a message is kept.
+/// Bytes of a message that are kept.
 const MAX_MESSAGE_EXCERPT: usize = 64 << 10;
 
 /// A message that is no batch work.
@@ -26,7 +26,7 @@ struct BadMessage<'a> {
     message_bytes: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<&'a str>,
-    /// The message where it is no text.
+    /// The message where it is not text.
     #[serde(skip_serializing_if = "Option::is_none")]
     message_base64: Option<String>,
 }
@@ -42,14 +42,14 @@ struct BadImages<'a> {
 #[derive(Serialize)]
 struct BadImage<'a> {
     index: u64,
-    /// Without its query, which may hold a signature: these objects are for more eyes than the results.
+    /// Without its query, which may hold a signature: more people read these objects than the results.
     image_url: Cow<'a, str>,
     code: &'a str,
     error: &'a str,
 }
 
 impl Worker {
-    /// Keeps a message that is no batch work. The same message makes the same object.
+    /// Stores a message that is no batch work. The same message yields the same object.
     pub(super) async fn store_dead_letter(
         &self,
         delivery: &Delivery,
@@ -57,7 +57,7 @@ impl Worker {
     ) -> Result<(), ChunkError> {
         let payload = &delivery.payload;
         let kept = &payload[..payload.len().min(MAX_MESSAGE_EXCERPT)];
-        // A cut may go through a character; all before it is still text.
+        // The cut may be inside a character; everything before it is still text.
         let text = match std::str::from_utf8(kept) {
             Ok(text) => Some(text),
             Err(error) if error.error_len().is_none() => {
@@ -75,20 +75,16 @@ impl Worker {
         tracing::warn!(
             position = delivery.position,
             reason,
-            "a message is no batch work; kept as a dead letter"
+            "message is no batch work: stored as a dead letter"
         );
         WorkerStats::count(&self.stats.dead_letters);
         self.put_letter(delivery, delivery.time, serde_json::to_vec(&letter)?).await
     }
 
-    /// Keeps what is known of a message's failed images, if there are any.
-    pub(super) async fn keep_failures(
-        &self,
-        delivery: &Delivery,
-        message: &BatchMessage,
-        items: &[BatchItem],
-    ) -> Result<(), ChunkError> {
-        let images: Vec<_> = items.iter().filter_map(bad_image).collect();
+    /// Stores the failed images of a chunk, if there are any.
+    pub(super) async fn store_failures(&self, chunk: &ChunkState<'_>) -> Result<(), ChunkError> {
+        let (delivery, message) = (chunk.delivery(), &chunk.message);
+        let images: Vec<_> = chunk.items.iter().filter_map(bad_image).collect();
         if images.is_empty() {
             return Ok(());
         }
@@ -111,13 +107,13 @@ impl Worker {
         };
         let letter = Bytes::from(letter);
         let put = || self.blob.put(&key, letter.clone(), "application/json");
-        self.retry.retry_forever("keeping a dead letter", put).await;
+        self.retry.retry_forever("storing a dead letter", put).await;
         Ok(())
     }
 }
 
-/// The day of a time as `yyyy-mm-dd`. A time that has no date of this form, which any producer may send, is as good
-/// as none.
+/// The day of a time as `yyyy-mm-dd`. A time that has no date of this form, which any producer may send, counts as
+/// 1970-01-01.
 fn day_of(time: SystemTime) -> String {
     const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
     let since = time.duration_since(UNIX_EPOCH).ok().filter(|since| *since < YEAR_10000).unwrap_or_default();

@@ -1,26 +1,24 @@
-//! The work on batches: take messages from the queue, classify their images, write the results, publish them.
+//! The work on batches: receive messages from the queue, classify their images, write the results, publish them.
+//! [`chunk`] has the steps for one message.
 //!
 //! Invariants:
-//! - A message leaves the queue only when its results are durable in the blob store and noted in the state store, and
+//! - A message leaves the queue only when its results are durable in the blob store and recorded in the state store, and
 //!   in the same step in which they are published ([`JobQueue::settle`]).
-//! - Every step may be repeated, by anybody, after a crash at any point, and comes to the same bytes and counts.
+//! - Every step may be repeated, by any worker, after a crash at any point, and yields the same bytes and counts.
 //! - Of all deliveries of a chunk one owns it: the first that the state store saw complete it. Only the owner publishes.
 //! - While one of the appliance's own stores is away, work waits and nothing fails.
 
-mod alone;
-mod budget;
 mod chunk;
+mod claim;
+mod compute;
 mod dead_letter;
-mod files;
 mod finish;
-mod image;
-mod join;
-mod look;
-mod results;
+mod isolation;
+mod persist;
+mod settle;
 mod stats;
 #[cfg(test)]
 mod tests;
-mod turn;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -37,38 +35,37 @@ use tokio::task::JoinSet;
 
 pub use stats::{WorkerCounts, WorkerStats};
 
-use self::alone::Attempt;
+use self::isolation::Attempt;
 use super::load::Loader;
+use super::result_store::ResultStore;
 use super::retry::RetryPolicy;
-use super::spool::Spool;
 use crate::config::BatchConfig;
 use crate::serving::Models;
 
-/// How long to wait for the next message before looking whether to stop.
+/// How long to wait for the next message before checking whether to stop.
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
-/// A queue that has nothing to give may say so at once; then it is asked again after this time.
-const IDLE_PAUSE: Duration = Duration::from_millis(50);
+/// Interval of receives from a queue that answers at once that it is empty.
+const IDLE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Longest wait for the state store when the work on a message is over.
-const END_WAIT: Duration = Duration::from_secs(1);
-
-/// What works batches off.
+/// Processes batch work.
 pub struct Worker {
-    /// Where messages come from and results go.
+    /// Where messages come from and results are published.
     pub queue: Arc<dyn JobQueue>,
-    /// How far each batch is.
+    /// The progress of each batch.
     pub state: Arc<dyn StateStore>,
-    /// Where results are written.
+    /// Records, marks and dead letters of batches.
     pub blob: Arc<dyn BlobStore>,
+    /// Results of batches, in the same blob store.
+    pub results: ResultStore,
     /// Loads the images.
     pub loader: Loader,
     /// Classify them.
     pub models: Arc<Models>,
-    /// How it works.
+    /// Settings of this process.
     pub settings: WorkerSettings,
-    /// What batches may be.
+    /// Settings of batches.
     pub config: BatchConfig,
-    /// What it has done.
+    /// Its counters.
     pub stats: Arc<WorkerStats>,
     /// How it waits for its stores.
     pub retry: Arc<RetryPolicy>,
@@ -76,130 +73,125 @@ pub struct Worker {
     pub capture: Option<Arc<Capture>>,
 }
 
-/// How a worker works.
+/// Settings of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
     /// Name of this box in events.
     pub node: String,
-    /// Predictions an image where a message does not say.
+    /// Predictions per image where a message names no number.
     pub top_k: usize,
     /// Bounds on images.
     pub limits: DecodeLimits,
-    /// How long work in hand may go on, from the signal to stop.
+    /// How long work in progress may go on, from the signal to stop.
     pub grace: Duration,
-    /// After this time a message is given back on which the work came to grief.
+    /// Pause before a message whose processing failed is released.
     pub fault_pause: Duration,
-    /// Where results on their way are.
-    pub spool: Spool,
     /// Whether files that came with a batch are removed when it is finished.
     pub remove_files: bool,
 }
 
-/// Why a message was left unfinished; it comes again.
+/// Why a message was left unfinished; it is delivered again.
 #[derive(Debug, thiserror::Error)]
 enum ChunkError {
     /// The lanes take no more work.
     #[error("the lanes are stopping")]
     Stopping,
-    /// The work panicked.
-    #[error("the work on it failed")]
-    Fault,
-    /// A result can't be written down.
+    /// Its processing panicked.
+    #[error("its processing panicked")]
+    Panicked,
+    /// A result can't be serialized.
     #[error("a result can't be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The state store has come back without the cancellation for which its work was broken off.
+    /// The work was stopped for a cancellation that the state store has lost since.
     #[error("its batch is not cancelled any more")]
     Revived,
-    /// An id that was checked makes no key.
+    /// A checked id is not a valid key.
     #[error(transparent)]
     Key(#[from] cloud_sync::blob::InvalidKey),
 }
 
 impl Worker {
-    /// Works until `shutdown`, then finishes what is in hand within the grace period, gives the rest back and leaves
-    /// the queue.
+    /// Works until `shutdown`, then finishes the messages in progress within the grace period, releases the rest and
+    /// leaves the queue.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let worker = Arc::new(self);
         let (abandon, abandoned) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let mut told = Instant::now();
+        let mut stopped = Instant::now();
         {
             let receiving = worker.receive_all(&mut tasks, &abandoned);
             tokio::pin!(receiving, shutdown);
             tokio::select! {
                 () = &mut receiving => {}
-                // A receive that is cut off could leave a message in nobody's hands, so it is waited for.
+                // A receive that is cancelled could lose a message, so it is waited for.
                 () = &mut shutdown => {
-                    told = Instant::now();
+                    stopped = Instant::now();
                     worker.stats.stop();
                     receiving.await;
                 }
             }
         }
-        let grace = worker.settings.grace.saturating_sub(told.elapsed());
+        let grace = worker.settings.grace.saturating_sub(stopped.elapsed());
         let all_done = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(grace, all_done).await.is_err() {
-            tracing::info!(
-                messages = tasks.len(),
-                "the grace period is over; unfinished batch work is given back"
-            );
+            tracing::info!(messages = tasks.len(), "grace period is over: releasing unfinished batch work");
             let _ = abandon.send(true);
             while tasks.join_next().await.is_some() {}
         }
         worker.queue.close().await;
     }
 
-    /// Takes messages, each into a task of its own, until the flag is raised.
+    /// Receives messages, each processed in a task of its own, until the worker is stopped.
     async fn receive_all(self: &Arc<Self>, tasks: &mut JoinSet<()>, abandoned: &watch::Receiver<bool>) {
-        let places = Arc::new(Semaphore::new(self.config.inflight.max(1)));
+        let slots = Arc::new(Semaphore::new(self.config.inflight.max(1)));
         let mut backoff = self.retry.backoff();
         while !self.stats.is_stopping() {
             while tasks.try_join_next().is_some() {}
-            let place = tokio::time::timeout(RECEIVE_WAIT, Arc::clone(&places).acquire_owned()).await;
-            let Ok(Ok(place)) = place else { continue };
-            let asked = Instant::now();
+            let slot = tokio::time::timeout(RECEIVE_WAIT, Arc::clone(&slots).acquire_owned()).await;
+            let Ok(Ok(slot)) = slot else { continue };
+            let started = Instant::now();
             match self.queue.receive(RECEIVE_WAIT).await {
                 Ok(Some(delivery)) => {
                     backoff.succeed();
                     let (worker, mut abandoned) = (Arc::clone(self), abandoned.clone());
                     tasks.spawn(async move {
-                        worker.work_on(delivery, place, &mut abandoned).await;
+                        worker.work_on(delivery, slot, &mut abandoned).await;
                     });
                 }
                 Ok(None) => {
                     backoff.succeed();
-                    tokio::time::sleep(IDLE_PAUSE.saturating_sub(asked.elapsed())).await;
+                    tokio::time::sleep(IDLE_INTERVAL.saturating_sub(started.elapsed())).await;
                 }
                 Err(error) => {
-                    tracing::error!(error = error.in_full(), "batch work can't be received");
-                    tokio::time::sleep(backoff.fail().max(IDLE_PAUSE).min(RECEIVE_WAIT * 4)).await;
+                    tracing::error!(error = error.in_full(), "could not receive batch work");
+                    tokio::time::sleep(backoff.fail().max(IDLE_INTERVAL).min(RECEIVE_WAIT * 4)).await;
                 }
             }
         }
     }
 
-    /// Works on one message and gives it back if it must be left unfinished.
+    /// Processes one message, and releases it if it is left unfinished.
     async fn work_on(
         &self,
         delivery: Delivery,
-        place: OwnedSemaphorePermit,
+        slot: OwnedSemaphorePermit,
         abandoned: &mut watch::Receiver<bool>,
     ) {
         let _in_hand = self.stats.in_hand();
-        let attempt = Attempt::new(&delivery, place);
+        let attempt = Attempt::new(&delivery, slot);
         let outcome = tokio::select! {
-            outcome = AssertUnwindSafe(self.process(&attempt)).catch_unwind() => outcome.unwrap_or(Err(ChunkError::Fault)),
+            outcome = AssertUnwindSafe(self.process(&attempt)).catch_unwind() => outcome.unwrap_or(Err(ChunkError::Panicked)),
             _ = abandoned.wait_for(|abandoned| *abandoned) => Err(ChunkError::Stopping),
         };
-        let Err(setback) = outcome else { return };
-        if matches!(setback, ChunkError::Stopping | ChunkError::Revived) {
+        let Err(error) = outcome else { return };
+        if matches!(error, ChunkError::Stopping | ChunkError::Revived) {
             self.end_work(&attempt, false).await;
         } else {
-            tracing::error!(position = delivery.position, reason = %setback, "the work on a message failed");
+            tracing::error!(position = delivery.position, %error, "processing of a batch message failed");
             let end = abandoned.wait_for(|abandoned| *abandoned);
             let _ = tokio::time::timeout(self.settings.fault_pause, end).await;
         }
-        tracing::info!(position = delivery.position, reason = %setback, "batch work is given back");
+        tracing::info!(position = delivery.position, reason = %error, "releasing a batch message");
         self.queue.release(delivery).await;
     }
 }

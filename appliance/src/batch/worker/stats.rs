@@ -1,11 +1,11 @@
-//! What a worker has done and has in hand, for metrics.
+//! Counters of a worker, for metrics.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::budget::Budgets;
+use super::compute::Budgets;
 
 /// Counters of a worker.
 #[derive(Debug, Default)]
@@ -25,47 +25,47 @@ pub struct WorkerStats {
     pub(super) damaged_results: AtomicU64,
     pub(super) cancelled: AtomicU64,
     quarantined: AtomicU64,
-    /// Shared by steps of the work on messages, and held by one that runs alone.
+    /// Held shared by steps of the work on messages, and exclusively by one that runs alone.
     pub(super) turns: tokio::sync::RwLock<()>,
-    /// How long each batch may be worked on.
+    /// The time limits of the batches in progress.
     pub(super) budgets: Budgets,
 }
 
 /// A snapshot of [`WorkerStats`]; all but `in_hand` and `images_per_second` count since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WorkerCounts {
-    /// Images classified. One that a crash made it do again counts again.
+    /// Images classified. One that is repeated after a crash counts again.
     pub classified: u64,
-    /// Images failed for good.
+    /// Images failed permanently.
     pub failed: u64,
     /// Batches finished, the cancelled ones included.
     pub batches: u64,
     /// Batches that were cancelled.
     pub cancelled: u64,
-    /// Messages that could not be read.
+    /// Messages that were no batch work.
     pub dead_letters: u64,
-    /// Messages whose chunk another message had done.
+    /// Messages whose chunk another message had completed.
     pub duplicates: u64,
-    /// Messages that had moved to another worker when they were done.
+    /// Messages that had moved to another worker by the time they were done.
     pub lost: u64,
     /// Results that the results topic refused.
     pub refused_results: u64,
-    /// Retries of images whose failure might pass.
+    /// Retries of images whose failure might be temporary.
     pub retried_images: u64,
-    /// Images given up because the process ended at them.
+    /// Images given up because the process ended while processing them.
     pub crashing_images: u64,
     /// Results of chunks that were damaged in the store.
     pub damaged_results: u64,
-    /// Files of batches that were damaged and set aside at the start.
+    /// Damaged files of batches that were quarantined at the start.
     pub quarantined: u64,
-    /// Messages being worked on.
+    /// Messages in progress.
     pub in_hand: u64,
-    /// Images done a second, since the snapshot before.
+    /// Images done per second, since the previous snapshot.
     pub images_per_second: f64,
 }
 
 impl WorkerStats {
-    /// A snapshot, at the pace of a metrics scrape.
+    /// A snapshot; called once per metrics scrape.
     pub fn counts(&self) -> WorkerCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (classified, failed) = (load(&self.classified), load(&self.failed));
@@ -97,12 +97,12 @@ impl WorkerStats {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts files of batches that were damaged and set aside at the start.
+    /// Counts damaged files of batches that were quarantined at the start.
     pub fn note_quarantined(&self, files: u64) {
         self.quarantined.fetch_add(files, Ordering::Relaxed);
     }
 
-    /// Counts a message in hand until the guard is dropped.
+    /// Counts a message in progress until the guard is dropped.
     pub(super) fn in_hand(&self) -> InHand<'_> {
         self.in_hand.fetch_add(1, Ordering::Relaxed);
         InHand(&self.in_hand)

@@ -13,7 +13,7 @@ use super::super::query;
 use super::super::reply::{ApiError, json};
 use super::body::BatchAccepted;
 use super::{accepting, log_refusal};
-use crate::batch::parsing::{BatchOptions, OptionError, Place};
+use crate::batch::parsing::{BatchOptions, OptionError, OptionSource};
 use crate::batch::{Accepted, BatchError, BatchService};
 use crate::http::state::ServerState;
 use crate::telemetry::BatchOutcome;
@@ -115,9 +115,9 @@ where
 fn parse_query(raw: &str, service: &BatchService) -> Result<BatchOptions, OptionError> {
     let mut options = BatchOptions::default();
     for (key, value) in url::form_urlencoded::parse(raw.as_bytes()) {
-        if !options.set(Place::Query, &key, &value, service.labels())? {
+        if !options.set(OptionSource::Query, &key, &value, service.labels())? {
             let reason = format!("unknown query parameter {key:?}; known are request_id, camera and top_k");
-            return Err(OptionError::new(Place::Query, reason));
+            return Err(OptionError::new(OptionSource::Query, reason));
         }
     }
     Ok(options)

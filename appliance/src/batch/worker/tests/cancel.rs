@@ -56,7 +56,7 @@ async fn work_that_is_under_way_stops_and_what_is_done_stays() {
     let (tarpit, mut asks) = silent().await;
     let url = |i: usize| format!("{}/{i}", world.base);
     let mut urls = vec![url(0), url(1), tarpit.clone(), url(3), tarpit.clone(), url(5)];
-    // More that would be begun by and by.
+    // More that would be started later.
     urls.extend((0..30).map(|_| tarpit.clone()));
     let mut messages = messages("b", &urls, 6).into_iter();
     world.stores.send(messages.next().unwrap());
@@ -107,7 +107,7 @@ async fn after_a_crash_anywhere_a_cancelled_batch_ends_with_what_was_done() {
             if lost && crashed {
                 world.stores.batches.lock().clear();
             }
-            world.mended();
+            world.restart();
             world.work().await;
             if somebody_is_left || !lost {
                 assert_eq!(outcomes(&world, "b"), [0, 1, 2].map(label), "after a crash at {at}");
@@ -156,7 +156,7 @@ async fn what_is_published_of_a_cancelled_batch_is_what_its_results_say() {
     let world = World::new(&base, i64::MAX);
     world.submit("b", &urls, 2);
     cancel(&world, "b", &urls, 2).await;
-    // Another delivery of the message had one image done when it heard of it.
+    // Another delivery of the message had completed one image when it saw the cancellation.
     *world.stores.overwritten.lock() = Some(("results/b.jsonl".into(), results.slice(..first)));
     world.work().await;
     let (items, summaries) = world.published("b");

@@ -32,7 +32,7 @@ fn letters(world: &World) -> Vec<(String, Bytes)> {
     letters.map(|(key, letter)| (key.clone(), letter.clone())).collect()
 }
 
-/// What becomes of the state store's data in a crash.
+/// What happens to the state store's data in a crash.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Kept,
@@ -70,7 +70,7 @@ async fn crash_and_recover(world: &mut World, state: State) -> bool {
     let crashed = runs_into_a_crash(world).await;
     if crashed {
         state.befall(world);
-        world.mended();
+        world.restart();
         world.work().await;
     }
     crashed
@@ -119,7 +119,7 @@ async fn a_state_store_that_lost_its_data_costs_no_result() {
     for at in 0.. {
         let mut world = World::new(&base, at);
         let crashed = crash_and_recover(&mut world, State::Lost).await;
-        // Where every message was settled before the loss, nobody is left to see it.
+        // Where every message was settled before the loss, no worker is left to notice it.
         if crashed && world.stores.batches.lock().contains_key("b") {
             check(&world, &expected, at);
         }
@@ -140,10 +140,10 @@ async fn a_state_store_that_comes_back_as_it_was_a_while_ago_costs_no_result() {
         if !crashed {
             break;
         }
-        // Where every message was settled before, nobody is left to see it: the status looks for the results then.
+        // Where every message was settled before, no worker is left to notice it: the status looks for the results then.
         let somebody_is_left = !world.stores.is_idle();
         State::Older.befall(&world);
-        world.mended();
+        world.restart();
         world.work().await;
         assert!(world.results("b").is_some(), "no results after a crash at {at}");
         if somebody_is_left {
@@ -184,7 +184,7 @@ async fn a_loss_that_nobody_lived_to_note_costs_no_result() {
     let base = pictures().await;
     let expected = undisturbed(&base).await;
     for at in (0..120).step_by(5) {
-        // A second crash right after the first, so that whoever was told of the loss is gone.
+        // A second crash right after the first, so that the worker that noticed the loss is gone.
         for again in 0..10 {
             let mut world = World::new(&base, at);
             submit(&world);
@@ -197,7 +197,7 @@ async fn a_loss_that_nobody_lived_to_note_costs_no_result() {
                 }
                 worker.abort();
                 let _ = worker.await;
-                world.mended();
+                world.restart();
                 if let Some(next) = next {
                     State::Lost.befall(&world);
                     somebody_is_left = !world.stores.is_idle();

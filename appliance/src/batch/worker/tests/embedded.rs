@@ -1,6 +1,7 @@
-//! The same promises on the embedded stores, with a process that ends again and again in the middle.
+//! The same promises on the embedded stores: with a process that ends repeatedly, and with a slow batch beside others.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,15 @@ use cloud_sync::blob::{BlobKey, BlobStore, DirStore};
 use cloud_sync::event::{Event, EventBody, ItemOutcome};
 use cloud_sync::outbox::{Outbox, OutboxConfig, Reader};
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, NewJob};
-use cloud_sync::state::{EmbeddedStore, StateConfig, StateStore};
+use cloud_sync::state::{BatchPhase, EmbeddedStore, StateConfig, StateStore};
 
+use super::failures::silent;
 use super::world::{World, messages, pictures};
 
 const IMAGES: usize = 60;
 
-/// Opens the queue as a process does that starts while the one before is still going.
-async fn open(dir: &std::path::Path, outbox: &Arc<Outbox>) -> Arc<EmbeddedQueue> {
+/// Opens the queue as a process does that starts while the previous one still runs.
+async fn open(dir: &Path, outbox: &Arc<Outbox>) -> Arc<EmbeddedQueue> {
     for _ in 0..6000 {
         let config = EmbeddedQueueConfig { dir: dir.join("queue"), inflight: 2, max_bytes: 1 << 20 };
         match EmbeddedQueue::open(config, Arc::clone(outbox)) {
@@ -26,16 +28,20 @@ async fn open(dir: &std::path::Path, outbox: &Arc<Outbox>) -> Arc<EmbeddedQueue>
     panic!("the queue can't be opened again");
 }
 
+fn state_and_blobs(dir: &Path) -> (Arc<dyn StateStore>, Arc<dyn BlobStore>) {
+    let day = Duration::from_secs(86_400);
+    let state = EmbeddedStore::open(dir.join("state"), StateConfig::default(), day).unwrap();
+    let blob = DirStore::open(dir.join("blobs")).unwrap();
+    (Arc::new(state), Arc::new(blob))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn embedded_stores_keep_every_result_through_many_ends() {
     let world = World::new(&pictures().await, i64::MAX);
     let dir = tempfile::tempdir().unwrap();
     let (outbox, _) = Outbox::open(OutboxConfig::new(dir.path().join("outbox"))).unwrap();
     let outbox = Arc::new(outbox);
-    let day = Duration::from_secs(86_400);
-    let state = EmbeddedStore::open(dir.path().join("state"), StateConfig::default(), day).unwrap();
-    let state: Arc<dyn StateStore> = Arc::new(state);
-    let blob: Arc<dyn BlobStore> = Arc::new(DirStore::open(dir.path().join("blobs")).unwrap());
+    let (state, blob) = state_and_blobs(dir.path());
 
     let url = |i: usize| if i % 3 == 2 { "nothing".to_owned() } else { format!("{}/{}", world.base, i % 16) };
     let urls: Vec<_> = (0..IMAGES).map(url).collect();
@@ -43,7 +49,7 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
     let job = |payload| Ok(NewJob { key: "b".into(), payload });
     queue.submit(&mut messages("b", &urls, 5).into_iter().map(job)).await.unwrap();
 
-    // With longer and longer lives, so that the work ends on a loaded machine, too.
+    // With increasing lifetimes, so that the work ends on a loaded machine, too.
     for round in 0..400 {
         let worker = world.worker_on(queue.clone(), Arc::clone(&state), Arc::clone(&blob));
         let running = tokio::spawn(worker.run(std::future::pending()));
@@ -81,7 +87,7 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
         let ItemOutcome::Failed { code, .. } = item.outcome else { return None };
         Some(code)
     });
-    // So many ends within milliseconds may meet one image again and again, which is given up then.
+    // This many ends within milliseconds may hit one image repeatedly, which is given up then.
     let (crashed, failed): (Vec<_>, Vec<_>) = codes.partition(|code| code == "worker_crashed");
     assert!(
         failed.len() <= IMAGES / 3 && failed.len() + crashed.len() >= IMAGES / 3,
@@ -94,4 +100,50 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
     let outcome = status.outcome.expect("no outcome");
     assert_eq!((outcome.completed, outcome.failed), (IMAGES as u64 - failed, failed));
     assert_eq!(blob.list("batches/", None).await.unwrap().objects, Vec::new());
+}
+
+async fn submit(queue: &EmbeddedQueue, id: &str, urls: &[String], chunk: usize) {
+    let messages = messages(id, urls, chunk).into_iter().enumerate();
+    let mut jobs = messages.map(|(n, payload)| Ok(NewJob { key: format!("{id}/{n}"), payload }));
+    queue.submit(&mut jobs).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_batch_is_finished_beside_a_large_one_of_servers_that_never_answer() {
+    let world = World::new(&pictures().await, i64::MAX);
+    let dir = tempfile::tempdir().unwrap();
+    let (outbox, _) = Outbox::open(OutboxConfig::new(dir.path().join("outbox"))).unwrap();
+    let config = EmbeddedQueueConfig { dir: dir.path().join("queue"), inflight: 4, max_bytes: 1 << 20 };
+    let queue = Arc::new(EmbeddedQueue::open(config, Arc::new(outbox)).unwrap());
+    let (state, blob) = state_and_blobs(dir.path());
+
+    let (tarpit, mut asks) = silent().await;
+    submit(&queue, "large", &vec![tarpit; 90], 5).await;
+    let mut worker = world.worker_on(queue.clone(), Arc::clone(&state), blob);
+    worker.config.inflight = 4;
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    // All that the large batch may have is waiting for servers.
+    for _ in 0..3 {
+        asks.recv().await.unwrap();
+    }
+    let urls: Vec<_> = (0..20).map(|i| format!("{}/{}", world.base, i % 16)).collect();
+    for id in ["small", "next"] {
+        submit(&queue, id, &urls, 5).await;
+        let finished = async {
+            loop {
+                let status = state.batch(id).await.unwrap();
+                if let Some(status) = status.filter(|status| status.phase.is_final()) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let status =
+            tokio::time::timeout(Duration::from_secs(120), finished).await.expect("it was held back");
+        assert_eq!((status.phase, status.completed), (BatchPhase::Completed, 20));
+        let large = state.batch("large").await.unwrap().unwrap();
+        assert_eq!(large.phase, BatchPhase::Processing);
+        assert!(large.chunks_done < 9, "half of the large batch is done");
+    }
+    running.abort();
 }

@@ -1,4 +1,4 @@
-//! Images that end the process, that never come, that fail for a while, and results that are damaged.
+//! Images that end the process, that never arrive or fail temporarily, and results that are damaged.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::world::{World, messages, pictures};
 use super::{label, letters, outcomes};
 
-/// A URL that is never answered, and what tells of each request for it.
+/// A URL that is never answered, and a channel that reports each request for it.
 pub(super) async fn silent() -> (String, mpsc::UnboundedReceiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -49,9 +49,9 @@ async fn an_image_at_which_the_process_ends_fails_and_the_rest_is_completed() {
             break;
         }
         ends += 1;
-        assert!(ends <= 6, "the message comes again and again");
+        assert!(ends <= 6, "the message is redelivered without end");
         while asks.try_recv().is_ok() {}
-        world.mended();
+        world.restart();
     }
     assert_eq!(ends, 6, "3 starts with all images at once, 3 with one at a time");
     let expected = [label(0), label(1), label(2), "worker_crashed".into(), label(4), label(5)];
@@ -67,7 +67,7 @@ async fn ends_of_the_process_from_outside_fail_no_image() {
     let mut world = World::new(&pictures().await, i64::MAX);
     let urls: Vec<_> = (0..12).map(|i| format!("{}/{i}", world.base)).collect();
     world.submit("b", &urls, 6);
-    // Both are suspect, and each life ends when the work has gone on by two images.
+    // Both messages are suspect, and each process ends after two more images.
     for position in ["requests-0-0", "requests-0-1"] {
         for step in 0..3 {
             world.stores.work.lock().entry(position.to_owned()).or_default().begin(None, step);
@@ -88,7 +88,7 @@ async fn ends_of_the_process_from_outside_fail_no_image() {
         }
         worker.abort();
         let _ = worker.await;
-        world.mended();
+        world.restart();
     }
     world.work().await;
     assert!(ends > 3, "it was over after {ends}");
@@ -102,7 +102,7 @@ async fn a_message_that_waits_for_its_turn_is_not_started() {
     let (killer, mut asks) = silent().await;
     world.stores.send(format!(r#"{{"request_id": "bad", "image_urls": ["{killer}"]}}"#));
     let waits = world.stores.send(format!(r#"{{"request_id": "good", "image_urls": ["{}/1"]}}"#, world.base));
-    // It is suspect: of three earlier starts, of whatever kind.
+    // Both are suspect: after three earlier starts, of any kind.
     for position in ["requests-0-0", &waits] {
         for step in 0..3 {
             world.stores.work.lock().entry(position.to_owned()).or_default().begin(None, step);
@@ -116,7 +116,7 @@ async fn a_message_that_waits_for_its_turn_is_not_started() {
         while asks.try_recv().is_ok() {}
         let work = world.stores.work.lock().clone();
         assert!(work.get(&waits).is_none_or(|starts| starts.starts == 3), "{work:?}");
-        world.mended();
+        world.restart();
     }
     world.work().await;
     assert_eq!(
@@ -149,7 +149,7 @@ async fn ends_of_the_process_while_a_store_is_away_fail_nothing_and_others_are_w
         tokio::time::timeout(Duration::from_secs(60), worked).await.expect("the others stand still");
         worker.abort();
         let _ = worker.await;
-        world.mended();
+        world.restart();
     }
     *world.stores.refused.lock() = None;
     world.work().await;
@@ -221,7 +221,7 @@ async fn a_results_object_that_was_damaged_is_not_read_again_and_again() {
         world.work().await;
         assert_eq!(world.results("b").as_ref(), Some(&good), "{damage:?}: they are made again");
     }
-    // Whose they are can't be told without the record: they stay, and the message is refused.
+    // Without the record their owner is unknown: they stay, and the message is refused.
     world.stores.objects.lock().remove("batches/b/batch.json");
     world.stores.objects.lock().insert(key.into(), "no results".into());
     world.stores.batches.lock().clear();

@@ -1,4 +1,4 @@
-//! Ids that two want: what is under one stays whose it is, also when the state store has forgotten whose.
+//! Ids that two batches use: results stay those of the first, also when the state store has forgotten it.
 
 use std::sync::atomic::Ordering;
 
@@ -16,7 +16,7 @@ fn forget(world: &World) {
 async fn an_id_that_looks_like_the_place_of_a_message_takes_nothing_from_it() {
     let world = World::new(&pictures().await, i64::MAX);
     let url = |i: usize| format!("{}/{i}", world.base);
-    // Whoever guesses the places of messages to come.
+    // A client that guesses the positions of future messages.
     for place in 1..4 {
         world.submit(&format!("requests-0-{place}"), &[url(5)], 1);
     }
@@ -98,7 +98,7 @@ async fn only_the_batch_with_which_a_file_was_posted_may_name_it() {
     world.record("mine", &urls, 1);
     // Without the record, with files that are left over.
     world.stores.send(json!({"request_id": "orphan", "image_urls": urls}).to_string());
-    // With it, and no idea of its digest.
+    // With it, but with another digest.
     let stranger = world.stores.send(json!({"request_id": "mine", "image_urls": urls}).to_string());
     world.work().await;
     assert_eq!(outcomes(&world, "orphan"), ["not_found"]);
@@ -124,5 +124,5 @@ async fn a_message_on_which_the_work_always_breaks_off_is_given_up() {
     assert_eq!(world.published("b").1.len(), 1, "the batch ends");
     let letters = letters(&world);
     assert_eq!(letters.len(), 1);
-    assert!(letters[0]["reason"].as_str().unwrap().contains("fault of the program"));
+    assert!(letters[0]["reason"].as_str().unwrap().contains("program error"));
 }

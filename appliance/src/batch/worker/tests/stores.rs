@@ -17,7 +17,9 @@ use cloud_sync::state::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Where a crash happens: at the so-many-th passage, before or after a call's effect.
+use crate::batch::testing::{cancel, finish, status};
+
+/// Where a crash happens: at the passage of this number, before or after a call's effect.
 #[derive(Debug)]
 pub(super) struct Trip {
     left: AtomicI64,
@@ -45,7 +47,7 @@ impl Trip {
             self.tripped.notify_one();
         }
         if self.left.load(Ordering::SeqCst) < 0 {
-            // From the crash on nothing comes back, as from a process that is gone.
+            // From the crash on no call returns, as in a process that is gone.
             std::future::pending::<()>().await;
         }
     }
@@ -55,7 +57,7 @@ impl Trip {
         self.calls.fetch_add(1, Ordering::SeqCst);
         assert!(!self.faulty.load(Ordering::SeqCst), "simulated fault");
         let away = self.outage.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if away.is_ok() { Err(SyncError::transient(link, "away for a while")) } else { Ok(()) }
+        if away.is_ok() { Err(SyncError::transient(link, "temporarily away")) } else { Ok(()) }
     }
 }
 
@@ -71,14 +73,14 @@ pub(super) struct Stores {
     pub(super) changed: Notify,
     /// The batches as they were when the first chunk was done: what a replica may have.
     pub(super) older: Mutex<Option<HashMap<String, Batch>>>,
-    /// A chunk whose begin makes the worker panic, and how often still.
+    /// A chunk whose start makes the worker panic, `panics` more times.
     pub(super) panics_on: Mutex<Option<(String, u32)>>,
     pub(super) panics: AtomicUsize,
     /// Starts of the work on messages, by their positions.
     pub(super) work: Mutex<HashMap<String, WorkStarts>>,
     /// Starts of the work on single images so far.
     pub(super) begun: AtomicUsize,
-    /// An object that somebody else writes right after it was written.
+    /// An object that another worker overwrites right after it was written.
     pub(super) overwritten: Mutex<Option<(String, Bytes)>>,
     /// An object that can't be written.
     pub(super) refused: Mutex<Option<String>>,
@@ -98,7 +100,7 @@ impl Stores {
         position
     }
 
-    /// What was out for work comes again, as after a crash.
+    /// Redelivers the messages in flight, as after a crash.
     pub(super) fn recover(&self) {
         let mut out: Vec<_> = self.out.lock().drain().collect();
         out.sort();
@@ -117,17 +119,7 @@ impl Stores {
         let mut batches = self.batches.lock();
         let created = !batches.contains_key(&spec.request_id);
         let batch = batches.entry(spec.request_id.clone()).or_insert_with(|| Batch {
-            status: BatchStatus {
-                spec: spec.clone(),
-                phase: BatchPhase::Queued,
-                submitted: true,
-                completed: 0,
-                failed: 0,
-                chunks_done: 0,
-                created: SystemTime::now(),
-                updated: UNIX_EPOCH,
-                outcome: None,
-            },
+            status: BatchStatus { submitted: true, updated: UNIX_EPOCH, ..status(spec) },
             owners: HashMap::new(),
         });
         work(batch, created)
@@ -257,27 +249,14 @@ impl StateStore for Reach {
 
     async fn finish_batch(&self, spec: &BatchSpec, outcome: &BatchOutcome) -> SyncResult<BatchPhase> {
         self.trip.call(Link::Redis).await?;
-        let phase = self.stores.with(spec, |batch, _| {
-            if batch.status.outcome.is_none() {
-                if batch.status.phase != BatchPhase::Cancelled {
-                    batch.status.phase = outcome.phase;
-                }
-                batch.status.outcome = Some(outcome.clone());
-            }
-            batch.status.phase
-        });
+        let phase = self.stores.with(spec, |batch, _| finish(&mut batch.status, outcome));
         self.trip.pass().await;
         Ok(phase)
     }
 
     async fn cancel_batch(&self, spec: &BatchSpec) -> SyncResult<BatchStatus> {
         self.trip.call(Link::Redis).await?;
-        let status = self.stores.with(spec, |batch, _| {
-            if batch.status.outcome.is_none() {
-                batch.status.phase = BatchPhase::Cancelled;
-            }
-            batch.status.clone()
-        });
+        let status = self.stores.with(spec, |batch, _| cancel(&mut batch.status));
         self.trip.pass().await;
         Ok(status)
     }
@@ -324,7 +303,7 @@ impl BlobStore for Reach {
     async fn put(&self, key: &BlobKey, bytes: Bytes, _: &str) -> SyncResult<()> {
         self.trip.call(Link::S3).await?;
         if self.stores.refused.lock().as_deref() == Some(key.as_str()) {
-            return Err(SyncError::transient(Link::S3, "away for a while"));
+            return Err(SyncError::transient(Link::S3, "temporarily away"));
         }
         let other = self.stores.overwritten.lock().clone();
         let bytes = other.filter(|(of, _)| of == key.as_str()).map_or(bytes, |(_, other)| other);

@@ -1,4 +1,4 @@
-//! A worker in a world of its own: simulated lanes, stores in memory, and an HTTP server with pictures.
+//! A worker in isolation: simulated lanes, stores in memory, and an HTTP server with pictures.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,13 +26,14 @@ use super::stores::{Reach, Stores, Trip};
 use crate::batch::batch_manifest::BatchRecord;
 use crate::batch::load::{Buckets, LoadLimits, Loader};
 use crate::batch::message::BatchMessage;
+use crate::batch::result_store::ResultStore;
 use crate::batch::retry::RetryPolicy;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
 use crate::serving::ServingModel;
 use crate::serving::{LoadedModel, Models, Slot};
 
-/// How often a picture whose last byte is 254 still fails.
+/// Remaining failures of a picture whose last byte is 254.
 static FAILURES: AtomicUsize = AtomicUsize::new(3);
 
 /// Sees the label in the picture's last byte; a 255 makes it panic, a 253 fails.
@@ -187,7 +188,9 @@ impl World {
         let fetch = FetchConfig { allow_networks, ..FetchConfig::default() };
         let stores = BTreeMap::from([("allowed".to_owned(), Arc::clone(&blob))]);
         let buckets = Buckets { stores, own: None };
+        let spool = Spool::open(self.spool.path().join("spool")).unwrap();
         Worker {
+            results: ResultStore::new(Arc::clone(&blob), spool),
             queue,
             state,
             loader: Loader::new(fetch, limits, Arc::clone(&blob), buckets, Arc::clone(&retry)),
@@ -199,7 +202,6 @@ impl World {
                 limits: DecodeLimits::default(),
                 grace: Duration::from_millis(200),
                 fault_pause: Duration::from_millis(1),
-                spool: Spool::open(self.spool.path().join("spool")).unwrap(),
                 remove_files: false,
             },
             config: BatchConfig {
@@ -218,8 +220,8 @@ impl World {
         tokio::spawn(self.worker().run(std::future::pending()))
     }
 
-    /// The same stores for a worker that nothing cuts off.
-    pub(super) fn mended(&mut self) {
+    /// The same stores for a new worker that does not crash.
+    pub(super) fn restart(&mut self) {
         self.stores.recover();
         self.trip = Trip::at(i64::MAX);
     }

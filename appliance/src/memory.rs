@@ -1,23 +1,25 @@
-//! Memory for encoded images and the bodies that they come in: one budget for requests, fetches and batch loads.
+//! Memory for encoded images and the bodies that contain them: one budget for requests, fetches and batch loads.
 //!
-//! A reservation is made before anything is allocated for it, and travels with the bytes: [`Share::hold`] ties it to
+//! A reservation is made before anything is allocated for it, and travels with the bytes: [`Reservation::hold`] ties it to
 //! them, and it is released when their last clone is dropped, wherever that is (a lane's queue, a shadow, a capture).
 //!
 //! A request never waits for memory: where there is none it is refused. Batch loads wait, and together take no more than
-//! half of the budget, so that a batch does not have requests refused.
+//! half of the budget, so that batches do not cause requests to be refused.
+
+mod buffer_pool;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::buffer_pool::{Buffer, Buffers};
+use buffer_pool::{Buffer, BufferPool};
 
-/// What is reserved and allocated at once for a body that says how long it will be: enough for a camera's frame. The rest
-/// follows as it arrives, so that a client that sends nothing holds no more.
-const FIRST: usize = 2 << 20;
+/// Bytes reserved and allocated at once for a body of declared length: enough for a camera's frame. The rest follows as it
+/// arrives, so that a client that sends nothing holds no more.
+const INITIAL_BYTES: usize = 2 << 20;
 
-/// Others hold the memory.
+/// The budget is used up by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("bodies of other requests fill the memory for bodies (http.max_inflight); try again")]
 pub struct NoRoom;
@@ -26,23 +28,23 @@ pub struct NoRoom;
 #[derive(Debug)]
 pub struct BodyMemory {
     room: Arc<Semaphore>,
-    /// What batch loads may take of it.
+    /// The part of it that batch loads may take.
     batch: Arc<Semaphore>,
     limit: usize,
-    buffers: Arc<Buffers>,
+    buffers: Arc<BufferPool>,
 }
 
-/// A part of the budget; released when it is dropped.
+/// A part of the budget; released when dropped.
 #[derive(Debug)]
-pub struct Share {
+pub struct Reservation {
     memory: Arc<BodyMemory>,
     held: Option<OwnedSemaphorePermit>,
-    /// The part of what batch loads may take; none for requests.
+    /// The same of the part for batch loads; none for requests.
     batch: Option<OwnedSemaphorePermit>,
 }
 
 impl BodyMemory {
-    /// A budget of so many bytes, of which one image takes up to `largest`.
+    /// A budget of `limit` bytes, of which one image takes up to `largest`.
     pub fn new(limit: usize, largest: usize) -> Arc<Self> {
         // An image must fit, or it would wait for ever.
         let limit = limit.max(largest).min(Semaphore::MAX_PERMITS);
@@ -55,51 +57,51 @@ impl BodyMemory {
         })
     }
 
-    /// Bytes that are held.
+    /// Bytes reserved.
     pub fn used(&self) -> usize {
         self.limit.saturating_sub(self.room.available_permits())
     }
 
-    /// Bytes that may be held.
+    /// Bytes in all.
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// A share of nothing, for a request.
-    pub fn share(self: &Arc<Self>) -> Share {
-        Share { memory: Arc::clone(self), held: None, batch: None }
+    /// An empty reservation for a request.
+    pub fn share(self: &Arc<Self>) -> Reservation {
+        Reservation { memory: Arc::clone(self), held: None, batch: None }
     }
 
-    /// A share of so many bytes, for a request.
+    /// Reserves `bytes` for a request.
     ///
     /// # Errors
     /// [`NoRoom`].
-    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Result<Share, NoRoom> {
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Result<Reservation, NoRoom> {
         let mut share = self.share();
         share.grow_to(bytes)?;
         Ok(share)
     }
 
-    /// A share of so many bytes for a batch load, as soon as there is room; no more than the largest image.
-    pub async fn reserve_for_batch(self: &Arc<Self>, bytes: usize) -> Share {
-        // In this order everywhere; who holds room waits for nothing here. Nobody closes these.
+    /// Reserves `bytes` for a batch load, no more than the largest image; waits until there is room.
+    pub async fn reserve_for_batch(self: &Arc<Self>, bytes: usize) -> Reservation {
+        // In this order everywhere: a holder of `room` waits for neither. The semaphores are never closed.
         let batch = Arc::clone(&self.batch).acquire_many_owned(permits(bytes)).await.ok();
         let held = Arc::clone(&self.room).acquire_many_owned(permits(bytes)).await.ok();
-        Share { memory: Arc::clone(self), held, batch }
+        Reservation { memory: Arc::clone(self), held, batch }
     }
 
-    /// A share of nothing for a batch load.
-    pub fn share_for_batch(self: &Arc<Self>) -> Share {
+    /// An empty reservation for a batch load.
+    pub fn share_for_batch(self: &Arc<Self>) -> Reservation {
         let batch = Arc::clone(&self.batch).try_acquire_many_owned(0).ok();
-        Share { batch, ..self.share() }
+        Reservation { batch, ..self.share() }
     }
 
-    /// Begins a body of `declared` bytes (0 where that is not known) and of `most` at most.
+    /// Begins a body of `declared` bytes (0 where unknown), at most `most`.
     ///
     /// # Errors
     /// [`NoRoom`].
     pub fn body(self: &Arc<Self>, declared: usize, most: usize) -> Result<Body, NoRoom> {
-        let first = Buffers::size_for(declared.min(FIRST));
+        let first = BufferPool::size_for(declared.min(INITIAL_BYTES));
         let mut share = self.reserve(first)?;
         let buffer = self.buffers.take(first);
         share.grow_to(buffer.capacity())?;
@@ -107,16 +109,16 @@ impl BodyMemory {
     }
 }
 
-impl Share {
-    /// Bytes that it holds.
+impl Reservation {
+    /// Bytes reserved.
     pub fn bytes(&self) -> usize {
         self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
     }
 
-    /// Makes it at least this large.
+    /// Grows it to at least `bytes`.
     ///
     /// # Errors
-    /// [`NoRoom`]; it is as it was then.
+    /// [`NoRoom`]; it is unchanged then.
     pub fn grow_to(&mut self, bytes: usize) -> Result<(), NoRoom> {
         let more = permits(bytes.saturating_sub(self.bytes()));
         if more == 0 {
@@ -131,24 +133,24 @@ impl Share {
         Ok(())
     }
 
-    /// Gives back what is beyond so many bytes.
+    /// Releases what exceeds `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
         for held in [&mut self.held, &mut self.batch].into_iter().flatten() {
             drop(held.split(held.num_permits().saturating_sub(bytes)));
         }
     }
 
-    /// The budget that it is a part of.
+    /// The budget.
     pub fn memory(&self) -> &Arc<BodyMemory> {
         &self.memory
     }
 
-    /// The bytes, which hold the share together with others until the last of them is dropped.
+    /// Ties the reservation to `bytes`, together with others, until the last of them is dropped.
     pub fn hold_shared(self: &Arc<Self>, bytes: Bytes) -> Bytes {
         Bytes::from_owner(Held { bytes, _share: Arc::clone(self) })
     }
 
-    /// The bytes, which hold as much of the share as they need until their last clone is dropped.
+    /// Ties as much of the reservation as is needed to `bytes`, until their last clone is dropped.
     pub fn hold(mut self, bytes: Bytes) -> Bytes {
         self.shrink_to(bytes.len());
         Bytes::from_owner(Held { bytes, _share: self })
@@ -162,14 +164,14 @@ fn merge(held: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
     }
 }
 
-/// A semaphore gives out no more at once; no image may be as large.
+/// Permits for `bytes`. A semaphore grants no more than `u32::MAX` at once; no image is as large.
 fn permits(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// Bytes with what they hold of the budget.
+/// Bytes with their reservation.
 struct Held<B, S> {
-    // In the order in which they are dropped.
+    // Fields are dropped in this order.
     bytes: B,
     _share: S,
 }
@@ -180,11 +182,11 @@ impl<B: AsRef<[u8]>, S> AsRef<[u8]> for Held<B, S> {
     }
 }
 
-/// A body that is being put together.
+/// A body under construction.
 #[derive(Debug)]
 pub struct Body {
     buffer: Buffer,
-    share: Share,
+    share: Reservation,
     most: usize,
 }
 
@@ -194,7 +196,7 @@ impl Body {
         self.buffer.len()
     }
 
-    /// Whether there is nothing yet.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.buffer.len() == 0
     }
@@ -207,7 +209,7 @@ impl Body {
         let length = self.buffer.len() + part.len();
         if length > self.buffer.capacity() {
             let doubled = self.buffer.capacity().saturating_mul(2).min(self.most);
-            let room = Buffers::size_for(length.max(doubled));
+            let room = BufferPool::size_for(length.max(doubled));
             self.share.grow_to(room)?;
             self.buffer.grow_to(room);
         }
@@ -215,7 +217,7 @@ impl Body {
         Ok(())
     }
 
-    /// What is in it; memory and share are released when the last clone is dropped.
+    /// The content; memory and reservation are released when the last clone is dropped.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(Held { bytes: self.buffer, _share: self.share })
     }
@@ -268,7 +270,7 @@ mod tests {
     fn a_body_that_does_not_come_holds_little_and_a_large_one_comes_in_steps() {
         let memory = BodyMemory::new(64 << 20, 20 << 20);
         let mut body = memory.body(20 << 20, 20 << 20).unwrap();
-        assert_eq!(memory.used(), FIRST);
+        assert_eq!(memory.used(), INITIAL_BYTES);
         for _ in 0..20 {
             body.extend(&vec![0; 1 << 20]).unwrap();
             assert!(memory.used() <= 20 << 20 && memory.used() >= body.len());

@@ -1,6 +1,4 @@
-//! What goes on behind the requests: work on batches, events on their way to Kafka, images on theirs to S3.
-
-pub(crate) mod shutdown;
+//! Background work of a process: batches, the uplink of events to Kafka, captured images to S3; its state and its shutdown.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,9 +17,13 @@ use crate::batch::BatchReading;
 use crate::batch::retry::RetryPolicy;
 use crate::batch::worker::WorkerStats;
 use crate::telemetry::{CloudReadings, UplinkReading};
-use shutdown::MAX_IDLE_CLOSE;
 
-/// Links and what uses them.
+/// Longest time to leave the queue, in which settlements are still committed.
+const MAX_CLOSE_TIME: Duration = Duration::from_secs(10);
+/// Longest time reserved for a step after batch work: links, then lanes and outbox.
+const MAX_IDLE_CLOSE: Duration = Duration::from_secs(1);
+
+/// The links, and the background work that uses them.
 pub struct Background {
     /// The links that are configured, each with its health.
     pub(crate) links: Vec<LinkHealth>,
@@ -29,15 +31,15 @@ pub struct Background {
     pub(crate) capture: Option<Arc<Capture>>,
     pub(crate) batches: Option<BatchRuntime>,
     pub(crate) blobs: Option<DirStore>,
-    /// Damaged files that this process had to set aside when it started.
+    /// Damaged files that this process quarantined when it started.
     pub(crate) quarantined: Vec<PathBuf>,
 }
 
-/// The queue of batch work, and the work on it where this process does it.
+/// The queue of batch work, and the worker where it runs in this process.
 pub(crate) struct BatchRuntime {
     pub(crate) queue: Arc<dyn JobQueue>,
     pub(crate) kind: &'static str,
-    /// What this process does of the work, and how it waits for its stores.
+    /// Counters of the worker in this process, and how it waits for its stores.
     pub(crate) worker: Option<(Arc<WorkerStats>, Arc<RetryPolicy>)>,
     pub(crate) running: Mutex<Option<Running>>,
     pub(crate) collector: Option<AbortHandle>,
@@ -49,12 +51,12 @@ pub(crate) struct Running {
 }
 
 impl Background {
-    /// Where batch work waits: `embedded`, `kafka` or `none`.
+    /// The kind of the batch queue: `embedded`, `kafka` or `none`.
     pub fn queue_kind(&self) -> &'static str {
         self.batches.as_ref().map_or("none", |work| work.kind)
     }
 
-    /// How everything stands, at the pace of a metrics scrape.
+    /// A snapshot of links, uplink and capture; called once per metrics scrape.
     pub fn readings(&self) -> CloudReadings {
         CloudReadings {
             links: self.links.iter().map(|link| (link.link().name(), link.state())).collect(),
@@ -76,7 +78,7 @@ impl Background {
         }
     }
 
-    /// How batch work stands, where there is any, at the pace of a metrics scrape.
+    /// A snapshot of batch work, if enabled; called once per metrics scrape.
     pub fn batch_reading(&self) -> Option<BatchReading> {
         self.batches.as_ref().map(|work| {
             let queue = work.queue.stats();
@@ -91,7 +93,7 @@ impl Background {
         })
     }
 
-    /// Tells batch work to take no more and to finish what it has in hand. [`Background::end`] waits for it.
+    /// Stops receiving batch work; messages in progress are finished. [`Background::end`] waits for that.
     pub fn stop_batch_work(&self) {
         let running = self.batches.as_ref().map(|work| work.running.lock());
         if let Some(Running { stop, .. }) = running.as_deref().and_then(Option::as_ref) {
@@ -99,8 +101,8 @@ impl Background {
         }
     }
 
-    /// Ends batch work, capture and uplink, in this order: what one leaves behind, the next still sends.
-    /// All of it is over by the deadline: each step leaves some of the time to the next.
+    /// Ends batch work, capture and uplink, in this order, so that each still sends what the one before produced. All of
+    /// it is over by the deadline: each step leaves some of the time to the next.
     pub async fn end(&self, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         if let Some(work) = &self.batches {
@@ -128,5 +130,39 @@ impl Background {
             let stopped = move || uplink.stop(within);
             let _ = tokio::task::spawn_blocking(stopped).await;
         }
+    }
+}
+
+/// How `shutdown.grace` is split among the steps in which batch work ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ShutdownBudget {
+    /// To finish the messages in progress, from the signal on.
+    pub(crate) work: Duration,
+    /// Then to leave the queue.
+    pub(crate) close: Duration,
+}
+
+impl ShutdownBudget {
+    pub(crate) fn of(grace: Duration) -> Self {
+        let close = (grace * 2 / 5).min(MAX_CLOSE_TIME);
+        let rest = (grace / 10).min(MAX_IDLE_CLOSE * 2);
+        Self { work: grace - close - rest, close }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_of_an_end_fit_the_grace_period_and_each_has_some_of_it() {
+        for millis in [1, 100, 1000, 5000, 20_000, 60_000, 600_000] {
+            let grace = Duration::from_millis(millis);
+            let ShutdownBudget { work, close } = ShutdownBudget::of(grace);
+            assert!(work + close < grace, "{work:?} and {close:?} of {grace:?}");
+            assert!(work >= grace / 2 && close >= grace.min(MAX_CLOSE_TIME) / 3, "{work:?} and {close:?}");
+        }
+        let usual = ShutdownBudget::of(Duration::from_secs(20));
+        assert_eq!(usual, ShutdownBudget { work: Duration::from_secs(10), close: Duration::from_secs(8) });
     }
 }
