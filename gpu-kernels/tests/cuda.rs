@@ -1,14 +1,14 @@
-//! What is said of a machine's driver: doctored libraries stand in for it, built here with `cc`.
+//! Errors and properties of drivers, with libraries built here by `cc` in place of the driver.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests fail by panics")]
-
-mod nvml;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use gpu_kernels::cuda::{Driver, GpuError, LibraryError, Version, find_library, library_folders};
+use gpu_kernels::cuda::{
+    Driver, GpuError, GpuReading, LibraryError, Nvml, Version, find_library, library_folders,
+};
 
-/// A folder with a library that this source makes.
+/// A folder with a library compiled from this source.
 fn made(library: &str, source: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("source.c");
@@ -17,7 +17,7 @@ fn made(library: &str, source: &str) -> tempfile::TempDir {
     dir
 }
 
-/// A driver as this source makes it.
+/// A driver compiled from this source.
 fn driver(source: &str) -> (tempfile::TempDir, Result<Driver, GpuError>) {
     let dir = made("libcuda.so.1", source);
     let probed = Driver::probe(&[dir.path().to_owned()]);
@@ -33,7 +33,7 @@ fn build(source: &Path, library: &Path, extra: &[&str]) {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
-/// A driver with two GPUs, with some of its answers changed.
+/// A driver with two GPUs, with some of its results changed.
 fn source(version: i32, init: i32, count: i32, attribute: &str) -> String {
     format!(
         r#"
@@ -65,14 +65,14 @@ fn a_driver_names_its_gpus() {
     assert_eq!(driver.version, Version { major: 13, minor: 1 });
     assert_eq!(driver.gpus.len(), 2);
     assert_eq!(driver.gpus[0].to_string(), "0: NVIDIA Test 7, 80 GiB, compute capability 9.0");
-    // A name without an end is cut off where the buffer ends.
+    // A name without a terminator is truncated at the end of the buffer.
     assert_eq!((driver.gpus[1].number, driver.gpus[1].name.len()), (1, 255));
 }
 
 #[test]
 fn a_missing_driver_is_missing() {
     let empty = tempfile::tempdir().unwrap();
-    // Where this machine has a driver, there is nothing to see here.
+    // On a machine with a driver there is nothing to check.
     if let Err(error) = Driver::probe(&[empty.path().to_owned()]) {
         assert!(matches!(error, GpuError::Library(LibraryError::Missing { .. })), "{error}");
         assert!(error.to_string().contains("libcuda.so.1") && error.remedy().contains("580"), "{error}");
@@ -151,4 +151,68 @@ fn libraries_are_found_where_wheels_put_them() {
     assert_eq!(found("libnvjpeg.so.13"), Some(site.path().join("nvidia/cu13/lib/libnvjpeg.so.13")));
     assert!(found("libonnxruntime_providers_cuda.so").is_some() && found("own.so").is_some());
     assert_eq!(found("libnothing.so.1"), None);
+}
+
+/// NVML with one GPU. `init` and `temperature` are status codes.
+fn nvml_source(init: i32, temperature: i32) -> String {
+    format!(
+        r"
+        typedef struct {{ unsigned gpu, memory; }} utilization;
+        typedef struct {{ unsigned long long total, free, used; }} memory;
+        static int users, gpu;
+        int nvmlInit_v2(void) {{ users++; return {init}; }}
+        int nvmlShutdown(void) {{ return --users; }}
+        int nvmlDeviceGetCount_v2(unsigned *count) {{ *count = 1; return users < 1; }}
+        int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {{ *device = &gpu; return index ? 2 : 0; }}
+        int nvmlDeviceGetUtilizationRates(void *d, utilization *to) {{ to->gpu = 42; to->memory = 7; return d != &gpu; }}
+        int nvmlDeviceGetMemoryInfo(void *d, memory *to) {{ to->total = 80; to->free = 50; to->used = 30; return d != &gpu; }}
+        int nvmlDeviceGetTemperature(void *d, unsigned sensor, unsigned *to) {{ *to = 61 + sensor; return {temperature}; }}
+        int nvmlDeviceGetPowerUsage(void *d, unsigned *to) {{ *to = 123456; return d != &gpu; }}
+        int nvmlDeviceGetCurrentClocksThrottleReasons(void *d, unsigned long long *to) {{ *to = 0x40; return d != &gpu; }}
+        int nvmlDeviceGetTotalEccErrors(void *d, unsigned type, unsigned counter, unsigned long long *to) {{ return 3; }}
+        "
+    )
+}
+
+fn open_nvml(source: &str) -> (tempfile::TempDir, Result<Nvml, GpuError>) {
+    let dir = made("libnvidia-ml.so.1", source);
+    let opened = Nvml::open(&[dir.path().to_owned()]);
+    (dir, opened)
+}
+
+#[test]
+fn a_gpu_is_read_and_what_it_does_not_report_is_unknown() {
+    let (_dir, opened) = open_nvml(&nvml_source(0, 0));
+    let nvml = opened.unwrap();
+    assert_eq!(nvml.gpus(), 1);
+    let expected = GpuReading {
+        utilization: Some(42),
+        memory_used: Some(30),
+        memory_total: Some(80),
+        temperature: Some(61),
+        power: Some(123_456),
+        throttled: Some(true),
+        ecc_errors: None,
+    };
+    assert_eq!(nvml.read(0).unwrap(), expected);
+    assert!(matches!(nvml.read(1), Err(GpuError::Refused { code: 2, .. })));
+}
+
+#[test]
+fn a_lost_gpu_and_an_nvml_that_does_not_start_are_errors() {
+    let (_dir, opened) = open_nvml(&nvml_source(0, 15));
+    let lost = opened.unwrap().read(0).unwrap_err();
+    assert!(matches!(lost, GpuError::Refused { call: "nvmlDeviceGetTemperature", code: 15 }), "{lost}");
+    let (_dir, opened) = open_nvml(&nvml_source(9, 0));
+    assert!(matches!(opened, Err(GpuError::Refused { call: "nvmlInit", code: 9 })));
+}
+
+#[test]
+fn a_damaged_nvml_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("libnvidia-ml.so.1"), b"no library").unwrap();
+    let damaged = Nvml::open(&[dir.path().to_owned()]).unwrap_err();
+    assert!(matches!(damaged, GpuError::Library(LibraryError::Unusable { .. })), "{damaged}");
+    let (_dir, opened) = open_nvml("int nvmlInit_v2(void) { return 0; }");
+    assert!(matches!(opened, Err(GpuError::Library(LibraryError::NoFunction { .. }))));
 }

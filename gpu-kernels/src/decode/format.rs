@@ -1,9 +1,11 @@
-//! Tells the type of an image from its first bytes, and names what is not an image of ours.
+//! Detects the format of an image from its first bytes, and describes data in other formats; the set of accepted formats.
 
-use super::{DecodeError, FormatSet};
+use std::fmt;
+
+use super::DecodeError;
 use crate::image::ImageFormat;
 
-/// The format of `bytes`, from the bytes alone.
+/// Detects the format of `bytes` from their content.
 ///
 /// # Errors
 /// [`DecodeError::EmptyImage`] and [`DecodeError::UnsupportedType`].
@@ -24,7 +26,7 @@ fn format_of(bytes: &[u8]) -> Option<ImageFormat> {
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(ImageFormat::Gif),
         // The second pair is BigTIFF.
         [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(ImageFormat::Tiff),
-        // Two letters are not enough to tell a bitmap from text: the size of its header has to fit too.
+        // Two letters do not distinguish a bitmap from text: the size of its header must match as well.
         [b'B', b'M', _, _, _, _, _, _, _, _, _, _, _, _, 12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0, ..] => {
             Some(ImageFormat::Bmp)
         }
@@ -49,7 +51,7 @@ fn resemblance(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// Files of the ISO base media family (ISO/IEC 14496-12) carry a brand of four letters.
+/// Files of the ISO base media family (ISO/IEC 14496-12) have a brand of four letters.
 fn iso_media(brand: &[u8]) -> &'static str {
     match brand.get(..4) {
         Some(b"avif" | b"avis") => "AVIF",
@@ -78,4 +80,54 @@ fn text(bytes: &[u8]) -> Option<&'static str> {
         _ if std::str::from_utf8(head).map_or_else(|error| error.error_len().is_none(), |_| true) => "text",
         _ => return None,
     })
+}
+
+/// A set of formats, displayed as an enumeration: `JPEG, PNG or WebP`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FormatSet(u8);
+
+impl FormatSet {
+    /// All supported formats.
+    pub const ALL: Self = Self((1 << ImageFormat::ALL.len()) - 1);
+
+    /// Whether the set contains `format`.
+    pub fn contains(self, format: ImageFormat) -> bool {
+        self.0 & Self::bit(format) != 0
+    }
+
+    /// Whether the set is empty.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn bit(format: ImageFormat) -> u8 {
+        1 << format as u8
+    }
+}
+
+impl FromIterator<ImageFormat> for FormatSet {
+    fn from_iter<I: IntoIterator<Item = ImageFormat>>(formats: I) -> Self {
+        Self(formats.into_iter().fold(0, |set, format| set | Self::bit(format)))
+    }
+}
+
+impl fmt::Display for FormatSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let titles: Vec<_> = ImageFormat::ALL
+            .into_iter()
+            .filter(|&format| self.contains(format))
+            .map(ImageFormat::title)
+            .collect();
+        match titles.split_last() {
+            None => f.write_str("nothing"),
+            Some((last, [])) => f.write_str(last),
+            Some((last, rest)) => write!(f, "{} or {last}", rest.join(", ")),
+        }
+    }
+}
+
+impl fmt::Debug for FormatSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(ImageFormat::ALL.into_iter().filter(|&format| self.contains(format))).finish()
+    }
 }
