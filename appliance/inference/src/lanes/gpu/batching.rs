@@ -1,63 +1,63 @@
-//! When a lane of a GPU closes a batch: decided from the clock and the queue alone, so that it can be simulated.
+//! When a lane on a GPU closes a batch. A pure function of the clock and the queue, so that it can be simulated.
 //!
-//! A GPU takes little longer for many images than for one, so waiting for more can pay; but only while it is busy, since an
-//! idle one gains nothing from a wait. A lane keeps two batches on its way: one is computed while the next is decoded and
-//! uploaded. So:
+//! A GPU takes little longer for many images than for one, so waiting for more images pays off, but only while the GPU is
+//! busy: an idle one gains nothing. A lane keeps two batches in flight: one is computed while the next is decoded and
+//! uploaded. The rules:
 //!
 //! 1. A full batch is closed at once.
-//! 2. What waits for an idle device is closed at once.
-//! 3. While one batch is computed, the next is closed when its oldest image has waited for the longest delay.
-//! 4. While two are on their way, nothing is closed: it would only wait elsewhere, and could not grow any more.
+//! 2. Images that wait for an idle device are closed into a batch at once.
+//! 3. While one batch is computed, the next is closed when its oldest image has waited for `max_delay`.
+//! 4. While two batches are in flight, none is closed: it would only wait elsewhere, and could not grow.
 //!
-//! The CPU's lanes have no use for it (docs/performance.md).
+//! Lanes on the CPU do not batch this way (docs/performance.md).
 
 #[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};
 
-/// Batches on their way at once: one computed, one prepared.
-const ON_THE_WAY: usize = 2;
+/// Batches in flight: one computed, one prepared.
+const MAX_IN_FLIGHT: usize = 2;
 
-/// The policy of one lane.
+/// The batching policy of a lane.
 #[derive(Clone, Debug)]
 pub struct Batching {
     sizes: Vec<usize>,
     max_delay: Duration,
 }
 
-/// What a lane sees.
+/// The state that a decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
-    /// Now.
+    /// Current time.
     pub now: Instant,
-    /// Images that wait.
+    /// Number of images that wait.
     pub waiting: usize,
-    /// When the oldest of them came; `now` where none waits.
+    /// Arrival of the oldest of them; `now` if none waits.
     pub oldest: Instant,
-    /// Batches that were closed and are not answered yet.
-    pub on_the_way: usize,
+    /// Batches that were closed and not answered.
+    pub in_flight: usize,
 }
 
-/// What a lane does.
+/// The decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Closes a batch of the oldest so many images.
+    /// Close a batch of this many images, the oldest first.
     Close(usize),
-    /// Waits for an image, for a batch to be answered, or for this moment.
+    /// Wait for an image, for a batch to be answered, or until this time.
     Wait(Option<Instant>),
 }
 
-/// Why there is no policy.
+/// Why a policy is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchingError {
-    /// No batch size, or one of 0.
-    #[error("a batch has at least one image; the sizes are to be 1 or more, and at least one of them")]
+    /// No batch size, or a batch size of 0.
+    #[error("at least one batch size is required, and batch sizes must be 1 or more")]
     NoSize,
 }
 
 impl Batching {
-    /// A policy for an engine that is built for batches of these sizes. The largest is the most that a batch holds.
+    /// A policy for an engine with these batch sizes. The largest is the limit of a batch.
     ///
     /// # Errors
     /// [`BatchingError::NoSize`].
@@ -72,7 +72,7 @@ impl Batching {
     }
 
     /// Powers of two up to `max_batch`, and `max_batch`: few shapes, so that each can have a CUDA graph and an optimised
-    /// engine, and never more than half of a batch is padding.
+    /// engine, and at most half of a batch is padding.
     ///
     /// # Errors
     /// [`BatchingError::NoSize`] for 0.
@@ -80,7 +80,7 @@ impl Batching {
         Self::powers(2, max_batch, max_delay)
     }
 
-    /// The same with powers of four, for engines of which each size costs a session of its own.
+    /// As [`Batching::up_to`] with powers of four, for engines that need a session per size.
     ///
     /// # Errors
     /// [`BatchingError::NoSize`] for 0.
@@ -95,29 +95,29 @@ impl Batching {
         Self::new(&sizes, max_delay)
     }
 
-    /// The sizes of which the engine takes batches, the smallest first.
+    /// The batch sizes of the engine, in ascending order.
     pub fn sizes(&self) -> &[usize] {
         &self.sizes
     }
 
-    /// Most images of a batch.
+    /// Largest number of images in a batch.
     pub fn max_batch(&self) -> usize {
         self.sizes.last().copied().unwrap_or(1)
     }
 
-    /// The engine's size for so many images: the smallest that holds them, or the largest of all.
+    /// The engine's batch size for this many images: the smallest that holds them, or the largest of all.
     pub fn engine_size(&self, images: usize) -> usize {
         self.sizes.iter().copied().find(|&size| size >= images).unwrap_or_else(|| self.max_batch())
     }
 
-    /// What to do now.
+    /// The decision for this state.
     pub fn decide(&self, view: &View) -> Decision {
-        let View { now, waiting, oldest, on_the_way } = *view;
-        if waiting == 0 || on_the_way >= ON_THE_WAY {
+        let View { now, waiting, oldest, in_flight } = *view;
+        if waiting == 0 || in_flight >= MAX_IN_FLIGHT {
             return Decision::Wait(None);
         }
         let until = oldest + self.max_delay;
-        if waiting >= self.max_batch() || on_the_way == 0 || until <= now {
+        if waiting >= self.max_batch() || in_flight == 0 || until <= now {
             return Decision::Close(waiting.min(self.max_batch()));
         }
         Decision::Wait(Some(until))

@@ -15,7 +15,7 @@ struct Times {
     run_each: Duration,
 }
 
-/// About a large GPU: a run costs more than its images.
+/// Similar to a large GPU: a run costs more than its images.
 const GPU: Times = Times {
     prepare_each: Duration::from_micros(20),
     run: Duration::from_micros(900),
@@ -28,14 +28,14 @@ impl Times {
     }
 }
 
-/// What came of a simulation.
+/// The result of a simulation.
 #[derive(Default)]
 struct Outcome {
-    /// Of each image: arrival to answer.
+    /// Per image: time from arrival to answer.
     latencies: Vec<Duration>,
-    /// Of each batch: its images, and how long its oldest waited until it was closed.
+    /// Per batch: its images, and how long its oldest waited until it was closed.
     batches: Vec<(usize, Duration)>,
-    /// Time in which the device had nothing on its way though an image waited.
+    /// Time in which the device was idle although an image waited.
     wasted: Duration,
     end: Duration,
 }
@@ -45,7 +45,7 @@ struct Batch {
     done: Instant,
 }
 
-/// Runs the policy over arrivals, which are sorted, from event to event.
+/// Applies the policy to sorted arrivals, from event to event.
 fn simulate(policy: &Batching, times: Times, arrivals: &[Duration]) -> Outcome {
     let start = Instant::now();
     let mut coming: VecDeque<Instant> = arrivals.iter().map(|&at| start + at).collect();
@@ -61,7 +61,7 @@ fn simulate(policy: &Batching, times: Times, arrivals: &[Duration]) -> Outcome {
             outcome.latencies.extend(batch.arrivals.iter().map(|&at| batch.done - at));
         }
         let oldest = waiting.front().copied().unwrap_or(now);
-        let view = View { now, waiting: waiting.len(), oldest, on_the_way: way.len() };
+        let view = View { now, waiting: waiting.len(), oldest, in_flight: way.len() };
         let until = match policy.decide(&view) {
             Decision::Close(images) => {
                 assert!(images > 0 && images <= waiting.len() && images <= policy.max_batch());
@@ -87,7 +87,7 @@ fn simulate(policy: &Batching, times: Times, arrivals: &[Duration]) -> Outcome {
     }
 }
 
-/// Random arrivals, so many a second on average.
+/// Random arrivals with this average rate per second.
 fn poisson(rate: f64, images: usize, seed: u64) -> Vec<Duration> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut at = 0.0;
@@ -147,11 +147,11 @@ fn at_saturation_the_rate_is_that_of_full_batches() {
 fn no_batch_is_kept_open_longer_than_the_delay_while_there_is_room() {
     let slow = Times { run: Duration::from_millis(50), ..GPU };
     let outcome = simulate(&policy(64), slow, &poisson(100.0, 2_000, 9));
-    // While two batches are on their way the third waits for one of them, at most for two runs.
+    // While two batches are in flight the third waits for one of them, at most for two runs.
     let longest = outcome.batches.iter().map(|&(_, waited)| waited).max().unwrap();
     assert!(longest <= slow.compute(64) * 2 + MAX_DELAY, "{longest:?}");
     let (free, now) = (policy(64), Instant::now());
-    let view = |waited: Duration, on_the_way| View { now: now + waited, waiting: 3, oldest: now, on_the_way };
+    let view = |waited: Duration, in_flight| View { now: now + waited, waiting: 3, oldest: now, in_flight };
     assert_eq!(free.decide(&view(Duration::ZERO, 1)), Decision::Wait(Some(now + MAX_DELAY)));
     assert_eq!(free.decide(&view(MAX_DELAY, 1)), Decision::Close(3));
     assert_eq!(free.decide(&view(MAX_DELAY, 2)), Decision::Wait(None));

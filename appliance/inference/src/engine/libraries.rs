@@ -1,4 +1,5 @@
-//! The libraries that serve on a GPU: found before anything is loaded, and loaded in the order in which they need each other.
+//! Shared libraries: where ONNX Runtime is searched for, in order of precedence, and those that a GPU needs, which are located
+//! before anything is loaded, and loaded in the order of their dependencies.
 
 use std::path::{Path, PathBuf};
 
@@ -6,30 +7,38 @@ use gpu_kernels::cuda::{
     LIBRARIES, LibraryError, LibraryUse, NeededLibrary, find_library, library_folders, preload_library,
 };
 
-use super::DeviceRequest;
-use super::locate::{LIBRARY_NAME, candidates};
+use super::{DeviceRequest, EngineError};
+
+/// The library's file name on this platform.
+pub const LIBRARY_NAME: &str = if cfg!(target_os = "macos") {
+    "libonnxruntime.dylib"
+} else if cfg!(windows) {
+    "onnxruntime.dll"
+} else {
+    "libonnxruntime.so"
+};
 
 const CUDA_PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// What was found.
+/// The libraries for a GPU.
 #[derive(Clone, Debug)]
 pub struct GpuLibraries {
-    /// The ONNX Runtime that has the providers beside it.
+    /// The ONNX Runtime library with the providers beside it.
     pub onnxruntime: PathBuf,
-    /// What the providers need, in the order in which it is loaded.
+    /// Dependencies of the providers, in load order.
     pub needed: Vec<PathBuf>,
 }
 
-/// What was not.
+/// Which libraries are missing.
 #[derive(Debug, thiserror::Error)]
 pub enum MissingLibraries {
-    /// Libraries are nowhere.
+    /// Libraries were not found.
     #[error("{} {} missing", list(.0), if .0.len() == 1 { "is" } else { "are" })]
     Nowhere(Vec<NeededLibrary>),
-    /// There is an ONNX Runtime, but no provider beside it.
+    /// There is an ONNX Runtime, but without the provider beside it.
     #[error("{} has no {CUDA_PROVIDER} beside it: it is ONNX Runtime for the CPU", .0.display())]
     ForCpu(PathBuf),
-    /// There are providers, but no ONNX Runtime beside them.
+    /// There is a provider, but without an ONNX Runtime beside it.
     #[error("there is no {LIBRARY_NAME} beside {}", .0.display())]
     NoRuntime(PathBuf),
 }
@@ -39,7 +48,7 @@ fn list(libraries: &[NeededLibrary]) -> String {
 }
 
 impl MissingLibraries {
-    /// What to do about it.
+    /// How to fix it.
     pub(super) fn remedy(&self) -> String {
         let install = match self {
             Self::Nowhere(libraries) => {
@@ -58,7 +67,7 @@ impl MissingLibraries {
 }
 
 impl GpuLibraries {
-    /// Finds what these uses need. Nothing is loaded.
+    /// Locates the libraries for these uses. Nothing is loaded.
     pub(super) fn find(request: &DeviceRequest, uses: &[LibraryUse]) -> Result<Self, MissingLibraries> {
         let folders = library_folders(&request.folders);
         let onnxruntime = onnxruntime(request, &folders)?;
@@ -80,13 +89,13 @@ impl GpuLibraries {
         }
     }
 
-    /// Loads what the providers need, which they then find wherever it lies.
+    /// Loads the dependencies of the providers, which then find them by name.
     pub(super) fn preload(&self) -> Result<(), LibraryError> {
         self.needed.iter().try_for_each(|path| preload_library(path))
     }
 }
 
-/// The ONNX Runtime with providers: the configured one; or of the folders; or one that would be used for the CPU too.
+/// The ONNX Runtime with providers: the configured one, else one in the folders, else one that would be used for the CPU.
 fn onnxruntime(request: &DeviceRequest, folders: &[PathBuf]) -> Result<PathBuf, MissingLibraries> {
     if let Some(configured) = &request.onnxruntime {
         let path = if configured.is_dir() { runtime_in(configured) } else { Some(configured.clone()) };
@@ -114,12 +123,12 @@ fn provider_library() -> Vec<NeededLibrary> {
     LIBRARIES.into_iter().filter(|library| library.name == CUDA_PROVIDER).collect()
 }
 
-/// libonnxruntime in `engine.library_folders` or the system's own, for the CPU.
+/// libonnxruntime for the CPU in `engine.library_folders` or the system's folders.
 pub(super) fn runtime_in_folders(configured: &[PathBuf]) -> Option<PathBuf> {
     library_folders(configured).iter().find_map(|folder| runtime_in(folder))
 }
 
-/// libonnxruntime in a folder, with or without a version behind its name, as PyPI's wheel has it.
+/// libonnxruntime in a folder, with or without a version suffix as in PyPI's wheel.
 fn runtime_in(folder: &Path) -> Option<PathBuf> {
     let plain = folder.join(LIBRARY_NAME);
     if plain.is_file() {
@@ -133,4 +142,58 @@ fn runtime_in(folder: &Path) -> Option<PathBuf> {
         .collect();
     found.sort();
     found.pop()
+}
+
+/// The paths to search, in order, each with its source: `engine.onnxruntime`, ORT_DYLIB_PATH, the executable's folder and the
+/// `lib` folder beside it. An explicit setting excludes those after it.
+pub fn candidates(configured: Option<&Path>) -> Vec<(PathBuf, &'static str)> {
+    if let Some(path) = configured {
+        return vec![(path.to_path_buf(), "engine.onnxruntime")];
+    }
+    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
+        return vec![(PathBuf::from(path), "ORT_DYLIB_PATH")];
+    }
+    let Some(folder) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf))
+    else {
+        return Vec::new();
+    };
+    vec![
+        (folder.join(LIBRARY_NAME), "beside the executable"),
+        (folder.join("../lib").join(LIBRARY_NAME), "lib folder beside the executable's"),
+    ]
+}
+
+/// The first candidate that is a file. A configured folder stands for the library in it.
+pub(super) fn find_runtime(configured: Option<&Path>) -> Result<PathBuf, EngineError> {
+    let candidates = candidates(configured);
+    for (path, _) in &candidates {
+        let path = if path.is_dir() { path.join(LIBRARY_NAME) } else { path.clone() };
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    let searched = candidates.iter().map(|(path, why)| format!("{} ({why})", path.display()));
+    Err(EngineError::LibraryMissing { searched: searched.collect::<Vec<_>>().join(", ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::engine::Runtime;
+
+    #[test]
+    fn a_configured_library_shuts_out_the_others() {
+        let places = candidates(Some(Path::new("/opt/ort/libonnxruntime.so")));
+        assert_eq!(places.len(), 1);
+        assert_eq!(places[0].1, "engine.onnxruntime");
+    }
+
+    #[test]
+    fn a_configured_library_that_is_not_there_is_an_error_with_the_remedy() {
+        let error = Runtime::load(Some(Path::new("/nowhere/libonnxruntime.so"))).unwrap_err();
+        assert!(matches!(error, EngineError::LibraryMissing { .. }));
+        assert!(error.to_string().contains("/nowhere/libonnxruntime.so (engine.onnxruntime)"), "{error}");
+        assert!(error.to_string().contains("Remedy"), "{error}");
+    }
 }

@@ -1,4 +1,5 @@
-//! What a lane of a GPU owns: something that decodes several images at once and computes them in batches while it decodes more.
+//! The device of a lane on a GPU: it decodes several images at the same time and computes them in batches while it decodes
+//! more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,104 +10,105 @@ use gpu_kernels::ImageFormat;
 use gpu_kernels::cuda::GpuError;
 use gpu_kernels::decode::Until;
 
-use super::ClassifyError;
-use super::batching::Batching;
+use super::Batching;
 use crate::engine::EngineError;
+use crate::lanes::ClassifyError;
 
-/// What a lane calls an image while the device has it.
+/// The lane's identifier of an image that the device holds.
 pub type Ticket = u64;
 
-/// A device that works on many images at once. It never makes its lane wait; what it has done it says through
+/// A device that works on many images at the same time. No method blocks; completions are reported through
 /// [`BatchDevice::poll`].
 ///
-/// A lane gives it images to decode, at most [`BatchDevice::window`] that are not answered or discarded, and begins batches of
-/// decoded ones. Batches are computed in the order in which they are begun. After an error nothing more is asked of it.
+/// A lane submits images to decode, with at most [`BatchDevice::max_in_flight`] neither answered nor discarded, and starts
+/// batches of decoded ones. Batches complete in the order in which they are started. After an error the lane makes no further
+/// calls.
 pub trait BatchDevice: Send {
-    /// When batches are closed, and of which sizes the engine takes them.
+    /// When batches are closed, and the batch sizes of the engine.
     fn batching(&self) -> &Batching;
 
-    /// Most images that it decodes, keeps and computes at once.
-    fn window(&self) -> usize;
+    /// Largest number of images that are decoded, held and computed at the same time.
+    fn max_in_flight(&self) -> usize;
 
-    /// Says that there is something to [`BatchDevice::poll`].
+    /// Signalled when there is something to [`BatchDevice::poll`].
     fn wakes(&self) -> &Receiver<()>;
 
-    /// Begins to decode an image, which the CPU gives up at that time.
+    /// Starts to decode an image; decoding on the CPU is cancelled at `until`.
     fn decode(&mut self, ticket: Ticket, image: Bytes, until: Until);
 
-    /// What has happened next, if anything has.
+    /// The next completed event, if there is one.
     fn poll(&mut self) -> Option<DeviceEvent>;
 
-    /// A decoded image is not wanted any more.
+    /// Drops a decoded image.
     fn discard(&mut self, ticket: Ticket);
 
-    /// Begins a batch of decoded images, no more than the largest.
+    /// Starts a batch of decoded images, at most the largest batch size.
     ///
     /// # Errors
-    /// [`DeviceError`]; the images are still the lane's to answer.
+    /// [`DeviceError`]; the lane still has to answer the images.
     fn begin(&mut self, images: &[Ticket]) -> Result<(), DeviceError>;
 }
 
-/// Something that a device has done.
+/// A completed operation of a device.
 #[derive(Debug)]
 pub enum DeviceEvent {
-    /// An image is decoded, or never will be.
+    /// An image was decoded, or can't be.
     Decoded(Ticket, Result<Decoded, ClassifyError>),
-    /// The batch that was begun first of those under way: one outcome an image, in the order in which they were given.
+    /// The oldest running batch was computed: one result per image, in the order of the call.
     Computed(Vec<Result<Computed, EngineError>>),
-    /// It is of no use any more.
+    /// The device has failed and can't be used again.
     Failed(DeviceError),
 }
 
-/// What decoding an image has told.
+/// Properties of a decoded image.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoded {
-    /// Type of the encoded image, as sniffed.
+    /// Type of the encoded image, by its content.
     pub format: ImageFormat,
     /// Width in pixels as stored in the file.
     pub width: u32,
     /// Height in pixels as stored in the file.
     pub height: u32,
-    /// Time spent on it.
+    /// Time spent on decoding.
     pub time: Duration,
 }
 
-/// What computing a batch has told of one of its images.
+/// Result for one image of a batch.
 #[derive(Clone, Debug)]
 pub struct Computed {
-    /// One score a label, in the bundle's order.
+    /// One score per label, in the bundle's order.
     pub scores: Vec<f32>,
-    /// Its share of the batch's preprocessing.
+    /// The image's share of the batch's preprocessing time.
     pub preprocess: Duration,
-    /// Its share of the batch's inference.
+    /// The image's share of the batch's inference time.
     pub infer: Duration,
 }
 
-/// Why a device is of no use any more. What it had in hand may be computed elsewhere.
+/// Why a device has failed. Its jobs in flight may be computed elsewhere.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The driver refused, or the GPU is lost.
     #[error(transparent)]
     Gpu(#[from] GpuError),
-    /// Another lane has found the GPU lost.
+    /// Another lane found that the GPU was lost.
     #[error("the GPU is lost")]
     LostElsewhere,
     /// The engine failed on the device.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// It panicked.
+    /// The device panicked.
     #[error("the device's code panicked")]
     Panicked,
-    /// A batch does not end.
-    #[error("a batch has been on the device for longer than any takes")]
+    /// A batch exceeded its timeout.
+    #[error("a batch on the device exceeded its timeout")]
     Hangs,
-    /// One of its threads has ended.
+    /// A thread of the device has ended.
     #[error("a thread of the device has ended")]
     Ended,
 }
 
 impl DeviceError {
-    /// For a metric's label.
+    /// The value of a metric's label.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Gpu(error) if error.is_out_of_memory() => "out_of_memory",
@@ -120,15 +122,15 @@ impl DeviceError {
     }
 }
 
-/// A device that was built, and what may replace it.
+/// A built device, and how to upgrade it.
 pub struct Built {
-    /// What serves now.
+    /// The device that serves first.
     pub device: Box<dyn BatchDevice>,
-    /// Builds a better one, which may take minutes; on a thread of its own while the first serves.
-    pub better: Option<Builder>,
+    /// Builds a faster device on a thread of its own, which may take minutes, while the first one serves.
+    pub upgrade: Option<Builder>,
 }
 
-/// Builds a device once.
+/// Builds a device, once.
 pub type Builder = Box<dyn FnOnce() -> Result<Box<dyn BatchDevice>, EngineError> + Send>;
 
 /// Builds the device of the lane with this number.

@@ -1,18 +1,37 @@
-//! The CPU's lane device: decode, preprocess and infer on one thread, in buffers that are used again and again.
+//! The device of a lane on the CPU: the trait, and the pipeline that decodes, preprocesses and infers on one thread, in
+//! buffers that are reused.
 
-#[cfg(test)]
-mod tests;
-
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gpu_kernels::{CpuPreprocessor, DecodeLimits};
 
-use super::decoder::LaneDecoder;
-use super::{Classified, ClassifyError, Encoded, LaneDevice, StageTimings};
 use crate::bundle::{Bundle, ModelFile};
 use crate::engine::{Classifier, EngineError, Runtime};
+use crate::lanes::decoder::{Encoded, LaneDecoder};
+use crate::lanes::{Classified, ClassifyError, StageTimings};
 
-/// What becomes of one of several images; `None` until it is known.
+/// A device that turns encoded bytes into scores: [`CpuPipeline`], or the simulated one of the tests.
+pub trait LaneDevice: Send {
+    /// Computes the scores of one image.
+    ///
+    /// # Errors
+    /// [`ClassifyError`]; the device must remain usable after it.
+    fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError>;
+
+    /// Computes several images; one result per image, in order. A device that is faster with several images per run of its
+    /// engine computes them together. An image that fails does not affect the others, nor does one that exceeds its time limit
+    /// where the device detects it.
+    fn classify_all(&mut self, images: &[Encoded<'_>]) -> Vec<Result<Classified, ClassifyError>> {
+        images.iter().map(|image| self.classify(image.bytes)).collect()
+    }
+}
+
+/// Builds the device of the lane with this number: on the lane's own thread at start-up and after a panic, on another thread
+/// when it is built beside lanes that serve.
+pub type DeviceFactory = Arc<dyn Fn(usize) -> Result<Box<dyn LaneDevice>, EngineError> + Send + Sync>;
+
+/// The result for one of several images; `None` until it is known.
 type Answer = Option<Result<Classified, ClassifyError>>;
 
 /// Encoded bytes to scores on one CPU core.
@@ -22,14 +41,14 @@ pub struct CpuPipeline {
     classifier: Classifier,
     resize: u32,
     labels: usize,
-    /// What is known of the images whose pixels are in the classifier's batch.
+    /// Index and properties of the images whose pixels are in the classifier's batch.
     decoded: Vec<(usize, Classified)>,
 }
 
 impl CpuPipeline {
-    /// Loads `model` of `bundle` and warms it with one run on a blank image, so that the first request is not slower
-    /// than the next. Where the model can, [`LaneDevice::classify_all`] has it compute `images` at a time: on the CPU
-    /// that takes a twelfth less time an image with four, at the price of latency.
+    /// Loads `model` of `bundle` and warms it up with one run on a blank image, so that the first request is not slower than
+    /// the next. Where the model allows it, [`LaneDevice::classify_all`] computes `images` per run: on the CPU that takes a
+    /// twelfth less time per image with four, at the cost of latency.
     ///
     /// # Errors
     /// [`EngineError`] if the model does not load, does not fit its bundle, or fails on the blank image.
@@ -56,10 +75,10 @@ impl CpuPipeline {
         Ok(pipeline)
     }
 
-    /// Encoded bytes to scores.
+    /// Computes the scores of one image.
     ///
     /// # Errors
-    /// [`ClassifyError`]; the pipeline takes the next image after any of them.
+    /// [`ClassifyError`]; the pipeline remains usable after it.
     pub fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
         self.classify_one(image.into())
     }
@@ -70,7 +89,7 @@ impl CpuPipeline {
         Ok(classified)
     }
 
-    /// Decodes and preprocesses an image into the slot for one, or into that place of the batch's slot.
+    /// Decodes and preprocesses an image into the single-image slot, or into this place of the batch slot.
     fn prepare(&mut self, image: Encoded<'_>, place: Option<usize>) -> Result<Classified, ClassifyError> {
         let started = Instant::now();
         let Self { decoder, classifier, preprocessor, .. } = self;
@@ -99,7 +118,7 @@ impl CpuPipeline {
         })?
     }
 
-    /// Scores for what is in the slot for one.
+    /// Computes the scores for the single-image slot.
     fn infer(&mut self, classified: &mut Classified) -> Result<(), EngineError> {
         let started = Instant::now();
         classified.scores.reserve_exact(self.labels);
@@ -108,8 +127,8 @@ impl CpuPipeline {
         Ok(())
     }
 
-    /// Scores for the images in the batch's slot: in one run when it is full, one by one when it is not or when the
-    /// run fails, so that one image's fault is not the others'.
+    /// Computes the scores for the images in the batch slot: in one run when it is full; one by one when it is not or when the
+    /// run fails, so that one image's error does not affect the others.
     fn infer_batch(&mut self, answers: &mut [Answer]) {
         let started = Instant::now();
         let mut waiting = std::mem::take(&mut self.decoded);

@@ -1,7 +1,7 @@
-//! The threads of lanes on the CPU, and the one that watches them: a lane that is stuck at an image is replaced.
+//! The threads of lanes on the CPU, and the thread that watches them: a lane that is stuck at an image is replaced.
 //!
-//! The stuck thread keeps its device and its image's room for decoding until it ends. What it had deferred, and its turn at
-//! the device, go to its successor.
+//! The stuck thread keeps its device and its image's reservation until it ends. Deferred jobs and the turn at the device pass
+//! to its successor.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,29 +9,28 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::job::LaneError;
-use super::queues::LaneQueues;
-use super::stall::Stalls;
-use super::worker::{InHand, Worker};
-use super::{ClassifyError, LaneDevice};
+use super::LaneDevice;
+use super::worker::{InFlight, Worker};
 use crate::engine::EngineError;
+use crate::lanes::queues::LaneQueues;
+use crate::lanes::{ClassifyError, LaneError, Stalls};
 
-/// A lane: what it does, its thread while it has one.
+/// A lane and its thread, if it has one.
 struct Member {
     worker: Worker,
     thread: Option<JoinHandle<()>>,
 }
 
 /// The threads of some lanes.
-pub(super) struct Crew {
+pub(in crate::lanes) struct Crew {
     members: Vec<Member>,
     stalls: Arc<Stalls>,
-    /// Says that a thread has ended.
+    /// Signals that a thread has ended.
     ended: (Sender<()>, Receiver<()>),
     prefix: &'static str,
 }
 
-/// Says so when it is dropped.
+/// Sends a signal when it is dropped.
 struct Ended(Sender<()>);
 
 impl Drop for Ended {
@@ -41,9 +40,9 @@ impl Drop for Ended {
 }
 
 impl Crew {
-    /// Starts a thread for each worker, on the device that is there for it if one is. Each says through `ready` how its device
-    /// was built; what can't be started says nothing.
-    pub(super) fn start(
+    /// Starts one thread per worker, on its prebuilt device if there is one. Each reports the outcome of its first build
+    /// through `ready`; a thread that can't be started reports nothing.
+    pub(in crate::lanes) fn start(
         workers: Vec<(Worker, Option<Box<dyn LaneDevice>>)>,
         stalls: &Arc<Stalls>,
         prefix: &'static str,
@@ -72,8 +71,8 @@ impl Crew {
         thread.spawn(run).map_err(EngineError::Thread)
     }
 
-    /// Watches over the threads, on one of its own, until all have ended but those that are stuck.
-    pub(super) fn watched(self) -> Result<JoinHandle<()>, EngineError> {
+    /// Watches the threads, on a thread of its own, until all but the stuck ones have ended.
+    pub(in crate::lanes) fn watched(self) -> Result<JoinHandle<()>, EngineError> {
         let thread = std::thread::Builder::new().name(format!("{}-watch", self.prefix));
         thread.spawn(move || self.watch()).map_err(EngineError::Thread)
     }
@@ -82,8 +81,8 @@ impl Crew {
         let mut vacant = VecDeque::new();
         loop {
             for place in 0..self.members.len() {
-                if let Some(in_hand) = self.give_up(place) {
-                    self.answer(place, in_hand);
+                if let Some(in_flight) = self.abandon_if_stuck(place) {
+                    self.answer(place, in_flight);
                     vacant.push_back(place);
                 }
             }
@@ -94,40 +93,40 @@ impl Crew {
             }
             if self.members.iter().all(|member| member.thread.as_ref().is_none_or(JoinHandle::is_finished)) {
                 let queues = self.members.first().map(|member| &member.worker.queues);
-                // Nobody is left: what waits would wait for ever.
-                let over = |queues: &LaneQueues| queues.is_to_end() || queues.refuse_waiting().is_err();
+                // No lane is left to take queued jobs.
+                let over = |queues: &LaneQueues| queues.is_cancelled() || queues.refuse_waiting().is_err();
                 if vacant.is_empty() || queues.is_none_or(over) {
                     break;
                 }
             }
-            let _ = self.ended.1.recv_timeout(self.stalls.look());
+            let _ = self.ended.1.recv_timeout(self.stalls.poll_interval());
         }
         for thread in self.members.into_iter().filter_map(|member| member.thread) {
-            // A worker contains its devices' panics; nothing is left to say about one that did not.
+            // A worker contains its devices' panics; there is nothing to report for one that did not.
             let _ = thread.join();
         }
     }
 
-    /// Lets go of a lane's thread if it is stuck.
-    fn give_up(&mut self, place: usize) -> Option<InHand> {
+    /// Abandons a lane's thread if it is stuck.
+    fn abandon_if_stuck(&mut self, place: usize) -> Option<InFlight> {
         let member = self.members.get_mut(place)?;
-        let in_hand = member.worker.task.give_up(&self.stalls)?;
-        member.worker.has_lost_its_thread();
-        member.worker = member.worker.successor_of_a_stuck_one();
-        // It can't be joined.
+        let in_flight = member.worker.task.abandon_if_stuck(&self.stalls)?;
+        member.worker.mark_thread_lost();
+        member.worker = member.worker.successor_of_stuck();
+        // A stuck thread can't be joined.
         member.thread = None;
-        Some(in_hand)
+        Some(in_flight)
     }
 
-    /// Answers what a stuck thread has. Of several images one is at fault, so each is tried once more, alone.
-    fn answer(&self, place: usize, in_hand: InHand) {
+    /// Answers the jobs of a stuck thread. If there are several, one of them is at fault, so each is retried alone, once.
+    fn answer(&self, place: usize, in_flight: InFlight) {
         let Some(Member { worker, .. }) = self.members.get(place) else { return };
-        let InHand { jobs, begun, turn } = in_hand;
+        let InFlight { jobs, begun, turn } = in_flight;
         drop(turn);
         let (several, busy, limit) = (jobs.len() > 1, begun.elapsed(), self.stalls.limit());
         for mut job in jobs {
             if several && !std::mem::replace(&mut job.tried_again, true) {
-                worker.queues.give_back_one(job);
+                worker.queues.retry(job);
                 continue;
             }
             tracing::error!(
@@ -135,7 +134,7 @@ impl Crew {
                 image = %blake3::hash(&job.image).to_hex(),
                 bytes = job.image.len(),
                 stuck = self.stalls.stuck(),
-                "the lane was stuck at this image for longer than engine.stall_timeout; it is replaced"
+                "lane stuck at an image for longer than engine.stall_timeout; replacing the lane"
             );
             let outcome = Err(LaneError::Classify(ClassifyError::Stalled { limit }));
             worker.observer.computed(worker.lane, busy, begun.duration_since(job.queued), &outcome);
@@ -157,7 +156,7 @@ impl Crew {
                     member.thread = Some(thread);
                 }
             }
-            Err(error) => tracing::error!(lane, %error, "the lane can't be replaced"),
+            Err(error) => tracing::error!(lane, %error, "cannot replace the lane"),
         }
     }
 }

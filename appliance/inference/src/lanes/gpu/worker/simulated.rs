@@ -1,4 +1,4 @@
-//! A simulated device that decodes on threads and computes batches one after the other, with faults on demand.
+//! A simulated device that decodes on threads and computes batches in sequence, with injected faults.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -12,26 +12,43 @@ use gpu_kernels::ImageFormat;
 use gpu_kernels::decode::Until;
 use parking_lot::Mutex;
 
-use super::super::{
-    BatchDevice, Batching, ClassifyError, Computed, Decoded, DeviceError, DeviceEvent, Ticket,
-};
+use crate::lanes::ClassifyError;
+use crate::lanes::gpu::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
 
-/// What all devices of a test share: what they are told, and what they have seen.
-#[derive(Default)]
+/// Settings and observations shared by all devices of a test.
 pub(super) struct World {
-    /// Milliseconds of a batch.
+    /// Duration of a batch in milliseconds.
     pub(super) batch_ms: AtomicUsize,
-    /// The batch before which a device fails, counted over all devices; 0 for none.
+    /// Time in milliseconds that a batch is kept open while another is computed.
+    pub(super) max_delay_ms: AtomicUsize,
+    /// The batches on which a device fails, counted over all devices.
     pub(super) fail_at: Mutex<VecDeque<(usize, Fault)>>,
     pub(super) batches: Mutex<Vec<Vec<u8>>>,
     pub(super) under_way: AtomicUsize,
     pub(super) most_under_way: AtomicUsize,
     /// Images that were decoded while a batch was computed.
     pub(super) decoded_meanwhile: AtomicUsize,
-    /// Images that live devices still keep.
+    /// Images that existing devices still hold.
     pub(super) kept: AtomicUsize,
     pub(super) built: AtomicUsize,
     pub(super) refuse_to_build: AtomicBool,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            batch_ms: AtomicUsize::new(0),
+            max_delay_ms: AtomicUsize::new(5),
+            fail_at: Mutex::default(),
+            batches: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            most_under_way: AtomicUsize::new(0),
+            decoded_meanwhile: AtomicUsize::new(0),
+            kept: AtomicUsize::new(0),
+            built: AtomicUsize::new(0),
+            refuse_to_build: AtomicBool::new(false),
+        }
+    }
 }
 
 /// How a device fails.
@@ -42,7 +59,7 @@ pub(super) enum Fault {
     Panic,
 }
 
-/// An image is its milliseconds of decoding, then its name. A name of 255 does not decode.
+/// An image of its decoding time in milliseconds and its name. A name of 255 does not decode.
 pub(super) fn image(ms: u8, name: u8) -> Bytes {
     Bytes::from(vec![ms, name])
 }
@@ -50,7 +67,7 @@ pub(super) fn image(ms: u8, name: u8) -> Bytes {
 pub(super) struct Simulated {
     world: Arc<World>,
     batching: Batching,
-    window: usize,
+    max_in_flight: usize,
     generation: usize,
     images: HashMap<Ticket, u8>,
     discarded: HashSet<Ticket>,
@@ -74,7 +91,8 @@ pub(super) fn lost() -> DeviceError {
 }
 
 impl Simulated {
-    pub(super) fn new(world: &Arc<World>, max_batch: usize, window: usize, decoders: usize) -> Self {
+    pub(super) fn new(world: &Arc<World>, max_batch: usize, max_in_flight: usize, decoders: usize) -> Self {
+        let max_delay = Duration::from_millis(world.max_delay_ms.load(Ordering::SeqCst) as u64);
         let (wake, wakes) = bounded(1);
         let (send, events) = unbounded();
         let (to_decode, decoding) = unbounded::<(Ticket, Bytes)>();
@@ -114,8 +132,8 @@ impl Simulated {
         }));
         Self {
             world: Arc::clone(world),
-            batching: Batching::up_to(max_batch, Duration::from_millis(5)).unwrap(),
-            window,
+            batching: Batching::up_to(max_batch, max_delay).unwrap(),
+            max_in_flight,
             generation: world.built.fetch_add(1, Ordering::SeqCst),
             images: HashMap::new(),
             discarded: HashSet::new(),
@@ -145,8 +163,8 @@ impl BatchDevice for Simulated {
         &self.batching
     }
 
-    fn window(&self) -> usize {
-        self.window
+    fn max_in_flight(&self) -> usize {
+        self.max_in_flight
     }
 
     fn wakes(&self) -> &Receiver<()> {
@@ -169,7 +187,7 @@ impl BatchDevice for Simulated {
             Event::Decoded(ticket, name) => {
                 self.images.insert(ticket, name);
                 self.world.kept.fetch_add(1, Ordering::SeqCst);
-                assert!(self.images.len() <= self.window);
+                assert!(self.images.len() <= self.max_in_flight);
                 let time = Duration::from_millis(1);
                 let decoded = Decoded { format: ImageFormat::Jpeg, width: 4, height: 3, time };
                 DeviceEvent::Decoded(ticket, Ok(decoded))

@@ -1,4 +1,4 @@
-//! Whether a bundle can serve: it is loaded and warmed on the CPU, on the calling thread, and its golden cases are run.
+//! Checks whether a bundle can serve: loads it and warms it up on the CPU, on the calling thread, and runs its golden cases.
 
 #[cfg(test)]
 mod tests;
@@ -14,37 +14,37 @@ use crate::engine::{EngineError, Runtime};
 use crate::lanes::ClassifyError;
 use crate::lanes::cpu::CpuPipeline;
 
-/// Why a bundle must not serve.
+/// Why a bundle can't serve.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The bundle has nothing to load, or its files have gone.
+    /// The bundle has no matching variant, or a file was removed.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// It does not load, does not fit its manifest, or fails on a blank image.
+    /// The model does not load, does not match its manifest, or fails on a blank image.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// A golden case can't be computed.
     #[error("golden case {file}: {source}")]
     Classify {
-        /// The case.
+        /// Name of the case.
         file: String,
-        /// What the pipeline says.
+        /// The pipeline's error.
         source: ClassifyError,
     },
-    /// A golden case came out wrong.
+    /// A golden case has a wrong result.
     #[error("golden case {file}: {reason}")]
     Golden {
-        /// The case.
+        /// Name of the case.
         file: String,
-        /// What came out.
+        /// What was expected and what was computed.
         reason: String,
     },
 }
 
-/// A variant that is loaded and warm.
+/// A loaded and warmed-up variant.
 pub struct BundleCheck {
     pipeline: CpuPipeline,
-    /// From the file to a first answer.
+    /// Time from opening the file to the first result.
     pub load_time: Duration,
 }
 
@@ -64,7 +64,7 @@ impl BundleCheck {
         Ok(Self { pipeline, load_time: started.elapsed() })
     }
 
-    /// Runs a golden case. Returns the label that comes first, as it must, and its score.
+    /// Runs a golden case. Returns the top label and its score.
     ///
     /// # Errors
     /// [`CheckError::Classify`] and [`CheckError::Golden`].
@@ -87,10 +87,10 @@ impl From<GoldenFault<ClassifyError>> for CheckError {
     }
 }
 
-/// Whether the bundle's variant for the CPU, or the one of this precision, loads and computes what it promises.
+/// Checks that the bundle's variant for the CPU, or the one of this precision, loads and computes its golden cases.
 ///
 /// # Errors
-/// [`CheckError`] with the first thing that is wrong.
+/// [`CheckError`] of the first failure.
 pub fn check_bundle(
     runtime: &Runtime,
     bundle: &Bundle,

@@ -1,11 +1,12 @@
-//! Both decoders together are nearly as fast as the sum of them, whatever their speeds, and a lone image takes the quicker one.
+//! Both decoders together are nearly as fast as the sum of them, whatever their speeds, and a single image takes the faster
+//! one.
 
 use super::*;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// A decoder of `units` that each take `ns` a pixel; a GPU's unit takes up to `batch` images at once.
+/// A decoder of `units` that each take `ns` per pixel; a GPU's unit takes up to `batch` images at once.
 #[derive(Clone, Copy)]
 struct Real {
     units: usize,
@@ -16,16 +17,19 @@ struct Real {
 /// Images after which both speeds are known.
 const LEARNED: usize = 400;
 
-/// Decodes images of these sizes with a window of so many in hand, and gives the pixels a nanosecond from when both speeds are
-/// known until no more images come, and the images of each.
+/// Decodes images of these sizes with up to `window` in flight; returns the pixels per nanosecond from when both speeds are
+/// known until no more images arrive, and the number of images of each decoder.
 fn simulate(cpu: Real, gpu: Real, guesses: (f64, f64), window: usize, sizes: &[u64]) -> (f64, [usize; 2]) {
     let real = [cpu, gpu];
-    let lines = [Line::new(cpu.units, cpu.batch, guesses.0), Line::new(gpu.units, gpu.batch, guesses.1)];
+    let lines = [
+        DecoderQueue::new(cpu.units, cpu.batch, guesses.0),
+        DecoderQueue::new(gpu.units, gpu.batch, guesses.1),
+    ];
     let [cpu_line, gpu_line] = lines;
     let mut router = Router::new(cpu_line, gpu_line);
     let mut waiting: [Vec<u64>; 2] = [Vec::new(), Vec::new()];
     let mut free = [cpu.units, gpu.units];
-    /// When a unit of a line is done, with which images, and since when it was at them.
+    /// Completion time of a unit, its decoder, its images, and its start time.
     type Running = Reverse<(u64, usize, Vec<u64>, u64)>;
     let mut running: BinaryHeap<Running> = BinaryHeap::new();
     let (mut now, mut next, mut in_hand, mut counts) = (0u64, 0, 0, [0; 2]);
@@ -99,8 +103,8 @@ fn a_lone_image_takes_the_quicker_one_once_that_is_known() {
 
 #[test]
 fn what_is_given_up_teaches_nothing() {
-    let mut line = Line::new(2, 1, 3.0);
-    line.put(100);
+    let mut line = DecoderQueue::new(2, 1, 3.0);
+    line.add(100);
     line.done(1, 100, None);
     line.done(0, 0, Some(Duration::from_secs(1)));
     assert_eq!((line.backlog, line.images, line.cost), (0, 0, 3.0));
@@ -108,7 +112,7 @@ fn what_is_given_up_teaches_nothing() {
 
 #[test]
 fn what_only_the_cpu_decodes_keeps_nothing_from_the_gpu() {
-    let mut router = Router::new(Line::new(1, 1, 2.0), Line::new(1, 4, 0.5));
+    let mut router = Router::new(DecoderQueue::new(1, 1, 2.0), DecoderQueue::new(1, 4, 0.5));
     for name in 0..10 {
         router.push(name, 100, true);
     }
@@ -122,7 +126,7 @@ fn what_only_the_cpu_decodes_keeps_nothing_from_the_gpu() {
 
 #[test]
 fn without_a_gpu_all_goes_to_the_cpu() {
-    let mut router = Router::new(Line::new(2, 1, 2.0), Line::new(0, 16, 0.1));
+    let mut router = Router::new(DecoderQueue::new(2, 1, 2.0), DecoderQueue::new(0, 16, 0.1));
     for name in 0..6 {
         router.push(name, 100, false);
     }

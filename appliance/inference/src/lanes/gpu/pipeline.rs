@@ -1,9 +1,9 @@
-//! A lane of a GPU at work: what it takes from the queues, when it closes a batch, whom it answers.
+//! The loop of a lane on a GPU: takes jobs from the queues, closes batches, answers jobs.
 //!
 //! Invariants:
-//! - Each job is in exactly one place: with the device to be decoded, decoded and waiting, in a batch, or answered.
-//! - Real-time jobs go into a batch before batch work, and batch work is taken only while no real-time job waits.
-//! - When the device fails, every job that it had is handed back; none of them was answered.
+//! - Each job is in exactly one place: being decoded, decoded and waiting, in a batch, or answered.
+//! - Real-time jobs are batched before batch work, and batch work is taken only while no real-time job waits.
+//! - When the device fails, all unanswered jobs that it had are returned.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,26 +12,27 @@ use crossbeam_channel::{Receiver, Select, TryRecvError, never};
 
 use super::batch_device::{BatchDevice, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
 use super::batching::{Decision, View};
-use super::job::{Job, LaneError};
-use super::queues::LaneQueues;
-use super::{Classified, LaneObserver, SkipReason, StageTimings};
+use crate::engine::EngineError;
+use crate::lanes::job::{Job, LaneError};
+use crate::lanes::queues::LaneQueues;
+use crate::lanes::{Classified, ClassifyError, LaneObserver, StageTimings};
 
-/// A batch takes milliseconds; one that takes this long will not end.
+/// A batch takes milliseconds; one that takes this long will not complete.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a lane that has nothing to do looks whether its device still works.
+/// Interval at which an idle lane checks its device.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why a lane stopped serving on its device.
 pub(super) enum Ended {
-    /// The queues are closed and everything is answered.
+    /// The queues are closed and all jobs are answered.
     Closed,
-    /// Another device has come, and everything is answered.
+    /// An upgraded device is ready, and all jobs are answered.
     Replaced(Box<dyn BatchDevice>),
-    /// The device is of no use; these jobs were with it.
+    /// The device failed; these jobs are not answered.
     Failed(DeviceError, Vec<Job>),
 }
 
-/// What a lane has in hand on one device.
+/// The jobs in flight on one device.
 pub(super) struct Pipeline<'a> {
     device: &'a mut dyn BatchDevice,
     queues: &'a LaneQueues,
@@ -39,10 +40,10 @@ pub(super) struct Pipeline<'a> {
     lane: usize,
     next_ticket: Ticket,
     decoding: HashMap<Ticket, Job>,
-    urgent: VecDeque<Ready>,
-    patient: VecDeque<Ready>,
+    realtime: VecDeque<Ready>,
+    batch: VecDeque<Ready>,
     batches: VecDeque<Batch>,
-    /// When the batch before the first of those was answered.
+    /// When the batch before the oldest running one was answered.
     answered: Instant,
 }
 
@@ -72,16 +73,16 @@ impl<'a> Pipeline<'a> {
             lane,
             next_ticket: 0,
             decoding: HashMap::new(),
-            urgent: VecDeque::new(),
-            patient: VecDeque::new(),
+            realtime: VecDeque::new(),
+            batch: VecDeque::new(),
             batches: VecDeque::new(),
             answered: Instant::now(),
         }
     }
 
-    /// Serves until the queues are closed, the device fails, or another comes.
-    pub(super) fn serve(&mut self, better: &Receiver<Box<dyn BatchDevice>>) -> Ended {
-        let mut better = better.clone();
+    /// Serves until the queues are closed, the device fails, or an upgrade is ready.
+    pub(super) fn serve(&mut self, upgrade: &Receiver<Box<dyn BatchDevice>>) -> Ended {
+        let mut upgrade = upgrade.clone();
         let mut replacement = None;
         let mut closed = false;
         loop {
@@ -92,11 +93,11 @@ impl<'a> Pipeline<'a> {
                 return Ended::Failed(DeviceError::Hangs, self.hand_back());
             }
             if replacement.is_none() {
-                match better.try_recv() {
+                match upgrade.try_recv() {
                     Ok(device) => replacement = Some(device),
                     Err(TryRecvError::Empty) => {}
-                    // It was not built after all.
-                    Err(TryRecvError::Disconnected) => better = never(),
+                    // It could not be built.
+                    Err(TryRecvError::Disconnected) => upgrade = never(),
                 }
             }
             let taking = replacement.is_none() && !closed;
@@ -107,7 +108,7 @@ impl<'a> Pipeline<'a> {
                 Ok(until) => until,
                 Err(error) => return Ended::Failed(error, self.hand_back()),
             };
-            if self.in_hand() == 0 {
+            if self.in_flight() == 0 {
                 if let Some(device) = replacement {
                     return Ended::Replaced(device);
                 }
@@ -115,15 +116,15 @@ impl<'a> Pipeline<'a> {
                     return Ended::Closed;
                 }
             }
-            let taking = taking && !closed && self.in_hand() < self.device.window();
-            self.wait(taking, &better, until);
+            let taking = taking && !closed && self.in_flight() < self.device.max_in_flight();
+            self.wait(taking, &upgrade, until);
         }
     }
 
-    /// Everything that the device has, to be computed elsewhere.
+    /// All unanswered jobs, to be computed elsewhere.
     pub(super) fn hand_back(&mut self) -> Vec<Job> {
         let batches = self.batches.drain(..).flat_map(|batch| batch.images);
-        let ready = self.urgent.drain(..).chain(self.patient.drain(..));
+        let ready = self.realtime.drain(..).chain(self.batch.drain(..));
         let mut jobs: Vec<Job> = batches.chain(ready).map(|ready| ready.job).collect();
         let mut decoding: Vec<(Ticket, Job)> = self.decoding.drain().collect();
         decoding.sort_by_key(|(ticket, _)| *ticket);
@@ -131,15 +132,15 @@ impl<'a> Pipeline<'a> {
         jobs
     }
 
-    fn in_hand(&self) -> usize {
+    fn in_flight(&self) -> usize {
         let computing: usize = self.batches.iter().map(|batch| batch.images.len()).sum();
-        self.decoding.len() + self.urgent.len() + self.patient.len() + computing
+        self.decoding.len() + self.realtime.len() + self.batch.len() + computing
     }
 
-    /// Takes what there is room for; true when the queues are closed and empty.
+    /// Takes jobs up to the device's limit; true when the queues are closed and empty.
     fn take_jobs(&mut self) -> bool {
-        while self.in_hand() < self.device.window() {
-            match self.queues.try_next(self.has_room_for_patient()) {
+        while self.in_flight() < self.device.max_in_flight() {
+            match self.queues.try_next(self.has_room_for_batch()) {
                 Ok(Some(job)) => self.decode(job),
                 Ok(None) => return false,
                 Err(_) => return true,
@@ -148,20 +149,20 @@ impl<'a> Pipeline<'a> {
         false
     }
 
-    /// Batch work leaves room for a batch of real-time work, which would wait for all that is in hand.
-    fn has_room_for_patient(&self) -> bool {
-        self.in_hand() + self.device.batching().max_batch() < self.device.window()
+    /// Batch work leaves room for one batch of real-time work, which would otherwise wait for all jobs in flight.
+    fn has_room_for_batch(&self) -> bool {
+        self.in_flight() + self.device.batching().max_batch() < self.device.max_in_flight()
     }
 
     fn decode(&mut self, mut job: Job) {
-        job.place.take();
+        job.permit.take();
         let Some(job) = job.still_wanted(self.lane, self.observer) else { return };
-        let Some(mut job) = job.has_room(&self.queues.memory) else { return };
+        let Some(mut job) = job.with_reservation(&self.queues.memory) else { return };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        // The decoder holds the memory that it may take, whatever becomes of the job.
+        // The decoder holds the reservation, also after the job was answered.
         let (image, until) = (job.take_to_decode(), job.deadline.into());
-        // First of all, so that the job is found here whatever happens.
+        // Before the call, so that the job is not lost when the device fails or panics.
         self.decoding.insert(ticket, job);
         self.device.decode(ticket, image, until);
     }
@@ -177,33 +178,33 @@ impl<'a> Pipeline<'a> {
         Ok(())
     }
 
-    fn decoded(&mut self, ticket: Ticket, outcome: Result<Decoded, super::ClassifyError>) {
+    fn decoded(&mut self, ticket: Ticket, outcome: Result<Decoded, ClassifyError>) {
         let Some(job) = self.decoding.remove(&ticket) else { return };
         match outcome {
             Ok(decoded) => {
                 let ready = Ready { ticket, job, decoded, since: Instant::now() };
                 match ready.job.deadline {
-                    Some(_) => self.urgent.push_back(ready),
-                    None => self.patient.push_back(ready),
+                    Some(_) => self.realtime.push_back(ready),
+                    None => self.batch.push_back(ready),
                 }
             }
             Err(error) => {
                 let outcome = Err(job.failed(error));
                 self.observer.computed(self.lane, Duration::ZERO, job.queued.elapsed(), &outcome);
-                // The client may have gone meanwhile; then nobody wants the answer.
+                // The receiver may be gone.
                 let _ = job.reply.send(outcome.map(|classified| (classified, Duration::ZERO)));
             }
         }
     }
 
-    /// Closes what the policy says; until when it is to be asked again.
+    /// Closes batches according to the policy; returns when to decide again.
     fn close_batches(&mut self) -> Result<Option<Instant>, DeviceError> {
         loop {
             let now = Instant::now();
-            let oldest = [&self.urgent, &self.patient].into_iter().filter_map(|of| of.front());
+            let oldest = [&self.realtime, &self.batch].into_iter().filter_map(|of| of.front());
             let oldest = oldest.map(|ready| ready.since).min().unwrap_or(now);
-            let waiting = self.urgent.len() + self.patient.len();
-            let view = View { now, waiting, oldest, on_the_way: self.batches.len() };
+            let waiting = self.realtime.len() + self.batch.len();
+            let view = View { now, waiting, oldest, in_flight: self.batches.len() };
             match self.device.batching().decide(&view) {
                 Decision::Wait(until) => return Ok(until),
                 Decision::Close(images) => self.close(images)?,
@@ -214,7 +215,7 @@ impl<'a> Pipeline<'a> {
     fn close(&mut self, most: usize) -> Result<(), DeviceError> {
         let mut images = Vec::with_capacity(most);
         while images.len() < most {
-            let Some(ready) = self.urgent.pop_front().or_else(|| self.patient.pop_front()) else { break };
+            let Some(ready) = self.realtime.pop_front().or_else(|| self.batch.pop_front()) else { break };
             let Ready { ticket, job, decoded, since } = ready;
             match job.still_wanted(self.lane, self.observer) {
                 Some(job) => images.push(Ready { ticket, job, decoded, since }),
@@ -225,17 +226,17 @@ impl<'a> Pipeline<'a> {
             return Ok(());
         }
         let tickets: Vec<Ticket> = images.iter().map(|image| image.ticket).collect();
-        // Even if the device fails on it: the jobs are then found here.
+        // Before the call, so that the jobs are not lost when the device fails or panics.
         self.batches.push_back(Batch { images, begun: Instant::now() });
         self.device.begin(&tickets)
     }
 
-    /// Answers the jobs of the batch that was begun first.
-    fn answer(&mut self, outcomes: Vec<Result<Computed, crate::engine::EngineError>>) {
+    /// Answers the jobs of the oldest running batch.
+    fn answer(&mut self, outcomes: Vec<Result<Computed, EngineError>>) {
         let Some(batch) = self.batches.pop_front() else { return };
         let Batch { images, begun } = batch;
         self.observer.ran(images.len());
-        // While the batch before was computed the device was not at this one.
+        // Until the batch before was answered, the device did not compute this one.
         let alone = begun.max(std::mem::replace(&mut self.answered, Instant::now()));
         let busy = alone.elapsed() / u32::try_from(images.len()).unwrap_or(1).max(1);
         let mut outcomes = outcomes.into_iter();
@@ -245,7 +246,7 @@ impl<'a> Pipeline<'a> {
                 Some(Err(error)) => Err(LaneError::Classify(error.into())),
                 None => Err(LaneError::Panicked),
             };
-            // The queue, and the wait for a batch; not what it took to decode it.
+            // Time in the queue and until the batch was closed, without the time of decoding.
             let waited = begun.duration_since(job.queued).saturating_sub(decoded.time);
             let waited = waited.max(begun.saturating_duration_since(since));
             self.observer.computed(self.lane, busy, waited, &outcome);
@@ -253,17 +254,17 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    /// Sleeps until there may be something to do.
-    fn wait(&self, taking: bool, better: &Receiver<Box<dyn BatchDevice>>, until: Option<Instant>) {
+    /// Waits until there may be something to do.
+    fn wait(&self, taking: bool, upgrade: &Receiver<Box<dyn BatchDevice>>, until: Option<Instant>) {
         let mut select = Select::new();
         select.recv(self.device.wakes());
         if taking {
-            self.queues.watch(&mut select, self.has_room_for_patient());
-            select.recv(better);
+            self.queues.watch(&mut select, self.has_room_for_batch());
+            select.recv(upgrade);
         }
-        let look = Instant::now() + POLL_INTERVAL;
-        let _ = select.ready_deadline(until.map_or(look, |until| until.min(look)));
-        // A wake is a hint that has done its work; jobs and devices are taken where they are looked for.
+        let next_check = Instant::now() + POLL_INTERVAL;
+        let _ = select.ready_deadline(until.map_or(next_check, |until| until.min(next_check)));
+        // A wake-up is only a hint; jobs and devices are polled in the loop.
         while self.device.wakes().try_recv().is_ok() {}
     }
 }
@@ -279,21 +280,5 @@ fn classified(computed: Computed, decoded: &Decoded) -> Classified {
             preprocess: computed.preprocess,
             infer: computed.infer,
         },
-    }
-}
-
-impl Job {
-    /// The job, unless nobody waits for it any more, who is told so then.
-    pub(super) fn still_wanted(self, lane: usize, observer: &dyn LaneObserver) -> Option<Self> {
-        if self.reply.is_closed() {
-            observer.skipped(lane, SkipReason::Cancelled);
-            return None;
-        }
-        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            observer.skipped(lane, SkipReason::Deadline);
-            let _ = self.reply.send(Err(LaneError::DeadlinePassed));
-            return None;
-        }
-        Some(self)
     }
 }

@@ -1,5 +1,5 @@
-//! The thread of a GPU's lane: serves on its device, and when that fails gives back what it had, has a new one built, and lets
-//! the CPU stand in meanwhile.
+//! The thread of a lane on a GPU: it serves on its device; when that fails it returns the jobs in flight, has the device
+//! rebuilt, and starts fallback lanes on the CPU meanwhile.
 
 #[cfg(test)]
 mod simulated;
@@ -15,54 +15,62 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
 use super::batch_device::{BatchDevice, BatchFactory, Builder, Built, DeviceError};
-use super::crew::Crew;
 use super::pipeline::{Ended, Pipeline};
-use super::queues::LaneQueues;
-use super::stall::Stalls;
-use super::worker::{LaneObserver, Worker};
 use crate::engine::EngineError;
+use crate::lanes::cpu::{Crew, DeviceFactory, Worker};
+use crate::lanes::queues::LaneQueues;
+use crate::lanes::{LaneObserver, LaneSettings, Stalls};
 
 const BACKOFF_INITIAL: Duration = Duration::from_millis(50);
-/// A GPU that is lost may come back; each try takes seconds of the driver's time.
+/// A lost GPU may recover; each attempt takes seconds of the driver's time.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// An attempt to build takes seconds; after this one nobody is to wait for it.
+/// An attempt to build takes seconds; beyond this, waiting jobs are rejected.
 const LONG_ATTEMPT: Duration = Duration::from_secs(30);
-/// The same while the lanes end: what waits then waits within the grace of a shutdown.
+/// The limit while the lanes are closing: waiting jobs are then answered within the grace period of a shutdown.
 const LONG_ATTEMPT_AT_THE_END: Duration = Duration::from_secs(5);
-/// How soon a thread that pauses sees that it is not needed any more.
+/// Interval at which a waiting thread checks whether it is still needed.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-pub(super) struct BatchWorker {
-    pub(super) lane: usize,
-    pub(super) queues: LaneQueues,
-    pub(super) factory: BatchFactory,
-    pub(super) observer: Arc<dyn LaneObserver>,
-    /// Lanes whose device works.
-    pub(super) alive: Arc<AtomicUsize>,
-    /// Lanes on the CPU that stand in.
-    pub(super) fallback_workers: Arc<AtomicUsize>,
-    /// Whether a better device is being built.
-    pub(super) building: Arc<AtomicBool>,
-    /// Whether somebody's stand-ins were started; shared by the lanes.
-    pub(super) fallback_claimed: Arc<AtomicBool>,
-    /// When threads are given up on.
-    pub(super) stalls: Arc<Stalls>,
-    /// Those that may stand in for this one.
-    pub(super) stand_ins: Option<Vec<Worker>>,
+/// Settings of the lanes on the CPU that compute while no GPU works.
+#[derive(Clone)]
+pub struct CpuFallback {
+    /// Settings of these lanes.
+    pub lanes: LaneSettings,
+    /// Builds their devices.
+    pub factory: DeviceFactory,
+}
+
+pub(in crate::lanes) struct BatchWorker {
+    pub(in crate::lanes) lane: usize,
+    pub(in crate::lanes) queues: LaneQueues,
+    pub(in crate::lanes) factory: BatchFactory,
+    pub(in crate::lanes) observer: Arc<dyn LaneObserver>,
+    /// Number of lanes with a working device.
+    pub(in crate::lanes) alive: Arc<AtomicUsize>,
+    /// Number of running fallback lanes.
+    pub(in crate::lanes) fallback_workers: Arc<AtomicUsize>,
+    /// Whether an upgrade is being built.
+    pub(in crate::lanes) building: Arc<AtomicBool>,
+    /// Whether a lane has started its fallback; shared by the lanes.
+    pub(in crate::lanes) fallback_claimed: Arc<AtomicBool>,
+    /// Stall detection for the fallback lanes.
+    pub(in crate::lanes) stalls: Arc<Stalls>,
+    /// The fallback of this lane.
+    pub(in crate::lanes) fallback: Option<Vec<Worker>>,
 }
 
 impl BatchWorker {
     /// Runs until the queues are closed and empty. The outcome of the first build is sent to `ready`.
-    pub(super) fn run(self, built: Option<Built>, ready: &Sender<Result<(), EngineError>>) {
+    pub(in crate::lanes) fn run(self, built: Option<Built>, ready: &Sender<Result<(), EngineError>>) {
         let built = match built {
             Some(built) => Ok(built),
             None => build(&self.factory, self.lane),
         };
         let mut next = match built {
             Ok(built) => Some(built),
-            // What is wrong with the GPU may pass; what is wrong with the model does not.
-            Err(error) if self.stand_ins.is_some() && error.is_of_the_device() => {
-                tracing::error!(lane = self.lane, %error, "the GPU can't be used; the CPU stands in for it");
+            // A fault of the GPU may be temporary, one of the model is not.
+            Err(error) if self.fallback.is_some() && error.is_of_the_device() => {
+                tracing::error!(lane = self.lane, %error, "GPU not usable; falling back to the CPU");
                 None
             }
             Err(error) => {
@@ -74,9 +82,9 @@ impl BatchWorker {
         let mut failed = None;
         loop {
             let built = next.take().or_else(|| self.recover(failed.take()));
-            let Some(Built { device, better }) = built else { return };
+            let Some(Built { device, upgrade }) = built else { return };
             self.alive.fetch_add(1, Ordering::Relaxed);
-            failed = self.serve(device, better);
+            failed = self.serve(device, upgrade);
             if failed.is_none() {
                 return;
             }
@@ -84,18 +92,18 @@ impl BatchWorker {
         }
     }
 
-    /// Serves until there is nothing more to do, or until the device fails, which is returned then.
+    /// Serves until the queues are closed and empty, or until the device fails, which is then returned.
     fn serve(
         &self,
         mut device: Box<dyn BatchDevice>,
-        better: Option<Builder>,
+        upgrade: Option<Builder>,
     ) -> Option<Box<dyn BatchDevice>> {
-        let mut better = better.map_or_else(never, |builder| self.build_better(builder));
+        let mut upgrade = upgrade.map_or_else(never, |builder| self.build_upgrade(builder));
         loop {
             let ended = {
                 let mut pipeline =
                     Pipeline::new(self.lane, device.as_mut(), &self.queues, self.observer.as_ref());
-                let served = catch_unwind(AssertUnwindSafe(|| pipeline.serve(&better)));
+                let served = catch_unwind(AssertUnwindSafe(|| pipeline.serve(&upgrade)));
                 served.unwrap_or_else(|_| Ended::Failed(DeviceError::Panicked, pipeline.hand_back()))
             };
             match ended {
@@ -105,15 +113,15 @@ impl BatchWorker {
                 }
                 Ended::Replaced(new) => {
                     device = new;
-                    better = never();
-                    tracing::info!(lane = self.lane, "the lane has its better engine");
+                    upgrade = never();
+                    tracing::info!(lane = self.lane, "switched to the upgraded engine");
                 }
                 Ended::Failed(error, jobs) => {
-                    // Before anything that may take long: somebody waits for these, and others may be free.
+                    // Before anything that may take long: clients wait for these jobs, and other lanes may be idle.
                     self.alive.fetch_sub(1, Ordering::Relaxed);
-                    let in_hand = jobs.len();
+                    let in_flight = jobs.len();
                     let retried = self.queues.requeue(jobs);
-                    tracing::error!(lane = self.lane, %error, in_hand, retried, "the lane's device failed");
+                    tracing::error!(lane = self.lane, %error, in_flight, retried, "device failed");
                     self.observer.device_failed(self.lane, error.kind(), retried);
                     return Some(device);
                 }
@@ -121,8 +129,8 @@ impl BatchWorker {
         }
     }
 
-    /// Builds a better device on a thread of its own. If it can't be had, the first goes on.
-    fn build_better(&self, builder: Builder) -> Receiver<Box<dyn BatchDevice>> {
+    /// Builds an upgraded device on a thread of its own. If that fails, the first one continues to serve.
+    fn build_upgrade(&self, builder: Builder) -> Receiver<Box<dyn BatchDevice>> {
         let (send, receive) = bounded(1);
         let lane = self.lane;
         // One at a time: it takes minutes, and a second one would write the same files.
@@ -132,39 +140,40 @@ impl BatchWorker {
             match catch_unwind(AssertUnwindSafe(builder)) {
                 Ok(Ok(device)) => drop(send.send(device)),
                 Ok(Err(error)) => {
-                    tracing::error!(lane, %error, "the better engine can't be built; the first serves on");
+                    tracing::error!(lane, %error, "cannot build the upgraded engine; keeping the first");
                 }
-                Err(_) => tracing::error!(lane, "building the better engine panicked; the first serves on"),
+                Err(_) => tracing::error!(lane, "building the upgraded engine panicked; keeping the first"),
             }
         };
         let thread = std::thread::Builder::new().name(format!("weir-engine-{lane}"));
         if let Err(error) = thread.spawn(build) {
-            tracing::error!(lane, %error, "the better engine can't be built; the first serves on");
+            tracing::error!(lane, %error, "cannot build the upgraded engine; keeping the first");
         }
         receive
     }
 
-    /// A new device in the place of one that failed. None when the queues were closed meanwhile.
+    /// Replaces a failed device. `None` when the queues were closed meanwhile.
     fn recover(&self, failed: Option<Box<dyn BatchDevice>>) -> Option<Built> {
         let end = Arc::new(AtomicBool::new(false));
         let (attempts, builder) = self.rebuild(failed, Arc::clone(&end))?;
-        let mut standing = None;
+        let mut running = None;
         let mut attempt_began = Instant::now();
         let built = loop {
-            if standing.as_ref().is_some_and(StandingIn::has_ended) || self.alive.load(Ordering::Relaxed) > 0
+            if running.as_ref().is_some_and(RunningFallback::has_ended)
+                || self.alive.load(Ordering::Relaxed) > 0
             {
-                // They could not be built, or a GPU works again.
-                standing = None;
+                // The fallback could not be built, or a GPU works again.
+                running = None;
             }
-            if standing.is_none() && !self.others_work() {
-                standing = self.stand_in();
+            if running.is_none() && !self.others_work() {
+                running = self.start_fallback();
             }
             match attempts.recv_timeout(POLL_INTERVAL) {
                 Ok(Ok(built)) => break Some(built),
                 Ok(Err(error)) => {
-                    tracing::error!(lane = self.lane, %error, "lane can't be restarted; trying again");
+                    tracing::error!(lane = self.lane, %error, "cannot rebuild the device; retrying");
                     attempt_began = Instant::now();
-                    if self.is_in_vain(standing.as_ref()) && self.queues.refuse_waiting().is_err() {
+                    if self.nothing_computes(running.as_ref()) && self.queues.refuse_waiting().is_err() {
                         break None;
                     }
                 }
@@ -172,10 +181,13 @@ impl BatchWorker {
                     // An attempt may hang in the driver.
                     let bound = if self.queues.is_closing() { LONG_ATTEMPT_AT_THE_END } else { LONG_ATTEMPT };
                     let long = attempt_began.elapsed() > bound;
-                    if long && self.is_in_vain(standing.as_ref()) && self.queues.refuse_waiting().is_err() {
+                    if long
+                        && self.nothing_computes(running.as_ref())
+                        && self.queues.refuse_waiting().is_err()
+                    {
                         break None;
                     }
-                    if self.queues.is_closed() && standing.as_ref().is_none_or(StandingIn::has_ended) {
+                    if self.queues.is_closed() && running.as_ref().is_none_or(RunningFallback::has_ended) {
                         break None;
                     }
                 }
@@ -184,17 +196,17 @@ impl BatchWorker {
         };
         end.store(true, Ordering::Release);
         if built.is_some() {
-            tracing::warn!(lane = self.lane, "the lane has a device again");
+            tracing::warn!(lane = self.lane, "device rebuilt");
         }
-        drop(standing);
-        // It ends after the attempt that it is at; a driver that hangs must not keep the lane.
+        drop(running);
+        // It ends after its current attempt; a driver that hangs must not block the lane.
         drop(builder);
         built
     }
 
-    /// Whether jobs wait for nobody: they would for ever.
-    fn is_in_vain(&self, standing: Option<&StandingIn>) -> bool {
-        let nobody = self.stand_ins.is_none() || standing.is_some_and(StandingIn::has_ended);
+    /// Whether no lane, not even a fallback one, will take the queued jobs.
+    fn nothing_computes(&self, running: Option<&RunningFallback>) -> bool {
+        let nobody = self.fallback.is_none() || running.is_some_and(RunningFallback::has_ended);
         nobody && !self.others_work()
     }
 
@@ -202,7 +214,8 @@ impl BatchWorker {
         self.alive.load(Ordering::Relaxed) + self.fallback_workers.load(Ordering::Relaxed) > 0
     }
 
-    /// Builds on a thread of its own, with pauses that grow, until it works or `end` says so; lets go of the failed device first.
+    /// Builds on a thread of its own, with exponential backoff, until it succeeds or `end` is set; drops the failed device
+    /// first.
     #[allow(clippy::type_complexity, reason = "a channel and a thread")]
     fn rebuild(
         &self,
@@ -233,45 +246,45 @@ impl BatchWorker {
         match thread.spawn(build) {
             Ok(thread) => Some((receive, thread)),
             Err(error) => {
-                tracing::error!(lane, %error, "the lane ends: no thread can be started to build its device");
+                tracing::error!(lane, %error, "cannot start a thread to build the device; the lane ends");
                 None
             }
         }
     }
 
-    /// Starts the lanes on the CPU, where they may stand in.
-    fn stand_in(&self) -> Option<StandingIn> {
-        let workers = self.stand_ins.as_ref()?;
-        // One lane's stand-ins take the work of all.
+    /// Starts the fallback lanes on the CPU, where they are configured.
+    fn start_fallback(&self) -> Option<RunningFallback> {
+        let workers = self.fallback.as_ref()?;
+        // The fallback of one lane takes the work of all.
         let mine = Token::take(&self.fallback_claimed)?;
-        let (until, ended) = bounded(0);
+        let (cancel_tx, cancel) = bounded(0);
         let (ready, began) = bounded(workers.len());
-        let queues = || LaneQueues { until: ended.clone(), ..self.queues.clone() };
+        let queues = || LaneQueues { cancel: cancel.clone(), ..self.queues.clone() };
         let lanes = workers.iter().map(|worker| (worker.on_other_queues(queues()), None)).collect();
         let crew = Crew::start(lanes, &self.stalls, "weir-cpu", &ready).and_then(Crew::watched);
         drop(ready);
         let watch = match crew {
             Ok(watch) => watch,
             Err(error) => {
-                tracing::error!(%error, "lanes on the CPU can't be started");
+                tracing::error!(%error, "cannot start fallback lanes on the CPU");
                 return None;
             }
         };
         let count = began.iter().take(workers.len()).filter(Result::is_ok).count();
-        tracing::warn!(lane = self.lane, count, "the CPU stands in for the GPU");
-        Some(StandingIn { until: Some(until), watch: Some(watch), _mine: mine })
+        tracing::warn!(lane = self.lane, count, "fallback lanes on the CPU started");
+        Some(RunningFallback { cancel_tx: Some(cancel_tx), watch: Some(watch), _mine: mine })
     }
 }
 
-/// Lanes on the CPU; dropped, they finish what they are at and end.
-struct StandingIn {
-    until: Option<Sender<()>>,
-    /// Ends when they have.
+/// Fallback lanes on the CPU; when dropped, they finish their current images and end.
+struct RunningFallback {
+    cancel_tx: Option<Sender<()>>,
+    /// The watcher; it ends after the lanes.
     watch: Option<JoinHandle<()>>,
     _mine: Token,
 }
 
-/// The right to something that only one does at a time, until it is dropped.
+/// Exclusive right to an operation, until it is dropped.
 struct Token(Arc<AtomicBool>);
 
 impl Token {
@@ -286,15 +299,15 @@ impl Drop for Token {
     }
 }
 
-impl StandingIn {
+impl RunningFallback {
     fn has_ended(&self) -> bool {
         self.watch.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
-impl Drop for StandingIn {
+impl Drop for RunningFallback {
     fn drop(&mut self) {
-        self.until.take();
+        self.cancel_tx.take();
         if let Some(watch) = self.watch.take() {
             let _ = watch.join();
         }

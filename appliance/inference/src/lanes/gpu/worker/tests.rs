@@ -1,4 +1,4 @@
-//! Lanes of GPUs keep the lanes' promises, on a simulated device: batches overlap, nothing is lost when one fails.
+//! The invariants of lanes on GPUs, on a simulated device: batches overlap, no job is lost when a device fails.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,17 +6,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot::Receiver as Answer;
 
-use super::super::tests::Counts;
-use super::super::{
-    Classified, ClassifyError, CpuFallback, LaneDevice, LaneError, LaneReply, LaneSettings, Lanes,
-    SkipReason, StageTimings,
-};
 use super::simulated::{Fault, Simulated, World, image};
 use super::*;
+use crate::lanes::cpu::LaneDevice;
+use crate::lanes::tests::{Counts, until};
+use crate::lanes::{Classified, ClassifyError, LaneError, LaneReply, Lanes, SkipReason, StageTimings};
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// Generation of what a lane on the CPU answers.
+/// Generation in the answers of a lane on the CPU.
 const CPU: f32 = -1.0;
 
 struct OnCpu;
@@ -35,18 +33,18 @@ fn factory(world: &Arc<World>) -> BatchFactory {
         if world.refuse_to_build.load(Ordering::SeqCst) {
             return Err(EngineError::BuildPanicked { lane });
         }
-        Ok(Built { device: Box::new(Simulated::new(&world, 4, 12, 3)), better: None })
+        Ok(Built { device: Box::new(Simulated::new(&world, 4, 12, 3)), upgrade: None })
     })
 }
 
-fn start(world: &Arc<World>, lanes: usize, stand_in: bool) -> (Lanes, Arc<Counts>) {
+fn start(world: &Arc<World>, lanes: usize, fallback: bool) -> (Lanes, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let stand_in = stand_in.then(|| CpuFallback {
+    let fallback = fallback.then(|| CpuFallback {
         lanes: LaneSettings::new(2, 1000),
         factory: Arc::new(|_| Ok(Box::new(OnCpu))),
     });
     let settings = LaneSettings::new(lanes, 1000);
-    let lanes = Lanes::start_batches(&settings, Vec::new(), &factory(world), stand_in, counts.clone());
+    let lanes = Lanes::start_batches(&settings, Vec::new(), &factory(world), fallback, counts.clone());
     (lanes.unwrap(), counts)
 }
 
@@ -55,7 +53,7 @@ fn submit(lanes: &Lanes, names: impl IntoIterator<Item = u8>) -> Vec<(u8, Answer
     names.into_iter().map(submit).collect()
 }
 
-/// Each got its own answer; the generations of the devices that gave them.
+/// Asserts that each image got its own answer; returns the generations of the devices that gave them.
 fn check(answers: Vec<(u8, Answer<LaneReply>)>) -> Vec<f32> {
     let check = |(name, answer): (u8, Answer<LaneReply>)| {
         let (classified, _) = answer.blocking_recv().unwrap().unwrap();
@@ -66,18 +64,12 @@ fn check(answers: Vec<(u8, Answer<LaneReply>)>) -> Vec<f32> {
     answers.into_iter().map(check).collect()
 }
 
-fn until(what: impl Fn() -> bool) {
-    let end = Instant::now() + LONG;
-    while !what() {
-        assert!(Instant::now() < end, "it does not come about");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 #[test]
 fn images_are_decoded_while_a_batch_is_computed_and_no_more_than_two_are_under_way() {
     let world = Arc::new(World::default());
-    world.batch_ms.store(10, Ordering::SeqCst);
+    // Batches stay open long enough to be filled, also where the decoders' threads are woken late.
+    world.batch_ms.store(30, Ordering::SeqCst);
+    world.max_delay_ms.store(100, Ordering::SeqCst);
     let (lanes, counts) = start(&world, 1, false);
     check(submit(&lanes, 0..200));
     let batches = world.batches.lock().clone();
@@ -103,15 +95,15 @@ fn an_image_that_does_not_decode_fails_alone() {
 #[test]
 fn what_nobody_waits_for_is_not_computed() {
     let world = Arc::new(World::default());
-    // Far longer than what is done here while the batches are under way.
+    // Far longer than the steps below take.
     world.batch_ms.store(1500, Ordering::SeqCst);
     let (lanes, counts) = start(&world, 1, false);
     let first = submit(&lanes, 0..8);
-    until(|| world.under_way.load(Ordering::SeqCst) == 2);
-    // These are decoded while two batches are under way, and then their clients have gone or are out of time.
+    until("two batches are under way", || world.under_way.load(Ordering::SeqCst) == 2);
+    // These are decoded while two batches are under way; then one client disconnects and one deadline passes.
     let gone = lanes.submit(image(0, 100), Instant::now() + LONG).unwrap();
     let late = lanes.submit(image(0, 101), Instant::now() + Duration::from_millis(5)).unwrap();
-    until(|| lanes.depth() == 0);
+    until("the queue is empty", || lanes.depth() == 0);
     drop(gone);
     assert!(matches!(late.blocking_recv().unwrap(), Err(LaneError::DeadlinePassed)));
     check(first);
@@ -137,7 +129,7 @@ fn real_time_work_goes_before_batch_work_and_finds_room() {
             runtime.spawn(async move { lanes.submit_batch(image(0, name), 0).await.unwrap().await.unwrap() })
         })
         .collect();
-    until(|| world.under_way.load(Ordering::SeqCst) == 2);
+    until("two batches are under way", || world.under_way.load(Ordering::SeqCst) == 2);
     let before = world.batches.lock().len();
     check(submit(&lanes, [200, 201]));
     let at = world.batches.lock().iter().position(|batch| batch.contains(&200)).unwrap();
@@ -155,11 +147,15 @@ fn what_a_failed_device_had_is_computed_by_the_others() {
         world.fail_at.lock().extend([(7, fault), (40, fault)]);
         let (lanes, counts) = start(&world, 2, false);
         check(submit(&lanes, 0..250));
+        // Jobs are returned before the failure is counted.
+        until("both failures are counted", || counts.failures.lock().len() == 2);
         let failures = counts.failures.lock().clone();
-        assert_eq!(failures.len(), 2, "{fault:?}");
         let kind = if fault == Fault::Panic { "panicked" } else { "lost" };
-        assert!(failures.iter().all(|&(found, retried)| found == kind && retried > 0), "{failures:?}");
-        until(|| lanes.alive() == 2);
+        assert!(
+            failures.iter().all(|&(found, retried)| found == kind && retried > 0),
+            "{fault:?}: {failures:?}"
+        );
+        until("both devices work again", || lanes.alive() == 2);
         assert_eq!(counts.restarted.load(Ordering::SeqCst), 2);
         lanes.stop();
     }
@@ -172,7 +168,7 @@ fn the_only_lane_tries_again_on_its_new_device_and_no_more_than_once() {
     let (lanes, counts) = start(&world, 1, false);
     let answer = lanes.submit(image(0, 7), Instant::now() + LONG).unwrap();
     assert!(matches!(answer.blocking_recv().unwrap(), Err(LaneError::DeviceFailed)));
-    until(|| counts.failures.lock().len() == 2);
+    until("both failures are counted", || counts.failures.lock().len() == 2);
     assert_eq!(*counts.failures.lock(), [("lost", 1), ("lost", 0)]);
     assert_eq!(check(submit(&lanes, [8])), [2.0]);
 }
@@ -187,7 +183,7 @@ fn without_a_device_jobs_are_refused_and_then_served_again() {
     assert!(matches!(answer.blocking_recv().unwrap(), Err(LaneError::NoDevice)));
     assert!(!lanes.works());
     world.refuse_to_build.store(false, Ordering::SeqCst);
-    until(|| lanes.works());
+    until("something computes", || lanes.works());
     check(submit(&lanes, 0..20));
 }
 
@@ -202,12 +198,12 @@ fn the_cpu_stands_in_until_the_device_is_back() {
     let more = submit(&lanes, 8..100);
     let by: Vec<f32> = check(answers).into_iter().chain(check(more)).collect();
     assert!(by.contains(&CPU) && by.contains(&0.0), "{by:?}");
-    until(|| lanes.fallback_workers() == 2);
+    until("the CPU computes", || lanes.fallback_workers() == 2);
     assert!(lanes.works() && lanes.alive() == 0);
     assert_eq!(check(submit(&lanes, 0..9)), [CPU; 9]);
     world.refuse_to_build.store(false, Ordering::SeqCst);
-    until(|| lanes.alive() == 1);
-    until(|| lanes.fallback_workers() == 0);
+    until("the device works again", || lanes.alive() == 1);
+    until("the CPU no longer computes", || lanes.fallback_workers() == 0);
     assert_eq!(check(submit(&lanes, 0..9)), [1.0; 9]);
     lanes.stop();
 }
@@ -219,7 +215,7 @@ fn with_a_device_that_can_not_be_built_the_cpu_serves_from_the_start() {
     let (lanes, _) = start(&world, 1, true);
     assert_eq!(check(submit(&lanes, 0..9)), [CPU; 9]);
     world.refuse_to_build.store(false, Ordering::SeqCst);
-    until(|| lanes.alive() == 1 && lanes.fallback_workers() == 0);
+    until("the device serves alone", || lanes.alive() == 1 && lanes.fallback_workers() == 0);
     assert_eq!(check(submit(&lanes, 0..9)), [0.0; 9]);
 }
 
@@ -252,16 +248,16 @@ fn a_better_device_takes_over_between_batches() {
     let counts = Arc::new(Counts::default());
     let (build, wanted) = crossbeam_channel::bounded::<()>(0);
     let better_world = Arc::clone(&world);
-    let better: Builder = Box::new(move || {
+    let upgrade: Builder = Box::new(move || {
         wanted.recv().unwrap();
         Ok(Box::new(Simulated::new(&better_world, 8, 24, 2)))
     });
-    let built = Built { device: Box::new(Simulated::new(&world, 4, 12, 3)), better: Some(better) };
+    let built = Built { device: Box::new(Simulated::new(&world, 4, 12, 3)), upgrade: Some(upgrade) };
     let settings = LaneSettings::new(1, 1000);
     let lanes = Lanes::start_batches(&settings, vec![built], &factory(&world), None, counts.clone()).unwrap();
     assert_eq!(check(submit(&lanes, 0..20)), [0.0; 20]);
     let answers = submit(&lanes, 0..200);
-    until(|| world.batches.lock().len() > 10);
+    until("ten batches are computed", || world.batches.lock().len() > 10);
     build.send(()).unwrap();
     let by = check(answers);
     assert_eq!((by[0], by[199]), (0.0, 1.0));
@@ -274,8 +270,8 @@ fn a_better_device_takes_over_between_batches() {
 #[test]
 fn a_better_device_that_can_not_be_built_changes_nothing() {
     let world = Arc::new(World::default());
-    let better: Builder = Box::new(|| Err(EngineError::BuildPanicked { lane: 0 }));
-    let built = Built { device: Box::new(Simulated::new(&world, 4, 12, 3)), better: Some(better) };
+    let upgrade: Builder = Box::new(|| Err(EngineError::BuildPanicked { lane: 0 }));
+    let built = Built { device: Box::new(Simulated::new(&world, 4, 12, 3)), upgrade: Some(upgrade) };
     let settings = LaneSettings::new(1, 1000);
     let counts = Arc::new(Counts::default());
     let lanes = Lanes::start_batches(&settings, vec![built], &factory(&world), None, counts).unwrap();
