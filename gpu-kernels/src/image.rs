@@ -1,4 +1,4 @@
-//! What the decode and preprocess stages hand to each other: pixels, their format and their orientation.
+//! The data passed between the decode and preprocess stages: pixels, their format and their orientation.
 
 use std::fmt;
 
@@ -21,10 +21,10 @@ pub enum ImageFormat {
 }
 
 impl ImageFormat {
-    /// Every format, in the order in which they are documented.
+    /// Every format, in the order of the documentation.
     pub const ALL: [Self; 6] = [Self::Jpeg, Self::Png, Self::WebP, Self::Bmp, Self::Gif, Self::Tiff];
 
-    /// The lower-case name, fit for a metric label.
+    /// The lower-case name, as in metric labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "jpeg",
@@ -36,7 +36,7 @@ impl ImageFormat {
         }
     }
 
-    /// The name as people write it, for messages.
+    /// The name for messages.
     pub fn title(self) -> &'static str {
         match self {
             Self::Jpeg => "JPEG",
@@ -55,25 +55,25 @@ impl fmt::Display for ImageFormat {
     }
 }
 
-/// What has to be done to the stored pixels for the picture to stand upright (EXIF tag 0x0112).
+/// The transformation that turns the stored pixels upright (EXIF tag 0x0112).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Orientation {
-    /// EXIF 1: nothing.
+    /// EXIF 1: none.
     #[default]
     Upright,
     /// EXIF 2: mirror left to right.
     FlipHorizontal,
-    /// EXIF 3: turn by 180 degrees.
+    /// EXIF 3: rotate by 180 degrees.
     Rotate180,
     /// EXIF 4: mirror top to bottom.
     FlipVertical,
     /// EXIF 5: mirror along the diagonal from top left to bottom right.
     Transpose,
-    /// EXIF 6: turn by 90 degrees clockwise.
+    /// EXIF 6: rotate by 90 degrees clockwise.
     Rotate90,
     /// EXIF 7: mirror along the diagonal from top right to bottom left.
     Transverse,
-    /// EXIF 8: turn by 270 degrees clockwise.
+    /// EXIF 8: rotate by 270 degrees clockwise.
     Rotate270,
 }
 
@@ -109,7 +109,7 @@ impl Orientation {
         }
     }
 
-    /// Whether the upright picture is as wide as the stored one is high.
+    /// Whether width and height of the upright picture are those of the stored one swapped.
     pub fn swaps_sides(self) -> bool {
         matches!(self, Self::Transpose | Self::Rotate90 | Self::Transverse | Self::Rotate270)
     }
@@ -125,10 +125,10 @@ impl Orientation {
     }
 }
 
-/// A decoded image. It borrows the decoder's buffer, so it lives until the decoder's next image.
+/// A decoded image. It borrows the decoder's buffer until the next decode.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {
-    /// What the bytes were.
+    /// Format of the encoded bytes.
     pub format: ImageFormat,
     /// Width of `pixels`, before the orientation is applied.
     pub width: u32,
@@ -136,7 +136,7 @@ pub struct Image<'a> {
     pub height: u32,
     /// 8-bit RGB, interleaved, rows from the top without padding: `3 * width * height` bytes.
     pub pixels: &'a [u8],
-    /// How to turn `pixels` upright. They are stored as the file stores them.
+    /// The transformation that turns `pixels` upright. They are in the order of the file.
     pub orientation: Orientation,
     /// Width in the file. Larger than `width` where a JPEG was decoded at a smaller scale.
     pub original_width: u32,

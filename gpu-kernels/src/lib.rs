@@ -2,26 +2,23 @@
 //!
 //! An image passes through two stages, each owned by one thread (a lane) that reuses its buffers:
 //!
-//! 1. [`Decoder`] turns the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF into an [`Image`]: interleaved
-//!    RGB with the EXIF orientation beside it. [`inspect`] reads the headers alone.
-//! 2. [`CpuPreprocessor`] resizes, crops, turns upright and normalises it, as [`preprocess`] defines.
+//! 1. [`Decoder`] decodes a JPEG, PNG, WebP, BMP, GIF or TIFF to an [`Image`]: interleaved RGB with its EXIF orientation.
+//!    [`inspect`] only reads the headers.
+//! 2. [`CpuPreprocessor`] resizes, crops, rotates and normalises it, as defined in [`preprocess`].
 //!
 //! # Map
 //!
-//! | module | what it holds |
+//! | module | content |
 //! |---|---|
-//! | [`image`](mod@crate::image) | [`Image`], [`ImageFormat`], [`Orientation`]: what passes between the stages |
+//! | [`image`](mod@crate::image) | [`Image`], [`ImageFormat`], [`Orientation`]: the data passed between the stages |
 //! | [`decode`] | sniffing, limits, JPEG through libjpeg-turbo, straight to a small scale or on the GPU by nvJPEG, the rest through the `image` crate |
-//! | [`preprocess`] | the one definition of what is computed ([`ResizeCrop`]), the CPU that computes it, the compiled kernel |
-//! | [`cuda`] | what there is of NVIDIA on this machine: driver, GPUs, libraries |
+//! | [`preprocess`] | the definition of the preprocessing ([`ResizeCrop`]), its implementations on the CPU and on GPUs |
+//! | [`cuda`] | NVIDIA: driver, GPUs, libraries; a GPU in use, its streams and memory |
 //!
-//! Beside `src`, `kernels/` holds the CUDA sources, what they compile to, and `host.c`, with which tests run them here.
+//! Beside `src`, `kernels/` holds the CUDA sources, the compiled kernel, and `host.c`, with which tests run its arithmetic on
+//! the host.
 //!
-//! # Where the GPU half goes
-//!
-//! `preprocess/cuda.rs` will launch [`preprocess::kernel`], once a batch. It computes the same [`ResizeCrop`] as the CPU, so
-//! the two differ in arithmetic only. [`cuda`] gets streams and pinned buffers; it and [`decode::nvjpeg`] are the only places
-//! where `unsafe` is allowed.
+//! `unsafe` is only allowed in [`cuda`], [`preprocess::cuda`], [`decode::nvjpeg`] and the module that calls libjpeg-turbo.
 
 pub mod cuda;
 pub mod decode;

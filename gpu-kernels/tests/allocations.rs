@@ -1,4 +1,4 @@
-//! The second image of a size takes no memory for pixels: the buffers of the first are used again.
+//! Decoding a second image of the same size allocates no memory for pixels: the buffers of the first are reused.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
 
 use gpu_kernels::{CpuPreprocessor, DecodeLimits, Decoder, PreprocessSpec};
@@ -11,7 +11,7 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 /// takes 390 KB or more, a window 150 KB.
 const SMALL: u64 = 96 << 10;
 
-// One test: the counter is of the whole process.
+// A single test: the counter is per process.
 #[test]
 fn a_second_image_takes_no_memory_for_pixels() {
     let (width, height) = (1280, 960);

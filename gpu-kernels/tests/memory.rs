@@ -1,6 +1,6 @@
-//! The memory that a decode takes at its peak: what the header says it may, and never more than 60 MiB, the encoded bytes
-//! and 12 bytes a declared pixel. Counted as allocations of Rust code, and as the resident size of a process that does
-//! nothing else, in which libjpeg-turbo's allocations count too.
+//! The peak memory of a decode: within the bound from the header, and never more than 60 MiB plus the encoded bytes plus 12
+//! bytes per declared pixel. Measured as allocations of Rust code, and as the resident size of a process that does nothing
+//! else, which includes libjpeg-turbo's allocations.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -58,7 +58,7 @@ fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A file of every kind that takes much memory for its size, and those that are made to. The worst of each format lead
+/// Files of every kind that take much memory for their size, and files crafted for that. The worst of each format are in
 /// docs/performance.md's table.
 fn files() -> Vec<(&'static str, Vec<u8>)> {
     let rgba = ImageBuffer::from_fn(WIDTH, HEIGHT, |x, y| {
@@ -88,7 +88,7 @@ fn limits() -> DecodeLimits {
     DecodeLimits { max_bytes: 128 << 20, ..DecodeLimits::default() }
 }
 
-/// Decodes at full size and scaled; whether it is refused does not matter.
+/// Decodes at full size and scaled, whether or not it is rejected.
 fn decode(bytes: &[u8]) {
     let mut decoder = Decoder::new(limits()).unwrap();
     for side in [u32::MAX, 256] {
@@ -126,7 +126,7 @@ fn no_decode_takes_more_memory_than_its_header_allows() {
         assert!(allocated <= told, "{name}: allocated {allocated}, told {told}");
 
         let resident = peak_of_a_process(&folder.path().join("image"), &bytes).saturating_sub(idle);
-        // The process holds the file, too.
+        // The process holds the file as well.
         let most = told + bytes.len() as u64 + (4 << 20);
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         println!(
@@ -141,7 +141,7 @@ fn no_decode_takes_more_memory_than_its_header_allows() {
     }
 }
 
-/// Peak resident bytes of this test as a process of its own, which decodes one file.
+/// Peak resident bytes of a child process that decodes one file.
 fn peak_of_a_process(path: &Path, bytes: &[u8]) -> u64 {
     std::fs::write(path, bytes).unwrap();
     let output = Command::new(std::env::current_exe().unwrap())

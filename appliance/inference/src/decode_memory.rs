@@ -1,9 +1,9 @@
-//! Memory for decoding: a budget that all lanes of all models share (`image.decode_memory`). An image reserves what its
-//! header says that decoding may take, before it enters a lane's queue, and holds it until it is decoded.
+//! Memory for decoding: a budget that all lanes of all models share (`image.decode_memory`). An image reserves the upper bound
+//! that follows from its header before it enters a lane's queue, and holds the reservation until it is decoded.
 //!
-//! Images that need at most a quarter of the budget are small. A quarter is kept for them, so that they are decoded while
-//! large ones wait; what they take beyond it they take in turn with large ones, first come, first served: neither kind starves
-//! the other.
+//! Images that need at most a quarter of the budget are small. A quarter is reserved for them, so that they are decoded while
+//! large ones wait. Beyond that, small and large images are served first come, first served, so neither kind starves the
+//! other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,36 +11,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use gpu_kernels::ImageHeader;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Memory is counted in pieces of so many bytes: a semaphore gives out less than 2^32 permits at once.
+/// Unit of accounting in bytes: a semaphore hands out less than 2^32 permits at once.
 const PERMIT_BYTES: u64 = 1 << 10;
-/// The part of the budget that is kept for small images, and the most that a small image needs.
+/// The fraction of the budget that is reserved for small images, and the most that a small image needs.
 const SMALL_PART: usize = 4;
 
-/// Decoding the image takes more than the whole budget.
+/// Decoding the image exceeds the whole budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "decoding this image may take {needs} bytes of memory; at most {limit} may be used (image.decode_memory)"
 )]
 pub struct TooCostly {
-    /// Bytes that decoding may take.
+    /// Upper bound for decoding the image, in bytes.
     pub needs: u64,
-    /// The budget.
+    /// The budget in bytes.
     pub limit: u64,
 }
 
-/// The budget.
+/// The budget for decoding.
 #[derive(Debug)]
 pub struct DecodeMemory {
     limit: u64,
-    /// For small images alone.
+    /// Permits for small images only.
     small: Arc<Semaphore>,
-    /// For all.
+    /// Permits for all images.
     common: Arc<Semaphore>,
-    pieces: (usize, usize),
+    permits: (usize, usize),
     waiting: Waiting,
 }
 
-/// Images that wait for room.
+/// Images that wait for memory.
 #[derive(Debug, Default)]
 struct Waiting {
     small: AtomicUsize,
@@ -48,13 +48,13 @@ struct Waiting {
     urgent: AtomicUsize,
 }
 
-/// Room for decoding one image; released when it is dropped.
+/// Reserved memory for decoding one image; released when it is dropped.
 #[derive(Debug, Default)]
-pub struct Room {
+pub struct Reservation {
     _permits: [Option<OwnedSemaphorePermit>; 2],
 }
 
-/// Counts for as long as it lives.
+/// Increments a counter for its lifetime.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
@@ -71,21 +71,21 @@ impl Drop for Counted<'_> {
 }
 
 impl DecodeMemory {
-    /// A budget of so many bytes.
+    /// A budget of `limit` bytes.
     pub fn new(limit: u64) -> Arc<Self> {
-        let pieces = pieces(limit) as usize;
-        let small = pieces / SMALL_PART;
-        let common = pieces - small;
+        let permits = permits(limit) as usize;
+        let small = permits / SMALL_PART;
+        let common = permits - small;
         Arc::new(Self {
             limit,
             small: Arc::new(Semaphore::new(small)),
             common: Arc::new(Semaphore::new(common)),
-            pieces: (small, common),
+            permits: (small, common),
             waiting: Waiting::default(),
         })
     }
 
-    /// More than any image needs: for lanes that are given known images only.
+    /// A budget that no image exceeds: for lanes that only compute known images.
     pub fn unlimited() -> Arc<Self> {
         Self::new(u64::MAX)
     }
@@ -95,36 +95,36 @@ impl DecodeMemory {
         self.limit
     }
 
-    /// Bytes that are reserved.
+    /// Reserved bytes.
     pub fn used(&self) -> u64 {
         let free = self.small.available_permits() + self.common.available_permits();
-        (self.pieces.0 + self.pieces.1).saturating_sub(free) as u64 * PERMIT_BYTES
+        (self.permits.0 + self.permits.1).saturating_sub(free) as u64 * PERMIT_BYTES
     }
 
-    /// Images that wait for room.
+    /// Images that wait for memory.
     pub fn waiting(&self) -> usize {
         self.waiting.small.load(Ordering::Relaxed) + self.waiting.large.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody waits in real time: then batch work that has room is to be done with soon.
+    /// Whether a real-time image waits: batch work that holds a reservation should then be finished first.
     pub fn is_wanted(&self) -> bool {
         self.waiting.urgent.load(Ordering::Relaxed) > 0
     }
 
-    /// Images that wait of the kind of one that needs so many bytes: small or large.
+    /// Images that wait in the same size class (small or large) as one that needs this many bytes.
     pub fn waiting_like(&self, needs: u64) -> usize {
         self.queue(needs).load(Ordering::Relaxed)
     }
 
     fn queue(&self, needs: u64) -> &AtomicUsize {
-        if self.is_small(pieces(needs)) { &self.waiting.small } else { &self.waiting.large }
+        if self.is_small(permits(needs)) { &self.waiting.small } else { &self.waiting.large }
     }
 
-    fn is_small(&self, pieces: u32) -> bool {
-        pieces as usize <= self.pieces.0
+    fn is_small(&self, permits: u32) -> bool {
+        permits as usize <= self.permits.0
     }
 
-    /// Refuses what can never fit.
+    /// Rejects an image that exceeds the budget.
     ///
     /// # Errors
     /// [`TooCostly`].
@@ -132,63 +132,63 @@ impl DecodeMemory {
         if needs > self.limit { Err(TooCostly { needs, limit: self.limit }) } else { Ok(()) }
     }
 
-    /// Room now, or none.
-    pub fn try_reserve(&self, needs: u64) -> Option<Room> {
-        let pieces = pieces(needs);
-        let take = |of: &Arc<Semaphore>, pieces| Arc::clone(of).try_acquire_many_owned(pieces).ok();
-        if self.is_small(pieces) {
-            let room = take(&self.small, pieces).or_else(|| take(&self.common, pieces))?;
-            return Some(Room { _permits: [Some(room), None] });
+    /// Reserves without waiting.
+    pub fn try_reserve(&self, needs: u64) -> Option<Reservation> {
+        let permits = permits(needs);
+        let take = |of: &Arc<Semaphore>, permits| Arc::clone(of).try_acquire_many_owned(permits).ok();
+        if self.is_small(permits) {
+            let room = take(&self.small, permits).or_else(|| take(&self.common, permits))?;
+            return Some(Reservation { _permits: [Some(room), None] });
         }
-        let (common, rest) = self.parts(pieces);
+        let (common, rest) = self.parts(permits);
         let common = take(&self.common, common)?;
-        Some(Room { _permits: [Some(common), Some(take(&self.small, rest)?)] })
+        Some(Reservation { _permits: [Some(common), Some(take(&self.small, rest)?)] })
     }
 
-    /// Room as soon as there is some; `urgent` says whether somebody waits for the answer. Dropping the future gives up.
+    /// Reserves, waiting for memory; `urgent` if a client waits for the answer. Dropping the future cancels the wait.
     ///
     /// # Errors
-    /// [`TooCostly`] when there never will be.
-    pub async fn reserve(&self, needs: u64, urgent: bool) -> Result<Room, TooCostly> {
+    /// [`TooCostly`] if the image exceeds the budget.
+    pub async fn reserve(&self, needs: u64, urgent: bool) -> Result<Reservation, TooCostly> {
         self.check(needs)?;
         if let Some(room) = self.try_reserve(needs) {
             return Ok(room);
         }
         let _waiting = Counted::new(self.queue(needs));
         let _urgent = urgent.then(|| Counted::new(&self.waiting.urgent));
-        let pieces = pieces(needs);
-        let take = |of: &Arc<Semaphore>, pieces| Arc::clone(of).acquire_many_owned(pieces);
-        // Nobody closes these semaphores.
-        let permits = if self.is_small(pieces) {
+        let permits = permits(needs);
+        let take = |of: &Arc<Semaphore>, permits| Arc::clone(of).acquire_many_owned(permits);
+        // These semaphores are never closed.
+        let permits = if self.is_small(permits) {
             let room = tokio::select! {
                 biased;
-                room = take(&self.small, pieces) => room,
-                room = take(&self.common, pieces) => room,
+                room = take(&self.small, permits) => room,
+                room = take(&self.common, permits) => room,
             };
             [room.ok(), None]
         } else {
-            // In this order; small images hold one of the two and wait for nothing more.
-            let (common, rest) = self.parts(pieces);
+            // In this order; small images hold permits of one semaphore and do not wait for the other.
+            let (common, rest) = self.parts(permits);
             let common = take(&self.common, common).await;
             [common.ok(), take(&self.small, rest).await.ok()]
         };
-        Ok(Room { _permits: permits })
+        Ok(Reservation { _permits: permits })
     }
 
-    /// What a large image takes of the common part, and of the small images' part where that is not enough.
-    fn parts(&self, pieces: u32) -> (u32, u32) {
-        let common = pieces.min(u32::try_from(self.pieces.1).unwrap_or(u32::MAX));
-        (common, pieces - common)
+    /// How a large image is split between the common part and, where that is too small, the part for small images.
+    fn parts(&self, permits: u32) -> (u32, u32) {
+        let common = permits.min(u32::try_from(self.permits.1).unwrap_or(u32::MAX));
+        (common, permits - common)
     }
 }
 
-/// Bytes of memory that decoding an image may take.
+/// Upper bound on the memory that decoding an image takes, in bytes.
 pub fn decode_cost(header: &ImageHeader) -> u64 {
     header.decode_memory
 }
 
-fn pieces(bytes: u64) -> u32 {
-    // A budget beyond 4 TiB is as good as 4 TiB.
+fn permits(bytes: u64) -> u32 {
+    // A budget beyond 4 TiB is treated as 4 TiB.
     u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX)
 }
 
@@ -200,8 +200,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Whether it gets room within a moment.
-    async fn gets(memory: &Arc<DecodeMemory>, needs: u64) -> Option<Room> {
+    /// Reserves within a short time.
+    async fn gets(memory: &Arc<DecodeMemory>, needs: u64) -> Option<Reservation> {
         let room = memory.reserve(needs, true);
         tokio::time::timeout(Duration::from_millis(30), room).await.ok().map(Result::unwrap)
     }
@@ -257,7 +257,7 @@ mod tests {
         while memory.waiting() == 0 {
             tokio::task::yield_now().await;
         }
-        // As soon as a small one is done the next one comes, and takes what it gets.
+        // As soon as a small one is done, the next one takes what is free.
         let mut rounds = 0;
         while !large.is_finished() {
             drop(small.pop_front());

@@ -1,5 +1,5 @@
-//! Inference on one machine: model bundles, ONNX Runtime, and the lanes, which are threads that own a device each. Encoded images in, scores
-//! out. There is no HTTP here, no cloud, and no configuration file; the daemon, the rig and the command line are its callers.
+//! Inference on one machine: model bundles, ONNX Runtime, and the lanes (threads that each own a device). Encoded images in,
+//! scores out. No HTTP, no cloud and no configuration files; used by the daemon, the test rig and the command line.
 
 pub mod bundle;
 pub mod bundle_check;

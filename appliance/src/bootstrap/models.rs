@@ -148,8 +148,8 @@ fn lanes(state: &ServerState, count: usize) -> LaneSettings {
         Role::Worker => (WORKER_IMAGES_A_RUN, 1, true),
     };
     LaneSettings {
-        together,
-        urgent_together,
+        batch_size: together,
+        realtime_batch_size: urgent_together,
         background,
         memory: Arc::clone(state.decode_memory()),
         stalls: Stalls::new(config.engine.stall_timeout, count),

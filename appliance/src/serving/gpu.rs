@@ -96,6 +96,6 @@ impl GpuPlan {
             0 => count * self.settings.max_batch * BATCHES_A_QUEUE,
             queue => queue,
         };
-        LaneSettings { count, capacity, together: self.settings.max_batch, ..cpu.clone() }
+        LaneSettings { count, capacity, batch_size: self.settings.max_batch, ..cpu.clone() }
     }
 }

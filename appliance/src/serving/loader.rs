@@ -156,12 +156,12 @@ impl ModelLoader {
                 let factory = gpu_factory(&self.runtime, bundle, model, &gpu.settings(bundle, &lanes.stalls));
                 let stand_in = cpu.as_ref().map(|model| CpuFallback {
                     lanes: lanes.clone(),
-                    factory: self.factory(bundle, model, lanes.images_a_run()),
+                    factory: self.factory(bundle, model, lanes.max_batch_size()),
                 });
                 Lanes::start_batches(&gpu.lanes(lanes), Vec::new(), &factory, stand_in, observer)?
             }
             (Variants::Cpu(model) | Variants::Gpu(model, _), _) => {
-                let factory = self.factory(bundle, model, lanes.images_a_run());
+                let factory = self.factory(bundle, model, lanes.max_batch_size());
                 Lanes::start(lanes, factory, observer)?
             }
         };
@@ -202,7 +202,7 @@ impl ModelLoader {
             Variants::Gpu(..) => return self.load(bundle, origin, lanes, observer),
         };
         let bundle = Arc::new(bundle);
-        let factory = self.factory(&bundle, &model, lanes.images_a_run());
+        let factory = self.factory(&bundle, &model, lanes.max_batch_size());
         let build = || {
             let devices: Result<Vec<_>, EngineError> = (0..lanes.count).map(|lane| factory(lane)).collect();
             let mut devices = devices?;

@@ -1,25 +1,27 @@
-//! A GPU in use: its context, which whoever uses the GPU in this process shares, ONNX Runtime and nvJPEG included.
+//! A GPU in use: its context, which is shared by all its users in this process, ONNX Runtime and nvJPEG included; its streams
+//! and events.
 #![allow(unsafe_code, reason = "the driver is called through C functions; each block says why it is sound")]
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
-use cudarc::driver::{CudaContext, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use parking_lot::Mutex;
 
 use super::library::Library;
-use super::stream::forget_others;
-use super::{Driver, Event, Gpu, GpuError, MIN_CAPABILITY, Stream, refused};
+use super::{Driver, Gpu, GpuError, MIN_CAPABILITY, refused};
 
-/// The driver's library as the configuration finds it. Never unloaded.
+/// The driver's library, as configured. Never unloaded.
 static LOADED: OnceLock<Library> = OnceLock::new();
 
 /// The GPUs that are or were in use.
 static KNOWN: Mutex<BTreeMap<u32, Known>> = Mutex::new(BTreeMap::new());
 
-/// A GPU in use. Cheap to clone. All who use it in this process share its context; memory holds on to it.
+/// A GPU in use. Cheap to clone. All its users in this process share its context, which memory keeps alive.
 #[derive(Clone, Debug)]
 pub struct Device(Arc<Inner>);
 
@@ -32,16 +34,17 @@ struct Inner {
 
 struct Known {
     inner: Weak<Inner>,
-    /// Whether its context has to be destroyed before it can be used again.
+    /// Whether its context must be destroyed before the GPU can be used again.
     lost: Arc<AtomicBool>,
 }
 
 impl Device {
-    /// Opens the GPU of this number. The driver's library is in one of `folders` or where the system's loader finds it; the
-    /// first that is opened in a process stays. What was lost ([`Device::lost`]) is made anew once nobody uses it any more.
+    /// Opens the GPU of this number. The driver's library is in one of `folders` or where the system's loader finds it; a
+    /// process keeps the first one that it opened. A lost GPU ([`Device::lost`]) gets a new context once all its users have
+    /// released it.
     ///
     /// # Errors
-    /// [`GpuError`], which has a remedy.
+    /// [`GpuError`], with a remedy.
     pub fn open(folders: &[PathBuf], number: u32) -> Result<Self, GpuError> {
         let driver = Driver::probe(folders)?;
         let count = driver.gpus.len();
@@ -63,12 +66,12 @@ impl Device {
         }
         let mut context = refused("cuDevicePrimaryCtxRetain", CudaContext::new(number as usize))?;
         if context.synchronize().is_err() {
-            // Other libraries of this process hold on to a context that was lost before anybody here used it.
+            // Other libraries of this process keep a context that was lost before this crate used it.
             drop(context);
             reset(number)?;
             context = refused("cuDevicePrimaryCtxRetain", CudaContext::new(number as usize))?;
         }
-        // Streams are put in order by hand, with events. What the bindings would add to that is one event a use of memory.
+        // Streams are synchronised explicitly, with events; the bindings would add one event per use of memory.
         // SAFETY: no memory of this crate is used on two streams without an event between them.
         unsafe { context.disable_event_tracking() };
         let lost = Arc::new(AtomicBool::new(false));
@@ -77,23 +80,22 @@ impl Device {
         Ok(Self(inner))
     }
 
-    /// Something has gone wrong on it that only a new context ends ([`GpuError::is_lost`]): whoever uses it has to let go, and
-    /// the next who opens it gets a new one.
+    /// Marks the GPU as lost ([`GpuError::is_lost`]): its users must release it, and the next to open it gets a new context.
     pub fn lost(&self) {
         self.0.lost.store(true, Ordering::Release);
     }
 
-    /// Whether somebody has said so.
+    /// Whether the GPU was marked as lost.
     pub fn is_lost(&self) -> bool {
         self.0.lost.load(Ordering::Acquire)
     }
 
-    /// What the driver says of it.
+    /// The driver's description of the GPU.
     pub fn gpu(&self) -> &Gpu {
         &self.0.gpu
     }
 
-    /// A stream of its own, which waits for no other.
+    /// Creates a stream that does not wait for others.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
@@ -101,7 +103,7 @@ impl Device {
         refused("cuStreamCreate", self.0.context.new_stream()).map(Stream::new)
     }
 
-    /// An event. Who waits for it sleeps; it keeps the time when it is passed.
+    /// Creates an event. A thread that waits for it sleeps; it records the time.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
@@ -110,7 +112,7 @@ impl Device {
         refused("cuEventCreate", self.0.context.new_event(Some(flags))).map(Event::new)
     }
 
-    /// Makes it the GPU of the calling thread, for libraries that ask for the thread's.
+    /// Makes this the calling thread's current GPU, for libraries that use that.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
@@ -119,16 +121,16 @@ impl Device {
         refused("cuCtxSetCurrent", self.0.context.bind_to_thread())
     }
 
-    /// Waits for everything on it: whether it still works.
+    /// Waits for all work on the GPU, which also shows whether it still works.
     ///
     /// # Errors
-    /// [`GpuError::Refused`] with what has gone wrong on it before.
+    /// [`GpuError::Refused`], also for an error of earlier work.
     pub fn synchronize(&self) -> Result<(), GpuError> {
         forget_others(&self.0.context);
         refused("cuCtxSynchronize", self.0.context.synchronize())
     }
 
-    /// Free memory and memory in all, bytes.
+    /// Free and total memory in bytes.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
@@ -138,25 +140,102 @@ impl Device {
     }
 }
 
-/// Destroys the context of a GPU that nobody uses.
+/// Destroys the context of a GPU without users.
 fn reset(number: u32) -> Result<(), GpuError> {
     let device = refused("cuDeviceGet", result::device::get(i32::try_from(number).unwrap_or(0)))?;
-    // SAFETY: nobody in this crate has anything in the context: memory would hold on to it, and of streams and events that are
-    // dropped later the driver says that they are gone.
+    // SAFETY: nothing of this crate is in the context: memory would keep it alive, and for streams and events that are dropped
+    // later the driver reports that they no longer exist.
     let code = unsafe { sys::cuDevicePrimaryCtxReset_v2(device) };
     refused("cuDevicePrimaryCtxReset", code.result())
 }
 
-/// Loads the driver for the bindings, which look for it by name: the loader gives them the one that is loaded already.
+/// Loads the driver for the bindings, which search for it by name: the loader returns the library that is already loaded.
 fn load(folders: &[PathBuf]) -> Result<(), GpuError> {
     if LOADED.get().is_none() {
         let library = Library::open(super::driver::NAME, folders)?;
-        // Another thread may have been quicker; the loader then has the same library twice.
+        // Another thread may have loaded it meanwhile; the loader then counts two references.
         let _ = LOADED.set(library);
     }
-    // SAFETY: only loads and unloads the library, which is loaded already.
+    // SAFETY: only loads and unloads the library, which is already loaded.
     if !unsafe { sys::is_culib_present() } {
         return Err(GpuError::Unbound);
     }
     refused("cuInit", result::init())
+}
+
+/// Discards the bindings' stored error of a failed drop: they would report it to the next caller, which may be another lane
+/// that would then not have waited.
+fn forget_others(context: &CudaContext) {
+    if let Err(error) = context.check_err() {
+        // On a lost GPU the call itself fails as well.
+        let _ = error;
+    }
+}
+
+/// A stream: work that runs in order. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Stream(pub(crate) Arc<CudaStream>);
+
+/// A point in a stream. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Event(Arc<CudaEvent>);
+
+impl Stream {
+    fn new(stream: Arc<CudaStream>) -> Self {
+        Self(stream)
+    }
+
+    /// The driver's handle, for libraries that submit work to the stream.
+    pub fn raw(&self) -> *mut c_void {
+        self.0.cu_stream().cast()
+    }
+
+    /// Work submitted to the stream after this waits for the event.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`].
+    pub fn wait(&self, event: &Event) -> Result<(), GpuError> {
+        refused("cuStreamWaitEvent", self.0.wait(&event.0))
+    }
+
+    /// Records the event: it completes when all work submitted before has run.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`].
+    pub fn record(&self, event: &Event) -> Result<(), GpuError> {
+        refused("cuEventRecord", event.0.record(&self.0))
+    }
+
+    /// Waits until all submitted work has run.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`], also for an error of earlier work on the GPU.
+    pub fn synchronize(&self) -> Result<(), GpuError> {
+        forget_others(self.0.context());
+        refused("cuStreamSynchronize", self.0.synchronize())
+    }
+}
+
+impl Event {
+    fn new(event: CudaEvent) -> Self {
+        Self(Arc::new(event))
+    }
+
+    /// Waits until the event has completed; returns at once if it was never recorded.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`], also for an error of earlier work on the GPU.
+    pub fn synchronize(&self) -> Result<(), GpuError> {
+        forget_others(self.0.context());
+        refused("cuEventSynchronize", self.0.synchronize())
+    }
+
+    /// Time on the GPU from `earlier` to this event; both must have completed.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`].
+    pub fn since(&self, earlier: &Self) -> Result<Duration, GpuError> {
+        let ms = refused("cuEventElapsedTime", earlier.0.elapsed_ms(&self.0))?;
+        Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
+    }
 }

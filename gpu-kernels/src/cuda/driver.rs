@@ -1,4 +1,4 @@
-//! The NVIDIA driver through libcuda.so.1: which version it is, and which GPUs it has.
+//! The NVIDIA driver through libcuda.so.1: its version and its GPUs.
 #![allow(unsafe_code, reason = "the driver is called through C functions; each block says why it is sound")]
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
@@ -10,24 +10,24 @@ use super::{GpuError, check};
 
 pub(super) const NAME: &str = "libcuda.so.1";
 
-/// The least CUDA version of a driver that loads kernels of this toolkit.
+/// The minimum CUDA version of the driver, that of the toolkit with which the kernels were compiled.
 pub const MIN_DRIVER: Version = Version { major: 13, minor: 0 };
-/// The least compute capability that the kernels are compiled for: Turing's.
+/// The minimum compute capability of the compiled kernels: Turing's.
 pub const MIN_CAPABILITY: Version = Version { major: 7, minor: 5 };
 
 const NO_DEVICE: c_int = 100;
 // CUdevice_attribute.
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
-/// Bytes for a GPU's name; NVIDIA's are some tens long.
+/// Size of the buffer for a GPU's name; NVIDIA's names are a few dozen bytes long.
 const NAME_BYTES: usize = 256;
 
 /// A version, or a compute capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// Before the point.
+    /// Major version.
     pub major: u32,
-    /// After it.
+    /// Minor version.
     pub minor: u32,
 }
 
@@ -40,13 +40,13 @@ impl fmt::Display for Version {
 /// A GPU, as the driver describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
-    /// Its number, from 0, among those that CUDA_VISIBLE_DEVICES leaves.
+    /// Its number, from 0, among those in CUDA_VISIBLE_DEVICES.
     pub number: u32,
     /// Its name.
     pub name: String,
     /// Its compute capability.
     pub capability: Version,
-    /// Its memory, bytes.
+    /// Its memory in bytes.
     pub memory: u64,
 }
 
@@ -57,12 +57,12 @@ impl fmt::Display for Gpu {
     }
 }
 
-/// A driver that was asked.
+/// Version and GPUs of the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Driver {
-    /// The library, or its name where the system's loader found it.
+    /// Path of the library, or its name if the system's loader found it.
     pub library: PathBuf,
-    /// The CUDA version that it supports.
+    /// The CUDA version that the driver supports.
     pub version: Version,
     /// Its GPUs, at least one.
     pub gpus: Vec<Gpu>,
@@ -87,10 +87,10 @@ struct Calls {
 }
 
 impl Driver {
-    /// Asks the driver, whose library is in one of `folders` or where the system's loader finds it.
+    /// Queries the driver, whose library is in one of `folders` or where the system's loader finds it.
     ///
     /// # Errors
-    /// [`GpuError`], which has a remedy.
+    /// [`GpuError`], with a remedy.
     pub fn probe(folders: &[PathBuf]) -> Result<Self, GpuError> {
         let calls = Calls::load(folders)?;
         let version = calls.version()?;
@@ -121,7 +121,7 @@ impl Calls {
         }
     }
 
-    /// May be asked before `cuInit`, so that an old driver is called old and not broken.
+    /// Works before `cuInit`, so that an old driver is reported as old and not as broken.
     fn version(&self) -> Result<Version, GpuError> {
         let mut version = 0;
         // SAFETY: the function writes one int.
@@ -150,8 +150,7 @@ impl Calls {
         // SAFETY: the function writes one int.
         check("cuDeviceGet", unsafe { (self.device)(&raw mut device, number) })?;
         let mut name = [0u8; NAME_BYTES];
-        // SAFETY: the function writes at most the length that it is told, one less than the buffer has: the last byte
-        // stays 0.
+        // SAFETY: the function writes at most the given length, one less than the buffer has, so the last byte stays 0.
         let code = unsafe { (self.name)(name.as_mut_ptr().cast(), NAME_BYTES as c_int - 1, device) };
         check("cuDeviceGetName", code)?;
         let mut memory = 0usize;

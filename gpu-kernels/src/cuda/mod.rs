@@ -1,69 +1,64 @@
-//! What there is of NVIDIA on this machine: driver, GPUs, libraries. Everything is looked for at run time, and nothing that
-//! is missing, too old or damaged is more than an error. A [`Device`] is a GPU in use: streams, events and memory come from it.
+//! NVIDIA: driver, GPUs, libraries. All of it is located at run time; whatever is missing, too old or damaged is reported as
+//! an error. A [`Device`] is a GPU in use, with its streams, events and memory.
 //!
-//! Of this module `unsafe` is in `library`, `driver` and `nvml`, which load libraries and call them, and in `device`, `memory` and `copy`,
+//! Of this module `unsafe` is in `library`, `driver` and `nvml`, which load libraries and call them, and in `device` and `memory`,
 //! which use the driver through `cudarc`.
 
-mod copy;
 mod device;
 mod driver;
-mod libraries;
 pub(crate) mod library;
 mod memory;
 mod nvml;
 mod pool;
-mod stream;
-mod tensorrt;
 
-pub use copy::copy_times;
-pub use device::Device;
+pub use device::{Device, Event, Stream};
 pub use driver::{Driver, Gpu, MIN_CAPABILITY, MIN_DRIVER, Version};
-pub use libraries::{LIBRARIES, LibraryUse, NeededLibrary, find_library, library_folders};
-pub use library::{LibraryError, preload_library};
-pub use memory::{DeviceMemory, PinnedMemory};
+pub use library::{
+    LIBRARIES, LibraryError, LibraryUse, NeededLibrary, find_library, library_folders, preload_library,
+    tensorrt_version,
+};
+pub use memory::{DeviceMemory, PinnedMemory, copy_times};
 pub use nvml::{GpuReading, Nvml};
 pub use pool::{Block, DevicePool, PinnedPool, Pool};
-pub use stream::{Event, Stream};
-pub use tensorrt::tensorrt_version;
 
 use cudarc::driver::DriverError;
 
-/// Why there is no GPU to use.
+/// Why a GPU can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
-    /// The driver's library is not there or can't be loaded.
+    /// The driver's library is missing or can't be loaded.
     #[error(transparent)]
     Library(#[from] LibraryError),
     /// The driver is older than the kernels.
     #[error("the NVIDIA driver is for CUDA {found}; Weir's kernels need {MIN_DRIVER} (driver 580)")]
     OldDriver {
-        /// What it supports.
+        /// The CUDA version that it supports.
         found: Version,
     },
     /// The driver is there, but no GPU.
     #[error("the NVIDIA driver finds no GPU")]
     NoGpu,
-    /// There are GPUs, but none of this number.
+    /// There is no GPU of this number.
     #[error("there is no GPU {number}; the NVIDIA driver finds {count}, numbered from 0")]
     NoSuchGpu {
-        /// The number that was asked for.
+        /// The requested number.
         number: u32,
-        /// How many there are.
+        /// The number of GPUs.
         count: usize,
     },
-    /// A GPU that the kernels are not compiled for.
+    /// The GPU's compute capability is below that of the compiled kernels.
     #[error("GPU {gpu}: Weir's kernels need compute capability {MIN_CAPABILITY}")]
     OldGpu {
-        /// What the driver says of it.
+        /// The driver's description of the GPU.
         gpu: String,
     },
-    /// It was lost, and others in this process have not let go of it yet.
+    /// The GPU was lost, and has users in this process that have not released it yet.
     #[error("GPU {number} was lost; it is opened again once all that used it has ended")]
     Recovering {
         /// Its number.
         number: u32,
     },
-    /// The driver's library was loaded, but not found again by its name.
+    /// The driver's library was loaded, but is not found by its name.
     #[error("the NVIDIA driver's library does not call itself libcuda.so.1, so it can't be used")]
     Unbound,
     /// The driver refused a call.
@@ -71,12 +66,12 @@ pub enum GpuError {
     Refused {
         /// The function.
         call: &'static str,
-        /// CUresult, or nvmlReturn_t of a function of NVML.
+        /// CUresult, or nvmlReturn_t of an NVML function.
         code: i32,
     },
 }
 
-/// The codes that a person can do something about, in words.
+/// Explains the codes for which there is a remedy.
 fn hint(call: &str, code: i32) -> &'static str {
     if call.starts_with("nvml") {
         return match code {
@@ -100,32 +95,32 @@ fn hint(call: &str, code: i32) -> &'static str {
     }
 }
 
-/// The same of what the bindings return.
+/// Converts a result of the bindings.
 pub(crate) fn refused<T>(call: &'static str, result: Result<T, DriverError>) -> Result<T, GpuError> {
     result.map_err(|error| GpuError::Refused { call, code: error.0 as i32 })
 }
 
-/// What a function of the driver or of NVML returned; both call 0 success.
+/// Converts a return code of the driver or of NVML; 0 is success in both.
 fn check(call: &'static str, code: i32) -> Result<(), GpuError> {
     if code == 0 { Ok(()) } else { Err(GpuError::Refused { call, code }) }
 }
 
 impl GpuError {
-    /// Whether the GPU has too little free memory, which may pass.
+    /// Whether the GPU is out of memory, which may be temporary.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Refused { code: 2, .. })
     }
 
-    /// Whether what is on the GPU is lost: after such an error every call fails until [`Device::reset`]. An illegal access, an
-    /// uncorrectable memory error, a GPU that has fallen off the bus, a launch that failed or took too long.
+    /// Whether the GPU's context is lost: after such an error every call fails until it is reset. Causes are an illegal
+    /// access, an uncorrectable memory error, a GPU that has fallen off the bus, and a launch that failed or timed out.
     pub fn is_lost(&self) -> bool {
-        // CUresult: the driver's documentation says of these that the process's context can't be used any more.
+        // CUresult codes after which the process's context can't be used, according to the driver's documentation.
         const LOST: [i32; 17] =
             [4, 46, 201, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999];
         matches!(self, Self::Refused { call, code } if !call.starts_with("nvml") && LOST.contains(code))
     }
 
-    /// What to do about it.
+    /// How to fix it.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Library(LibraryError::Missing { .. }) => {

@@ -1,4 +1,4 @@
-//! How GPUs fare, through NVML (libnvidia-ml.so.1), which comes with the driver: utilisation, memory, temperature, power,
+//! State of the GPUs through NVML (libnvidia-ml.so.1, part of the driver): utilisation, memory, temperature, power,
 //! throttling, uncorrectable errors. See NVIDIA's NVML API reference.
 #![allow(unsafe_code, reason = "NVML is called through C functions; each block says why it is sound")]
 
@@ -10,7 +10,7 @@ use super::{GpuError, check};
 
 const NAME: &str = "libnvidia-ml.so.1";
 
-/// What a GPU does not report, or not to this process; in a virtual machine that may be any of these.
+/// Codes for a value that a GPU does not report, or not to this process; in a virtual machine any of these occurs.
 const NOT_SUPPORTED: c_int = 3;
 const NO_PERMISSION: c_int = 4;
 const NO_FUNCTION: c_int = 13;
@@ -20,24 +20,24 @@ const CHIP: c_uint = 0;
 /// nvmlMemoryErrorType_t and nvmlEccCounterType_t: uncorrected, since the driver was loaded.
 const UNCORRECTED: c_uint = 1;
 const VOLATILE: c_uint = 0;
-/// nvmlClocksThrottleReason: power cap, hardware slowdown, thermal slowdowns, power brake. Not the idle clock, nor clocks
-/// that somebody has set.
+/// nvmlClocksThrottleReason: power cap, hardware slowdown, thermal slowdowns, power brake. Neither the idle clock nor clocks
+/// set by a user.
 const SLOWED: c_ulonglong = 0x4 | 0x8 | 0x20 | 0x40 | 0x80;
 
-/// What a GPU reports at this moment; `None` for what it does not report.
+/// Current values of a GPU; `None` for those that it does not report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GpuReading {
-    /// Percent of the time in which a kernel ran.
+    /// Percentage of the time in which a kernel ran.
     pub utilization: Option<u32>,
-    /// Memory in use, of all processes, bytes.
+    /// Memory in use by all processes, in bytes.
     pub memory_used: Option<u64>,
-    /// Memory in all, bytes.
+    /// Total memory in bytes.
     pub memory_total: Option<u64>,
     /// Degrees Celsius.
     pub temperature: Option<u32>,
     /// Milliwatts.
     pub power: Option<u32>,
-    /// Whether heat or power keeps its clocks down.
+    /// Whether its clocks are limited by heat or power.
     pub throttled: Option<bool>,
     /// Uncorrectable memory errors since the driver was loaded.
     pub ecc_errors: Option<u64>,
@@ -61,7 +61,7 @@ struct Memory {
     used: c_ulonglong,
 }
 
-/// NVML, initialised. Dropped, it is shut down.
+/// NVML, initialised; shut down when dropped.
 pub struct Nvml {
     calls: Calls,
     gpus: u32,
@@ -110,7 +110,7 @@ impl Calls {
 }
 
 impl Nvml {
-    /// Loads it from one of `folders` or where the system's loader finds it, and initialises it.
+    /// Loads the library from one of `folders` or by the system's loader, and initialises it.
     ///
     /// # Errors
     /// [`GpuError`].
@@ -124,12 +124,12 @@ impl Nvml {
         Ok(nvml)
     }
 
-    /// GPUs of this machine, by NVML's own numbers: CUDA_VISIBLE_DEVICES hides none of them.
+    /// Number of GPUs in this machine by NVML's numbering, which ignores CUDA_VISIBLE_DEVICES.
     pub fn gpus(&self) -> u32 {
         self.gpus
     }
 
-    /// Reads a GPU.
+    /// Reads the current values of a GPU.
     ///
     /// # Errors
     /// [`GpuError::Refused`], also when the GPU is lost.
@@ -137,8 +137,8 @@ impl Nvml {
         let mut device = std::ptr::null_mut();
         // SAFETY: the function writes one handle.
         check("nvmlDeviceGetHandleByIndex", unsafe { (self.calls.device)(gpu, &raw mut device) })?;
-        // SAFETY: in each of these the handle is the one that NVML has just given, and the function writes one value of
-        // the type that `Reading::new` starts with.
+        // SAFETY: in each of these the handle is the one that NVML has just returned, and the function writes one value of the
+        // type that `known` initialises.
         let (utilization, memory, temperature, power, slowed, errors) = unsafe {
             (
                 known("nvmlDeviceGetUtilizationRates", |to| (self.calls.utilization)(device, to))?,
@@ -166,12 +166,12 @@ impl Nvml {
 
 impl Drop for Nvml {
     fn drop(&mut self) {
-        // SAFETY: takes nothing; NVML counts who has initialised it.
+        // SAFETY: takes nothing; NVML counts its initialisations.
         unsafe { (self.calls.shutdown)() };
     }
 }
 
-/// One value, unless the GPU does not report it.
+/// Reads one value; `None` if the GPU does not report it.
 fn known<T: Default>(call: &'static str, ask: impl FnOnce(*mut T) -> Status) -> Result<Option<T>, GpuError> {
     let mut value = T::default();
     match ask(&raw mut value) {

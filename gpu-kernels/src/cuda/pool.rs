@@ -1,8 +1,8 @@
-//! Blocks of memory that are used again and again, up to a bound: taking memory from the driver makes a GPU wait.
+//! Pools of memory blocks, up to a limit: allocating memory from the driver stalls a GPU.
 //!
 //! Invariants:
-//! - Blocks in use and blocks kept are no more than the bound together, but for one block that alone is larger.
-//! - A block that is given back is kept for the next who asks for its size; sizes are powers of two.
+//! - Blocks in use and free blocks together stay within the limit, except for a single block that is larger.
+//! - A returned block is kept for the next request of its size; sizes are powers of two.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -14,15 +14,15 @@ use parking_lot::{Condvar, Mutex};
 use super::memory::Memory;
 use super::{Device, DeviceMemory, GpuError, PinnedMemory};
 
-/// The smallest block: less would save nothing.
+/// The smallest block: smaller ones would save nothing.
 const MIN_BLOCK: usize = 256 << 10;
 
-/// Blocks of a GPU's memory.
+/// Blocks of device memory.
 pub type DevicePool = Pool<DeviceMemory>;
-/// Blocks of the host's memory that the GPU reads by itself.
+/// Blocks of pinned host memory.
 pub type PinnedPool = Pool<PinnedMemory>;
 
-/// Blocks of memory for one GPU. Cheap to clone.
+/// A pool of memory blocks for one GPU. Cheap to clone.
 pub struct Pool<M>(Arc<Inner<M>>);
 
 struct Inner<M> {
@@ -38,14 +38,14 @@ struct State<M> {
     kept: usize,
 }
 
-/// A block of a pool, which gets it back when this is dropped. Who lets a stream use it waits for that stream first.
+/// A block of a pool, returned to it when dropped. The owner must wait for streams that use it first.
 pub struct Block<M: MemoryKind> {
     memory: Option<M>,
     pool: Arc<Inner<M>>,
 }
 
-/// The two kinds of memory.
-#[allow(private_bounds, reason = "nobody else is to make a third")]
+/// Device or pinned memory.
+#[allow(private_bounds, reason = "sealed")]
 pub trait MemoryKind: Memory {}
 impl MemoryKind for DeviceMemory {}
 impl MemoryKind for PinnedMemory {}
@@ -57,7 +57,7 @@ impl<M> Clone for Pool<M> {
 }
 
 impl<M: MemoryKind> Pool<M> {
-    /// A pool of `limit` bytes at most.
+    /// A pool of at most `limit` bytes.
     pub fn new(device: &Device, limit: usize) -> Self {
         let state = State { free: BTreeMap::new(), in_use: 0, kept: 0 };
         Self(Arc::new(Inner {
@@ -68,15 +68,15 @@ impl<M: MemoryKind> Pool<M> {
         }))
     }
 
-    /// A block of at least so many bytes; `None` while the bound is reached.
+    /// A block of at least `bytes` bytes; `None` while the limit is reached.
     ///
     /// # Errors
-    /// [`GpuError::Refused`] when the driver has no memory.
+    /// [`GpuError::Refused`] when the driver is out of memory.
     pub fn take(&self, bytes: usize) -> Result<Option<Block<M>>, GpuError> {
         self.0.take(bytes).map(|memory| memory.map(|memory| self.block(memory)))
     }
 
-    /// The same, after a wait until there is room; `None` when there was none for so long.
+    /// As [`Pool::take`], waiting until there is room; `None` if there was none within `time`.
     ///
     /// # Errors
     /// As [`Pool::take`].
@@ -96,7 +96,7 @@ impl<M: MemoryKind> Pool<M> {
         }
     }
 
-    /// Bytes in use and bytes kept.
+    /// Bytes in use, and bytes in free blocks.
     pub fn held(&self) -> (usize, usize) {
         let state = self.0.state.lock();
         (state.in_use, state.kept)
@@ -127,7 +127,7 @@ impl<M: MemoryKind> Inner<M> {
             state.kept -= size;
             return Ok(Some(memory));
         }
-        // What is kept in other sizes makes room.
+        // Free blocks of other sizes are released.
         let mut spare = Vec::new();
         while state.in_use + state.kept > self.limit
             && let Some((&other, _)) = state.free.iter().find(|(_, blocks)| !blocks.is_empty())
@@ -139,7 +139,7 @@ impl<M: MemoryKind> Inner<M> {
         drop(spare);
         let mut memory = M::allocate(&self.device, size);
         if memory.as_ref().is_err_and(GpuError::is_out_of_memory) {
-            // What is kept in other sizes may be what is missing.
+            // Free blocks of other sizes may occupy what is missing.
             let kept = {
                 let mut state = self.state.lock();
                 state.kept = 0;
@@ -154,7 +154,7 @@ impl<M: MemoryKind> Inner<M> {
         let others = state.in_use > 0;
         drop(state);
         self.returned.notify_all();
-        // There is room when those who have memory give it back.
+        // There will be room when blocks in use are returned.
         if others && error.is_out_of_memory() { Ok(None) } else { Err(error) }
     }
 }

@@ -1,39 +1,39 @@
-//! Why bytes could not become an image.
+//! Errors of decoding.
 
 use super::FormatSet;
 use crate::image::ImageFormat;
 
-/// Why an image was refused. The message is fit for the person who sent it.
+/// Why an image was rejected. The message is meant for the client that sent it.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// No bytes at all.
+    /// There are no bytes.
     #[error("the image is empty (0 bytes)")]
     EmptyImage,
 
-    /// The bytes are none of the formats that are accepted, whatever their name or declared type.
+    /// The bytes are not of an accepted format, whatever their file name or declared type.
     #[error("unsupported file type: the bytes look like {looks_like}; send {accepted}")]
     UnsupportedType {
-        /// What the first bytes resemble.
+        /// What the first bytes look like.
         looks_like: &'static str,
-        /// What is accepted.
+        /// The accepted formats.
         accepted: FormatSet,
     },
 
-    /// The bytes are of a known format, but damaged or cut short.
+    /// The format is known, but the data is damaged or truncated.
     #[error("corrupt {format} image: {detail}")]
     CorruptImage {
         /// The format of the bytes.
         format: ImageFormat,
-        /// What is wrong with them.
+        /// What is wrong.
         detail: String,
     },
 
-    /// The image may be sound, but uses something of its format that is not read.
+    /// The image may be valid, but uses an unsupported feature of its format.
     #[error("unsupported {format} image: {detail}")]
     UnsupportedImage {
         /// The format of the bytes.
         format: ImageFormat,
-        /// What is not supported, and what to send in its place where that is known.
+        /// What is not supported, and what to send instead where that is known.
         detail: String,
     },
 
@@ -46,37 +46,37 @@ pub enum DecodeError {
         max: usize,
     },
 
-    /// More pixels than [`DecodeLimits::max_pixels`](crate::DecodeLimits::max_pixels), by its header.
+    /// More pixels than [`DecodeLimits::max_pixels`](crate::DecodeLimits::max_pixels), according to the header.
     #[error("the image is {width} x {height} = {pixels} pixels; at most {max} are accepted",
             pixels = u64::from(*width) * u64::from(*height))]
     TooManyPixels {
-        /// Width by the header.
+        /// Width in the header.
         width: u32,
-        /// Height by the header.
+        /// Height in the header.
         height: u32,
         /// The limit.
         max: u64,
     },
 
-    /// More scans than [`DecodeLimits::max_scans`](crate::DecodeLimits::max_scans), or than an image of its size may have. Decoding time
-    /// grows with pixels times scans, so a small file could hold a lane for minutes.
-    #[error("the jpeg has more than {max} scans, the most that are accepted of its size")]
+    /// More scans than [`DecodeLimits::max_scans`](crate::DecodeLimits::max_scans), or than an image of its size may have.
+    /// Decoding time grows with pixels times scans, so a small file could occupy a lane for minutes.
+    #[error("the jpeg has more than {max} scans, the limit for its size")]
     TooManyScans {
         /// The limit.
         max: u32,
     },
 
-    /// Decoding was given up at the time that the caller had set, or after [`DecodeLimits::max_time`](crate::DecodeLimits::max_time).
-    #[error("decoding the image took too long and was given up")]
+    /// Decoding was cancelled at the caller's time limit, or after [`DecodeLimits::max_time`](crate::DecodeLimits::max_time).
+    #[error("decoding the image took too long and was cancelled")]
     OutOfTime,
 
-    /// The JPEG library could not be set up; no image is to blame.
-    #[error("the JPEG decoder could not be set up: {0}")]
+    /// The JPEG library could not be initialised; no image is at fault.
+    #[error("the JPEG decoder could not be initialised: {0}")]
     Setup(String),
 }
 
 impl DecodeError {
-    /// A stable name for programs, in snake case.
+    /// The error code for API clients, in snake case.
     pub fn code(&self) -> &'static str {
         match self {
             Self::EmptyImage => "empty_image",
@@ -97,5 +97,15 @@ impl DecodeError {
 
     pub(crate) fn unsupported(format: ImageFormat, detail: impl Into<String>) -> Self {
         Self::UnsupportedImage { format, detail: detail.into() }
+    }
+
+    /// The data ends too early.
+    pub(crate) fn truncated(format: ImageFormat) -> Self {
+        Self::corrupt(format, "it ends before its last pixel")
+    }
+
+    /// A decoder reached its memory limit.
+    pub(crate) fn exceeds_memory(format: ImageFormat) -> Self {
+        Self::unsupported(format, "decoding it takes more memory than its size allows")
     }
 }

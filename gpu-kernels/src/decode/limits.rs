@@ -1,31 +1,31 @@
-//! What an image may be and cost. All of it is read from headers, before memory is taken.
+//! Limits on images, and upper bounds on the memory that decoding takes. Both are computed from headers, before anything is
+//! allocated.
 
-use std::fmt;
 use std::time::Duration;
 
-use super::{DecodeError, sniff};
+use super::{DecodeError, FormatSet, sniff};
 use crate::image::ImageFormat;
 
-/// Scans that a JPEG of `max_pixels` may have: about twice what encoders write.
+/// Limit on the scans of a JPEG of `max_pixels`: about twice what encoders write.
 const SCANS_OF_LARGEST: u64 = 20;
 
-/// What an image may be and cost.
+/// Limits on an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeLimits {
-    /// Most bytes of the encoded image.
+    /// Maximum size of the encoded image in bytes.
     pub max_bytes: usize,
-    /// Most pixels, width times height, of the image in the file.
+    /// Maximum number of pixels (width times height) in the file.
     pub max_pixels: u64,
     /// Most scans of a progressive JPEG. Encoders write about ten. Large images may have fewer: [`DecodeLimits::scans_of`].
     pub max_scans: u32,
-    /// Longest time that decoding may take, in CPU time of the thread that decodes.
+    /// Maximum time for decoding, in CPU time of the decoding thread.
     pub max_time: Duration,
-    /// The formats that are accepted.
+    /// The accepted formats.
     pub formats: FormatSet,
 }
 
 impl Default for DecodeLimits {
-    /// 20 MiB, 50 megapixels, 100 scans, half a minute, every format.
+    /// 20 MiB, 50 megapixels, 100 scans, 30 s, all formats.
     fn default() -> Self {
         Self {
             max_bytes: 20 << 20,
@@ -38,15 +38,15 @@ impl Default for DecodeLimits {
 }
 
 impl DecodeLimits {
-    /// Most scans of a JPEG of so many pixels. Each scan takes time for every pixel: `max_pixels` with [`SCANS_OF_LARGEST`] scans is
-    /// the most work that an image may cause.
+    /// Limit on the scans of a JPEG of this size. Each scan takes time for every pixel: [`SCANS_OF_LARGEST`] scans of
+    /// `max_pixels` are the maximum work per image.
     pub(super) fn scans_of(&self, width: u32, height: u32) -> u32 {
         let pixels = (u64::from(width) * u64::from(height)).max(1);
         let most = self.max_pixels.saturating_mul(SCANS_OF_LARGEST) / pixels;
         self.max_scans.min(u32::try_from(most).unwrap_or(u32::MAX))
     }
 
-    /// The format of `bytes`, where it is accepted and they are not too many.
+    /// The format of `bytes`, if it is accepted and their size is within the limit.
     pub(super) fn format_of(&self, bytes: &[u8]) -> Result<ImageFormat, DecodeError> {
         let accepted = self.formats;
         let format = sniff(bytes).map_err(|error| match error {
@@ -80,52 +80,44 @@ impl DecodeLimits {
     }
 }
 
-/// A set of formats. Written out it reads as in a sentence: `JPEG, PNG or WebP`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct FormatSet(u8);
+/// Upper bounds on the memory of a decode.
+pub(super) mod memory {
+    use super::{DecodeError, ImageFormat};
 
-impl FormatSet {
-    /// Every format that is read.
-    pub const ALL: Self = Self((1 << ImageFormat::ALL.len()) - 1);
+    /// Memory independent of the number of pixels: tables, rows, metadata, copies of compressed data.
+    pub(in crate::decode) const FIXED: u64 = 60 << 20;
+    /// Memory per pixel declared in the header.
+    pub(in crate::decode) const PER_PIXEL: u64 = 12;
+    /// Tables, row buffers of narrow images, decoder state: what every format needs.
+    pub(in crate::decode) const BASE: u64 = 2 << 20;
 
-    /// Whether `format` is one of them.
-    pub fn contains(self, format: ImageFormat) -> bool {
-        self.0 & Self::bit(format) != 0
+    pub(in crate::decode) fn pixels(width: u32, height: u32) -> u64 {
+        u64::from(width) * u64::from(height)
     }
 
-    /// Whether there is none.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
+    /// What remains of the limit after `memory`.
+    pub(in crate::decode) fn left((width, height): (u32, u32), memory: u64) -> u64 {
+        (FIXED + PER_PIXEL * pixels(width, height)).saturating_sub(memory)
     }
 
-    fn bit(format: ImageFormat) -> u8 {
-        1 << format as u8
-    }
-}
-
-impl FromIterator<ImageFormat> for FormatSet {
-    fn from_iter<I: IntoIterator<Item = ImageFormat>>(formats: I) -> Self {
-        Self(formats.into_iter().fold(0, |set, format| set | Self::bit(format)))
-    }
-}
-
-impl fmt::Display for FormatSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let titles: Vec<_> = ImageFormat::ALL
-            .into_iter()
-            .filter(|&format| self.contains(format))
-            .map(ImageFormat::title)
-            .collect();
-        match titles.split_last() {
-            None => f.write_str("nothing"),
-            Some((last, [])) => f.write_str(last),
-            Some((last, rest)) => write!(f, "{} or {last}", rest.join(", ")),
+    /// `memory`, if it is within the limit of [`FIXED`] and [`PER_PIXEL`].
+    ///
+    /// # Errors
+    /// [`DecodeError::UnsupportedImage`].
+    pub(in crate::decode) fn accepted(
+        format: ImageFormat,
+        (width, height): (u32, u32),
+        memory: u64,
+    ) -> Result<u64, DecodeError> {
+        let most = FIXED + PER_PIXEL * pixels(width, height);
+        if memory > most {
+            return Err(DecodeError::unsupported(
+                format,
+                format!(
+                    "decoding {width} x {height} pixels would take {memory} bytes of memory; at most {most} are accepted"
+                ),
+            ));
         }
-    }
-}
-
-impl fmt::Debug for FormatSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(ImageFormat::ALL.into_iter().filter(|&format| self.contains(format))).finish()
+        Ok(memory)
     }
 }

@@ -1,55 +1,55 @@
-//! Encoded bytes to RGB: what the bytes are, whether they keep to the limits, and their pixels.
+//! Encoded bytes to RGB: detection of the format, limits, and decoding.
 //!
 //! Rules that hold for every format:
-//! - The type comes from the bytes. A file name or a declared content type is never looked at.
+//! - The format is detected from the bytes. File names and declared content types are ignored.
 //! - Bytes, pixels and scans are checked against [`DecodeLimits`] before anything is allocated for them.
-//! - A transparent pixel is laid on white, as viewers and web pages show it. (Pillow's `convert("RGB")` drops alpha and
-//!   shows whatever colour is stored under it.)
-//! - Grey becomes three equal channels; 16 bits become 8 by rounding; CMYK is multiplied out.
-//! - Of an animation the first frame counts.
-//! - Memory stays below 60 MiB, the encoded bytes and 12 bytes a declared pixel ([`ImageHeader::decode_memory`]).
-//! - A panic in a decoder is that image's error.
-//! - An EXIF orientation is reported, not applied; a broken one is ignored.
+//! - Transparent pixels are blended with white, as viewers and web pages do. (Pillow's `convert("RGB")` drops alpha and shows
+//!   the stored colour.)
+//! - Grey becomes three equal channels; 16 bits are rounded to 8; CMYK is converted by multiplication.
+//! - Only the first frame of an animation is decoded.
+//! - Memory stays below 60 MiB plus the encoded bytes plus 12 bytes per declared pixel ([`ImageHeader::decode_memory`]).
+//! - A panic in a decoder is reported as that image's error.
+//! - An EXIF orientation is reported, not applied; an invalid one is ignored.
 //!
 //! JPEGs may be decoded on the GPU instead: [`nvjpeg`] says which, and does it.
 
-mod buffer;
 mod error;
-mod gif;
-mod guard;
+mod format;
 mod jpeg;
 mod limits;
-mod memory;
 pub mod nvjpeg;
 mod other;
 mod png;
-mod reader;
 mod riff;
 mod samples;
-mod sniff;
 mod tiff;
 mod until;
 mod vp8l;
 
 pub use error::DecodeError;
+pub use format::{FormatSet, sniff};
 pub use jpeg::{JpegHeader, jpeg_header};
-pub use limits::{DecodeLimits, FormatSet};
-pub use sniff::sniff;
+pub use limits::DecodeLimits;
 pub use until::Until;
 
-use crate::image::{Image, ImageFormat, Orientation};
-use buffer::Buffer;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What the headers of an image say.
+use crate::image::{Image, ImageFormat, Orientation};
+
+/// Limit of a buffer that is kept. A camera frame, decoded at the scale that its preprocessing needs, stays far below (1080p
+/// at full size is 6 MiB); the memory of a larger image is released with the next one, or by [`Buffer::trim`].
+const MAX_KEPT: usize = 8 << 20;
+
+/// The contents of an image's headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageHeader {
-    /// The format, told from the bytes.
+    /// The format, detected from the bytes.
     pub format: ImageFormat,
     /// Width as stored.
     pub width: u32,
     /// Height as stored.
     pub height: u32,
-    /// How to turn the stored pixels upright.
+    /// The transformation that turns the stored pixels upright.
     pub orientation: Orientation,
     /// Upper bound on the memory, in bytes, that decoding the image at full size takes at its peak, the result included and
     /// the encoded bytes not. Never above 60 MiB and 12 bytes a pixel: [`inspect`] refuses what needs more.
@@ -62,14 +62,14 @@ impl ImageHeader {
     }
 }
 
-/// Reads the headers of an image and checks them against `limits`. No pixel is decoded, so an image that
-/// passes may still turn out to be corrupt.
+/// Reads the headers of an image and checks them against `limits`. No pixel is decoded, so the image may still turn out to be
+/// corrupt.
 ///
 /// # Errors
-/// Every [`DecodeError`] but [`DecodeError::Setup`].
+/// Every [`DecodeError`] except [`DecodeError::Setup`].
 pub fn inspect(bytes: &[u8], limits: &DecodeLimits) -> Result<ImageHeader, DecodeError> {
     let format = limits.format_of(bytes)?;
-    guard::guarded(format, || match format {
+    guarded(format, || match format {
         ImageFormat::Jpeg => jpeg_header(bytes, limits).map(ImageHeader::from),
         ImageFormat::Tiff => tiff::open(bytes, limits, Until::NEVER).map(|opened| opened.header),
         ImageFormat::Png => png::open(bytes, limits, Until::NEVER).map(|opened| opened.header),
@@ -78,10 +78,9 @@ pub fn inspect(bytes: &[u8], limits: &DecodeLimits) -> Result<ImageHeader, Decod
     .map_err(|(error, _)| error)
 }
 
-/// Decodes one image after another into a buffer that it keeps. One thread owns it.
+/// Decodes images into a buffer that it reuses. Owned by one thread.
 ///
-/// What it answers for an image depends on nothing that it decoded before. After an error it decodes the next image as if
-/// nothing had happened.
+/// The result for an image does not depend on images that were decoded before, including after errors.
 #[derive(Debug)]
 pub struct Decoder {
     limits: DecodeLimits,
@@ -90,7 +89,7 @@ pub struct Decoder {
     scratch: Buffer,
 }
 
-/// An image whose RGB lies at the front of the decoder's pixels.
+/// A decoded image, whose RGB is at the start of the decoder's buffer.
 #[derive(Clone, Copy, Debug)]
 struct Decoded {
     header: ImageHeader,
@@ -106,10 +105,10 @@ impl From<ImageHeader> for Decoded {
 }
 
 impl Decoder {
-    /// A decoder that refuses what goes beyond `limits`.
+    /// A decoder that rejects images beyond `limits`.
     ///
     /// # Errors
-    /// [`DecodeError::Setup`] where libjpeg-turbo cannot be set up.
+    /// [`DecodeError::Setup`] if libjpeg-turbo cannot be initialised.
     pub fn new(limits: DecodeLimits) -> Result<Self, DecodeError> {
         Ok(Self {
             limits,
@@ -121,20 +120,20 @@ impl Decoder {
 
     /// Decodes `bytes` to RGB.
     ///
-    /// A JPEG may come back smaller than it is (1/2, 1/4 or 1/8), as long as its shorter side stays at
-    /// least `shorter_side`: pass the side to which it will be resized, or `u32::MAX` for full size.
+    /// A JPEG may be decoded at a smaller scale (1/2, 1/4 or 1/8), as long as its shorter side stays at least `shorter_side`:
+    /// pass the side to which it will be resized, or `u32::MAX` for full size.
     ///
     /// # Errors
-    /// Every [`DecodeError`] but [`DecodeError::Setup`].
+    /// Every [`DecodeError`] except [`DecodeError::Setup`].
     pub fn decode(&mut self, bytes: &[u8], shorter_side: u32) -> Result<Image<'_>, DecodeError> {
         self.decode_until(bytes, shorter_side, Until::NEVER)
     }
 
-    /// As [`decode`](Self::decode), but gives up at the time that `until` says: between two rows of blocks of a JPEG, and of other
-    /// formats when the decoder has had some more kilobytes of the file.
+    /// As [`decode`](Self::decode), with a time limit, which is checked between two rows of blocks of a JPEG, and for other
+    /// formats every few kilobytes of input.
     ///
     /// # Errors
-    /// Every [`DecodeError`] but [`DecodeError::Setup`].
+    /// Every [`DecodeError`] except [`DecodeError::Setup`].
     pub fn decode_until(
         &mut self,
         bytes: &[u8],
@@ -144,11 +143,11 @@ impl Decoder {
         let format = self.limits.format_of(bytes)?;
         let until = until.or_work(self.limits.max_time);
         let decode = || self.decode_as(format, bytes, shorter_side, until);
-        let decoded = match guard::guarded(format, decode) {
+        let decoded = match guarded(format, decode) {
             Ok(decoded) => decoded,
             Err((error, panicked)) => {
                 if panicked {
-                    // What is left of the decoder is not to be trusted.
+                    // The state of the decoder is undefined.
                     *self = Self::new(self.limits)?;
                 }
                 return Err(error);
@@ -187,12 +186,12 @@ impl Decoder {
         }
     }
 
-    /// Bytes of memory that are kept for the next image.
+    /// Memory that is kept for the next image, in bytes.
     pub fn retained_bytes(&self) -> usize {
         self.pixels.capacity() + self.scratch.capacity() + self.jpeg.retained_bytes()
     }
 
-    /// Gives back the memory of a large image; what is left is below 24 MiB. The next image of another size does so, too.
+    /// Releases the memory of a large image; less than 24 MiB are kept. The next image of another size does so as well.
     pub fn trim(&mut self) {
         self.pixels.trim();
         self.scratch.trim();
@@ -200,8 +199,64 @@ impl Decoder {
     }
 }
 
-/// The orientation in a block of EXIF, which begins with a TIFF header. `None` where there is none or the
-/// block is broken.
+/// Runs `decode`. A panic becomes an error; the caller must then replace whatever `decode` was writing to.
+///
+/// # Errors
+/// The error of `decode`, and whether it panicked.
+fn guarded<T>(
+    format: ImageFormat,
+    decode: impl FnOnce() -> Result<T, DecodeError>,
+) -> Result<T, (DecodeError, bool)> {
+    // The caller replaces the state, as the doc comment requires.
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(result) => result.map_err(|error| (error, false)),
+        Err(_) => {
+            let detail = "the decoder failed on it; send it in another format";
+            Err((DecodeError::unsupported(format, detail), true))
+        }
+    }
+}
+
+/// A byte buffer that grows to the largest image, and releases memory beyond [`MAX_KEPT`] once it is not needed.
+#[derive(Debug, Default)]
+pub(super) struct Buffer(Vec<u8>);
+
+impl Buffer {
+    /// `len` bytes for writing. They hold data of earlier images.
+    pub(super) fn take(&mut self, len: usize) -> &mut [u8] {
+        if self.0.capacity() > MAX_KEPT.max(len) {
+            self.0 = Vec::new();
+        }
+        if self.0.len() < len {
+            // The old content is not needed: a new zeroed block is cheaper than a copied one.
+            if self.0.capacity() < len {
+                self.0 = Vec::new();
+                self.0 = vec![0; len];
+            } else {
+                self.0.resize(len, 0);
+            }
+        }
+        &mut self.0[..len]
+    }
+
+    /// The first `len` of the bytes that were taken last.
+    pub(super) fn front(&self, len: usize) -> &[u8] {
+        &self.0[..len.min(self.0.len())]
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Releases the memory if it is beyond [`MAX_KEPT`].
+    pub(super) fn trim(&mut self) {
+        if self.0.capacity() > MAX_KEPT {
+            self.0 = Vec::new();
+        }
+    }
+}
+
+/// The orientation in an EXIF block, which begins with a TIFF header. `None` if there is none or the block is invalid.
 fn exif_orientation(exif: &[u8]) -> Option<Orientation> {
     Orientation::from_exif(::image::metadata::Orientation::from_exif_chunk(exif)?.to_exif())
 }

@@ -3,17 +3,17 @@
 use image::codecs::{bmp, gif, webp};
 use image::{ColorType, ImageDecoder, ImageError};
 
-use super::buffer::Buffer;
-use super::reader::Source;
+use super::limits::memory;
+use super::until::Source;
 use super::{
-    DecodeError, DecodeLimits, Decoded, ImageHeader, Until, exif_orientation, memory, riff, samples, vp8l,
+    Buffer, DecodeError, DecodeLimits, Decoded, ImageHeader, Until, exif_orientation, riff, samples, vp8l,
 };
 use crate::image::{ImageFormat, Orientation};
 
-/// Memory that the Huffman codes of a WebP may take at most: some two thousand groups of them, which encoders do not reach.
+/// Limit on the memory for the Huffman codes of a WebP: about two thousand groups of codes, which encoders do not reach.
 const MAX_CODES: u64 = 32 << 20;
 
-/// An image whose headers keep to the limits, ready to be decoded.
+/// An image whose headers are within the limits, ready to be decoded.
 pub(super) struct Opened<'a> {
     pub(super) header: ImageHeader,
     color: ColorType,
@@ -22,29 +22,29 @@ pub(super) struct Opened<'a> {
     codes: Option<Codes<'a>>,
 }
 
-/// The lossless bitstream of a WebP, whose Huffman codes are looked at when it is decoded, and the memory that they may take.
+/// The lossless bitstream of a WebP, whose Huffman codes are checked when it is decoded, and their memory limit.
 struct Codes<'a> {
     stream: riff::Lossless<'a>,
     most: u64,
 }
 
 impl Opened<'_> {
-    /// Decodes to RGB, in `pixels`.
+    /// Decodes to RGB in `pixels`.
     pub(super) fn decode(self, pixels: &mut Buffer) -> Result<Decoded, DecodeError> {
         let Self { header, color, decoder, until, codes } = self;
         if let Some(codes) = codes {
-            // It takes a fraction of what decoding does: the time is looked at before and after.
+            // This takes a fraction of the decoding time: the clock is checked before and after.
             until.check()?;
             codes.check()?;
             until.check()?;
         }
-        // The pixel limit has been held, so that the size fits in memory and in usize.
+        // The pixel limit was checked, so the size fits in memory and in usize.
         let count = header.pixels();
         let buffer = pixels.take(samples::room(color, count));
         let samples = &mut buffer[..usize::from(color.bytes_per_pixel()) * count];
         if matches!(header.format, ImageFormat::Gif | ImageFormat::Bmp) {
-            // Pixels whose colour is not in the palette, or that a run of pixels leaves out, keep what the buffer holds, which would
-            // be the image before.
+            // Pixels whose colour is not in the palette, and those skipped by a run, keep the buffer's content, which would be
+            // the previous image.
             samples.fill(0);
         }
         decoder.read_image_boxed(samples).map_err(|error| refusal(header.format, error, until))?;
@@ -56,7 +56,7 @@ impl Opened<'_> {
     }
 }
 
-/// Reads the headers, holds them against `limits` and returns a decoder that is ready for its pixels.
+/// Reads the headers, checks them against `limits` and returns a decoder for the pixels.
 pub(super) fn open<'a>(
     format: ImageFormat,
     bytes: &'a [u8],
@@ -64,7 +64,7 @@ pub(super) fn open<'a>(
     until: Until,
 ) -> Result<Opened<'a>, DecodeError> {
     let (mut exif, mut lossless, mut animated) = (None, None, false);
-    // Sizes at fixed places are looked at before a decoder is set up, which may already allocate.
+    // Sizes at fixed offsets are checked before a decoder is created, which may already allocate.
     if format == ImageFormat::WebP {
         let chunks = riff::read(bytes);
         for (width, height) in chunks.sizes {
@@ -89,13 +89,13 @@ pub(super) fn open<'a>(
     }
     let orientation = match format {
         ImageFormat::WebP => exif.and_then(exif_orientation),
-        // A broken tag says nothing about the pixels.
+        // An invalid tag does not affect the pixels.
         _ => decoder.orientation().ok().and_then(|value| Orientation::from_exif(value.to_exif())),
     };
     let room = samples::room(color, width as usize * height as usize) as u64;
     let needed = room + memory_beside(format, bytes, (width, height), animated)?;
-    // How much memory Huffman codes take is told from the bitstream, which is not followed here: reading headers has to be quick. So
-    // they are given the most that they may take, or what there is room for.
+    // The memory of Huffman codes depends on the bitstream, which is not parsed here because reading headers must be quick. So
+    // their limit is accounted for, or what remains of the memory limit.
     let codes =
         lossless.map(|stream| Codes { stream, most: memory::left((width, height), needed).min(MAX_CODES) });
     let needed = needed + codes.as_ref().map_or(0, |codes| codes.most);
@@ -109,7 +109,7 @@ pub(super) fn open<'a>(
     Ok(Opened { header, color, decoder, until, codes })
 }
 
-/// Memory that decoding takes beside the samples.
+/// Memory for decoding besides the samples.
 fn memory_beside(
     format: ImageFormat,
     bytes: &[u8],
@@ -121,7 +121,7 @@ fn memory_beside(
         + match format {
             // The frame, where it does not fill its canvas.
             ImageFormat::Gif => {
-                let frame = super::gif::first_frame(bytes)
+                let frame = first_frame(bytes)
                     .ok_or_else(|| DecodeError::corrupt(format, "it ends before its first frame"))?;
                 let area = memory::pixels(frame.width, frame.height);
                 if area > pixels {
@@ -133,10 +133,10 @@ fn memory_beside(
                         ),
                     ));
                 }
-                // A profile is collected piece by piece in a buffer that doubles.
+                // A profile is collected in a buffer that doubles.
                 4 * area + 2 * frame.extensions as u64
             }
-            // Luma and chroma, alpha, and a copy of the data; of an animation the frame and its canvas too.
+            // Luma and chroma, alpha, and a copy of the data; for an animation also the frame and its canvas.
             ImageFormat::WebP => {
                 let each = if animated { 16 } else { 8 };
                 each * pixels + bytes.len() as u64
@@ -146,15 +146,15 @@ fn memory_beside(
 }
 
 impl Codes<'_> {
-    /// Follows the bitstream up to its pixels.
+    /// Parses the bitstream up to its pixels.
     ///
     /// # Errors
-    /// [`DecodeError`] where the codes are not sound or take more memory than they may.
+    /// [`DecodeError`] if the codes are invalid or exceed their memory limit.
     fn check(&self) -> Result<(), DecodeError> {
         let (format, most) = (ImageFormat::WebP, self.most);
         let riff::Lossless { bits, size, has_header } = self.stream;
         match vp8l::code_memory(bits, size, has_header, most) {
-            None => Err(DecodeError::corrupt(format, "its Huffman codes are not sound")),
+            None => Err(DecodeError::corrupt(format, "its Huffman codes are invalid")),
             Some(memory) if memory > most => Err(DecodeError::unsupported(
                 format,
                 format!("Huffman codes that take more than {most} bytes of memory"),
@@ -169,14 +169,14 @@ fn decoder<'a>(format: ImageFormat, source: Source<'a>) -> Result<Box<dyn ImageD
         ImageFormat::WebP => Box::new(webp::WebPDecoder::new(source)?),
         ImageFormat::Bmp => Box::new(bmp::BmpDecoder::new(source)?),
         ImageFormat::Gif => Box::new(gif::GifDecoder::new(source)?),
-        // Other modules decode them.
+        // Decoded by other modules.
         ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Tiff => {
             return Err(ImageError::Unsupported(image::error::ImageFormatHint::Unknown.into()));
         }
     })
 }
 
-/// Width and height where the format keeps them at a fixed place.
+/// Width and height where the format stores them at a fixed offset.
 fn declared_size(format: ImageFormat, bytes: &[u8]) -> Option<(u32, u32)> {
     let two = |at: usize| Some(u32::from(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?)));
     let four = |at: usize| Some(*bytes.get(at..)?.first_chunk::<4>()?);
@@ -197,12 +197,56 @@ fn refusal(format: ImageFormat, error: ImageError, until: Until) -> DecodeError 
     }
     match error {
         ImageError::Unsupported(error) => DecodeError::unsupported(format, error.to_string()),
-        ImageError::Limits(_) => {
-            DecodeError::unsupported(format, "decoding it takes more memory than its size allows")
-        }
+        ImageError::Limits(_) => DecodeError::exceeds_memory(format),
         ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            DecodeError::corrupt(format, "it ends before its last pixel")
+            DecodeError::truncated(format)
         }
         error => DecodeError::corrupt(format, error.to_string()),
+    }
+}
+
+/// The first frame of a GIF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FirstFrame {
+    /// Bytes of extensions (comments, profiles) before it, which the decoder may keep.
+    extensions: usize,
+    width: u32,
+    height: u32,
+}
+
+/// `None` if the file ends before its first frame, or has none.
+fn first_frame(bytes: &[u8]) -> Option<FirstFrame> {
+    let head = 13 + palette_bytes(*bytes.get(10)?);
+    let mut at = head;
+    loop {
+        match *bytes.get(at..)?.first()? {
+            0x21 => {
+                at = after_blocks(bytes, at + 2)?;
+            }
+            0x2C => {
+                let &[w0, w1, h0, h1] = bytes.get(at + 5..)?.first_chunk()?;
+                return Some(FirstFrame {
+                    extensions: at - head,
+                    width: u32::from(u16::from_le_bytes([w0, w1])),
+                    height: u32::from(u16::from_le_bytes([h0, h1])),
+                });
+            }
+            _ => return None,
+        }
+    }
+}
+
+fn palette_bytes(flags: u8) -> usize {
+    if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) }
+}
+
+/// The position after a chain of data blocks, each prefixed by its length, and the empty block that ends it.
+fn after_blocks(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        let length = usize::from(*bytes.get(at)?);
+        at += 1 + length;
+        if length == 0 {
+            return Some(at);
+        }
     }
 }

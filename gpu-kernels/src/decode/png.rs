@@ -1,21 +1,21 @@
-//! PNG through the `png` crate itself, which can be told to skip what a picture does not need: text and colour profiles, of
-//! which a file may hold millions or a compressed gigabyte.
+//! PNG through the `png` crate itself, which can skip text and colour profiles, of which a file may hold millions or a
+//! compressed gigabyte.
 
 use png::{BitDepth, Decoder, DecodingError, Limits, Reader, Transformations};
 
 use image::ColorType;
 
-use super::buffer::Buffer;
-use super::reader::Source;
-use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, Until, exif_orientation, memory, samples};
+use super::limits::memory;
+use super::until::Source;
+use super::{Buffer, DecodeError, DecodeLimits, Decoded, ImageHeader, Until, exif_orientation, samples};
 use crate::image::ImageFormat;
 
-/// Memory beside pixels and rows that chunks may take: a palette, EXIF.
+/// Limit on the memory for chunks besides pixels and rows: palette, EXIF.
 const METADATA: u64 = 8 << 20;
-/// Rows that pass between two looks at the clock.
+/// Rows between two checks of the clock.
 const ROWS: usize = 64;
 
-/// A PNG whose headers keep to the limits.
+/// A PNG whose headers are within the limits.
 pub(super) struct Opened<'a> {
     pub(super) header: ImageHeader,
     color: ColorType,
@@ -23,19 +23,19 @@ pub(super) struct Opened<'a> {
     until: Until,
 }
 
-/// Reads the headers, up to the pixels, and holds them against `limits`.
+/// Reads the headers up to the pixels and checks them against `limits`.
 pub(super) fn open<'a>(
     bytes: &'a [u8],
     limits: &DecodeLimits,
     until: Until,
 ) -> Result<Opened<'a>, DecodeError> {
-    // The size stands at a fixed place, and is looked at before anything is allocated.
+    // The size is at a fixed offset, and is checked before anything is allocated.
     let side = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
     let (Some(width), Some(height)) = (side(16), side(20)) else {
         return Err(DecodeError::corrupt(ImageFormat::Png, "it ends within its header"));
     };
     limits.check_size(ImageFormat::Png, width, height)?;
-    // Two rows of up to eight bytes a pixel, and the window of Deflate.
+    // Two rows of up to eight bytes per pixel, and the window of Deflate.
     let beside = METADATA + 32 * u64::from(width);
     let most = Limits { bytes: usize::try_from(beside).unwrap_or(usize::MAX) };
     let mut decoder = Decoder::new_with_limits(Source::new(bytes, until), most);
@@ -58,7 +58,7 @@ pub(super) fn open<'a>(
         (png::ColorType::Rgb, BitDepth::Sixteen) => ColorType::Rgb16,
         (png::ColorType::Rgba, BitDepth::Eight) => ColorType::Rgba8,
         (png::ColorType::Rgba, BitDepth::Sixteen) => ColorType::Rgba16,
-        // The transformation leaves no others.
+        // The transformation produces no others.
         (color, depth) => {
             let detail = format!("pixels of type {color:?} of {depth:?} bits");
             return Err(DecodeError::unsupported(ImageFormat::Png, detail));
@@ -77,7 +77,7 @@ pub(super) fn open<'a>(
 }
 
 impl Opened<'_> {
-    /// Decodes to RGB, in `pixels`.
+    /// Decodes to RGB in `pixels`.
     pub(super) fn decode(self, pixels: &mut Buffer) -> Result<Decoded, DecodeError> {
         let Self { header, color, mut reader, until } = self;
         let count = header.pixels();
@@ -96,7 +96,7 @@ impl Opened<'_> {
                     DecodeError::corrupt(ImageFormat::Png, "it has fewer rows than its header says")
                 })?;
             }
-            // Reads the data to its end, and so its checksum.
+            // Reads the data to its end, including its checksum.
             reader.read_row(&mut []).map_err(|error| refusal(error, until))?;
         }
         if color.bytes_per_pixel() > color.channel_count() {
@@ -114,11 +114,9 @@ fn refusal(error: DecodingError, until: Until) -> DecodeError {
         return late;
     }
     match error {
-        DecodingError::LimitsExceeded => {
-            DecodeError::unsupported(ImageFormat::Png, "decoding it takes more memory than its size allows")
-        }
+        DecodingError::LimitsExceeded => DecodeError::exceeds_memory(ImageFormat::Png),
         DecodingError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            DecodeError::corrupt(ImageFormat::Png, "it ends before its last pixel")
+            DecodeError::truncated(ImageFormat::Png)
         }
         error => DecodeError::corrupt(ImageFormat::Png, error.to_string()),
     }

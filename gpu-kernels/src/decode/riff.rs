@@ -1,28 +1,28 @@
-//! Walks the chunks of a WebP file: every size that it declares, which bitstreams are decoded, and where its EXIF lies.
+//! Parses the chunks of a WebP file: every declared size, the bitstreams to decode, and the position of its EXIF.
 //!
-//! A WebP names its size twice, on the canvas and in each bitstream, and the decoder allocates by the latter before it compares
-//! them. So both are held against the limits here, and against each other.
+//! A WebP declares its size twice, for the canvas and in each bitstream, and the decoder allocates by the latter before it
+//! compares them. So both are checked against the limits here, and against each other.
 //!
-//! Which chunks count is told as `image-webp` does it: what is decoded must be what was checked.
+//! Chunks are selected as in `image-webp`: what is decoded must be what was checked.
 
 /// Width and height.
 type Size = (u32, u32);
 
-/// Bytes of a VP8X chunk. The decoder reads as many, however few the chunk has.
+/// Bytes of a VP8X chunk. The decoder reads this many, even if the chunk is shorter.
 const EXTENDED: usize = 10;
 const ANIMATION: u8 = 0x02;
 
-/// The chunks of a WebP that decoding its first frame looks at.
+/// The chunks of a WebP that are read to decode its first frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chunks<'a> {
     /// Width and height of the canvas, of the first frame and of the bitstreams.
     pub(super) sizes: Vec<Size>,
     /// The EXIF block, from its TIFF header on.
     pub(super) exif: Option<&'a [u8]>,
-    /// It has frames, of which the first is laid on a canvas.
+    /// Whether it has frames, of which the first is drawn on a canvas.
     pub(super) animated: bool,
-    /// The lossless bitstream that is decoded, of the image or of its alpha; there is never more than one. An error says why
-    /// the file is corrupt.
+    /// The lossless bitstream to decode, of the image or of its alpha; there is at most one. An error describes why the file
+    /// is corrupt.
     pub(super) lossless: Result<Option<Lossless<'a>>, &'static str>,
 }
 
@@ -31,11 +31,11 @@ pub(super) struct Chunks<'a> {
 pub(super) struct Lossless<'a> {
     pub(super) bits: &'a [u8],
     pub(super) size: Size,
-    /// It begins with its size; one of alpha does not.
+    /// Whether it begins with its size; one of alpha does not.
     pub(super) has_header: bool,
 }
 
-/// Reads the chunks of `bytes`, which begin with a RIFF header. Stops where they no longer make sense.
+/// Parses the chunks of `bytes`, which begin with a RIFF header, up to the first invalid one.
 pub(super) fn read(bytes: &[u8]) -> Chunks<'_> {
     let mut all = Walk(bytes.get(12..).unwrap_or_default());
     let (mut still, mut frame, mut exif) = (Picture::default(), None, None);
@@ -99,7 +99,8 @@ impl<'a> Picture<'a> {
         *place = place.or(Some(body));
     }
 
-    /// The picture of a frame. The decoder goes by the first chunk, and takes what follows alpha for VP8 whatever its name is.
+    /// The bitstreams of a frame. The decoder goes by the first chunk, and takes what follows alpha for VP8 whatever its name
+    /// is.
     fn of_frame(mut chunks: Walk<'a>) -> Option<Self> {
         let none = Self::default();
         match (chunks.next()?, chunks.next()) {
@@ -112,14 +113,14 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// What its bitstreams say, where they have come that far.
+    /// The sizes in its bitstreams, as far as they are present.
     fn sizes(&self) -> impl Iterator<Item = Size> {
         let lossy = self.lossy.and_then(|bits| bitstream_size(b"VP8 ", bits));
         lossy.into_iter().chain(self.lossless.and_then(|bits| bitstream_size(b"VP8L", bits)))
     }
 
-    /// The lossless bitstream that is decoded, if there is one. `size` is that of the canvas or frame; where there is none, the
-    /// bitstream alone says it.
+    /// The lossless bitstream to decode, if there is one. `size` is that of the canvas or frame; without one, only the
+    /// bitstream declares it.
     fn lossless(&self, size: Option<Size>) -> Result<Option<Lossless<'a>>, &'static str> {
         if self.sizes().any(|own| size.is_some_and(|size| size != own)) {
             return Err("its bitstream has another size than its canvas or frame");
@@ -129,7 +130,7 @@ impl<'a> Picture<'a> {
             return Ok(Some(Lossless { bits, size, has_header: true }));
         }
         match self.alpha {
-            // Two bits say how it is compressed. Alpha has the size of what it belongs to.
+            // Two bits select the compression. Alpha has the size of its image.
             Some([flags, bits @ ..]) if flags & 3 == 1 => {
                 let size = size.ok_or("the size of its alpha is not known")?;
                 Ok(Some(Lossless { bits, size, has_header: false }))
@@ -139,7 +140,7 @@ impl<'a> Picture<'a> {
     }
 }
 
-/// Chunk after chunk: a name of four letters and a body. The last body may be cut short.
+/// Iterates over chunks: a name of four letters and a body. The last body may be truncated.
 #[derive(Clone)]
 struct Walk<'a>(&'a [u8]);
 

@@ -1,8 +1,8 @@
-//! Converts decoded samples of other colour types to 8-bit RGB, in the buffer in which they lie.
+//! Converts decoded samples of other colour types to 8-bit RGB, in place.
 
 use image::ColorType;
 
-/// The background on which transparent images are laid: white, as nearly every viewer and web page shows them.
+/// The background for transparent images: white, as in nearly every viewer and web page.
 const BACKGROUND: u32 = 255;
 
 /// Whether [`to_rgb`] can convert `color`.
@@ -11,12 +11,12 @@ pub(super) fn is_convertible(color: ColorType) -> bool {
     matches!(color, L8 | La8 | L16 | La16 | Rgb8 | Rgba8 | Rgb16 | Rgba16)
 }
 
-/// Bytes of a buffer in which [`to_rgb`] can convert `count` pixels.
+/// Size of a buffer in which [`to_rgb`] can convert `count` pixels, in bytes.
 pub(super) fn room(color: ColorType, count: usize) -> usize {
     usize::from(color.bytes_per_pixel()).max(3) * count
 }
 
-/// Converts `count` pixels of `color`, in the machine's byte order, at the beginning of `buffer` to RGB at the same place.
+/// Converts `count` pixels of `color`, in native byte order, at the start of `buffer` to RGB in place.
 pub(super) fn to_rgb(color: ColorType, buffer: &mut [u8], count: usize) {
     match color {
         ColorType::L8 => convert(buffer, count, |[grey]: [u8; 1]| [grey; 3]),
@@ -37,7 +37,7 @@ pub(super) fn to_rgb(color: ColorType, buffer: &mut [u8], count: usize) {
     }
 }
 
-/// Converts `count` pixels of `N` bytes, each to three, in place: from the end where pixels grow, from the beginning where
+/// Converts `count` pixels of `N` bytes to three bytes each, in place: from the end where pixels grow, from the start where
 /// they shrink, so that none is overwritten before it is read.
 pub(super) fn convert<const N: usize>(buffer: &mut [u8], count: usize, pixel: impl Fn([u8; N]) -> [u8; 3]) {
     let mut one = |at: usize| {
@@ -50,7 +50,7 @@ pub(super) fn convert<const N: usize>(buffer: &mut [u8], count: usize, pixel: im
     if N < 3 { (0..count).rev().for_each(&mut one) } else { (0..count).for_each(&mut one) }
 }
 
-/// Converts planes of `count` samples each (1 grey, 3 RGB, 4 with alpha; 8 or 16 bits in the machine's byte order) to `rgb`.
+/// Converts planes of `count` samples each (1 grey, 3 RGB, 4 with alpha; 8 or 16 bits in native byte order) to `rgb`.
 pub(super) fn planes_to_rgb(planes: usize, wide: bool, samples: &[u8], rgb: &mut [u8]) {
     let count = rgb.len() / 3;
     let sample = |plane: usize, at: usize| match (wide, plane * count + at) {
@@ -63,7 +63,7 @@ pub(super) fn planes_to_rgb(planes: usize, wide: bool, samples: &[u8], rgb: &mut
     }
 }
 
-/// Makes the pixels of RGBA opaque where not one of them has any opacity: their writer did not mean the fourth byte.
+/// Makes an RGBA image opaque if no pixel has any opacity: its writer did not use the fourth byte.
 pub(super) fn without_void_alpha(rgba: &mut [u8]) {
     let pixels = rgba.as_chunks_mut::<4>().0;
     if pixels.iter().all(|pixel| pixel[3] == 0) {
@@ -76,19 +76,19 @@ fn to_8_bit(sample: [u8; 2]) -> u8 {
     ((u32::from(u16::from_ne_bytes(sample)) + 128) / 257) as u8
 }
 
-/// `level` with opacity `alpha`, on the background.
+/// Blends `level` with opacity `alpha` with the background.
 fn over(level: u8, alpha: u8) -> u8 {
     let (level, alpha) = (u32::from(level), u32::from(alpha));
     ((level * alpha + BACKGROUND * (255 - alpha) + 127) / 255) as u8
 }
 
-/// CMYK of a JPEG, which by Adobe's convention stores ink inverted (0 is full ink): each channel is
-/// multiplied by black. Pillow and Chrome take every CMYK JPEG for inverted; so does this.
+/// Converts CMYK of a JPEG, which by Adobe's convention stores inverted ink (0 is full ink): each channel is multiplied by
+/// black. Every CMYK JPEG is taken for inverted, as in Pillow and Chrome.
 pub(super) fn inverted_cmyk_to_rgb(buffer: &mut [u8], count: usize) {
     convert(buffer, count, |[c, m, y, k]: [u8; 4]| [c, m, y].map(|ink| multiply(ink, k)));
 }
 
-/// CMYK of a TIFF, where 255 is full ink, of 8 or 16 bits.
+/// Converts CMYK of a TIFF, where 255 is full ink, of 8 or 16 bits.
 pub(super) fn cmyk_to_rgb(wide: bool, buffer: &mut [u8], count: usize) {
     let rgb = |[c, m, y, k]: [u8; 4]| [c, m, y].map(|ink| multiply(255 - ink, 255 - k));
     if wide {

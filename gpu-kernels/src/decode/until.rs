@@ -1,40 +1,41 @@
-//! When a decoder is to give up on an image.
+//! Time limits for decoding, and the reader that enforces them on the encoded bytes.
 
+use std::io::{BufRead, Cursor, Error, ErrorKind, Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::DecodeError;
 
-/// The time at which decoding is given up, if there is one.
+/// The time limit of a decode, if there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Until {
     end: Option<Instant>,
     work: Option<Work>,
 }
 
-/// The work that decoding may take.
+/// A limit on CPU time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Work {
-    /// The CPU time of this thread at its end.
+    /// CPU time of this thread at which the limit is reached.
     end: Duration,
-    /// It takes at least until then: before, the clock of the thread, which costs a system call, need not be read.
+    /// The limit is not reached before this time; until then the thread's clock, which costs a system call, is not read.
     soonest: Instant,
 }
 
 impl Until {
-    /// Decoding takes as long as it takes.
+    /// No time limit.
     pub const NEVER: Self = Self { end: None, work: None };
 
-    /// This, and the end of `time` from now that this thread has worked: on a machine that is busy or stands still, images
-    /// take no more work.
+    /// Adds a limit of `time` of CPU time of this thread from now: on a busy or suspended machine the limit is not reached
+    /// sooner.
     pub(super) fn or_work(self, time: Duration) -> Self {
         let soonest = Instant::now().checked_add(time);
         let work = soonest.map(|soonest| Work { end: worked().saturating_add(time), soonest });
         Self { work, ..self }
     }
 
-    /// Whether there is time left. Reads the clock: to be asked once every few rows.
+    /// Checks the limit. Reads the clock: call it every few rows.
     ///
     /// # Errors
     /// [`DecodeError::OutOfTime`].
@@ -51,12 +52,12 @@ impl Until {
             || self.work.is_some_and(|work| work.soonest <= now && work.end <= worked())
     }
 
-    /// Nanoseconds that are left; `None` where there is no end.
+    /// Nanoseconds until the deadline; `None` without one.
     pub(super) fn nanoseconds_left(self) -> Option<u64> {
         self.end.map(|end| nanoseconds(end.saturating_duration_since(Instant::now())))
     }
 
-    /// Nanoseconds that this thread may work; `None` where there is no end.
+    /// Nanoseconds of CPU time that are left; `None` without a limit.
     pub(super) fn nanoseconds_of_work_left(self) -> Option<u64> {
         self.work.map(|work| nanoseconds(work.end.saturating_sub(worked())))
     }
@@ -84,6 +85,62 @@ fn worked() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// Most bytes that a decoder gets at once, and between two checks of the clock. They decompress to at most 8 MB with Deflate,
+/// and 20 MB with LZW.
+const CHUNK_LEN: usize = 8 << 10;
+
+/// Encoded bytes in memory, read in chunks while the time limit is not reached.
+#[derive(Debug)]
+pub(super) struct Source<'a> {
+    bytes: Cursor<&'a [u8]>,
+    until: Until,
+    /// Bytes to read before the next check of the clock.
+    left: usize,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(bytes: &'a [u8], until: Until) -> Self {
+        Self { bytes: Cursor::new(bytes), until, left: 0 }
+    }
+
+    fn spend(&mut self, bytes: usize) -> std::io::Result<()> {
+        if self.left == 0 || self.left < bytes {
+            self.left = CHUNK_LEN;
+            if self.until.is_over() {
+                return Err(Error::new(ErrorKind::TimedOut, "decoding took too long"));
+            }
+        }
+        self.left = self.left.saturating_sub(bytes);
+        Ok(())
+    }
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        self.spend(to.len())?;
+        self.bytes.read(to)
+    }
+}
+
+impl BufRead for Source<'_> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        self.spend(0)?;
+        let bytes = self.bytes.fill_buf()?;
+        Ok(&bytes[..bytes.len().min(CHUNK_LEN)])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count);
+        self.bytes.consume(count);
+    }
+}
+
+impl Seek for Source<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.bytes.seek(to)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,7 +155,7 @@ mod tests {
             assert!(begin.elapsed() < Duration::from_secs(300), "work has no end");
         }
         assert_eq!((until.nanoseconds_of_work_left(), until.nanoseconds_left()), (Some(0), None));
-        // A deadline is one whatever the thread does.
+        // A deadline does not depend on CPU time.
         let late = Until::from(Instant::now()).or_work(Duration::from_secs(3600));
         assert!(late.is_over() && late.check().is_err());
         assert!(!Until::NEVER.is_over());

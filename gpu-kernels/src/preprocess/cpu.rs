@@ -1,4 +1,4 @@
-//! Preprocessing on the CPU: `fast_image_resize` for the window, then a table look-up into the tensor.
+//! Preprocessing on the CPU: `fast_image_resize` for the window, then a table lookup into the tensor.
 
 use fast_image_resize::images::{Image as ResizeImage, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
@@ -6,14 +6,14 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOpt
 use super::{PreprocessError, PreprocessSpec, ResizeCrop};
 use crate::image::{Image, Orientation};
 
-/// Preprocesses one image after another with buffers that it keeps. One thread owns it.
+/// Preprocesses images in buffers that it reuses. Owned by one thread.
 #[derive(Debug)]
 pub struct CpuPreprocessor {
     spec: PreprocessSpec,
     /// The normalised value of each level, per channel.
     levels: Box<[[f32; 256]; 3]>,
     resizer: Resizer,
-    /// The window as stored, resized: RGB of `crop` by `crop`.
+    /// The resized window in stored orientation: RGB, `crop` by `crop`.
     window: ResizeImage<'static>,
 }
 
@@ -32,7 +32,7 @@ impl CpuPreprocessor {
         Ok(Self { spec, levels, resizer: Resizer::new(), window })
     }
 
-    /// What is computed.
+    /// The parameters.
     pub fn spec(&self) -> &PreprocessSpec {
         &self.spec
     }
@@ -41,7 +41,7 @@ impl CpuPreprocessor {
     /// green, blue.
     ///
     /// # Errors
-    /// [`PreprocessError::OutputLength`] and [`PreprocessError::BadImage`]; `out` is then as it was.
+    /// [`PreprocessError::OutputLength`] and [`PreprocessError::BadImage`]; `out` is unchanged then.
     pub fn run(&mut self, image: &Image<'_>, out: &mut [f32]) -> Result<(), PreprocessError> {
         if out.len() != self.spec.output_len() {
             return Err(PreprocessError::OutputLength { got: out.len(), expected: self.spec.output_len() });
@@ -67,7 +67,7 @@ impl CpuPreprocessor {
         Ok(result?)
     }
 
-    /// Normalises the window into planes, reading it in the order in which it stands upright.
+    /// Normalises the window into planes, reading it in upright order.
     fn write_upright(&self, orientation: Orientation, out: &mut [f32]) {
         let crop = self.spec.crop as usize;
         let window = self.window.buffer().as_chunks::<3>().0;

@@ -1,5 +1,5 @@
-//! What the preprocess kernel is told of a batch: one descriptor an image and one for the tensor, as kernels/preprocess.h
-//! lays them out.
+//! The parameters of the preprocess kernel: one descriptor per image and one for the tensor, with the layout in
+//! kernels/preprocess.h.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,7 +13,7 @@ const SWAP_SIDES: u32 = 1;
 const FLIP_COLUMNS: u32 = 2;
 const FLIP_ROWS: u32 = 4;
 
-/// How an image lies in memory. Addresses are the device's, pitches are bytes a row.
+/// The layout of an image in memory. Addresses are device addresses, pitches are bytes per row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PixelLayout {
     /// Red, green, blue, interleaved.
@@ -21,16 +21,16 @@ pub enum PixelLayout {
         /// Address and pitch.
         plane: (u64, u32),
     },
-    /// Luma and two chroma planes, full range (JFIF). A pixel's chroma stands at its position shifted right.
+    /// Luma and two chroma planes, full range (JFIF). A pixel's chroma is at its position shifted right.
     YCbCr {
-        /// Address and pitch of luma, blueness, redness.
+        /// Address and pitch of Y, Cb and Cr.
         planes: [(u64, u32); 3],
-        /// Bits by which a column is shifted: 1 where chroma is half as wide.
+        /// Bits by which a column is shifted: 1 where chroma has half the width.
         shift_x: u32,
         /// Bits by which a row is shifted.
         shift_y: u32,
     },
-    /// Luma alone.
+    /// Luma only.
     Grey {
         /// Address and pitch.
         plane: (u64, u32),
@@ -38,7 +38,7 @@ pub enum PixelLayout {
 }
 
 impl PixelLayout {
-    /// The least bytes a row of each plane for an image of this width; what a device reads stays within them.
+    /// The minimum pitch of each plane for an image of this width; the kernel reads no byte beyond it.
     pub fn least_pitches(&self, width: u32) -> [u32; 3] {
         let padded = width.next_multiple_of(ROW_GROUP);
         match *self {
@@ -53,7 +53,7 @@ impl PixelLayout {
 }
 
 impl PixelLayout {
-    /// Address and pitch of each plane that there is, and by how many bits its rows are shifted.
+    /// Address and pitch of each existing plane, and the bits by which its rows are shifted.
     fn planes(&self) -> Vec<((u64, u32), u32)> {
         match *self {
             Self::Rgb { plane } | Self::Grey { plane } => vec![(plane, 0)],
@@ -63,8 +63,8 @@ impl PixelLayout {
         }
     }
 
-    /// Whether an image of this size lies within a block of so many bytes, with offsets in the place of addresses, and as
-    /// the kernel wants it.
+    /// Whether an image of this size lies within a block of this many bytes, with offsets in place of addresses, and meets the
+    /// kernel's alignment.
     pub fn fits(&self, (width, height): (u32, u32), bytes: usize) -> bool {
         let least = self.least_pitches(width);
         let group = u64::from(ROW_GROUP);
@@ -84,7 +84,7 @@ impl PixelLayout {
         width > 0 && height > 0 && shifts <= 2 && self.planes().into_iter().zip(least).all(within)
     }
 
-    /// The same layout with its offsets from the address `base`.
+    /// The same layout with its offsets relative to the address `base`.
     #[must_use]
     pub fn at(self, base: u64) -> Self {
         let from = |(offset, pitch): (u64, u32)| (base + offset, pitch);
@@ -108,7 +108,7 @@ pub enum Element {
 }
 
 impl Element {
-    /// Size of a value.
+    /// Bytes per value.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -117,7 +117,7 @@ impl Element {
     }
 }
 
-/// One image of a batch. As `WeirImage`.
+/// An image of a batch. Same layout as `WeirImage`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct ImageDescriptor {
@@ -136,7 +136,7 @@ pub struct ImageDescriptor {
     slot: u32,
 }
 
-/// What is the same for all images of a batch. As `WeirTensor`.
+/// The parameters common to all images of a batch. Same layout as `WeirTensor`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct TensorDescriptor {
@@ -148,7 +148,7 @@ pub struct TensorDescriptor {
 }
 
 impl ImageDescriptor {
-    /// An image stored as `width` by `height`, neither of them 0, whose tensor goes to place `slot` of the batch.
+    /// For an image stored as `width` by `height`, neither of them 0, whose tensor is written to place `slot` of the batch.
     pub fn new(
         layout: PixelLayout,
         (width, height): (u32, u32),

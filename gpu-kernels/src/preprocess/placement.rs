@@ -1,13 +1,12 @@
-//! Where the output window lies in the stored pixels of an image.
+//! The position of the output window in the stored pixels of an image.
 
 use super::PreprocessSpec;
 use crate::image::Orientation;
 
 /// The output window in the stored image, computed in upright coordinates and mapped back.
 ///
-/// Resizing commutes with turning, since the filter is symmetric; cropping does not: where the difference
-/// of the sizes is odd, the window begins one pixel nearer to the upright left or top, which after a flip
-/// is the stored right or bottom.
+/// Resizing commutes with rotation, since the filter is symmetric; cropping does not: where the difference of the sizes is
+/// odd, the window begins one pixel closer to the upright left or top, which after a flip is the stored right or bottom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResizeCrop {
     /// Width that the whole stored image would have after resizing.
@@ -21,10 +20,10 @@ pub struct ResizeCrop {
 }
 
 impl ResizeCrop {
-    /// For an image stored as `width` by `height`. Neither may be 0; `spec` has been validated.
+    /// For an image stored as `width` by `height`. Neither may be 0; `spec` must be valid.
     pub fn new(width: u32, height: u32, orientation: Orientation, spec: &PreprocessSpec) -> Self {
         let shorter = u64::from(width.min(height));
-        // `resize` is at most 4096, so that twice the product stays far below 2^64.
+        // `resize` is at most 4096, so twice the product stays far below 2^64.
         let resized = |side: u32| (2 * u64::from(side) * u64::from(spec.resize) + shorter) / (2 * shorter);
         let (resized_width, resized_height) = (resized(width), resized(height));
         let begin = |size: u64, flipped: bool| {
@@ -39,8 +38,8 @@ impl ResizeCrop {
         }
     }
 
-    /// The window in stored pixels before resizing: left, top, width, height. The filter also reads beyond
-    /// it, as far as its support reaches.
+    /// The window in stored pixels before resizing: left, top, width, height. The filter also reads beyond it, as far as its
+    /// support reaches.
     pub fn source_box(&self, width: u32, height: u32, crop: u32) -> (f64, f64, f64, f64) {
         // Products first: where the window spans an axis, the result is exactly that side.
         let along =

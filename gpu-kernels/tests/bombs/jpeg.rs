@@ -4,7 +4,7 @@ use gpu_kernels::ImageFormat;
 
 use super::{Bomb, Fate, MAX_BODY, SIDE};
 
-/// Bits from the most significant on, with the zeros that are stuffed behind 255.
+/// A bit writer (most significant bit first) with byte stuffing after 255.
 #[derive(Default)]
 struct Bits {
     bytes: Vec<u8>,
@@ -45,7 +45,7 @@ fn segment(out: &mut Vec<u8>, code: u8, body: &[u8]) {
     out.extend_from_slice(body);
 }
 
-/// Up to the first scan: a DC code for 0 alone, of one bit, and an AC code for ends of blocks, of four bits.
+/// Up to the first scan: a DC code of one bit for 0 only, and an AC code of four bits for ends of blocks.
 fn headers(frame: u8, side: u16, components: u8) -> Vec<u8> {
     let mut out = vec![0xFF, 0xD8];
     segment(&mut out, 0xDB, &[&[0u8][..], &[1; 64]].concat());
@@ -68,8 +68,7 @@ fn blocks(side: u16) -> u32 {
     u32::from(side.div_ceil(8)).pow(2)
 }
 
-/// A progressive JPEG whose every coefficient is 0, in one scan of DC and so many more of AC, each of which goes through all
-/// coefficients.
+/// A progressive JPEG with all coefficients 0, in one DC scan and this many AC scans, each over all coefficients.
 pub(super) fn progressive(side: u16, components: u8, scans: usize) -> Vec<u8> {
     let mut out = headers(0xC2, side, components);
     let mut selectors = vec![components];
@@ -79,7 +78,7 @@ pub(super) fn progressive(side: u16, components: u8, scans: usize) -> Vec<u8> {
     (0..blocks(side) * u32::from(components)).for_each(|_| bits.put(0, 1));
     out.extend(bits.finish());
     let ends = ends_of_blocks(blocks(side));
-    // From bit 13 down; what goes on after bit 0 refines it once more.
+    // From bit 13 down; scans after bit 0 refine it again.
     let mut done = vec![None; usize::from(components)];
     for scan in 0..scans.saturating_sub(1) {
         let id = scan % usize::from(components);
@@ -96,7 +95,7 @@ pub(super) fn progressive(side: u16, components: u8, scans: usize) -> Vec<u8> {
     out
 }
 
-/// A scan of blocks that all have no coefficients, in runs as long as there are.
+/// A scan of blocks without coefficients, in runs of the maximum length.
 fn ends_of_blocks(mut blocks: u32) -> Vec<u8> {
     let mut bits = Bits::default();
     while blocks > 0 {
@@ -109,7 +108,7 @@ fn ends_of_blocks(mut blocks: u32) -> Vec<u8> {
     bits.finish()
 }
 
-/// A baseline JPEG of black, whose blocks take five bits each.
+/// A black baseline JPEG, whose blocks take five bits each.
 fn baseline(side: u16, components: u8) -> Vec<u8> {
     let mut out = headers(0xC0, side, components);
     let mut selectors = vec![components];
@@ -122,7 +121,7 @@ fn baseline(side: u16, components: u8) -> Vec<u8> {
     out
 }
 
-/// `jpeg` with segments of a kind behind its SOI, as many as there is room for.
+/// `jpeg` with as many segments of a kind after its SOI as fit.
 fn stuffed(jpeg: &[u8], code: u8, body: &[u8]) -> Vec<u8> {
     let mut out = jpeg[..2].to_vec();
     while out.len() + body.len() + 4 + jpeg.len() < MAX_BODY {

@@ -1,9 +1,9 @@
-//! GIFs and BMPs.
+//! GIFs, BMPs and TIFFs.
 
 use gpu_kernels::ImageFormat;
 use image::{DynamicImage, RgbImage};
 
-use super::{Bomb, Fate, MAX_BODY, SIDE};
+use super::{Bomb, Fate, MAX_BODY, SIDE, packed_flood, packed_zeros};
 
 /// Up to the first frame, with a palette of two colours.
 fn gif_head(width: u16, height: u16) -> Vec<u8> {
@@ -18,7 +18,7 @@ fn gif_frame() -> [u8; 15] {
     [0x2C, 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0]
 }
 
-/// A canvas of four megapixels with frames of one pixel, as many as there is room for.
+/// A canvas of four megapixels with as many one-pixel frames as fit.
 fn gif_frames() -> Vec<u8> {
     let mut out = gif_head(SIDE as u16, SIDE as u16);
     while out.len() + 16 < MAX_BODY {
@@ -28,7 +28,7 @@ fn gif_frames() -> Vec<u8> {
     out
 }
 
-/// Blocks of an extension, as many as there is room for, in front of a frame.
+/// As many extension blocks as fit, before a frame.
 fn gif_extension(label: u8, head: &[u8]) -> Vec<u8> {
     let mut out = gif_head(16, 16);
     out.extend([0x21, label]);
@@ -90,4 +90,71 @@ pub(super) fn all() -> Vec<Bomb> {
         ],
     );
     [gifs, bmps].concat()
+}
+
+/// A TIFF whose directory comes before the lists that it points to, and those before the strips' data.
+fn striped(width: u32, height: u32, compression: u32, strip: &[u8], parts: u32, shared: u32) -> Vec<u8> {
+    let directory = 8u32;
+    let lists = directory + 2 + 12 * 10 + 4;
+    let data = lists + 8 * parts;
+    let rows = height.div_ceil(parts);
+    // A single value is stored in the entry itself.
+    let (offsets, lengths) = if parts == 1 { (data, strip.len() as u32) } else { (lists, lists + 4 * parts) };
+    let mut out = b"II*\0\x08\0\0\0\x0A\0".to_vec();
+    for (tag, kind, count, value) in [
+        (256u16, 4u16, 1u32, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (259, 3, 1, compression),
+        (262, 3, 1, 1),
+        (273, 4, parts, offsets),
+        (277, 3, 1, 1),
+        (278, 4, 1, rows),
+        (279, 4, parts, lengths),
+        (284, 3, 1, 1),
+    ] {
+        out.extend(tag.to_le_bytes());
+        out.extend(kind.to_le_bytes());
+        out.extend(count.to_le_bytes());
+        out.extend(value.to_le_bytes());
+    }
+    out.extend([0; 4]);
+    // This many strips share the same data.
+    for part in 0..parts {
+        out.extend((data + part / shared * strip.len() as u32).to_le_bytes());
+    }
+    (0..parts).for_each(|_| out.extend((strip.len() as u32).to_le_bytes()));
+    (0..parts.div_ceil(shared)).for_each(|_| out.extend_from_slice(strip));
+    out
+}
+
+pub(super) fn tiffs() -> Vec<Bomb> {
+    let row = packed_zeros(700);
+    super::of(
+        ImageFormat::Tiff,
+        vec![
+            (
+                "TIFF, JPEG strips larger than the image",
+                Fate::Refused("unsupported_image"),
+                include_bytes!("../field/strip_bomb.tif").to_vec(),
+            ),
+            (
+                "TIFF, tiles in planes",
+                Fate::Refused("unsupported_image"),
+                include_bytes!("../field/tiled_planar.tif").to_vec(),
+            ),
+            ("TIFF, 65,536 strips", Fate::Decoded, striped(700, 65_536, 8, &row, 65_536, 1)),
+            (
+                "TIFF, 65,536 strips of the same data",
+                Fate::Refused("corrupt_image"),
+                striped(700, 65_536, 8, &[&row[..], &[0; 4096]].concat(), 65_536, 65_536),
+            ),
+            ("TIFF, a strip of 256 MiB", Fate::Decoded, striped(64, 64, 8, &packed_flood(), 1, 1)),
+            (
+                "TIFF, one strip of 4 megapixels",
+                Fate::Decoded,
+                striped(2048, 2048, 8, &packed_zeros(1 << 22), 1, 1),
+            ),
+        ],
+    )
 }

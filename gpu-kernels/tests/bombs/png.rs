@@ -16,9 +16,9 @@ fn animation_control(frames: u32) -> (&'static [u8; 4], Vec<u8>) {
     (b"acTL", [frames.to_be_bytes(), [0; 4]].concat())
 }
 
-/// A grey picture of 64 x 64 with chunks in front of its data, as many as there is room for.
+/// A grey picture of 64 x 64 with as many chunks before its data as fit.
 fn stuffed(name: &'static [u8; 4], body: &[u8]) -> Vec<u8> {
-    // Written without their checksums' cost: those of equal chunks are equal.
+    // The checksum is computed once, since all chunks are equal.
     let one = png(&[(name, body.to_vec())])[8..].to_vec();
     let frame = png(&[ihdr(64, 64, 8, 0), (b"IDAT", packed_zeros(64 * 65)), iend()]);
     let head = 8 + 25;

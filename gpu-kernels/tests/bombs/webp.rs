@@ -6,7 +6,7 @@ use image::{DynamicImage, RgbaImage};
 use super::{Bomb, Fate, MAX_BODY, SIDE};
 use crate::write::{riff_chunks, vp8x, webp};
 
-/// Bits from the least significant on.
+/// A bit writer (least significant bit first).
 #[derive(Default)]
 struct Bits {
     bytes: Vec<u8>,
@@ -32,7 +32,7 @@ impl Bits {
         self.put(symbol, 8);
     }
 
-    /// A code of lengths 1 to 10, for which the decoder makes a table of 1024 entries.
+    /// A code of lengths 1 to 10, for which the decoder builds a table of 1024 entries.
     fn deep(&mut self) {
         // The code of lengths: those of 0 to 15 have four bits each.
         self.put(0, 1);
@@ -40,7 +40,7 @@ impl Bits {
         for place in [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15] {
             self.put(if place < 16 { 4 } else { 0 }, 3);
         }
-        // Eleven symbols, no more.
+        // Exactly eleven symbols.
         self.put(1, 1);
         self.put(1, 3);
         self.put(9, 4);
@@ -60,9 +60,9 @@ pub(super) fn groups(count: u32) -> Vec<u8> {
     webp(&[(b"VP8L", bits.bytes)])
 }
 
-/// A bitstream of at most four pixels a side behind its size.
+/// A bitstream of at most four pixels per side after its size.
 fn put_groups(bits: &mut Bits, count: u32) {
-    // No transform, no cache, and an image of one pixel that names the last group.
+    // No transform, no cache, and an image of one pixel that refers to the last group.
     bits.put(0, 1);
     bits.put(0, 1);
     bits.put(1, 1);
@@ -80,7 +80,7 @@ fn put_groups(bits: &mut Bits, count: u32) {
     (0..16).for_each(|_| bits.put(0, 32));
 }
 
-/// Compressed alpha with so many groups of codes.
+/// Compressed alpha with this many groups of codes.
 fn alpha(count: u32) -> Vec<u8> {
     let mut bits = Bits::default();
     bits.put(1, 8);
@@ -97,7 +97,7 @@ fn lossy(width: u16, height: u16) -> Vec<u8> {
     bits
 }
 
-/// Alpha behind a VP8X chunk without a body: the decoder finds it in the chunk that follows, whose name is flags and whose size is
+/// Alpha after a VP8X chunk without a body: the decoder finds it in the following chunk, whose name is flags and whose size is
 /// a width.
 fn short_header() -> Vec<u8> {
     webp(&[
@@ -120,7 +120,7 @@ fn framed(flags: u8, chunks: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
     webp(&all)
 }
 
-/// The bitstream of a picture, without what is around it.
+/// The bitstream of a picture, without its container.
 fn bitstream(width: u32, height: u32) -> Vec<u8> {
     let picture =
         RgbaImage::from_fn(width, height, |x, y| image::Rgba([x as u8, y as u8, (x ^ y) as u8, x as u8 | 1]));

@@ -1,7 +1,8 @@
-//! What happens when the GPU refuses, has no memory, or is lost.
+//! Behaviour when the GPU refuses calls, is out of memory or is lost; and the pools, whose memory is bounded and reused.
+
+use std::thread;
 
 use gpu_kernels::cuda::{DevicePool, GpuError};
-use gpu_kernels::preprocess::Element;
 
 use super::*;
 
@@ -52,7 +53,7 @@ fn every_call_may_fail_and_nothing_is_left_behind() {
                 assert_eq!(error.is_lost(), sticky, "{error}");
                 if error.is_lost() {
                     gpu.device.lost();
-                    // Nobody gets it while somebody has something there.
+                    // The GPU can't be opened while it has users.
                     let early = Device::open(&driver.folders(), 8);
                     assert!(matches!(early, Err(GpuError::Recovering { number: 8 })), "{early:?}");
                 }
@@ -74,7 +75,7 @@ fn memory_is_asked_for_twice_and_then_waited_for_while_others_have_some() {
         for (code, sticky) in [(2, false), (719, true)] {
             let mut gpu = Gpu::open(11, Element::F32, 2, 2);
             driver.fail(11, call, 0, code, sticky);
-            // What is kept in other sizes may be what was missing.
+            // Free blocks of other sizes may occupy what is missing.
             assert_eq!(one_batch(&mut gpu, 0).is_ok(), !sticky, "{call}");
             if sticky {
                 gpu.device.lost();
@@ -119,4 +120,66 @@ fn one_batch(gpu: &mut Gpu, slot: usize) -> Result<(), GpuError> {
     gpu.batches.read_back(slot, 1)?;
     gpu.batches.collect(slot)?;
     Ok(())
+}
+
+#[test]
+fn blocks_are_used_again_and_bounded() {
+    let driver = simulated_driver();
+    let device = Device::open(&driver.folders(), 4).unwrap();
+    let pool = DevicePool::new(&device, 4 << 20);
+    let blocks: Vec<_> = (0..4).map(|_| pool.take(1 << 20).unwrap().unwrap()).collect();
+    let addresses: Vec<u64> = blocks.iter().map(|block| block.address()).collect();
+    assert!(pool.take(1).unwrap().is_none());
+    assert_eq!(pool.held(), (4 << 20, 0));
+    drop(blocks);
+    assert_eq!(pool.held(), (0, 4 << 20));
+    let again = pool.take(700_000).unwrap().unwrap();
+    assert!(addresses.contains(&again.address()));
+    // Another size only has room after free blocks are released.
+    let other = pool.take(2 << 20).unwrap().unwrap();
+    let (used, kept) = pool.held();
+    assert!(used == 3 << 20 && used + kept <= 4 << 20, "{used} {kept}");
+    drop((again, other));
+    // A block beyond the limit is only available alone, and is not kept.
+    let giant = pool.take(9 << 20).unwrap().unwrap();
+    assert!(pool.take(1).unwrap().is_none());
+    drop(giant);
+    assert!(pool.held().0 == 0 && pool.held().1 <= 4 << 20);
+    drop((pool, device));
+    assert_eq!(driver.blocks(4), 0);
+}
+
+#[test]
+fn who_finds_no_room_waits_for_it() {
+    let driver = simulated_driver();
+    let device = Device::open(&driver.folders(), 5).unwrap();
+    let pool = PinnedPool::new(&device, 1 << 20);
+    let first = pool.take(1 << 20).unwrap().unwrap();
+    assert!(pool.take_within(1, Duration::from_millis(30)).unwrap().is_none());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| pool.take_within(1, LONG).unwrap().is_some());
+        thread::sleep(Duration::from_millis(50));
+        drop(first);
+        assert!(waiting.join().unwrap());
+    });
+}
+
+#[test]
+fn an_image_without_room_on_the_gpu_comes_back() {
+    let mut gpu = Gpu::open(6, Element::F32, 4, 1);
+    let side = 2048;
+    let pixels = pixels(side, side, 1);
+    let stage = |gpu: &Gpu| gpu.stager.stage(&image(side, side, &pixels, Orientation::Upright), LONG);
+    let mut uploaded = Vec::new();
+    let back = loop {
+        match gpu.batches.upload(stage(&gpu).unwrap().unwrap()).unwrap() {
+            Ok(image) => uploaded.push(image),
+            Err(back) => break back,
+        }
+    };
+    assert_eq!(back.size(), (side, side));
+    gpu.batches.preprocess(0, uploaded).unwrap();
+    gpu.batches.read_back(0, 2).unwrap();
+    gpu.batches.collect(0).unwrap();
+    assert!(gpu.batches.upload(back).unwrap().is_ok());
 }

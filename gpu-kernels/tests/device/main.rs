@@ -1,11 +1,9 @@
-//! Batches on their way through a simulated GPU: what comes out is what the CPU computes, whatever the order in which work is
-//! put on streams, and nothing is touched that must not be.
+//! Batches on a simulated GPU: the results are those of the CPU, whatever the order in which work is submitted to streams, and
+//! no memory is used that must not be.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests fail by panics")]
 
 mod batches;
 mod failures;
-mod measure;
-mod pools;
 
 use std::time::Duration;
 
@@ -15,7 +13,7 @@ use gpu_kernels::preprocess::{Element, PreprocessSpec};
 use gpu_kernels::{CpuPreprocessor, Image, ImageFormat, Orientation};
 use test_services::gpu::{SimulatedDriver, simulated_driver};
 
-/// Longer than any wait that is meant to end.
+/// Longer than any wait that should end.
 const LONG: Duration = Duration::from_secs(20);
 
 fn spec() -> PreprocessSpec {
@@ -48,7 +46,7 @@ fn image(width: u32, height: u32, pixels: &[u8], orientation: Orientation) -> Im
     }
 }
 
-/// One GPU of the simulated driver, and what a lane has on it.
+/// One GPU of the simulated driver, and a lane's objects on it.
 struct Gpu {
     driver: &'static SimulatedDriver,
     device: Device,
@@ -57,7 +55,7 @@ struct Gpu {
 }
 
 impl Gpu {
-    /// The scores of an image are its first `values` values of the tensor, as they lie there.
+    /// The scores of an image are its first `values` values of the tensor.
     fn open(number: u32, element: Element, max_batch: usize, slots: usize) -> Self {
         let driver = simulated_driver();
         let device = Device::open(&driver.folders(), number).unwrap();
@@ -75,7 +73,7 @@ impl Gpu {
     }
 }
 
-/// What the CPU makes of it.
+/// The result of the CPU.
 fn expected(image: &Image<'_>) -> Vec<f32> {
     let mut cpu = CpuPreprocessor::new(spec()).unwrap();
     let mut out = vec![0.0; spec().output_len()];
@@ -83,7 +81,7 @@ fn expected(image: &Image<'_>) -> Vec<f32> {
     out
 }
 
-/// The CPU rounds to whole levels twice, the kernel never.
+/// The CPU rounds to whole levels twice, the kernel does not round.
 fn assert_alike(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len());
     let plane = spec().output_len() / 3;

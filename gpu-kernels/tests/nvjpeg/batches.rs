@@ -1,4 +1,4 @@
-//! Batches through the simulated nvJPEG: what is decoded, when its state is initialised, what it leaves behind.
+//! Batches through the simulated nvJPEG: results, initialisation of its state, and cleanup.
 #![allow(unsafe_code, reason = "the destinations are blocks of host memory, which outlive the decoding")]
 
 use std::ffi::{c_int, c_void};
@@ -33,7 +33,7 @@ impl Target {
         self.planes.destination(self.block.as_mut_ptr().expose_provenance() as u64)
     }
 
-    /// What was decoded, without padding.
+    /// The decoded planes, without padding.
     fn decoded(&self) -> Vec<Plane> {
         let mut planes = Vec::new();
         for ((width, height), (offset, pitch)) in
@@ -132,7 +132,7 @@ fn the_state_is_initialised_anew_for_another_size_and_after_a_failure() {
     decode(&mut nvjpeg, &mut targets[..1], null_mut()).unwrap_err();
     decode(&mut nvjpeg, &mut targets[..1], null_mut()).unwrap();
     assert_eq!(simulated.initialisations(), 5);
-    // A failed initialisation leaves nothing that the next batch may rely on.
+    // The next batch must not rely on a failed initialisation.
     simulated.fail("nvjpegDecodeBatchedInitialize", 1, 5);
     decode(&mut nvjpeg, &mut targets[..3], null_mut()).unwrap_err();
     decode(&mut nvjpeg, &mut targets[..1], null_mut()).unwrap();

@@ -1,8 +1,8 @@
-//! JPEGs of every kind, drawn here or put together by hand.
+//! JPEGs of every kind, drawn here or assembled by hand.
 
 use turbojpeg::{Colorspace, Compressor, Image, PixelFormat, Subsamp};
 
-/// How a JPEG is written.
+/// How a JPEG is encoded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
     pub(crate) subsampling: Subsamp,
@@ -24,7 +24,7 @@ pub(crate) const PLAIN: Kind = Kind {
 pub(crate) const GREY: Kind = Kind { subsampling: Subsamp::Gray, colours: Colorspace::Gray, ..PLAIN };
 pub(crate) const PROGRESSIVE: Kind = Kind { progressive: true, ..PLAIN };
 
-/// The subsamplings that nvJPEG is given, with their shifts across and down.
+/// The subsamplings that nvJPEG supports, with their shifts across and down.
 pub(crate) const SUBSAMPLINGS: [(Subsamp, (u32, u32)); 4] = [
     (Subsamp::None, (0, 0)),
     (Subsamp::Sub2x1, (1, 0)),
@@ -71,19 +71,19 @@ pub(crate) fn spliced(bytes: &[u8], at: usize, insert: &[u8]) -> Vec<u8> {
     [&bytes[..at], insert, &bytes[at..]].concat()
 }
 
-/// With a segment behind the SOI, in place of the JFIF marker.
+/// With a segment after the SOI, in place of the JFIF marker.
 pub(crate) fn without_jfif(bytes: &[u8], code: u8, body: &[u8]) -> Vec<u8> {
     let length = (body.len() as u16 + 2).to_be_bytes();
     [&[0xFF, 0xD8, 0xFF, code], &length[..], body, &bytes[20..]].concat()
 }
 
-/// A JPEG of 64 x 8 in 4:4:4 or grey, in restart intervals of one MCU each, of which eight are all.
+/// A JPEG of 64 x 8 in 4:4:4 or grey, with restart intervals of one MCU each, eight in total.
 pub(crate) fn with_restarts(components: u8, intervals: u8) -> Vec<u8> {
     let ids: Vec<u8> = (1..=components).collect();
     [headers(components), scan(&ids, intervals), vec![0xFF, 0xD9]].concat()
 }
 
-/// The same in so many scans of one component each, of three.
+/// The same with this many scans of one component each, of three.
 pub(crate) fn in_scans(scans: u8) -> Vec<u8> {
     let scans: Vec<u8> = (1..=scans).flat_map(|id| scan(&[id], 8)).collect();
     [headers(3), scans, vec![0xFF, 0xD9]].concat()

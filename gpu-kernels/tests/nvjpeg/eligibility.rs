@@ -1,11 +1,13 @@
-//! Which JPEGs nvJPEG may be given, and which planes they have.
+//! Which JPEGs nvJPEG may decode, their planes, and which parts of a JPEG must be present and valid.
 
-use gpu_kernels::DecodeLimits;
 use gpu_kernels::decode::nvjpeg::{Eligible, EntropyCheck, Ineligible, JpegPlanes, NvJpegBackend, eligible};
 use gpu_kernels::preprocess::PixelLayout;
+use gpu_kernels::{DecodeLimits, Decoder};
 use turbojpeg::{Colorspace, Subsamp};
 
-use crate::drawn::{GREY, Kind, PLAIN, PROGRESSIVE, SUBSAMPLINGS, position, spliced, without_jfif};
+use crate::drawn::{
+    GREY, Kind, PLAIN, PROGRESSIVE, SUBSAMPLINGS, in_scans, position, spliced, with_restarts, without_jfif,
+};
 
 const BACKENDS: [NvJpegBackend; 2] = [NvJpegBackend::Hardware, NvJpegBackend::Cuda];
 
@@ -74,7 +76,7 @@ fn other_codings_subsamplings_and_colours_are_not() {
         let kind = Kind { colours, subsampling: Subsamp::None, ..PLAIN };
         assert_eq!(reason(&kind.draw(40, 30)), Ineligible::Colour, "{colours:?}");
     }
-    // Extended sequential coding, which says of itself no more than baseline.
+    // Extended sequential coding, which is otherwise identical to baseline.
     let mut extended = PLAIN.draw(40, 30);
     let frame = position(&extended, 0xC0, 0);
     extended[frame + 1] = 0xC1;
@@ -99,7 +101,7 @@ fn colours_are_told_as_libjpeg_tells_them_and_left_to_it_where_markers_disagree(
     for bytes in other.into_iter().chain([unknown_version]) {
         assert_eq!(reason(&bytes), Ineligible::Colour);
     }
-    // Without either marker the components' numbers count.
+    // Without either marker the components' numbers are used.
     let unmarked = without_jfif(&jfif, 0xFE, b"a comment");
     assert!(on_cuda(&unmarked).is_ok());
     let numbered = |bytes: &[u8], ids: [u8; 3]| {
@@ -154,4 +156,113 @@ fn planes_are_laid_out_as_the_kernel_reads_them() {
     let grey = JpegPlanes { components: 1, shift_x: 0, shift_y: 0, ..planes };
     assert_eq!(grey.destination(256).planes, [(256, 104), (0, 0), (0, 0)]);
     assert_eq!((grey.bytes(), grey.layout(256)), (7168, PixelLayout::Grey { plane: (256, 104) }));
+}
+
+fn is_taken_by_the_cpu(bytes: &[u8]) -> bool {
+    Decoder::new(DecodeLimits::default()).unwrap().decode(bytes, u32::MAX).is_ok()
+}
+
+#[test]
+fn what_is_cut_or_odd_is_not_eligible() {
+    for kind in [PLAIN, GREY, PROGRESSIVE] {
+        let bytes = kind.draw(64, 48);
+        for cut in (0..bytes.len()).step_by(3).chain([bytes.len() - 2, bytes.len() - 1]) {
+            assert!(on_cuda(&bytes[..cut]).is_err(), "{kind:?} cut at {cut}");
+        }
+        let tables = position(&bytes, 0xDB, 0);
+        for (insert, what) in [
+            (&b"\0\0\0"[..], "bytes between segments"),
+            (&[0xFF, 0xFF], "fill bytes"),
+            (&[0xFF, 0xD8], "a second SOI"),
+            (&[0xFF, 0xDC, 0, 4, 0, 48], "DNL"),
+            (&[0xFF, 0xDB, 0, 4, 0, 1], "half a quantization table"),
+            (&[0xFF, 0xC4, 0, 4, 0, 1], "half a Huffman table"),
+        ] {
+            assert!(on_cuda(&spliced(&bytes, tables, insert)).is_err(), "{what}, {kind:?}");
+        }
+        let late = position(&bytes, 0xDA, 0);
+        assert!(on_cuda(&spliced(&bytes, late, &[0xFF, 0xE5, 0, 2])).is_ok());
+    }
+}
+
+#[test]
+fn a_colour_profile_must_be_whole_for_nvjpeg() {
+    let bytes = PLAIN.draw(64, 48);
+    let part = |number: u8, count: u8| [b"\xFF\xE2\0\x12ICC_PROFILE\0", &[number, count, 7, 7][..]].concat();
+    let with = |parts: &[(u8, u8)]| {
+        let parts: Vec<u8> = parts.iter().flat_map(|&(number, count)| part(number, count)).collect();
+        spliced(&bytes, 20, &parts)
+    };
+    assert!(on_cuda(&with(&[(1, 1)])).is_ok() && on_cuda(&with(&[(1, 2), (2, 2)])).is_ok());
+    for parts in [&[(1, 2)][..], &[(2, 2)], &[(1, 2), (1, 2)], &[(1, 2), (2, 3)], &[(0, 0)], &[(1, 0)]] {
+        assert_eq!(reason(&with(parts)), Ineligible::Structure, "{parts:?}");
+        // The profile is not used: the CPU decodes the pixels, which are complete.
+        assert!(is_taken_by_the_cpu(&with(parts)), "{parts:?}");
+    }
+}
+
+#[test]
+fn missing_data_shows_in_the_codes_even_where_the_file_is_closed() {
+    let mut entropy = EntropyCheck::default();
+    for kind in [PLAIN, GREY, Kind { subsampling: Subsamp::Sub2x1, ..PLAIN }] {
+        let bytes = kind.draw(64, 48);
+        let start = position(&bytes, 0xDA, 0) + 14;
+        for cut in (start..bytes.len() - 2).step_by(5) {
+            let closed = [&bytes[..cut], &[0xFF, 0xD9]].concat();
+            assert_eq!(entropy.check(&closed), Err(Ineligible::Entropy), "{kind:?} cut at {cut} and closed");
+        }
+        let longer = spliced(&bytes, bytes.len() - 2, &[0x3A, 0, 0x55]);
+        assert_eq!(entropy.check(&longer), Err(Ineligible::Entropy));
+        assert_eq!(entropy.check(&bytes), Ok(()), "after others that fail");
+    }
+}
+
+#[test]
+fn restart_markers_must_all_be_there_and_in_order() {
+    for components in [1, 3] {
+        let bytes = with_restarts(components, 8);
+        assert!(is_taken_by_the_cpu(&bytes));
+        assert!(asked(&bytes, NvJpegBackend::Hardware).is_ok());
+        assert_eq!(EntropyCheck::default().check(&bytes), Ok(()));
+        for intervals in [1, 7, 9] {
+            assert_eq!(reason(&with_restarts(components, intervals)), Ineligible::Incomplete);
+        }
+        let mut swapped = bytes.clone();
+        swapped[position(&bytes, 0xD2, 0) + 1] = 0xD3;
+        assert_eq!(EntropyCheck::default().check(&swapped), Err(Ineligible::Entropy));
+    }
+}
+
+#[test]
+fn several_scans_are_for_cuda_and_must_bring_every_component() {
+    let bytes = in_scans(3);
+    assert!(is_taken_by_the_cpu(&bytes));
+    assert_eq!(asked(&bytes, NvJpegBackend::Hardware), Err(Ineligible::SeveralScans));
+    assert!(on_cuda(&bytes).is_ok());
+    assert_eq!(EntropyCheck::default().check(&bytes), Err(Ineligible::Entropy));
+    for scans in [1, 2] {
+        assert_eq!(reason(&in_scans(scans)), Ineligible::Incomplete);
+    }
+}
+
+#[test]
+fn tables_must_be_sound_and_all_there() {
+    let bytes = with_restarts(1, 8);
+    let (quantization, dc) = (position(&bytes, 0xDB, 0), position(&bytes, 0xC4, 0));
+    let (ac, scan) = (position(&bytes, 0xC4, 1), position(&bytes, 0xDA, 0));
+    for (at, value, what) in [
+        (quantization + 4, 1, "the quantization table has another number"),
+        (quantization + 4, 0x10, "its steps have 16 bits"),
+        (dc + 4, 1, "the DC table has another number"),
+        (dc + 4, 4, "there is no such DC table"),
+        (dc + 21, 12, "a DC category is too large for 8 bits"),
+        (ac + 4, 0x11, "the AC table has another number"),
+        (ac + 4, 0x20, "the table has another class"),
+        (ac + 5, 2, "a code is all ones, and its symbol is missing"),
+        (scan + 6, 0x22, "the scan uses tables that baseline does not have"),
+    ] {
+        let mut bytes = bytes.clone();
+        bytes[at] = value;
+        assert_eq!(reason(&bytes), Ineligible::Tables, "{what}");
+    }
 }

@@ -14,7 +14,7 @@ fn with_library(content: &[u8]) -> NvJpegError {
 #[test]
 fn a_missing_or_unusable_library_is_an_error() {
     let empty = tempfile::tempdir().unwrap();
-    // Where this machine has nvJPEG, another error or none comes.
+    // On a machine with nvJPEG there is another error or none.
     if let Err(NvJpegError::Library(error)) = NvJpeg::open(&[empty.path().to_owned()], NvJpegBackend::Cuda, 1)
     {
         assert!(matches!(error, LibraryError::Missing { .. }), "{error}");

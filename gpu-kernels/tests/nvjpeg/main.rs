@@ -1,4 +1,4 @@
-//! JPEGs for nvJPEG: which it may be given, how it is called, and what its answers mean. simulated.c stands in for it.
+//! JPEGs for nvJPEG: eligibility, calls, and the meaning of its results. simulated.c is used in place of the library.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -12,4 +12,3 @@ mod eligibility;
 mod errors;
 mod photos;
 mod simulated;
-mod structure;

@@ -1,4 +1,4 @@
-//! What nvJPEG would be given of damaged photos: never what the CPU refuses or sees another picture in.
+//! Eligibility of damaged photos: nvJPEG never gets one that the CPU rejects or decodes differently.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use turbojpeg::{Colorspace, Subsamp};
 
 use crate::drawn::{GREY, Kind, PLAIN, PROGRESSIVE, SUBSAMPLINGS, in_scans, position, with_restarts};
 
-/// How long random damage is tried.
+/// Duration of the test with random damage.
 const TIME: Duration = Duration::from_secs(4);
 
-/// The labelled photos that WEIR_PHOTOS names, where they are at hand.
+/// The labelled photos in WEIR_PHOTOS, if it is set.
 fn photos() -> Vec<Vec<u8>> {
     let Some(folder) = std::env::var_os("WEIR_PHOTOS").map(PathBuf::from) else {
         eprintln!("WEIR_PHOTOS is not set: only drawn pictures were damaged");
@@ -32,7 +32,7 @@ fn drawn() -> Vec<Vec<u8>> {
     files
 }
 
-/// Whether both checks let it through to some engine; then the CPU must take it, and see the same planes.
+/// Whether both checks accept it for some engine; then the CPU must decode it to the same planes.
 fn passes(bytes: &[u8], entropy: &mut EntropyCheck, decoder: &mut Decoder) -> bool {
     let limits = DecodeLimits { max_pixels: 1 << 22, ..DecodeLimits::default() };
     let on_hardware = eligible(bytes, NvJpegBackend::Hardware, &limits);
@@ -72,7 +72,7 @@ impl Random {
     }
 }
 
-/// One to three changed bits, or a changed byte, in its headers or anywhere; some are cut, and some of these closed.
+/// One to three changed bits, or a changed byte, in its headers or anywhere; some are truncated, and some of these get an EOI.
 fn damaged(bytes: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let scan = position(&bytes, 0xDA, 0) + 16;
@@ -104,7 +104,7 @@ fn what_passes_both_checks_the_cpu_decodes_to_the_same_picture() {
     let (mut tried, mut passed) = (0, 0);
     let start = Instant::now();
     while start.elapsed() < TIME {
-        // Small pictures are tried more often, since they take less time.
+        // Small pictures are tested more often, since they take less time.
         let from = if random.below(8) > 0 { files.len() - 10 } else { 0 };
         let file = &files[from + random.below(files.len() - from)];
         passed += usize::from(passes(&damaged(file, &mut random), &mut entropy, &mut decoder));

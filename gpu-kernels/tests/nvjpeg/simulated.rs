@@ -1,6 +1,6 @@
 //! The simulated libnvjpeg of simulated.c, built with `cc`, which decodes through libjpeg-turbo.
 //!
-//! Another test target can take it in with `#[path]`; it needs `libloading`, `tempfile` and `turbojpeg`.
+//! Other test targets include it with `#[path]`; it needs `libloading`, `tempfile` and `turbojpeg`.
 #![allow(unsafe_code, reason = "C functions of a library made for the tests")]
 
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -14,7 +14,7 @@ use turbojpeg::{Decompressor, YuvImage, yuv_pixels_len};
 
 const BAD_JPEG: c_int = 3;
 
-/// A libnvjpeg.so.13 of its own in a folder of its own, ready to decode in host memory.
+/// A separate libnvjpeg.so.13 in its own folder, ready to decode in host memory.
 pub(crate) struct Simulated {
     library: libloading::Library,
     folder: tempfile::TempDir,
@@ -53,7 +53,7 @@ impl Simulated {
         vec![self.folder.path().to_owned()]
     }
 
-    /// The `nth` call of a function from now on, counted from 1, returns `status`.
+    /// The `nth` next call of a function, counted from 1, returns `status`.
     pub(crate) fn fail(&self, function: &str, nth: i32, status: i32) {
         let function = CString::new(function).unwrap();
         type Fail = unsafe extern "C" fn(*const c_char, c_int, c_int);
@@ -61,19 +61,19 @@ impl Simulated {
         self.call("weir_simulated_fail", |fail: Fail| unsafe { fail(function.as_ptr(), nth, status) });
     }
 
-    /// How many JPEG engines the GPU has.
+    /// Sets the number of JPEG engines of the GPU.
     pub(crate) fn set_engines(&self, engines: i32, cores: i32) {
         type Set = unsafe extern "C" fn(c_int, c_int);
         // SAFETY: takes two numbers.
         self.call("weir_simulated_set_engines", |set: Set| unsafe { set(engines, cores) });
     }
 
-    /// Objects of nvJPEG that were made and not destroyed.
+    /// Objects of nvJPEG that were created and not destroyed.
     pub(crate) fn live(&self) -> i32 {
         self.number("weir_simulated_live")
     }
 
-    /// How often a state was initialised for a batch.
+    /// Number of initialisations of a state for a batch.
     pub(crate) fn initialisations(&self) -> i32 {
         self.number("weir_simulated_initialisations")
     }
@@ -83,7 +83,7 @@ impl Simulated {
         self.number("weir_simulated_failed_jobs")
     }
 
-    /// Fails where an object is left, or nvJPEG was called as it must not be.
+    /// Fails if an object is left, or nvJPEG was called incorrectly.
     pub(crate) fn check(&self) {
         type Violation = unsafe extern "C" fn() -> *const c_char;
         let violation = self.call("weir_simulated_violation", |violation: Violation| {

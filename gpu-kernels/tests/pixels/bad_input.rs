@@ -1,4 +1,4 @@
-//! What has to be refused: by which code, in which words, and before memory is taken.
+//! Input that must be rejected: with which code, with which message, and before memory is allocated.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,13 @@ use gpu_kernels::{DecodeError, DecodeLimits, Decoder, inspect};
 use crate::draw::{Jpeg, Picture, code_of, decode, decoder, grainy, picture, smooth};
 use crate::write::{crc32, idat, iend, ihdr, png, tiff, tiff_entries, vp8x, webp};
 
-/// Refused by `inspect` and `decode` alike; returns the message.
+/// Asserts that `inspect` and `decode` reject it; returns the message.
 fn refused(bytes: &[u8], code: &str) -> String {
     let mut decoder = decoder();
     assert_eq!(code_of(inspect(bytes, &DecodeLimits::default())), code);
     let error = decoder.decode(bytes, 256).unwrap_err();
     assert_eq!(error.code(), code);
-    // Nothing was allocated for the pixels that it claims.
+    // Nothing was allocated for the declared pixels.
     assert_eq!(decoder.retained_bytes(), 0);
     error.to_string()
 }
@@ -118,7 +118,7 @@ fn a_progressive_jpeg_of_ten_thousand_scans_is_refused_at_once() {
     let begin = Instant::now();
     let message = refused(&many, "too_many_scans");
     assert!(begin.elapsed() < Duration::from_secs(20), "took {:?}", begin.elapsed());
-    assert_eq!(message, "the jpeg has more than 100 scans, the most that are accepted of its size");
+    assert_eq!(message, "the jpeg has more than 100 scans, the limit for its size");
 
     let scans = bytes.windows(2).filter(|pair| *pair == [0xFF, 0xDA]).count() as u32;
     let limited = |max_scans| Decoder::new(DecodeLimits { max_scans, ..DecodeLimits::default() }).unwrap();
@@ -147,7 +147,7 @@ fn every_format_is_refused_when_cut() {
 
 #[test]
 fn pixels_that_unpack_to_more_than_their_header_says_take_no_memory() {
-    // 9 megapixels behind a header that says 10 x 10.
+    // 9 megapixels after a header that declares 10 x 10.
     let mut bomb = picture(3000, 3000, |_, _, _| 0).encode(image::ImageFormat::Png);
     bomb[16..24].copy_from_slice(&[0, 0, 0, 10, 0, 0, 0, 10]);
     let sum = crc32(&bomb[12..29]);

@@ -1,4 +1,5 @@
-//! Files that ask for much work: each is refused by its headers, or decoded within what they allow, and a caller's time ends it.
+//! Files that demand much work: each is rejected by its headers, or decoded within the bounds that these imply, and a time
+//! limit ends it.
 
 use std::time::{Duration, Instant};
 
@@ -51,14 +52,14 @@ fn every_format_is_given_up_when_time_is_over() {
                 bomb.name
             );
         }
-        // It is of no consequence for the next.
+        // The next decode is not affected.
         assert!(decoder.decode(&bomb.bytes, 256).is_ok(), "{}", bomb.name);
     }
 }
 
 #[test]
 fn a_decode_that_has_begun_is_given_up() {
-    // Gigapixels of work, which no machine does in this time.
+    // Gigapixels of work, which no machine completes in this time.
     let bytes = bombs::scans(100, 3000);
     let limits = DecodeLimits::default();
     assert!(inspect(&bytes, &limits).is_ok());
@@ -81,7 +82,7 @@ fn the_scans_of_an_image_are_bounded_by_its_pixels() {
 #[test]
 fn huffman_codes_of_a_webp_are_counted_before_they_are_made() {
     let limits = DecodeLimits::default();
-    // The header has room for the most, whatever there is: the bitstream is not followed for it.
+    // The header's bound includes the limit for codes: the bitstream is not parsed for it.
     let memory = |count| inspect(&bombs::groups(count), &limits).unwrap().decode_memory;
     let bytes = |count| bombs::groups(count).len() as u64;
     assert_eq!(memory(10) - bytes(10), memory(65_536) - bytes(65_536));
@@ -92,7 +93,7 @@ fn huffman_codes_of_a_webp_are_counted_before_they_are_made() {
 
 #[test]
 fn reading_the_header_of_a_webp_does_not_follow_its_bitstream() {
-    // What comes after the size is no code.
+    // The data after the size is not a valid code.
     let mut bytes = bombs::groups(1);
     bytes[25..].fill(0xFF);
     assert!(inspect(&bytes, &DecodeLimits::default()).is_ok());

@@ -92,7 +92,7 @@ pub(crate) fn grainy(width: u32, height: u32) -> Picture {
     })
 }
 
-/// How a JPEG is written.
+/// How a JPEG is encoded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Jpeg {
     pub(crate) quality: i32,
@@ -141,7 +141,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Picture, DecodeError> {
     decoder().decode(bytes, u32::MAX).map(|image| Picture::of(&image))
 }
 
-/// The code of the refusal; both `inspect` and `decode` have to refuse what its headers show.
+/// The code of the error; both `inspect` and `decode` must reject what the headers show.
 pub(crate) fn code_of<T>(result: Result<T, DecodeError>) -> &'static str {
     result.err().expect("a refusal").code()
 }

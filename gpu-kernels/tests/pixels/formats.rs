@@ -1,4 +1,4 @@
-//! Every format and colour type that is read, and what becomes of it.
+//! Every supported format and colour type, and its result.
 
 use gpu_kernels::{DecodeLimits, ImageFormat, Orientation, inspect};
 use image::{DynamicImage, Frame, GrayAlphaImage, GrayImage, ImageBuffer, RgbaImage};
@@ -216,8 +216,8 @@ fn colour_types_that_are_not_read_are_refused_by_name() {
     }
     let rgb32 = DynamicImage::ImageRgb32F(ImageBuffer::from_pixel(2, 2, image::Rgb([0.5f32; 3])));
     let error = decode(&encode(&rgb32, image::ImageFormat::Tiff)).unwrap_err();
-    assert_eq!(error.to_string(), "unsupported tiff image: 32 bits a sample; send 8 or 16");
-    // A compression that no decoder knows.
+    assert_eq!(error.to_string(), "unsupported tiff image: 32 bits per sample; send 8 or 16");
+    // A compression that no decoder supports.
     let mut entries = tiff_entries(1, 1, 8, 1, 1);
     entries[3].3 = 34712;
     assert_eq!(code_of(decode(&tiff(&entries, &[0]))), "unsupported_image");
@@ -225,7 +225,7 @@ fn colour_types_that_are_not_read_are_refused_by_name() {
 
 #[test]
 fn a_webp_names_the_size_of_its_bitstream_too() {
-    // riff_chunks is what the walk of the decoder has to understand.
+    // riff_chunks is what the decoder's parser must accept.
     let inner = riff_chunks(&[(b"VP8L", vec![0x2F, 0xFF, 0xFF, 0xFF, 0x0F])]);
     let mut frame = vec![0; 16];
     frame.extend(inner);

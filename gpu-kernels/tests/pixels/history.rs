@@ -1,4 +1,4 @@
-//! What a decoder answers for an image depends on nothing that it decoded before.
+//! The result for an image does not depend on images that were decoded before.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::draw::{Jpeg, Picture, decoder, grainy};
 use crate::write::{tiff, tiff_entries};
 
-/// A webcam's frame without Huffman tables, the same with them, and another picture with tables of its own.
+/// A webcam's frame without Huffman tables, the same with them, and another picture with its own tables.
 const WITHOUT_TABLES: &[u8] = include_bytes!("../field/webcam_no_tables.jpg");
 const WITH_TABLES: &[u8] = include_bytes!("../field/webcam_full.jpg");
 const OWN_TABLES: &[u8] = include_bytes!("../field/own_tables.jpg");
@@ -33,7 +33,7 @@ fn answer(decoder: &mut Decoder, bytes: &[u8], shorter_side: u32) -> Result<Pict
     decoder.decode(bytes, shorter_side).map(|image| Picture::of(&image)).map_err(|error| error.to_string())
 }
 
-/// Sides at which the smallest of the field's pictures is decoded at every scale, by the own decoder and by the library.
+/// Sides at which the smallest of the field's pictures is decoded at every scale, by our decoder and by the library.
 const SIDES: [u32; 4] = [u32::MAX, 100, 50, 20];
 
 #[test]
@@ -81,7 +81,7 @@ fn a_jpeg_without_quantization_tables_is_corrupt_whatever_came_before() {
     assert!(eligible(&bare, NvJpegBackend::Cuda, &DecodeLimits::default()).is_err());
 }
 
-/// Sound files of every kind, and some that are not.
+/// Valid files of every kind, and some invalid ones.
 static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let drawn = grainy(72, 56);
     let plain = Jpeg::default();

@@ -1,4 +1,4 @@
-//! Files that ask for far more than they are: refused from their headers, or decoded within bounds.
+//! Files that declare far more than they contain: rejected by their headers, or decoded within bounds.
 
 use gpu_kernels::{DecodeLimits, FormatSet, ImageFormat, inspect};
 use image::{DynamicImage, ImageBuffer};
@@ -6,7 +6,7 @@ use image::{DynamicImage, ImageBuffer};
 use crate::draw::{Jpeg, code_of, decode, decoder, encode, grainy, smooth};
 use crate::write::{tiff, tiff_entries};
 
-/// Refused by `inspect` and `decode` alike, before there is a buffer for pixels; returns the message.
+/// Asserts that `inspect` and `decode` reject it before a buffer for pixels is allocated; returns the message.
 fn refused(bytes: &[u8], code: &str) -> String {
     assert_eq!(code_of(inspect(bytes, &DecodeLimits::default())), code);
     let mut decoder = decoder();
@@ -55,7 +55,7 @@ fn a_tiff_whose_parts_do_not_fit_its_size_is_refused() {
 fn a_tag_that_comes_twice_is_refused() {
     let mut entries = tiff_entries(8, 8, 8, 1, 64);
     entries.push((256, 4, 1, 4));
-    assert!(refused(&tiff(&entries, &[7; 64]), "corrupt_image").contains("tag 256 comes twice"));
+    assert!(refused(&tiff(&entries, &[7; 64]), "corrupt_image").contains("tag 256 is repeated"));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn separate_planes_in_strips_are_decoded() {
     }
     entries.retain(|entry| ![273, 279].contains(&entry.0));
     entries.push((284, 3, 1, 2));
-    // Offsets and counts of three strips lie behind the strips.
+    // Offsets and counts of three strips are stored after the strips.
     let directory = 8 + 2 + 12 * (entries.len() as u32 + 2) + 4;
     entries.extend([(273u16, 4u16, 3u32, 0u32), (279, 4, 3, directory + 24 + 12)]);
     entries.sort_by_key(|entry| entry.0);
@@ -81,7 +81,7 @@ fn separate_planes_in_strips_are_decoded() {
             .collect::<Vec<_>>(),
         &[],
     );
-    // `tiff` writes the place of its strip to every entry 273: written as another tag, and renamed.
+    // `tiff` writes the position of its strip to every entry 273: written as another tag, and renamed.
     let at = bytes.windows(2).position(|pair| pair == 9999u16.to_le_bytes()).unwrap();
     bytes[at..at + 2].copy_from_slice(&273u16.to_le_bytes());
     bytes.extend((0..24u8).map(|at| at * 10));

@@ -1,4 +1,4 @@
-//! Which damaged JPEGs are refused, and which odd ones are taken, as cameras write them.
+//! Which damaged JPEGs are rejected, and which irregular ones, as cameras write them, are accepted.
 
 use gpu_kernels::{DecodeLimits, inspect};
 
@@ -32,7 +32,7 @@ fn a_jpeg_cut_anywhere_is_refused() {
         let within = (start..bytes.len() - 2).step_by(bytes.len() / 60);
         for cut in (3..start).step_by(7).chain(within).chain([bytes.len() - 3]) {
             assert_eq!(code_of(decode(&bytes[..cut])), "corrupt_image", "{kind:?} cut at {cut}");
-            // Cut, and closed with an EOI, as a careless camera or proxy might.
+            // Truncated, and closed with an EOI, as a careless camera or proxy might.
             let closed = [&bytes[..cut], &[0xFF, 0xD9]].concat();
             assert_eq!(code_of(decode(&closed)), "corrupt_image", "{kind:?} cut at {cut} and closed");
         }
@@ -52,7 +52,7 @@ fn a_progressive_jpeg_cut_between_two_scans_is_refused() {
     }
 }
 
-/// Files that draw a warning of the library and still hold every pixel.
+/// Files that cause a warning of the library and still contain every pixel.
 fn oddities(bytes: &[u8], progressive: bool) -> Vec<(&'static str, Vec<u8>)> {
     let end = bytes.len() - 2;
     let tables = position(bytes, 0xDB, 0);
@@ -114,7 +114,7 @@ fn an_oddity_does_not_hide_missing_pixels() {
     }
 }
 
-/// The headers of a JPEG of 64 x 8 without subsampling, put together by hand.
+/// The headers of a JPEG of 64 x 8 without subsampling, assembled by hand.
 fn headers(components: u8, restart_interval: u8) -> Vec<u8> {
     let mut out = vec![0xFF, 0xD8, 0xFF, 0xDB, 0, 67, 0];
     out.extend([8; 64]);
@@ -156,14 +156,14 @@ fn level(picture: &Picture) -> u8 {
 #[test]
 fn bytes_before_a_restart_marker_are_taken_as_webcams_write_them() {
     assert_eq!(level(&decode(&restarts(&[BLOCK; 8], END)).unwrap()), 192);
-    // A few bytes disappear in the library's bit buffer; many draw a warning that could hide another.
+    // A few bytes disappear in the library's bit buffer; many cause a warning that could hide another.
     for padding in [1, 2, 9, 40] {
         let padded = [BLOCK, &vec![0; padding]].concat();
         let mut segments = [BLOCK; 8];
         segments[2] = &padded;
         assert_eq!(level(&decode(&restarts(&segments, END)).unwrap()), 192, "{padding} bytes");
     }
-    // Without an end marker nothing vouches for what the warning may hide.
+    // Without an end marker, data hidden by the warning may be missing.
     let padded = [BLOCK, &[0; 40]].concat();
     let mut segments = [BLOCK; 8];
     segments[2] = &padded;

@@ -1,4 +1,4 @@
-//! JPEG of every kind that is read, its scales and its orientation.
+//! Every supported kind of JPEG, its scales and its orientation.
 
 use gpu_kernels::{DecodeLimits, Orientation, inspect};
 use turbojpeg::{PixelFormat, Subsamp};
@@ -124,7 +124,7 @@ fn a_broken_exif_is_ignored() {
         let header = inspect(&with_exif(&bytes, block), &DecodeLimits::default()).unwrap();
         assert_eq!(header.orientation, Orientation::Upright, "{block:?}");
     }
-    // XMP lives in the same kind of segment; the EXIF behind it counts.
+    // XMP uses the same kind of segment; the EXIF after it is read.
     let both = with_segment(&with_exif(&bytes, &sound), 0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>");
     assert_eq!(inspect(&both, &DecodeLimits::default()).unwrap().orientation, Orientation::Rotate90);
 }
@@ -141,7 +141,7 @@ fn kinds_that_are_not_read_are_refused_by_name() {
     for (bytes, detail) in [
         (patched(1, 0xC5), "hierarchical JPEG"),
         (patched(1, 0xCB), "lossless JPEG with arithmetic coding"),
-        (patched(4, 12), "12 bits a sample; send 8"),
+        (patched(4, 12), "12 bits per sample; send 8"),
         (patched(9, 2), "2 colour components; send 1 (grey), 3 (colour) or 4 (CMYK)"),
     ] {
         let error = decode(&bytes).unwrap_err();

@@ -1,4 +1,4 @@
-//! Writers for files that the encoders at hand cannot write: odd colour types, metadata, false headers.
+//! Writers for files that the available encoders cannot write: unusual colour types, metadata, false headers.
 
 /// A PNG from its chunks; the first is the body of IHDR.
 pub(crate) fn png(chunks: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
@@ -68,8 +68,8 @@ pub(crate) fn tiff(entries: &[(u16, u16, u32, u32)], strip: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Entries of an uncompressed TIFF of one strip. Photometric: 1 grey, 2 RGB, 5 CMYK. `bits` of up to two
-/// samples fit in the entry; more need the same bits in each, which a count of 1 says as well.
+/// Entries of an uncompressed TIFF of one strip. Photometric: 1 grey, 2 RGB, 5 CMYK. `bits` of up to two samples fit in the
+/// entry; more need the same bits in each, which a count of 1 expresses as well.
 pub(crate) fn tiff_entries(
     width: u32,
     height: u32,
@@ -90,7 +90,7 @@ pub(crate) fn tiff_entries(
     ]
 }
 
-/// A block of EXIF with an orientation, in either byte order.
+/// An EXIF block with an orientation, in either byte order.
 pub(crate) fn exif(orientation: u8, big_endian: bool) -> Vec<u8> {
     if big_endian {
         let mut out = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
@@ -103,7 +103,7 @@ pub(crate) fn exif(orientation: u8, big_endian: bool) -> Vec<u8> {
     }
 }
 
-/// Inserts a segment behind the SOI of a JPEG.
+/// Inserts a segment after the SOI of a JPEG.
 pub(crate) fn with_segment(jpeg: &[u8], code: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![0xFF, 0xD8, 0xFF, code];
     out.extend((body.len() as u16 + 2).to_be_bytes());

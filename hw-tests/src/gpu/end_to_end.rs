@@ -102,7 +102,7 @@ pub(super) fn start(setup: &Setup, model: &Model, provider: Provider) -> anyhow:
     let device = build(&model.runtime, &model.bundle, &model.file, &settings, choice)?;
     let factory = gpu_factory(&model.runtime, &model.bundle, &model.file, &settings);
     let lanes = LaneSettings::new(1, 2 * setup.plan.in_flight);
-    let built = vec![Built { device, better: None }];
+    let built = vec![Built { device, upgrade: None }];
     Ok(Lanes::start_batches(&lanes, built, &factory, None, Arc::new(FailureLog))?)
 }
 

@@ -1,55 +1,56 @@
-//! Pictures that a model computes before it answers: a bundle's golden cases, or built-in pictures where it has none.
+//! Pictures that a model must compute correctly before it serves: a bundle's golden cases, or built-in pictures if it has
+//! none.
 
 use super::{Bundle, BundleError};
 
 /// Side of the built-in pictures in pixels.
 const SIDE: u32 = 64;
 
-/// A picture in memory, and what must come out for it.
+/// A picture in memory and its expected result.
 #[derive(Clone, Debug)]
 pub struct GoldenCase {
     /// File name in the bundle, or the name of a built-in picture.
     pub file: String,
     /// The encoded picture.
     pub bytes: Vec<u8>,
-    /// The known answer; none for a built-in picture, for which any valid scores are right.
+    /// The expected result; `None` for a built-in picture, for which any valid scores pass.
     pub expected: Option<Expected>,
 }
 
-/// The answer to a golden case.
+/// The expected result of a golden case.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected {
-    /// Index of the label that must come first.
+    /// Index of the expected top label.
     pub label: usize,
-    /// Least score of that label.
+    /// Minimum score of that label.
     pub min_score: f32,
 }
 
-/// Why a picture did not come out as it must.
+/// Why a golden case failed.
 #[derive(Debug)]
 pub enum GoldenFault<E> {
-    /// It can't be read any more.
+    /// The bundle's files can't be read.
     Bundle(BundleError),
-    /// It could not be computed.
+    /// The picture could not be computed.
     Computing {
-        /// The case.
+        /// Name of the case.
         file: String,
-        /// Why.
+        /// The error of the computation.
         error: E,
     },
-    /// It came out wrong.
+    /// The result is wrong.
     Wrong {
-        /// The case.
+        /// Name of the case.
         file: String,
-        /// What came out.
+        /// What was expected and what was computed.
         reason: String,
     },
 }
 
-/// Has `compute` compute each of the bundle's pictures, and holds what comes out against what must.
+/// Computes each of the bundle's pictures and checks the results.
 ///
 /// # Errors
-/// [`GoldenFault`] of the first that does not come out right.
+/// [`GoldenFault`] of the first case that fails.
 pub fn run_golden<E>(
     bundle: &Bundle,
     mut compute: impl FnMut(&GoldenCase) -> Result<Vec<f32>, E>,
@@ -59,7 +60,7 @@ pub fn run_golden<E>(
 }
 
 impl GoldenCase {
-    /// Holds what was computed for the case against what must come out. Returns the best label and its score.
+    /// Checks the computed scores of the case. Returns the top label and its score.
     ///
     /// # Errors
     /// [`GoldenFault`].
@@ -74,10 +75,10 @@ impl GoldenCase {
         judged.map_err(|reason| GoldenFault::Wrong { file: file(), reason })
     }
 
-    /// Holds scores against the case, `labels` being the bundle's. Returns the best label and its score.
+    /// Checks scores against the case, with the bundle's `labels`. Returns the top label and its score.
     ///
     /// # Errors
-    /// A sentence with what was expected and what came out.
+    /// The expected and the computed result, as a sentence.
     pub fn judge(&self, labels: &[String], scores: &[f32]) -> Result<(usize, f32), String> {
         let name = |label: usize| labels.get(label).map_or("nothing", String::as_str);
         let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
@@ -96,8 +97,8 @@ impl GoldenCase {
     }
 }
 
-/// Pictures of plain colours, a gradient, a checkerboard and noise: unlike enough that a graph which ends in logits gives
-/// values for one of them that are no probabilities.
+/// Pictures of plain colours, a gradient, a checkerboard and noise: different enough that a graph which outputs logits yields
+/// invalid probabilities for at least one of them.
 pub(super) fn built_in() -> Vec<GoldenCase> {
     let mut random = fastrand::Rng::with_seed(1);
     let case = |name: &str, pixel: &mut dyn FnMut(u8, u8) -> [u8; 3]| GoldenCase {

@@ -1,4 +1,4 @@
-//! `bundle.toml`, format 1: what a bundle says of itself, and the checks that need no other file.
+//! `bundle.toml`, format 1: the manifest of a bundle, and the checks that need no other file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub struct Manifest {
     pub name: String,
     /// Model version.
     pub version: String,
-    /// For people.
+    /// A description for people.
     #[serde(default)]
     pub description: String,
     /// SPDX expression of the weights' licence.
@@ -33,16 +33,16 @@ pub struct Manifest {
     pub input: Input,
     /// The graph's output.
     pub output: Output,
-    /// From decoded pixels to the input tensor.
+    /// Preprocessing from decoded pixels to the input tensor.
     pub preprocess: PreprocessSpec,
-    /// One entry a model file.
+    /// One entry per model file.
     #[serde(rename = "variant")]
     pub variants: Vec<Variant>,
-    /// Pictures with known answers, run before the bundle takes traffic.
+    /// Pictures with known results, computed before the bundle serves.
     #[serde(rename = "golden", default)]
     pub golden: Vec<Golden>,
-    /// Share of each label among the best labels of the images that the model was made for, 0 to 1: what drift is
-    /// measured against.
+    /// Expected share of each label among the top labels of the images that the model was made for, 0 to 1: the reference for
+    /// drift.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<BTreeMap<String, f64>>,
 }
@@ -65,7 +65,7 @@ pub struct Output {
     pub name: String,
     /// N, labels; N is 0 for any batch size.
     pub shape: [u32; 2],
-    /// What its values are.
+    /// What the values are.
     #[serde(default, skip_serializing_if = "OutputKind::is_default")]
     pub kind: OutputKind,
 }
@@ -77,12 +77,12 @@ pub enum OutputKind {
     /// Probabilities: each between 0 and 1, all of an image adding up to 1.
     #[default]
     Probabilities,
-    /// Logits: any finite values, of which Weir takes the softmax.
+    /// Logits: any finite values, to which softmax is applied.
     Logits,
 }
 
 impl OutputKind {
-    /// Whether this is what a manifest need not say.
+    /// Whether this is the default, which a manifest may omit.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -103,7 +103,7 @@ pub struct Variant {
     pub devices: Vec<DeviceTag>,
     /// Hex SHA-256 of the file.
     pub sha256: String,
-    /// Files beside it that hold its weights, as ONNX's external data.
+    /// Files beside it with its weights, as ONNX external data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataFile>,
 }
@@ -118,7 +118,7 @@ pub struct DataFile {
     pub sha256: String,
 }
 
-/// A picture with a known answer.
+/// A picture with a known result.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Golden {
@@ -126,9 +126,9 @@ pub struct Golden {
     pub file: String,
     /// Hex SHA-256 of the file.
     pub sha256: String,
-    /// The label that must come first.
+    /// The expected top label.
     pub label: String,
-    /// The least score that the label must have.
+    /// The minimum score of that label.
     #[serde(default)]
     pub min_score: f32,
 }
@@ -178,18 +178,18 @@ impl std::fmt::Display for Precision {
 }
 
 impl Manifest {
-    /// Reads the manifest of a bundle's folder, and nothing else of it.
+    /// Reads the manifest in a bundle's folder, without verifying its files.
     ///
     /// # Errors
-    /// [`BundleError`] when it can't be read or is none.
+    /// [`BundleError`] if it can't be read or is invalid.
     pub fn read(dir: &Path) -> Result<Self, BundleError> {
-        super::bundle::read_manifest(dir).map(|(manifest, _)| manifest)
+        super::read_manifest(dir).map(|(manifest, _)| manifest)
     }
 
     /// Checks what can be checked without the files.
     ///
     /// # Errors
-    /// A sentence that names the field and its value.
+    /// The invalid field and its value, as a sentence.
     pub fn validate(&self) -> Result<(), String> {
         if self.format != FORMAT {
             return Err(format!("format = {}: this version of Weir reads format {FORMAT}", self.format));
@@ -229,7 +229,7 @@ impl Manifest {
         }
     }
 
-    /// Every file that has a digest, with it: variants, their data, golden cases.
+    /// Every file with a digest: variants, their data, golden cases.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         let variants = self.variants.iter().flat_map(|variant| {
             let data = variant.data.iter().map(|d| (d.file.as_str(), d.sha256.as_str()));
@@ -256,7 +256,7 @@ impl Manifest {
                 return Err(format!("label {label:?} is empty or holds control characters"));
             }
             if !seen.insert(label) {
-                return Err(format!("label \"{label}\" stands twice"));
+                return Err(format!("label \"{label}\" is listed twice"));
             }
         }
         for golden in &self.golden {
@@ -293,7 +293,7 @@ fn plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
 }
 
-/// A bundle may come from elsewhere, so its paths must stay inside it.
+/// Bundles may come from elsewhere, so their paths must not leave the bundle's folder.
 fn check_path(file: &str) -> Result<(), String> {
     let path = std::path::Path::new(file);
     let inside = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));

@@ -18,7 +18,7 @@ pub fn sha256_of(path: &Path) -> String {
     hex(&Sha256::digest(fs::read(path).unwrap()))
 }
 
-/// Writes a bundle of the model that says which colour prevails, with one golden case.
+/// Writes a bundle of the model that classifies the prevailing colour, with one golden case.
 pub fn write_bundle(dir: &Path, model: &str) {
     fs::create_dir_all(dir.join("golden")).unwrap();
     fs::copy(made(model), dir.join("model.onnx")).unwrap();

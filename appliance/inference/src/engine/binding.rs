@@ -1,7 +1,7 @@
-//! Input and output of a session bound to memory at fixed addresses, through ONNX Runtime's C functions.
+//! Binds the input and output of a session to memory at fixed addresses, through ONNX Runtime's C API.
 //!
-//! The `ort` crate's own binding copies an input that it does not own when it is bound, and takes no output that it does not own;
-//! here both stay where they are, and each run reads and writes what is there then. See OrtApi in onnxruntime_c_api.h.
+//! The `ort` crate's binding copies an input that it does not own when it is bound, and accepts no output that it does not
+//! own. Here neither is copied, and each run reads and writes the memory in place. See OrtApi in onnxruntime_c_api.h.
 #![allow(unsafe_code, reason = "ONNX Runtime is called through C functions; each block says why it is sound")]
 
 use std::ffi::{CString, c_void};
@@ -13,7 +13,7 @@ use ort::sys;
 use ort::value::TensorElementType;
 use ort::{AsPointer, Error};
 
-/// A tensor that lies at an address.
+/// A tensor at a fixed address.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) name: String,
@@ -22,13 +22,13 @@ pub(super) struct Place {
     pub(super) element: TensorElementType,
 }
 
-/// Bound input and output of one session.
+/// The bound input and output of one session.
 pub(super) struct FixedBinding {
     binding: *mut sys::OrtIoBinding,
     values: [*mut sys::OrtValue; 2],
 }
 
-// SAFETY: ONNX Runtime's objects belong to no thread.
+// SAFETY: ONNX Runtime's objects are not tied to a thread.
 unsafe impl Send for FixedBinding {}
 
 fn result(status: sys::OrtStatusPtr) -> Result<(), Error> {
@@ -40,7 +40,7 @@ impl FixedBinding {
     /// Binds a session's one input and one output.
     ///
     /// # Safety
-    /// The places have room for their tensors, in memory of the kind that `memory` says, as long as this is run.
+    /// The tensors have room at their addresses, in memory of the kind of `memory`, as long as this is run.
     pub(super) unsafe fn new(
         session: &Session,
         memory: &MemoryInfo<'_>,
@@ -80,7 +80,7 @@ impl FixedBinding {
         Ok(bound)
     }
 
-    /// Runs the session on what is in the input.
+    /// Runs the session on the current content of the input.
     pub(super) fn run(
         &self,
         session: &mut Session,

@@ -1,22 +1,21 @@
-//! A session whose input and output are bound to memory of a GPU: its work goes on a stream that others share.
+//! A session whose input and output are bound to memory of a GPU, and whose work is submitted to a shared stream.
 #![allow(unsafe_code, reason = "tensors are made of addresses on a GPU; each block says why it is sound")]
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{NoSelectedOutputs, RunOptions, Session};
 use ort::value::TensorElementType;
 
 use super::binding::{FixedBinding, Place};
 use super::provider::{Provider, ProviderSettings};
 use super::scores::Contract;
-use super::session::{check, takes_several};
+use super::session::{builder, check, takes_several};
 use super::{EngineError, Runtime};
 use crate::bundle::{InputType, ModelFile, Shape};
 
-/// Runs before a shape counts as warm. With CUDA graphs ONNX Runtime records the second and replays the third.
+/// Runs before a shape counts as warm. With CUDA graphs ONNX Runtime captures the second and replays the third.
 const WARM_RUNS: usize = 3;
 
-/// Where the batches of a slot lie in a GPU's memory, each as long as the largest batch.
+/// Addresses of a slot's tensors in a GPU's memory, each with room for the largest batch.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotMemory {
     /// Address of the input.
@@ -25,7 +24,7 @@ pub struct SlotMemory {
     pub scores: u64,
 }
 
-/// A session that computes batches of a few sizes where they lie. One thread owns it.
+/// A session that computes batches of a few sizes in place. Owned by one thread.
 pub struct BoundSession {
     bindings: Vec<Binding>,
     session: Session,
@@ -52,7 +51,7 @@ impl BoundSession {
     /// Loads a session. Nothing is bound yet.
     ///
     /// # Errors
-    /// [`EngineError::Provider`] if the provider can't be had; [`EngineError::Model`] and [`EngineError::Mismatch`] as for
+    /// [`EngineError::Provider`] if the provider is not available; [`EngineError::Model`] and [`EngineError::Mismatch`] as for
     /// every session.
     pub fn load(
         runtime: &Runtime,
@@ -61,15 +60,7 @@ impl BoundSession {
         settings: &ProviderSettings,
     ) -> Result<Self, EngineError> {
         let failed = |source: ort::Error| EngineError::Model { path: model.path.clone(), source };
-        let builder = Session::builder(runtime.environment())
-            .map_err(failed)?
-            .with_optimization_level(GraphOptimizationLevel::Level3)
-            .map_err(|e| failed(e.into()))?
-            .with_intra_threads(1)
-            .map_err(|e| failed(e.into()))?
-            .with_intra_op_spinning(false)
-            .map_err(|e| failed(e.into()))?;
-        let mut builder = provider.register(builder, settings)?;
+        let mut builder = provider.register(builder(runtime, model)?, settings)?;
         let session = builder.commit_from_file(&model.path).map_err(failed)?;
         let output = check(&session, model, &[TensorElementType::Float32, TensorElementType::Float16])?;
         Ok(Self {
@@ -92,18 +83,18 @@ impl BoundSession {
         self.bindings.iter().any(|binding| binding.images == images)
     }
 
-    /// Bytes of an image's scores in memory.
+    /// Bytes per image of the scores in memory.
     pub fn score_bytes(&self) -> usize {
         self.labels * if self.output == TensorElementType::Float16 { 2 } else { 4 }
     }
 
-    /// Binds batches of these sizes in each slot, and runs each a few times on what is in the memory.
+    /// Binds batches of these sizes in each slot, and warms each up on the current content of the memory.
     ///
     /// # Errors
     /// [`EngineError::Run`].
     ///
     /// # Safety
-    /// The memory is the GPU's, has room for the largest batch, and stays as long as this session.
+    /// The memory belongs to the GPU, has room for the largest batch, and outlives this session.
     pub unsafe fn bind(
         &mut self,
         model: &ModelFile,
@@ -118,7 +109,7 @@ impl BoundSession {
         let number = i32::try_from(number).unwrap_or(0);
         let memory = MemoryInfo::new(device, number, AllocatorType::Device, MemoryType::Default)
             .map_err(EngineError::Run)?;
-        // Shape by shape: a provider may plan anew when the shape changes.
+        // Shape by shape: a provider may plan again when the shape changes.
         for &images in sizes {
             for (slot, at) in slots.iter().enumerate() {
                 let place = |shape: &Shape, address, element| {
@@ -148,7 +139,8 @@ impl BoundSession {
         Ok(())
     }
 
-    /// Runs do not wait for the GPU; each shape in each slot has a graph of its own where there are graphs.
+    /// Options of a run: it does not wait for the GPU, and each shape in each slot has its own CUDA graph where graphs are
+    /// used.
     fn options(
         &self,
         settings: &ProviderSettings,
@@ -164,11 +156,11 @@ impl BoundSession {
         Ok(options)
     }
 
-    /// Puts a run for so many images of a slot on the stream; exactly one of the sizes that were bound. On the host it is done
-    /// when this returns.
+    /// Submits a run for `images` images of a slot, one of the bound sizes, to the stream. On the host it has completed when
+    /// this returns.
     ///
     /// # Errors
-    /// [`EngineError::Run`], also for what was not bound.
+    /// [`EngineError::Run`], also for a size that was not bound.
     pub fn run(&mut self, slot: usize, images: usize) -> Result<(), EngineError> {
         let found = self.bindings.iter().position(|b| (b.slot, b.images) == (slot, images));
         let unbound = || EngineError::Run(ort::Error::new(format!("no batch of {images} images is bound")));
@@ -183,7 +175,7 @@ impl BoundSession {
     /// The scores of one image from their bytes in memory.
     ///
     /// # Errors
-    /// As of [`Classifier::run`](super::Classifier::run), for values that are no scores.
+    /// As [`Classifier::run`](super::Classifier::run), for invalid scores.
     pub fn scores(&self, bytes: &[u8]) -> Result<Vec<f32>, EngineError> {
         let mut scores: Vec<f32> = if self.output == TensorElementType::Float16 {
             bytes.as_chunks().0.iter().map(|&b| half::f16::from_ne_bytes(b).to_f32()).collect()

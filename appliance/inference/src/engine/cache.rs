@@ -1,20 +1,21 @@
-//! TensorRT's engines on disk: a folder for each GPU, driver, TensorRT and model, since an engine fits no other.
+//! TensorRT's engines on disk: one folder per GPU, driver, TensorRT version and model, since an engine is only valid for
+//! these.
 
 use std::path::PathBuf;
 
 use crate::bundle::ModelFile;
 
-/// Says in a folder that the engine in it is whole.
+/// File that marks a complete engine in its folder.
 const MARKER: &str = "built";
-/// Digits of the model's digest in a folder's name.
+/// Number of digits of the model's digest in a folder's name.
 const DIGITS: usize = 16;
 
-/// Where engines are kept, and what they depend on.
+/// Where engines are stored, and what they depend on.
 #[derive(Clone, Debug, Default)]
 pub struct EngineCache {
-    /// The folder of all.
+    /// The root folder.
     pub root: PathBuf,
-    /// What the driver calls each GPU, by number.
+    /// The driver's name of each GPU, by number.
     pub gpus: Vec<String>,
     /// Version of the driver.
     pub driver: String,
@@ -27,7 +28,7 @@ pub struct EngineCache {
 impl EngineCache {
     /// The folder for a model's engine on a GPU.
     pub fn folder(&self, model: &ModelFile, gpu: u32) -> PathBuf {
-        // One a GPU, also of equal ones: two that build at once would write the same files.
+        // One per GPU, also for GPUs of the same model: two concurrent builds would write the same files.
         let number = gpu;
         let gpu = usize::try_from(gpu).ok().and_then(|gpu| self.gpus.get(gpu));
         let digest = model.sha256.get(..DIGITS).unwrap_or(&model.sha256);
@@ -42,24 +43,24 @@ impl EngineCache {
         self.root.join(name.chars().map(plain).collect::<String>())
     }
 
-    /// Whether an engine for it was built to the end.
+    /// Whether the engine is complete.
     pub fn is_built(&self, model: &ModelFile, gpu: u32) -> bool {
         self.folder(model, gpu).join(MARKER).is_file()
     }
 
-    /// Removes an engine that turned out to be of no use.
+    /// Removes an engine that can't be used.
     pub fn forget(&self, model: &ModelFile, gpu: u32) {
         let folder = self.folder(model, gpu);
         if let Err(error) = std::fs::remove_dir_all(&folder) {
-            tracing::warn!(%error, path = %folder.display(), "TensorRT's old engine can't be removed");
+            tracing::warn!(%error, path = %folder.display(), "cannot remove the old TensorRT engine");
         }
     }
 
-    /// Notes that it was.
+    /// Marks the engine as complete.
     pub fn set_built(&self, model: &ModelFile, gpu: u32) {
         let marker = self.folder(model, gpu).join(MARKER);
         if let Err(error) = std::fs::write(&marker, "") {
-            tracing::warn!(%error, path = %marker.display(), "TensorRT's engine will be built again at the next start");
+            tracing::warn!(%error, path = %marker.display(), "cannot mark the TensorRT engine as built; it will be rebuilt at the next start");
         }
     }
 }
@@ -107,7 +108,7 @@ mod tests {
         assert!(!EngineCache { tensorrt: "10.15".into(), ..cache.clone() }.is_built(&ours, 0));
         cache.forget(&ours, 0);
         assert!(!cache.is_built(&ours, 0) && !folder.exists());
-        // A folder that can't be written is only said.
+        // A folder that can't be written is only logged.
         EngineCache { root: "/proc/nowhere".into(), ..cache }.set_built(&ours, 0);
     }
 }

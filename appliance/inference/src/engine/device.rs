@@ -1,4 +1,4 @@
-//! Which device serves: the configured one or an error, and `auto` with its reason. Never a silent fallback.
+//! Selection of the device: the configured one or an error, and `auto` with its reason. Never a silent fallback.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,17 +6,17 @@ use std::path::PathBuf;
 use gpu_kernels::cuda::{Driver, Gpu, LibraryUse, MIN_CAPABILITY};
 use serde::{Deserialize, Serialize};
 
-use super::gpu_libraries::{GpuLibraries, runtime_in_folders};
+use super::libraries::{GpuLibraries, runtime_in_folders};
 use super::{EngineError, Provider, Runtime};
 
-/// A kind of device that an engine can run on, or `auto`.
+/// The kind of device for the engine, or `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
-    /// The best that this box has; what was chosen and why is logged and shown in /health.
+    /// The best device of this machine; the choice and its reason are logged and shown in /health.
     #[default]
     Auto,
-    /// The CPU: one single-threaded session a lane.
+    /// The CPU: one single-threaded session per lane.
     Cpu,
     /// An NVIDIA GPU through ONNX Runtime's CUDA provider.
     Cuda,
@@ -35,8 +35,8 @@ impl fmt::Display for DeviceKind {
     }
 }
 
-/// Loads the ONNX Runtime that a daemon with this request loads, for work on the CPU: no provider is asked for anything, and a
-/// GPU that is not here is no error.
+/// Loads the ONNX Runtime that a daemon with this request loads, for work on the CPU: no provider is initialised, and a
+/// missing GPU is not an error.
 ///
 /// # Errors
 /// As [`Runtime::load`].
@@ -48,46 +48,46 @@ pub fn load_runtime(request: &DeviceRequest) -> Result<Runtime, EngineError> {
     }
 }
 
-/// The configured library or one of the usual places, else one in `engine.library_folders`.
+/// Loads the configured library or one from the standard locations, else one in `engine.library_folders`.
 fn load_for_cpu(request: &DeviceRequest) -> Result<Runtime, EngineError> {
     match Runtime::load(request.onnxruntime.as_deref()) {
-        Err(EngineError::LibraryMissing { looked }) if request.onnxruntime.is_none() => {
+        Err(EngineError::LibraryMissing { searched }) if request.onnxruntime.is_none() => {
             match runtime_in_folders(&request.folders) {
                 Some(library) => Runtime::load(Some(&library)),
-                None => Err(EngineError::LibraryMissing { looked: looked + ", engine.library_folders" }),
+                None => Err(EngineError::LibraryMissing { searched: searched + ", engine.library_folders" }),
             }
         }
         loaded => loaded,
     }
 }
 
-/// What is asked for, and where what it needs may lie.
+/// The configured device, and where its libraries are searched for.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceRequest {
     /// The configured device.
     pub kind: DeviceKind,
-    /// Numbers of the GPUs that may serve; all where there is none.
+    /// Numbers of the GPUs to use; all GPUs if empty.
     pub gpus: Vec<u32>,
-    /// Folders with libraries of NVIDIA's.
+    /// Folders with NVIDIA's libraries.
     pub folders: Vec<PathBuf>,
     /// The configured libonnxruntime.
     pub onnxruntime: Option<PathBuf>,
 }
 
-/// The device that serves, and why it is this one.
+/// The selected device and the reason.
 #[derive(Clone, Debug)]
 pub struct DeviceChoice {
-    /// Never [`DeviceKind::Auto`].
+    /// The device; never [`DeviceKind::Auto`].
     pub kind: DeviceKind,
-    /// A sentence for a person.
+    /// The reason, as a sentence.
     pub reason: String,
-    /// Whether the configuration left the choice open, so that the CPU may stand in for a GPU.
+    /// Whether the device was selected by `auto`, so that the CPU may be used as a fallback.
     pub is_auto: bool,
-    /// The GPUs that serve; none on the CPU.
+    /// The GPUs; empty for the CPU.
     pub gpus: Vec<Gpu>,
-    /// The CUDA version of the driver, where GPUs serve.
+    /// The CUDA version of the driver; empty for the CPU.
     pub driver: String,
-    /// What they need.
+    /// The libraries of the GPUs.
     pub libraries: Option<GpuLibraries>,
 }
 
@@ -97,7 +97,7 @@ impl DeviceChoice {
         Self { kind: DeviceKind::Cpu, reason, is_auto, gpus, driver, libraries }
     }
 
-    /// The provider for it; none for the CPU.
+    /// The provider; `None` for the CPU.
     pub fn provider(&self) -> Option<Provider> {
         match self.kind {
             DeviceKind::Cuda => Some(Provider::Cuda),
@@ -106,11 +106,10 @@ impl DeviceChoice {
         }
     }
 
-    /// Loads ONNX Runtime for it, and has it load its provider: only then is it known to be usable. With `auto` the CPU serves
-    /// where it is not.
+    /// Loads ONNX Runtime and its provider: only then is the device known to be usable. With `auto`, falls back to the CPU.
     ///
     /// # Errors
-    /// [`EngineError`] of the library; [`EngineError::DeviceUnavailable`] when the GPU was asked for by name.
+    /// [`EngineError`] of the library; [`EngineError::DeviceUnavailable`] if a GPU was explicitly configured.
     pub fn load_runtime(&mut self, request: &DeviceRequest) -> Result<Runtime, EngineError> {
         let (Some(provider), Some(libraries)) = (self.provider(), &self.libraries) else {
             return load_for_cpu(request);
@@ -135,11 +134,11 @@ impl DeviceChoice {
     }
 }
 
-/// Settles the configured device. The NVIDIA driver is asked unless it is the CPU.
+/// Selects the device. Queries the NVIDIA driver unless the CPU is configured.
 ///
 /// # Errors
-/// [`EngineError::DeviceUnavailable`] for `cuda` and `tensorrt`, with what is missing: a box that was told to use its GPU
-/// must not run on its CPU unnoticed.
+/// [`EngineError::DeviceUnavailable`] for `cuda` and `tensorrt`, with what is missing: a machine configured to use its GPU
+/// must not silently run on its CPU.
 pub fn choose(request: &DeviceRequest) -> Result<DeviceChoice, EngineError> {
     if request.kind == DeviceKind::Cpu {
         return Ok(DeviceChoice::cpu("configured".into(), false));
@@ -161,7 +160,7 @@ fn names(gpus: &[Gpu]) -> String {
     gpus.iter().map(|gpu| gpu.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// The GPUs with what they need, or why not and the remedy.
+/// The GPUs with their libraries, or the reason and the remedy.
 fn on_gpu(request: &DeviceRequest) -> Result<DeviceChoice, (String, String)> {
     let driver = Driver::probe(&request.folders)
         .map_err(|error| (format!("there is no GPU to use: {error}"), error.remedy().to_owned()))?;
@@ -171,7 +170,7 @@ fn on_gpu(request: &DeviceRequest) -> Result<DeviceChoice, (String, String)> {
         GpuLibraries::find(request, uses)
             .map_err(|missing| (format!("{there_is}, but {missing}"), missing.remedy()))
     };
-    // Where it was found by its path the providers would not find it by its name.
+    // The providers would not find a driver by name that was found by its path.
     let with_driver = |mut libraries: GpuLibraries| {
         if driver.library.is_absolute() {
             libraries.needed.insert(0, driver.library.clone());
@@ -215,4 +214,21 @@ fn wanted(driver: &Driver, numbers: &[u32]) -> Result<Vec<Gpu>, (String, String)
         return Err((reason, "use a GPU of the Turing generation (2018) or later".into()));
     }
     Ok(gpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_says_what_it_chose_and_a_gpu_is_never_replaced() {
+        let ask = |kind| choose(&DeviceRequest { kind, ..DeviceRequest::default() });
+        let auto = ask(DeviceKind::Auto).unwrap();
+        assert_eq!(auto.kind, DeviceKind::Cpu);
+        assert!(auto.reason.contains("auto"));
+        assert_eq!(ask(DeviceKind::Cpu).unwrap().kind, DeviceKind::Cpu);
+        for asked in [DeviceKind::Cuda, DeviceKind::Tensorrt] {
+            assert!(matches!(ask(asked), Err(EngineError::DeviceUnavailable { .. })));
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What an ONNX graph says of its input and its output, read by the engine.
+//! Input and output of an ONNX graph, as the engine reads them.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub struct Graph {
 pub struct Port {
     /// Name in the graph.
     pub name: String,
-    /// Dimensions; below 1 where any size fits.
+    /// Dimensions; dynamic axes are below 1.
     pub dims: Vec<i64>,
     /// Element type.
     pub kind: TensorElementType,
@@ -33,8 +33,8 @@ impl Graph {
     /// Reads the graph of an ONNX file, whatever its element types.
     ///
     /// # Errors
-    /// [`EngineError::Model`] when it is no ONNX model or data of it is missing, [`EngineError::Mismatch`] when it is no
-    /// classifier's.
+    /// [`EngineError::Model`] if it is not an ONNX model or external data is missing, [`EngineError::Mismatch`] if it is not
+    /// the graph of a classifier.
     pub fn read(runtime: &Runtime, path: &Path) -> Result<Self, EngineError> {
         let failed = |source: ort::Error| EngineError::Model { path: path.into(), source };
         let session = Session::builder(runtime.environment())
@@ -45,6 +45,14 @@ impl Graph {
             .map_err(|e| failed(e.into()))?
             .commit_from_file(path)
             .map_err(failed)?;
+        Self::of(&session, path)
+    }
+
+    /// The graph of a session, which was loaded from `path`.
+    ///
+    /// # Errors
+    /// [`EngineError::Mismatch`] if it does not have one input and one output, which are tensors.
+    pub(super) fn of(session: &Session, path: &Path) -> Result<Self, EngineError> {
         let mismatch = |reason: String| EngineError::Mismatch { path: path.into(), reason };
         let ([input], [output]) = (session.inputs(), session.outputs()) else {
             return Err(mismatch(format!(
@@ -64,10 +72,10 @@ impl Graph {
 }
 
 impl Port {
-    /// The dimensions as a manifest has them: 0 where any size fits. `what` names the port in the error, `meant` the dimensions.
+    /// The dimensions as in a manifest, with 0 for dynamic axes. `what` names the port in the error, `meant` the dimensions.
     ///
     /// # Errors
-    /// When there are not `N` of them.
+    /// If there are not `N` dimensions.
     pub fn shape<const N: usize>(&self, what: &str, meant: &str) -> Result<[u32; N], String> {
         let sizes: Option<Vec<u32>> = self.dims.iter().map(|&size| u32::try_from(size.max(0)).ok()).collect();
         sizes.and_then(|sizes| sizes.try_into().ok()).ok_or_else(|| {
@@ -78,10 +86,10 @@ impl Port {
         })
     }
 
-    /// The element type as a manifest has it.
+    /// The element type as in a manifest.
     ///
     /// # Errors
-    /// When it is neither f32 nor f16.
+    /// If it is neither f32 nor f16.
     pub fn input_type(&self, what: &str) -> Result<InputType, String> {
         match self.kind {
             TensorElementType::Float32 => Ok(InputType::F32),
@@ -90,19 +98,15 @@ impl Port {
         }
     }
 
-    /// What differs from a manifest's name and shape; none when they fit.
+    /// The first difference from a manifest's name and shape. Dynamic axes are -1 in the graph and 0 in the manifest.
     pub fn differs(&self, what: &str, name: &str, shape: &[u32]) -> Option<String> {
         if self.name != name {
-            return Some(format!(
-                "{what} is called `{}` in the graph and `{name}` in bundle.toml",
-                self.name
-            ));
+            return Some(format!("{what} is named `{}` in the graph and `{name}` in bundle.toml", self.name));
         }
-        let fits =
-            self.dims.len() == shape.len()
-                && self.dims.iter().zip(shape).all(|(&graph, &said)| {
-                    graph < 1 || graph == i64::from(said) || (said == 0 && graph == 1)
-                });
+        let fits = self.dims.len() == shape.len()
+            && self.dims.iter().zip(shape).all(|(&graph, &declared)| {
+                graph < 1 || graph == i64::from(declared) || (declared == 0 && graph == 1)
+            });
         let both = || format!("has shape {:?} in the graph and {shape:?} in bundle.toml", self.dims);
         (!fits).then(|| format!("{what} `{name}` {}", both()))
     }

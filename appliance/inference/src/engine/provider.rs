@@ -1,4 +1,4 @@
-//! ONNX Runtime's execution providers for GPUs: what each is told, and the errors when it can't be had.
+//! ONNX Runtime's execution providers for GPUs and their settings.
 #![allow(unsafe_code, reason = "a provider is given a stream of ours; the block says why it is sound")]
 
 use std::ffi::c_void;
@@ -11,49 +11,50 @@ use ort::session::builder::SessionBuilder;
 
 use super::{EngineError, Runtime};
 
-/// What computes a session whose tensors lie in a GPU's memory.
+/// The execution provider of a session whose tensors are in a GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provider {
-    /// The CPU, for a simulated GPU whose memory is the host's.
+    /// The CPU provider, on a simulated GPU whose memory is the host's. Only for tests and the test rig: the daemon never
+    /// selects it ([`DeviceChoice::provider`](super::DeviceChoice::provider)).
     Host,
     /// ONNX Runtime's CUDA provider.
     Cuda,
-    /// ONNX Runtime's TensorRT provider, and the CUDA provider for what TensorRT does not take.
+    /// ONNX Runtime's TensorRT provider, with the CUDA provider for unsupported nodes.
     Tensorrt,
 }
 
-/// What a provider is told.
+/// Settings of a provider.
 #[derive(Clone, Debug)]
 pub struct ProviderSettings {
-    /// The GPU's number.
+    /// Number of the GPU.
     pub gpu: u32,
-    /// The driver's handle of the stream that its work goes on.
+    /// The driver's handle of the stream for its work.
     pub stream: StreamHandle,
-    /// Whether a shape that repeats is recorded once and replayed.
+    /// Whether runs of a repeated shape are captured as CUDA graphs.
     pub cuda_graphs: bool,
-    /// The model's input, and the smallest, usual and largest batch: TensorRT builds for these.
+    /// The model's input and the batch sizes for which TensorRT optimises.
     pub profile: Profile,
-    /// Folder for TensorRT's engines and timings.
+    /// Folder for TensorRT's engine and timing caches.
     pub engine_cache: PathBuf,
 }
 
-/// A CUDA stream's handle. Whoever makes one keeps the stream as long as the session.
+/// A CUDA stream's handle. Its creator keeps the stream alive as long as the session.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamHandle(pub *mut c_void);
 
-// SAFETY: a handle is a name; the driver takes it from any thread.
+// SAFETY: a handle is only a name; the driver accepts it from any thread.
 unsafe impl Send for StreamHandle {}
 // SAFETY: as above.
 unsafe impl Sync for StreamHandle {}
 
-/// Batch sizes that TensorRT builds for.
+/// Batch sizes for which TensorRT optimises.
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
-    /// Name of the input.
+    /// Name of the model's input.
     pub input: String,
-    /// Channels, height, width.
+    /// Channels, height and width of an image.
     pub image: [u32; 3],
-    /// The largest batch; the engine is best for it and takes all from 1.
+    /// The largest batch, for which the engine is optimised; it takes all sizes from 1.
     pub max_batch: usize,
 }
 
@@ -75,7 +76,7 @@ impl std::fmt::Display for Provider {
 }
 
 impl Provider {
-    /// Has ONNX Runtime load it, without a model.
+    /// Loads the provider into ONNX Runtime, without a model.
     pub(super) fn probe(self, runtime: &Runtime, gpu: u32) -> Result<(), ort::Error> {
         let builder = Session::builder(runtime.environment())?;
         let gpu = i32::try_from(gpu).unwrap_or(0);
@@ -91,10 +92,10 @@ impl Provider {
         Ok(())
     }
 
-    /// Has a session use it.
+    /// Registers the provider with a session.
     ///
     /// # Errors
-    /// [`EngineError::Provider`]: not in this ONNX Runtime, or without a library that it needs.
+    /// [`EngineError::Provider`] if ONNX Runtime lacks it, or a library that it needs is missing.
     pub(super) fn register(
         self,
         builder: SessionBuilder,
@@ -102,7 +103,7 @@ impl Provider {
     ) -> Result<SessionBuilder, EngineError> {
         let gpu = i32::try_from(settings.gpu).unwrap_or(0);
         let stream = settings.stream.0.cast();
-        // SAFETY: whoever made the handle keeps the stream as long as the session.
+        // SAFETY: the creator of the handle keeps the stream alive as long as the session.
         let cuda = unsafe {
             ep::CUDA::default()
                 .with_device_id(gpu)

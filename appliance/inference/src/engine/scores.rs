@@ -1,19 +1,19 @@
-//! From what a graph puts out to scores that may leave the box: softmax for logits, and the contract that every answer keeps.
+//! From a graph's output to scores: softmax for logits, and the contract that every answer meets.
 
 use super::EngineError;
 use crate::bundle::{ModelFile, OutputKind, Precision};
 
-/// How far a score may lie outside 0 to 1: half precision rounds there.
+/// Tolerance for a score outside 0 to 1, for rounding in half precision.
 const RANGE_TOLERANCE: f32 = 1e-3;
-/// How far the sum of an image's scores may lie from 1 where they are floating-point numbers. Of a softmax in half precision
-/// each score is rounded to 11 bits a few times (exponential, sum, quotient), which is 2^-11 of it each time, so that the sum
-/// is off by a few times 2^-11, or 0.0005. Single precision is computed in half by some engines, so it gets no less.
+/// Tolerance for the sum of an image's scores where they are floating-point numbers. In a softmax in half precision each score
+/// is rounded to 11 bits a few times (exponential, sum, quotient), each by 2^-11 of its value, so that the sum is off by a few
+/// times 2^-11, or 0.0005. Some engines compute single precision in half, so it has the same tolerance.
 const FLOAT_TOLERANCE: f32 = 0.01;
-/// The same for each label where the scores themselves may be 8-bit numbers: those are multiples of 1/256, and each is off by
-/// half a step.
+/// Additional tolerance per label where the scores may be 8-bit numbers: those are multiples of 1/256, each off by half a
+/// step.
 const QUANTISED_TOLERANCE: f32 = 1.0 / 512.0;
 
-/// What the output of a model is, and how exact.
+/// The kind and precision of a model's output.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Contract {
     kind: OutputKind,
@@ -33,11 +33,10 @@ impl Contract {
         Self { kind, sum_tolerance: FLOAT_TOLERANCE + quantised }
     }
 
-    /// Turns the output of one image into scores between 0 and 1 that add up to 1 within the tolerance.
+    /// Converts the output of one image into scores between 0 and 1 that add up to 1 within the tolerance.
     ///
     /// # Errors
-    /// [`EngineError::NotFinite`], or [`EngineError::OutOfRange`] and [`EngineError::Sum`] for values that are no
-    /// probabilities.
+    /// [`EngineError::NotFinite`], [`EngineError::OutOfRange`] or [`EngineError::Sum`] if the values are not probabilities.
     pub(super) fn finish(&self, scores: &mut [f32]) -> Result<(), EngineError> {
         if let Some(label) = scores.iter().position(|score| !score.is_finite()) {
             return Err(EngineError::NotFinite { label });
@@ -51,7 +50,7 @@ impl Contract {
             return Err(EngineError::OutOfRange { label, score: scores[label] });
         }
         let sum: f32 = scores.iter().sum();
-        // Of many labels in 8 bits all may have been rounded to nothing, which is no answer.
+        // With many labels in 8 bits all scores may be rounded to 0, which is not an answer.
         if (sum - 1.0).abs() > self.sum_tolerance || sum <= 0.0 {
             return Err(EngineError::Sum { sum });
         }
@@ -105,13 +104,13 @@ mod tests {
                 finish_in(Precision::Fp16, OutputKind::Probabilities, &half).unwrap();
                 let eighth: Vec<f32> = exact.iter().map(|s| (s * 256.0).round() / 256.0).collect();
                 match finish_in(Precision::Int8, OutputKind::Probabilities, &eighth) {
-                    // So flat that nothing is left.
+                    // The distribution is too flat for 8 bits.
                     Err(EngineError::Sum { sum }) => assert_eq!(sum, 0.0, "{labels} labels"),
                     outcome => drop(outcome.unwrap()),
                 }
             }
         }
-        // What rounding does not explain is no distribution: independent sigmoids, say.
+        // A larger deviation is not explained by rounding, as with independent sigmoids.
         let sum = |precision, labels: usize, sum: f32| {
             finish_in(precision, OutputKind::Probabilities, &vec![sum / labels as f32; labels])
         };

@@ -1,15 +1,15 @@
-//! One ONNX Runtime session with its input slot: pixels are written straight into the tensor that the engine reads.
+//! An ONNX Runtime session on the CPU with its input slots: pixels are written directly into the tensor that the engine reads.
 
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Tensor, TensorElementType, ValueType};
 
 use super::scores::Contract;
-use super::{EngineError, Runtime};
+use super::{EngineError, Graph, Port, Runtime};
 use crate::bundle::{InputType, ModelFile, Shape};
 
-/// A session for one image or a few at a time, owned by one lane. Single-threaded: on a CPU one such session a core
-/// beats one session with many threads (docs/performance.md).
+/// A session for one image or a few at a time, owned by one lane. Single-threaded: on a CPU, one such session per core is
+/// faster than one session with many threads (docs/performance.md).
 #[derive(Debug)]
 pub struct Classifier {
     session: Session,
@@ -20,25 +20,16 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Loads a CPU session and checks the graph against what the bundle declares.
+    /// Loads a CPU session and checks the graph against the bundle's manifest. With `images` over 1 the session also has a
+    /// batch slot for exactly that many, unless the graph takes one image at a time.
     ///
     /// # Errors
-    /// [`EngineError::Model`] if ONNX Runtime refuses the file, [`EngineError::Mismatch`] if names, types or shapes
-    /// differ from bundle.toml.
-    ///
-    /// With `images` over 1 the session also has a slot for exactly so many, unless the graph takes one at a time.
+    /// [`EngineError::Model`] if ONNX Runtime can't load the file, [`EngineError::Mismatch`] if names, types or shapes differ
+    /// from bundle.toml.
     pub fn load(runtime: &Runtime, model: &ModelFile, images: usize) -> Result<Self, EngineError> {
         let failed = |source: ort::Error| EngineError::Model { path: model.path.clone(), source };
-        let mut builder = Session::builder(runtime.environment())
-            .map_err(failed)?
-            .with_optimization_level(GraphOptimizationLevel::Level3)
-            .map_err(|e| failed(e.into()))?
-            .with_intra_threads(1)
-            .map_err(|e| failed(e.into()))?
-            .with_inter_threads(1)
-            .map_err(|e| failed(e.into()))?
-            .with_intra_op_spinning(false)
-            .map_err(|e| failed(e.into()))?;
+        let builder = builder(runtime, model)?;
+        let mut builder = builder.with_inter_threads(1).map_err(|e| failed(e.into()))?;
         let session = builder.commit_from_file(&model.path).map_err(failed)?;
         check(&session, model, &[TensorElementType::Float32])?;
         let mut dims: Vec<i64> = model.input.dims.iter().map(|&d| i64::from(d.max(1))).collect();
@@ -51,15 +42,15 @@ impl Classifier {
         Ok(Self { session, input, batch, labels: model.labels, contract: Contract::of(model) })
     }
 
-    /// Images that [`Classifier::run_batch`] takes, no more and no fewer; `None` when there is no such slot.
+    /// Exact number of images for [`Classifier::run_batch`]; `None` without a batch slot.
     pub fn batch(&self) -> Option<usize> {
         self.batch.as_ref().map(|batch| usize::try_from(batch.shape()[0]).unwrap_or(1))
     }
 
-    /// The slot for a batch: one image after the other, each as in [`Classifier::input`]. Empty when there is none.
+    /// The batch slot: images in sequence, each as in [`Classifier::input`]. Empty without a batch slot.
     ///
     /// # Errors
-    /// [`EngineError::Run`] if ONNX Runtime does not give the tensor's memory out.
+    /// [`EngineError::Run`] if the tensor's memory is not accessible.
     pub fn batch_input(&mut self) -> Result<&mut [f32], EngineError> {
         match &mut self.batch {
             Some(batch) => Ok(batch.try_extract_tensor_mut::<f32>().map_err(EngineError::Run)?.1),
@@ -67,7 +58,7 @@ impl Classifier {
         }
     }
 
-    /// Copies one image of the batch's slot to the slot for one.
+    /// Copies one image of the batch slot to the single-image slot.
     ///
     /// # Errors
     /// As for [`Classifier::input`].
@@ -81,10 +72,10 @@ impl Classifier {
         Ok(())
     }
 
-    /// Runs the network on the whole batch: one list of scores an image.
+    /// Runs the network on the whole batch; returns one list of scores per image.
     ///
     /// # Errors
-    /// As for [`Classifier::run`], and then for all of them.
+    /// As for [`Classifier::run`]; an error applies to the whole batch.
     pub fn run_batch(&mut self) -> Result<Vec<Vec<f32>>, EngineError> {
         let Some(batch) = &self.batch else { return Ok(Vec::new()) };
         let images = usize::try_from(batch.shape()[0]).unwrap_or(1);
@@ -98,20 +89,20 @@ impl Classifier {
         Ok(each)
     }
 
-    /// The slot for one image: `3 * height * width` values, NCHW, normalised as the bundle's preprocess says.
+    /// The single-image slot: `3 * height * width` values, NCHW, normalised as defined by the bundle's preprocessing.
     ///
     /// # Errors
-    /// [`EngineError::Run`] if ONNX Runtime does not give the tensor's memory out.
+    /// [`EngineError::Run`] if the tensor's memory is not accessible.
     pub fn input(&mut self) -> Result<&mut [f32], EngineError> {
         let (_, data) = self.input.try_extract_tensor_mut::<f32>().map_err(EngineError::Run)?;
         Ok(data)
     }
 
-    /// Runs the network on the input slot; `scores` gets one value a label.
+    /// Runs the network on the single-image slot; `scores` gets one value per label.
     ///
     /// # Errors
-    /// [`EngineError::Run`], [`EngineError::NotFinite`], [`EngineError::OutOfRange`] or [`EngineError::Sum`] for values that
-    /// are no scores.
+    /// [`EngineError::Run`]; [`EngineError::NotFinite`], [`EngineError::OutOfRange`] or [`EngineError::Sum`] for invalid
+    /// scores.
     pub fn run(&mut self, scores: &mut Vec<f32>) -> Result<(), EngineError> {
         let outputs = self.session.run(ort::inputs![&self.input]).map_err(EngineError::Run)?;
         let (_, data) = outputs[0].try_extract_tensor::<f32>().map_err(EngineError::Run)?;
@@ -124,7 +115,7 @@ impl Classifier {
     }
 }
 
-/// Whether the graph's first axis, that of the images, is left open.
+/// Whether the graph's first axis (the batch) is dynamic.
 pub(super) fn takes_several(session: &Session) -> bool {
     let open = |outlet: &ort::value::Outlet| match outlet.dtype() {
         ValueType::Tensor { shape, .. } => shape.first().is_some_and(|&images| images < 1),
@@ -133,65 +124,47 @@ pub(super) fn takes_several(session: &Session) -> bool {
     session.inputs().iter().all(open) && session.outputs().iter().all(open)
 }
 
-/// Checks the graph against what the bundle declares; the input's element type is the declared one, the output's one of
-/// `outputs`, and returned.
+/// Checks the graph against the bundle's manifest: the input's element type must be the declared one, the output's one of
+/// `outputs`, which is returned.
 pub(super) fn check(
     session: &Session,
     model: &ModelFile,
     outputs: &[TensorElementType],
 ) -> Result<TensorElementType, EngineError> {
-    let mismatch = |reason: String| EngineError::Mismatch { path: model.path.clone(), reason };
-    if session.inputs().len() != 1 || session.outputs().len() != 1 {
-        return Err(mismatch(format!(
-            "the graph has {} inputs and {} outputs, a classifier has one of each",
-            session.inputs().len(),
-            session.outputs().len()
-        )));
-    }
+    let Graph { input, output } = Graph::of(session, &model.path)?;
     let input_type = match model.input_type {
         InputType::F16 if outputs.contains(&TensorElementType::Float16) => TensorElementType::Float16,
         InputType::F16 | InputType::F32 => TensorElementType::Float32,
     };
-    checked("input", &session.inputs()[0], &model.input, &[input_type]).map_err(mismatch)?;
-    checked("output", &session.outputs()[0], &model.output, outputs).map_err(mismatch)
+    let mismatch = |reason: String| EngineError::Mismatch { path: model.path.clone(), reason };
+    check_port("input", &input, &model.input, &[input_type]).map_err(mismatch)?;
+    check_port("output", &output, &model.output, outputs).map_err(mismatch)?;
+    Ok(output.kind)
 }
 
-fn checked(
-    what: &str,
-    outlet: &ort::value::Outlet,
-    declared: &Shape,
-    types: &[TensorElementType],
-) -> Result<TensorElementType, String> {
-    if outlet.name() != declared.name {
-        return Err(format!(
-            "{what} is called `{}` in the graph and `{}` in bundle.toml",
-            outlet.name(),
-            declared.name
-        ));
+fn check_port(what: &str, port: &Port, declared: &Shape, types: &[TensorElementType]) -> Result<(), String> {
+    if let Some(difference) = port.differs(what, &declared.name, &declared.dims) {
+        return Err(difference);
     }
-    let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
-        return Err(format!("{what} `{}` is not a tensor", declared.name));
-    };
-    if !types.contains(ty) {
+    if !types.contains(&port.kind) {
         let needed = types.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
-        return Err(format!("{what} `{}` holds {ty}, the lanes of this device need {needed}", declared.name));
-    }
-    if !fits(shape, declared) {
         return Err(format!(
-            "{what} `{}` has shape {:?} in the graph and {:?} in bundle.toml",
-            declared.name,
-            &shape[..],
-            declared.dims
+            "{what} `{}` has the element type {}; the lanes of this device need {needed}",
+            port.name, port.kind
         ));
     }
-    Ok(*ty)
+    Ok(())
 }
 
-/// Whether a graph's shape can take the declared one; dynamic axes are -1 in the graph and 0 in the bundle.
-fn fits(graph: &[i64], declared: &Shape) -> bool {
-    graph.len() == declared.dims.len()
-        && graph
-            .iter()
-            .zip(&declared.dims)
-            .all(|(&g, &d)| g < 1 || (d > 0 && g == i64::from(d)) || (d == 0 && g == 1))
+/// A session builder with the options of all sessions: full optimisation, one thread, which does not spin.
+pub(super) fn builder(runtime: &Runtime, model: &ModelFile) -> Result<SessionBuilder, EngineError> {
+    let failed = |source: ort::Error| EngineError::Model { path: model.path.clone(), source };
+    Session::builder(runtime.environment())
+        .map_err(failed)?
+        .with_optimization_level(GraphOptimizationLevel::Level3)
+        .map_err(|e| failed(e.into()))?
+        .with_intra_threads(1)
+        .map_err(|e| failed(e.into()))?
+        .with_intra_op_spinning(false)
+        .map_err(|e| failed(e.into()))
 }

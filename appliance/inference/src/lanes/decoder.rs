@@ -1,17 +1,32 @@
-//! A decoder that a lane can rely on: a panic is the image's error and costs the decoder alone, and what a large image has
-//! left in it is released.
+//! The decoder of a lane: a panic is reported as the image's error and only costs the decoder, and memory of a large image is
+//! released.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use gpu_kernels::decode::Until;
 use gpu_kernels::{DecodeError, DecodeLimits, Decoder, Image, ImageFormat};
 
-use super::Encoded;
-
-/// Memory that a decoder may keep for its next image: a 4K frame in full size. What an image has reserved is released when it
-/// is decoded, so what stays is beyond the budget.
+/// Memory that a decoder may keep for its next image: a 4K frame at full size. An image's reservation ends when it is decoded,
+/// so what is kept is not covered by the budget.
 const MAX_RETAINED: usize = 32 << 20;
 
-/// Encoded bytes to pixels: the decoder, or a test's.
+/// An encoded image.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoded<'a> {
+    /// The encoded bytes.
+    pub bytes: &'a [u8],
+    /// When decoding is cancelled.
+    pub until: Until,
+}
+
+impl<'a> From<&'a [u8]> for Encoded<'a> {
+    /// An image without a time limit.
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, until: Until::NEVER }
+    }
+}
+
+/// Decodes images: [`Decoder`], or the simulated one of the tests.
 pub(super) trait Decode: Send {
     fn decode(&mut self, image: Encoded<'_>, shorter_side: u32) -> Result<Image<'_>, DecodeError>;
     fn retained_bytes(&self) -> usize;
@@ -32,10 +47,10 @@ impl Decode for Decoder {
     }
 }
 
-/// Makes a decoder.
+/// Builds a decoder.
 pub(super) type MakeDecoder = Box<dyn Fn() -> Result<Box<dyn Decode>, DecodeError> + Send>;
 
-/// A decoder that survives its images.
+/// A decoder that is replaced after a panic.
 pub(super) struct LaneDecoder {
     make: MakeDecoder,
     /// None after a panic.
@@ -49,7 +64,7 @@ impl std::fmt::Debug for LaneDecoder {
 }
 
 impl LaneDecoder {
-    /// A decoder within these limits.
+    /// A decoder with these limits.
     ///
     /// # Errors
     /// [`DecodeError::Setup`].
@@ -62,7 +77,7 @@ impl LaneDecoder {
         Ok(Self { make, decoder })
     }
 
-    /// Decodes an image and has `then` use its pixels. A panic of either is the image's error.
+    /// Decodes an image and calls `then` with its pixels. A panic of either is reported as the image's error.
     ///
     /// # Errors
     /// Every [`DecodeError`].
@@ -86,7 +101,7 @@ impl LaneDecoder {
                 outcome
             }
             Err(_) => {
-                // What is left of it is not to be trusted, not even to be dropped.
+                // The decoder's state is undefined, and dropping it may panic as well.
                 let _ = catch_unwind(AssertUnwindSafe(move || drop(decoder)));
                 Err(failed(image.bytes))
             }
@@ -94,7 +109,7 @@ impl LaneDecoder {
     }
 }
 
-/// A decoder panicked on an image: the image's fault, and it alone is to bear it.
+/// The error of an image on which the decoder panicked.
 pub(super) fn failed(bytes: &[u8]) -> DecodeError {
     let format = gpu_kernels::decode::sniff(bytes).unwrap_or(ImageFormat::Jpeg);
     DecodeError::CorruptImage { format, detail: "the decoder failed on it".into() }
@@ -111,7 +126,7 @@ pub(super) mod tests {
         bytes.into()
     }
 
-    /// Decodes all to one grey pixel, and panics on what begins with a 255.
+    /// Decodes everything to one grey pixel, and panics on images that begin with a 255.
     struct Fragile {
         retained: usize,
     }
@@ -140,7 +155,7 @@ pub(super) mod tests {
         }
     }
 
-    /// One that panics on what begins with a 255, and how often one was made.
+    /// A decoder that panics on images that begin with a 255, and the number of decoders built.
     pub(in super::super) fn fragile() -> (LaneDecoder, Arc<AtomicUsize>) {
         let made = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&made);
@@ -180,7 +195,7 @@ pub(super) mod tests {
         let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
         let data = scan + 2 + usize::from(u16::from_be_bytes([bytes[scan + 2], bytes[scan + 3]]));
         bytes.truncate(data);
-        // As many MCUs as a JPEG may have, and a restart marker behind each.
+        // The largest number of MCUs, with a restart marker after each.
         let frame = bytes.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
         bytes[frame + 5..frame + 9].copy_from_slice(&[0x1A, 0, 0x1A, 0]);
         bytes.splice(scan..scan, [0xFF, 0xDD, 0, 4, 0, 1]);

@@ -1,11 +1,11 @@
-//! The queue of real-time jobs: bounded, and fair among clients.
+//! The real-time queue: bounded, and fair among clients.
 //!
 //! Invariants:
-//! - Jobs of one client are taken in the order in which they came; clients with waiting jobs are taken in turn, one job each.
-//! - At the bound a client with fewer waiting jobs than another displaces that client's last job, so no client keeps the
-//!   others out by the number of its requests.
-//! - There is one claim in the channel for each job that nobody has begun to take. The channel wakes lanes and is the bound;
-//!   the jobs are in [`State`].
+//! - Jobs of one client are taken in order of arrival; clients with waiting jobs are served round-robin, one job each.
+//! - When the queue is full, a client with fewer waiting jobs displaces the last job of the client with the most, so no client
+//!   shuts out the others by its number of requests.
+//! - The channel holds one claim per job that no lane has taken. The channel wakes lanes and enforces the capacity; the jobs
+//!   are in [`State`].
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,15 +17,15 @@ use parking_lot::Mutex;
 
 use super::job::{Job, LaneError};
 
-/// How long a queue counts as shared after jobs of two clients came in turn: longer than cameras pause between frames.
+/// How long a queue counts as shared after jobs of two clients alternated: longer than cameras pause between frames.
 const SHARED_FOR: Duration = Duration::from_secs(2);
 
-/// Whose job it is: the client's address, or nothing for the appliance's own jobs.
+/// The client of a job, by address; none for the appliance's own jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Client(Option<IpAddr>);
 
 impl Client {
-    /// The client at this address. All addresses of an IPv6 /64 are one, since a single host has that many.
+    /// The client at this address. All addresses of an IPv6 /64 count as one, since a single host has that many.
     pub fn at(address: IpAddr) -> Self {
         Self(Some(match address.to_canonical() {
             IpAddr::V6(ip) if !ip.is_loopback() => {
@@ -38,14 +38,14 @@ impl Client {
 
 #[derive(Default)]
 struct State {
-    /// Clients with waiting jobs, the one whose turn it is first. There are at most as many as jobs, so a search is short.
+    /// Clients with waiting jobs, in the order in which they are served. At most as many as jobs, so a linear search is short.
     clients: VecDeque<(Client, VecDeque<Job>)>,
-    /// Whose job came last, and when one came that was another's than the one before.
+    /// The client of the last job, and when a job last came from another client than the one before.
     last: Option<Client>,
     alternated: Option<Instant>,
 }
 
-/// The sending end. When it is dropped the queue is closed: what waits is still taken.
+/// The sending end. When it is dropped the queue is closed; waiting jobs are still taken.
 pub(super) struct FairSender {
     state: Arc<Mutex<State>>,
     claims: Sender<Claim>,
@@ -54,18 +54,18 @@ pub(super) struct FairSender {
 /// The right to take one job.
 pub(super) struct Claim(Arc<Mutex<State>>);
 
-/// What the lanes see of the queue beside its jobs.
+/// What lanes know about the queue besides its jobs.
 #[derive(Clone)]
-pub(super) struct Line(Arc<Mutex<State>>);
+pub(super) struct Contention(Arc<Mutex<State>>);
 
-/// A queue of up to `capacity` jobs.
+/// A queue of at most `capacity` jobs.
 pub(super) fn fair(capacity: usize) -> (FairSender, Receiver<Claim>) {
     let (claims, taken) = bounded(capacity);
     (FairSender { state: Arc::default(), claims }, taken)
 }
 
 impl FairSender {
-    /// Queues a job, at the bound in the place of another client's.
+    /// Queues a job; when the queue is full, in place of another client's.
     pub(super) fn try_send(&self, client: Client, job: Job) -> Result<(), TrySendError<()>> {
         let mut state = self.state.lock();
         match self.claims.try_send(Claim(Arc::clone(&self.state))) {
@@ -80,26 +80,26 @@ impl FairSender {
         Ok(())
     }
 
-    pub(super) fn line(&self) -> Line {
-        Line(Arc::clone(&self.state))
+    pub(super) fn contention(&self) -> Contention {
+        Contention(Arc::clone(&self.state))
     }
 
-    /// Whether a job of this client would be refused now.
+    /// Whether a job of this client would be rejected now.
     pub(super) fn is_full_for(&self, client: Client) -> bool {
         self.claims.is_full() && self.state.lock().longest_beyond(client).is_none()
     }
 }
 
 impl Claim {
-    /// The job whose turn it is.
+    /// The next job.
     pub(super) fn take(self) -> Option<Job> {
         self.0.lock().pop()
     }
 }
 
-impl Line {
-    /// Whether jobs of several clients came of late. Then none should be computed together with another: its client would
-    /// wait for both, and so would who comes next.
+impl Contention {
+    /// Whether jobs of several clients arrived recently. Then jobs should not be computed together: their clients, and the
+    /// next one, would wait for all of them.
     pub(super) fn is_shared(&self) -> bool {
         self.0.lock().alternated.is_some_and(|at| at.elapsed() < SHARED_FOR)
     }
@@ -109,15 +109,15 @@ impl Line {
 #[derive(Default)]
 pub(super) struct Waiters(Mutex<HashMap<Client, usize>>);
 
-/// Waits, until dropped.
+/// A waiting image; counted until it is dropped.
 pub(super) struct Waiter<'a> {
     of: &'a Waiters,
     client: Client,
 }
 
 impl Waiters {
-    /// Lets an image of a client wait. When as many wait as may (`is_full`), only one of a client with fewer than its
-    /// share of `capacity`, and of one that has none: no client keeps the others out.
+    /// Counts a waiting image of a client. When the limit is reached (`is_full`), only a client with fewer than its share of
+    /// `capacity`, or with none, is accepted, so that no client shuts out the others.
     pub(super) fn enter(&self, client: Client, is_full: bool, capacity: usize) -> Option<Waiter<'_>> {
         let mut waiting = self.0.lock();
         let own = waiting.get(&client).copied().unwrap_or_default();
@@ -144,7 +144,7 @@ impl Drop for Waiter<'_> {
 
 impl State {
     fn push(&mut self, client: Client, job: Job) {
-        // The appliance's own jobs are few, and nobody waits for their answers.
+        // The appliance's own jobs are few, and no client waits for them.
         if client != Client::default() && self.last.replace(client).is_some_and(|last| last != client) {
             self.alternated = Some(Instant::now());
         }
@@ -163,7 +163,7 @@ impl State {
         job
     }
 
-    /// The client with the most jobs, if even without its last it has no fewer than `client` with one more.
+    /// The client with the most jobs, if it still has no fewer than `client` after giving up one to it.
     fn longest_beyond(&self, client: Client) -> Option<usize> {
         let own = self.clients.iter().find(|(of, _)| *of == client).map_or(0, |(_, jobs)| jobs.len());
         let lengths = self.clients.iter().map(|(_, jobs)| jobs.len()).enumerate();
@@ -171,7 +171,7 @@ impl State {
         (own + 1 < most).then_some(place)
     }
 
-    /// Takes the last job of the client with the most of them, to make room for one of `client`.
+    /// Removes the last job of the client with the most jobs, to make room for one of `client`.
     fn displace(&mut self, client: Client) -> Option<Job> {
         let place = self.longest_beyond(client)?;
         self.clients[place].1.pop_back()
@@ -212,20 +212,20 @@ mod tests {
     #[test]
     fn a_queue_is_shared_while_jobs_of_several_clients_come() {
         let (queue, claims) = fair(10);
-        let line = queue.line();
+        let contention = queue.contention();
         let mut answers = Vec::new();
         let mut after = |from: Client| {
             let (job, answer) = Job::new(Bytes::new(), Some(Instant::now()), None);
             answers.push(answer);
             queue.try_send(from, job).unwrap();
-            line.is_shared()
+            contention.is_shared()
         };
         assert_eq!([client(1), client(1), Client::default(), client(1)].map(&mut after), [false; 4]);
         assert_eq!([client(2), client(2), client(1)].map(&mut after), [true; 3]);
         claims.try_iter().for_each(|claim| drop(claim.take()));
-        assert!(line.is_shared(), "who came may come again");
+        assert!(contention.is_shared(), "the clients may send again");
         queue.state.lock().alternated = Instant::now().checked_sub(SHARED_FOR);
-        assert!(!line.is_shared());
+        assert!(!contention.is_shared());
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         assert!(!queue.is_full_for(client(2)));
         let _other: Vec<_> = (1..=2).map(|number| send(&queue, 2, number).unwrap()).collect();
         assert!(queue.is_full_for(client(2)) && send(&queue, 2, 3).is_none(), "both have two");
-        // The last two of the first client were displaced, and told so.
+        // The last two of the first client were displaced and answered.
         for displaced in [3, 2] {
             let reply = flood.remove(displaced).try_recv().unwrap();
             assert!(matches!(reply, Err(LaneError::Displaced)));

@@ -1,41 +1,36 @@
-//! Lanes: threads that own a device each, behind two bounded queues: real-time work, and batch work, which a lane takes
-//! only while no real-time job waits. Only a lane touches a device.
+//! Lanes: threads that each own a device and serve two bounded queues. Batch work is taken only while no real-time job waits.
+//! Only a lane touches a device. Shared code is in this folder, what is specific to a device in [`cpu`] and [`gpu`].
 //!
 //! Invariants:
-//! - The queues are bounded; a submit beyond the bound is refused at once ([`SubmitError::Full`]), a batch submit waits.
-//! - A job whose client has gone, or whose deadline has passed, is answered without being computed.
-//! - A panic inside a device ends that device, not the thread: the job is answered with [`LaneError::Panicked`], the
-//!   device is built anew, and the other lanes go on. Jobs that were computed together are then tried one by one.
-//! - Jobs that wait are computed together when there are enough; none waits for others to come.
-//! - Every job that was accepted is answered exactly once, also while the lanes stop.
-//! - A GPU that fails ends its device: what it had in hand is tried once more, by another lane, by the same lane's new device,
-//!   or by lanes on the CPU that stand in for it where the configuration lets them.
-//! - A lane that is stuck at an image is replaced: the image is answered, the others go on ([`Stalls`]).
-//! - An image enters a queue with the memory that decoding it may take ([`DecodeMemory`]), and holds it until it is decoded.
-//! - However many models are loaded, no more lanes compute at once than the device has turns ([`Turns`]).
+//! - The queues are bounded: a real-time submit to a full queue fails at once ([`SubmitError::Full`]), a batch submit waits.
+//! - A job whose client has disconnected, or whose deadline has passed, is dropped without being computed.
+//! - A panic inside a device ends the device, not the thread: the job is answered with [`LaneError::Panicked`], the device is
+//!   rebuilt, and the other lanes continue. Jobs that were computed together are then retried one by one.
+//! - Waiting jobs are computed together when there are enough of them; no job waits for further jobs to arrive.
+//! - Every accepted job is answered exactly once, also during shutdown.
+//! - A GPU failure ends the device: its jobs in flight are retried once, by another lane, by the rebuilt device of the same
+//!   lane, or by fallback lanes on the CPU where the configuration allows it.
+//! - A lane that is stuck at an image is replaced: the image is answered with an error and the other lanes continue
+//!   ([`Stalls`]).
+//! - An image is queued together with a reservation of the memory that decoding it may take ([`DecodeMemory`]), held until it
+//!   is decoded.
+//! - The number of lanes that compute at the same time never exceeds the device's turns, however many models are loaded
+//!   ([`Turns`]).
 
-mod batch_device;
-mod batch_worker;
-pub mod batching;
 pub mod cpu;
-mod crew;
 mod decoder;
-mod device;
-mod end;
 mod fair;
 pub mod gpu;
 mod job;
-mod pipeline;
+mod lifecycle;
 mod queues;
 mod scheduler;
 mod settings;
-mod setup;
 mod stall;
 #[cfg(test)]
 mod stall_tests;
 #[cfg(test)]
 mod tests;
-mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -47,37 +42,35 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
-pub use batch_device::{
-    BatchDevice, BatchFactory, Builder, Built, Computed, Decoded, DeviceError, DeviceEvent, Ticket,
-};
-pub use batching::Batching;
-pub use device::{Classified, ClassifyError, DeviceFactory, Encoded, LaneDevice, StageTimings};
+pub use cpu::{DeviceFactory, LaneDevice};
+pub use decoder::Encoded;
 pub use fair::Client;
-pub use job::{LaneError, LaneReply};
+pub use gpu::{Built, CpuFallback};
+pub use job::{Classified, ClassifyError, LaneError, LaneReply, StageTimings};
 pub use scheduler::Turns;
-pub use settings::{CpuFallback, LaneSettings};
+pub use settings::{LaneObserver, LaneSettings, SkipReason, Unobserved};
 pub use stall::Stalls;
-pub use worker::{LaneObserver, SkipReason, Unobserved};
 
-use crate::decode_memory::{DecodeMemory, Room, TooCostly};
+use crate::decode_memory::{DecodeMemory, Reservation, TooCostly};
 use crate::engine::EngineError;
-use batch_worker::BatchWorker;
+use cpu::Worker;
 use fair::{Claim, FairSender, Waiters};
+use gpu::{BatchFactory, BatchWorker};
 use job::Job;
-use setup::Setup;
+use lifecycle::Setup;
 
-/// Batch jobs that may wait, for each lane and each job that it takes at once: enough that no lane idles while the next
-/// image is on its way, few enough that the images in memory stay few.
-const BATCH_JOBS_A_LANE: usize = 2;
+/// Batch jobs that may wait, per lane and per job that a lane takes at once: enough to keep every lane busy while the next
+/// image is loaded, few enough to limit the images in memory.
+const BATCH_JOBS_PER_LANE: usize = 2;
 
 /// The lanes of one model on one device.
 pub struct Lanes {
     queues: Mutex<Option<Queues>>,
     depth: Receiver<Claim>,
     batch_depth: Receiver<Job>,
-    batch_room: Arc<Semaphore>,
+    batch_slots: Arc<Semaphore>,
     capacity: usize,
-    again: Receiver<Job>,
+    retry_rx: Receiver<Job>,
     closing: Arc<AtomicBool>,
     alive: Arc<AtomicUsize>,
     fallback_workers: Arc<AtomicUsize>,
@@ -94,19 +87,19 @@ struct Queues {
     batch: Sender<Job>,
 }
 
-/// Why a job was not taken.
+/// Why a job was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// It can never be decoded here.
+    /// Decoding it would exceed the memory budget.
     #[error(transparent)]
     TooCostly(#[from] TooCostly),
-    /// The deadline passed while it waited for memory.
-    #[error("the deadline passed while the image waited for memory to be decoded in")]
+    /// The deadline passed while the job waited for decode memory.
+    #[error("the deadline passed while the image waited for decode memory")]
     DeadlinePassed,
-    /// The queue is at its bound.
+    /// The queue is full.
     #[error("the queue of {capacity} is full")]
     Full {
-        /// The bound.
+        /// Capacity of the queue.
         capacity: usize,
     },
     /// The lanes are stopping.
@@ -118,7 +111,7 @@ impl Lanes {
     /// Starts the lanes and waits until each has built its device.
     ///
     /// # Errors
-    /// The first device's [`EngineError`]; the lanes that did start are stopped again.
+    /// The first device's [`EngineError`]; lanes that were started are stopped again.
     pub fn start(
         settings: &LaneSettings,
         factory: DeviceFactory,
@@ -127,7 +120,7 @@ impl Lanes {
         Self::start_on(settings, Vec::new(), factory, observer)
     }
 
-    /// The same on devices that are there already, the first lane's first; lanes beyond them build their own.
+    /// As [`Lanes::start`], on devices that are already built, in lane order; the remaining lanes build their own.
     ///
     /// # Errors
     /// As [`Lanes::start`].
@@ -146,8 +139,8 @@ impl Lanes {
         setup.start_crew(workers)
     }
 
-    /// Starts lanes on devices that compute in batches, one a device. While none of them has a device that works, lanes on
-    /// the CPU stand in for them, as many as `stand_in` says, if it says so.
+    /// Starts one lane per GPU, each on a device that computes in batches. While no GPU works, `fallback` lanes on the CPU
+    /// compute where they are configured.
     ///
     /// # Errors
     /// As [`Lanes::start`].
@@ -155,21 +148,21 @@ impl Lanes {
         settings: &LaneSettings,
         devices: Vec<Built>,
         factory: &BatchFactory,
-        stand_in: Option<CpuFallback>,
+        fallback: Option<CpuFallback>,
         observer: Arc<dyn LaneObserver>,
     ) -> Result<Self, EngineError> {
         let mut setup = Setup::new(settings, observer);
-        setup.lanes.at_once *= settings.together.max(1);
+        setup.lanes.at_once *= settings.batch_size.max(1);
         let mut devices = devices.into_iter();
         let model = settings.turns.register();
-        let stand_in = stand_in.map(Arc::new);
+        let fallback = fallback.map(Arc::new);
         let fallback_claimed = Arc::new(AtomicBool::new(false));
         let workers = (0..settings.count).map(|lane| {
-            let stand_ins = stand_in.as_ref().map(|stand_in| {
-                let cpu = LaneSettings { turns: Turns::new(stand_in.lanes.count), ..stand_in.lanes.clone() };
+            let fallback = fallback.as_ref().map(|fallback| {
+                let cpu = LaneSettings { turns: Turns::new(fallback.lanes.count), ..fallback.lanes.clone() };
                 let workers = (0..cpu.count)
-                    .map(|lane| setup.worker(lane, model, &cpu, &stand_in.factory))
-                    .map(|worker| worker::Worker { alive: Arc::clone(&setup.fallback_workers), ..worker });
+                    .map(|lane| setup.worker(lane, model, &cpu, &fallback.factory))
+                    .map(|worker| Worker { alive: Arc::clone(&setup.fallback_workers), ..worker });
                 workers.collect()
             });
             let worker = BatchWorker {
@@ -182,7 +175,7 @@ impl Lanes {
                 building: Arc::new(AtomicBool::new(false)),
                 fallback_claimed: Arc::clone(&fallback_claimed),
                 stalls: Arc::clone(&settings.stalls),
-                stand_ins,
+                fallback,
             };
             let device = devices.next();
             move |ready: &Sender<Result<(), EngineError>>| worker.run(device, ready)
@@ -191,11 +184,11 @@ impl Lanes {
         setup.spawn(settings.count, workers)
     }
 
-    /// Queues an encoded image of the operator's own (a golden case, a bench), whose memory is not counted; the answer comes
-    /// through the receiver. Dropping the receiver cancels the job.
+    /// Queues an image of the appliance itself (a golden case, a benchmark), whose decode memory is not accounted. The answer
+    /// arrives at the receiver; dropping the receiver cancels the job.
     ///
     /// # Errors
-    /// [`SubmitError::Full`] at the bound, [`SubmitError::Stopped`] after [`Lanes::stop`].
+    /// [`SubmitError::Full`] when the queue is full, [`SubmitError::Stopped`] after [`Lanes::stop`].
     pub fn submit(
         &self,
         image: Bytes,
@@ -204,12 +197,12 @@ impl Lanes {
         self.queue(Client::default(), Job::new(image, Some(deadline), None))
     }
 
-    /// Queues an encoded image of `client`, which takes up to `cost` bytes of memory to decode, as soon as there is so much.
-    /// Dropping the future gives up, dropping the receiver cancels the job.
+    /// Queues an image of `client` once `cost` bytes of decode memory are available. Dropping the future cancels the wait,
+    /// dropping the receiver cancels the job.
     ///
     /// # Errors
-    /// [`SubmitError`]; [`SubmitError::Full`] also where as many images of its kind wait for memory as may wait for a lane,
-    /// and the client has its share of them.
+    /// [`SubmitError`]; [`SubmitError::Full`] also where as many images of the same size class wait for memory as fit in the
+    /// queue, and the client already has its share of them.
     pub async fn admit(
         &self,
         client: Client,
@@ -218,21 +211,21 @@ impl Lanes {
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         self.memory.check(cost)?;
-        let room = match self.memory.try_reserve(cost) {
-            Some(room) => room,
+        let reservation = match self.memory.try_reserve(cost) {
+            Some(reservation) => reservation,
             None => {
                 let is_full = self.memory.waiting_like(cost) >= self.capacity;
                 let waiter = self.waiters.enter(client, is_full, self.capacity);
                 let _waiter = waiter.ok_or(SubmitError::Full { capacity: self.capacity })?;
-                let room = self.memory.reserve(cost, true);
-                let room = tokio::time::timeout_at(deadline.into(), room).await;
-                room.map_err(|_| SubmitError::DeadlinePassed)??
+                let reservation = self.memory.reserve(cost, true);
+                let reservation = tokio::time::timeout_at(deadline.into(), reservation).await;
+                reservation.map_err(|_| SubmitError::DeadlinePassed)??
             }
         };
-        self.queue_with(client, image, (cost, room), deadline)
+        self.queue_with(client, image, (cost, reservation), deadline)
     }
 
-    /// The same on a thread that may block, for as long as it takes.
+    /// The blocking form of [`Lanes::admit`]; waits for memory without a limit.
     ///
     /// # Errors
     /// As [`Lanes::admit`].
@@ -242,19 +235,19 @@ impl Lanes {
         cost: u64,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
-        let room = pollster::block_on(self.memory.reserve(cost, true))?;
-        self.queue_with(Client::default(), image, (cost, room), deadline)
+        let reservation = pollster::block_on(self.memory.reserve(cost, true))?;
+        self.queue_with(Client::default(), image, (cost, reservation), deadline)
     }
 
     fn queue_with(
         &self,
         client: Client,
         image: Bytes,
-        (cost, room): (u64, Room),
+        (cost, reservation): (u64, Reservation),
         deadline: Instant,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         let (job, answer) = Job::new(image, Some(deadline), None);
-        self.queue(client, (job.with_room(cost, room), answer))
+        self.queue(client, (job.with_reserved(cost, reservation), answer))
     }
 
     fn queue(
@@ -270,9 +263,9 @@ impl Lanes {
         }
     }
 
-    /// Queues an encoded image of a batch as soon as there is room, in the queue and in the memory for decoding, of which it
-    /// takes up to `cost` bytes; it is computed when no real-time job waits, and it has no deadline. Dropping the receiver
-    /// cancels the job, and dropping the future takes it back.
+    /// Queues an image of a batch once there is room in the queue and `cost` bytes of decode memory are available. It is
+    /// computed when no real-time job waits, and has no deadline. Dropping the receiver cancels the job, dropping the future
+    /// withdraws it.
     ///
     /// # Errors
     /// [`SubmitError::TooCostly`], and [`SubmitError::Stopped`] after [`Lanes::stop`].
@@ -282,67 +275,67 @@ impl Lanes {
         cost: u64,
     ) -> Result<oneshot::Receiver<LaneReply>, SubmitError> {
         self.memory.check(cost)?;
-        let place = Arc::clone(&self.batch_room).acquire_owned().await;
-        let place = place.map_err(|_| SubmitError::Stopped)?;
-        let room = self.memory.reserve(cost, false).await?;
-        let (job, answer) = Job::new(image, None, Some(place));
-        let job = job.with_room(cost, room);
+        let permit = Arc::clone(&self.batch_slots).acquire_owned().await;
+        let permit = permit.map_err(|_| SubmitError::Stopped)?;
+        let reservation = self.memory.reserve(cost, false).await?;
+        let (job, answer) = Job::new(image, None, Some(permit));
+        let job = job.with_reserved(cost, reservation);
         let queues = self.queues.lock();
-        // There are as many places in the queue as permits, so it cannot be full for who holds one.
+        // The queue has as many slots as there are permits, so it cannot be full for a permit's holder.
         let sent = queues.as_ref().is_some_and(|queues| queues.batch.try_send(job).is_ok());
         if sent { Ok(answer) } else { Err(SubmitError::Stopped) }
     }
 
-    /// As [`Lanes::submit_batch`], without waiting for room: `None` when there is none.
+    /// As [`Lanes::submit_batch`] without waiting: `None` when there is no room.
     pub fn try_submit_batch(&self, image: Bytes, cost: u64) -> Option<oneshot::Receiver<LaneReply>> {
-        let place = Arc::clone(&self.batch_room).try_acquire_owned().ok()?;
-        let room = self.memory.try_reserve(cost)?;
-        let (job, answer) = Job::new(image, None, Some(place));
-        self.queues.lock().as_ref()?.batch.try_send(job.with_room(cost, room)).ok()?;
+        let permit = Arc::clone(&self.batch_slots).try_acquire_owned().ok()?;
+        let reservation = self.memory.try_reserve(cost)?;
+        let (job, answer) = Job::new(image, None, Some(permit));
+        self.queues.lock().as_ref()?.batch.try_send(job.with_reserved(cost, reservation)).ok()?;
         Some(answer)
     }
 
-    /// Whether a real-time job of this client would be refused now: lets a caller refuse before it reads a body.
+    /// Whether a real-time job of this client would be rejected now, so that a caller can reject before it reads a body.
     pub fn is_full_for(&self, client: Client) -> bool {
         self.queues.lock().as_ref().is_some_and(|queues| queues.real_time.is_full_for(client))
     }
 
-    /// Real-time jobs that wait.
+    /// Number of queued real-time jobs.
     pub fn depth(&self) -> usize {
         self.depth.len()
     }
 
-    /// Batch jobs that wait.
+    /// Number of queued batch jobs.
     pub fn batch_depth(&self) -> usize {
         self.batch_depth.len()
     }
 
-    /// Bound of the real-time queue.
+    /// Capacity of the real-time queue.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Lanes that were started.
+    /// Number of lanes.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Images that all lanes together compute at once: one a lane on the CPU, a batch on a GPU.
+    /// Images that all lanes compute at the same time: one per lane on the CPU, one batch per lane on a GPU.
     pub fn at_once(&self) -> usize {
         self.at_once
     }
 
-    /// Lanes whose device works at this moment; fewer than [`Lanes::count`] while one is being built anew.
+    /// Lanes with a working device; fewer than [`Lanes::count`] while one is being rebuilt.
     pub fn alive(&self) -> usize {
         self.alive.load(Ordering::Relaxed)
     }
 
-    /// Lanes on the CPU that stand in for those.
+    /// Running fallback lanes on the CPU.
     pub fn fallback_workers(&self) -> usize {
         self.fallback_workers.load(Ordering::Relaxed)
     }
 
-    /// Threads of all lanes that were given up on and have not ended, and whether they are more than are replaced.
+    /// Number of abandoned threads that have not ended, and whether it exceeds the limit for replacement.
     pub fn stuck(&self) -> (usize, bool) {
         (self.stalls.stuck(), self.stalls.is_exhausted())
     }

@@ -1,8 +1,9 @@
-//! Turns at the device: as many computations at once as it takes, whatever the number of models that are loaded.
+//! Turns: the right to compute on a device, limited to what the device takes at the same time, whatever the number of models
+//! loaded.
 //!
-//! Each model has lanes of its own, so two models have twice the threads. A lane computes only while it has a turn.
-//! Real-time work goes before batch work, and models with the same kind of work take turns one after the other, so a
-//! model with a long queue does not keep another's short one waiting.
+//! Each model has its own lanes, so two models have twice the threads. A lane computes only while it holds a turn. Real-time
+//! work goes before batch work, and models with the same kind of work alternate, so a model with a long queue does not starve
+//! one with a short queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,16 +21,16 @@ pub struct Turns {
 struct State {
     free: usize,
     waiting: Vec<Waiter>,
-    /// Whose turn was given last.
+    /// The model that was given the last turn.
     last: u64,
-    /// The next to ask for a number.
+    /// The number of the next model to register.
     next: u64,
 }
 
 struct Waiter {
     model: u64,
-    /// Whether somebody waits for the answer in real time, as far as is known now.
-    urgent: Box<dyn Fn() -> bool + Send>,
+    /// Whether real-time work is waiting, evaluated when a turn becomes free.
+    realtime: Box<dyn Fn() -> bool + Send>,
     given: Arc<AtomicBool>,
     thread: Thread,
 }
@@ -40,27 +41,27 @@ impl std::fmt::Debug for Waiter {
     }
 }
 
-/// The right to compute, until it is dropped.
+/// A turn; released when it is dropped.
 #[derive(Debug)]
 pub(super) struct Turn(Arc<Turns>);
 
 impl Turns {
-    /// As many turns at once as `count`, at least 1.
+    /// `count` turns, at least 1.
     #[must_use]
     pub fn new(count: usize) -> Arc<Self> {
         let state = State { free: count.max(1), waiting: Vec::new(), last: 0, next: 1 };
         Arc::new(Self { state: Mutex::new(state) })
     }
 
-    /// The number of one more model.
+    /// Registers a model and returns its number.
     pub(super) fn register(&self) -> u64 {
         let mut state = self.state.lock();
         state.next += 1;
         state.next - 1
     }
 
-    /// Waits for a turn of `model`. `urgent` is asked whenever a turn becomes free.
-    pub(super) fn take(self: &Arc<Self>, model: u64, urgent: impl Fn() -> bool + Send + 'static) -> Turn {
+    /// Waits for a turn of `model`. `realtime` is evaluated whenever a turn becomes free.
+    pub(super) fn take(self: &Arc<Self>, model: u64, realtime: impl Fn() -> bool + Send + 'static) -> Turn {
         let given = {
             let mut state = self.state.lock();
             if state.free > 0 {
@@ -71,7 +72,7 @@ impl Turns {
             let given = Arc::new(AtomicBool::new(false));
             let waiter = Waiter {
                 model,
-                urgent: Box::new(urgent),
+                realtime: Box::new(realtime),
                 given: Arc::clone(&given),
                 thread: std::thread::current(),
             };
@@ -86,11 +87,10 @@ impl Turns {
 }
 
 impl State {
-    /// Who is next: those with urgent work first; among them the model after the last one's, and of a model who came
-    /// first.
+    /// The next waiter: real-time work first, then the model after the last one's, then first come, first served.
     fn pick(&self) -> Option<usize> {
         let order = |(place, waiter): (usize, &Waiter)| {
-            (!(waiter.urgent)(), waiter.model <= self.last, waiter.model, place)
+            (!(waiter.realtime)(), waiter.model <= self.last, waiter.model, place)
         };
         self.waiting.iter().enumerate().map(order).min().map(|(.., place)| place)
     }
@@ -117,7 +117,7 @@ mod tests {
 
     use std::time::{Duration, Instant};
 
-    /// Waits until so many wait.
+    /// Waits until `count` threads wait.
     fn until_waiting(turns: &Turns, count: usize) {
         let end = Instant::now() + Duration::from_secs(10);
         while turns.state.lock().waiting.len() < count {
@@ -135,10 +135,10 @@ mod tests {
         std::thread::scope(|scope| {
             let asks =
                 [("a1", a, true), ("a2", a, true), ("b batch", b, false), ("b1", b, true), ("b2", b, true)];
-            for (count, (name, model, urgent)) in asks.into_iter().enumerate() {
+            for (count, (name, model, realtime)) in asks.into_iter().enumerate() {
                 let (turns, order) = (&turns, &order);
                 scope.spawn(move || {
-                    let _turn = turns.take(model, move || urgent);
+                    let _turn = turns.take(model, move || realtime);
                     order.lock().push(name);
                 });
                 until_waiting(turns, count + 1);

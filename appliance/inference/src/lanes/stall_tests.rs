@@ -1,4 +1,4 @@
-//! Images that hold a lane, its memory or its decoder: what becomes of them, and that others go on.
+//! Images that block a lane, its memory or its decoder: how they are answered, and that other images are still computed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,38 +6,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use gpu_kernels::ImageFormat;
 
+use super::cpu::{DeviceFactory, LaneDevice};
 use super::decoder::{LaneDecoder, tests::fragile};
-use super::tests::Counts;
-use super::{
-    Classified, ClassifyError, Client, DeviceFactory, LaneDevice, LaneError, LaneSettings, Lanes,
-    StageTimings, Stalls, SubmitError,
-};
+use super::tests::{Counts, classified, soon, until};
+use super::{Classified, ClassifyError, Client, LaneError, LaneSettings, Lanes, Stalls, SubmitError};
 use crate::decode_memory::DecodeMemory;
 
 const MIB: u64 = 1 << 20;
-/// Far longer than anything here takes.
+/// Far longer than any of these tests takes.
 const LONG: Duration = Duration::from_secs(60);
+/// Long enough that a thread which is merely preempted is not abandoned.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-fn classified() -> Classified {
-    let timings = StageTimings::default();
-    Classified { scores: vec![1.0], format: ImageFormat::Png, width: 1, height: 1, timings }
-}
-
-fn soon() -> Instant {
-    Instant::now() + LONG
-}
-
-fn until(what: &str, done: impl Fn() -> bool) {
-    let end = Instant::now() + LONG;
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Is stuck at an image that begins with an `s` until something is sent.
+/// Blocks on an image that begins with an `s` until it is released.
 struct Sticky(Receiver<()>);
 
 impl LaneDevice for Sticky {
@@ -45,17 +27,17 @@ impl LaneDevice for Sticky {
         if image.first() == Some(&b's') {
             let _ = self.0.recv();
         }
-        Ok(classified())
+        Ok(classified(1.0))
     }
 }
 
-fn sticky(count: usize, most: usize, memory: &Arc<DecodeMemory>) -> (Lanes, Arc<Counts>, Sender<()>) {
+fn sticky(count: usize, max_stuck: usize, memory: &Arc<DecodeMemory>) -> (Lanes, Arc<Counts>, Sender<()>) {
     let (release, stuck) = unbounded();
     let factory: DeviceFactory = Arc::new(move |_| Ok(Box::new(Sticky(stuck.clone()))));
     let counts = Arc::new(Counts::default());
     let settings = LaneSettings {
         memory: Arc::clone(memory),
-        stalls: Stalls::new(Duration::from_millis(50), most),
+        stalls: Stalls::new(STALL_TIMEOUT, max_stuck),
         ..LaneSettings::new(count, 16)
     };
     (Lanes::start(&settings, factory, counts.clone()).unwrap(), counts, release)
@@ -112,7 +94,7 @@ struct Panicking(LaneDecoder);
 
 impl LaneDevice for Panicking {
     fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
-        Ok(self.0.with(image.into(), 1, |_| classified())?)
+        Ok(self.0.with(image.into(), 1, |_| classified(1.0))?)
     }
 }
 
@@ -139,14 +121,14 @@ fn images_that_make_the_decoder_panic_cost_no_session_and_nobody_elses_throughpu
     assert_eq!(lanes.alive(), 2);
 }
 
-/// Takes a while, and notes the memory that is reserved meanwhile.
+/// Takes a while, and records the memory that is reserved meanwhile.
 struct Slow(Arc<DecodeMemory>, Arc<AtomicUsize>);
 
 impl LaneDevice for Slow {
     fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
         self.1.fetch_max(usize::try_from(self.0.used()).unwrap(), Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(u64::from(image[0])));
-        Ok(classified())
+        Ok(classified(1.0))
     }
 }
 
@@ -215,7 +197,7 @@ async fn a_wait_for_memory_ends_with_the_deadline_and_with_the_client() {
     );
     assert!(gone.await.is_err());
     assert_eq!((memory.waiting(), memory.used()), (0, 100 * MIB));
-    // As many may wait as in the queue; more are refused at once.
+    // The limit is that of the queue; further images are rejected at once.
     let waiting: Vec<_> = (0..16)
         .map(|_| {
             let lanes = Arc::clone(&lanes);
@@ -243,7 +225,7 @@ async fn batch_work_that_holds_memory_does_not_keep_it_from_real_time_work_under
     let memory = DecodeMemory::new(100 * MIB);
     let (lanes, _) = slow(1, &memory);
     let busy = lanes.admit(Client::default(), Bytes::from_static(&[100]), MIB, soon()).await.unwrap();
-    // It has its room and waits for a lane that does nothing else, which never comes.
+    // It has its reservation and waits for an idle lane, which never comes.
     let batch = lanes.submit_batch(Bytes::from_static(&[1]), 70 * MIB).await.unwrap();
     let stop = Arc::new(AtomicUsize::new(0));
     let load: Vec<_> = (0..3)
@@ -278,13 +260,13 @@ fn an_image_that_is_computed_again_has_its_memory_again() {
     let factory: DeviceFactory = Arc::new(move |_| Ok(Box::new(Sticky(stuck.clone()))));
     let settings = LaneSettings {
         memory: Arc::clone(&memory),
-        urgent_together: 2,
-        stalls: Stalls::new(Duration::from_millis(50), 4),
+        realtime_batch_size: 2,
+        stalls: Stalls::new(STALL_TIMEOUT, 4),
         ..LaneSettings::new(1, 16)
     };
     let lanes = Lanes::start(&settings, factory, Arc::new(Counts::default())).unwrap();
     let first = lanes.admit_blocking(Bytes::from_static(b"s"), 10 * MIB, soon()).unwrap();
-    // These two are computed together: one is stuck, and the other is tried again alone.
+    // These two are computed together: one is stuck, and the other is retried alone.
     let both = [&b"s"[..], b"good"]
         .map(|image| lanes.admit_blocking(Bytes::from_static(image), 10 * MIB, soon()).unwrap());
     assert_eq!(first.blocking_recv().unwrap().unwrap_err().code(), "lane_stalled");

@@ -1,4 +1,4 @@
-//! The lanes' promises, on a simulated device.
+//! The invariants of lanes, on a simulated device.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,28 +9,27 @@ use bytes::Bytes;
 use gpu_kernels::ImageFormat;
 use parking_lot::Mutex;
 
+use super::cpu::{DeviceFactory, LaneDevice};
 use super::{
-    Classified, ClassifyError, Client, DeviceFactory, LaneDevice, LaneError, LaneObserver, LaneSettings,
-    Lanes, SkipReason, StageTimings, SubmitError,
+    Classified, ClassifyError, Client, LaneError, LaneObserver, LaneSettings, Lanes, SkipReason,
+    StageTimings, SubmitError,
 };
 use crate::engine::EngineError;
 
-/// Takes as many milliseconds as the first byte of the image says; a 255 makes it panic.
+/// Takes as many milliseconds as the first byte of the image; panics on 255.
 struct Simulated;
 
 impl LaneDevice for Simulated {
     fn classify(&mut self, image: &[u8]) -> Result<Classified, ClassifyError> {
         assert!(image[0] != 255, "simulated fault");
-        // What keeps a lane busy, 50 and more, does so for seconds: the test may be held up meanwhile.
+        // Images that keep a lane busy (50 and more) do so for seconds: the test may be preempted meanwhile.
         let times = if image[0] < 50 { 1 } else { 20 };
         std::thread::sleep(Duration::from_millis(times * u64::from(image[0])));
-        let scores = vec![f32::from(image[0])];
-        let timings = StageTimings::default();
-        Ok(Classified { scores, format: ImageFormat::Png, width: 1, height: 1, timings })
+        Ok(classified(f32::from(image[0])))
     }
 }
 
-/// Says when it begins with an image.
+/// Reports when it starts with an image.
 struct Announced(crossbeam_channel::Sender<()>);
 
 impl LaneDevice for Announced {
@@ -80,16 +79,31 @@ fn start(count: usize, capacity: usize) -> (Lanes, Arc<Counts>) {
     (Lanes::start(&LaneSettings::new(count, capacity), factory(), counts.clone()).unwrap(), counts)
 }
 
-fn background(count: usize, capacity: usize, together: usize) -> LaneSettings {
-    LaneSettings { together, background: true, ..LaneSettings::new(count, capacity) }
+fn background(count: usize, capacity: usize, batch_size: usize) -> LaneSettings {
+    LaneSettings { batch_size, background: true, ..LaneSettings::new(count, capacity) }
 }
 
 fn image(millis: u8) -> Bytes {
     Bytes::from(vec![millis])
 }
 
-fn soon() -> Instant {
+/// A deadline far beyond what any test takes.
+pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
+}
+
+/// The answer for an image with one label.
+pub(super) fn classified(score: f32) -> Classified {
+    let timings = StageTimings::default();
+    Classified { scores: vec![score], format: ImageFormat::Png, width: 1, height: 1, timings }
+}
+
+pub(super) fn until(what: &str, done: impl Fn() -> bool) {
+    let end = soon();
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 #[test]
@@ -153,8 +167,11 @@ fn jobs_are_answered_while_no_device_can_be_built() {
         _ => Ok(Box::new(Simulated)),
     });
     let lanes = Lanes::start(&LaneSettings::new(1, 8), factory, Arc::new(Counts::default())).unwrap();
+    // Both are queued while the lane is busy: the device is rebuilt shortly after the panic.
+    let busy = lanes.submit(image(50), soon()).unwrap();
     let bad = lanes.submit(image(255), soon()).unwrap();
     let waiting = lanes.submit(image(1), soon()).unwrap();
+    assert!(busy.blocking_recv().unwrap().is_ok());
     assert!(matches!(bad.blocking_recv().unwrap(), Err(LaneError::Panicked)));
     assert!(matches!(waiting.blocking_recv().unwrap(), Err(LaneError::NoDevice)));
     while lanes.alive() == 0 {
@@ -172,7 +189,7 @@ fn stop_finishes_what_was_accepted() {
     assert_eq!(lanes.submit(image(0), soon()).unwrap_err(), SubmitError::Stopped);
 }
 
-/// Notes the order in which images come; the number is the second byte.
+/// Records the order of images, by the number in their second byte.
 struct Noting(Arc<Mutex<Vec<u8>>>);
 
 impl LaneDevice for Noting {
@@ -193,7 +210,7 @@ async fn real_time_goes_before_batch_work_that_waited_longer() {
     while lanes.depth() > 0 {
         tokio::task::yield_now().await;
     }
-    // The batch queue is full and more waits before it.
+    // The batch queue is full, and further jobs wait for room.
     let mut batch: Vec<_> = (10..16)
         .map(|n| {
             let lanes = Arc::clone(&lanes);
@@ -210,7 +227,7 @@ async fn real_time_goes_before_batch_work_that_waited_longer() {
     }
     assert!(busy.await.unwrap().is_ok());
     assert_eq!(order.lock()[..5], [0, 1, 2, 3, 4]);
-    // And when nothing urgent waits, batch work has the lane.
+    // When no real-time job waits, batch work gets the lane.
     for answer in batch.drain(..) {
         assert!(answer.await.unwrap().unwrap().is_ok());
     }
@@ -267,9 +284,9 @@ async fn stop_answers_batch_work_too_and_wakes_who_waits_for_room() {
     assert_eq!(lanes.submit_batch(image(1), 0).await.unwrap_err(), SubmitError::Stopped);
 }
 
-fn start_together(count: usize, together: usize) -> (Arc<Lanes>, Arc<Counts>) {
+fn start_together(count: usize, batch_size: usize) -> (Arc<Lanes>, Arc<Counts>) {
     let counts = Arc::new(Counts::default());
-    let lanes = Lanes::start(&background(count, 8, together), factory(), counts.clone()).unwrap();
+    let lanes = Lanes::start(&background(count, 8, batch_size), factory(), counts.clone()).unwrap();
     (Arc::new(lanes), counts)
 }
 
@@ -298,12 +315,12 @@ async fn batch_jobs_are_computed_together_when_enough_wait_and_real_time_jobs_go
 #[tokio::test]
 async fn real_time_jobs_that_wait_are_computed_together_and_none_waits_for_another_to_come() {
     let counts = Arc::new(Counts::default());
-    let settings = LaneSettings { urgent_together: 2, ..LaneSettings::new(1, 8) };
+    let settings = LaneSettings { realtime_batch_size: 2, ..LaneSettings::new(1, 8) };
     let (begun, begins) = crossbeam_channel::unbounded();
     let factory: DeviceFactory = Arc::new(move |_| Ok(Box::new(Announced(begun.clone()))));
     let lanes = Lanes::start(&settings, factory, counts.clone()).unwrap();
     let busy = lanes.submit(image(100), soon()).unwrap();
-    // Until it is computed, the lane may still look for what goes with it.
+    // Until it is computed, the lane may still add jobs to it.
     begins.recv().unwrap();
     let batch = lanes.submit_batch(image(9), 0).await.unwrap();
     let urgent: Vec<_> = (0..3).map(|n| lanes.submit(image(n), soon()).unwrap()).collect();

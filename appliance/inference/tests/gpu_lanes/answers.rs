@@ -1,4 +1,4 @@
-//! What a GPU's lane answers is what the CPU's lane answers.
+//! A lane on a GPU gives the same answers as a lane on the CPU.
 
 use std::io::Cursor;
 
@@ -8,7 +8,7 @@ use inference::bundle::{GoldenCase, run_golden};
 
 use super::*;
 
-/// The largest difference of a score between the two.
+/// Asserts that no score differs by more than `allowed`.
 fn compare(model: &Model, lanes: &Lanes, pictures: &[Bytes], allowed: f32) {
     let mut cpu = model.cpu();
     let answers = submit(lanes, pictures);
@@ -45,7 +45,7 @@ fn with_nvjpeg_both_decode_and_the_scores_are_nearly_those_of_the_cpu() {
     let model = Model::open(DeviceTag::Cpu, Precision::Int8);
     let (lanes, _) = start(&model, settings(driver, Some(&nvjpeg), &[1]), None);
     let pictures = pictures(&model);
-    // nvJPEG decodes at full size, the CPU at a smaller one; and it makes planes, whose colours are not smoothed.
+    // nvJPEG decodes at full size, the CPU at a smaller one; and nvJPEG does not smooth chroma.
     compare(&model, &lanes, &pictures, 0.25);
     compare(&model, &lanes, &pictures, 0.25);
     assert!(nvjpeg.initialisations() > 0, "nvJPEG had nothing to do");
@@ -67,7 +67,7 @@ fn in_half_precision_the_golden_cases_come_out_right() {
     run_golden(&model.bundle, computed).unwrap();
 }
 
-/// The bundle of the small model that says which colour prevails, with this graph, and this line in its [output].
+/// A bundle of the small model that classifies the prevailing colour, with this graph and this line in its [output].
 fn colours(dir: &Path, graph: &str, output: &str) -> Model {
     use sha2::{Digest, Sha256};
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/models");
@@ -171,7 +171,7 @@ fn what_the_hardware_engines_refuse_nvjpegs_kernels_or_the_cpu_decode() {
     let driver = simulated_driver();
     let nvjpeg = nvjpeg::Simulated::new();
     let model = Model::open(DeviceTag::Cpu, Precision::Int8);
-    let (lanes, _) = start(&model, settings(driver, Some(&nvjpeg), &[13]), None);
+    let (lanes, _) = start(&model, settings(driver, Some(&nvjpeg), &[15]), None);
     let before = nvjpeg.initialisations();
     let mut compressor = turbojpeg::Compressor::new().unwrap();
     compressor.set_subsamp(turbojpeg::Subsamp::Sub2x2).unwrap();
@@ -190,5 +190,5 @@ fn what_the_hardware_engines_refuse_nvjpegs_kernels_or_the_cpu_decode() {
     lanes.stop();
     drop(lanes);
     nvjpeg.check();
-    assert_eq!((driver.blocks(13), driver.users(13), driver.violations()), (0, 0, 0));
+    assert_eq!((driver.blocks(15), driver.users(15), driver.violations()), (0, 0, 0));
 }

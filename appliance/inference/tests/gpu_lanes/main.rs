@@ -1,5 +1,5 @@
-//! Whole lanes on simulated GPUs: encoded bytes in, scores out, with the real kernel's arithmetic, a simulated driver and nvJPEG,
-//! and ONNX Runtime's CPU provider in the place of the GPU's.
+//! Complete lanes on simulated GPUs: encoded bytes in, scores out, with the real kernel's arithmetic, a simulated driver and
+//! nvJPEG, and ONNX Runtime's CPU provider in place of the GPU's.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests fail by panics")]
 
 mod answers;
@@ -47,7 +47,7 @@ impl Model {
         CpuPipeline::new(&self.runtime, &self.bundle, &self.file, limits, 1).unwrap()
     }
 
-    fn stand_in(&self) -> CpuFallback {
+    fn fallback(&self) -> CpuFallback {
         let (runtime, bundle, file) = (self.runtime.clone(), Arc::clone(&self.bundle), self.file.clone());
         let limits = gpu_kernels::DecodeLimits::default();
         CpuFallback {
@@ -101,11 +101,11 @@ impl LaneObserver for Seen {
     }
 }
 
-fn start(model: &Model, settings: GpuSettings, stand_in: Option<CpuFallback>) -> (Lanes, Arc<Seen>) {
+fn start(model: &Model, settings: GpuSettings, fallback: Option<CpuFallback>) -> (Lanes, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
     let lanes = LaneSettings::new(settings.gpus.len(), 1000);
     let factory = gpu_factory(&model.runtime, &model.bundle, &model.file, &Arc::new(settings));
-    let lanes = Lanes::start_batches(&lanes, Vec::new(), &factory, stand_in, seen.clone()).unwrap();
+    let lanes = Lanes::start_batches(&lanes, Vec::new(), &factory, fallback, seen.clone()).unwrap();
     (lanes, seen)
 }
 

@@ -1,14 +1,14 @@
-//! Whether the data of a JPEG is all there, from a walk through its whole stream. It is made only for an image that drew a
-//! warning of libjpeg-turbo's.
+//! Whether the data of a JPEG is complete, from its whole stream. Only used for an image for which libjpeg-turbo issued a
+//! warning.
 
-use super::markers::{Markers, Segment, code};
+use super::markers::{Markers, Segment, code, restart_units};
 
-/// What the walk through the whole stream showed.
+/// Properties of the whole stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Evidence {
-    /// The stream ends in an EOI of its own.
+    /// The stream ends with an EOI.
     pub(super) has_end: bool,
-    /// A scan has fewer restart markers than its size asks for.
+    /// A scan has fewer restart markers than its size requires.
     pub(super) lacks_restarts: bool,
     /// The scans do not bring every coefficient of every component to full precision.
     pub(super) lacks_scans: bool,
@@ -31,7 +31,7 @@ pub(super) fn of(bytes: &[u8]) -> Evidence {
             }
             code::SOS => {
                 let (_, restarts) = markers.skip_entropy();
-                frame.saw_scan(segment.body, restarts);
+                frame.record_scan(segment.body, restarts);
             }
             _ if segment.is_frame() => frame.read(segment),
             _ => {}
@@ -57,7 +57,7 @@ struct Component {
     /// Sampling factors.
     across: u64,
     down: u64,
-    /// One bit for each coefficient that some scan has brought to full precision.
+    /// One bit per coefficient that some scan has brought to full precision.
     refined: u64,
 }
 
@@ -78,8 +78,8 @@ impl Frame {
         }
     }
 
-    /// Takes note of a scan: its header, and how many restart markers its data holds.
-    fn saw_scan(&mut self, body: &[u8], restarts: u64) {
+    /// Records a scan: its header, and the number of restart markers in its data.
+    fn record_scan(&mut self, body: &[u8], restarts: u64) {
         let [_, selectors @ .., first, last, bits] = body else { return };
         let selected = |id: u8| selectors.as_chunks::<2>().0.iter().any(|selector| selector[0] == id);
         if self.restart_interval > 0 {
@@ -96,19 +96,14 @@ impl Frame {
         }
     }
 
-    /// How many units a restart interval counts in a scan of `count` components (T.81, A.2): blocks of the
-    /// only component, or else squares of all of them.
+    /// Number of units that a restart interval counts in a scan of `count` components.
     fn units(&self, count: usize, selected: impl Fn(u8) -> bool) -> u64 {
         let side = if self.lossless { 1 } else { 8 };
         let across = self.components.iter().map(|component| component.across).max().unwrap_or(1);
         let down = self.components.iter().map(|component| component.down).max().unwrap_or(1);
-        match self.components.iter().find(|component| selected(component.id)) {
-            Some(only) if count == 1 => {
-                (self.width * only.across).div_ceil(across).div_ceil(side)
-                    * (self.height * only.down).div_ceil(down).div_ceil(side)
-            }
-            _ => self.width.div_ceil(side * across) * self.height.div_ceil(side * down),
-        }
+        let only = self.components.iter().find(|component| count == 1 && selected(component.id));
+        let only = only.map(|component| (component.across, component.down));
+        restart_units((self.width, self.height), side, (across, down), only)
     }
 
     fn is_fully_refined(&self) -> bool {

@@ -1,18 +1,19 @@
-//! What the headers of a JPEG say up to its first scan, checked before the library sees them.
+//! The headers of a JPEG up to its first scan, checked before the library reads them.
 
 use super::markers::{Markers, Segment, code, more_scans_than};
 use super::scaled_baseline::{MAX_SCAN, SEGMENT_BYTES};
-use crate::decode::{DecodeError, DecodeLimits, ImageHeader, memory};
+use crate::decode::limits::memory;
+use crate::decode::{DecodeError, DecodeLimits, ImageHeader};
 use crate::image::{ImageFormat, Orientation};
 
-/// The headers of a JPEG that [`Decoder`](crate::Decoder) would try to decode.
+/// The headers of a JPEG that [`Decoder`](crate::Decoder) can decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JpegHeader {
     /// Width of the frame.
     pub width: u32,
     /// Height of the frame.
     pub height: u32,
-    /// From the EXIF segment, if there is a sound one.
+    /// From the EXIF segment, if it is valid.
     pub orientation: Orientation,
     /// 1 (grey), 3 (YCbCr or RGB) or 4 (CMYK or YCCK).
     pub components: u8,
@@ -24,13 +25,13 @@ pub struct JpegHeader {
     pub lossless: bool,
     /// More than one scan, so that the library buffers the coefficients of the whole image.
     pub several_scans: bool,
-    /// Bytes that decoding takes beside the result: rows, coefficients of the whole image where there are several scans, and
+    /// Memory for decoding besides the result, in bytes: rows, coefficients of the whole image if there are several scans, and
     /// a copy of a plain image's data.
     pub working_memory: u64,
 }
 
 impl JpegHeader {
-    /// Baseline Huffman coding of three components in one scan: what nearly every camera sends.
+    /// Baseline Huffman coding of three components in one scan, as nearly every camera sends.
     pub(super) fn is_plain(&self) -> bool {
         self.components == 3 && !(self.progressive || self.arithmetic || self.lossless || self.several_scans)
     }
@@ -45,7 +46,7 @@ impl From<JpegHeader> for ImageHeader {
     }
 }
 
-/// Reads the headers of a JPEG and refuses by name what is not decoded.
+/// Reads the headers of a JPEG and rejects unsupported ones.
 ///
 /// # Errors
 /// [`DecodeError::CorruptImage`], [`DecodeError::UnsupportedImage`], [`DecodeError::TooManyPixels`] and
@@ -92,10 +93,10 @@ pub fn jpeg_header(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegHeader, De
     }
 }
 
-/// Sampling factors of each component, across and down.
+/// Sampling factors of each component: across, down.
 type Sampling = [(u64, u64); 4];
 
-/// Bytes that decoding takes beside the result.
+/// Memory for decoding besides the result, in bytes.
 fn working_memory(header: &JpegHeader, sampling: Sampling, length: usize) -> u64 {
     let (width, height) = (u64::from(header.width), u64::from(header.height));
     let components = &sampling[..usize::from(header.components).min(sampling.len())];
@@ -109,7 +110,7 @@ fn working_memory(header: &JpegHeader, sampling: Sampling, length: usize) -> u64
         (true, true) => 64 * blocks,
         _ => 0,
     };
-    // Rows of blocks on their way through upsampling: of each component up to 8 * 4 lines, and those next to them.
+    // Rows of blocks being upsampled: of each component up to 8 * 4 lines, and the adjacent ones.
     let lines = 8 * across * columns * components.len() as u64 * 64;
     let copy = if header.is_plain() {
         MAX_SCAN.min(length) as u64 + SEGMENT_BYTES as u64 * columns * rows
@@ -136,7 +137,7 @@ fn read_frame(segment: Segment<'_>, limits: &DecodeLimits) -> Result<(JpegHeader
     };
     limits.check_size(ImageFormat::Jpeg, width, height)?;
     if precision != 8 {
-        return Err(unsupported(format!("{precision} bits a sample; send 8")));
+        return Err(unsupported(format!("{precision} bits per sample; send 8")));
     }
     if !matches!(components, 1 | 3 | 4) {
         return Err(unsupported(format!(

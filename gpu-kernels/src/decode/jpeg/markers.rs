@@ -1,4 +1,4 @@
-//! Walks the markers of a JPEG stream (ITU-T T.81, annex B) as leniently as libjpeg does.
+//! Parses the markers of a JPEG stream (ITU-T T.81, annex B) as leniently as libjpeg does.
 
 use memchr::memchr;
 
@@ -27,7 +27,7 @@ pub(super) mod code {
     pub(crate) const COM: u8 = 0xFE;
 }
 
-/// A marker with its parameters, or one without any.
+/// A marker with its parameters, or without any.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment<'a> {
     pub(super) code: u8,
@@ -43,8 +43,7 @@ impl Segment<'_> {
     }
 }
 
-/// Reads segment after segment. After an SOS the caller skips the entropy-coded data with
-/// [`Markers::skip_entropy`].
+/// Iterates over segments. After an SOS the caller skips the entropy-coded data with [`Markers::skip_entropy`].
 #[derive(Clone, Debug)]
 pub(super) struct Markers<'a> {
     bytes: &'a [u8],
@@ -52,18 +51,17 @@ pub(super) struct Markers<'a> {
 }
 
 impl<'a> Markers<'a> {
-    /// Starts behind the SOI that every JPEG opens with.
+    /// Starts after the SOI with which every JPEG begins.
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 2 }
     }
 
-    /// Where the next segment is looked for; after an SOS its entropy-coded data begins here.
+    /// Position of the next segment; after an SOS that of its entropy-coded data.
     pub(super) fn position(&self) -> usize {
         self.at
     }
 
-    /// The next segment, or `None` where the stream ends before it is whole. Bytes between segments that
-    /// belong to none are passed over, as cameras write such.
+    /// The next segment, or `None` if the stream ends within it. Bytes between segments are skipped, since cameras write such.
     pub(super) fn next_segment(&mut self) -> Option<Segment<'a>> {
         let code = loop {
             self.at += memchr(0xFF, self.bytes.get(self.at..)?)?;
@@ -83,8 +81,7 @@ impl<'a> Markers<'a> {
         Some(Segment { code, body })
     }
 
-    /// The entropy-coded data up to the next marker that is no restart marker, and how many restart
-    /// markers it holds.
+    /// The entropy-coded data up to the next marker that is not a restart marker, and the number of restart markers in it.
     pub(super) fn skip_entropy(&mut self) -> (&'a [u8], u64) {
         let start = self.at;
         let mut restarts = 0;
@@ -112,7 +109,23 @@ impl<'a> Markers<'a> {
     }
 }
 
-/// Whether the stream from the first SOS on holds more than `max` scans. Stops at the first one too many.
+/// Number of units that a restart interval counts in a scan (T.81, A.2): blocks of the `only` component with its sampling
+/// factors, or MCUs of several. A block has `side` pixels per side, `most` are the largest sampling factors of the frame.
+pub(super) fn restart_units(
+    (width, height): (u64, u64),
+    side: u64,
+    most: (u64, u64),
+    only: Option<(u64, u64)>,
+) -> u64 {
+    match only {
+        Some((across, down)) => {
+            (width * across).div_ceil(most.0).div_ceil(side) * (height * down).div_ceil(most.1).div_ceil(side)
+        }
+        None => width.div_ceil(side * most.0) * height.div_ceil(side * most.1),
+    }
+}
+
+/// Whether the stream has more than `max` scans from the first SOS on. Stops at the first one beyond.
 pub(super) fn more_scans_than(max: u32, mut rest: Markers<'_>) -> bool {
     // The caller has read the first SOS.
     let mut scans = 1;

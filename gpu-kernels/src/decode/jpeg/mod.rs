@@ -1,5 +1,5 @@
-//! JPEG at the smallest scale that is fast: through libjpeg-turbo, with a verdict on its warnings, and the plain kind at a
-//! quarter or an eighth through our own [`shrink`].
+//! JPEG at the smallest scale that is fast: through libjpeg-turbo, whose warnings are evaluated, and plain baseline JPEGs at a
+//! quarter or an eighth through our own decoder ([`scaled_baseline`]).
 
 mod evidence;
 mod header;
@@ -12,18 +12,17 @@ pub use header::{JpegHeader, jpeg_header};
 pub(super) use scaled_baseline::EntropyWalk;
 pub(super) use strict::{Colour, JpegDefect, read_strictly};
 
-use super::buffer::Buffer;
-use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, Until, samples};
+use super::{Buffer, DecodeError, DecodeLimits, Decoded, ImageHeader, Until, samples};
 use crate::image::ImageFormat;
 use scaled_baseline::ShrinkDecoder;
 use turbo::{Failure, Request, Warnings};
 
 /// The scales, in eighths, for which libjpeg-turbo has vectorised inverse transforms, smallest first.
 ///
-/// It offers every eighth, but the others run scalar code. Decoding a 1080p frame of 4:2:0 on an AVX-512
-/// server took 4.3 ms at 2/8, 4.7 at 3/8, 4.5 at 4/8, 6.8 at 5/8, 7.4 at 6/8, 9.8 at 7/8 and 5.7 at 8/8; a
-/// VGA frame 1.33 ms at 5/8 and 1.26 at 8/8; a 4K frame 9.9 ms at 1/8 and 12.5 at 2/8. So of the scales
-/// that keep the shorter side, the smallest of these four is also the fastest.
+/// It supports every eighth, but the others run scalar code. Decoding a 1080p frame of 4:2:0 on an AVX-512 server took 4.3 ms
+/// at 2/8, 4.7 at 3/8, 4.5 at 4/8, 6.8 at 5/8, 7.4 at 6/8, 9.8 at 7/8 and 5.7 at 8/8; a VGA frame 1.33 ms at 5/8 and 1.26 at
+/// 8/8; a 4K frame 9.9 ms at 1/8 and 12.5 at 2/8. So of the scales that keep the shorter side, the smallest of these four is
+/// also the fastest.
 const SCALES: [u32; 4] = [1, 2, 4, 8];
 
 #[derive(Debug)]
@@ -63,7 +62,7 @@ impl JpegDecoder {
         let reduced = eighths <= 2
             && header.is_plain()
             && self.shrink.decode(bytes, eighths as usize, buffer, width as usize, until).is_some();
-        // What our own decoder does not take, or finds odd, the library judges.
+        // What our own decoder does not support or finds invalid is left to the library.
         if !reduced {
             let max_memory = ImageHeader::from(*header).decode_memory;
             let max_scans = self.limits.scans_of(header.width, header.height);
@@ -81,14 +80,14 @@ impl JpegDecoder {
 
 fn refusal(failure: Failure, max: u32) -> DecodeError {
     match failure {
-        Failure::Said(text) => corrupt(text),
+        Failure::Library(text) => corrupt(text),
         Failure::TooManyScans => DecodeError::TooManyScans { max },
         Failure::OutOfTime => DecodeError::OutOfTime,
         Failure::OtherSize => corrupt("its headers contradict each other"),
     }
 }
 
-/// Whether an image is whole that the library decoded with warnings. It stops at those that cost a pixel.
+/// Whether an image that the library decoded with warnings is complete. The library stops at warnings that cost a pixel.
 fn judge(bytes: &[u8], warnings: Warnings) -> Result<(), DecodeError> {
     if warnings.is_empty() {
         return Ok(());
@@ -100,7 +99,7 @@ fn judge(bytes: &[u8], warnings: Warnings) -> Result<(), DecodeError> {
     if evidence.lacks_restarts && (warnings.has_bytes_before_end() || warnings.is_ambiguous()) {
         return Err(corrupt("a restart marker is missing"));
     }
-    // Bytes between intervals, and no end: nothing vouches for the last of them.
+    // Bytes between intervals, and no end: the last of them may be missing.
     if warnings.is_ambiguous() && (warnings.lacks_end() || !evidence.has_end) {
         return Err(corrupt("it ends before its last pixel"));
     }
@@ -113,7 +112,7 @@ fn scale_for(header: &JpegHeader, shorter_side: u32) -> u32 {
     SCALES.into_iter().find(|&eighths| scaled(side, eighths) >= shorter_side).unwrap_or(8)
 }
 
-/// A side at a scale, as libjpeg rounds it.
+/// The scaled size of a side, rounded as in libjpeg.
 fn scaled(side: u32, eighths: u32) -> u32 {
     (side * eighths).div_ceil(8)
 }

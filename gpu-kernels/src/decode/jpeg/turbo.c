@@ -1,4 +1,4 @@
-/* One JPEG through libjpeg-turbo: a decompressor of its own, every warning noted by its code. */
+/* Decodes one JPEG through libjpeg-turbo, with its own decompressor, and reports each warning by its code. */
 
 #include <setjmp.h>
 #include <stddef.h>
@@ -10,7 +10,7 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-/* What libjpeg-turbo may warn of (jerror.h); turbo.rs has the same bits. */
+/* Warnings of libjpeg-turbo (jerror.h); turbo.rs has the same bits. */
 enum {
     ADOBE_TRANSFORM = 1 << 0,
     PROGRESSION = 1 << 1,
@@ -19,11 +19,11 @@ enum {
     JFIF_VERSION = 1 << 4,
     END_OF_FILE = 1 << 5,
     NOT_SEQUENTIAL = 1 << 6,
-    /* Whatever else: pixels are lost, so that decoding stops. */
+    /* Any other warning: pixels are lost, so decoding stops. */
     LOST = 1 << 7,
 };
 
-/* How decoding ended; turbo.rs has the same numbers. */
+/* Result of decoding; turbo.rs has the same numbers. */
 enum { DECODED, FAILED, TOO_MANY_SCANS, OTHER_SIZE, OUT_OF_TIME };
 
 typedef struct {
@@ -36,10 +36,9 @@ typedef struct {
     struct jpeg_progress_mgr progress;
     jmp_buf out;
     int max_scans;
-    /* When decoding is given up, on the monotonic clock; below zero for never. */
+    /* Deadline on the monotonic clock; negative for none. */
     int64_t end;
-    /* The same on the clock of this thread's CPU time, which is not read before work_soonest on the monotonic one: it takes a system
-       call. */
+    /* Limit on this thread's CPU time, which is not read before work_soonest on the monotonic clock: reading it takes a system call. */
     int64_t work_end, work_soonest;
     weir_jpeg_report *report;
 } context;
@@ -78,7 +77,7 @@ static void warn(j_common_ptr info, int level) {
     case JWRN_ADOBE_XFORM: self->report->warnings |= ADOBE_TRANSFORM; break;
     case JWRN_BOGUS_PROGRESSION: self->report->warnings |= PROGRESSION; break;
     case JWRN_EXTRANEOUS_DATA:
-        /* Its second parameter is the marker that was found behind the bytes. */
+        /* Its second parameter is the marker that was found after the bytes. */
         self->report->warnings |= info->err->msg_parm.i[1] == JPEG_EOI ? EXTRANEOUS_BEFORE_END : EXTRANEOUS;
         break;
     case JWRN_JFIF_MAJOR: self->report->warnings |= JFIF_VERSION; break;
@@ -100,8 +99,8 @@ static void look(j_common_ptr info) {
         longjmp(self->out, TOO_MANY_SCANS);
 }
 
-/* Decodes to rows of width pixels, RGB or (where the image has four components) CMYK, at so many eighths of the size, within so many
-   nanoseconds, and so many of this thread's CPU time (any number where they are below zero). */
+/* Decodes to rows of width pixels, RGB or (for four components) CMYK, at eighths / 8 of the size, within these limits in nanoseconds of
+   wall-clock and of CPU time (negative for none). */
 int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths, unsigned char *pixels, size_t pitch,
                      uint32_t width, uint32_t height, long max_memory, int max_scans, int64_t nanoseconds,
                      int64_t work, weir_jpeg_report *report) {
@@ -154,7 +153,7 @@ int weir_jpeg_decode(const unsigned char *bytes, size_t length, unsigned eighths
     return DECODED;
 }
 
-/* Whether a decompressor can be made: the library's version and structures are those that this was compiled with. */
+/* Checks that a decompressor can be created: the library's version and structures are those of the headers. */
 int weir_jpeg_check(weir_jpeg_report *report) {
     struct jpeg_decompress_struct info;
     context self;

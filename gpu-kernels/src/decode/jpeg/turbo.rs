@@ -1,22 +1,22 @@
-//! libjpeg-turbo through its error manager: each image by a decompressor of its own, each warning by its code.
-#![allow(unsafe_code, reason = "the one call of turbo.c; the blocks say why it is sound")]
+//! libjpeg-turbo with our own error manager: a decompressor per image, and each warning by its code.
+#![allow(unsafe_code, reason = "calls turbo.c; each block says why it is sound")]
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint};
 
 use crate::decode::Until;
 
-// Its build has the library that turbo.c is linked against.
+// Its build script builds the library that turbo.c is linked with.
 use turbojpeg_sys as _;
 
 /// JMSG_LENGTH_MAX of jpeglib.h.
 const TEXT: usize = 200;
 
-/// What the library warned of, none of which alone costs a pixel. turbo.c has the same bits.
+/// Warnings of the library, none of which alone costs a pixel. The bits are those in turbo.c.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Warnings(u32);
 
 impl Warnings {
-    /// The scans of a progressive image refine what they should not.
+    /// The scans of a progressive image refine coefficients out of order.
     const PROGRESSION: u32 = 1 << 1;
     const EXTRANEOUS_BEFORE_END: u32 = 1 << 2;
     const EXTRANEOUS: u32 = 1 << 3;
@@ -26,45 +26,45 @@ impl Warnings {
         self.0 == 0
     }
 
-    /// Bytes before the EOI: every block had been decoded by then, unless a restart marker was awaited.
+    /// Bytes before the EOI: every block was decoded by then, unless a restart marker was expected.
     pub(super) fn has_bytes_before_end(self) -> bool {
         self.0 & Self::EXTRANEOUS_BEFORE_END != 0
     }
 
-    /// Bytes before another marker, or an odd order of scans, as webcams write them.
+    /// Bytes before another marker, or scans out of order, as webcams write them.
     pub(super) fn is_ambiguous(self) -> bool {
         self.0 & (Self::EXTRANEOUS | Self::PROGRESSION) != 0
     }
 
-    /// The file ends without an EOI; its pixels may be whole.
+    /// The file ends without an EOI; its pixels may be complete.
     pub(super) fn lacks_end(self) -> bool {
         self.0 & Self::END_OF_FILE != 0
     }
 }
 
-/// Why the library did not decode.
+/// Why decoding failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// In the library's words.
-    Said(String),
+    /// The library's message.
+    Library(String),
     TooManyScans,
-    /// It reads another size from the headers than we do.
+    /// The library reads another size from the headers.
     OtherSize,
-    /// The caller's time was over.
+    /// The time limit was reached.
     OutOfTime,
 }
 
-/// What is to be decoded to what.
+/// Parameters of a decode.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     /// Scale in eighths, 1 to 8.
     pub(super) eighths: u32,
-    /// Size at this scale.
+    /// Scaled size.
     pub(super) width: u32,
     pub(super) height: u32,
     /// 4 for CMYK, else 3.
     pub(super) channels: usize,
-    /// Most bytes for whole-image buffers.
+    /// Limit for whole-image buffers in bytes.
     pub(super) max_memory: u64,
     pub(super) max_scans: u32,
     pub(super) until: Until,
@@ -107,15 +107,15 @@ unsafe extern "C" {
     fn weir_jpeg_check(report: *mut Report) -> c_int;
 }
 
-/// Decodes `bytes` to the beginning of `pixels`, row by row without padding: RGB, or CMYK of four components.
+/// Decodes `bytes` to the start of `pixels`, row by row without padding: RGB, or CMYK for four components.
 pub(super) fn decode(bytes: &[u8], request: &Request, pixels: &mut [u8]) -> Result<Warnings, Failure> {
     let pitch = request.channels * request.width as usize;
     if pixels.len() < pitch * request.height as usize || !(1..=8).contains(&request.eighths) {
         return Err(Failure::OtherSize);
     }
     let mut report = Report::new();
-    // SAFETY: both slices are valid for the call; the pixels have room for `height` rows of `pitch` bytes, and turbo.c
-    // writes no row unless the library's size is the requested one and its rows fit in the pitch. The report has turbo.c's layout.
+    // SAFETY: both slices are valid for the call; the pixels have room for `height` rows of `pitch` bytes, and turbo.c writes
+    // no row unless the library's size is the requested one and its rows fit in the pitch. The report has turbo.c's layout.
     let ended = unsafe {
         weir_jpeg_decode(
             bytes.as_ptr(),
@@ -134,14 +134,14 @@ pub(super) fn decode(bytes: &[u8], request: &Request, pixels: &mut [u8]) -> Resu
     };
     match ended {
         0 => Ok(Warnings(report.warnings)),
-        1 => Err(Failure::Said(report.text())),
+        1 => Err(Failure::Library(report.text())),
         2 => Err(Failure::TooManyScans),
         4 => Err(Failure::OutOfTime),
         _ => Err(Failure::OtherSize),
     }
 }
 
-/// Nanoseconds as turbo.c takes them: below zero for none.
+/// Nanoseconds as passed to turbo.c: negative for none.
 fn or_none(nanoseconds: Option<u64>) -> i64 {
     nanoseconds.map_or(-1, |left| i64::try_from(left).unwrap_or(i64::MAX))
 }

@@ -1,4 +1,4 @@
-//! JPEGs decoded on a GPU, a batch at a time, into memory from which the preprocess kernel reads.
+//! Decodes JPEGs on a GPU, in batches, into memory that the preprocess kernel reads.
 #![allow(unsafe_code, reason = "nvJPEG writes to memory of the GPU; the block says why it is sound")]
 
 use std::path::PathBuf;
@@ -10,15 +10,15 @@ use crate::preprocess::cuda::DeviceImage;
 /// Why the GPU can't decode.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuDecodeError {
-    /// nvJPEG.
+    /// nvJPEG returned an error.
     #[error(transparent)]
     NvJpeg(#[from] NvJpegError),
-    /// The driver.
+    /// The driver returned an error.
     #[error(transparent)]
     Gpu(#[from] GpuError),
 }
 
-/// nvJPEG with a stream of its own. One thread owns it, and waits while the GPU decodes.
+/// nvJPEG with a stream of its own. Owned by one thread, which waits while the GPU decodes.
 #[derive(Debug)]
 pub struct GpuJpegDecoder {
     nvjpeg: NvJpeg,
@@ -44,16 +44,16 @@ impl GpuJpegDecoder {
         Ok(Self { nvjpeg, stream: device.stream()?, device: device.clone(), pool })
     }
 
-    /// The JPEG engines of this GPU and the cores of each; `None` where it has none.
+    /// Number of JPEG engines of this GPU, and cores per engine; `None` if it has none.
     pub fn engines(&self) -> Option<(u32, u32)> {
         self.nvjpeg.engines()
     }
 
-    /// Decodes images, each with what [`eligible`](super::eligible()) said of it; returns when the GPU has. `None` for those
-    /// that the CPU has to decode: nvJPEG does not take them, they are damaged, or there is no memory for them now.
+    /// Decodes images, each with its result of [`eligible`](super::eligible()), and waits for the GPU. `None` for images that
+    /// the CPU has to decode: nvJPEG does not support them, they are damaged, or there is no memory for them.
     ///
     /// # Errors
-    /// [`GpuError`] when the GPU is of no use any more.
+    /// [`GpuError`] when the GPU has failed.
     pub fn decode(&mut self, jpegs: &[(&[u8], Eligible)]) -> Result<Vec<Option<DeviceImage>>, GpuError> {
         self.device.bind()?;
         let mut blocks: Vec<Option<Block<DeviceMemory>>> = Vec::with_capacity(jpegs.len());
@@ -64,7 +64,7 @@ impl GpuJpegDecoder {
         }
         let all: Vec<usize> = (0..jpegs.len()).filter(|&at| blocks[at].is_some()).collect();
         if self.decode_some(jpegs, &blocks, &all)?.is_err() {
-            // One of them is damaged, or too much for nvJPEG; the others are not to suffer for it.
+            // One of them is damaged, or exceeds nvJPEG's memory; this must not affect the others.
             for &at in &all {
                 if self.decode_some(jpegs, &blocks, &[at])?.is_err() {
                     blocks[at] = None;
@@ -94,10 +94,10 @@ impl GpuJpegDecoder {
                 destinations.push(eligible.planes.destination(block.address()));
             }
         }
-        // SAFETY: the context is current, and the stream has finished the last batch; each block has room for the planes of its
-        // JPEG and nobody else has it; bytes and blocks stay until the stream has finished, which is waited for here.
+        // SAFETY: the context is current, and the stream has finished the last batch; each block has room for the planes of
+        // its JPEG and is not shared; bytes and blocks live until the stream has finished, which is waited for here.
         let decoded = unsafe { self.nvjpeg.decode(&bytes, &destinations, self.stream.raw()) };
-        // Where the GPU still works, whatever nvJPEG says is about these images.
+        // If the GPU still works, nvJPEG's error is about these images.
         self.stream.synchronize()?;
         Ok(decoded)
     }
@@ -105,7 +105,7 @@ impl GpuJpegDecoder {
 
 impl Drop for GpuJpegDecoder {
     fn drop(&mut self) {
-        // nvJPEG gives back what it has on the GPU of the thread.
+        // nvJPEG frees its memory on the current GPU of the thread.
         let _ = self.device.bind();
     }
 }

@@ -1,55 +1,60 @@
-//! Which JPEGs nvJPEG may be given: those that the CPU would decode to the same picture.
+//! Which JPEGs nvJPEG may decode: those that the CPU would decode to the same picture; and the planes to which they decode, in one
+//! block of device memory.
 
-use super::{JpegPlanes, NvJpegBackend};
+use super::NvJpegBackend;
 use crate::decode::jpeg::{Colour, EntropyWalk, JpegDefect, jpeg_header, read_strictly};
 use crate::decode::{DecodeLimits, JpegHeader};
 use crate::image::ImageFormat;
+use crate::preprocess::PixelLayout;
 
-/// What nvJPEG may be given of a file, and what that decodes to.
+/// Alignment of a plane in its block, in bytes.
+const PLANE_ALIGNMENT: u64 = 256;
+
+/// The part of a file that nvJPEG may decode, and the planes to which it decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Eligible {
-    /// What its headers say, the orientation among it.
+    /// Its headers, including the orientation.
     pub header: JpegHeader,
     /// Its planes.
     pub planes: JpegPlanes,
-    /// Bytes up to its EOI, that included. Give nvJPEG no more: what cameras append is not for it.
+    /// Bytes up to and including its EOI. Pass no more to nvJPEG: cameras append other data.
     pub length: usize,
 }
 
-/// Why the CPU decides on a JPEG.
+/// Why a JPEG is left to the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Ineligible {
-    /// It is no JPEG, or its headers are refused, or it goes beyond the limits.
-    #[error("it is refused by its headers")]
+    /// It is not a JPEG, has invalid headers, or exceeds the limits.
+    #[error("it is rejected by its headers")]
     Refused,
     /// Arithmetic or lossless coding; with [`Hardware`](NvJpegBackend::Hardware), any but baseline.
-    #[error("its coding is not one that the engine reads")]
+    #[error("the engine does not support its coding")]
     Coding,
     /// Several scans, with [`Hardware`](NvJpegBackend::Hardware).
     #[error("it has several scans")]
     SeveralScans,
-    /// Four components, RGB, or markers that leave the colours open.
-    #[error("its colours are neither grey nor surely YCbCr")]
+    /// Four components, RGB, or ambiguous colour markers.
+    #[error("its colours are neither grey nor unambiguously YCbCr")]
     Colour,
     /// Not 4:4:4, 4:2:2, 4:2:0 or 4:4:0, or written with unusual factors.
     #[error("its subsampling is unusual")]
     Sampling,
-    /// Bytes between segments, unknown segments, or parameters that contradict each other.
-    #[error("it is not put together by the book")]
+    /// Bytes between segments, unknown segments, or contradicting parameters.
+    #[error("its segments do not conform to the standard")]
     Structure,
-    /// A table is unsound, missing or of a kind that baseline does not have.
-    #[error("its tables are unusual or unsound")]
+    /// A table is invalid, missing or not allowed in baseline.
+    #[error("its tables are unusual or invalid")]
     Tables,
     /// It does not end in an EOI, or lacks scans or restart markers.
     #[error("a part of it is missing")]
     Incomplete,
-    /// Its Huffman codes are not sound, or don't end where its last pixel does.
-    #[error("its entropy-coded data is not sound, or not of one baseline scan")]
+    /// Its Huffman codes are invalid, or don't end with its last pixel.
+    #[error("its entropy-coded data is invalid, or not that of one baseline scan")]
     Entropy,
 }
 
 impl Ineligible {
-    /// A stable name for metrics, in snake case.
+    /// The value of a metric's label, in snake case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -66,8 +71,8 @@ impl Ineligible {
 }
 
 impl From<JpegDefect> for Ineligible {
-    fn from(oddity: JpegDefect) -> Self {
-        match oddity {
+    fn from(defect: JpegDefect) -> Self {
+        match defect {
             JpegDefect::Structure => Self::Structure,
             JpegDefect::Tables => Self::Tables,
             JpegDefect::Incomplete => Self::Incomplete,
@@ -75,11 +80,11 @@ impl From<JpegDefect> for Ineligible {
     }
 }
 
-/// Whether nvJPEG may be given a JPEG, from its segments. Its entropy-coded data is searched for markers alone: damage
-/// within it only [`EntropyCheck`] finds.
+/// Whether nvJPEG may decode a JPEG, by its segments. Its entropy-coded data is only searched for markers: damage within it is
+/// only detected by [`EntropyCheck`].
 ///
 /// # Errors
-/// [`Ineligible`]: the CPU decides.
+/// [`Ineligible`]: the CPU decodes or rejects it.
 pub fn eligible(bytes: &[u8], backend: NvJpegBackend, limits: &DecodeLimits) -> Result<Eligible, Ineligible> {
     if limits.format_of(bytes).ok() != Some(ImageFormat::Jpeg) {
         return Err(Ineligible::Refused);
@@ -117,8 +122,8 @@ pub fn eligible(bytes: &[u8], backend: NvJpegBackend, limits: &DecodeLimits) -> 
     Ok(Eligible { header, planes, length: jpeg.end })
 }
 
-/// Follows the Huffman codes of baseline JPEGs, without decoding what they stand for. What passes, and was
-/// [`eligible()`], the CPU decodes too. It keeps tables and buffers from image to image; one thread owns it.
+/// Checks the Huffman codes of baseline JPEGs without decoding their values. The CPU also decodes every JPEG that passes and
+/// is [`eligible()`]. It reuses tables and buffers; owned by one thread.
 #[derive(Debug, Default)]
 pub struct EntropyCheck {
     walk: EntropyWalk,
@@ -128,13 +133,93 @@ impl EntropyCheck {
     /// Checks an eligible JPEG.
     ///
     /// # Errors
-    /// [`Ineligible::Entropy`] also for a progressive JPEG and one of several scans, whose codes are not followed.
+    /// [`Ineligible::Entropy`], also for a progressive JPEG and one of several scans, whose codes are not checked.
     pub fn check(&mut self, bytes: &[u8]) -> Result<(), Ineligible> {
         self.walk.run(bytes).ok_or(Ineligible::Entropy)
     }
 
-    /// Bytes of memory that are kept for the next image.
+    /// Memory that is kept for the next image, in bytes.
     pub fn retained_bytes(&self) -> usize {
         self.walk.retained_bytes()
+    }
+}
+
+/// The planes of a JPEG at full size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JpegPlanes {
+    /// Width of luma, pixels.
+    pub width: u32,
+    /// Height of luma, pixels.
+    pub height: u32,
+    /// 1 (grey) or 3 (YCbCr).
+    pub components: u8,
+    /// 1 where chroma has half the width of luma, else 0.
+    pub shift_x: u32,
+    /// 1 where chroma has half the height of luma, else 0.
+    pub shift_y: u32,
+}
+
+/// The planes of one image in device memory: address and pitch (bytes per row) of Y, Cb and Cr; (0, 0) for those that a grey
+/// image does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JpegDestination {
+    /// Address and pitch per plane.
+    pub planes: [(u64, u32); 3],
+}
+
+impl JpegPlanes {
+    /// Width and height of each plane, pixels; (0, 0) for those that a grey image does not have.
+    pub fn sizes(&self) -> [(u32, u32); 3] {
+        let luma = (self.width, self.height);
+        if self.components == 1 {
+            return [luma, (0, 0), (0, 0)];
+        }
+        let shrunk = |side: u32, shift| if shift == 0 { side } else { side.div_ceil(2) };
+        let chroma = (shrunk(self.width, self.shift_x), shrunk(self.height, self.shift_y));
+        [luma, chroma, chroma]
+    }
+
+    /// Device memory of all planes, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.offsets().1
+    }
+
+    /// The position of the planes in a block of [`bytes`](Self::bytes) at the device address `base`, a multiple of 256.
+    pub fn destination(&self, base: u64) -> JpegDestination {
+        let (offsets, _) = self.offsets();
+        let pitches = self.pitches();
+        let plane = |index: usize| match pitches[index] {
+            0 => (0, 0),
+            pitch => (base + offsets[index], pitch),
+        };
+        JpegDestination { planes: [plane(0), plane(1), plane(2)] }
+    }
+
+    /// The layout of the planes at [`destination`](Self::destination).
+    pub fn layout(&self, base: u64) -> PixelLayout {
+        let JpegDestination { planes } = self.destination(base);
+        self.layout_of(planes)
+    }
+
+    fn layout_of(&self, planes: [(u64, u32); 3]) -> PixelLayout {
+        match self.components {
+            1 => PixelLayout::Grey { plane: planes[0] },
+            _ => PixelLayout::YCbCr { planes, shift_x: self.shift_x, shift_y: self.shift_y },
+        }
+    }
+
+    fn pitches(&self) -> [u32; 3] {
+        self.layout_of([(0, 0); 3]).least_pitches(self.width)
+    }
+
+    /// Offset of each plane, and the end of the last one.
+    fn offsets(&self) -> ([u64; 3], u64) {
+        let mut end = 0;
+        let mut offsets = [0; 3];
+        for ((offset, (_, height)), pitch) in offsets.iter_mut().zip(self.sizes()).zip(self.pitches()) {
+            *offset = end;
+            end = (end + u64::from(height) * u64::from(pitch)).next_multiple_of(PLANE_ALIGNMENT);
+        }
+        (offsets, end)
     }
 }

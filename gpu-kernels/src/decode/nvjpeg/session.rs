@@ -1,17 +1,93 @@
-//! nvJPEG, opened on a GPU: which JPEGs it takes, and their decoding a batch at a time.
+//! nvJPEG, opened on a GPU: support for a JPEG, and decoding in batches; with the functions of libnvjpeg and the types of
+//! nvjpeg.h (nvJPEG 13).
 #![allow(unsafe_code, reason = "nvJPEG is called through C functions; each block says why it is sound")]
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::path::PathBuf;
 use std::ptr::null_mut;
 
-use super::calls::{Calls, Handle, Image, JpegStream, OUTPUT_YUV, State};
-use super::error::{CREATE, check};
-use super::{JpegDestination, JpegPlanes, NvJpegBackend, NvJpegError};
+use super::{CREATE, JpegDestination, JpegPlanes, NvJpegBackend, NvJpegError, check};
+use crate::cuda::LibraryError;
+use crate::cuda::library::{Library, preload_library};
 
-/// nvJPEG, opened on the GPU of a CUDA context. One lane owns it, and calls it with that context current.
+const LIBRARY: &str = "libnvjpeg.so.13";
+
+/// nvjpegOutputFormat_t: planes of luma and chroma as in the file.
+const OUTPUT_YUV: c_uint = 1;
+
+type Handle = *mut c_void;
+type State = *mut c_void;
+type JpegStream = *mut c_void;
+type CudaStream = *mut c_void;
+type Status = c_int;
+
+/// nvjpegImage_t.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Image {
+    channels: [*mut u8; 4],
+    pitches: [usize; 4],
+}
+
+type Create = unsafe extern "C" fn(c_uint, *const c_void, *const c_void, c_uint, *mut Handle) -> Status;
+type MakeOf = unsafe extern "C" fn(Handle, *mut *mut c_void) -> Status;
+type Destroy = unsafe extern "C" fn(*mut c_void) -> Status;
+type TwoNumbers = unsafe extern "C" fn(*mut c_void, *mut c_uint, *mut c_uint) -> Status;
+type Parse = unsafe extern "C" fn(Handle, *const u8, usize, JpegStream) -> Status;
+type Initialize = unsafe extern "C" fn(Handle, State, c_int, c_int, c_uint) -> Status;
+type DecodeBatched =
+    unsafe extern "C" fn(Handle, State, *const *const u8, *const usize, *mut Image, CudaStream) -> Status;
+
+/// The functions of the library, which stays loaded while this lives.
+struct Calls {
+    create: Create,
+    destroy: Destroy,
+    hardware_info: TwoNumbers,
+    state_create: MakeOf,
+    state_destroy: Destroy,
+    stream_create: MakeOf,
+    stream_destroy: Destroy,
+    parse_header: Parse,
+    dimensions: TwoNumbers,
+    components: unsafe extern "C" fn(JpegStream, *mut c_uint) -> Status,
+    subsampling: unsafe extern "C" fn(JpegStream, *mut c_int) -> Status,
+    supported: unsafe extern "C" fn(Handle, JpegStream, *mut c_int) -> Status,
+    initialize: Initialize,
+    decode: DecodeBatched,
+    _library: Library,
+}
+
+impl Calls {
+    fn load(folders: &[PathBuf]) -> Result<Self, LibraryError> {
+        let library = Library::open(LIBRARY, folders)?;
+        // It contains a CUDA runtime, whose threads must not outlive the library.
+        preload_library(library.path())?;
+        // SAFETY: the types are those of nvjpeg.h for a library of this name, and the library lives as long as they do.
+        unsafe {
+            Ok(Self {
+                create: library.function(CREATE)?,
+                destroy: library.function("nvjpegDestroy")?,
+                hardware_info: library.function("nvjpegGetHardwareDecoderInfo")?,
+                state_create: library.function("nvjpegJpegStateCreate")?,
+                state_destroy: library.function("nvjpegJpegStateDestroy")?,
+                stream_create: library.function("nvjpegJpegStreamCreate")?,
+                stream_destroy: library.function("nvjpegJpegStreamDestroy")?,
+                parse_header: library.function("nvjpegJpegStreamParseHeader")?,
+                dimensions: library.function("nvjpegJpegStreamGetFrameDimensions")?,
+                components: library.function("nvjpegJpegStreamGetComponentsNum")?,
+                subsampling: library.function("nvjpegJpegStreamGetChromaSubsampling")?,
+                supported: library.function("nvjpegDecodeBatchedSupported")?,
+                initialize: library.function("nvjpegDecodeBatchedInitialize")?,
+                decode: library.function("nvjpegDecodeBatched")?,
+                _library: library,
+            })
+        }
+    }
+}
+
+/// nvJPEG, opened on the GPU of a CUDA context. Owned by one lane, which calls it with that context current.
 ///
-/// Drop it after the stream has finished its last batch.
+/// Must be dropped after the stream has finished its last batch.
 pub struct NvJpeg {
     calls: Calls,
     handle: Handle,
@@ -19,7 +95,7 @@ pub struct NvJpeg {
     header: JpegStream,
     backend: NvJpegBackend,
     max_batch: usize,
-    /// Images of the batches for which the state is initialised; 0 when it is not.
+    /// Batch size for which the state is initialised; 0 if it is not.
     ready_for: usize,
     data: Vec<*const u8>,
     lengths: Vec<usize>,
@@ -27,7 +103,7 @@ pub struct NvJpeg {
 }
 
 // SAFETY: nvJPEG's objects belong to a CUDA context and not to a thread; a call needs only that the context is current.
-// The pointers in the vectors are used within one call of `decode` alone.
+// The pointers in the vectors are only used within one call of `decode`.
 unsafe impl Send for NvJpeg {}
 
 impl std::fmt::Debug for NvJpeg {
@@ -37,11 +113,11 @@ impl std::fmt::Debug for NvJpeg {
 }
 
 impl NvJpeg {
-    /// Loads the library from one of `folders` or where the system's loader finds it, and opens it for batches of up to
-    /// `max_batch` images. The CUDA context that is current on the calling thread is the one on which it decodes.
+    /// Loads the library from one of `folders` or by the system's loader, and opens it for batches of up to `max_batch`
+    /// images. It decodes on the CUDA context that is current on the calling thread.
     ///
     /// # Errors
-    /// [`NvJpegError`]; [`NvJpegError::is_absent`] where this GPU has no such engine.
+    /// [`NvJpegError`]; [`NvJpegError::is_absent`] if this GPU has no such engine.
     pub fn open(folders: &[PathBuf], backend: NvJpegBackend, max_batch: usize) -> Result<Self, NvJpegError> {
         let calls = Calls::load(folders)?;
         let max_batch = max_batch.min(c_int::MAX as usize);
@@ -58,7 +134,7 @@ impl NvJpeg {
             images: Vec::new(),
         };
         let none = std::ptr::null();
-        // SAFETY: writes one handle; without allocators of ours it uses those of CUDA, and there are no flags.
+        // SAFETY: writes one handle; without custom allocators it uses those of CUDA, and there are no flags.
         let made = unsafe { (opened.calls.create)(backend.code(), none, none, 0, &raw mut opened.handle) };
         check(CREATE, made)?;
         // SAFETY: writes one state of the handle just made.
@@ -70,7 +146,7 @@ impl NvJpeg {
         Ok(opened)
     }
 
-    /// The JPEG engines of this GPU and the cores of each; `None` where it has none.
+    /// Number of JPEG engines of this GPU, and cores per engine; `None` if it has none.
     pub fn engines(&self) -> Option<(u32, u32)> {
         let (mut engines, mut cores): (c_uint, c_uint) = (0, 0);
         // SAFETY: writes two numbers.
@@ -78,13 +154,13 @@ impl NvJpeg {
         (code == 0 && engines > 0).then_some((engines, cores))
     }
 
-    /// Whether nvJPEG takes a JPEG that [`eligible`](super::eligible()) let through, and reads its planes as we do.
+    /// Whether nvJPEG supports a JPEG that is [`eligible`](super::eligible()), and reports the same planes.
     pub fn takes(&mut self, jpeg: &[u8], planes: &JpegPlanes) -> bool {
         let header = self.header;
         let (mut width, mut height, mut components): (c_uint, c_uint, c_uint) = (0, 0, 0);
         let (mut subsampling, mut unsupported): (c_int, c_int) = (-1, -1);
-        // SAFETY: the header is one of this handle, the bytes live through this call, and each function writes the one or
-        // two numbers that it is given; the header is asked only after it has been parsed.
+        // SAFETY: the header is one of this handle, the bytes live through this call, and each function writes the one or two
+        // numbers that it is given; the header is only queried after it has been parsed.
         let asked = unsafe {
             (self.calls.parse_header)(self.handle, jpeg.as_ptr(), jpeg.len(), header) == 0
                 && (self.calls.dimensions)(header, &raw mut width, &raw mut height) == 0
@@ -101,18 +177,18 @@ impl NvJpeg {
 
     /// Decodes a batch into planes of luma and chroma at full size, as work on the CUDA stream `stream`.
     ///
-    /// An error may come before any work was queued or after some of it was; either way the planes hold nothing of use, and
-    /// the next batch starts anew. What the stream meets later, the stream's own calls report.
+    /// An error may occur before or after work was submitted; either way the planes are invalid, and the next batch starts
+    /// anew. Later errors are reported by the stream.
     ///
     /// # Errors
-    /// [`NvJpegError`]; [`NvJpegError::is_of_the_image`] where one of the JPEGs is to blame.
+    /// [`NvJpegError`]; [`NvJpegError::is_of_the_image`] if one of the JPEGs is at fault.
     ///
     /// # Safety
     /// - The CUDA context of [`open`](Self::open) is current on this thread, and `stream` is one of its streams, which has
     ///   finished the last batch.
     /// - Each destination is device memory with room for the [`JpegPlanes`] of its JPEG, and nothing else reads or writes
     ///   it until the stream has finished.
-    /// - The JPEGs' bytes stay as they are until the stream has finished, also after an error.
+    /// - The JPEGs' bytes are not modified until the stream has finished, also after an error.
     pub unsafe fn decode(
         &mut self,
         jpegs: &[&[u8]],
@@ -145,8 +221,8 @@ impl NvJpeg {
         self.images.extend(destinations.iter().map(raw));
         let (data, lengths) = (self.data.as_ptr(), self.lengths.as_ptr());
         let images = self.images.as_mut_ptr();
-        // SAFETY: the three arrays have as many elements as the state is initialised for and stay until the next call; the
-        // caller vouches for the bytes, the planes, the stream and the context.
+        // SAFETY: the three arrays have as many elements as the state is initialised for and live until the next call; the
+        // caller guarantees the bytes, the planes, the stream and the context.
         let code = unsafe { (self.calls.decode)(self.handle, self.state, data, lengths, images, stream) };
         check("nvjpegDecodeBatched", code)?;
         self.ready_for = count;
@@ -156,7 +232,7 @@ impl NvJpeg {
 
 impl Drop for NvJpeg {
     fn drop(&mut self) {
-        // SAFETY: what was made is destroyed once, the handle last since the others are of it; what was not is null.
+        // SAFETY: what was created is destroyed once, the handle last since the others belong to it; what was not is null.
         unsafe {
             if !self.header.is_null() {
                 (self.calls.stream_destroy)(self.header);

@@ -1,4 +1,4 @@
-//! TIFF through the `tiff` crate, which sees only files whose geometry [`structure`] has checked.
+//! TIFF through the `tiff` crate, which only gets files whose geometry [`structure`] has checked.
 
 mod structure;
 
@@ -6,18 +6,18 @@ use image::ColorType;
 use tiff::TiffError;
 use tiff::decoder::{Decoder, Limits};
 
-use super::buffer::Buffer;
-use super::reader::Source;
-use super::{DecodeError, DecodeLimits, Decoded, ImageHeader, Until, memory, samples};
+use super::limits::memory;
+use super::until::Source;
+use super::{Buffer, DecodeError, DecodeLimits, Decoded, ImageHeader, Until, samples};
 use crate::image::{ImageFormat, Orientation};
 use structure::Structure;
 
-/// Bytes that the decoder may take for a tag's values.
+/// Limit on the memory for a tag's values, in bytes.
 const TAG_BYTES: usize = 1 << 20;
-/// Bytes that a strip or tile takes in the decoder's lists.
+/// Memory per strip or tile in the decoder's lists, in bytes.
 const PART_BYTES: u64 = 128;
 
-/// A TIFF that is ready to be decoded.
+/// A TIFF ready to be decoded.
 pub(super) struct Opened<'a> {
     pub(super) header: ImageHeader,
     decoder: Decoder<Source<'a>>,
@@ -28,10 +28,10 @@ pub(super) struct Opened<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum Pixels {
-    /// Black and white, eight pixels a byte.
+    /// Black and white, eight pixels per byte.
     Bits,
     Of(ColorType),
-    /// Whether of 16 bits.
+    /// Whether samples have 16 bits.
     Cmyk {
         wide: bool,
     },
@@ -55,7 +55,7 @@ impl Pixels {
     }
 }
 
-/// Reads the headers and holds them against `limits`.
+/// Reads the headers and checks them against `limits`.
 pub(super) fn open<'a>(
     bytes: &'a [u8],
     limits: &DecodeLimits,
@@ -66,7 +66,7 @@ pub(super) fn open<'a>(
     let (width, height) = (structure.width, structure.height);
     let mut decoder = Decoder::new(Source::new(bytes, until)).map_err(refusal)?;
     if decoder.dimensions().map_err(refusal)? != (width, height) {
-        return Err(DecodeError::corrupt(ImageFormat::Tiff, "its size is not clear"));
+        return Err(DecodeError::corrupt(ImageFormat::Tiff, "its headers declare different sizes"));
     }
     let color = decoder.colortype().map_err(refusal)?;
     let pixels = Pixels::of(color, structure.bits).ok_or_else(|| {
@@ -99,7 +99,7 @@ pub(super) fn open<'a>(
 }
 
 impl Opened<'_> {
-    /// Bytes of the samples, as the decoder gives them.
+    /// Bytes of the samples as the decoder outputs them.
     fn sample_bytes(&self) -> usize {
         match self.pixels {
             Pixels::Bits => (self.header.width as usize).div_ceil(8) * self.header.height as usize,
@@ -117,7 +117,7 @@ impl Opened<'_> {
         memory::BASE + buffers + PART_BYTES * self.structure.parts + 4 * self.structure.row_bytes
     }
 
-    /// Decodes to RGB, in `pixels`; `scratch` holds what cannot be converted in place.
+    /// Decodes to RGB in `pixels`; `scratch` holds what cannot be converted in place.
     pub(super) fn decode(
         mut self,
         pixels: &mut Buffer,
@@ -171,11 +171,9 @@ fn refusal(error: TiffError, until: Until) -> DecodeError {
     }
     match error {
         TiffError::UnsupportedError(error) => DecodeError::unsupported(ImageFormat::Tiff, error.to_string()),
-        TiffError::LimitsExceeded => {
-            DecodeError::unsupported(ImageFormat::Tiff, "decoding it takes more memory than its size allows")
-        }
+        TiffError::LimitsExceeded => DecodeError::exceeds_memory(ImageFormat::Tiff),
         TiffError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            DecodeError::corrupt(ImageFormat::Tiff, "it ends before its last pixel")
+            DecodeError::truncated(ImageFormat::Tiff)
         }
         error => DecodeError::corrupt(ImageFormat::Tiff, error.to_string()),
     }

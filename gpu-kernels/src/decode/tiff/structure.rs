@@ -1,17 +1,16 @@
-//! The geometry of a TIFF's first image, read and held against its size before a decoder sees it.
+//! The geometry of a TIFF's first image, checked against its size before a decoder reads it.
 //!
-//! A strip or tile may claim any size, and each brings its own compressed data, so that a file of a few kilobytes can ask
-//! for gigabytes or hours. Here the parts must be those that the image's size asks for, and their data no more than the
-//! file has.
+//! A strip or tile may declare any size, and each has its own compressed data, so a file of a few kilobytes can demand
+//! gigabytes or hours. Here the parts must match the image's size, and their data must not exceed the file's.
 
 use super::super::{DecodeError, DecodeLimits};
 use crate::image::ImageFormat;
 
-/// Entries of a directory that are read. Cameras write fewer than fifty.
+/// Limit on the entries of a directory. Cameras write fewer than fifty.
 const MAX_ENTRIES: u64 = 1024;
-/// Strips or tiles of an image.
+/// Limit on the strips or tiles of an image.
 const MAX_PARTS: u64 = 1 << 16;
-/// Samples that tiles may hold beside the image: those that fill up the last of each row.
+/// Samples of tiles beyond the image, which pad the last tile of each row.
 const PADDING: u64 = 16 << 20;
 
 mod tag {
@@ -36,24 +35,24 @@ mod tag {
     pub(super) const CHROMA_SUBSAMPLING: u16 = 530;
 }
 
-/// A TIFF whose parts fit its size.
+/// The geometry of a TIFF whose parts match its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Structure {
     pub(super) width: u32,
     pub(super) height: u32,
     /// 1, 8 or 16.
     pub(super) bits: u64,
-    /// Each sample in a plane of its own.
+    /// Each sample in a separate plane.
     pub(super) planar: bool,
-    /// Strips or tiles.
+    /// Number of strips or tiles.
     pub(super) parts: u64,
     /// Bytes of a row of a part.
     pub(super) row_bytes: u64,
-    /// As it stands there, where it is one number. The decoder would take memory for as many as the tag claims to have.
+    /// The raw value, if the tag has exactly one. The decoder would allocate memory for as many as the tag declares.
     pub(super) orientation: Option<u64>,
 }
 
-/// Reads the first directory of `bytes`, which begin as a TIFF does.
+/// Reads the first directory of `bytes`, which begin with a TIFF header.
 pub(super) fn read(bytes: &[u8], limits: &DecodeLimits) -> Result<Structure, DecodeError> {
     let directory = Directory::read(bytes)?;
     let one = |tag, default| directory.one(tag).map(|value| value.or(default));
@@ -67,11 +66,11 @@ pub(super) fn read(bytes: &[u8], limits: &DecodeLimits) -> Result<Structure, Dec
     check_photometric(required(tag::PHOTOMETRIC, "PhotometricInterpretation")?)?;
     let samples = one(tag::SAMPLES, Some(1))?.unwrap_or(1);
     if !(1..=8).contains(&samples) {
-        return Err(unsupported(format!("{samples} samples a pixel; send grey, RGB or CMYK")));
+        return Err(unsupported(format!("{samples} samples per pixel; send grey, RGB or CMYK")));
     }
     let bits = directory.equal(tag::BITS, samples)?.unwrap_or(1);
     if !matches!(bits, 1 | 8 | 16) {
-        return Err(unsupported(format!("{bits} bits a sample; send 8 or 16")));
+        return Err(unsupported(format!("{bits} bits per sample; send 8 or 16")));
     }
     if directory.equal(tag::SAMPLE_FORMAT, samples)?.unwrap_or(1) != 1 {
         return Err(unsupported("samples that are not unsigned integers"));
@@ -79,7 +78,7 @@ pub(super) fn read(bytes: &[u8], limits: &DecodeLimits) -> Result<Structure, Dec
     if directory.find(tag::EXTRA_SAMPLES).is_some_and(|entry| entry.count > samples) {
         return Err(corrupt("it has more extra samples than samples"));
     }
-    // The decoder reads these, too, and takes memory for as many values as they claim to have.
+    // The decoder reads these as well, and allocates memory for as many values as they declare.
     one(tag::PREDICTOR, None)?;
     if directory.find(tag::CHROMA_SUBSAMPLING).is_some_and(|entry| entry.count != 2) {
         return Err(corrupt("it does not have two factors of chroma subsampling"));
@@ -90,7 +89,7 @@ pub(super) fn read(bytes: &[u8], limits: &DecodeLimits) -> Result<Structure, Dec
     let tiled = directory.find(tag::TILE_WIDTH).is_some() || directory.find(tag::TILE_OFFSETS).is_some();
     let (across, down, part_width) = if tiled {
         if planar {
-            return Err(unsupported("tiles with separate planes; send pixels with their samples together"));
+            return Err(unsupported("tiles with separate planes; send interleaved samples"));
         }
         let tile = (required(tag::TILE_WIDTH, "TileWidth")?, required(tag::TILE_HEIGHT, "TileLength")?);
         parts_of(sides_of_image, tile)?
@@ -107,21 +106,21 @@ pub(super) fn read(bytes: &[u8], limits: &DecodeLimits) -> Result<Structure, Dec
     for tag in [offsets, counts] {
         let count = directory.find(tag).map_or(0, |entry| entry.count);
         if count != parts {
-            return Err(corrupt(format!("its size asks for {parts} strips or tiles, it lists {count}")));
+            return Err(corrupt(format!("its size requires {parts} strips or tiles, it lists {count}")));
         }
     }
     let data = directory.values(counts)?.try_fold(0u64, u64::checked_add);
-    // Parts may share data, as those of one colour do in some files, but not without bound: each reads it anew.
+    // Parts may share data, as those of one colour do in some files, but not without limit: each is read separately.
     if data.is_none_or(|data| data > 2 * bytes.len() as u64) {
         return Err(corrupt("its strips or tiles claim more data than there is"));
     }
     let row_bytes = (part_width * bits * if planar { 1 } else { samples }).div_ceil(8);
-    // A broken one is ignored.
+    // An invalid one is ignored.
     let orientation = one(tag::ORIENTATION, None).ok().flatten();
     Ok(Structure { width, height, bits, planar, parts, row_bytes, orientation })
 }
 
-/// Parts across and down an image, and their width.
+/// Number of parts across and down an image, and their width.
 fn parts_of(
     (width, height): (u64, u64),
     (part_width, part_height): (u64, u64),
@@ -177,7 +176,7 @@ struct Entry {
     tag: u16,
     kind: u16,
     count: u64,
-    /// Where the value, or its offset, stands.
+    /// Position of the value, or of its offset.
     at: usize,
 }
 
@@ -208,7 +207,7 @@ impl<'a> Directory<'a> {
                 at: at + 4 + count_size,
             };
             if self.find(entry.tag).is_some() {
-                return Some(Err(corrupt(format!("tag {} comes twice", entry.tag))));
+                return Some(Err(corrupt(format!("tag {} is repeated", entry.tag))));
             }
             self.entries.push(entry);
         }
@@ -219,7 +218,7 @@ impl<'a> Directory<'a> {
         self.entries.iter().find(|entry| entry.tag == tag).copied()
     }
 
-    /// The only value of a tag.
+    /// The value of a tag with exactly one value.
     fn one(&self, tag: u16) -> Result<Option<u64>, DecodeError> {
         match self.find(tag) {
             None => Ok(None),
@@ -228,7 +227,7 @@ impl<'a> Directory<'a> {
         }
     }
 
-    /// The value that all samples have in common.
+    /// The common value of all samples.
     fn equal(&self, tag: u16, samples: u64) -> Result<Option<u64>, DecodeError> {
         if self.find(tag).is_some_and(|entry| entry.count > samples) {
             return Err(corrupt(format!("tag {tag} has more values than there are samples")));
@@ -241,7 +240,7 @@ impl<'a> Directory<'a> {
         Ok(first)
     }
 
-    /// The values of a tag; none where it is not there.
+    /// The values of a tag; none if it is missing.
     fn values(&self, tag: u16) -> Result<impl Iterator<Item = u64>, DecodeError> {
         let (mut at, mut count, mut size) = (0, 0, 1);
         if let Some(entry) = self.find(tag) {
@@ -262,7 +261,7 @@ impl<'a> Directory<'a> {
                 }
                 self.bytes.get(at..at.checked_add(length)?).map(|_| ())
             })();
-            whole.ok_or_else(|| corrupt(format!("the values of tag {tag} lie behind its end")))?;
+            whole.ok_or_else(|| corrupt(format!("the values of tag {tag} are beyond its end")))?;
         }
         Ok((0..count).map(move |index| self.number(at + index * size, size).unwrap_or_default()))
     }

@@ -1,37 +1,35 @@
-//! Huffman codes of a lossless bitstream, as `image-webp` reads them.
-
-use super::bits::Reader;
+//! The bit reader (least significant bit first) and the Huffman codes of a lossless WebP, as `image-webp` reads them.
 
 /// Longest code, in bits.
 const MAX_CODE_LEN: usize = 15;
-/// Order in which the lengths of the code lengths' code come.
+/// Order of the lengths of the code for lengths.
 const ORDER: [usize; 19] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// A code by which symbols are read.
+/// A Huffman code.
 pub(super) enum Code {
-    /// One symbol, which takes no bits.
+    /// A single symbol, which takes no bits.
     Lone(u32),
-    /// By the next 15 bits: a symbol, and above it the length of its code.
+    /// Indexed by the next 15 bits: a symbol, and above it the length of its code.
     Table(Vec<u32>),
 }
 
-/// What the bitstream says of a code.
-enum Given {
+/// A code as the bitstream defines it.
+enum Definition {
     One(u32),
-    /// In the order of their bits, 0 and 1, which the decoder does not sort.
+    /// For the bits 0 and 1, which the decoder does not sort.
     Two(u32, u32),
     Lengths(Vec<u8>),
 }
 
 impl Code {
     pub(super) fn read(reader: &mut Reader<'_>, alphabet: usize) -> Option<Self> {
-        match given(reader, alphabet)? {
-            Given::One(symbol) => Some(Self::Lone(symbol)),
-            Given::Two(zero, one) => {
+        match read_definition(reader, alphabet)? {
+            Definition::One(symbol) => Some(Self::Lone(symbol)),
+            Definition::Two(zero, one) => {
                 let entry = |bits: usize| 1 << 16 | if bits & 1 == 0 { zero } else { one };
                 Some(Self::Table((0..1 << MAX_CODE_LEN).map(entry).collect()))
             }
-            Given::Lengths(lengths) => Self::of(&lengths),
+            Definition::Lengths(lengths) => Self::of(&lengths),
         }
     }
 
@@ -45,7 +43,7 @@ impl Code {
         }
         let mut next = [0u16; MAX_CODE_LEN + 2];
         for length in 1..=MAX_CODE_LEN {
-            // The last of these overflows where the code is whole, and is not used.
+            // The last of these overflows if the code is complete, and is not used.
             next[length + 1] = next[length].wrapping_add(counts[length]) << 1;
         }
         let mut table = vec![0; 1 << MAX_CODE_LEN];
@@ -74,18 +72,18 @@ impl Code {
     }
 }
 
-/// Reads a code and tells how many symbols of each length it has, without making anything of it.
+/// Reads a code and returns the number of symbols per length, without building tables.
 pub(super) fn read_lengths(reader: &mut Reader<'_>, alphabet: usize) -> Option<[u16; 16]> {
     let mut counts = [0; 16];
-    match given(reader, alphabet)? {
-        Given::One(_) => counts[1] = 1,
-        Given::Two(..) => counts[1] = 2,
-        Given::Lengths(lengths) => counts = counts_of(&lengths)?,
+    match read_definition(reader, alphabet)? {
+        Definition::One(_) => counts[1] = 1,
+        Definition::Two(..) => counts[1] = 2,
+        Definition::Lengths(lengths) => counts = counts_of(&lengths)?,
     }
     Some(counts)
 }
 
-/// How many codes have each length; `None` unless they leave no bits unused, or there is only one.
+/// The number of codes per length; `None` unless the code is complete or has a single symbol.
 fn counts_of(lengths: &[u8]) -> Option<[u16; 16]> {
     let mut counts = [0u16; 16];
     lengths.iter().filter(|&&length| length > 0).for_each(|&length| counts[usize::from(length)] += 1);
@@ -95,17 +93,17 @@ fn counts_of(lengths: &[u8]) -> Option<[u16; 16]> {
     (symbols == 1 || whole == 1 << MAX_CODE_LEN).then_some(counts)
 }
 
-fn given(reader: &mut Reader<'_>, alphabet: usize) -> Option<Given> {
+fn read_definition(reader: &mut Reader<'_>, alphabet: usize) -> Option<Definition> {
     if reader.bits(1)? == 1 {
         let two = reader.bits(1)? == 1;
         let wide = reader.bits(1)?;
         let first = reader.bits(1 + 7 * wide)?;
         ((first as usize) < alphabet).then_some(())?;
         if !two {
-            return Some(Given::One(first));
+            return Some(Definition::One(first));
         }
         let second = reader.bits(8)?;
-        return ((second as usize) < alphabet).then_some(Given::Two(first, second));
+        return ((second as usize) < alphabet).then_some(Definition::Two(first, second));
     }
     let mut of_lengths = [0u8; 19];
     let count = 4 + reader.bits(4)? as usize;
@@ -135,14 +133,14 @@ fn given(reader: &mut Reader<'_>, alphabet: usize) -> Option<Given> {
             previous = length;
         }
     }
-    Some(Given::Lengths(lengths))
+    Some(Definition::Lengths(lengths))
 }
 
-/// The code in which lengths are written, itself of lengths of at most 7: a table small enough to be made for each of thousands.
+/// The code for lengths, with lengths of at most 7: its table is small enough to be built thousands of times.
 #[expect(clippy::large_enum_variant, reason = "one lives at a time, on the stack")]
 enum LengthCode {
     Lone(u8),
-    /// By the next 7 bits: length of the code, symbol.
+    /// Indexed by the next 7 bits: length of the code, symbol.
     Table([(u8, u8); 128]),
 }
 
@@ -179,5 +177,61 @@ impl LengthCode {
                 Some(symbol)
             }
         }
+    }
+}
+
+/// A bit reader.
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    /// The next byte that is not in `window`.
+    next: usize,
+    /// The next bits, at the bottom; zeros above.
+    window: u64,
+    /// Number of valid bits in it.
+    left: u32,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, next: 0, window: 0, left: 0 }
+    }
+
+    /// Refills the window to at least 32 bits, or to all that are left.
+    #[inline]
+    fn refill(&mut self) {
+        while self.left <= 56 {
+            let Some(&byte) = self.bytes.get(self.next) else { return };
+            self.window |= u64::from(byte) << self.left;
+            self.left += 8;
+            self.next += 1;
+        }
+    }
+
+    /// The next 15 bits, with zeros past the end.
+    #[inline]
+    pub(super) fn peek(&mut self) -> usize {
+        if self.left < 15 {
+            self.refill();
+        }
+        (self.window & 0x7FFF) as usize
+    }
+
+    /// Consumes at most 32 bits of the window; `None` if fewer are left.
+    #[inline]
+    pub(super) fn consume(&mut self, count: u32) -> Option<()> {
+        self.left = self.left.checked_sub(count)?;
+        self.window >>= count;
+        Some(())
+    }
+
+    /// The next `count` bits, at most 32.
+    #[inline]
+    pub(super) fn bits(&mut self, count: u32) -> Option<u32> {
+        if self.left < count {
+            self.refill();
+        }
+        let value = self.window & ((1 << count) - 1);
+        self.consume(count)?;
+        Some(value as u32)
     }
 }

@@ -1,32 +1,30 @@
-//! How much memory the Huffman codes of a lossless WebP take, told before its decoder makes tables of them.
+//! The memory for the Huffman codes of a lossless WebP, computed before its decoder builds tables for them.
 //!
-//! A lossless bitstream may name 65,536 groups of five codes, for each of which the decoder makes tables: a file of a megabyte
-//! then takes hundreds. So the bitstream is followed here up to its pixels, whose codes are read but not used.
+//! A lossless bitstream may define 65,536 groups of five codes, for each of which the decoder builds tables: a file of one
+//! megabyte then takes hundreds. So the bitstream is parsed here up to its pixels, whose codes are read but not used.
 //!
-//! It is followed as `image-webp` does, which differs from the specification where a bitstream is odd: what is read here must be
-//! what the decoder reads.
+//! Parsing follows `image-webp`, which differs from the specification for invalid bitstreams: what is read here must be what
+//! the decoder reads.
 //!
-//! The work is bounded by the image: its transforms and groups are three images of at most a sixteenth of its pixels, and a palette
-//! of 256; they are read one after the other into one buffer. Codes are read until they take more memory than they may.
+//! The work is bounded by the image: its transforms and groups are three images of at most a sixteenth of its pixels, and a
+//! palette of 256, read one after the other into one buffer. Codes are read until they exceed the memory limit.
 //!
 //! Source: the specification of the WebP lossless bitstream, sections 4 to 6.
 
-mod bits;
 mod codes;
 
-use bits::Reader;
-use codes::Code;
+use codes::{Code, Reader};
 
-/// Bytes that the decoder takes for a code beside its tables, in a list that doubles.
+/// Memory per code besides its tables, in a list that doubles.
 const CODE_BYTES: u64 = 168;
-/// Bits that a code's first table sees, and bytes of an entry.
+/// Bits that index a code's first table, and bytes per entry.
 const TABLE_BITS: usize = 10;
 const ENTRY_BYTES: u64 = 4;
-/// Bytes for a symbol whose code is longer: two nodes of a tree.
+/// Bytes for a symbol with a longer code: two nodes of a tree.
 const LONG_BYTES: u64 = 32;
 
-/// The memory of all codes of a bitstream of `size` pixels, or more than `most` as soon as it is; `has_header` for a VP8L chunk,
-/// not for an ALPH chunk. `None` where the bitstream is not sound up to its pixels.
+/// The memory of all codes of a bitstream of `size` pixels; the count stops once it exceeds `most`. `has_header` for a VP8L
+/// chunk, not for an ALPH chunk. `None` if the bitstream is invalid up to its pixels.
 pub(super) fn code_memory(bytes: &[u8], size: (u32, u32), has_header: bool, most: u64) -> Option<u64> {
     let mut reader = Reader::new(bytes);
     if has_header {
@@ -77,7 +75,7 @@ pub(super) fn code_memory(bytes: &[u8], size: (u32, u32), has_header: bool, most
     Some(memory)
 }
 
-/// Memory of a code with so many symbols of each length.
+/// Memory of a code with these numbers of symbols per length.
 fn memory_of(counts: [u16; 16]) -> u64 {
     let symbols: u64 = counts.iter().map(|&count| u64::from(count)).sum();
     if symbols < 2 {
@@ -93,13 +91,13 @@ fn parts(side: u32, bits: u32) -> u32 {
     side.div_ceil(1 << bits)
 }
 
-/// Symbols of the five codes of a group: green with lengths and cache, red, blue, alpha, distance.
+/// Sizes of the five alphabets of a group: green with lengths and cache, red, blue, alpha, distance.
 fn alphabets(cache_bits: u32) -> [usize; 5] {
     let cache = if cache_bits == 0 { 0 } else { 1 << cache_bits };
     [280 + cache, 256, 256, 256, 40]
 }
 
-/// 0 for no cache.
+/// Bits of the colour cache; 0 for none.
 fn cache_bits(reader: &mut Reader<'_>) -> Option<u32> {
     if reader.bits(1)? == 0 {
         return Some(0);
@@ -108,7 +106,8 @@ fn cache_bits(reader: &mut Reader<'_>) -> Option<u32> {
     (1..=11).contains(&bits).then_some(bits)
 }
 
-/// Reads into `pixels`, in place of what they were, those of an image that has one group of codes: a transform's data, or the groups of the main image. They are ARGB.
+/// Decodes an image with one group of codes (a transform's data, or the groups of the main image) into `pixels`, replacing its
+/// content, as ARGB.
 fn pixels(reader: &mut Reader<'_>, width: u32, height: u32, pixels: &mut Vec<u32>) -> Option<()> {
     let cache_bits = cache_bits(reader)?;
     let mut codes = [const { None }; 5];
@@ -141,7 +140,7 @@ fn pixels(reader: &mut Reader<'_>, width: u32, height: u32, pixels: &mut Vec<u32
                 for at in start..start + length {
                     pixels.push(pixels[at]);
                 }
-                // A run of one pixel has it in the cache already.
+                // A run of one pixel is already in the cache.
                 if cache_bits > 0 && back > 1 {
                     for &pixel in &pixels[first..] {
                         cache[place(pixel)] = pixel;
@@ -154,7 +153,7 @@ fn pixels(reader: &mut Reader<'_>, width: u32, height: u32, pixels: &mut Vec<u32
     Some(())
 }
 
-/// A length or a distance by its prefix.
+/// Decodes a length or a distance from its prefix.
 fn number(reader: &mut Reader<'_>, prefix: u32) -> Option<u32> {
     if prefix < 4 {
         return Some(prefix + 1);
@@ -163,7 +162,7 @@ fn number(reader: &mut Reader<'_>, prefix: u32) -> Option<u32> {
     Some(((2 + (prefix & 1)) << extra) + reader.bits(extra)? + 1)
 }
 
-/// Pixels back by a distance code: the first 120 stand for neighbours.
+/// The distance in pixels of a distance code: the first 120 stand for neighbours.
 fn offset(code: u32, width: u32) -> usize {
     if code > 120 {
         return code as usize - 120;

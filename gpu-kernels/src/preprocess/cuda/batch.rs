@@ -1,44 +1,44 @@
-//! Batches on their way through a GPU: memory for each, and the order of what is put on its streams.
+//! Batches in flight on a GPU: their memory, and the order of work on their streams.
 #![allow(unsafe_code, reason = "memory is handed to streams; each block says why it is sound")]
 
 use std::mem::size_of;
 use std::time::Duration;
 
-use super::launch::Kernel;
+use super::kernel::Kernel;
 use super::{DeviceImage, StagedImage};
 use crate::cuda::{Device, DeviceMemory, DevicePool, Event, GpuError, PinnedMemory, Stream};
 use crate::preprocess::{Element, ImageDescriptor, PixelLayout, PreprocessSpec, TensorDescriptor};
 
-/// What batches are like.
+/// The parameters of a lane's batches.
 #[derive(Clone, Debug)]
 pub struct BatchSettings {
-    /// What is computed.
+    /// The preprocessing.
     pub spec: PreprocessSpec,
     /// Element type of the tensor.
     pub element: Element,
-    /// Most images of a batch.
+    /// Largest number of images in a batch.
     pub max_batch: usize,
-    /// Bytes of an image's scores.
+    /// Bytes per image of the scores.
     pub score_bytes: usize,
-    /// Batches that may be on their way at once.
+    /// Number of batches in flight.
     pub slots: usize,
-    /// Most bytes of the GPU's memory for images.
+    /// Limit of device memory for images, in bytes.
     pub image_bytes: usize,
 }
 
-/// How long a batch took on the GPU.
+/// Time of a batch on the GPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchTimes {
-    /// The kernel, and what it waited for after the batch was begun.
+    /// The kernel, and its wait for uploads.
     pub preprocess: Duration,
-    /// The engine, and the way of the scores back.
+    /// The engine, and the copy of the scores to the host.
     pub infer: Duration,
 }
 
 /// The batches of one lane on one GPU.
 #[derive(Debug)]
 pub struct Batches {
-    // In the order in which they are dropped: slots have work on the streams.
+    // In drop order: slots have work on the streams.
     pub(super) slots: Vec<Slot>,
     pub(super) kernel: Kernel,
     pub(super) copy: Stream,
@@ -63,7 +63,7 @@ pub(super) struct Slot {
 }
 
 impl Batches {
-    /// Loads the kernel and takes memory for every slot. The engine's work goes on `compute`.
+    /// Loads the kernel and allocates memory for every slot. The engine's work is submitted to `compute`.
     ///
     /// # Errors
     /// [`GpuError`].
@@ -78,7 +78,7 @@ impl Batches {
             device: device.clone(),
             settings,
         };
-        // Our streams do not wait for the one on which memory is made zero.
+        // Our streams do not wait for the one on which memory is cleared.
         device.synchronize()?;
         Ok(batches)
     }
@@ -88,32 +88,32 @@ impl Batches {
         &self.device
     }
 
-    /// The stream on which the engine's work for a slot goes, between [`Batches::preprocess`] and [`Batches::read_back`].
+    /// The stream for the engine's work, between [`Batches::preprocess`] and [`Batches::read_back`].
     pub fn stream(&self) -> &Stream {
         &self.compute
     }
 
-    /// Memory for images that a decoder on the GPU writes.
+    /// Device memory for images that are decoded on the GPU.
     pub fn pool(&self) -> &DevicePool {
         &self.pool
     }
 
-    /// Address of a slot's tensor, `max_batch` images long; zero until the kernel has written to it.
+    /// Address of a slot's tensor, of `max_batch` images; zero until the kernel has written to it.
     pub fn tensor(&self, slot: usize) -> u64 {
         self.slots[slot].tensor.address()
     }
 
-    /// Address of a slot's scores, `max_batch` images long.
+    /// Address of a slot's scores, of `max_batch` images.
     pub fn scores(&self, slot: usize) -> u64 {
         self.slots[slot].scores.address()
     }
 
-    /// Passed when the slot's batch has been read back.
+    /// Completes when the slot's batch has been read back.
     pub fn finished(&self, slot: usize) -> Event {
         self.slots[slot].finished.clone()
     }
 
-    /// Puts an image on its way to the GPU; gives it back when there is no room for it before a batch is collected.
+    /// Starts the upload of an image; returns it if there is no room before another batch is collected.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
@@ -121,20 +121,20 @@ impl Batches {
         let Some(block) = self.pool.take(image.bytes)? else { return Ok(Err(image)) };
         let layout = PixelLayout::Rgb { plane: (block.address(), image.pitch) };
         let bytes = image.bytes;
-        // From here on the image waits for the stream before it lets go of either block.
+        // From here on the image waits for the stream before it releases either block.
         let image = DeviceImage::uploading(block, layout, image, self.copy.clone());
         if let (Some(to), Some(from)) = (&image.block, &image.staged) {
-            // SAFETY: both blocks stay with the image, which ends only when the stream has run this or with a batch that has.
-            // Nobody else has either of them.
+            // SAFETY: both blocks stay with the image, which ends only when the stream has run the copy, or with a batch that
+            // has. Neither is shared.
             unsafe { from.block.upload(to, bytes, &self.copy)? };
         }
         Ok(Ok(image))
     }
 
-    /// Begins a batch in a slot whose last batch was collected: the engine's stream waits for the images and runs the kernel.
+    /// Starts a batch in a free slot: the engine's stream waits for the images and runs the kernel.
     ///
     /// # Errors
-    /// [`GpuError`]; the images are gone then.
+    /// [`GpuError`]; the images are dropped then.
     pub fn preprocess(&mut self, slot: usize, mut images: Vec<DeviceImage>) -> Result<(), GpuError> {
         let Self { slots, settings, kernel, copy, compute, .. } = self;
         let (spec, slot) = (&settings.spec, &mut slots[slot]);
@@ -145,7 +145,7 @@ impl Batches {
             to.copy_from_slice(bytemuck::bytes_of(&descriptor));
         }
         let bytes = images.len() * size_of::<ImageDescriptor>();
-        // SAFETY: both blocks belong to the slot, which is used again and dropped only after its batch has run.
+        // SAFETY: both blocks belong to the slot, which is reused or dropped only after its batch has run.
         unsafe { slot.descriptors_host.upload(&slot.descriptors, bytes, copy)? };
         copy.record(&slot.uploaded)?;
         compute.wait(&slot.uploaded)?;
@@ -158,22 +158,23 @@ impl Batches {
         compute.record(&slot.preprocessed)
     }
 
-    /// Puts the way back of the scores behind what is on the stream: those of so many images.
+    /// Submits the copy of the scores of this many images to the host.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
     pub fn read_back(&mut self, slot: usize, images: usize) -> Result<(), GpuError> {
         let bytes = images * self.settings.score_bytes;
         let slot = &mut self.slots[slot];
-        // SAFETY: both blocks belong to the slot, and only `collect` reads this one, after a wait.
+        // SAFETY: both blocks belong to the slot, and only `collect` reads this one, after waiting.
         unsafe { slot.scores_host.read_back(&slot.scores, bytes, &self.compute)? };
         self.compute.record(&slot.finished)
     }
 
-    /// The scores of a slot's batch, `score_bytes` an image, and its times; waits until it has been read back. The slot is free then.
+    /// Waits until a slot's batch has been read back, and returns its scores (`score_bytes` per image) and times. The slot is
+    /// free then.
     ///
     /// # Errors
-    /// [`GpuError::Refused`] with what has gone wrong on the GPU.
+    /// [`GpuError::Refused`], also for an error of the batch's work.
     pub fn collect(&mut self, slot: usize) -> Result<(&[u8], BatchTimes), GpuError> {
         let slot = &mut self.slots[slot];
         slot.finished.synchronize()?;
@@ -207,7 +208,7 @@ impl Slot {
         })
     }
 
-    /// Lets go of the images of a batch that has run.
+    /// Releases the images of a batch that has run.
     fn clear(&mut self) {
         for mut image in self.images.drain(..) {
             image.settled();
@@ -217,7 +218,7 @@ impl Slot {
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        // Memory goes back while the streams may still use it, unless they have run or run nothing any more.
+        // The streams must have completed before the memory is freed; on a lost GPU they run nothing.
         let _ = self.copy.synchronize();
         let _ = self.compute.synchronize();
     }

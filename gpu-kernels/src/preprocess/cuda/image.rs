@@ -1,4 +1,4 @@
-//! An image on its way to the GPU: staged in the host's memory, then in the GPU's.
+//! An image on its way to the GPU: staged in pinned memory, then in device memory.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use crate::cuda::{Block, DeviceMemory, GpuError, PinnedMemory, PinnedPool, Strea
 use crate::image::{Image, Orientation};
 use crate::preprocess::{PixelLayout, ROW_GROUP};
 
-/// Makes [`StagedImage`]s. Each thread that decodes has a clone.
+/// Creates [`StagedImage`]s. Each decoding thread has a clone.
 #[derive(Clone, Debug)]
 pub struct Stager {
     pool: PinnedPool,
 }
 
-/// An image in memory that the GPU reads by itself, its rows as the kernel wants them.
+/// An image in pinned memory, with the row alignment of the kernel.
 #[derive(Debug)]
 pub struct StagedImage {
     pub(super) block: Block<PinnedMemory>,
@@ -22,29 +22,29 @@ pub struct StagedImage {
     pub(super) orientation: Orientation,
 }
 
-/// An image in the GPU's memory, or on its way there on a stream.
+/// An image in device memory, or being uploaded to it by a stream.
 #[derive(Debug)]
 pub struct DeviceImage {
     pub(super) block: Option<Block<DeviceMemory>>,
     pub(super) layout: PixelLayout,
     pub(super) size: (u32, u32),
     pub(super) orientation: Orientation,
-    /// What is uploaded, until it is.
+    /// The source of the upload, until it has completed.
     pub(super) staged: Option<StagedImage>,
-    /// Where the work on it was put; none once that is known to have run.
+    /// The stream with pending work on the image; `None` once that has completed.
     pub(super) stream: Option<Stream>,
 }
 
 impl Stager {
-    /// Stages in blocks of this pool.
+    /// Stages images in blocks of this pool.
     pub fn new(pool: PinnedPool) -> Self {
         Self { pool }
     }
 
-    /// Copies an image; waits until there is room for it, and not for longer than `timeout`: `None` then.
+    /// Copies an image, waiting for room for up to `timeout`; `None` if there was none.
     ///
     /// # Errors
-    /// [`GpuError::Refused`] when the driver gives no memory.
+    /// [`GpuError::Refused`] when the driver is out of memory.
     pub fn stage(&self, image: &Image<'_>, timeout: Duration) -> Result<Option<StagedImage>, GpuError> {
         let row = 3 * image.width as usize;
         let pitch = 3 * image.width.next_multiple_of(ROW_GROUP);
@@ -70,14 +70,14 @@ impl StagedImage {
         self.size
     }
 
-    /// Bytes that go to the GPU.
+    /// Bytes to upload.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
 impl DeviceImage {
-    /// An image that a decoder on the GPU has written to `block`.
+    /// An image that was decoded on the GPU to `block`.
     pub fn decoded(
         block: Block<DeviceMemory>,
         layout: PixelLayout,
@@ -87,7 +87,7 @@ impl DeviceImage {
         Self { block: Some(block), layout, size, orientation, staged: None, stream: None }
     }
 
-    /// An image that is uploaded to `block` on `stream`.
+    /// An image that is being uploaded to `block` on `stream`.
     pub(super) fn uploading(
         block: Block<DeviceMemory>,
         layout: PixelLayout,
@@ -104,7 +104,7 @@ impl DeviceImage {
         }
     }
 
-    /// Nothing is on its way to its memory any more.
+    /// Marks the work on the image as completed.
     pub(super) fn settled(&mut self) {
         self.stream = None;
     }
@@ -112,11 +112,11 @@ impl DeviceImage {
 
 impl Drop for DeviceImage {
     fn drop(&mut self) {
-        // Its memory goes back to pools, whose next user would meet what is still being written.
+        // Pending writes would corrupt the memory of the pools' next users.
         if let Some(stream) = self.stream.take()
             && stream.synchronize().is_err()
         {
-            // On a GPU that is lost nothing runs any more.
+            // On a lost GPU nothing runs.
         }
     }
 }

@@ -1,28 +1,29 @@
-//! What tests and measurements do with batches beside what a lane does: they look at the tensor, and run the kernel again on
-//! the same images.
+//! For tests and measurements: reading tensors, repeating the kernel on the same images, and uploading any layout that the
+//! kernel reads. A lane uses [`Batches::upload`], which does not wait.
 #![allow(unsafe_code, reason = "memory is handed to streams; each block says why it is sound")]
 
 use std::time::Duration;
 
 use super::{Batches, DeviceImage};
-use crate::cuda::{GpuError, PinnedMemory};
-use crate::preprocess::TensorDescriptor;
+use crate::cuda::{Device, DevicePool, GpuError, PinnedMemory, Stream};
+use crate::image::Orientation;
+use crate::preprocess::{PixelLayout, TensorDescriptor};
 
 impl Batches {
-    /// Puts the writing of one value to every byte of a slot's tensor on the stream. 0xFF makes every value of either element
-    /// type not a number, so that one which the kernel does not write is seen.
+    /// Submits filling a slot's tensor with one byte value to the stream. 0xFF makes every value NaN in both element types, so
+    /// that values that the kernel does not write are detected.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
     pub fn fill_tensor(&mut self, slot: usize, value: u8) -> Result<(), GpuError> {
-        // SAFETY: the slot's tensor is used on this stream alone, and dropped only after that has run.
+        // SAFETY: the slot's tensor is only used on this stream, and dropped only after that has run.
         unsafe { self.slots[slot].tensor.fill(value, &self.compute) }
     }
 
-    /// The tensor of a slot's first `images`, as its elements lie there, when all on the stream has run.
+    /// Waits for the stream, and returns the bytes of the tensor of a slot's first `images`.
     ///
     /// # Errors
-    /// [`GpuError::Refused`], also with what has gone wrong on the GPU before.
+    /// [`GpuError::Refused`], also for an error of earlier work on the GPU.
     pub fn read_tensor(&mut self, slot: usize, images: usize) -> Result<Vec<u8>, GpuError> {
         let bytes = images.min(self.settings.max_batch)
             * self.settings.spec.output_len()
@@ -35,8 +36,8 @@ impl Batches {
         Ok(host.as_slice()[..bytes].to_vec())
     }
 
-    /// Puts the kernel on the stream once more, for the images that the slot was given by [`Batches::preprocess`] and has not
-    /// given back. Does nothing where there are none.
+    /// Submits the kernel again for the images that the slot got by [`Batches::preprocess`] and still has. Does nothing if
+    /// there are none.
     ///
     /// # Errors
     /// [`GpuError::Refused`].
@@ -50,22 +51,22 @@ impl Batches {
         let tensor = TensorDescriptor::new(slot.tensor.address(), settings.element, &settings.spec);
         compute.record(&slot.began)?;
         // SAFETY: descriptors, tensor and images belong to the slot until its batch has run, and the descriptors were uploaded
-        // before what is on the stream already.
+        // before.
         unsafe { kernel.launch(compute, &settings.spec, &slot.descriptors, count, &tensor)? };
         compute.record(&slot.preprocessed)
     }
 
-    /// How long the last kernel of a slot took on the GPU; waits for it.
+    /// Waits for the last kernel of a slot, and returns its time on the GPU.
     ///
     /// # Errors
-    /// [`GpuError::Refused`], also with what has gone wrong on the GPU before.
+    /// [`GpuError::Refused`], also for an error of earlier work on the GPU.
     pub fn kernel_time(&self, slot: usize) -> Result<Duration, GpuError> {
         let slot = &self.slots[slot];
         slot.preprocessed.synchronize()?;
         slot.preprocessed.since(&slot.began)
     }
 
-    /// Gives the images of a slot back, for another batch, when all on the stream has run. The slot is free then.
+    /// Waits for the streams, and returns the images of a slot for another batch. The slot is free then.
     ///
     /// # Errors
     /// [`GpuError::Refused`]; the images stay in the slot then.
@@ -75,5 +76,75 @@ impl Batches {
         let mut images = std::mem::take(&mut self.slots[slot].images);
         images.iter_mut().for_each(DeviceImage::settled);
         Ok(images)
+    }
+}
+
+/// Uploads images one at a time, and waits for each.
+#[derive(Debug)]
+pub struct Uploader {
+    stream: Stream,
+    staged: PinnedMemory,
+    pool: DevicePool,
+    device: Device,
+}
+
+/// Why an upload failed.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The driver refused a call.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// The layout exceeds the bytes, or violates the kernel's alignment.
+    #[error("an image of {width} x {height} does not fit in {bytes} bytes with its layout")]
+    Layout {
+        /// Width, pixels.
+        width: u32,
+        /// Height, pixels.
+        height: u32,
+        /// Number of bytes given.
+        bytes: usize,
+    },
+    /// The pool has no room.
+    #[error("there is no room on the GPU for an image of {bytes} bytes")]
+    NoRoom {
+        /// Number of bytes given.
+        bytes: usize,
+    },
+}
+
+impl Uploader {
+    /// Uploads images to blocks of this pool.
+    ///
+    /// # Errors
+    /// [`GpuError::Refused`].
+    pub fn new(device: &Device, pool: DevicePool) -> Result<Self, GpuError> {
+        let (stream, staged) = (device.stream()?, PinnedMemory::zeroed(device, 0)?);
+        Ok(Self { stream, staged, pool, device: device.clone() })
+    }
+
+    /// Uploads an image; `layout` has offsets in `bytes` in place of addresses.
+    ///
+    /// # Errors
+    /// [`UploadError`].
+    pub fn upload(
+        &mut self,
+        bytes: &[u8],
+        layout: PixelLayout,
+        (width, height): (u32, u32),
+        orientation: Orientation,
+    ) -> Result<DeviceImage, UploadError> {
+        if !layout.fits((width, height), bytes.len()) {
+            return Err(UploadError::Layout { width, height, bytes: bytes.len() });
+        }
+        if self.staged.as_slice().len() < bytes.len() {
+            self.staged = PinnedMemory::zeroed(&self.device, bytes.len())?;
+        }
+        let block = self.pool.take(bytes.len())?.ok_or(UploadError::NoRoom { bytes: bytes.len() })?;
+        self.staged.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: both blocks live until the stream has run the copy, which is waited for here.
+        unsafe { self.staged.upload(&block, bytes.len(), &self.stream)? };
+        self.stream.synchronize()?;
+        let layout = layout.at(block.address());
+        Ok(DeviceImage::decoded(block, layout, (width, height), orientation))
     }
 }

@@ -1,13 +1,17 @@
-//! The kernel's headers compiled by `cc` with its sanitizers, and batches run through them.
+//! The kernel's headers, compiled by `cc` with its sanitizers and run on batches; and the definition of preprocessing (rotate,
+//! resize, crop) that they are compared with, step by step in double precision.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use gpu_kernels::Orientation;
 use gpu_kernels::preprocess::{Element, ImageDescriptor, TensorDescriptor};
 
-/// An image's descriptor, its addresses not yet known, and its planes.
+use crate::draw::Picture;
+
+/// An image's descriptor, with addresses still unset, and its planes.
 pub(crate) struct Stored {
     pub(crate) descriptor: ImageDescriptor,
     pub(crate) planes: [Vec<u8>; 3],
@@ -31,7 +35,7 @@ fn compile() -> PathBuf {
     program
 }
 
-/// Runs a batch; the tensor's bytes.
+/// Runs a batch; returns the tensor's bytes.
 pub(crate) fn run(tensor: TensorDescriptor, images: &[Stored], bytes: usize) -> Vec<u8> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(compile);
@@ -41,7 +45,7 @@ pub(crate) fn run(tensor: TensorDescriptor, images: &[Stored], bytes: usize) -> 
     let mut out = Vec::with_capacity(bytes);
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            // A program that fails reads no further; its exit status says so.
+            // A program that fails stops reading; its exit status is checked.
             let _ = (|| {
                 stdin.write_all(&u32::try_from(images.len()).unwrap().to_ne_bytes())?;
                 stdin.write_all(bytemuck::bytes_of(&tensor))?;
@@ -80,4 +84,70 @@ fn half(bits: u16) -> f64 {
         31 => f64::NAN,
         _ => (1024.0 + mantissa) * 2f64.powi(exponent - 25),
     }
+}
+
+/// The pixel at (x, y) of the upright picture, by EXIF's definition of the eight orientations.
+fn upright(picture: &Picture, x: u32, y: u32, channel: usize) -> f64 {
+    let (w, h) = (picture.width, picture.height);
+    let (column, row) = match picture.orientation {
+        Orientation::Upright => (x, y),
+        Orientation::FlipHorizontal => (w - 1 - x, y),
+        Orientation::Rotate180 => (w - 1 - x, h - 1 - y),
+        Orientation::FlipVertical => (x, h - 1 - y),
+        Orientation::Transpose => (y, x),
+        Orientation::Rotate90 => (y, h - 1 - x),
+        Orientation::Transverse => (w - 1 - y, h - 1 - x),
+        Orientation::Rotate270 => (w - 1 - y, x),
+    };
+    f64::from(picture.pixels[3 * (row as usize * w as usize + column as usize) + channel])
+}
+
+/// First source pixel and weights of each position of the window along an axis.
+fn weights(size: u32, shorter: u32, resize: u32, crop: u32) -> Vec<(u32, Vec<f64>)> {
+    let (wide, short) = (u64::from(size) * u64::from(resize), u64::from(shorter));
+    let resized = (2 * wide + short) / (2 * short);
+    let begin = (resized - u64::from(crop)) / 2;
+    let factor = f64::from(size) / resized as f64;
+    let support = factor.max(1.0);
+    (begin..begin + u64::from(crop))
+        .map(|position| {
+            let centre = (position as f64 + 0.5) * factor;
+            let first = (centre - support + 0.5).max(0.0) as u32;
+            let end = ((centre + support + 0.5) as u32).min(size);
+            let weigh = |at: u32| (1.0 - ((f64::from(at) + 0.5 - centre) / support).abs()).max(0.0);
+            let raw: Vec<f64> = (first..end).map(weigh).collect();
+            let sum: f64 = raw.iter().sum();
+            (first, raw.into_iter().map(|weight| weight / sum).collect())
+        })
+        .collect()
+}
+
+/// Levels of the window in planes of red, green and blue, without rounding.
+pub(crate) fn levels(picture: &Picture, resize: u32, crop: u32) -> Vec<f64> {
+    let (mut width, mut height) = (picture.width, picture.height);
+    if picture.orientation.swaps_sides() {
+        (width, height) = (height, width);
+    }
+    let shorter = width.min(height);
+    let (across, down) = (weights(width, shorter, resize, crop), weights(height, shorter, resize, crop));
+    let first_row = down[0].0;
+    let end_row = down.last().map(|(first, weights)| first + weights.len() as u32).unwrap();
+    let mut out = Vec::with_capacity(3 * crop as usize * crop as usize);
+    for channel in 0..3 {
+        let mut rows = Vec::with_capacity((end_row - first_row) as usize * crop as usize);
+        for y in first_row..end_row {
+            rows.extend(across.iter().map(|(first, weights)| {
+                let at = |(x, weight): (u32, &f64)| weight * upright(picture, x, y, channel);
+                (*first..).zip(weights).map(at).sum::<f64>()
+            }));
+        }
+        for (first, weights) in &down {
+            for column in 0..crop as usize {
+                let above = (*first - first_row) as usize;
+                let at = |(y, weight): (usize, &f64)| weight * rows[y * crop as usize + column];
+                out.push((above..).zip(weights).map(at).sum());
+            }
+        }
+    }
+    out
 }

@@ -1,23 +1,22 @@
-//! The CUDA kernel's arithmetic, compiled for the host, against the definition, Pillow's numbers and the CPU.
-//! Races and launch configuration are the GPU suite's to test.
+//! The CUDA kernel's arithmetic, compiled for the host, compared with the definition, Pillow's numbers and the CPU:
+//! interleaved pixels, and planes of luma and chroma as a JPEG decoder outputs them. Races and launch configuration are tested
+//! by the GPU suite.
 
-mod definition;
 mod host;
-mod planar;
 
 use gpu_kernels::preprocess::{Element, ImageDescriptor, PixelLayout, TensorDescriptor};
 use gpu_kernels::{Orientation, PreprocessSpec};
 use proptest::prelude::*;
 
 use crate::draw::{Picture, noise, picture, window};
-use host::Stored;
+use host::{Stored, levels};
 
-/// Levels as they are.
+/// A spec that leaves levels unchanged.
 fn plain(resize: u32, crop: u32) -> PreprocessSpec {
     PreprocessSpec { resize, crop, mean: [0.0; 3], std: [1.0; 3] }
 }
 
-/// The picture's rows, padded as a device wants them and no byte more.
+/// The picture's rows with the alignment of a device, and no byte more.
 fn rgb(picture: &Picture, spec: &PreprocessSpec, slot: u32) -> Stored {
     let layout = PixelLayout::Rgb { plane: (0, 0) };
     let [pitch, ..] = layout.least_pitches(picture.width);
@@ -78,7 +77,7 @@ fn every_size_orientation_and_window_is_the_definition() {
             for &orientation in orientations {
                 let drawn = drawn(width, height, orientation);
                 let got = run_one(&drawn, resize, crop);
-                let distance = distance(&got, &definition::levels(&drawn, resize, crop));
+                let distance = distance(&got, &levels(&drawn, resize, crop));
                 assert!(distance < 0.01, "{width} x {height}, {orientation:?}, {resize}/{crop}: {distance}");
             }
         }
@@ -95,7 +94,7 @@ fn large_frames_are_the_definition() {
     ] {
         let drawn = drawn(width, height, orientation);
         let got = run_one(&drawn, 256, 224);
-        let distance = distance(&got, &definition::levels(&drawn, 256, 224));
+        let distance = distance(&got, &levels(&drawn, 256, 224));
         assert!(distance < 0.01, "{width} x {height}, {orientation:?}: {distance}");
     }
 }
@@ -105,7 +104,7 @@ fn strips_of_millions_of_pixels_are_the_definition() {
     for (width, height) in [(1, 3_000_000), (3_000_000, 1)] {
         let drawn = drawn(width, height, Orientation::Upright);
         let got = run_one(&drawn, 256, 224);
-        let distance = distance(&got, &definition::levels(&drawn, 256, 224));
+        let distance = distance(&got, &levels(&drawn, 256, 224));
         assert!(distance < 0.01, "{width} x {height}: {distance}");
     }
 }
@@ -134,13 +133,13 @@ fn each_image_of_a_batch_goes_to_its_slot() {
         pictures.iter().zip(slots).map(|(picture, slot)| rgb(picture, &spec, slot)).collect();
     let got = run(&spec, Element::F32, &images);
     for (got, picture) in got.chunks_exact(spec.output_len()).zip(pictures.iter().rev()) {
-        assert!(distance(got, &definition::levels(picture, 32, 20)) < 0.01);
+        assert!(distance(got, &levels(picture, 32, 20)) < 0.01);
     }
 }
 
 #[test]
 fn half_precision_is_the_nearest_of_its_numbers() {
-    // Normal numbers, numbers below the least normal one, and what is too large.
+    // Normal numbers, subnormal numbers, and numbers that are too large.
     for std in [1.0, 128.0, 3.3e5, 2.0e7, 1.0e9, 2.0e-3] {
         let spec = PreprocessSpec { resize: 16, crop: 16, mean: [3.0, 127.0, 250.0], std: [std; 3] };
         let picture = drawn(16, 16, Orientation::Upright);
@@ -168,6 +167,71 @@ fn mean_and_deviation_are_applied_per_channel() {
     }
 }
 
+/// A plane whose rows have `pitch` bytes, the last of them padding.
+fn plane(width: u32, height: u32, pitch: u32, channel: u32) -> Vec<u8> {
+    (0..height)
+        .flat_map(|y| (0..pitch).map(move |x| if x < width { noise(x, y, channel) } else { 0xAA }))
+        .collect()
+}
+
+/// ITU-T T.871, section 7.
+fn to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
+    let (y, cb, cr) = (f64::from(y), f64::from(cb) - 128.0, f64::from(cr) - 128.0);
+    let rgb = [y + 1.402 * cr, y - (0.114 * 1.772 * cb + 0.299 * 1.402 * cr) / 0.587, y + 1.772 * cb];
+    rgb.map(|level| level.round().clamp(0.0, 255.0) as u8)
+}
+
+fn check(width: u32, height: u32, shift: Option<(u32, u32)>, spec: &PreprocessSpec) {
+    let (shift_x, shift_y) = shift.unwrap_or_default();
+    let none = (0, 0);
+    let layout = |[luma, blue, red]: [u32; 3]| match shift {
+        Some(_) => PixelLayout::YCbCr { planes: [(0, luma), (0, blue), (0, red)], shift_x, shift_y },
+        None => PixelLayout::Grey { plane: (0, luma) },
+    };
+    let pitches = match shift {
+        Some(_) => PixelLayout::YCbCr { planes: [none; 3], shift_x, shift_y },
+        None => PixelLayout::Grey { plane: none },
+    }
+    .least_pitches(width);
+    let chroma = (width.div_ceil(1 << shift_x), height.div_ceil(1 << shift_y));
+    let luma = plane(width, height, pitches[0], 0);
+    let [blue, red] = match shift {
+        Some(_) => [1, 2].map(|channel| plane(chroma.0, chroma.1, pitches[1], channel)),
+        None => [Vec::new(), Vec::new()],
+    };
+    let expected = picture(width, height, |x, y, channel| {
+        let at = |plane: &[u8], pitch: u32, x: u32, y: u32| plane[(y * pitch + x) as usize];
+        let luma = at(&luma, pitches[0], x, y);
+        let (cx, cy) = (x >> shift_x, y >> shift_y);
+        match shift {
+            Some(_) => {
+                to_rgb(luma, at(&blue, pitches[1], cx, cy), at(&red, pitches[2], cx, cy))[channel as usize]
+            }
+            None => luma,
+        }
+    });
+    let orientation = Orientation::Rotate90;
+    let descriptor = ImageDescriptor::new(layout(pitches), (width, height), orientation, spec, 0);
+    let got = run(spec, Element::F32, &[Stored { descriptor, planes: [luma, blue, red] }]);
+    let expected = levels(&Picture { orientation, ..expected }, spec.resize, spec.crop);
+    let far = distance(&got, &expected);
+    // A level between two may be rounded to either.
+    assert!(far <= 1.0, "{width} x {height}, chroma {shift:?}: {far} levels");
+    let mean = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).sum::<f64>() / got.len() as f64;
+    assert!(mean < 0.02, "{width} x {height}, chroma {shift:?}: {mean} levels on average");
+}
+
+#[test]
+fn every_chroma_layout_is_the_definition_of_its_rgb() {
+    let shifts = [Some((0, 0)), Some((1, 0)), Some((1, 1)), Some((0, 1)), Some((2, 0)), Some((2, 1)), None];
+    for shift in shifts {
+        for (width, height) in [(1, 1), (2, 3), (5, 7), (17, 16), (321, 240), (641, 479)] {
+            check(width, height, shift, &plain(64, 48));
+        }
+    }
+    check(1921, 1081, Some((1, 1)), &plain(256, 224));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -181,7 +245,7 @@ proptest! {
     ) {
         let crop = (1.0 + part * f64::from(resize - 1)) as u32;
         let drawn = drawn(width, height, Orientation::from_exif(exif).unwrap());
-        let distance = distance(&run_one(&drawn, resize, crop), &definition::levels(&drawn, resize, crop));
+        let distance = distance(&run_one(&drawn, resize, crop), &levels(&drawn, resize, crop));
         prop_assert!(distance < 0.01, "{distance}");
     }
 }

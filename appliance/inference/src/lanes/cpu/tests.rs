@@ -4,10 +4,10 @@ use std::path::Path;
 
 use gpu_kernels::DecodeLimits;
 
-use super::CpuPipeline;
+use super::{CpuPipeline, LaneDevice};
 use crate::bundle::{Bundle, DeviceTag};
 use crate::engine::Runtime;
-use crate::lanes::{Classified, ClassifyError, Encoded, LaneDevice};
+use crate::lanes::{Classified, ClassifyError, Encoded};
 
 fn pipeline(images: usize) -> CpuPipeline {
     let bundle = Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/fish/1")).unwrap();

@@ -1,4 +1,4 @@
-//! Building a GPU's device: engine and decoders; and the better engine that is built while the first serves.
+//! Builds the device of a lane on a GPU: engine and decoders, and the TensorRT engine that replaces the first one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,39 +8,38 @@ use gpu_kernels::cuda::{Device, GpuError, PinnedPool};
 use gpu_kernels::preprocess::cuda::Stager;
 
 use super::device::GpuDevice;
-use super::{DecodeSettings, GpuEngine};
+use super::{BatchDevice, BatchFactory, Built, DecodeSettings, GpuEngine};
 use crate::bundle::{Bundle, ModelFile};
 use crate::engine::{EngineCache, EngineError, Provider, Runtime};
-use crate::lanes::{BatchDevice, BatchFactory, Built};
 
-/// Memory for decoded images, of the GPU and of the host: what a 4K frame of a full batch takes in planes, and some.
+/// Memory for decoded images, on the GPU and in pinned memory: 4K frames of a full batch in planes, with some reserve.
 pub(super) const IMAGE_BYTES: usize = 1 << 30;
-/// CUresult.
+/// CUDA_ERROR_OUT_OF_MEMORY of CUresult.
 const OUT_OF_MEMORY: i32 = 2;
 
 /// How a model runs on GPUs.
 #[derive(Clone, Debug)]
 pub struct GpuSettings {
-    /// Where the driver's library may be.
+    /// Folders in which the driver's library is searched for.
     pub folders: Vec<PathBuf>,
-    /// The GPUs' numbers, one lane each.
+    /// GPU numbers, one lane per GPU.
     pub gpus: Vec<u32>,
-    /// What computes.
+    /// The execution provider.
     pub provider: Provider,
-    /// Most images of a batch.
+    /// Largest batch.
     pub max_batch: usize,
-    /// Longest that an image waits for others while the GPU is busy.
+    /// Longest time that an image waits for others while the GPU is busy.
     pub max_delay: Duration,
-    /// Whether batches of a size that repeats are recorded and replayed.
+    /// Whether runs of a repeated batch size are captured as CUDA graphs.
     pub cuda_graphs: bool,
-    /// Where TensorRT's engines are kept.
+    /// Where TensorRT's engines are stored.
     pub engine_cache: EngineCache,
     /// How images are decoded.
     pub decode: DecodeSettings,
 }
 
-/// Builds the devices of a model's lanes, the lane's number being the place of its GPU in the settings. With TensorRT a lane
-/// whose engine has to be built first serves with CUDA until it is.
+/// The factory of a model's devices; the lane's number is the index of its GPU in the settings. With TensorRT, a lane whose
+/// engine is not cached serves with CUDA until the engine is built.
 pub fn gpu_factory(
     runtime: &Runtime,
     bundle: &Arc<Bundle>,
@@ -53,13 +52,13 @@ pub fn gpu_factory(
         let gpu = settings.gpus.get(lane).copied().unwrap_or(0);
         let build_with = |provider| build(&runtime, &bundle, &model, &settings, (gpu, provider));
         if settings.provider != Provider::Tensorrt {
-            return Ok(Built { device: build_with(settings.provider)?, better: None });
+            return Ok(Built { device: build_with(settings.provider)?, upgrade: None });
         }
         if settings.engine_cache.is_built(&model, gpu) {
             match build_with(Provider::Tensorrt) {
-                Ok(device) => return Ok(Built { device, better: None }),
+                Ok(device) => return Ok(Built { device, upgrade: None }),
                 Err(error) => {
-                    tracing::error!(gpu, %error, "TensorRT's engine on disk can't be used; it is built anew");
+                    tracing::error!(gpu, %error, "cannot use the cached TensorRT engine; rebuilding it");
                     settings.engine_cache.forget(&model, gpu);
                 }
             }
@@ -67,22 +66,22 @@ pub fn gpu_factory(
         let device = build_with(Provider::Cuda)?;
         let (runtime, bundle) = (runtime.clone(), Arc::clone(&bundle));
         let (model, settings) = (model.clone(), Arc::clone(&settings));
-        let better = move || {
+        let upgrade = move || {
             let began = Instant::now();
-            tracing::info!(gpu, "TensorRT builds its engine; CUDA serves meanwhile");
+            tracing::info!(gpu, "building the TensorRT engine; serving with CUDA meanwhile");
             let device = build(&runtime, &bundle, &model, &settings, (gpu, Provider::Tensorrt))?;
             settings.engine_cache.set_built(&model, gpu);
-            tracing::info!(gpu, seconds = began.elapsed().as_secs(), "TensorRT has built its engine");
+            tracing::info!(gpu, seconds = began.elapsed().as_secs(), "TensorRT engine built");
             Ok(device)
         };
-        Ok(Built { device, better: Some(Box::new(better)) })
+        Ok(Built { device, upgrade: Some(Box::new(upgrade)) })
     })
 }
 
-/// Builds a device on one GPU, warms it and runs the bundle's golden cases on it.
+/// Builds a device on one GPU, warms it up and runs the bundle's golden cases on it.
 ///
 /// # Errors
-/// [`EngineError`]; what the GPU is at fault for is [`EngineError::Gpu`], whatever the engine said of it.
+/// [`EngineError`]; faults of the GPU are reported as [`EngineError::Gpu`], whatever the engine's error.
 pub fn build(
     runtime: &Runtime,
     bundle: &Bundle,
@@ -99,11 +98,11 @@ pub fn build(
         Ok(built)
     };
     let built = match build(graphs) {
-        // Not every network can be recorded. What else is wrong shows again without.
+        // Not every network can be captured. Any other cause occurs again without graphs.
         Err(error @ (EngineError::Run(_) | EngineError::Model { .. } | EngineError::Golden { .. }))
             if graphs =>
         {
-            tracing::warn!(gpu, %error, "the engine can't replay CUDA graphs of this model; it runs without");
+            tracing::warn!(gpu, %error, "cannot capture CUDA graphs of this model; running without");
             build(false)
         }
         built => built,
@@ -111,7 +110,7 @@ pub fn build(
     built.map_err(|error| diagnose(&device, error))
 }
 
-/// Tells the GPU's faults from the model's. A GPU that is lost is marked so, for all who use it.
+/// Distinguishes faults of the GPU from those of the model. A lost GPU is marked as such for all its users.
 fn diagnose(device: &Device, error: EngineError) -> EngineError {
     if let Err(gpu) = device.synchronize() {
         if gpu.is_lost() {
@@ -121,7 +120,7 @@ fn diagnose(device: &Device, error: EngineError) -> EngineError {
     }
     let said = error.to_string();
     if said.contains("out of memory") && !matches!(error, EngineError::Gpu(_)) {
-        tracing::error!(%error, "the engine finds no memory on the GPU");
+        tracing::error!(%error, "the engine is out of memory on the GPU");
         return GpuError::Refused { call: "the engine's allocation", code: OUT_OF_MEMORY }.into();
     }
     error

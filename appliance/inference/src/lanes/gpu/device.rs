@@ -1,4 +1,4 @@
-//! The GPU as its lane sees it: decoded images go up, batches go through kernel and engine, scores come back.
+//! The device of a lane on a GPU: decoded images are uploaded, batches pass through kernel and engine, scores are read back.
 
 use std::collections::{HashMap, VecDeque};
 use std::thread::JoinHandle;
@@ -9,39 +9,39 @@ use gpu_kernels::cuda::{Event, GpuError};
 use gpu_kernels::decode::Until;
 use gpu_kernels::preprocess::cuda::{Batches, DeviceImage, StagedImage, Stager};
 
-use super::GpuEngine;
 use super::decode::{DecodeSettings, Decoders, EventSender, Message};
 use super::engine::run;
+use super::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, GpuEngine, Ticket};
 use crate::engine::{BoundSession, EngineError};
-use crate::lanes::{BatchDevice, Batching, Computed, Decoded, DeviceError, DeviceEvent, Ticket};
 
-/// Batches that an image may be ahead of the GPU: two under way, one that is gathered.
+/// Batches whose images may be in flight: two on the GPU, one being collected.
 const BATCHES_IN_HAND: usize = 3;
 
 /// One GPU.
 pub(super) struct GpuDevice {
-    // In the order in which they are dropped: threads first, then what they use.
+    // In drop order: threads first, then what they use.
     decoders: Decoders,
-    waiter: Waiter,
+    completion: CompletionThread,
     sessions: Vec<BoundSession>,
     batches: Batches,
     batching: Batching,
-    /// Whether the engine computes on the host, which has to wait for the stream.
+    /// Whether the engine computes on the host, which must wait for the stream.
     on_host: bool,
-    teller: EventSender,
+    events: EventSender,
     messages: Receiver<Message>,
     wakes: Receiver<()>,
     images: HashMap<Ticket, DeviceImage>,
-    /// Decoded, without room on the GPU.
+    /// Decoded images for which there is no memory on the GPU.
     parked: VecDeque<(Ticket, Decoded, StagedImage)>,
     free_slots: Vec<usize>,
-    /// Slots with batches under way, and their images.
-    under_way: VecDeque<(usize, usize)>,
+    /// Slots of the running batches, with their numbers of images.
+    running: VecDeque<(usize, usize)>,
 }
 
-/// Sleeps until batches have been read back, and says so.
-struct Waiter {
-    events: Option<Sender<(usize, Event)>>,
+/// Waits until batches have been read back, and reports it.
+struct CompletionThread {
+    /// Slots with the events that complete when they have been read back.
+    pending: Option<Sender<(usize, Event)>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -51,29 +51,29 @@ impl GpuDevice {
         stager: &Stager,
         settings: &DecodeSettings,
     ) -> Result<Self, EngineError> {
-        let (teller, messages, wakes) = EventSender::new();
+        let (events, messages, wakes) = EventSender::new();
         let decoders =
-            Decoders::start(engine.batches.device(), settings, stager, engine.batches.pool(), &teller)?;
-        let waiter = Waiter::start(teller.clone())?;
+            Decoders::start(engine.batches.device(), settings, stager, engine.batches.pool(), &events)?;
+        let completion = CompletionThread::start(events.clone())?;
         let GpuEngine { sessions, batches, batching, slots, on_host } = engine;
         Ok(Self {
             decoders,
-            waiter,
+            completion,
             sessions,
             batches,
             batching,
             on_host,
-            teller,
+            events,
             messages,
             wakes,
             images: HashMap::new(),
             parked: VecDeque::new(),
             free_slots: (0..slots).rev().collect(),
-            under_way: VecDeque::new(),
+            running: VecDeque::new(),
         })
     }
 
-    /// Puts an image on its way up; back when there is no room for it yet.
+    /// Starts the upload of an image; returns it when there is no memory on the GPU.
     fn upload(&mut self, ticket: Ticket, staged: StagedImage) -> Result<Option<StagedImage>, DeviceError> {
         Ok(match self.batches.upload(staged)? {
             Ok(image) => {
@@ -84,9 +84,9 @@ impl GpuDevice {
         })
     }
 
-    /// The scores of the batch that has been read back.
+    /// The scores of the batch in this slot, which has been read back.
     fn collect(&mut self, slot: usize) -> Result<Vec<Result<Computed, EngineError>>, DeviceError> {
-        let images = match self.under_way.pop_front() {
+        let images = match self.running.pop_front() {
             Some((first, images)) if first == slot => images,
             _ => return Err(DeviceError::Ended),
         };
@@ -103,7 +103,7 @@ impl GpuDevice {
     fn handle(&mut self, message: Message) -> Result<Option<DeviceEvent>, DeviceError> {
         Ok(Some(match message {
             Message::Staged(ticket, decoded, staged) if !self.parked.is_empty() => {
-                // Behind those that came before.
+                // Behind those that were decoded before.
                 self.parked.push_back((ticket, decoded, staged));
                 return Ok(None);
             }
@@ -126,7 +126,7 @@ impl GpuDevice {
 
     fn next_event(&mut self) -> Result<Option<DeviceEvent>, DeviceError> {
         if let Some((ticket, decoded, staged)) = self.parked.pop_front() {
-            // In the order in which they were decoded.
+            // In the order of decoding.
             match self.upload(ticket, staged)? {
                 None => return Ok(Some(DeviceEvent::Decoded(ticket, Ok(decoded)))),
                 Some(staged) => self.parked.push_front((ticket, decoded, staged)),
@@ -144,20 +144,20 @@ impl GpuDevice {
         let slot = self.free_slots.pop().ok_or(DeviceError::Ended)?;
         let images: Vec<_> = tickets.iter().filter_map(|ticket| self.images.remove(ticket)).collect();
         let count = images.len();
-        self.under_way.push_back((slot, count));
+        self.running.push_back((slot, count));
         self.batches.preprocess(slot, images)?;
         if self.on_host {
             self.batches.stream().synchronize()?;
         }
         run(&mut self.sessions, slot, self.batching.engine_size(count))?;
         self.batches.read_back(slot, count)?;
-        self.waiter.wait_for(slot, self.batches.finished(slot))
+        self.completion.wait_for(slot, self.batches.finished(slot))
     }
 
-    /// What is behind an error; a GPU that is lost is marked so, for all who use it.
+    /// Determines the cause of an error; a lost GPU is marked as such for all its users.
     fn diagnose(&self, error: DeviceError) -> DeviceError {
         let error = match error {
-            // ONNX Runtime says in words what the driver says in codes.
+            // ONNX Runtime only reports a text where the driver has a code.
             DeviceError::Engine(engine) => match self.batches.device().synchronize() {
                 Err(gpu) => gpu.into(),
                 Ok(()) => DeviceError::Engine(engine),
@@ -178,7 +178,7 @@ impl BatchDevice for GpuDevice {
         &self.batching
     }
 
-    fn window(&self) -> usize {
+    fn max_in_flight(&self) -> usize {
         BATCHES_IN_HAND * self.batching.max_batch() + self.decoders.at_once()
     }
 
@@ -187,12 +187,12 @@ impl BatchDevice for GpuDevice {
     }
 
     fn decode(&mut self, ticket: Ticket, image: Bytes, until: Until) {
-        self.decoders.decode(ticket, image, until, &self.teller);
+        self.decoders.decode(ticket, image, until, &self.events);
     }
 
     fn poll(&mut self) -> Option<DeviceEvent> {
         if self.batches.device().is_lost() {
-            // Another lane has met it. Only when all have let go of the GPU can it be had again.
+            // Another lane found it. The GPU can be reopened only after all its users have released it.
             return Some(DeviceEvent::Failed(DeviceError::LostElsewhere));
         }
         self.decoders.replace_stuck();
@@ -202,8 +202,8 @@ impl BatchDevice for GpuDevice {
     fn discard(&mut self, ticket: Ticket) {
         self.images.remove(&ticket);
         if !self.parked.is_empty() {
-            // There is room for one of those now, which nothing else would say.
-            self.teller.wake();
+            // A parked image may have room now, which no other event would report.
+            self.events.wake();
         }
     }
 
@@ -212,31 +212,31 @@ impl BatchDevice for GpuDevice {
     }
 }
 
-impl Waiter {
-    fn start(teller: EventSender) -> Result<Self, EngineError> {
-        let (events, waiting) = unbounded::<(usize, Event)>();
+impl CompletionThread {
+    fn start(events: EventSender) -> Result<Self, EngineError> {
+        let (send, pending) = unbounded::<(usize, Event)>();
         let wait = move || {
-            for (slot, event) in waiting {
+            for (slot, event) in pending {
                 match event.synchronize() {
-                    Ok(()) => teller.tell(Message::Finished(slot)),
-                    Err(error) => teller.tell(Message::Failed(error.into())),
+                    Ok(()) => events.send(Message::Finished(slot)),
+                    Err(error) => events.send(Message::Failed(error.into())),
                 }
             }
         };
         let thread = std::thread::Builder::new().name("weir-gpu-wait".into());
         let thread = thread.spawn(wait).map_err(EngineError::Thread)?;
-        Ok(Self { events: Some(events), thread: Some(thread) })
+        Ok(Self { pending: Some(send), thread: Some(thread) })
     }
 
     fn wait_for(&self, slot: usize, event: Event) -> Result<(), DeviceError> {
-        let sent = self.events.as_ref().is_some_and(|events| events.send((slot, event)).is_ok());
+        let sent = self.pending.as_ref().is_some_and(|pending| pending.send((slot, event)).is_ok());
         if sent { Ok(()) } else { Err(DeviceError::Ended) }
     }
 }
 
-impl Drop for Waiter {
+impl Drop for CompletionThread {
     fn drop(&mut self) {
-        self.events.take();
+        self.pending.take();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

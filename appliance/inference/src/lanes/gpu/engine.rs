@@ -1,4 +1,4 @@
-//! An engine bound to a GPU's memory: context, session, memory for batches, warm-up.
+//! An engine bound to memory of a GPU: context, sessions, memory for batches, warm-up.
 #![allow(unsafe_code, reason = "the session is bound to memory of the GPU; the block says why it is sound")]
 
 use std::time::{Duration, Instant};
@@ -7,35 +7,34 @@ use gpu_kernels::cuda::Device;
 use gpu_kernels::preprocess::Element;
 use gpu_kernels::preprocess::cuda::{BatchSettings, Batches};
 
-use super::GpuSettings;
 use super::build::IMAGE_BYTES;
+use super::{Batching, GpuSettings};
 use crate::bundle::{Bundle, InputType, ModelFile};
 use crate::engine::{
     BoundSession, EngineError, Profile, Provider, ProviderSettings, Runtime, SlotMemory, StreamHandle,
 };
-use crate::lanes::Batching;
 
-/// Batches under way at once: one computed, one prepared.
+/// Batches in flight: one computed, one prepared.
 const SLOTS: usize = 2;
-/// Images get no more than this part of the memory that is free before the engine takes its own.
+/// The fraction of the free memory for images, before the engine takes its own.
 const SHARE_OF_FREE: u64 = 4;
 
-/// A model on one GPU, ready to compute batches. One thread owns it.
+/// A model on one GPU, ready to compute batches. Owned by one thread.
 #[derive(Debug)]
 pub struct GpuEngine {
-    // In the order in which they are dropped: the session is bound to the batches' memory.
-    /// Each for some of the sizes.
+    // In drop order: the sessions are bound to the batches' memory.
+    /// Each for some of the batch sizes.
     pub(super) sessions: Vec<BoundSession>,
     pub(super) batches: Batches,
     pub(super) batching: Batching,
     pub(super) slots: usize,
-    /// Whether the engine computes on the host, which has to wait for the stream.
+    /// Whether the engine computes on the host, which must wait for the stream.
     pub(super) on_host: bool,
 }
 
 impl GpuEngine {
-    /// Loads the model with a provider on the GPU of this number, with or without CUDA graphs, and runs every size of batch a
-    /// few times. TensorRT builds its engine first, unless the cache has it.
+    /// Loads the model with a provider on this GPU, with or without CUDA graphs, and warms up every batch size. TensorRT
+    /// builds its engine first, unless it is cached.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -48,7 +47,7 @@ impl GpuEngine {
     ) -> Result<Self, EngineError> {
         let spec = bundle.preprocess();
         let device = Device::open(&settings.folders, gpu)?;
-        // Before the session, so that it goes after it whatever fails.
+        // Before the session, so that it is dropped after it, also on errors.
         let stream = device.stream()?;
         let mut max_batch = settings.max_batch;
         let provider_settings = ProviderSettings {
@@ -68,8 +67,8 @@ impl GpuEngine {
         if !session.takes_several() {
             max_batch = 1;
         }
-        // ONNX Runtime's CUDA provider plans each convolution anew whenever the shape changes, which takes longer than many
-        // batches: so each size has a session that never sees another.
+        // ONNX Runtime's CUDA provider plans each convolution again whenever the shape changes, which takes longer than many
+        // batches: so each size has a session of its own.
         let (batching, one_each) = match provider {
             Provider::Cuda | Provider::Host => {
                 (Batching::coarsely_up_to(max_batch, settings.max_delay), true)
@@ -112,7 +111,7 @@ impl GpuEngine {
             Ok(device.synchronize()?)
         };
         if let Err(error) = bind_all() {
-            // They still have work on that memory, or graphs of it.
+            // The sessions still use that memory, or have captured graphs of it.
             drop(sessions);
             return Err(error);
         }
@@ -120,13 +119,13 @@ impl GpuEngine {
         Ok(Self { sessions, batches, batching, slots: SLOTS, on_host })
     }
 
-    /// Sizes of batches that it computes, the smallest first.
+    /// Batch sizes of the engine, in ascending order.
     pub fn sizes(&self) -> &[usize] {
         self.batching.sizes()
     }
 
-    /// Computes so many batches of exactly `images`, one of [`GpuEngine::sizes`], of what is in the memory, one behind the
-    /// other, and waits for them: the time for all.
+    /// Computes `batches` batches of exactly `images` images, one of [`GpuEngine::sizes`], with the current content of the
+    /// memory, and waits for them. Returns the total time.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -145,7 +144,7 @@ impl GpuEngine {
     }
 }
 
-/// Puts a run for so many images of a slot on the stream.
+/// Submits a run for this many images of a slot to the stream.
 pub(super) fn run(sessions: &mut [BoundSession], slot: usize, images: usize) -> Result<(), EngineError> {
     let session = sessions.iter_mut().find(|session| session.has(images));
     let unbound = || EngineError::Run(ort::Error::new(format!("no batch of {images} images is bound")));

@@ -1,5 +1,5 @@
-//! A bundle's golden cases on a device that no lane has yet: in batches of each size, with two under way, so that every slot and
-//! every shape have shown what they compute.
+//! Runs a bundle's golden cases on a device that does not serve yet: in batches of each size, with two in flight, so that
+//! every slot and every shape is verified.
 
 use std::time::{Duration, Instant};
 
@@ -7,17 +7,18 @@ use bytes::Bytes;
 use gpu_kernels::DecodeError;
 use gpu_kernels::decode::Until;
 
+use super::{BatchDevice, Computed, DeviceEvent, Ticket};
 use crate::bundle::{Bundle, GoldenCase, GoldenFault};
 use crate::engine::EngineError;
-use crate::lanes::{BatchDevice, ClassifyError, Computed, DeviceEvent, Ticket};
+use crate::lanes::ClassifyError;
 
 /// Longer than any device takes for two batches.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs the cases.
+/// Runs the golden cases.
 ///
 /// # Errors
-/// [`EngineError::Golden`] for the first that comes out wrong, or not at all.
+/// [`EngineError::Golden`] for the first case that fails.
 pub(super) fn check(bundle: &Bundle, device: &mut dyn BatchDevice) -> Result<(), EngineError> {
     let cases = bundle.golden_cases().map_err(|error| wrong("", error.to_string()))?;
     let sizes = device.batching().sizes().to_vec();
@@ -36,7 +37,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Decodes so many images as these batches have, begins all, and judges what comes back.
+    /// Decodes the images for batches of these sizes, starts all batches, and checks the results.
     fn batches(&mut self, cases: &[GoldenCase], sizes: &[usize]) -> Result<(), EngineError> {
         let end = Instant::now() + TIMEOUT;
         let mut batches: Vec<(Vec<Ticket>, Vec<&GoldenCase>)> = Vec::new();
@@ -77,16 +78,16 @@ impl Run<'_> {
             {
                 Err(wrong(file, error.to_string()))
             }
-            // It shows nothing about the picture.
+            // Not caused by the picture.
             DeviceEvent::Decoded(_, Err(error)) => Err(wrong("", error.to_string())),
-            _ => Err(wrong(file, "something else came before it was decoded".into())),
+            _ => Err(wrong(file, "the device reported another event before it was decoded".into())),
         }
     }
 
     fn computed(&mut self, end: Instant) -> Result<Vec<Result<Computed, EngineError>>, EngineError> {
         match self.event(end)? {
             DeviceEvent::Computed(outcomes) => Ok(outcomes),
-            _ => Err(wrong("", "something else came before a batch was computed".into())),
+            _ => Err(wrong("", "the device reported another event before a batch was computed".into())),
         }
     }
 
@@ -98,7 +99,7 @@ impl Run<'_> {
                 None => {}
             }
             if self.device.wakes().recv_deadline(end).is_err() {
-                return Err(wrong("", "the device does not answer".into()));
+                return Err(wrong("", "the device does not respond".into()));
             }
         }
     }

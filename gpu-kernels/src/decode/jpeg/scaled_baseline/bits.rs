@@ -1,24 +1,24 @@
-//! The entropy-coded data without its stuffing, and a reader of its bits.
+//! The entropy-coded data without byte stuffing, and a bit reader.
 
 use memchr::memchr;
 
-/// Longest scan that is taken, since it is copied. Longer ones libjpeg-turbo reads in place.
+/// Longest scan that is decoded here, since it is copied. libjpeg-turbo reads longer ones in place.
 pub(in crate::decode::jpeg) const MAX_SCAN: usize = 16 << 20;
-/// Bytes that a segment takes beside its data.
+/// Memory per segment besides its data.
 pub(in crate::decode::jpeg) const SEGMENT_BYTES: usize = PAD + 2 * size_of::<(usize, usize)>();
 
-/// Zeros behind each segment, so that a load of eight bytes near its end stays inside.
+/// Zeros after each segment, so that a load of eight bytes near its end stays inside.
 const PAD: usize = 16;
 
-/// The scan's data with every stuffed zero taken out, cut at the restart markers.
+/// The scan's data without stuffed zeros, split at the restart markers.
 #[derive(Debug, Default)]
 pub(super) struct EntropyData {
     clean: Vec<u8>,
-    /// Start and end of each segment in `clean`, padding left out.
+    /// Start and end of each segment in `clean`, without padding.
     cuts: Vec<(usize, usize)>,
 }
 
-/// Most bytes of data, and most cuts, that are kept from image to image.
+/// Limits on the data and the segments that are kept between images.
 const KEEP: usize = 4 << 20;
 const KEEP_CUTS: usize = 1 << 15;
 
@@ -27,7 +27,7 @@ impl EntropyData {
         self.clean.capacity() + self.cuts.capacity() * size_of::<(usize, usize)>()
     }
 
-    /// Gives back what is beyond [`KEEP`] and [`KEEP_CUTS`].
+    /// Releases memory beyond [`KEEP`] and [`KEEP_CUTS`].
     pub(super) fn trim(&mut self) {
         if self.clean.capacity() > KEEP {
             self.clean = Vec::new();
@@ -37,9 +37,9 @@ impl EntropyData {
         }
     }
 
-    /// Takes the scan, which has so many segments, up to its EOI. `None` for another number of segments, for fill bytes, for
-    /// restart markers out of order, and where anything else follows the data or nothing does: libjpeg-turbo may refuse such an
-    /// image, so it judges it.
+    /// Reads the scan, which must have this many segments, up to its EOI. `None` for another number of segments, fill bytes,
+    /// restart markers out of order, and if the data is not followed by an EOI: libjpeg-turbo may reject such an image, so it
+    /// is left to it.
     pub(super) fn collect(&mut self, scan: &[u8], segments: usize) -> Option<()> {
         self.trim();
         (scan.len() <= MAX_SCAN).then_some(())?;
@@ -87,28 +87,28 @@ impl EntropyData {
     }
 }
 
-/// T.81's signed form of a value of `size` bits, 1 to 15 (F.2.2.1, EXTEND).
+/// T.81's sign extension of a value of `size` bits, 1 to 15 (F.2.2.1, EXTEND).
 #[inline(always)]
 pub(super) fn extend(value: i32, size: usize) -> i32 {
     if value < 1 << (size - 1) { value - (1 << size) + 1 } else { value }
 }
 
-/// Reads a segment from its most significant bit on.
+/// Reads a segment, most significant bit first.
 #[derive(Debug)]
 pub(super) struct Bits<'a> {
     bytes: &'a [u8],
     /// Bits consumed.
     at: usize,
-    /// Bits that there are.
+    /// Total number of bits.
     end: usize,
     /// The next bits, at the top.
     window: u64,
-    /// How many of them are valid.
+    /// Number of valid bits in it.
     left: usize,
 }
 
 impl Bits<'_> {
-    /// Makes at least 32 bits available: a symbol of at most 16 and its value of at most 15. `None` far behind the end.
+    /// Makes at least 32 bits available: a symbol of at most 16 and its value of at most 15. `None` far beyond the end.
     #[inline(always)]
     pub(super) fn refill(&mut self) -> Option<()> {
         if self.left < 32 {
@@ -143,12 +143,12 @@ impl Bits<'_> {
         extend(value, size)
     }
 
-    /// Whether no bit was read that is not there.
+    /// Whether no bit beyond the end was read.
     pub(super) fn is_within(&self) -> bool {
         self.at <= self.end
     }
 
-    /// Whether all was read but the ones that fill the last byte.
+    /// Whether everything but the padding of the last byte was read.
     pub(super) fn is_used_up(&self) -> bool {
         self.is_within() && self.end - self.at < 8
     }

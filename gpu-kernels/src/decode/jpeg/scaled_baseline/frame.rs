@@ -1,8 +1,7 @@
-//! The headers that the reduced decoder needs: frame, quantization, Huffman codes, restart interval, scan.
+//! The headers for the scaled decoder: frame, quantization, Huffman codes, restart interval, scan.
 
 use super::super::markers::{Markers, Segment, code};
-use super::standard;
-use super::tables::Code;
+use super::tables::{Code, standard_codes};
 
 /// A plain baseline frame.
 #[derive(Debug)]
@@ -34,11 +33,11 @@ pub(super) struct Component {
 }
 
 impl<'a> Frame<'a> {
-    /// Reads a frame of the plain kind; `None` for every other.
+    /// Reads the headers of a plain frame; `None` for every other.
     pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
         let mut markers = Markers::new(bytes);
         let mut quants = [None; 4];
-        let (mut dc, mut ac) = standard::codes();
+        let (mut dc, mut ac) = standard_codes();
         let (mut interval, mut start, mut colours) = (0, None, None);
         loop {
             let Segment { code, body } = markers.next_segment()?;
@@ -53,7 +52,7 @@ impl<'a> Frame<'a> {
                 code::SOS => {
                     let (start, scan) = (start?, bytes.get(markers.position()..)?);
                     let frame = Self::assemble(start, body, &quants, (dc, ac), scan)?;
-                    // Without either marker libjpeg goes by the components' numbers; 1, 2, 3 are YCbCr.
+                    // Without either marker libjpeg uses the components' numbers; 1, 2, 3 are YCbCr.
                     let ycc = colours.unwrap_or_else(|| [start[6], start[9], start[12]] == [1, 2, 3]);
                     return ycc.then_some(Self { restart_interval: interval, ..frame });
                 }
@@ -63,7 +62,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Segments between restart markers that the scan must have.
+    /// Number of segments between restart markers in the scan.
     pub(super) fn segments(&self) -> usize {
         let mcus = self.mcus_per_row * self.mcu_rows;
         if self.restart_interval == 0 { 1 } else { mcus.div_ceil(self.restart_interval) }
@@ -136,7 +135,7 @@ pub(super) fn read_codes(
         let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
         let symbols = rest.get(16..16 + total)?.to_vec();
         let class = match head >> 4 {
-            // Sizes of more bits libjpeg-turbo refuses even where no code stands for them.
+            // libjpeg-turbo rejects sizes of more bits even if no code is assigned to them.
             0 if symbols.iter().all(|&size| size <= 15) => &mut *dc,
             1 => &mut *ac,
             _ => return None,

@@ -1,24 +1,24 @@
-//! Inverse DCTs of a block's lowest frequencies: blocks of 1, 2 or 4 pixels a side from 8 x 8 coefficients.
+//! Inverse DCTs of a block's lowest frequencies: blocks of 1, 2 or 4 pixels per side from 8 x 8 coefficients.
 //!
-//! What is wanted of a reduced image is the mean of the pixels that each of its pixels stands for. libjpeg's reduced transforms give it
-//! exactly. The mean of 8/N neighbours of frequency k is a frequency of the N-point transform again, k itself or the one that k looks
-//! like when it is sampled less often, with a weight: for pairs cos(k pi/16), for fours cos(k pi/16) cos(k pi/8). So each
-//! coefficient that is read is added to the one that it contributes to, with its weight ([`Steps`]). A coefficient that stays unread
-//! is what is missing; the higher ones are rarer, smaller, and have less weight.
+//! Each pixel of a reduced image should be the mean of the pixels that it stands for. libjpeg's reduced transforms compute it
+//! exactly. The mean of 8/N neighbours of frequency k is again a frequency of the N-point transform, k itself or its alias at
+//! the lower sampling rate, with a weight: for pairs cos(k pi/16), for fours cos(k pi/16) cos(k pi/8). So each coefficient
+//! that is read is added, weighted, to the one that it contributes to ([`Steps`]). The error is the contribution of the unread
+//! coefficients; the higher ones are rarer, smaller, and have less weight.
 
-/// Bound on a dequantized coefficient, above what any 8-bit image has, so that no sum below overflows.
+/// Bound on a dequantized coefficient, beyond that of any 8-bit image, so that no sum below overflows.
 const BOUND: i32 = 1 << 14;
 
 /// The 4 x 4 coefficients, row by row.
 pub(super) const PLACES: usize = 16;
 
-/// Binary digits behind the point of a weighted quantization step.
+/// Fractional bits of a weighted quantization step.
 const STEP_POINT: i32 = 7;
 
-/// The last coefficient that is read for blocks of two pixels a side. Up to 6 would take 5 % more time for a 1080p frame, and bring
-/// its pixels little nearer to the means (docs/performance.md).
+/// The last coefficient that is read for blocks of two pixels per side. Reading up to 6 would take 5 % more time for a 1080p
+/// frame, and bring its pixels little closer to the means (docs/performance.md).
 const LAST_OF_TWO: usize = 4;
-/// Coefficients that are read at most.
+/// Maximum number of coefficients that are read.
 const MAX_COEFFICIENTS: usize = 25;
 
 /// By zigzag index: row and column of a coefficient.
@@ -28,26 +28,26 @@ const ZIGZAG: [(u8, u8); MAX_COEFFICIENTS] = [
     (1, 4), (2, 3), (3, 2), (4, 1), (5, 0), (6, 0), (5, 1), (4, 2), (3, 3),
 ];
 
-/// What becomes of each coefficient that is read.
+/// How each coefficient that is read contributes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Steps {
-    /// The zigzag index of the last that is read.
+    /// Zigzag index of the last coefficient that is read.
     pub(super) last: usize,
-    /// By zigzag index. As many as a mask of the index leaves, so that no index is compared with the length.
+    /// By zigzag index. The length is that of the index mask, which avoids bounds checks.
     steps: [Step; 32],
 }
 
-/// What becomes of one coefficient. One that contributes to none has weight 0 and adds nothing to place 0.
+/// How one coefficient contributes. One without a contribution has weight 0 and adds nothing to place 0.
 #[derive(Clone, Copy, Debug, Default)]
 struct Step {
-    /// Which of the reduced transform it is added to.
+    /// Index of the coefficient of the reduced transform that it is added to.
     place: u32,
-    /// Its quantization step times its weight there; at most 15 bits.
+    /// Its quantization step times its weight; at most 15 bits.
     weighted: i32,
 }
 
 impl Steps {
-    /// For blocks of 1, 2 or 4 pixels a side.
+    /// For blocks of 1, 2 or 4 pixels per side.
     pub(super) fn of(quant: &[i32; 64], side: usize) -> Option<Self> {
         let last = match side {
             1 => 0,
@@ -65,7 +65,7 @@ impl Steps {
         Some(Self { last, steps })
     }
 
-    /// Adds a value of at most 16 bits, the coefficient of zigzag index `k`, to what it contributes to.
+    /// Adds a value of at most 16 bits, the coefficient of zigzag index `k`, where it contributes.
     #[inline(always)]
     pub(super) fn add(&self, coefficients: &mut [i32; PLACES], k: usize, value: i32) {
         let Step { place, weighted } = self.steps[k % 32];
@@ -75,7 +75,7 @@ impl Steps {
     }
 }
 
-/// Which frequency of the reduced transform one of the 8-point transform contributes to, and with which weight.
+/// The frequency of the reduced transform to which one of the 8-point transform contributes, and its weight.
 fn share(frequency: u8, side: usize) -> Option<(u8, f32)> {
     match (side, frequency) {
         (_, 0) => Some((0, 1.0)),
@@ -124,7 +124,7 @@ pub(super) fn four(coefficients: &[i32; PLACES], target: &mut [u8], stride: usiz
     }
 }
 
-/// Binary digits behind the point of what a pass gives.
+/// Fractional bits of a pass's output.
 const POINT: i32 = 12;
 
 /// The 4-point inverse DCT, twice the orthonormal one.

@@ -1,20 +1,19 @@
-//! Baseline JPEG straight to a quarter or an eighth of its size.
+//! Decodes baseline JPEGs directly to a quarter or an eighth of their size.
 //!
-//! At these scales nearly all of libjpeg-turbo's time goes into Huffman symbols whose coefficients are then not used. Here
-//! they are skipped several at a time through a table ([`tables`]), which about halves the time of a 4K frame
-//! (docs/performance.md). What is computed is nearly the same: the part that each block's lowest frequencies have in the means
-//! of neighbouring pixels ([`idct`]; libjpeg adds the higher ones' part), chroma enlarged by taking more of its own
-//! frequencies, JFIF's colour conversion. docs/performance.md says how far the two are apart.
+//! At these scales nearly all of libjpeg-turbo's time is spent on Huffman symbols whose coefficients are not used. Here they
+//! are skipped several at a time through a table ([`tables`]), which about halves the time of a 4K frame
+//! (docs/performance.md). The result is nearly the same: the contribution of each block's lowest frequencies to the means of
+//! neighbouring pixels ([`idct`]; libjpeg adds that of the higher ones), chroma enlarged by using more of its own frequencies,
+//! JFIF's colour conversion. docs/performance.md has the differences.
 //!
-//! Only the plain case is served: 8-bit baseline, one scan, YCbCr at 4:2:0 or 4:4:4. Whatever else there is, and anything
-//! at all that is odd about the data, gives `None`, and libjpeg-turbo decides what the image is worth.
+//! Only plain JPEGs are supported: 8-bit baseline, one scan, YCbCr at 4:2:0 or 4:4:4. Everything else, and any irregularity in
+//! the data, gives `None`, and libjpeg-turbo decodes or rejects the image.
 //!
 //! Source: ITU-T T.81, annexes A (scan order), F.2.2 (Huffman decoding) and K.
 
 mod bits;
 mod frame;
 mod idct;
-mod standard;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -29,19 +28,19 @@ use frame::{Component, Frame};
 use idct::Steps;
 use tables::{Huffman, TableCache};
 
-/// Decodes reduced images; keeps its buffers and tables from image to image.
+/// Decodes reduced images in buffers and tables that it reuses.
 #[derive(Debug, Default)]
 pub(super) struct ShrinkDecoder {
     tables: TableCache,
     data: EntropyData,
-    /// One row of MCUs, a plane a component.
+    /// One row of MCUs, one plane per component.
     strips: [Vec<u8>; 3],
 }
 
-/// How much of a plane one block of a component gives at the chosen scale, and which frequencies that takes.
+/// The size of a component's block at the chosen scale, and the frequencies that it needs.
 #[derive(Clone, Copy, Debug)]
 struct BlockPlan {
-    /// Pixels a side: 1, 2 or 4.
+    /// Pixels per side: 1, 2 or 4.
     side: usize,
     steps: Steps,
 }
@@ -62,7 +61,7 @@ impl ShrinkDecoder {
     }
 
     /// Decodes at `eighths`/8 of the size (1 or 2) into `rgb`, whose rows hold `width` pixels; `None` if the image is not
-    /// of the plain kind, if anything about it is odd, or if time is over.
+    /// plain, if it has any irregularity, or if the time limit is reached.
     pub(super) fn decode(
         &mut self,
         bytes: &[u8],
@@ -118,7 +117,7 @@ impl ShrinkDecoder {
     }
 }
 
-/// Reads one block and writes its pixels; the coefficients behind the last one used are only skipped.
+/// Decodes one block and writes its pixels; coefficients after the last one used are skipped.
 #[inline(always)]
 fn decode_block(
     bits: &mut Bits<'_>,
@@ -140,7 +139,7 @@ fn decode_block(
         bits.refill()?;
         let (run, value) = ac.coefficient(bits)?;
         if k + run > 63 {
-            // Either the end of the block, or a run that leads out of it.
+            // Either the end of the block, or a run beyond it.
             (run == 64).then_some(())?;
             k = 64;
             break;

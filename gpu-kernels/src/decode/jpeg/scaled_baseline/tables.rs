@@ -1,14 +1,14 @@
-//! Huffman tables: one symbol at a time where values are wanted, as many as fit where they are not.
+//! Huffman tables: decode single symbols where values are needed, and skip several at a time where they are not.
 
 use super::bits::{Bits, extend};
 use super::frame::{Component, Frame};
 
-/// Bits that one look-up sees. Two tables of this size stay in a first-level cache.
+/// Bits per lookup. Two tables of this size stay in the first-level cache.
 const SEEN: usize = 12;
-/// The end of a block is among the symbols skipped.
+/// Set if the skipped symbols include the end of the block.
 const ENDS: u32 = 1 << 16;
 
-/// A code as DHT gives it: how many codes of each length, and their symbols in order.
+/// A code as in a DHT segment: the number of codes per length, and their symbols in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Code {
     pub(super) counts: [u8; 16],
@@ -20,11 +20,11 @@ pub(super) struct Huffman {
     code: Code,
     /// By the next [`SEEN`] bits: length of the first code in the high byte, its symbol in the low; 0 for a longer code.
     first: Vec<u16>,
-    /// By the next [`SEEN`] bits: bits of all whole symbols in them and of their values (low byte), coefficients that they
-    /// cover (second byte), [`ENDS`] if an EOB is the last of them; 0 where not even one is whole.
+    /// By the next [`SEEN`] bits: bits of all complete symbols and their values (low byte), number of coefficients (second
+    /// byte), [`ENDS`] if the last of them is an EOB; 0 if not even one is complete.
     several: Vec<u32>,
-    /// By the next [`SEEN`] bits, where an AC symbol and its value are whole in them: the value (upper 16 bits), the run
-    /// (second byte) and the bits of both (low byte); 0 elsewhere.
+    /// By the next [`SEEN`] bits, if they contain a complete AC symbol and its value: the value (upper 16 bits), the run
+    /// (second byte) and the bits of both (low byte); else 0.
     valued: Vec<u32>,
     /// First code, first index and count of each length.
     lengths: [(u32, usize, usize); 16],
@@ -38,7 +38,7 @@ impl Huffman {
             lengths[length] = (next, index, usize::from(count));
             index += usize::from(count);
             next += u32::from(count);
-            // No code is all ones (T.81, C.2), which libjpeg-turbo insists on.
+            // No code is all ones (T.81, C.2); libjpeg-turbo requires that.
             (next < 1 << (length + 1)).then_some(())?;
             next <<= 1;
         }
@@ -72,8 +72,8 @@ impl Huffman {
         })
     }
 
-    /// Walks over the AC symbols in a window as far as their codes are whole. A last value may reach beyond the window,
-    /// since a value that is skipped need not be seen.
+    /// Walks over the complete AC symbols in a window. The last value may extend beyond the window, since a skipped value need
+    /// not be read.
     fn whole_symbols(&self, seen: usize) -> u32 {
         let (mut used, mut covered) = (0, 0);
         while used < SEEN {
@@ -103,8 +103,8 @@ impl Huffman {
         ((value as u32) << 16) | u32::from(symbol >> 4) << 8 | (length + size) as u32
     }
 
-    /// The next AC coefficient: how many zeros come before it, and its value. A run of 64 stands for an EOB, and a ZRL is
-    /// 15 zeros before a zero. Needs a refilled reader.
+    /// The next AC coefficient: the number of zeros before it, and its value. A run of 64 stands for an EOB, and a ZRL is 15
+    /// zeros before a zero. Needs a refilled reader.
     #[inline(always)]
     pub(super) fn coefficient(&self, bits: &mut Bits<'_>) -> Option<(usize, i32)> {
         let entry = self.valued[bits.peek(SEEN)];
@@ -140,7 +140,7 @@ impl Huffman {
             bits.refill()?;
             let entry = self.several[bits.peek(SEEN)];
             let covered = (entry >> 8 & 0xFF) as usize;
-            // A window may reach into the next block only where this one could end within it without an EOB.
+            // A window may extend into the next block only if this one could end within it without an EOB.
             if entry != 0 && k + covered < 64 {
                 bits.consume((entry & 0xFF) as usize);
                 if entry & ENDS != 0 {
@@ -170,7 +170,7 @@ pub(super) struct TableCache {
     ac: [Option<Huffman>; 4],
 }
 
-/// The tables of one image, all there.
+/// The tables of one image.
 pub(super) struct Tables<'a> {
     dc: [&'a Huffman; 3],
     ac: [&'a Huffman; 3],
@@ -187,7 +187,7 @@ impl TableCache {
         Some(Tables { dc: [dc(a)?, dc(b)?, dc(c)?], ac: [ac(a)?, ac(b)?, ac(c)?] })
     }
 
-    /// Makes the tables of one component, by their numbers, as these codes give them.
+    /// Builds the tables of one component, by their numbers, if their codes have changed.
     pub(super) fn renew(
         &mut self,
         dc_codes: &[Option<Code>; 4],
@@ -199,7 +199,7 @@ impl TableCache {
         renew(self.ac.get_mut(ac)?, ac_codes.get(ac)?.as_ref()?)
     }
 
-    /// A DC and an AC table that were made.
+    /// A DC and an AC table that were built.
     #[inline(always)]
     pub(super) fn pair(&self, dc: usize, ac: usize) -> Option<(&Huffman, &Huffman)> {
         Some((self.dc.get(dc)?.as_ref()?, self.ac.get(ac)?.as_ref()?))
@@ -222,3 +222,43 @@ impl Tables<'_> {
         self.ac[component.index]
     }
 }
+
+/// The codes of a JPEG that has none, as webcams omit them from every frame (ITU-T T.81, annex K.3): DC and AC codes by table
+/// number, luminance, then chrominance.
+pub(super) fn standard_codes() -> ([Option<Code>; 4], [Option<Code>; 4]) {
+    let code = |counts: [u8; 16], symbols: &[u8]| Some(Code { counts, symbols: symbols.to_vec() });
+    (
+        [code(DC_LUMA_COUNTS, &DC_SYMBOLS), code(DC_CHROMA_COUNTS, &DC_SYMBOLS), None, None],
+        [code(AC_LUMA_COUNTS, &AC_LUMA_SYMBOLS), code(AC_CHROMA_COUNTS, &AC_CHROMA_SYMBOLS), None, None],
+    )
+}
+
+const DC_LUMA_COUNTS: [u8; 16] = [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0];
+const DC_CHROMA_COUNTS: [u8; 16] = [0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0];
+const DC_SYMBOLS: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
+const AC_LUMA_COUNTS: [u8; 16] = [0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125];
+const AC_LUMA_SYMBOLS: [u8; 162] = [
+    0x01, 0x02, 0x03, 0x00, 0x04, 0x11, 0x05, 0x12, 0x21, 0x31, 0x41, 0x06, 0x13, 0x51, 0x61, 0x07, 0x22,
+    0x71, 0x14, 0x32, 0x81, 0x91, 0xA1, 0x08, 0x23, 0x42, 0xB1, 0xC1, 0x15, 0x52, 0xD1, 0xF0, 0x24, 0x33,
+    0x62, 0x72, 0x82, 0x09, 0x0A, 0x16, 0x17, 0x18, 0x19, 0x1A, 0x25, 0x26, 0x27, 0x28, 0x29, 0x2A, 0x34,
+    0x35, 0x36, 0x37, 0x38, 0x39, 0x3A, 0x43, 0x44, 0x45, 0x46, 0x47, 0x48, 0x49, 0x4A, 0x53, 0x54, 0x55,
+    0x56, 0x57, 0x58, 0x59, 0x5A, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6A, 0x73, 0x74, 0x75, 0x76,
+    0x77, 0x78, 0x79, 0x7A, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x92, 0x93, 0x94, 0x95, 0x96,
+    0x97, 0x98, 0x99, 0x9A, 0xA2, 0xA3, 0xA4, 0xA5, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA, 0xB2, 0xB3, 0xB4, 0xB5,
+    0xB6, 0xB7, 0xB8, 0xB9, 0xBA, 0xC2, 0xC3, 0xC4, 0xC5, 0xC6, 0xC7, 0xC8, 0xC9, 0xCA, 0xD2, 0xD3, 0xD4,
+    0xD5, 0xD6, 0xD7, 0xD8, 0xD9, 0xDA, 0xE1, 0xE2, 0xE3, 0xE4, 0xE5, 0xE6, 0xE7, 0xE8, 0xE9, 0xEA, 0xF1,
+    0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA,
+];
+const AC_CHROMA_COUNTS: [u8; 16] = [0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 119];
+const AC_CHROMA_SYMBOLS: [u8; 162] = [
+    0x00, 0x01, 0x02, 0x03, 0x11, 0x04, 0x05, 0x21, 0x31, 0x06, 0x12, 0x41, 0x51, 0x07, 0x61, 0x71, 0x13,
+    0x22, 0x32, 0x81, 0x08, 0x14, 0x42, 0x91, 0xA1, 0xB1, 0xC1, 0x09, 0x23, 0x33, 0x52, 0xF0, 0x15, 0x62,
+    0x72, 0xD1, 0x0A, 0x16, 0x24, 0x34, 0xE1, 0x25, 0xF1, 0x17, 0x18, 0x19, 0x1A, 0x26, 0x27, 0x28, 0x29,
+    0x2A, 0x35, 0x36, 0x37, 0x38, 0x39, 0x3A, 0x43, 0x44, 0x45, 0x46, 0x47, 0x48, 0x49, 0x4A, 0x53, 0x54,
+    0x55, 0x56, 0x57, 0x58, 0x59, 0x5A, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6A, 0x73, 0x74, 0x75,
+    0x76, 0x77, 0x78, 0x79, 0x7A, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x92, 0x93, 0x94,
+    0x95, 0x96, 0x97, 0x98, 0x99, 0x9A, 0xA2, 0xA3, 0xA4, 0xA5, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA, 0xB2, 0xB3,
+    0xB4, 0xB5, 0xB6, 0xB7, 0xB8, 0xB9, 0xBA, 0xC2, 0xC3, 0xC4, 0xC5, 0xC6, 0xC7, 0xC8, 0xC9, 0xCA, 0xD2,
+    0xD3, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8, 0xD9, 0xDA, 0xE2, 0xE3, 0xE4, 0xE5, 0xE6, 0xE7, 0xE8, 0xE9, 0xEA,
+    0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA,
+];

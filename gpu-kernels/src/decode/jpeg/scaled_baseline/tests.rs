@@ -1,4 +1,4 @@
-//! The reduced decoder against libjpeg-turbo on drawn pictures, and against damage.
+//! The scaled decoder compared with libjpeg-turbo on drawn pictures, and on damaged data.
 
 use proptest::prelude::*;
 use turbojpeg::{Compressor, Decompressor, Image, PixelFormat, ScalingFactor, Subsamp};
@@ -6,7 +6,7 @@ use turbojpeg::{Compressor, Decompressor, Image, PixelFormat, ScalingFactor, Sub
 use super::ShrinkDecoder;
 use crate::decode::Until;
 
-/// Smooth shapes and texture, which every frequency has a part in.
+/// Smooth shapes and texture, with all frequencies.
 fn picture(width: usize, height: usize, seed: usize) -> Vec<u8> {
     (0..height)
         .flat_map(|y| (0..width).map(move |x| (x, y)))
@@ -66,7 +66,7 @@ fn agrees_with_the_library_on_every_size_and_sampling() {
                         .map(|(a, b)| (i32::from(*a) - i32::from(*b)).abs())
                         .collect();
                     let mean = off.iter().sum::<i32>() as f64 / off.len() as f64;
-                    // The two weigh a block's frequencies a little differently; a lost or shifted block is off by tens.
+                    // The two weight a block's frequencies slightly differently; a lost or shifted block is off by tens.
                     assert!(mean < 2.5, "{what}: off by {mean:.2} levels on average");
                     let worst = off.iter().max().copied().unwrap_or(0);
                     assert!(worst < 40, "{what}: off by {worst} levels at worst");
@@ -111,7 +111,7 @@ fn an_image_cut_anywhere_is_left_to_the_library() {
     let mut decoder = ShrinkDecoder::default();
     let whole = encode(160, 120, Subsamp::Sub2x2, 90);
     assert!(ours(&mut decoder, &whole, 2, (160, 120)).is_some());
-    // The last bytes are the EOI and the bits that fill the last byte.
+    // The last bytes are the EOI and the padding of the last byte.
     for length in 0..whole.len() - 4 {
         assert!(ours(&mut decoder, &whole[..length], 2, (160, 120)).is_none(), "cut at {length}");
     }

@@ -1,11 +1,11 @@
-//! Follows every Huffman code of a baseline JPEG without decoding what it stands for: whether the data is whole.
+//! Checks every Huffman code of a baseline JPEG without decoding its values: whether the data is complete.
 
 use super::bits::{Bits, EntropyData};
 use super::frame::{read_codes, restart_interval};
 use super::tables::TableCache;
 use crate::decode::jpeg::markers::{Markers, Segment, code};
 
-/// Keeps its tables and buffers from image to image.
+/// Reuses its tables and buffers between images.
 #[derive(Debug, Default)]
 pub(in crate::decode) struct EntropyWalk {
     tables: TableCache,
@@ -41,8 +41,8 @@ impl EntropyWalk {
         self.data.capacity()
     }
 
-    /// `None` where the JPEG is not of one sequential scan, or a code is unknown, or the codes of an interval end before or
-    /// after its data does.
+    /// `None` if the JPEG does not have a single sequential scan, a code is unknown, or the codes of an interval do not end
+    /// where its data does.
     pub(in crate::decode) fn run(&mut self, bytes: &[u8]) -> Option<()> {
         let plan = self.plan(bytes)?;
         self.data.collect(plan.scan, plan.segments())?;

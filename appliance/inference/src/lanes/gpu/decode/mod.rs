@@ -1,9 +1,7 @@
-//! The decoders of a GPU's lane: threads on cores of the CPU, and on nvJPEG where there is one.
+//! The decoders of a lane on a GPU: threads on the CPU, and on nvJPEG where it is available.
 
-mod cpu;
-mod dispatch;
-mod message;
-mod nvjpeg;
+mod route;
+mod threads;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -13,87 +11,126 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use gpu_kernels::cuda::{Device, DevicePool};
 use gpu_kernels::decode::Until;
 use gpu_kernels::decode::nvjpeg::{EntropyCheck, NvJpegBackend, eligible};
-use gpu_kernels::preprocess::cuda::Stager;
+use gpu_kernels::preprocess::cuda::{DeviceImage, StagedImage, Stager};
 use gpu_kernels::{DecodeLimits, inspect};
 use parking_lot::Mutex;
 
-pub use message::{EventSender, Message};
-
-use super::route::{Line, Route, Router};
+use super::{Decoded, DeviceError, Ticket};
 use crate::engine::EngineError;
+use crate::lanes::ClassifyError;
 use crate::lanes::decoder::{self, LaneDecoder};
 use crate::lanes::stall::{Stalls, Task};
-use crate::lanes::{ClassifyError, DeviceError, Ticket};
-use cpu::{AtImage, CpuThread};
-use dispatch::{Dispatch, Work};
-use nvjpeg::{GpuThread, NVJPEG_BATCH, NVJPEG_THREADS, Opened, open_nvjpeg};
+use route::{DecoderQueue, Dispatch, Route, Router, Work};
+use threads::{AtImage, CpuThread, GpuThread, NVJPEG_BATCH, NVJPEG_THREADS, Opened, open_nvjpeg};
 
-/// Nanoseconds a pixel before anything is known: of a core, and of one of nvJPEG's threads.
+/// Initial estimates in nanoseconds per pixel: for a CPU core, and for an nvJPEG thread.
 const GUESSES: (f64, f64) = (2.0, 0.5);
 
 /// How images are decoded for a GPU.
 #[derive(Clone, Debug)]
 pub struct DecodeSettings {
-    /// Threads on the CPU.
+    /// Number of threads on the CPU.
     pub threads: usize,
-    /// Whether nvJPEG decodes too, where it can.
+    /// Whether nvJPEG is used where it is available.
     pub nvjpeg: bool,
-    /// Whether each Huffman code is followed on the CPU before nvJPEG gets a JPEG.
+    /// Whether the Huffman codes of a JPEG are verified on the CPU before nvJPEG decodes it.
     pub check_jpeg: bool,
-    /// Where nvJPEG's library may be.
+    /// Folders in which nvJPEG's library is searched for.
     pub folders: Vec<PathBuf>,
-    /// Bounds on images.
+    /// Limits on images.
     pub limits: DecodeLimits,
-    /// The shorter side that the model needs.
+    /// The shorter side that the model needs, in pixels.
     pub resize: u32,
-    /// When a thread that is stuck at an image is given up on.
+    /// When a thread that is stuck at an image is abandoned.
     pub stalls: Arc<Stalls>,
 }
 
-/// The decoders. Dropped, they finish what they are at and end.
+/// A completion from a thread other than the lane's.
+#[derive(Debug)]
+pub enum Message {
+    /// An image was decoded on the CPU.
+    Staged(Ticket, Decoded, StagedImage),
+    /// An image was decoded on the GPU.
+    OnDevice(Ticket, Decoded, DeviceImage),
+    /// An image can't be decoded.
+    Refused(Ticket, ClassifyError),
+    /// The batch of a slot was read back.
+    Finished(usize),
+    /// The device has failed.
+    Failed(DeviceError),
+}
+
+/// Sends messages and wakes the lane.
+#[derive(Clone, Debug)]
+pub struct EventSender {
+    messages: Sender<Message>,
+    wake: Sender<()>,
+}
+
+impl EventSender {
+    /// A sender, the unbounded queue of its messages, and the wake-up channel, which holds at most one wake-up.
+    pub fn new() -> (Self, Receiver<Message>, Receiver<()>) {
+        let (wake, wakes) = bounded(1);
+        let (send, messages) = unbounded();
+        (Self { messages: send, wake }, messages, wakes)
+    }
+
+    pub(in crate::lanes::gpu) fn wake(&self) {
+        let _ = self.wake.try_send(());
+    }
+
+    pub(in crate::lanes::gpu) fn send(&self, message: Message) {
+        // The lane may have ended, or may have been woken already.
+        let _ = self.messages.send(message);
+        self.wake();
+    }
+}
+
+/// The decoding threads. When dropped, they finish their current images and end.
 #[derive(Debug)]
 pub struct Decoders {
     dispatch: Option<Arc<Dispatch>>,
     backend: Option<NvJpegBackend>,
-    /// Whether nvJPEG's CUDA kernels decode what its hardware engines refuse.
+    /// Whether nvJPEG's CUDA kernels decode what its hardware engines do not support.
     has_kernels: bool,
     limits: DecodeLimits,
     ending: Arc<AtomicBool>,
     stalls: Arc<Stalls>,
-    looked: Instant,
-    /// How a thread on the CPU is made.
+    last_check: Instant,
+    /// Template for the threads on the CPU.
     cpu: CpuThread,
-    cpus: Vec<Seat<AtImage>>,
-    /// Those on the CPU that are to be replaced as soon as fewer are stuck.
+    cpus: Vec<ThreadSlot<AtImage>>,
+    /// Threads on the CPU that are replaced as soon as fewer are stuck.
     vacant: Vec<usize>,
-    nvjpegs: Vec<Seat<Vec<Work>>>,
-    /// What waits for nvJPEG.
+    nvjpegs: Vec<ThreadSlot<Vec<Work>>>,
+    /// Images queued for nvJPEG.
     gpu_work: Receiver<Work>,
 }
 
-/// A thread and what it is at.
+/// A thread and what it works on.
 #[derive(Debug)]
-struct Seat<T> {
+struct ThreadSlot<T> {
     task: Arc<Task<T>>,
-    /// None after it was given up on, when it can't be joined.
+    /// `None` after it was abandoned, when it can't be joined.
     thread: Option<JoinHandle<()>>,
 }
 
 impl Decoders {
-    /// Starts the threads. Without nvJPEG the CPU decodes all. The CPU's images are staged by `stager`, nvJPEG's go to `pool`.
+    /// Starts the threads. Without nvJPEG the CPU decodes everything. Images from the CPU are staged by `stager`, those from
+    /// nvJPEG are stored in `pool`.
     ///
     /// # Errors
-    /// [`EngineError`]: the driver refuses, or there are no threads.
+    /// [`EngineError`] if the driver refuses a call, or a thread can't be started.
     pub fn start(
         device: &Device,
         settings: &DecodeSettings,
         stager: &Stager,
         pool: &DevicePool,
-        teller: &EventSender,
+        events: &EventSender,
     ) -> Result<Self, EngineError> {
         let nvjpeg = if settings.nvjpeg { open_nvjpeg(device, settings, pool)? } else { None };
         let (backend, nvjpegs, kernels) = match nvjpeg {
@@ -103,7 +140,10 @@ impl Decoders {
         let has_kernels = !kernels.is_empty();
         let mut kernels = kernels.into_iter();
         let (cpus, (cpu, cpu_work), (gpu, gpu_work)) = (settings.threads.max(1), unbounded(), unbounded());
-        let lines = (Line::new(cpus, 1, GUESSES.0), Line::new(nvjpegs.len(), NVJPEG_BATCH, GUESSES.1));
+        let lines = (
+            DecoderQueue::new(cpus, 1, GUESSES.0),
+            DecoderQueue::new(nvjpegs.len(), NVJPEG_BATCH, GUESSES.1),
+        );
         let dispatch = Arc::new(Dispatch { router: Mutex::new(Router::new(lines.0, lines.1)), cpu, gpu });
         let (limits, ending) = (settings.limits, Arc::new(AtomicBool::new(false)));
         let work = Arc::downgrade(&dispatch);
@@ -119,9 +159,9 @@ impl Decoders {
             work: cpu_work,
             dispatch: Weak::clone(&work),
             ending: Arc::clone(&ending),
-            teller: teller.clone(),
+            events: events.clone(),
         };
-        // It has the sending ends from the start: on an error below they go with it, and the threads end.
+        // Holds the senders from the start: on an error below they are dropped and the threads end.
         let mut decoders = Self {
             dispatch: Some(dispatch),
             backend,
@@ -129,7 +169,7 @@ impl Decoders {
             limits,
             ending,
             stalls: Arc::clone(&settings.stalls),
-            looked: Instant::now(),
+            last_check: Instant::now(),
             cpu,
             cpus: Vec::new(),
             vacant: Vec::new(),
@@ -137,8 +177,8 @@ impl Decoders {
             gpu_work: gpu_work.clone(),
         };
         for number in 0..cpus {
-            let seat = decoders.start_cpu(number)?;
-            decoders.cpus.push(seat);
+            let slot = decoders.start_cpu(number)?;
+            decoders.cpus.push(slot);
         }
         for (number, decoder) in nvjpegs.into_iter().enumerate() {
             let task = Task::new();
@@ -149,42 +189,44 @@ impl Decoders {
                 work: gpu_work.clone(),
                 dispatch: Weak::clone(&work),
                 ending: Arc::clone(&decoders.ending),
-                teller: teller.clone(),
+                events: events.clone(),
                 consecutive_failures: 0,
                 task: Arc::clone(&task),
             };
             let thread = spawn(format!("weir-nvjpeg-{number}"), move || thread.run())?;
-            decoders.nvjpegs.push(Seat { task, thread: Some(thread) });
+            decoders.nvjpegs.push(ThreadSlot { task, thread: Some(thread) });
         }
         Ok(decoders)
     }
 
-    fn start_cpu(&self, number: usize) -> Result<Seat<AtImage>, EngineError> {
+    fn start_cpu(&self, number: usize) -> Result<ThreadSlot<AtImage>, EngineError> {
         let decoder =
             LaneDecoder::new(self.limits).map_err(|error| EngineError::Decoder(error.to_string()))?;
         let (thread, task) = (self.cpu.clone(), Task::new());
         let at = Arc::clone(&task);
         let thread = spawn(format!("weir-decode-{number}"), move || thread.run(decoder, &at))?;
-        Ok(Seat { task, thread: Some(thread) })
+        Ok(ThreadSlot { task, thread: Some(thread) })
     }
 
-    /// Replaces threads on the CPU that are stuck at an image, whose error that is. That all of them are
-    /// is the device's failure. Images at which nvJPEG is stuck are decoded on the CPU. To be called now and then.
+    /// Replaces stuck threads on the CPU, whose images fail. The device fails when all of them are stuck. Images at which
+    /// nvJPEG is stuck are decoded on the CPU. Must be called regularly.
     pub fn replace_stuck(&mut self) {
-        if self.looked.elapsed() < self.stalls.look() {
+        if self.last_check.elapsed() < self.stalls.poll_interval() {
             return;
         }
-        self.looked = Instant::now();
+        self.last_check = Instant::now();
         for number in 0..self.cpus.len() {
-            let seat = &mut self.cpus[number];
-            let Some(AtImage { ticket, pixels, bytes }) = seat.task.give_up(&self.stalls) else { continue };
-            // What it is at is its own from now on; it can't be joined.
-            *seat = Seat { task: Task::new(), thread: None };
+            let slot = &mut self.cpus[number];
+            let Some(AtImage { ticket, pixels, bytes }) = slot.task.abandon_if_stuck(&self.stalls) else {
+                continue;
+            };
+            // The abandoned thread owns what it works on; it can't be joined.
+            *slot = ThreadSlot { task: Task::new(), thread: None };
             self.vacant.push(number);
             let image = blake3::hash(&bytes).to_hex();
-            tracing::error!(%image, bytes = bytes.len(), stuck = self.stalls.stuck(), "a decoder is stuck at this image");
+            tracing::error!(%image, bytes = bytes.len(), stuck = self.stalls.stuck(), "decoder stuck at an image");
             let limit = self.stalls.limit();
-            self.cpu.teller.tell(Message::Refused(ticket, ClassifyError::Stalled { limit }));
+            self.cpu.events.send(Message::Refused(ticket, ClassifyError::Stalled { limit }));
             if let Some(dispatch) = &self.dispatch {
                 dispatch.done(Route::Cpu, 1, pixels, None);
             }
@@ -193,55 +235,56 @@ impl Decoders {
             && let Some(number) = self.vacant.pop()
         {
             match self.start_cpu(number) {
-                Ok(seat) => self.cpus[number] = seat,
+                Ok(slot) => self.cpus[number] = slot,
                 Err(error) => {
-                    tracing::error!(%error, "a decoder can't be replaced");
+                    tracing::error!(%error, "cannot replace the decoder");
                     self.vacant.push(number);
                     break;
                 }
             }
         }
         if self.vacant.len() == self.cpus.len() {
-            self.cpu.teller.tell(Message::Failed(DeviceError::Hangs));
+            self.cpu.events.send(Message::Failed(DeviceError::Hangs));
         }
-        self.do_without_stuck_nvjpeg();
+        self.replace_stuck_nvjpeg();
     }
 
-    /// The CPU decodes what a thread of nvJPEG is stuck at, and all from now on when none of them is left.
-    fn do_without_stuck_nvjpeg(&mut self) {
+    /// Passes the images of stuck nvJPEG threads to the CPU, and all further ones when no such thread is left.
+    fn replace_stuck_nvjpeg(&mut self) {
         let Some(dispatch) = &self.dispatch else { return };
-        let leave_to_cpu = |work: Work| {
+        let fall_back_to_cpu = |work: Work| {
             dispatch.done(Route::Gpu, 1, work.pixels, None);
             dispatch.push(work, true);
         };
-        for seat in &mut self.nvjpegs {
-            let Some(images) = seat.task.give_up(&self.stalls) else { continue };
-            *seat = Seat { task: Task::new(), thread: None };
+        for slot in &mut self.nvjpegs {
+            let Some(images) = slot.task.abandon_if_stuck(&self.stalls) else { continue };
+            *slot = ThreadSlot { task: Task::new(), thread: None };
             let (images_left, stuck) = (images.len(), self.stalls.stuck());
-            tracing::error!(images_left, stuck, "nvJPEG is stuck at these images; the CPU decodes them");
-            images.into_iter().for_each(leave_to_cpu);
+            tracing::error!(images_left, stuck, "nvJPEG is stuck; decoding its images on the CPU");
+            images.into_iter().for_each(fall_back_to_cpu);
         }
-        if !self.nvjpegs.is_empty() && self.nvjpegs.iter().all(|seat| seat.thread.is_none()) {
+        if !self.nvjpegs.is_empty() && self.nvjpegs.iter().all(|slot| slot.thread.is_none()) {
             self.backend = None;
-            // Some may still be on their way there.
-            self.gpu_work.try_iter().for_each(leave_to_cpu);
+            // Some may still be queued for it.
+            self.gpu_work.try_iter().for_each(fall_back_to_cpu);
         }
     }
 
-    /// Which engine of nvJPEG decodes; none where the CPU decodes all.
+    /// The nvJPEG backend in use; `None` where the CPU decodes everything.
     pub fn backend(&self) -> Option<NvJpegBackend> {
         self.backend
     }
 
-    /// Images that are decoded at the same time.
+    /// Number of images that are decoded at the same time.
     pub fn at_once(&self) -> usize {
         let nvjpeg = if self.backend.is_some() { NVJPEG_BATCH * NVJPEG_THREADS } else { 0 };
         self.cpus.len() + nvjpeg
     }
 
-    /// Has an image decoded by whoever will have it first; the CPU gives up at the time that `until` says. `teller` hears of it when it can't be.
-    pub fn decode(&self, ticket: Ticket, bytes: Bytes, until: Until, teller: &EventSender) {
-        let look = || {
+    /// Queues an image for the decoder that is expected to finish it first; the CPU cancels at `until`. Errors are reported to
+    /// `events`.
+    pub fn decode(&self, ticket: Ticket, bytes: Bytes, until: Until, events: &EventSender) {
+        let inspect_headers = || {
             let by = |backend| eligible(&bytes, backend, &self.limits).ok();
             let first = self.backend.and_then(by);
             let for_kernels = first.is_none() && self.has_kernels;
@@ -252,16 +295,16 @@ impl Decoders {
             };
             (eligible, for_kernels, size)
         };
-        let Ok((eligible, for_kernels, size)) = catch_unwind(AssertUnwindSafe(look)) else {
-            return teller.tell(Message::Refused(ticket, decoder::failed(&bytes).into()));
+        let Ok((eligible, for_kernels, size)) = catch_unwind(AssertUnwindSafe(inspect_headers)) else {
+            return events.send(Message::Refused(ticket, decoder::failed(&bytes).into()));
         };
         match (size, &self.dispatch) {
             (Ok((width, height)), Some(dispatch)) => {
                 let (pixels, cpu_only) = (u64::from(width) * u64::from(height), eligible.is_none());
                 dispatch.push(Work { ticket, bytes, pixels, until, eligible, for_kernels }, cpu_only);
             }
-            (Ok(_), None) => teller.tell(Message::Failed(DeviceError::Ended)),
-            (Err(error), _) => teller.tell(Message::Refused(ticket, error.into())),
+            (Ok(_), None) => events.send(Message::Failed(DeviceError::Ended)),
+            (Err(error), _) => events.send(Message::Refused(ticket, error.into())),
         }
     }
 }
@@ -269,10 +312,10 @@ impl Decoders {
 impl Drop for Decoders {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::Release);
-        // With it go the sending ends that the threads listen to.
+        // This drops the senders of the threads' queues.
         self.dispatch.take();
-        let cpus = self.cpus.drain(..).filter_map(|seat| seat.thread);
-        for thread in cpus.chain(self.nvjpegs.drain(..).filter_map(|seat| seat.thread)) {
+        let cpus = self.cpus.drain(..).filter_map(|slot| slot.thread);
+        for thread in cpus.chain(self.nvjpegs.drain(..).filter_map(|slot| slot.thread)) {
             let _ = thread.join();
         }
     }
