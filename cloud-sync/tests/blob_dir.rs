@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -163,8 +164,12 @@ async fn what_a_crash_has_left_is_not_listed_and_removed_at_the_next_start() {
     assert!(!left.exists() && live.exists());
     assert_eq!(keys(&store, "").await, ["o.bin"]);
     drop(lock);
-    open(dir.path());
-    assert!(!live.exists());
+    let start = Instant::now();
+    // A child of another test has the lock, too, between its fork and its exec.
+    while live.exists() {
+        open(dir.path());
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ impl contract::Harness for Embedded {
         drop(queue);
     }
 
-    async fn published(&self) -> Vec<String> {
+    async fn published(&self, _: usize) -> Vec<String> {
         let events = Reader::open(self.outbox.dir()).unwrap();
         let id = |payload: Vec<u8>| {
             serde_json::from_slice::<Value>(&payload).unwrap()["id"].as_str().unwrap().to_owned()

@@ -272,7 +272,7 @@ async fn with_tls_the_authority_decides() {
     let services = Services::own(&["redis"]);
     let redis = services.redis();
     let tls = MlflowConfig {
-        timeout: Duration::from_secs(3),
+        timeout: Duration::from_secs(20),
         ..MlflowConfig::new(format!("https://{}:{}", redis.host, redis.tls_port))
     };
     let failed = async |config: &MlflowConfig| {

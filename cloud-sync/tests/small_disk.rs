@@ -4,6 +4,7 @@
 //! Each test starts itself again in a process of its own, on a file system of its own or with few descriptors.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,13 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use cloud_sync::batch_status::{BatchSpec, BatchStatusStore, Created, EmbeddedBatchStatus};
 use cloud_sync::blob::{BlobKey, BlobStore, DirStore};
 use cloud_sync::capture::{Capture, CaptureConfig, CaptureRule, Captured};
 use cloud_sync::error::SyncError;
 use cloud_sync::event::ModelRef;
 use cloud_sync::outbox::{Outbox, OutboxConfig};
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, NewJob, ResultRecord, Settled};
-use cloud_sync::state::{BatchSpec, Created, EmbeddedStore, StateConfig, StateStore};
 use tokio::runtime::Runtime;
 
 const DIR: &str = "WEIR_TEST_SMALL_DISK";
@@ -54,7 +55,7 @@ fn is_root() -> bool {
 struct Stores {
     blob: DirStore,
     queue: EmbeddedQueue,
-    state: EmbeddedStore,
+    state: EmbeddedBatchStatus,
     dir: PathBuf,
 }
 
@@ -66,7 +67,7 @@ impl Stores {
         Self {
             blob: DirStore::open(dir.join("blobs")).unwrap(),
             queue: EmbeddedQueue::open(queue, outbox).unwrap(),
-            state: EmbeddedStore::open(dir.join("state"), StateConfig::default(), 3600 * SECOND).unwrap(),
+            state: EmbeddedBatchStatus::open(dir.join("state"), 3600 * SECOND).unwrap(),
             dir: dir.to_owned(),
         }
     }
@@ -235,8 +236,17 @@ fn without_descriptors(dir: &Path) {
         stores.submit(100).await.unwrap();
         stores.state.create_batch(&spec("meanwhile")).await.unwrap();
     });
-    capture.offer(captured(1, 1000));
-    until("an image is left out", || capture.stats().skipped == 1);
+    // The uploader may have had a folder open until now: then the first image still finds a descriptor.
+    let offered = Cell::new(0);
+    until("an image is left out", || {
+        let stats = capture.stats();
+        if stats.skipped == 0 && stats.spooled + stats.sent == u64::from(offered.get()) {
+            offered.set(offered.get() + 1);
+            capture.offer(captured(100 + offered.get(), 1000));
+        }
+        stats.skipped == 1
+    });
+    let kept = u64::from(offered.get()) - 1;
     drop(hoard);
     assert_eq!(stores.partial(), 0, "half-written files");
     runtime.block_on(async {
@@ -245,5 +255,5 @@ fn without_descriptors(dir: &Path) {
         assert_eq!(object.unwrap().len(), 1000);
     });
     capture.offer(captured(2, 1000));
-    until("an image is sent", || capture.stats().sent == 1);
+    until("an image is sent", || capture.stats().sent == kept + 1);
 }

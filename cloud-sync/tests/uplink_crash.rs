@@ -96,7 +96,7 @@ fn kill_again_and_again() {
     let status = support::drain(&uplink, &outbox);
     assert!(uplink.stop(support::BOUND));
     assert_eq!((status.lost, status.dead_lettered), (0, 0));
-    let seen = broker::committed(&kafka, &kafka.results_topic);
+    let seen = broker::committed_when(&kafka, &kafka.results_topic, EVENTS);
     let mut found: Vec<_> = seen.iter().map(|seen| seen.id.clone()).collect();
     found.sort();
     expected.sort();

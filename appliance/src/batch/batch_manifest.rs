@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use cloud_sync::state::BatchSpec;
+use cloud_sync::batch_status::BatchSpec;
 use serde::{Deserialize, Serialize};
 
 /// Longest record that is read.

@@ -8,7 +8,7 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use cloud_sync::state::BatchPhase;
+use cloud_sync::batch_status::BatchPhase;
 use serde_json::json;
 
 use super::batch_manifest::{self, BatchRecord, rfc3339_text};

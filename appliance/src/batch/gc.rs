@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use cloud_sync::batch_status::BatchStatusStore;
 use cloud_sync::blob::{BlobInfo, BlobKey, BlobStore, DirStore, Room};
 use cloud_sync::error::SyncResult;
-use cloud_sync::state::StateStore;
 
 use super::object_keys;
 
@@ -38,7 +38,7 @@ pub struct GarbageCollector {
     /// The store, which has a bound.
     pub store: DirStore,
     /// What knows of its batches.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// How long the results of a batch are kept in any case.
     pub status_ttl: Duration,
 }

@@ -40,9 +40,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cloud_sync::batch_status::BatchStatusStore;
 use cloud_sync::blob::BlobStore;
 use cloud_sync::queue::JobQueue;
-use cloud_sync::state::StateStore;
 use parking_lot::Mutex;
 use tempfile::TempPath;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -73,7 +73,7 @@ pub struct BatchStores {
     /// Where the work waits.
     pub queue: Arc<dyn JobQueue>,
     /// How far each batch is.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// Files, records and results.
     pub blob: Arc<dyn BlobStore>,
 }
@@ -83,7 +83,7 @@ pub struct BatchService {
     /// Where the work waits.
     pub queue: Arc<dyn JobQueue>,
     /// How far each batch is.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// Files, records and results.
     pub blob: Arc<dyn BlobStore>,
     /// Bounds and sizes.

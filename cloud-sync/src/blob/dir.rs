@@ -2,7 +2,6 @@
 
 mod bound;
 mod list;
-mod names;
 mod partial;
 mod tree;
 

@@ -1,9 +1,7 @@
 //! Objects in S3, or in any storage that speaks its protocol.
 
-mod connector;
 mod download;
 mod failure;
-mod range;
 mod settings;
 mod upload;
 
@@ -19,8 +17,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use download::{Download, time_for};
+pub(crate) use download::{Found, Reading};
 use failure::{Failure, classify, is_missing};
-pub(crate) use range::{Found, Reading};
 pub use settings::S3Config;
 use upload::{Source, Upload};
 

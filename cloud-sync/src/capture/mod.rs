@@ -18,77 +18,37 @@
 //! `rule` which images; `item` one image, its sidecar and its names; `spool` the folder; `writer` the thread
 //! that fills it; `sent` the memory of what is done; `upload` the task that empties it; `stats` the numbers.
 
-mod error;
+mod config;
 mod item;
-mod rule;
 mod sent;
 mod spool;
 mod stats;
 mod upload;
-mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use error::CaptureError;
+pub use config::{CaptureConfig, CaptureError, CaptureRule};
 pub use item::{Captured, KEY_PREFIX};
-pub use rule::CaptureRule;
 pub use stats::CaptureStats;
 
 use crate::backoff::Backoff;
 use crate::blob::BlobStore;
-use item::Digest;
+use item::{Digest, Sidecar};
 use sent::Sent;
 use spool::Spool;
 use stats::Counters;
 use upload::Uploader;
-use writer::Writer;
 
 /// Most images that wait for the writer.
 const MAX_WAITING: usize = 64;
-
-/// How images are captured.
-#[derive(Debug, Clone)]
-pub struct CaptureConfig {
-    /// The folder of the spool; made if it is missing. Nothing else may be kept there.
-    pub dir: PathBuf,
-    /// Which images.
-    pub rule: CaptureRule,
-    /// Most bytes of images that wait to be sent; beyond it new ones are left out. What is refused for good
-    /// may take a tenth of it besides.
-    pub max_bytes: u64,
-    /// Most bytes of images that wait for the writer: they are held in memory, and with them what their memory is counted to.
-    pub max_waiting: u64,
-    /// The name of this node, for the sidecar.
-    pub node: String,
-    /// How long to wait after the first failure of the storage.
-    pub first_wait: Duration,
-    /// The longest wait between two tries.
-    pub longest_wait: Duration,
-}
-
-impl CaptureConfig {
-    /// The defaults: 2 GiB, tries again after half a second and then ever later, up to a minute.
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>, rule: CaptureRule, node: impl Into<String>) -> Self {
-        Self {
-            dir: dir.into(),
-            rule,
-            max_bytes: 2 << 30,
-            max_waiting: 64 << 20,
-            node: node.into(),
-            first_wait: Duration::from_millis(500),
-            longest_wait: Duration::from_secs(60),
-        }
-    }
-}
 
 /// A running capture: the writer, the spool and the uploader.
 #[derive(Debug)]
@@ -230,6 +190,43 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         self.stop.send_replace(true);
+    }
+}
+
+#[derive(Debug)]
+struct Writer {
+    node: String,
+    spool: Arc<Spool>,
+    counters: Arc<Counters>,
+    /// The last write worked: the first failure after it is worth a line.
+    well: bool,
+}
+
+impl Writer {
+    /// Until the last sender is gone and nothing waits.
+    fn run(mut self, waiting: &Receiver<Captured>) {
+        for image in waiting {
+            let bytes = image.bytes.len() as u64;
+            self.take(&image);
+            // Only now: until it is in the spool it is counted as waiting, so it is never counted as neither.
+            self.counters.release(bytes);
+        }
+    }
+
+    fn take(&mut self, image: &Captured) {
+        match self.spool.write(&Sidecar::new(image, &self.node), &image.bytes) {
+            Ok(true) => self.well = true,
+            Ok(false) => self.counters.deduplicate(),
+            Err(error) => {
+                let error = format!("cannot keep a captured image: {error}");
+                if std::mem::replace(&mut self.well, false) {
+                    tracing::warn!(error, "captured images are left out");
+                }
+                self.counters.fail(error);
+                // Last: who sees the count finds the error too.
+                self.counters.skip();
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use super::error::CaptureError;
+use super::config::CaptureError;
 use super::item::Digest;
 use crate::quarantine::set_aside;
 

@@ -17,10 +17,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::error::CaptureError;
+use super::config::CaptureError;
 use super::item::{Digest, Sidecar};
+use crate::durable;
 
 const SIDECAR: &str = "json";
 
@@ -32,11 +34,14 @@ pub(super) struct Spool {
     max_dead_bytes: u64,
     held: Held,
     dead_held: Held,
+    /// Held for each change of the spool and its counts, so that a survey sees no half of one.
+    changing: Mutex<()>,
     /// A pair has come.
     pub(super) arrived: Notify,
 }
 
-/// What a folder holds.
+/// What a folder holds. The number of images is changed after the bytes and read before them: whoever sees a number of
+/// images sees the bytes that belong to it.
 #[derive(Debug, Default)]
 struct Held {
     images: AtomicU64,
@@ -70,11 +75,20 @@ impl Spool {
         cleared.map_err(|e| CaptureError::io("empty", &tmp, e))?;
         let held = survey(&spool).map_err(|e| CaptureError::io("read", &spool, e))?;
         let dead_held = survey(&dead).map_err(|e| CaptureError::io("read", &dead, e))?;
-        Ok(Self { spool, dead, tmp, max_dead_bytes, held, dead_held, arrived: Notify::new() })
+        Ok(Self {
+            spool,
+            dead,
+            tmp,
+            max_dead_bytes,
+            held,
+            dead_held,
+            changing: Mutex::new(()),
+            arrived: Notify::new(),
+        })
     }
 
     pub(super) fn images(&self) -> u64 {
-        self.held.images.load(Ordering::Relaxed)
+        self.held.images.load(Ordering::Acquire)
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -93,6 +107,7 @@ impl Spool {
         }
         let json = serde_json::to_vec(sidecar)?;
         let image_path = self.spool.join(format!("{}.{}", sidecar.digest, sidecar.extension()));
+        let changing = self.changing.lock();
         let result =
             self.place(&image_path, image).and_then(|()| self.place(&json_path, &json)).inspect_err(|_| {
                 // Half a pair is of no use, and on a full disk it takes room that others need.
@@ -100,6 +115,7 @@ impl Spool {
             });
         result?;
         self.held.add((image.len() + json.len()) as u64);
+        drop(changing);
         self.arrived.notify_one();
         Ok(true)
     }
@@ -142,6 +158,11 @@ impl Spool {
 
     /// Removes a pair that has arrived. The sidecar goes first: an image alone is cleared at the next start.
     pub(super) fn remove(&self, pair: &Pair) -> io::Result<()> {
+        let _changing = self.changing.lock();
+        self.remove_pair(pair)
+    }
+
+    fn remove_pair(&self, pair: &Pair) -> io::Result<()> {
         remove(&self.sidecar_path(pair.digest))?;
         remove(&self.image_path(pair.digest, &pair.sidecar))?;
         self.held.take(pair.size());
@@ -151,6 +172,7 @@ impl Spool {
     /// Removes whatever stands under a digest.
     pub(super) fn discard(&self, digest: Digest) -> io::Result<()> {
         let hex = digest.hex();
+        let _changing = self.changing.lock();
         remove(&self.sidecar_path(digest))?;
         for entry in fs::read_dir(&self.spool)? {
             let path = entry?.path();
@@ -160,14 +182,15 @@ impl Spool {
         }
         // Nobody knows any more what it counted for.
         let held = survey(&self.spool)?;
-        self.held.images.store(held.images.into_inner(), Ordering::Relaxed);
         self.held.bytes.store(held.bytes.into_inner(), Ordering::Relaxed);
+        self.held.images.store(held.images.into_inner(), Ordering::Release);
         Ok(())
     }
 
     /// Moves a pair to the dead, with the reason in its sidecar; false when there is no room for it there,
     /// and it was removed.
     pub(super) fn bury(&self, pair: &Pair, reason: &str) -> io::Result<bool> {
+        let _changing = self.changing.lock();
         let room = self.dead_held.bytes.load(Ordering::Relaxed) + pair.size() <= self.max_dead_bytes;
         if room {
             let mut sidecar = serde_json::to_value(&pair.sidecar)?;
@@ -178,7 +201,7 @@ impl Spool {
             self.place(&self.dead.join(format!("{}.{SIDECAR}", pair.digest.hex())), &json)?;
             self.dead_held.add((pair.image.len() + json.len()) as u64);
         }
-        self.remove(pair)?;
+        self.remove_pair(pair)?;
         Ok(room)
     }
 
@@ -193,14 +216,14 @@ impl Spool {
 
 impl Held {
     fn add(&self, bytes: u64) {
-        self.images.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.images.fetch_add(1, Ordering::Release);
     }
 
     fn take(&self, bytes: u64) {
         let less = |by: u64| move |held: u64| Some(held.saturating_sub(by));
-        let _ = self.images.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less(1));
         let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less(bytes));
+        let _ = self.images.fetch_update(Ordering::Release, Ordering::Relaxed, less(1));
     }
 }
 
@@ -270,8 +293,5 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    durable::remove_if_exists(path).map(drop)
 }

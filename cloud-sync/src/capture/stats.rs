@@ -58,8 +58,9 @@ impl Counters {
     }
 
     pub(super) fn send(&self) {
-        self.sent.fetch_add(1, Ordering::Relaxed);
+        // In this order: whoever sees the count does not see an earlier error.
         self.last_error.lock().take();
+        self.sent.fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn skip(&self) {
@@ -82,7 +83,7 @@ impl Counters {
         CaptureStats {
             spooled: spool.images(),
             bytes: spool.bytes(),
-            sent: self.sent.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Acquire),
             skipped: self.skipped.load(Ordering::Acquire),
             deduplicated: self.deduplicated.load(Ordering::Relaxed),
             dead: self.dead.load(Ordering::Relaxed),

@@ -11,9 +11,8 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use ulid::Ulid;
 
-use super::errors::{ClientErrors, explain};
+use super::errors::{ClientErrors, Watch, explain};
 use super::position::{committed, hear_out, idle_consumer};
-use super::watch::Watch;
 use super::{KafkaConfig, Position};
 use crate::error::{Link, SyncError, SyncResult};
 

@@ -1,11 +1,17 @@
 //! What librdkafka says, as errors that name the broker, the topic and what to do; never the password.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
 
-use super::{KafkaConfig, certificate};
+use super::KafkaConfig;
 use crate::error::{Link, SyncError};
 use crate::health::LinkHealth;
 use crate::tls;
@@ -57,6 +63,60 @@ impl ClientErrors {
         }
         let error = describe(config, attempt, report.code, &report.reason);
         (!error.is_transient()).then_some(error)
+    }
+}
+
+/// The callbacks of a client. Clones share what they have seen.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Watch {
+    trouble: Arc<ClientErrors>,
+    refused: Arc<Mutex<Vec<(usize, Code)>>>,
+}
+
+impl Watch {
+    /// What the client's threads have reported.
+    pub(crate) fn trouble(&self) -> &ClientErrors {
+        &self.trouble
+    }
+
+    /// Whether a record could not be delivered since [`Watch::take_refused`].
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused.lock().is_empty()
+    }
+
+    /// A record was refused before it was sent.
+    pub(super) fn refuse(&self, number: usize, code: Code) {
+        self.refused.lock().push((number, code));
+    }
+
+    /// The records that could not be delivered: the number each was sent with, and why.
+    pub(super) fn take_refused(&self) -> Vec<(usize, Code)> {
+        std::mem::take(&mut self.refused.lock())
+    }
+}
+
+impl ClientContext for Watch {
+    // While a broker is away librdkafka writes a line a try: the health of the link says it once.
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.trouble.note(&error, reason);
+        tracing::debug!(target: "librdkafka", %error, "{reason}");
+    }
+}
+
+impl ConsumerContext for Watch {}
+
+impl ProducerContext for Watch {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        if let Err((error, _)) = result {
+            let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+            self.refused.lock().push((number, code));
+        }
     }
 }
 
@@ -142,7 +202,7 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
         Code::UnsupportedSASLMechanism => {
             Some(format!("the broker does not offer {}: use one that it does", config.mechanism.name()))
         }
-        Code::SSL if certificate::is_refused(reason) => Some(match &config.ca_file {
+        Code::SSL if is_certificate_error(reason) => Some(match &config.ca_file {
             Some(file) => format!(
                 "the broker's certificate is not one of {}: give the authority that signed it as the CA file, \
                  and use a host name that the certificate names",
@@ -217,6 +277,24 @@ pub(super) fn is_lost_group(code: Code) -> bool {
     let lost =
         [Code::IllegalGeneration, Code::UnknownMemberId, Code::FencedInstanceId, Code::RebalanceInProgress];
     lost.contains(&code)
+}
+
+/// Parts of the reason of a TLS failure that is about the broker's certificate.
+///
+/// librdkafka has one code for all of TLS (`RD_KAFKA_RESP_ERR__SSL`), and OpenSSL's error only as text. But a certificate
+/// that is not trusted stays so until somebody changes it, and a broker that goes away during a handshake is soon back. The
+/// texts are those of librdkafka 2.x and OpenSSL 3; the tests check them against a real broker. A failure with an unknown
+/// text is transient: it is retried forever and reported as it is.
+const CERTIFICATE_ERRORS: [&str; 4] = [
+    "certificate verify failed",
+    "verify broker certificate",
+    "did not provide a certificate",
+    "hostname mismatch",
+];
+
+fn is_certificate_error(reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    CERTIFICATE_ERRORS.iter().any(|text| reason.contains(text))
 }
 
 #[cfg(test)]

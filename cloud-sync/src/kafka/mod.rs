@@ -1,6 +1,5 @@
 //! What everything that speaks to Kafka shares: where the broker is, how to log in, transactions.
 
-mod certificate;
 mod check;
 mod errors;
 mod position;
@@ -8,7 +7,6 @@ mod settings;
 mod transaction;
 #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 mod wait;
-mod watch;
 
 pub use check::{CheckStep, check};
 pub(crate) use errors::{ClientErrors, down, explain, noted};

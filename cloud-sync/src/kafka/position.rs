@@ -8,8 +8,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::KafkaConfig;
+use super::errors::Watch;
 use super::errors::explain;
-use super::watch::Watch;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 

@@ -1,6 +1,6 @@
 //! Every operation of the writer on segment files, in one place, so that tests can make each one fail.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -79,10 +79,7 @@ impl Disk {
     pub(super) fn remove(&self, first: u64) -> io::Result<()> {
         #[cfg(test)]
         self.fault(Op::Remove)?;
-        match fs::remove_file(self.path(first)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        durable::remove_if_exists(&self.path(first)).map(drop)
     }
 
     /// Makes the creations and removals of files durable.

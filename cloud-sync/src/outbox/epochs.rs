@@ -16,6 +16,7 @@ use std::path::Path;
 
 use ulid::Ulid;
 
+use super::cursor::{checked_line, parse_line};
 use super::error::OutboxError;
 use crate::durable;
 
@@ -50,7 +51,7 @@ impl Epochs {
     pub(super) fn open(dir: &Path, next: u64) -> Result<Self, OutboxError> {
         let path = dir.join(FILE);
         let mut epochs = match fs::read(&path) {
-            Ok(bytes) => parse_file(&bytes).unwrap_or_else(|| {
+            Ok(bytes) => parse_line(&bytes, Epochs::parse).unwrap_or_else(|| {
                 tracing::warn!(path = %path.display(), "this file is damaged: events may be sent twice");
                 Self(vec![Epoch { id: new_id(), first: 1 }])
             }),
@@ -70,7 +71,7 @@ impl Epochs {
     }
 
     fn store(&self, dir: &Path) -> io::Result<()> {
-        durable::replace(&dir.join(FILE), TEMP, line(self).as_bytes())
+        durable::replace(&dir.join(FILE), TEMP, checked_line(self).as_bytes())
     }
 
     /// The first sequence of the current opening.
@@ -129,17 +130,6 @@ impl fmt::Display for Epochs {
 
 fn new_id() -> String {
     Ulid::generate().to_string().to_lowercase()
-}
-
-fn line(epochs: &Epochs) -> String {
-    let body = format!("1 {epochs}");
-    format!("{body} {:08x}\n", crc32fast::hash(body.as_bytes()))
-}
-
-fn parse_file(bytes: &[u8]) -> Option<Epochs> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let epochs = Epochs::parse(text.split(' ').nth(1)?)?;
-    (text == line(&epochs)).then_some(epochs)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::ages::Span;
+use super::clock::Span;
 use super::error::OutboxError;
 use super::quota::Bulk;
 use super::segment;

@@ -42,9 +42,6 @@
 //! space; `cursor` the consumer's position; `ledger` the numbers; `reader` reading, from any process; `record`, `segment`
 //! the format.
 
-mod ages;
-mod ahead;
-mod append;
 mod clock;
 mod config;
 mod cursor;
@@ -52,45 +49,44 @@ mod disk;
 mod epochs;
 mod error;
 mod ledger;
-mod loss;
 mod quota;
 mod reader;
 mod record;
 mod recovery;
-mod reserve;
 mod retention;
 mod segment;
+mod space;
 mod writer;
 
 use std::fs::{File, TryLockError};
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, JoinHandle, Thread};
 
 use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub use append::Append;
 pub use config::{Durability, MAX_BULK_SHARE, MIN_MAX_BYTES, OutboxConfig, WhenFull};
 pub use epochs::Epochs;
 pub use error::OutboxError;
 pub use ledger::Stats;
-pub use loss::LostEnd;
 pub use quota::{BulkRoom, BulkTicket};
 pub use reader::{Reader, StoredEvent};
-pub use recovery::{Damage, Recovery};
+pub use recovery::{Damage, LostEnd, Recovery};
 
 use crate::durable;
 use crate::event::Event;
-use ages::Ages;
-use clock::Clock;
+use clock::{Ages, Clock};
 use config::Settled;
 use cursor::Cursor;
 use disk::Disk;
 use ledger::Shared;
-use reserve::Reserve;
+use space::Reserve;
 use writer::{Job, Pending, Writer};
 
 /// An open outbox. It can be shared between threads; one process at a time may have it open.
@@ -131,7 +127,7 @@ impl Outbox {
         let Settled { max_payload, config: OutboxConfig { max_pending, max_bytes, durability, .. }, .. } =
             settled;
         let last = resumed.ledger.segments.back().map(|segment| segment.last);
-        resumed.report.lost_end = loss::open(disk.dir(), durability, last, cursor.upto())?;
+        resumed.report.lost_end = recovery::detect_loss(disk.dir(), durability, last, cursor.upto())?;
         let reserve = Reserve::open(disk.dir(), settled.config.reserve)
             .map_err(|e| OutboxError::io("reserve space in", disk.dir(), e))?;
         let epochs = Epochs::open(disk.dir(), resumed.next_sequence)?;
@@ -278,6 +274,70 @@ impl Drop for Outbox {
         if let Err(error) = self.close() {
             tracing::warn!(error = error.in_full(), "the outbox was not closed in good order");
         }
+    }
+}
+
+/// An append on its way to the disk. It gives the event's sequence once the event is as durable as the
+/// outbox is configured to make it.
+///
+/// The event is already with the writer: dropping this only means that nobody learns what became of it.
+/// It needs no runtime; [`Append::wait`] is for callers that are not async.
+#[derive(Debug)]
+#[must_use = "the event is not durable until this has given its sequence"]
+pub struct Append(State);
+
+#[derive(Debug)]
+enum State {
+    Waiting(oneshot::Receiver<Result<u64, OutboxError>>),
+    Refused(OutboxError),
+}
+
+impl Append {
+    fn waiting(done: oneshot::Receiver<Result<u64, OutboxError>>) -> Self {
+        Self(State::Waiting(done))
+    }
+
+    fn refused(error: OutboxError) -> Self {
+        Self(State::Refused(error))
+    }
+
+    /// Blocks the calling thread until the event is durable, and returns its sequence. Not for async
+    /// code, where it would hold up the other tasks of its thread.
+    ///
+    /// # Errors
+    /// What [`Outbox::append`] gives.
+    pub fn wait(self) -> Result<u64, OutboxError> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut context = Context::from_waker(&waker);
+        let mut this = pin!(self);
+        loop {
+            if let Poll::Ready(result) = this.as_mut().poll(&mut context) {
+                return result;
+            }
+            thread::park();
+        }
+    }
+}
+
+impl Future for Append {
+    type Output = Result<u64, OutboxError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            // The writer drops what it will not write any more: that is how a close answers.
+            State::Waiting(done) => {
+                Pin::new(done).poll(context).map(|answer| answer.unwrap_or(Err(OutboxError::Closed)))
+            }
+            State::Refused(error) => Poll::Ready(Err(error.clone())),
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -18,12 +18,11 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::append::Append;
 use super::config::{OutboxConfig, WhenFull};
 use super::error::OutboxError;
 use super::ledger::{Ledger, Shared};
 use super::writer::Pending;
-use super::{Outbox, record, segment};
+use super::{Append, Outbox, record, segment};
 
 /// Most runs that are counted apart, about.
 const RUNS: u64 = 256;

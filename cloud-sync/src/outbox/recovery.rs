@@ -17,16 +17,16 @@
 //! - What was read but perhaps never forced to the disk is forced now, before anything is built on it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::ages::Ages;
-use super::config::Settled;
+use super::clock::Ages;
+use super::config::{Durability, Settled};
 use super::disk::Disk;
 use super::error::OutboxError;
 use super::ledger::{Ledger, SegmentMeta};
-use super::loss::LostEnd;
 use super::quota::{Bulk, Runs};
 use super::record;
 use super::segment::{self, Header, Scan, Step};
@@ -253,4 +253,51 @@ impl Resumed {
         }
         Ok(())
     }
+}
+
+/// Under `os_buffered` this file holds the boot id of the machine for as long as the outbox is open. Found there
+/// after another boot, it says that power was lost while events were only buffered.
+const OPEN_FILE: &str = "open";
+const OPEN_TEMP: &str = "open.tmp";
+
+/// How the newest events were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LostEnd {
+    /// The log ends before what the consumer has committed.
+    BeforeCursor,
+    /// The machine went down while events were only buffered (`os_buffered`); it is not known whether any were lost.
+    PowerLost,
+}
+
+/// Looks for a loss and notes durably that the log is open. `last` is the last sequence in the segments, if there are any.
+pub(super) fn detect_loss(
+    dir: &Path,
+    durability: Durability,
+    last: Option<u64>,
+    committed: u64,
+) -> Result<Option<LostEnd>, OutboxError> {
+    let path = dir.join(OPEN_FILE);
+    let opened_in = match fs::read_to_string(&path) {
+        Ok(boot) => Some(boot),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => None,
+        Err(e) => return Err(OutboxError::io("read", &path, e)),
+    };
+    let boot = durable::boot_id();
+    let lost = match opened_in {
+        _ if committed > last.unwrap_or(0) => Some(LostEnd::BeforeCursor),
+        Some(opened_in) if opened_in != boot => Some(LostEnd::PowerLost),
+        _ => None,
+    };
+    match durability {
+        Durability::Fsync => mark_closed(dir),
+        Durability::OsBuffered => durable::replace(&path, OPEN_TEMP, boot.as_bytes()),
+    }
+    .map_err(|e| OutboxError::storage("write", &path, 0, e))?;
+    Ok(lost)
+}
+
+/// Notes that all events are durable.
+pub(super) fn mark_closed(dir: &Path) -> io::Result<()> {
+    durable::remove(&dir.join(OPEN_FILE))
 }

@@ -28,14 +28,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::ages::Ages;
-use super::clock::Clock;
+use super::clock::{Ages, Clock};
 use super::config::{Durability, Settled};
 use super::disk::{Disk, SegmentFile};
 use super::error::OutboxError;
 use super::ledger::{Now, SegmentMeta, Shared};
-use super::reserve::Reserve;
-use super::{loss, record, reserve, segment};
+use super::space::{Reserve, free_bytes};
+use super::{record, recovery, segment};
 
 /// How much observed time a crash may lose at most.
 const SAVE_AGES_EVERY: Duration = Duration::from_secs(300);
@@ -129,7 +128,7 @@ impl Writer {
         }
         self.save_ages();
         let closed = self.close_segment().and_then(|()| {
-            loss::close(self.disk.dir()).map_err(|e| OutboxError::io("close", self.disk.dir(), e))
+            recovery::mark_closed(self.disk.dir()).map_err(|e| OutboxError::io("close", self.disk.dir(), e))
         });
         drop(self.lock);
         closed
@@ -377,7 +376,7 @@ impl Writer {
         let max_bytes = self.settled.config.max_bytes;
         let capacity = match self.reserve.is_whole() {
             true => max_bytes,
-            false => max_bytes.min(held + self.reserve.bytes() + reserve::free_bytes(self.disk.dir())),
+            false => max_bytes.min(held + self.reserve.bytes() + free_bytes(self.disk.dir())),
         };
         let mut ledger = self.shared.ledger.lock();
         ledger.bulk.set_capacity(capacity);

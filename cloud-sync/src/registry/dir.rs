@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use super::partial::{Origin, Partial, Size};
-use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, Which, path};
+use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, Which, check_path};
 use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncError, SyncResult};
 use files::{Folder, missing};
@@ -99,7 +99,7 @@ impl ModelRegistry for DirRegistry {
     }
 
     async fn fetch(&self, version: &ModelVersion, path: &str, to: &Path, limit: u64) -> SyncResult<()> {
-        path::check(Link::Disk, path)?;
+        check_path(Link::Disk, path)?;
         let (own, wanted) = (version.clone(), path.to_owned());
         let source = self.on_disk(move |this| this.folder(&own)?.open_file(&wanted)).await?;
         let what = source.path.display().to_string();
@@ -158,7 +158,7 @@ const RESERVED: [&str; 3] = ["aliases", "tags", "reports"];
 /// # Errors
 /// Permanent when `name` cannot be a name in a path.
 fn plain(name: &str) -> SyncResult<&str> {
-    path::check(Link::Disk, name)?;
+    check_path(Link::Disk, name)?;
     if name.contains('/') || name.starts_with('.') || RESERVED.contains(&name) {
         let what = format!("{name:?} is no name of a model, a version, an alias or a report here");
         return Err(SyncError::permanent(Link::Disk, what));

@@ -8,7 +8,6 @@
 mod dir;
 mod mlflow;
 mod partial;
-mod path;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +21,7 @@ pub use dir::DirRegistry;
 pub use mlflow::{MlflowConfig, MlflowRegistry};
 
 use crate::check::CheckStep;
-use crate::error::SyncResult;
+use crate::error::{Link, SyncError, SyncResult};
 
 /// What to follow: `fish-classifier@champion` is whatever version the alias names now, `fish-classifier/3` is that
 /// version for good.
@@ -170,6 +169,52 @@ impl fmt::Display for ModelReference {
         match &self.which {
             Which::Alias(alias) => write!(to, "{}@{alias}", self.name),
             Which::Version(version) => write!(to, "{}/{version}", self.name),
+        }
+    }
+}
+
+/// Longest path of an artifact, in bytes.
+const MAX_PATH_BYTES: usize = 1000;
+
+/// Refuses the path of an artifact unless it is that of a file inside the folder in which it is placed.
+///
+/// # Errors
+/// Permanent, naming the path, when it may lead out of the folder or is not a file's.
+fn check_path(link: Link, path: &str) -> SyncResult<()> {
+    let reason = if path.is_empty() || path.len() > MAX_PATH_BYTES {
+        "it must have 1 to 1000 bytes"
+    } else if path.starts_with('/') {
+        "it begins with a slash"
+    } else if path.contains('\\') {
+        "it has a backslash"
+    } else if path.chars().any(char::is_control) {
+        "it has a control character"
+    } else if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        "a part between slashes is empty, '.' or '..'"
+    } else if path.split('/').any(|part| part.len() > 255) {
+        "a part between slashes has more than 255 bytes"
+    } else {
+        return Ok(());
+    };
+    let path: String = path.chars().take(200).collect();
+    Err(SyncError::permanent(link, format!("the artifact path {path:?} is not taken: {reason}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_stays_in_its_folder_or_is_refused_by_name() {
+        for good in ["MLmodel", "model/model.onnx", "a b/ü.txt", "..a/b..", "weir~1"] {
+            assert!(check_path(Link::Mlflow, good).is_ok(), "{good}");
+        }
+        let long = "x/".repeat(600);
+        for bad in ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/", "./a", "a\\b", "a\0b", "a\nb", &long] {
+            let error = check_path(Link::Mlflow, bad).unwrap_err();
+            assert!(!error.is_transient(), "{bad}");
+            let shown: String = bad.chars().take(200).collect();
+            assert!(error.in_full().contains(&format!("{shown:?}")), "{}", error.in_full());
         }
     }
 }

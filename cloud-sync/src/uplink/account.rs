@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::UplinkConfig;
-use super::error::UplinkError;
 use super::identity::Identity;
+use super::{UplinkConfig, UplinkError};
 use crate::error::SyncResult;
 use crate::health::LinkHealth;
 use crate::kafka::{Bookmark, KafkaConfig, PublishError, Record, TransactionalProducer};

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use ulid::Ulid;
 
-use super::error::UplinkError;
+use super::UplinkError;
 use crate::durable;
 
 const FILE: &str = "identity";

@@ -26,14 +26,13 @@
 
 mod account;
 mod dead;
-mod error;
 mod identity;
 mod pump;
-mod route;
 mod source;
 mod status;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -41,12 +40,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 
-pub use error::UplinkError;
 pub use status::UplinkStatus;
 
 use crate::health::LinkHealth;
 use crate::kafka::KafkaConfig;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, OutboxError};
 use account::Account;
 use identity::Identity;
 use pump::Pump;
@@ -101,6 +99,35 @@ impl UplinkConfig {
             first_wait: Duration::from_millis(500),
             longest_wait: Duration::from_secs(60),
         }
+    }
+}
+
+/// An error when an uplink is started. Once it runs it has none: its status says what is wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UplinkError {
+    /// The operating system refused something.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The outbox cannot be read.
+    #[error("cannot read the outbox")]
+    Outbox(#[source] OutboxError),
+    /// There is no thread to be had.
+    #[error("cannot start the thread of the uplink")]
+    Thread(#[source] io::Error),
+}
+
+impl UplinkError {
+    fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
     }
 }
 

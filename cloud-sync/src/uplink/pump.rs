@@ -10,8 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::UplinkConfig;
 use super::account::{Account, Sent};
 use super::dead::DeadLetters;
-use super::route::{Route, route};
-use super::source::{Group, Source};
+use super::source::{Group, Route, Source, route};
 use super::status::Numbers;
 use crate::backoff::Backoff;
 use crate::error::{Link, SyncError, SyncResult};
@@ -111,8 +110,8 @@ impl Pump {
         if self.at.is_none() {
             let at = self.locate()?;
             self.source.seek(at);
-            self.moved(at);
             self.succeeded();
+            self.moved(at);
         }
         // A copy sends what it shares with its original, and then goes on by itself.
         let shared = (self.outbox.epochs().current_first() - 1).min(self.outbox.last_sequence());

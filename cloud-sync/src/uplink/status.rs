@@ -67,17 +67,19 @@ struct State {
 impl Numbers {
     /// A try worked.
     pub(super) fn worked(&self) {
-        self.turn(true);
+        self.turn(true, None);
     }
 
     /// A try failed; true when the one before had not.
     pub(super) fn failed(&self, error: String) -> bool {
-        self.state.lock().last_error = Some(error);
-        self.turn(false)
+        self.turn(false, Some(error))
     }
 
-    fn turn(&self, up: bool) -> bool {
+    fn turn(&self, up: bool, error: Option<String>) -> bool {
         let mut state = self.state.lock();
+        if error.is_some() {
+            state.last_error = error;
+        }
         let changed = state.up != Some(up);
         if changed {
             state.up = Some(up);

@@ -34,7 +34,7 @@ pub(crate) trait Harness: Send + Sync {
     async fn crash(&self, queue: Arc<dyn JobQueue>);
 
     /// The ids (the JSON field `id`) of the results that consumers see, in the order in which they see them.
-    async fn published(&self) -> Vec<String>;
+    async fn published(&self, count: usize) -> Vec<String>;
 }
 
 macro_rules! suite {
@@ -136,7 +136,7 @@ async fn drain(queue: &Arc<dyn JobQueue>) -> Vec<String> {
 }
 
 async fn assert_published_once<H: Harness>(harness: &H, expected: &BTreeSet<String>) {
-    let published = harness.published().await;
+    let published = harness.published(expected.len()).await;
     let mut times = BTreeMap::new();
     for id in &published {
         *times.entry(id.clone()).or_insert(0) += 1;
@@ -157,7 +157,7 @@ pub(crate) async fn a_job_arrives_as_it_was_submitted<H: Harness>(harness: &H) {
     assert_eq!(queue.stats().inflight, 1);
     assert_eq!(queue.settle(&delivery, vec![result("r")]).await.unwrap(), Settled::Done);
     assert_eq!(queue.stats().inflight, 0);
-    assert_eq!(harness.published().await, ["r"]);
+    assert_eq!(harness.published(1).await, ["r"]);
     queue.close().await;
 }
 
@@ -173,7 +173,7 @@ pub(crate) async fn jobs_of_one_key_arrive_in_order<H: Harness>(harness: &H) {
         assert!(positions.insert(delivery.position.clone()), "{} names two jobs", delivery.position);
         assert_eq!(settle(&queue, &delivery).await, Settled::Done);
     }
-    assert_eq!(harness.published().await, names);
+    assert_eq!(harness.published(names.len()).await, names);
     queue.close().await;
 }
 
@@ -277,7 +277,7 @@ pub(crate) async fn a_job_without_results_is_settled_too<H: Harness>(harness: &H
     harness.crash(queue).await;
     let queue = harness.open(MANY).await;
     assert_eq!(drain(&queue).await, Vec::<String>::new());
-    assert_eq!(harness.published().await, Vec::<String>::new());
+    assert_eq!(harness.published(0).await, Vec::<String>::new());
     queue.close().await;
 }
 
@@ -314,6 +314,6 @@ pub(crate) async fn results_of_a_job_stay_in_order<H: Harness>(harness: &H) {
     let ids: Vec<_> = (0..200).map(|n| format!("result-{n}")).collect();
     let results = ids.iter().map(|id| result(id)).collect();
     assert_eq!(queue.settle(&delivery, results).await.unwrap(), Settled::Done);
-    assert_eq!(harness.published().await, ids);
+    assert_eq!(harness.published(ids.len()).await, ids);
     queue.close().await;
 }

@@ -43,7 +43,7 @@ pub(crate) async fn an_empty_queue_answers_in_time<H: Harness>(harness: &H) {
         assert!(queue.receive(wait).await.unwrap().is_none());
         let took = start.elapsed();
         // Much sooner, and the caller's loop would spin.
-        assert!(took > wait / 2 && took < wait + Duration::from_secs(3), "{took:?} for {wait:?}");
+        assert!(took > wait / 2 && took < wait + Duration::from_secs(30), "{took:?} for {wait:?}");
     }
     // A job that comes during the wait ends it.
     let waiting = tokio::spawn({

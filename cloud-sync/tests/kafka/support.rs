@@ -38,15 +38,14 @@ pub(crate) fn config_of(services: &Services) -> KafkaConfig {
         group_id: unique("group"),
         client_id: "weir-test".into(),
         max_message_bytes: 16 * 1024 * 1024,
-        session_timeout: Duration::from_secs(6),
+        session_timeout: Duration::from_secs(30),
     }
 }
 
-/// A broker that nobody is at.
+/// A broker that does not exist: nothing listens on the discard port of this machine.
 pub(crate) fn nobody() -> KafkaConfig {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     KafkaConfig {
-        bootstrap_servers: free.to_string(),
+        bootstrap_servers: "127.0.0.1:9".into(),
         protocol: SecurityProtocol::Plaintext,
         ca_file: None,
         ..config_of(test_services::shared())
@@ -105,7 +104,7 @@ pub(crate) fn committed(config: &KafkaConfig, topic: &str) -> Vec<Seen> {
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
     let consumer: BaseConsumer = client.create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(60)).unwrap();
     let partitions = metadata.topics()[0].partitions().len();
     let mut list = TopicPartitionList::new();
     for partition in 0..partitions {
@@ -119,7 +118,9 @@ pub(crate) fn committed(config: &KafkaConfig, topic: &str) -> Vec<Seen> {
         match consumer.poll(Duration::from_millis(200)) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
-            Some(Err(error)) => panic!("{topic}: {error}"),
+            Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => panic!("{topic}: {error}"),
+            // The client reconnects by itself.
+            Some(Err(error)) => println!("{topic}: {error}"),
             Some(Ok(message)) => {
                 let text =
                     |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
@@ -138,9 +139,27 @@ pub(crate) fn committed(config: &KafkaConfig, topic: &str) -> Vec<Seen> {
     seen
 }
 
+/// All committed records of a topic once there are at least `count`: the broker answers a commit before the markers of
+/// the transaction are visible.
+pub(crate) fn committed_when(config: &KafkaConfig, topic: &str, count: usize) -> Vec<Seen> {
+    let start = Instant::now();
+    loop {
+        let seen = committed(config, topic);
+        if seen.len() >= count || start.elapsed() > Duration::from_secs(60) {
+            return seen;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// The ids of all committed records of a topic, sorted.
 pub(crate) fn ids(config: &KafkaConfig, topic: &str) -> Vec<String> {
-    let mut ids: Vec<_> = committed(config, topic).into_iter().map(|seen| seen.id).collect();
+    ids_when(config, topic, 0)
+}
+
+/// The ids of all committed records of a topic, sorted, once there are at least `count`.
+pub(crate) fn ids_when(config: &KafkaConfig, topic: &str, count: usize) -> Vec<String> {
+    let mut ids: Vec<_> = committed_when(config, topic, count).into_iter().map(|seen| seen.id).collect();
     ids.sort();
     ids
 }
@@ -151,6 +170,6 @@ pub(crate) fn queue_config(inflight: usize) -> KafkaQueueConfig {
         inflight,
         node: "test".into(),
         submit_timeout: Duration::from_secs(30),
-        close_timeout: Duration::from_secs(10),
+        close_timeout: Duration::from_secs(60),
     }
 }

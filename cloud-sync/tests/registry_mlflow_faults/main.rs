@@ -61,11 +61,12 @@ async fn what_is_no_answer_is_transient_or_permanent_and_says_what_to_do() {
 
 #[tokio::test]
 async fn a_server_that_is_away_or_silent_is_transient_in_bounded_time() {
-    let gone = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    // Nothing listens on the discard port.
+    let gone = "http://127.0.0.1:9".to_owned();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = (format!("http://{}", silent.local_addr().unwrap()), silent);
     let (slow, _) = serve(|_, _| {
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(Duration::from_secs(60));
         json(VERSION)
     });
     for uri in [&gone, &silent.0, &slow] {
@@ -73,7 +74,7 @@ async fn a_server_that_is_away_or_silent_is_transient_in_bounded_time() {
         let start = Instant::now();
         let error = resolve(&registry, "fish@champion").await.unwrap_err();
         assert!(error.is_transient() && error.in_full().contains("fish@champion"), "{}", error.in_full());
-        assert!(start.elapsed() < Duration::from_secs(3), "{uri}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(30), "{uri}: {:?}", start.elapsed());
         assert_eq!(health.state().up, Some(false));
     }
 }

@@ -110,7 +110,7 @@ pub(crate) fn config(uri: &str) -> MlflowConfig {
     MlflowConfig {
         user: Some("box-1".into()),
         password: Secret::new("hunter2"),
-        timeout: Duration::from_secs(2),
+        timeout: Duration::from_secs(20),
         ..MlflowConfig::new(uri)
     }
 }

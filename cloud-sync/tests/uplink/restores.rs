@@ -14,7 +14,7 @@ use cloud_sync::outbox::Outbox;
 use cloud_sync::uplink::{Uplink, UplinkConfig};
 use tempfile::tempdir;
 
-use crate::broker::{committed, config_of, make_topic};
+use crate::broker::{committed_when, config_of, make_topic};
 use crate::support::{BOUND, append, config, drain, event, open, start, start_with, until};
 
 fn rounds() -> usize {
@@ -46,7 +46,7 @@ fn events(from: usize, count: usize) -> impl Iterator<Item = cloud_sync::event::
 /// Each of `expected` is in the topic once, and beside them only what outboxes say of themselves.
 pub(crate) fn assert_each_once(kafka: &KafkaConfig, expected: &[String], what: &str) {
     let mut times: BTreeMap<String, usize> = expected.iter().map(|id| (id.clone(), 0)).collect();
-    for seen in committed(kafka, &kafka.results_topic) {
+    for seen in committed_when(kafka, &kafka.results_topic, expected.len()) {
         match times.get_mut(&seen.id) {
             Some(times) => *times += 1,
             None => {

@@ -5,7 +5,7 @@ mod recover;
 
 use std::time::{Duration, SystemTime};
 
-use cloud_sync::state::{BatchOutcome, BatchPhase, BatchStatus};
+use cloud_sync::batch_status::{BatchOutcome, BatchPhase, BatchStatus};
 
 use super::object_keys::check_any_id;
 use super::{BatchError, BatchService};

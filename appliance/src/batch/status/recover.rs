@@ -5,8 +5,8 @@ use std::io::{self, BufReader};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use cloud_sync::batch_status::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
 use cloud_sync::blob::{BlobInfo, BlobKey};
-use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
 
 use super::{BatchView, is_long_ago};
 use crate::batch::batch_manifest::BatchRecord;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use cloud_sync::batch_status::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 use cloud_sync::blob::BlobKey;
 use cloud_sync::event::BatchSummary;
 use cloud_sync::queue::{Delivery, ResultRecord};
-use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 
 use super::look::{Found, Seen};
 use super::results::{Kept, LINES, Tally, on_disk};

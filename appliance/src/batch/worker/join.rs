@@ -5,8 +5,8 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::ops::Range;
 use std::path::Path;
 
+use cloud_sync::batch_status::BatchSpec;
 use cloud_sync::event::BatchItem;
-use cloud_sync::state::BatchSpec;
 
 use super::image::failed;
 use crate::batch::chunker;

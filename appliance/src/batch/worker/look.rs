@@ -1,8 +1,8 @@
 //! What the stores say of a message before its images are worked on, and again before its results are written.
 
+use cloud_sync::batch_status::{BatchPhase, BatchSpec, BatchStatus, ChunkStart};
 use cloud_sync::event::BatchItem;
 use cloud_sync::queue::Delivery;
-use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, ChunkStart};
 
 use super::results::Kept;
 use super::{ChunkError, Worker};

@@ -26,10 +26,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cloud_sync::batch_status::BatchStatusStore;
 use cloud_sync::blob::BlobStore;
 use cloud_sync::capture::Capture;
 use cloud_sync::queue::{Delivery, JobQueue};
-use cloud_sync::state::StateStore;
 use futures_util::FutureExt;
 use gpu_kernels::DecodeLimits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -57,7 +57,7 @@ pub struct Worker {
     /// Where messages come from and results go.
     pub queue: Arc<dyn JobQueue>,
     /// How far each batch is.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// Where results are written.
     pub blob: Arc<dyn BlobStore>,
     /// Loads the images.

@@ -6,8 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, Stat, statat};
 use rustix::io::Errno;
 
-use super::names;
-use super::tree::{Tree, below};
+use super::tree::{self, Tree, below};
 use super::{length, modified};
 use crate::blob::{BlobInfo, BlobPage};
 
@@ -102,9 +101,9 @@ fn entries(folder: &OwnedFd, base: &str) -> io::Result<Vec<(String, String)>> {
             kind => kind,
         };
         let key = match kind {
-            FileType::RegularFile => names::part_of_file(name).map(|part| format!("{base}{part}")),
+            FileType::RegularFile => tree::part_of_file(name).map(|part| format!("{base}{part}")),
             FileType::Directory if name != "." && name != ".." => {
-                names::part_of_folder(name).map(|part| format!("{base}{part}/"))
+                tree::part_of_folder(name).map(|part| format!("{base}{part}/"))
             }
             _ => None,
         };

@@ -1,4 +1,10 @@
-//! The folders of a directory store: found part by part, never through a symbolic link.
+//! The folders of a directory store: found part by part, never through a symbolic link; and how parts of a key are named
+//! on disk, so that an object `a` and an object `a/b` can both exist.
+//!
+//! A file system cannot have a file and a folder of one name. A rule on the name alone keeps
+//! them apart without access to the disk: file names are expected to contain a dot and folder names
+//! not to, and an unexpected name gets a `$`, which no key contains. `2026-05-01/photo.jpg` is unchanged;
+//! the object `a` is the file `a$`, the folder of `a.b/c` is `a.b$`.
 
 use std::collections::HashSet;
 use std::io;
@@ -9,7 +15,6 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::names;
 use crate::blob::BlobKey;
 use crate::durable;
 
@@ -37,7 +42,7 @@ impl Place {
     pub(super) fn of(key: &BlobKey) -> Self {
         let mut parts: Vec<&str> = key.as_str().split('/').collect();
         let last = parts.pop().unwrap_or_default();
-        Self { folders: parts.into_iter().map(names::of_folder).collect(), file: names::of_file(last) }
+        Self { folders: parts.into_iter().map(folder_name).collect(), file: file_name(last) }
     }
 
     /// The path below the root, as a person may open it.
@@ -130,4 +135,51 @@ impl Tree {
 /// A folder in a folder. A symbolic link is an error: it could lead out of the store.
 pub(super) fn below(folder: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
     openat(folder, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())
+}
+
+/// What marks a name that is against expectation.
+const MARK: char = '$';
+
+/// The file of an object whose key ends in `part`.
+fn file_name(part: &str) -> String {
+    if part.contains('.') { part.to_owned() } else { format!("{part}{MARK}") }
+}
+
+/// The folder of keys that go on after `part`.
+fn folder_name(part: &str) -> String {
+    if part.contains('.') { format!("{part}{MARK}") } else { part.to_owned() }
+}
+
+/// The part that a file stands for; `None` when the store did not make it.
+pub(super) fn part_of_file(name: &str) -> Option<&str> {
+    let part = name.strip_suffix(MARK).unwrap_or(name);
+    (file_name(part) == name).then_some(part)
+}
+
+/// The part that a folder stands for; `None` when the store did not make it.
+pub(super) fn part_of_folder(name: &str) -> Option<&str> {
+    let part = name.strip_suffix(MARK).unwrap_or(name);
+    (folder_name(part) == name).then_some(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_folders_never_share_a_name_and_lead_back_to_their_part() {
+        let parts = ["a", "a.b", "2026-05-01", "photo.jpg", "10.0.0.5", "a=b", ".hidden", "a~"];
+        for part in parts {
+            assert_eq!(part_of_file(&file_name(part)), Some(part));
+            assert_eq!(part_of_folder(&folder_name(part)), Some(part));
+            for other in parts {
+                assert_ne!(file_name(part), folder_name(other));
+            }
+        }
+        assert_eq!(
+            (file_name("photo.jpg").as_str(), folder_name("dock-3").as_str()),
+            ("photo.jpg", "dock-3")
+        );
+        assert_eq!((part_of_file("stray"), part_of_file("a.b$"), part_of_folder("a$")), (None, None, None));
+    }
 }

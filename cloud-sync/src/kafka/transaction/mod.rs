@@ -1,7 +1,6 @@
 //! Records published in transactions: all of a group or none, together with where their reader stands.
 
-mod error;
-mod fill;
+mod attempt;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,14 +8,13 @@ use std::time::{Duration, Instant};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{Producer, ThreadedProducer};
 
-use super::errors::{explain, is_fenced, is_lost_group, is_too_large, noted, refuses_record};
-use super::watch::Watch;
+use super::errors::{Watch, explain, is_fenced, is_lost_group, is_too_large, noted, refuses_record};
 use super::{KafkaConfig, Position};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 
-pub use error::PublishError;
-use fill::{Failure, fill, remaining};
+pub use attempt::PublishError;
+use attempt::{Failure, fill, remaining};
 
 /// How long an abort may take before the client is given up instead.
 const ABORT: Duration = Duration::from_secs(3);

@@ -1,10 +1,11 @@
-//! Torn tails and flipped bits, at every byte.
+//! Torn tails and flipped bits at every byte, and the highest sequences.
 
 use std::fs;
 use std::path::Path;
 
 use tempfile::tempdir;
 
+use crate::outbox::cursor::Cursor;
 use crate::outbox::{Durability, Outbox, OutboxConfig, OutboxError, Reader, Recovery, record, segment};
 
 fn config(dir: &Path) -> OutboxConfig {
@@ -195,4 +196,21 @@ fn a_directory_in_the_place_of_a_segment_is_damage_and_no_end() {
     fs::remove_dir(segment::path(dir.path(), 1)).unwrap();
     let rest: Vec<u64> = reader.map(|event| event.unwrap().sequence).collect();
     assert_eq!(rest, [5, 6, 7]);
+}
+
+#[test]
+fn an_append_for_which_there_is_no_number_is_refused() {
+    let dir = tempdir().unwrap();
+    Cursor::load(dir.path()).unwrap().0.store(u64::MAX - 2).unwrap();
+    for appended in [1, 0] {
+        let outbox = Outbox::open(OutboxConfig::new(dir.path())).unwrap().0;
+        for _ in 0..appended {
+            assert_eq!(outbox.append(b"{}".to_vec()).wait().unwrap(), u64::MAX - 1);
+        }
+        for _ in 0..2 {
+            let error = outbox.append(b"{}".to_vec()).wait().unwrap_err();
+            assert!(matches!(error, OutboxError::Exhausted { .. }), "{error}");
+        }
+        outbox.close().unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! The jobs on disk: the tables of `queue.redb` and every transaction on them. All of it blocks.
 
 use std::collections::HashSet;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,6 @@ use redb::{Durability, ReadableTable, ReadableTableMetadata, TableDefinition, Wr
 use tokio::sync::mpsc;
 use ulid::Ulid;
 
-use super::full::{self, QueueFull};
 use super::order;
 use crate::database::{Database, Stop};
 use crate::error::{Link, SyncError, SyncResult};
@@ -169,7 +169,7 @@ impl JobFile {
 
     fn full(&self, waiting: u64, bytes: u64) -> SyncError {
         let full = QueueFull { waiting, needed: bytes - waiting, max_bytes: self.max_bytes };
-        full::error(self.database.path(), full)
+        full_error(self.database.path(), full)
     }
 
     /// The first job in the order in which they go out that `take` takes, by its sequence and batch.
@@ -251,4 +251,35 @@ fn remove(txn: &WriteTransaction, sequence: u64) -> Result<(), Stop> {
         meta.insert(BYTES, bytes.saturating_sub(length as u128))?;
     }
     Ok(())
+}
+
+/// Why a submission was refused: the queue has no room for it. It is the source of the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{waiting} bytes wait, {needed} more do not fit under the bound of {max_bytes}")]
+pub struct QueueFull {
+    /// Bytes of the jobs in the queue.
+    pub waiting: u64,
+    /// Bytes of the submission; where it would not fit into an empty queue, as far as it was read.
+    pub needed: u64,
+    /// The bound.
+    pub max_bytes: u64,
+}
+
+impl QueueFull {
+    /// Whether, and how, `error` is about a queue without room.
+    #[must_use]
+    pub fn of(error: &SyncError) -> Option<&Self> {
+        error.source().and_then(<dyn Error>::downcast_ref)
+    }
+}
+
+/// Transient, unless the submission would not fit into an empty queue either.
+fn full_error(path: &Path, bound: QueueFull) -> SyncError {
+    let path = path.display();
+    if bound.needed > bound.max_bytes {
+        SyncError::permanent(Link::Disk, format!("the submission is too large for the queue in {path}"))
+    } else {
+        SyncError::transient(Link::Disk, format!("the queue in {path} is full"))
+    }
+    .because(bound)
 }

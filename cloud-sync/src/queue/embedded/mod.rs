@@ -28,7 +28,6 @@
 //! `publish` the second step; `full` the bound.
 
 mod file;
-mod full;
 mod ledger;
 mod order;
 mod publish;
@@ -43,7 +42,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::warn;
 
-pub use full::QueueFull;
+pub use file::QueueFull;
 
 use super::fair::Flow;
 use super::{Delivery, JobQueue, NewJob, QueueStats, Receipt, ResultRecord, Settled};

@@ -3,7 +3,7 @@
 //! A partition's committed offset says "everything before is done". So a job that is settled before an
 //! earlier one of its partition is held, with its results, until the earlier one is settled too.
 
-mod held;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,11 +11,11 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::answer::{Waiter, answer, answer_error, left_behind};
-use super::stage::Stage;
+use super::shared::{Waiter, answer, answer_error, left_behind};
 use crate::error::SyncError;
 use crate::queue::fair::{Flow, may_go_out};
 use crate::queue::{Receipt, ResultRecord, Settled};
+use waiting::Stage;
 
 /// Most records of one transaction. A job's own are never split: one with more goes alone.
 pub(super) const GROUP_RECORDS: usize = 5_000;

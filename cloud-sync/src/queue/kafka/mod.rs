@@ -5,12 +5,10 @@
 //! the work, as librdkafka's calls block: one polls, one commits; they begin with the first
 //! [`JobQueue::receive`], so that who only submits is no member of the group.
 
-mod answer;
 mod committer;
 mod consumer;
 mod ledger;
 mod shared;
-mod stage;
 mod submit;
 #[cfg(test)]
 mod tests;

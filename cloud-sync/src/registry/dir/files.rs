@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::super::{Artifact, path};
+use super::super::{Artifact, check_path};
 use crate::error::{Link, SyncError, SyncResult};
 
 /// Deepest folder below a version's.
@@ -54,7 +54,7 @@ impl Folder {
                     return Err(SyncError::permanent(Link::Disk, what));
                 };
                 let (path, at) = (format!("{before}{name}"), entry.path());
-                path::check(Link::Disk, &path)?;
+                check_path(Link::Disk, &path)?;
                 let found = at.symlink_metadata().map_err(|error| unreadable(&at, error))?;
                 if found.is_dir() && depth < MAX_DEPTH {
                     folders.push((at, path + "/", depth + 1));

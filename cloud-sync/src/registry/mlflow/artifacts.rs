@@ -12,7 +12,7 @@ use super::listing::{Listing, join, logged_model, logged_model_uri, run_source, 
 use crate::blob::{BlobStore, Found, Reading, S3Store};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::registry::partial::{Origin, Partial, Size};
-use crate::registry::{Artifact, ModelVersion, path};
+use crate::registry::{Artifact, ModelVersion, check_path};
 
 /// Where the folder of a version is.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Place {
         };
         let path = path.trim_matches('/').to_owned();
         if !path.is_empty() {
-            path::check(Link::Mlflow, &path)?;
+            check_path(Link::Mlflow, &path)?;
         }
         Ok(Self::Proxy { path })
     }
@@ -151,7 +151,7 @@ async fn list_s3(s3: &S3Store, bucket: &str, prefix: &str, limit: usize) -> Sync
         let page = store.list(&begin, next.as_deref()).await?;
         for object in page.objects {
             let path = object.key.strip_prefix(&begin).unwrap_or(&object.key).to_owned();
-            path::check(Link::Mlflow, &path)?;
+            check_path(Link::Mlflow, &path)?;
             files.push(Artifact { path, bytes: Some(object.bytes) });
             if files.len() > limit {
                 let text = format!("s3://{bucket}/{prefix} has more than {limit} files");

@@ -6,7 +6,7 @@ use super::answers::{FileInfo, Files, OneRun, OneVersion};
 use super::failure::Answer;
 use super::rest::Rest;
 use crate::error::{Link, SyncError};
-use crate::registry::{Artifact, ModelVersion, path};
+use crate::registry::{Artifact, ModelVersion, check_path};
 
 /// Deepest folder, folders, and pages of one folder that are looked at.
 const MAX_DEPTH: usize = 32;
@@ -128,7 +128,7 @@ impl Listing {
                 below.unwrap_or(&file.path)
             }
         };
-        path::check(Link::Mlflow, name)?;
+        check_path(Link::Mlflow, name)?;
         Ok(FileInfo { path: join(folder, name), ..file })
     }
 }
@@ -144,7 +144,7 @@ pub(super) async fn logged_model_uri(rest: &Rest, id: &str) -> Answer<String> {
 pub(super) async fn run_uri(rest: &Rest, id: &str, folder: &str) -> Answer<String> {
     let what = format!("find the artifacts of the run {id}");
     if !folder.is_empty() {
-        path::check(Link::Mlflow, folder)?;
+        check_path(Link::Mlflow, folder)?;
     }
     let run: OneRun = rest.get(&what, "runs/get", &[("run_id", id)]).await?;
     Ok(join(run.run.info.artifact_uri.trim_end_matches('/'), folder))

@@ -21,7 +21,7 @@ pub use config::MlflowConfig;
 use failure::{Answer, note};
 use rest::Rest;
 
-use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, path};
+use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, check_path};
 use crate::blob::S3Store;
 use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncResult};
@@ -80,7 +80,7 @@ impl ModelRegistry for MlflowRegistry {
     }
 
     async fn fetch(&self, version: &ModelVersion, path: &str, to: &Path, limit: u64) -> SyncResult<()> {
-        path::check(Link::Mlflow, path)?;
+        check_path(Link::Mlflow, path)?;
         let fetched = self.fetch_file(version, path, to, limit).await;
         self.note(fetched)
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloud_sync::batch_status::{BatchStatusStore, EmbeddedBatchStatus};
 use cloud_sync::blob::{BlobKey, BlobStore, DirStore};
 use cloud_sync::event::{Event, EventBody, ItemOutcome};
 use cloud_sync::outbox::{Outbox, OutboxConfig, Reader};
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, NewJob};
-use cloud_sync::state::{EmbeddedStore, StateConfig, StateStore};
 
 use super::world::{World, messages, pictures};
 
@@ -33,8 +33,8 @@ async fn embedded_stores_keep_every_result_through_many_ends() {
     let (outbox, _) = Outbox::open(OutboxConfig::new(dir.path().join("outbox"))).unwrap();
     let outbox = Arc::new(outbox);
     let day = Duration::from_secs(86_400);
-    let state = EmbeddedStore::open(dir.path().join("state"), StateConfig::default(), day).unwrap();
-    let state: Arc<dyn StateStore> = Arc::new(state);
+    let state = EmbeddedBatchStatus::open(dir.path().join("state"), day).unwrap();
+    let state: Arc<dyn BatchStatusStore> = Arc::new(state);
     let blob: Arc<dyn BlobStore> = Arc::new(DirStore::open(dir.path().join("blobs")).unwrap());
 
     let url = |i: usize| if i % 3 == 2 { "nothing".to_owned() } else { format!("{}/{}", world.base, i % 16) };

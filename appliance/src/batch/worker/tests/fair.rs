@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloud_sync::batch_status::{BatchPhase, BatchStatusStore, EmbeddedBatchStatus};
 use cloud_sync::blob::{BlobStore, DirStore};
 use cloud_sync::outbox::{Outbox, OutboxConfig};
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, NewJob};
-use cloud_sync::state::{BatchPhase, EmbeddedStore, StateConfig, StateStore};
 
 use super::failures::silent;
 use super::world::{World, messages, pictures};
@@ -25,8 +25,8 @@ async fn a_small_batch_is_finished_beside_a_large_one_of_servers_that_never_answ
     let config = EmbeddedQueueConfig { dir: dir.path().join("queue"), inflight: 4, max_bytes: 1 << 20 };
     let queue = Arc::new(EmbeddedQueue::open(config, Arc::new(outbox)).unwrap());
     let day = Duration::from_secs(86_400);
-    let state = EmbeddedStore::open(dir.path().join("state"), StateConfig::default(), day).unwrap();
-    let state: Arc<dyn StateStore> = Arc::new(state);
+    let state = EmbeddedBatchStatus::open(dir.path().join("state"), day).unwrap();
+    let state: Arc<dyn BatchStatusStore> = Arc::new(state);
     let blob: Arc<dyn BlobStore> = Arc::new(DirStore::open(dir.path().join("blobs")).unwrap());
 
     let (tarpit, mut asks) = silent().await;

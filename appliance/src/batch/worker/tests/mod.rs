@@ -13,8 +13,8 @@ mod world;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cloud_sync::batch_status::BatchPhase;
 use cloud_sync::event::ItemOutcome;
-use cloud_sync::state::BatchPhase;
 use serde_json::{Value, json};
 
 use world::{MODEL, World, picture, pictures};
