@@ -210,7 +210,7 @@ async fn what_others_put_there_is_neither_listed_nor_read() {
         assert!(error.in_full().contains("not a regular file"), "{}", error.in_full());
     }
     let error = store.put(&key("photo.jpg"), content(5), "").await.unwrap_err();
-    assert!(!error.is_transient() && error.in_full().contains("take it away"), "{}", error.in_full());
+    assert!(!error.is_transient() && error.in_full().contains("remove it"), "{}", error.in_full());
     assert_eq!(files(&dir.path().join(".partial~")), [""; 0], "nothing is left of the failed put");
 }
 

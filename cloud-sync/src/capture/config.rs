@@ -6,28 +6,29 @@ use std::time::Duration;
 
 use super::item::Digest;
 
-/// How images are captured.
+/// Settings of capture.
 #[derive(Debug, Clone)]
 pub struct CaptureConfig {
-    /// The folder of the spool; made if it is missing. Nothing else may be kept there.
+    /// The directory of the spool; created if it does not exist. Nothing else may be stored there.
     pub dir: PathBuf,
-    /// Which images.
+    /// Which images are captured.
     pub rule: CaptureRule,
-    /// Most bytes of images that wait to be sent; beyond it new ones are left out. What is refused for good
-    /// may take a tenth of it besides.
+    /// Maximum bytes of images that wait to be sent; above it new ones are skipped. Permanently refused ones may take
+    /// another tenth of it.
     pub max_bytes: u64,
-    /// Most bytes of images that wait for the writer: they are held in memory, and with them what their memory is counted to.
+    /// Maximum bytes of images that wait for the writer: they are held in memory, with the memory that is accounted
+    /// for them.
     pub max_waiting: u64,
     /// The name of this node, for the sidecar.
     pub node: String,
-    /// How long to wait after the first failure of the storage.
+    /// Wait after the first failure of the storage.
     pub first_wait: Duration,
-    /// The longest wait between two tries.
+    /// Maximum wait between two attempts.
     pub longest_wait: Duration,
 }
 
 impl CaptureConfig {
-    /// The defaults: 2 GiB, tries again after half a second and then ever later, up to a minute.
+    /// The defaults: 2 GiB, backoff from half a second up to a minute.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, rule: CaptureRule, node: impl Into<String>) -> Self {
         Self {
@@ -47,9 +48,9 @@ impl CaptureConfig {
 pub enum CaptureRule {
     /// All.
     All,
-    /// Those that the model is unsure of: confidence under this, 0 to 1.
+    /// Images with a confidence below this, 0 to 1.
     Below(f32),
-    /// This share, 0 to 1, chosen by digest: the same image is always in or always out, on every node.
+    /// This share, 0 to 1, selected by digest: the same image is always in or always out, on every node.
     Sample(f64),
 }
 
@@ -66,38 +67,38 @@ impl CaptureRule {
         Err(CaptureError::Setting { setting, value: value.to_string(), bound: "0 to 1".into() })
     }
 
-    pub(super) fn takes(self, digest: Digest, confidence: f32) -> bool {
+    pub(super) fn matches(self, digest: Digest, confidence: f32) -> bool {
         match self {
             Self::All => true,
-            // A confidence that is no number is as unsure as can be.
+            // NaN counts as minimum confidence.
             Self::Below(bound) => confidence.is_nan() || confidence < bound,
             Self::Sample(share) => digest.fraction() < share,
         }
     }
 }
 
-/// An error when capture is opened. Once it runs it has none: it counts what it leaves out.
+/// An error on opening capture. Later errors are only counted as skipped images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CaptureError {
-    /// A setting is outside its bounds.
+    /// A setting is out of range.
     #[error("capture setting {setting} is {value}, it must be {bound}")]
     Setting {
         /// Name of the setting.
         setting: &'static str,
-        /// The value it had.
+        /// The invalid value.
         value: String,
-        /// What it must be.
+        /// The valid range.
         bound: String,
     },
-    /// The operating system refused something.
+    /// An operating system error.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On which file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },

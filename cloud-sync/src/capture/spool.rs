@@ -1,14 +1,14 @@
-//! The folder in which captured images wait.
+//! The directory in which captured images wait.
 //!
 //! ```text
 //! <dir>/spool/<digest>.<ext>   an image
-//! <dir>/spool/<digest>.json    its sidecar, put in place after it: the pair is whole
-//! <dir>/dead/                  the same, for what the storage has refused for good
+//! <dir>/spool/<digest>.json    its sidecar, placed after it: the pair is complete
+//! <dir>/dead/                  the same, for what the storage has refused permanently
 //! <dir>/tmp/                   files being written; emptied at the start
 //! ```
-//! Nothing is forced to the disk. After the end of the process, however sudden, the order of the renames
-//! holds; after a loss of power a file may be short or empty, so a pair is checked against its digest before
-//! it leaves. All functions block.
+//! Nothing is synced to disk. After the end of the process, however abrupt, the order of the renames holds; after a
+//! loss of power a file may be short or empty, so a pair is checked against its digest before it is sent. All
+//! functions block.
 
 use std::collections::HashSet;
 use std::fs;
@@ -34,21 +34,21 @@ pub(super) struct Spool {
     max_dead_bytes: u64,
     held: Held,
     dead_held: Held,
-    /// Held for each change of the spool and its counts, so that a survey sees no half of one.
+    /// Locked for each change of the spool and its counts, so that a survey sees no partial change.
     changing: Mutex<()>,
-    /// A pair has come.
+    /// A pair has been added.
     pub(super) arrived: Notify,
 }
 
-/// What a folder holds. The number of images is changed after the bytes and read before them: whoever sees a number of
-/// images sees the bytes that belong to it.
+/// Contents of a directory. The number of images is changed after the bytes and read before them: a reader of the
+/// number sees the bytes that belong to it.
 #[derive(Debug, Default)]
 struct Held {
     images: AtomicU64,
     bytes: AtomicU64,
 }
 
-/// A whole pair, in memory.
+/// A complete pair, in memory.
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) digest: Digest,
@@ -61,7 +61,7 @@ pub(super) struct Pair {
 #[derive(Debug)]
 pub(super) enum Loaded {
     Pair(Box<Pair>),
-    /// Something else than a whole pair: for nobody of use.
+    /// Not a complete pair: unusable.
     Broken,
 }
 
@@ -99,7 +99,7 @@ impl Spool {
         self.dead_held.images.load(Ordering::Relaxed)
     }
 
-    /// Puts a pair in place; false when the image is there already.
+    /// Adds a pair; false when the image exists already.
     pub(super) fn write(&self, sidecar: &Sidecar, image: &[u8]) -> io::Result<bool> {
         let json_path = self.spool.join(format!("{}.{SIDECAR}", sidecar.digest));
         if json_path.exists() {
@@ -110,7 +110,7 @@ impl Spool {
         let changing = self.changing.lock();
         let result =
             self.place(&image_path, image).and_then(|()| self.place(&json_path, &json)).inspect_err(|_| {
-                // Half a pair is of no use, and on a full disk it takes room that others need.
+                // Half a pair is useless, and on a full disk it takes space that others need.
                 let _ = fs::remove_file(&image_path);
             });
         result?;
@@ -128,7 +128,7 @@ impl Spool {
         })
     }
 
-    /// Up to `count` images that wait, in no order, without those in `but`.
+    /// Up to `count` waiting images, in no order, without those in `but`.
     pub(super) fn waiting(&self, count: usize, but: &HashSet<Digest>) -> io::Result<Vec<(Digest, PathBuf)>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.spool)? {
@@ -156,7 +156,7 @@ impl Spool {
         Ok(Loaded::Pair(Box::new(Pair { digest, sidecar, json: json.into(), image: image.into() })))
     }
 
-    /// Removes a pair that has arrived. The sidecar goes first: an image alone is cleared at the next start.
+    /// Removes a pair that was sent. The sidecar first: an image alone is removed at the next start.
     pub(super) fn remove(&self, pair: &Pair) -> io::Result<()> {
         let _changing = self.changing.lock();
         self.remove_pair(pair)
@@ -169,7 +169,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Removes whatever stands under a digest.
+    /// Removes all files of a digest.
     pub(super) fn discard(&self, digest: Digest) -> io::Result<()> {
         let hex = digest.hex();
         let _changing = self.changing.lock();
@@ -180,16 +180,16 @@ impl Spool {
                 remove(&path)?;
             }
         }
-        // Nobody knows any more what it counted for.
+        // It is unknown what they counted for.
         let held = survey(&self.spool)?;
         self.held.bytes.store(held.bytes.into_inner(), Ordering::Relaxed);
         self.held.images.store(held.images.into_inner(), Ordering::Release);
         Ok(())
     }
 
-    /// Moves a pair to the dead, with the reason in its sidecar; false when there is no room for it there,
-    /// and it was removed.
-    pub(super) fn bury(&self, pair: &Pair, reason: &str) -> io::Result<bool> {
+    /// Moves a pair to the dead, with the reason in its sidecar; if there is no space for it there, it is removed,
+    /// and this returns false.
+    pub(super) fn move_to_dead(&self, pair: &Pair, reason: &str) -> io::Result<bool> {
         let _changing = self.changing.lock();
         let room = self.dead_held.bytes.load(Ordering::Relaxed) + pair.size() <= self.max_dead_bytes;
         if room {
@@ -241,7 +241,7 @@ fn digest_of(path: &Path) -> Option<Digest> {
     Digest::parse(path.file_stem()?.to_str()?)
 }
 
-/// Counts the pairs of a folder and removes images that have no sidecar: a crash came between the two.
+/// Counts the pairs of a directory and removes images without a sidecar, left by a crash between the two.
 fn survey(folder: &Path) -> io::Result<Held> {
     let (mut sidecars, mut images) = (HashSet::new(), Vec::new());
     let mut bytes = 0;
@@ -251,7 +251,7 @@ fn survey(folder: &Path) -> io::Result<Held> {
         let Some(digest) = digest_of(&path) else { continue };
         let length = match entry.metadata() {
             Ok(about) => about.len(),
-            // The uploader was faster.
+            // The uploader has removed it meanwhile.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
         };

@@ -144,7 +144,7 @@ fn a_name_that_something_has_is_never_given_to_an_empty_file() {
     std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
     for _ in 0..2 {
         let error = Database::open_or_quarantine(path.clone()).unwrap_err().in_full();
-        assert!(error.contains("disk/x.redb, which is not there"), "{error}");
+        assert!(error.contains("disk/x.redb, which does not exist"), "{error}");
         assert_eq!(path.read_link().unwrap(), elsewhere);
     }
     // The disk is there again.

@@ -1,10 +1,10 @@
-//! A disk that loses, when power fails, what was not forced to it.
+//! A simulated disk that loses unsynced writes when power fails.
 //!
-//! It looks on while a store works in a directory: at each fsync it notes what is durable from then on, and before
-//! each it keeps a [`KillPoint`], from which the directory can be made again as it may look if power had failed there:
-//! with everything undone since the last fsync of each file and directory, or with a part of it.
+//! It observes a directory while a store works in it: at each fsync it records what is durable from then on, and
+//! before each it keeps a [`KillPoint`], from which the directory can be restored as it may look if power had failed
+//! there: with everything undone since the last fsync of each file and directory, or with a part of it.
 //!
-//! For tests; whatever lies in the directory is read whole at each fsync.
+//! For tests; the whole directory is read at each fsync.
 
 #![allow(clippy::expect_used, reason = "tests are the only callers")]
 
@@ -208,7 +208,7 @@ pub(super) fn after(seen: Option<(Arc<SimulatedDisk>, PathBuf)>, fd: &impl AsFd)
 /// # Panics
 /// When there are no moments, or the disk of this machine fails.
 pub fn after_each_loss(points: &[KillPoint], mut check: impl FnMut(&Path, usize, Outcome)) {
-    assert!(points.len() > 1, "nothing was ever forced to the disk");
+    assert!(points.len() > 1, "nothing was ever synced");
     for point in points {
         for outcome in Outcome::EACH {
             let to = std::env::temp_dir().join(format!("weir-lost-writes-{}", ulid::Ulid::generate()));

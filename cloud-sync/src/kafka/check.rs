@@ -1,4 +1,4 @@
-//! Whether the broker does what Weir needs of it, step by step, for the person who sets it up.
+//! Checks step by step whether the broker meets Weir's requirements.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,26 +12,25 @@ use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use ulid::Ulid;
 
 use super::errors::{ClientErrors, Watch, explain};
-use super::position::{committed, hear_out, idle_consumer};
+use super::position::{committed, drain_reports, idle_consumer};
 use super::{KafkaConfig, Position};
 use crate::error::{Link, SyncError, SyncResult};
 
-/// One thing that was tried.
+/// One step of a check.
 #[derive(Debug)]
 pub struct CheckStep {
-    /// What, with the names it was tried with.
+    /// What was tried, and on which names.
     pub what: String,
-    /// What was found, or why not and what to do.
+    /// What was found, or the error with its remedy.
     pub result: SyncResult<String>,
 }
 
-/// Logs in, looks for the topics, reads the offsets of the workers' group, and sends a probe through the
-/// results topic. With `batches`, work waits in the requests topic: then that is written and read too, and the
-/// group's right to commit is tried. Blocks; each step takes at most about `timeout`. Without a login nothing more
-/// is tried.
+/// Logs in, finds the topics, reads the offsets of the workers' group, and sends a probe through the results topic.
+/// With `batches`, the queue is in Kafka: then the requests topic is written and read too, and the group's right to
+/// commit is checked. Blocks; each step takes about at most `timeout`. If the login fails nothing more is tried.
 ///
-/// Whatever is written and committed is so in a transaction that is aborted: readers of committed records never see
-/// it, the group stays where it stands, and nobody joins it.
+/// Everything is written and committed in a transaction that is aborted: readers of committed records never see it,
+/// the group's offsets do not change, and nobody joins it.
 #[must_use]
 pub fn check(config: &KafkaConfig, batches: bool, timeout: Duration) -> Vec<CheckStep> {
     let mut steps = Vec::new();
@@ -65,10 +64,10 @@ pub fn check(config: &KafkaConfig, batches: bool, timeout: Duration) -> Vec<Chec
     });
     steps.push(CheckStep { what: format!("read the offsets of group {group}"), result });
     if batches {
-        let what = format!("submit to topic {topic}, as the API does, in a transaction that is taken back");
+        let what = format!("submit to topic {topic}, as the API does, in a transaction that is aborted");
         steps.push(CheckStep { what, result: submit(config, timeout) });
         let what = format!("read topic {topic} as group {group}, as a worker does");
-        steps.push(CheckStep { what, result: take(config, &consumer, timeout) });
+        steps.push(CheckStep { what, result: consume(config, &consumer, timeout) });
     }
     let what = format!("write to topic {} in a transaction, and read it back", config.results_topic);
     steps.push(CheckStep { what, result: probe(config, timeout) });
@@ -84,13 +83,13 @@ fn log_in(
     match consumer.fetch_metadata(Some(&config.requests_topic), timeout) {
         Ok(metadata) => Ok(format!("brokers: {}", metadata.brokers().len())),
         Err(error) => {
-            hear_out(consumer);
+            drain_reports(consumer);
             Err(explain(config, "log in", error, Some(watch.trouble())))
         }
     }
 }
 
-/// How many partitions a topic has.
+/// Number of partitions of a topic.
 fn find_topic(
     config: &KafkaConfig,
     consumer: &BaseConsumer<Watch>,
@@ -108,7 +107,7 @@ fn find_topic(
     }
 }
 
-/// Where the probe arrived.
+/// Delivery report of the probe.
 #[derive(Default)]
 struct Arrival {
     trouble: ClientErrors,
@@ -133,13 +132,13 @@ impl ProducerContext for Arrival {
 fn probe(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
     let topic = &config.results_topic;
     let payload = probe_payload();
-    let (partition, offset) = write_and_take_back(config, topic, &payload, timeout)?;
+    let (partition, offset) = write_and_abort(config, topic, &payload, timeout)?;
     read_back(config, partition, offset, payload.as_bytes(), timeout)?;
-    Ok(format!("partition {partition}, offset {offset}; taken back, so that nobody sees it"))
+    Ok(format!("partition {partition}, offset {offset}; aborted, so that no consumer sees it"))
 }
 
 fn submit(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
-    let (partition, offset) = write_and_take_back(config, &config.requests_topic, &probe_payload(), timeout)?;
+    let (partition, offset) = write_and_abort(config, &config.requests_topic, &probe_payload(), timeout)?;
     Ok(format!("partition {partition}, offset {offset}; no worker sees it"))
 }
 
@@ -169,8 +168,8 @@ fn producer_of(
     Ok(producer)
 }
 
-/// Writes a record in a transaction that is aborted, and says where it stood.
-fn write_and_take_back(
+/// Writes a record in a transaction that is aborted, and returns its partition and offset.
+fn write_and_abort(
     config: &KafkaConfig,
     topic: &str,
     payload: &str,
@@ -194,15 +193,15 @@ fn write_and_take_back(
         std::thread::sleep(Duration::from_millis(5));
     };
     let aborted = producer.abort_transaction(timeout);
-    // First: an abort that fails after a record was refused says less.
+    // First: the error of an abort after a refused record is less specific.
     let place = place.map_err(told)?;
     aborted.map_err(told)?;
     Ok(place)
 }
 
-/// Tries the rights of a worker without being one: fetches from the topic, and commits offsets for the group in a
+/// Checks the rights of a worker without being one: fetches from the topic, and commits offsets for the group in a
 /// transaction that is aborted.
-fn take(config: &KafkaConfig, group: &BaseConsumer<Watch>, timeout: Duration) -> SyncResult<String> {
+fn consume(config: &KafkaConfig, group: &BaseConsumer<Watch>, timeout: Duration) -> SyncResult<String> {
     let topic = &config.requests_topic;
     let found = fetch_one(config, timeout)?;
     let attempt = format!("commit offsets of topic {topic} for group {}", config.group_id);
@@ -216,10 +215,11 @@ fn take(config: &KafkaConfig, group: &BaseConsumer<Watch>, timeout: Duration) ->
     let aborted = producer.abort_transaction(timeout);
     sent.map_err(told)?;
     aborted.map_err(told)?;
-    Ok(format!("{found}; the group may commit, and stands where it stood"))
+    Ok(format!("{found}; the group may commit; its offsets are unchanged"))
 }
 
-/// Fetches what is first in partition 0 of the requests topic. Whoever assigns a partition by itself joins no group.
+/// Fetches the first message of partition 0 of the requests topic. A consumer with a manual assignment joins no
+/// group.
 fn fetch_one(config: &KafkaConfig, timeout: Duration) -> SyncResult<&'static str> {
     let topic = &config.requests_topic;
     let attempt = format!("read topic {topic}");
@@ -250,7 +250,7 @@ fn fetch_one(config: &KafkaConfig, timeout: Duration) -> SyncResult<&'static str
             None => {}
         }
     }
-    let what = format!("cannot {attempt} at {}: nothing came in {timeout:?}", config.bootstrap_servers);
+    let what = format!("cannot {attempt} at {}: no message within {timeout:?}", config.bootstrap_servers);
     Err(SyncError::transient(Link::Kafka, what))
 }
 
@@ -289,7 +289,7 @@ fn read_back(
         }
     }
     let what = format!(
-        "cannot {attempt} at {}: the probe at {partition}-{offset} did not come back in {timeout:?}",
+        "cannot {attempt} at {}: the probe at {partition}-{offset} was not read within {timeout:?}",
         config.bootstrap_servers
     );
     Err(SyncError::transient(Link::Kafka, what))

@@ -1,4 +1,4 @@
-//! What everything that speaks to Kafka shares: where the broker is, how to log in, transactions.
+//! Shared by all Kafka clients: settings, errors, positions and transactions.
 
 mod check;
 mod errors;

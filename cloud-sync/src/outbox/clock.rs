@@ -33,7 +33,7 @@ pub(super) struct Clock {
     pub(super) manual: Option<Arc<Manual>>,
 }
 
-/// A clock that a test moves.
+/// A clock that tests control.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(super) struct Manual {
@@ -50,7 +50,7 @@ impl Clock {
         }
     }
 
-    /// What the wall clock says, in milliseconds since 1970.
+    /// The wall clock, in milliseconds since 1970.
     pub(super) fn wall_ms(&self) -> u64 {
         #[cfg(test)]
         if let Some(manual) = &self.manual {
@@ -59,7 +59,7 @@ impl Clock {
         record::unix_ms(SystemTime::now())
     }
 
-    /// How long this clock has run. Steps of the wall clock do not change it.
+    /// How long this clock has run. Steps of the wall clock do not affect it.
     pub(super) fn running(&self) -> Duration {
         #[cfg(test)]
         if let Some(manual) = &self.manual {
@@ -72,7 +72,7 @@ impl Clock {
 const FILE: &str = "ages";
 const TEMP: &str = "ages.tmp";
 
-/// Observed time at which the oldest and the newest event of a segment came.
+/// Observed times of the oldest and the newest event of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) oldest_ms: u64,
@@ -93,7 +93,7 @@ impl Ages {
         match fs::read_to_string(&path) {
             Ok(text) => Ok(parse(&text).unwrap_or_else(|| {
                 let path = path.display();
-                tracing::warn!(%path, "this file is damaged: the events in the outbox count as new");
+                tracing::warn!(%path, "damaged file: the events in the outbox count as new");
                 Self::default()
             })),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
@@ -103,7 +103,7 @@ impl Ages {
         }
     }
 
-    /// What is known of the segment that begins at `first`.
+    /// Span of the segment that begins at `first`.
     pub(super) fn span(&self, first: u64) -> Span {
         let new = Span { oldest_ms: self.base_ms, newest_ms: self.base_ms };
         self.spans.get(&first).copied().unwrap_or(new)
@@ -118,19 +118,19 @@ impl Ages {
         Duration::from_millis(now_ms.saturating_sub(self.saved_ms))
     }
 
-    /// Writes the file anew, durably.
+    /// Replaces the file, durably.
     pub(super) fn save(
         &mut self,
         dir: &Path,
         now_ms: u64,
         segments: &VecDeque<SegmentMeta>,
     ) -> io::Result<()> {
-        // Also when it fails: the next try has time.
+        // Also after a failure: the next attempt can wait.
         self.saved_ms = now_ms;
         let mut text = format!("1 {now_ms}\n");
         for segment in segments {
             let Span { oldest_ms, newest_ms } = segment.span;
-            // A String takes whatever is written to it.
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "{} {oldest_ms} {newest_ms}", segment.first);
         }
         let _ = writeln!(text, "{:08x}", crc32fast::hash(text.as_bytes()));
@@ -153,7 +153,7 @@ fn parse(text: &str) -> Option<Ages> {
         let (first, oldest_ms, newest_ms) = (next()?, next()?, next()?);
         spans.insert(first, Span { oldest_ms, newest_ms });
     }
-    // The last one was being written: after a crash it may hold events that came after this file.
+    // The last segment was still being written: after a crash it may hold events newer than this file.
     if let Some(mut last) = spans.last_entry() {
         last.get_mut().newest_ms = base_ms;
     }

@@ -1,7 +1,7 @@
-//! Up to where the consumer has sent events away, kept in the file `cursor`.
+//! Sequence up to which the consumer has sent the events, stored in the file `cursor`.
 //!
-//! One line: format version, sequence, CRC-32 of the two in hex. It is replaced by a rename, so it is
-//! always whole. A cursor that cannot be read counts as 0: events are sent again, none is left out.
+//! One line: format version, sequence, CRC-32 of the two in hex. It is replaced by a rename, so it is always whole.
+//! An unreadable cursor counts as 0: events are sent again, none is skipped.
 
 use std::fmt;
 use std::fs;
@@ -21,7 +21,7 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Reads the cursor; the flag says that there was one and it was damaged.
+    /// Reads the cursor; the flag is true if there was one and it was damaged.
     pub(super) fn load(dir: &Path) -> Result<(Self, bool), OutboxError> {
         let path = dir.join(FILE);
         let (upto, lost) = match fs::read(&path) {
@@ -36,7 +36,7 @@ impl Cursor {
         self.upto
     }
 
-    /// Moves the cursor on, durably. Moving it back does nothing.
+    /// Advances the cursor durably. A lower value has no effect.
     pub(super) fn store(&mut self, upto: u64) -> Result<(), OutboxError> {
         if upto <= self.upto {
             return Ok(());

@@ -1,29 +1,29 @@
-//! Disk space prepared for the writer: a reserve that only the outbox gets, and zeros ahead of the writer.
+//! Disk space prepared for the writer: a reserve, and zeros ahead of the writer.
 //!
 //! # The reserve
 //!
-//! Space on the disk that only the outbox gets, kept in the file `reserve`.
+//! Disk space allocated for the outbox alone, in the file `reserve`.
 //!
-//! The file takes what `max_bytes` leaves beside the segments, so whoever else writes to the disk (bodies of batches,
-//! images, models, other programs) finds it full before the outbox does. It shrinks as segments grow; where a write
-//! finds no space the file gives way first. Its blocks are allocated, never written.
+//! The file takes what `max_bytes` leaves beside the segments, so other programs and stores (bodies of batches,
+//! images, models) find the disk full before the outbox does. It shrinks as segments grow; where a write finds no
+//! space the file shrinks first. Its blocks are allocated, never written.
 //!
-//! A file system that cannot allocate has no reserve, a disk with too little room a smaller one. Both are logged, and
-//! neither is a reason not to start.
+//! A file system without allocation has no reserve, a disk with too little space a smaller one. Both are logged, and
+//! neither prevents the start.
 //!
 //! # Zeros ahead
 //!
-//! Zeros ahead of the writer: space that an append overwrites without changing the length of the file.
+//! Space that an append overwrites without changing the length of the file.
 //!
-//! A file system with a journal (ext4 with `data=ordered`, and its like) has to commit the journal before
-//! the fsync of a file that has grown may return, and before that it writes what other files of the same
-//! transaction have outstanding. Overwriting blocks that are written and forced already changes nothing
-//! that the journal keeps, so such an fsync writes the group and nothing else. Space that is only reserved
-//! (`fallocate`) would not do: that it has become data is for the journal again. So zeros are written.
+//! A file system with a journal (ext4 with `data=ordered`, and similar ones) has to commit the journal before the
+//! fsync of a file that has grown may return, and before that it writes the dirty data of other files of the same
+//! transaction. Overwriting blocks that are written and synced already changes nothing in the journal, so such an
+//! fsync writes the group and nothing else. Space that is only reserved (`fallocate`) would not do: its conversion to
+//! data is journalled again. So zeros are written.
 //!
-//! They come a step at a time: as a rule after an append was answered and while nothing waits; otherwise
-//! behind the group that they no longer suffice for, in its fsync. They are bounded by the size of a
-//! segment and by `max_bytes`. Nobody depends on them: where they do not fit, a group takes what it needs.
+//! They are written one step at a time: normally after an append was acknowledged and while none is pending;
+//! otherwise after the group for which they no longer suffice, in its fsync. They are limited by the size of a
+//! segment and by `max_bytes`. Nothing depends on them: where they do not fit, a group takes the space that it needs.
 
 use std::fs::File;
 use std::io;
@@ -36,38 +36,38 @@ use super::error::OutboxError;
 use super::writer::{Active, Writer};
 
 const FILE: &str = "reserve";
-/// Growth in steps finds out how much there is room for.
+/// Growing in steps finds out how much space there is.
 const STEP: u64 = 16 << 20;
-/// What is left to the others, which have to start as well.
+/// Bytes left to other programs, which have to start as well.
 const LEFT_FREE: u64 = 256 << 20;
 
 #[derive(Debug)]
 pub(super) struct Reserve {
-    /// None where there is no reserve, or none can be had.
+    /// None if there is no reserve or it cannot be allocated.
     file: Option<File>,
     bytes: u64,
-    /// A growth failed: none is tried before [`Self::retry`].
+    /// Growing failed: it is not retried before [`Self::retry`].
     short: bool,
-    /// And it was logged.
-    said: bool,
+    /// The failure was logged.
+    logged: bool,
 }
 
 impl Reserve {
-    /// Opens the file; without `wanted` one that is there is removed.
+    /// Opens the file; without `wanted` an existing one is removed.
     pub(super) fn open(dir: &Path, wanted: bool) -> io::Result<Self> {
         let path = dir.join(FILE);
         if !wanted {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => return Ok(Self { file: None, bytes: 0, short: false, said: false }),
+                _ => return Ok(Self { file: None, bytes: 0, short: false, logged: false }),
             }
         }
         let file = File::options().create(true).truncate(false).write(true).open(path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { file: Some(file), bytes, short: false, said: false })
+        Ok(Self { file: Some(file), bytes, short: false, logged: false })
     }
 
-    /// Whether it has all that it was to have.
+    /// Whether it has its full size.
     pub(super) fn is_whole(&self) -> bool {
         self.file.is_some() && !self.short
     }
@@ -76,7 +76,7 @@ impl Reserve {
         self.bytes
     }
 
-    /// Brings the reserve to within `grain` of `target`: not each append is to change the file.
+    /// Resizes the reserve to within `grain` of `target`: not every append should change the file.
     pub(super) fn settle(&mut self, target: u64, grain: u64) {
         let Some(file) = &self.file else { return };
         if target < self.bytes {
@@ -92,21 +92,21 @@ impl Reserve {
             let step = STEP.min(target - self.bytes);
             let grown = grow(file, self.bytes, step);
             if let Err(error) = grown {
-                // A failed allocation may have made the file longer.
+                // A failed allocation may have extended the file.
                 let _ = file.set_len(self.bytes);
                 let reserved = self.bytes;
-                if !std::mem::replace(&mut self.said, true) {
-                    warn!(%error, reserved, wanted = target, "the disk has less room than the outbox may take");
+                if !std::mem::replace(&mut self.logged, true) {
+                    warn!(%error, reserved, wanted = target, "the disk has less space than the outbox may take");
                 }
                 self.short = true;
                 return;
             }
             self.bytes += step;
         }
-        self.said = false;
+        self.logged = false;
     }
 
-    /// Gives `bytes` up to the next write; false when there is nothing to give.
+    /// Releases `bytes` for the next write; false when nothing is left.
     pub(super) fn release(&mut self, bytes: u64) -> bool {
         let Some(file) = self.file.as_ref().filter(|_| self.bytes > 0) else { return false };
         let left = self.bytes.saturating_sub(bytes);
@@ -117,13 +117,13 @@ impl Reserve {
         released
     }
 
-    /// A growth that failed is tried again from now on.
+    /// Allows growing again after a failure.
     pub(super) fn retry(&mut self) {
         self.short = false;
     }
 }
 
-/// What is free on the disk; where that can't be told, as much as anybody may want.
+/// Free bytes on the disk; `u64::MAX` where that is unknown.
 pub(super) fn free_bytes(dir: &Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(u64::MAX / 2, |space| space.f_bavail.saturating_mul(space.f_frsize))
 }
@@ -137,7 +137,7 @@ fn grow(file: &File, from: u64, bytes: u64) -> io::Result<()> {
 }
 
 impl Writer {
-    /// Puts zeros ahead when less than half a step is left of them. To be called when nothing waits.
+    /// Writes zeros ahead when less than half a step is left. To be called when no append is pending.
     pub(super) fn stay_ahead(&mut self) {
         let wanting = |active: &mut Active| {
             active.length > 0 && active.file_bytes - active.length < active.step.div_ceil(2)
@@ -153,7 +153,7 @@ impl Writer {
         let path = self.disk.path(active.segment.first);
         self.active = Some(active);
         if let Err(e) = forced {
-            // As after any failed fsync: what is on the disk is not known any more.
+            // As after any failed fsync, the contents of the disk are unknown.
             self.abandon();
             let error = OutboxError::storage("sync", &path, file_bytes - from, e);
             if self.shared.ledger.lock().add_failure(0, &error) {
@@ -162,8 +162,8 @@ impl Writer {
         }
     }
 
-    /// Writes zeros from `from`, the end of what was written to `active`, and returns where they end. They
-    /// are not forced to the disk yet. What does not fit is not put there: no failure, there is less then.
+    /// Writes zeros from `from`, the end of what was written to `active`, and returns where they end. They are not
+    /// synced yet. Fewer zeros than wanted are not an error.
     pub(super) fn put_zeros(&self, active: &mut Active, from: u64) -> u64 {
         let config = &self.settled.config;
         let others = {
@@ -180,9 +180,9 @@ impl Writer {
         if self.disk.write(&active.segment, from, &zeros).is_ok() {
             return from + bytes;
         }
-        // A few tries with less, then none: on a disk that is full each would be one more write.
+        // A few attempts with fewer zeros, then none: on a full disk each would be one more write.
         active.step = if active.step > self.settled.step_bytes / 8 { active.step / 2 } else { 0 };
-        // Should the cut fail, more zeros stay than anybody counts on.
+        // If truncation fails, more zeros remain than are counted.
         let _ = self.disk.truncate(&active.segment, from);
         from
     }

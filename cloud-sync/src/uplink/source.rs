@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 
 use crate::outbox::{Outbox, OutboxError, Reader, StoredEvent};
 
-/// Events on their way.
+/// Events to be sent together.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) events: Vec<StoredEvent>,
-    /// When these are sent, everything up to this is.
+    /// When these are sent, everything up to this sequence is.
     pub(super) upto: u64,
 }
 
@@ -22,9 +22,9 @@ pub(super) struct Group {
 pub(super) struct Source {
     outbox: Arc<Outbox>,
     reader: Reader,
-    /// Everything up to this was given out.
+    /// Everything up to this sequence was returned.
     at: u64,
-    /// Read already, for the next group.
+    /// An event already read, for the next group.
     held: Option<StoredEvent>,
 }
 
@@ -33,16 +33,16 @@ impl Source {
         Ok(Self { reader: Reader::open(dir)?, outbox, at: 0, held: None })
     }
 
-    /// Goes behind `at`.
+    /// Continues after `at`.
     pub(super) fn seek(&mut self, at: u64) {
         self.at = at;
         self.held = None;
         self.reader.seek(at + 1);
     }
 
-    /// When the next event was appended, if there is one. Nothing is given out.
+    /// When the next event was appended, if there is one. Does not advance.
     pub(super) fn oldest(&mut self) -> Option<SystemTime> {
-        // From the disk each time: what was read earlier may have been deleted meanwhile.
+        // From disk each time: what was read earlier may have been deleted meanwhile.
         self.seek(self.at);
         let event = self.reader.try_next().ok().flatten();
         let appended =
@@ -59,14 +59,14 @@ impl Source {
         max_events: usize,
         max_bytes: usize,
     ) -> Result<Group, OutboxError> {
-        // A reader sees events before they are durable: those must not leave.
+        // A reader sees events before they are durable: those must not be sent.
         let limit = self.outbox.last_sequence().min(bound);
         let mut group = Group { upto: self.at, ..Group::default() };
         let mut bytes = 0;
         while self.at < limit && group.events.len() < max_events {
             let event = match self.read() {
                 Ok(event) => event,
-                // What was read before it goes first.
+                // Events read before the error are sent first.
                 Err(_) if !group.events.is_empty() => {
                     self.seek(self.at);
                     break;
@@ -90,7 +90,7 @@ impl Source {
         Ok(group)
     }
 
-    /// Whether `event` may go; if not, it is kept for later.
+    /// Whether `event` may be sent; otherwise it is held for later.
     fn hold_behind(&mut self, limit: u64, event: &StoredEvent) -> bool {
         let may_go = event.sequence <= limit;
         if !may_go {
@@ -105,27 +105,27 @@ impl Source {
         }
         let next = self.reader.try_next().and_then(|event| match event {
             Some(event) => Ok(Some(event)),
-            // There should be one. The reader may have stood where a segment was just deleted: look anew.
+            // There should be one. The reader may have been at a segment that was just deleted: seek again.
             None => {
                 self.reader.seek(self.at + 1);
                 self.reader.try_next()
             }
         });
-        // What cannot be read now is not lost: it is never passed over, however long the disk takes.
+        // What cannot be read now is not lost: it is never skipped, however long the disk takes.
         next.inspect_err(|_| self.seek(self.at))
     }
 }
 
-/// Where an event goes.
+/// Key and id of an event in the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Route {
     /// Its camera, else its request, else the node: a camera's events stay in order on one partition.
     pub(super) key: String,
-    /// Its id, for the header; from node and sequence when it has none.
+    /// Its id, for the header; made from node and sequence when it has none.
     pub(super) id: String,
 }
 
-/// The fields that decide. The rest is passed over without being built.
+/// The relevant fields. The others are skipped without being parsed into values.
 #[derive(Debug, Default, Deserialize)]
 struct Fields {
     id: Option<String>,
@@ -133,11 +133,11 @@ struct Fields {
     request_id: Option<String>,
 }
 
-/// Reads the route of an event; the error says why it is no event at all.
+/// Reads the route of an event; the error says why it is not an event.
 pub(super) fn route(payload: &[u8], node: &str, sequence: u64) -> Result<Route, String> {
     let fields = match serde_json::from_slice::<Fields>(payload) {
         Ok(fields) if payload.trim_ascii_start().starts_with(b"{") => fields,
-        // A newer appliance may write other things under these names: then they decide nothing.
+        // A newer appliance may use these names for other types: then they are ignored.
         _ => of_any_object(payload)?,
     };
     let named = |field: Option<String>| field.filter(|text| !text.is_empty());

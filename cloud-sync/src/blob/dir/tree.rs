@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::blob::BlobKey;
 use crate::durable;
 
-/// Most folders that are remembered as durable; then it begins anew.
+/// Maximum number of folders that are remembered as durable; then the set is cleared.
 const REMEMBERED: usize = 4096;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -27,12 +27,12 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLO
 #[derive(Debug)]
 pub(super) struct Tree {
     pub(super) root: PathBuf,
-    /// Folders whose entry in their parent is known to be on disk. The lock also keeps the making and the
-    /// removing of folders apart, so that what it says stays true.
+    /// Folders whose entry in their parent is known to be on disk. The lock also serializes creating and removing
+    /// folders, so that the set stays true.
     durable: Mutex<HashSet<String>>,
 }
 
-/// Where an object is: the path of its folder below the root, and the name of its file.
+/// Location of an object: the path of its folder below the root, and the name of its file.
 pub(super) struct Place {
     folders: Vec<String>,
     pub(super) file: String,
@@ -45,7 +45,7 @@ impl Place {
         Self { folders: parts.into_iter().map(folder_name).collect(), file: file_name(last) }
     }
 
-    /// The path below the root, as a person may open it.
+    /// The path below the root.
     pub(super) fn relative(&self) -> PathBuf {
         self.folders.iter().chain([&self.file]).collect()
     }
@@ -56,16 +56,16 @@ impl Tree {
         Self { root, durable: Mutex::default() }
     }
 
-    /// The root. It is opened each time: a disk that went away must not look like an empty store.
+    /// Opens the root. Each time: a disk that was unmounted must not look like an empty store.
     pub(super) fn root(&self) -> io::Result<OwnedFd> {
         open(&self.root, FOLDER, Mode::empty()).map_err(|error| match error {
-            // Otherwise it would pass for an object that is not there.
+            // Otherwise it would count as a missing object.
             Errno::NOENT => io::Error::other(format!("the store's folder {} is gone", self.root.display())),
             other => other.into(),
         })
     }
 
-    /// The folder of an object; `None` when it is not there.
+    /// The folder of an object; `None` when it does not exist.
     pub(super) fn folder(&self, place: &Place) -> io::Result<Option<OwnedFd>> {
         let mut folder = self.root()?;
         for name in &place.folders {
@@ -78,7 +78,7 @@ impl Tree {
         Ok(Some(folder))
     }
 
-    /// The folder of an object, made durably where it is not there.
+    /// The folder of an object, created durably if it does not exist.
     pub(super) fn make_folder(&self, place: &Place) -> io::Result<OwnedFd> {
         let path = place.folders.join("/");
         if self.durable.lock().contains(&path)
@@ -97,7 +97,7 @@ impl Tree {
                 Err(error) => return Err(error.into()),
             };
             let next = below(&folder, name)?;
-            // Somebody else may have made it a moment ago, and not be done with this.
+            // Another process may have created it just now, and not have synced it yet.
             if made || !durable.contains(&path) {
                 durable::sync_open_dir(&folder)?;
                 if durable.len() >= REMEMBERED {
@@ -111,7 +111,7 @@ impl Tree {
         Ok(folder)
     }
 
-    /// Removes the folders of an object from the innermost on, as far as they are empty.
+    /// Removes the empty folders of an object, starting with the innermost.
     pub(super) fn prune(&self, place: &Place) -> io::Result<()> {
         let mut durable = self.durable.lock();
         let mut chain = vec![self.root()?];
@@ -132,12 +132,12 @@ impl Tree {
     }
 }
 
-/// A folder in a folder. A symbolic link is an error: it could lead out of the store.
+/// Opens a folder in a folder. A symbolic link is an error: it could lead out of the store.
 pub(super) fn below(folder: impl AsFd, name: &str) -> rustix::io::Result<OwnedFd> {
     openat(folder, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())
 }
 
-/// What marks a name that is against expectation.
+/// Marks an unexpected name.
 const MARK: char = '$';
 
 /// The file of an object whose key ends in `part`.
@@ -145,18 +145,18 @@ fn file_name(part: &str) -> String {
     if part.contains('.') { part.to_owned() } else { format!("{part}{MARK}") }
 }
 
-/// The folder of keys that go on after `part`.
+/// The folder of keys that continue after `part`.
 fn folder_name(part: &str) -> String {
     if part.contains('.') { format!("{part}{MARK}") } else { part.to_owned() }
 }
 
-/// The part that a file stands for; `None` when the store did not make it.
+/// The part that a file stands for; `None` when the store did not create it.
 pub(super) fn part_of_file(name: &str) -> Option<&str> {
     let part = name.strip_suffix(MARK).unwrap_or(name);
     (file_name(part) == name).then_some(part)
 }
 
-/// The part that a folder stands for; `None` when the store did not make it.
+/// The part that a folder stands for; `None` when the store did not create it.
 pub(super) fn part_of_folder(name: &str) -> Option<&str> {
     let part = name.strip_suffix(MARK).unwrap_or(name);
     (folder_name(part) == name).then_some(part)

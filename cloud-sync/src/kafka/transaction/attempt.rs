@@ -14,44 +14,43 @@ use crate::kafka::errors::{Watch, refuses_record};
 /// Why a group of records was not published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// This one record is refused for good. Nothing of the group was published: publish it without.
+    /// This record is refused permanently. Nothing of the group was published: publish it without the record.
     #[error("record {index} of the group is refused")]
     Refused {
-        /// Its place in the group.
+        /// Its index in the group.
         index: usize,
-        /// Why.
+        /// The reason.
         #[source]
         error: SyncError,
     },
-    /// The consumer group has moved on without the member that the position speaks for. Nothing was
-    /// published.
-    #[error("the consumer group has moved on")]
+    /// The consumer group has rebalanced without the member that the position belongs to. Nothing was published.
+    #[error("the consumer group has rebalanced")]
     Lost(#[source] SyncError),
-    /// Another producer with the same transactional id has shut this one out, or the broker has ended a
-    /// transaction that took too long. What is true after [`PublishError::Unknown`] is true here.
+    /// Another producer with the same transactional id has fenced this one, or the broker has aborted a transaction
+    /// that took too long. The same applies as after [`PublishError::Unknown`].
     #[error("another producer has the same transactional id")]
     Fenced(#[source] SyncError),
-    /// Nothing was published, and the client has to begin anew, which shuts out another producer of the same
-    /// transactional id: call [`super::TransactionalProducer::recover`] and read the position before the next try. (The client
-    /// had failed, or the topic takes smaller batches than those that it was made for.)
-    #[error("the client has to begin anew")]
+    /// Nothing was published, and the client must be recreated, which fences another producer of the same
+    /// transactional id: call [`super::TransactionalProducer::recover`] and read the position before the next
+    /// attempt. (The client had failed, or the topic accepts smaller batches than those that it was configured for.)
+    #[error("the client must be recreated")]
     Anew,
     /// Nothing was published.
     #[error("the group was not published")]
     Failed(#[source] SyncError),
-    /// The group was published or was not: the broker went away while it committed. To know which, call
-    /// [`super::TransactionalProducer::recover`] until it works, then read the committed position.
-    #[error("whether the group was published is not known")]
+    /// The group was published or not: the connection was lost during the commit. To find out, call
+    /// [`super::TransactionalProducer::recover`] until it succeeds, then read the committed position.
+    #[error("whether the group was published is unknown")]
     Unknown(#[source] SyncError),
 }
 
-/// What went wrong inside a transaction, before the position is known.
+/// Failure inside a transaction, before its effect on the position is known.
 pub(super) enum Failure {
     /// The client library's own error.
     Client(KafkaError),
-    /// A record could not be sent, or came back.
+    /// A record could not be sent, or was refused.
     Record,
-    /// The time is up.
+    /// The deadline has passed.
     Late,
 }
 

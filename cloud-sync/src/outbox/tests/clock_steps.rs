@@ -172,7 +172,7 @@ fn drop_oldest_says_what_it_deleted_until_the_consumer_has_caught_up() {
         rig.until(|outbox| outbox.stats().dropped_by_age > 0);
         let stats = rig.outbox().stats();
         let error = stats.error.unwrap();
-        assert!(error.contains("had not been sent") && error.contains("for their age"), "{error}");
+        assert!(error.contains("unsent events were deleted") && error.contains("for their age"), "{error}");
         assert!(stats.dropped_by_age <= 8, "at start: {at_start}");
         rig.outbox().commit(rig.outbox().last_sequence()).unwrap();
         assert_eq!(rig.outbox().stats().error, None);

@@ -1,4 +1,4 @@
-//! Jobs into the topic: a bounded number on their way, every one acknowledged.
+//! Submits jobs to the topic: a limited number in flight, each one acknowledged.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::health::LinkHealth;
 use crate::kafka::{ClientErrors, KafkaConfig, explain, noted};
 use crate::queue::NewJob;
 
-/// Jobs on their way at once.
+/// Maximum jobs in flight.
 const MAX_JOBS: usize = 2_000;
-/// Bytes on their way at once, and one job more.
+/// Maximum bytes in flight, beside one job.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Submits jobs. The client is made at the first submission, and again after an error that ends it.
+/// Submits jobs. The client is created at the first submission, and again after an error that ends it.
 pub(super) struct Submitter {
     config: KafkaConfig,
     health: LinkHealth,
@@ -29,7 +29,7 @@ pub(super) struct Submitter {
     client: Mutex<Option<Arc<ThreadedProducer<Deliveries>>>>,
 }
 
-/// What the client calls back.
+/// Callbacks of the client.
 #[derive(Default)]
 struct Deliveries {
     trouble: ClientErrors,
@@ -49,7 +49,7 @@ struct Progress {
     refused: Option<(KafkaError, String)>,
 }
 
-/// Goes with a job and comes back with its delivery report.
+/// Passed with a job and returned with its delivery report.
 struct Ticket {
     submission: Arc<Submission>,
     bytes: usize,
@@ -91,7 +91,7 @@ impl Submitter {
         Self { config: config.clone(), health, timeout, client: Mutex::default() }
     }
 
-    /// Puts all of `jobs` into the topic. Returns how many.
+    /// Submits all of `jobs` to the topic. Returns their number.
     pub(super) async fn submit(
         &self,
         jobs: &mut (dyn Iterator<Item = SyncResult<NewJob>> + Send),
@@ -124,7 +124,7 @@ impl Submitter {
             slot.take()
         };
         if failed.is_some() {
-            // The end of a client waits for its threads.
+            // Dropping a client waits for its threads.
             tokio::task::spawn_blocking(move || drop(failed));
         }
         let mut settings = self.config.client();
@@ -142,7 +142,7 @@ impl Submitter {
             .set("batch.size", "900000")
             .set("partitioner", "murmur2_random");
         let attempt = "set up a producer";
-        // Reads the CA file, and may read the system's hundreds of certificates.
+        // Reads the CA file, or the system's hundreds of certificates.
         let made =
             tokio::task::spawn_blocking(move || settings.create_with_context(Deliveries::default())).await;
         let made: ThreadedProducer<_> = made
@@ -171,7 +171,7 @@ impl Submitter {
         loop {
             record = match client.send(record) {
                 Ok(()) => return Ok(()),
-                // Other submissions fill the client.
+                // Other submissions have filled the client's queue.
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
                     if Instant::now() < deadline =>
                 {

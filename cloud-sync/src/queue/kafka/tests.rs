@@ -1,4 +1,4 @@
-//! The ledger of jobs: what may be committed, handed out and lost, without a broker.
+//! The ledger of jobs: what may be committed, delivered and lost, without a broker.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -196,7 +196,7 @@ fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
     assert_eq!(ledger.waiting(), Some(12));
 }
 
-/// A ledger in which a batch of so many messages waits on a partition, and then one message each of others.
+/// A ledger with this many waiting messages of one batch on a partition, and then one message each of others.
 fn queued(inflight: usize, large: i64, others: &[&str]) -> Ledger {
     let mut ledger = ledger(inflight, &[0], 0);
     let keys = (0..large).map(|n| format!("large/{n}")).chain(others.iter().map(|id| format!("{id}/0")));
@@ -212,7 +212,7 @@ fn batches_take_turns_and_none_takes_all_places() {
     let name = |job: &Handed| String::from_utf8(job.payload.to_vec()).unwrap();
     let out = all(&mut ledger);
     assert_eq!(out.iter().map(name).collect::<Vec<_>>(), ["large/0", "b/0", "c/0", "d/0"]);
-    // What is given back is the next again, and does not take the place of the others.
+    // A returned job is the next again, and does not take the slot of the others.
     let first = out.into_iter().next().unwrap();
     ledger.release(first.receipt, first.payload, None);
     assert_eq!(all(&mut ledger).iter().map(name).collect::<Vec<_>>(), ["large/0"]);
@@ -221,7 +221,7 @@ fn batches_take_turns_and_none_takes_all_places() {
     assert_eq!(all(&mut ledger).len(), 3, "one place stays free for others");
     ledger.take_in(0, 100, b"late/0", Bytes::from_static(b"late/0"), None);
     assert_eq!(all(&mut ledger).iter().map(name).collect::<Vec<_>>(), ["late/0"]);
-    // Messages that belong to no batch are not held back.
+    // Messages of no batch are not held back.
     let mut ledger = self::ledger(4, &[0], 10);
     assert_eq!(all(&mut ledger).len(), 4);
 }
@@ -259,7 +259,7 @@ fn a_time_of_which_no_date_can_be_made_is_none() {
     let at = |millis: u64| Some(UNIX_EPOCH + Duration::from_millis(millis));
     assert_eq!(time_of(1_700_000_000_123), at(1_700_000_000_123));
     assert_eq!(time_of(253_402_300_799_999), at(253_402_300_799_999));
-    // Microseconds where milliseconds belong, and what producers send for no time.
+    // Microseconds instead of milliseconds, and what producers send for no time.
     for millis in [253_402_300_800_000, 1_700_000_000_123_456, i64::MAX, -1, i64::MIN] {
         assert_eq!(time_of(millis), None, "{millis}");
     }
@@ -282,7 +282,7 @@ fn a_job_larger_than_a_group_goes_alone_and_holds_up_only_its_partition() {
         let large = ledger.next_group().unwrap();
         assert_eq!((large.offsets(), large.records), (vec![(0, 1)], records));
         ledger.finish(large, Outcome::Aborted);
-        // Its next try waits until the others have had their turn.
+        // Its next attempt waits until the others have had their turn.
         let others = ledger.next_group().unwrap();
         assert_eq!((others.offsets(), others.records), (vec![(1, 2), (2, 2)], 4));
         ledger.finish(others, Outcome::Committed);
@@ -368,8 +368,8 @@ fn every_session_that_can_be_set_is_one_to_join_with() {
     }
 }
 
-/// Works on what goes out, `inflight` at a time, and commits what can be, until nothing goes out any more. Returns how
-/// many were committed.
+/// Processes delivered jobs, `inflight` at a time, and commits what can be committed, until nothing is delivered any
+/// more. Returns the number of committed jobs.
 fn work_off(ledger: &mut Ledger) -> usize {
     let (mut committed, mut answers) = (0, Vec::new());
     loop {

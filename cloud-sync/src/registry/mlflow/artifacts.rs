@@ -1,4 +1,4 @@
-//! Where a version's artifacts lie, and which way leads there: the box's own S3 client, or the server.
+//! Location of a version's artifacts, and how they are read: by the box's own S3 client, or through the server.
 
 use std::path::Path;
 
@@ -14,19 +14,19 @@ use crate::error::{Link, SyncError, SyncResult};
 use crate::registry::partial::{Origin, Partial, Size};
 use crate::registry::{Artifact, ModelVersion, check_path};
 
-/// Where the folder of a version is.
+/// Location of a version's folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// In a storage that speaks S3; the prefix has no slash at its end.
+    /// In a storage with the S3 protocol; the prefix has no trailing slash.
     S3 { bucket: String, prefix: String },
-    /// Behind the server's proxy for artifacts.
+    /// Behind the server's artifact proxy.
     Proxy { path: String },
-    /// Somewhere that only the server can read.
+    /// In a location that only the server can read.
     Server,
 }
 
 impl Place {
-    /// Whatever host the URI names: this box speaks to its own server only.
+    /// Whatever host the URI names: this box only connects to its own server.
     pub(super) fn of(uri: &str) -> SyncResult<Self> {
         const PROXY: &str = "/mlflow-artifacts/artifacts";
         let uri = uri.split(['?', '#']).next().unwrap_or(uri);
@@ -53,7 +53,7 @@ impl Place {
 }
 
 impl MlflowRegistry {
-    /// Where a version lies, as the server says it.
+    /// Location of a version, as reported by the server.
     async fn find(&self, version: &ModelVersion) -> Answer<(String, Place)> {
         let what = format!("find the files of {} version {}", version.name, version.version);
         let query = [("name", version.name.as_str()), ("version", version.version.as_str())];
@@ -92,7 +92,7 @@ impl MlflowRegistry {
     }
 
     fn instead(&self, uri: &str, error: &SyncError) {
-        tracing::debug!(uri, error = error.in_full(), "the server is asked instead of the storage");
+        tracing::debug!(uri, error = error.in_full(), "cannot read the artifacts from the storage; reading them through the server");
     }
 
     /// Fetches one file.
@@ -165,10 +165,10 @@ async fn list_s3(s3: &S3Store, bucket: &str, prefix: &str, limit: usize) -> Sync
     }
 }
 
-/// The rest of an object, and the file that it goes on in; no file where it begins anew.
+/// The rest of an object, and the file to which it is appended; no file where it starts from the beginning.
 type Begun = (Reading, Option<Partial>);
 
-/// `None` when the object is not there.
+/// `None` when the object does not exist.
 async fn begin_s3(
     store: SyncResult<S3Store>,
     source: &str,

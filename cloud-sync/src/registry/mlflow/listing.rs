@@ -1,4 +1,4 @@
-//! Listing a version's files by the server's own calls: of its artifact proxy, of a run, of a logged model.
+//! Lists a version's files by the server's own calls: of its artifact proxy, of a run, of a logged model.
 
 use serde_json::Value;
 
@@ -8,16 +8,16 @@ use super::rest::Rest;
 use crate::error::{Link, SyncError};
 use crate::registry::{Artifact, ModelVersion, check_path};
 
-/// Deepest folder, folders, and pages of one folder that are looked at.
+/// Maximum depth of folders, number of folders, and pages per folder.
 const MAX_DEPTH: usize = 32;
 const MAX_FOLDERS: usize = 1000;
 const MAX_PAGES: usize = 100;
 
 /// Which call lists the files.
 pub(super) enum Listing {
-    /// That of the proxy for artifacts; the path of the version's folder there.
+    /// That of the artifact proxy; with the path of the version's folder there.
     Proxy { root: String },
-    /// That of a run; the path of the version's folder among its artifacts.
+    /// That of a run; with the path of the version's folder among its artifacts.
     Run { id: String, root: String },
     /// That of a logged model (MLflow 3).
     Logged { id: String },
@@ -54,7 +54,7 @@ impl Listing {
         Err(SyncError::permanent(Link::Mlflow, text).into())
     }
 
-    /// All files; more than `limit` are an error.
+    /// All files; an error if there are more than `limit`.
     pub(super) async fn all(&self, rest: &Rest, limit: usize) -> Answer<Vec<Artifact>> {
         let mut files = Vec::new();
         let mut folders = vec![(String::new(), 0)];
@@ -62,7 +62,7 @@ impl Listing {
         while let Some((folder, depth)) = folders.pop() {
             seen += 1;
             if seen > MAX_FOLDERS || depth > MAX_DEPTH {
-                let text = format!("{folder:?} is one folder too many, or too deep");
+                let text = format!("too many folders, or too deep ones: {folder:?}");
                 return Err(SyncError::permanent(Link::Mlflow, text).into());
             }
             for found in self.level(rest, &folder).await? {
@@ -81,7 +81,7 @@ impl Listing {
         Ok(files)
     }
 
-    /// One folder of the version ("" for its own), with paths from the version's folder.
+    /// One folder of the version ("" for its own), with paths relative to the version's folder.
     pub(super) async fn level(&self, rest: &Rest, folder: &str) -> Answer<Vec<FileInfo>> {
         let what = format!("list the artifacts in {folder:?}");
         let asked = match self {
@@ -115,10 +115,10 @@ impl Listing {
                 return Ok(found);
             }
         }
-        Err(SyncError::permanent(Link::Mlflow, format!("cannot {what}: there is no end of it")).into())
+        Err(SyncError::permanent(Link::Mlflow, format!("cannot {what}: the listing has too many pages")).into())
     }
 
-    /// The proxy names files within their folder, the other calls from the run's or the model's.
+    /// The proxy reports names relative to their folder, the other calls relative to the run or the model.
     fn placed(&self, file: FileInfo, asked: &str, folder: &str) -> Answer<FileInfo> {
         let name = match self {
             Self::Proxy { .. } => file.path.as_str(),
@@ -133,14 +133,14 @@ impl Listing {
     }
 }
 
-/// Where a logged model's files lie.
+/// Location of a logged model's files.
 pub(super) async fn logged_model_uri(rest: &Rest, id: &str) -> Answer<String> {
     let what = format!("find the files of the logged model {id}");
     let found: Value = rest.get(&what, &format!("logged-models/{id}"), &[]).await?;
     Ok(found["model"]["info"]["artifact_uri"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Where a folder among a run's artifacts lies.
+/// Location of a folder among a run's artifacts.
 pub(super) async fn run_uri(rest: &Rest, id: &str, folder: &str) -> Answer<String> {
     let what = format!("find the artifacts of the run {id}");
     if !folder.is_empty() {

@@ -1,4 +1,4 @@
-//! Models in MLflow's registry, by its REST API; artifacts straight from S3 where the box may, else through the server.
+//! Models in MLflow's registry, by its REST API; artifacts directly from S3 where possible, else through the server.
 
 mod answers;
 mod artifacts;
@@ -41,11 +41,11 @@ impl fmt::Debug for MlflowRegistry {
 }
 
 impl MlflowRegistry {
-    /// A registry that is not connected yet. With `s3`, artifacts in the same storage are read from it directly.
-    /// `health` shows how its calls fare.
+    /// A registry that is not connected yet. With `s3`, artifacts in the same storage are read from it directly. Its
+    /// calls update `health`.
     ///
     /// # Errors
-    /// When a setting cannot be, or a file that one names cannot be read.
+    /// When a setting is invalid, or a configured file cannot be read.
     pub fn open(config: &MlflowConfig, s3: Option<Arc<S3Store>>, health: LinkHealth) -> SyncResult<Self> {
         Ok(Self { rest: Rest::new(config)?, s3, health })
     }

@@ -1,4 +1,4 @@
-//! A report as a run in an experiment of its own.
+//! Stores a report as a run in an experiment of its own.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,14 +11,14 @@ use super::rest::Rest;
 use crate::error::{Link, SyncError};
 use crate::registry::Report;
 
-/// What MLflow takes at once.
+/// Maximum entries per request, MLflow's own limits.
 const MAX_METRICS: usize = 1000;
 const MAX_TEXTS: usize = 100;
 
-/// Longest text of a parameter that every MLflow takes, in characters.
+/// Maximum length of a parameter's value that every MLflow accepts, in characters.
 const MAX_PARAM: usize = 500;
 
-/// Keeps a report.
+/// Stores a report.
 pub(super) async fn keep(rest: &Rest, report: &Report) -> Answer<()> {
     let what = format!("report to the experiment {:?}", report.experiment);
     let experiment = experiment(rest, &what, &report.experiment).await?;
@@ -45,7 +45,7 @@ async fn experiment(rest: &Rest, what: &str, name: &str) -> Answer<String> {
     }
     match rest.post::<NewExperiment>(what, "experiments/create", &json!({"name": name})).await {
         Ok(made) => Ok(made.experiment_id),
-        // Another box was faster.
+        // Another box has created it meanwhile.
         Err(failure) => match find(rest, what, name).await? {
             Some(id) => Ok(id),
             None => Err(failure),
@@ -56,7 +56,7 @@ async fn experiment(rest: &Rest, what: &str, name: &str) -> Answer<String> {
 async fn find(rest: &Rest, what: &str, name: &str) -> Answer<Option<String>> {
     match rest.get::<OneExperiment>(what, "experiments/get-by-name", &[("experiment_name", name)]).await {
         Ok(OneExperiment { experiment }) if experiment.lifecycle_stage == "deleted" => {
-            let text = format!("cannot {what}: it was deleted: restore it, or name another");
+            let text = format!("cannot {what}: it was deleted: restore it, or configure another");
             Err(SyncError::permanent(Link::Mlflow, text).into())
         }
         Ok(found) => Ok(Some(found.experiment.experiment_id)),

@@ -19,7 +19,7 @@ fn pump(config: UplinkConfig, outbox: Arc<Outbox>) -> Pump {
 }
 
 #[test]
-fn poison_is_buried_once_however_often_its_group_is_tried() {
+fn poison_is_dead_lettered_once_however_often_its_group_is_tried() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = Arc::new(Outbox::open(OutboxConfig::new(dir.path().join("outbox"))).unwrap().0);
     outbox.append(b"not json".to_vec()).wait().unwrap();
@@ -46,7 +46,7 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
     assert_eq!(letters.len(), 2, "{letters:?}");
     assert_eq!(pump.numbers.dead_lettered.load(Ordering::Relaxed), 2);
     pump.moved(3);
-    assert!(pump.buried.is_empty(), "what is behind is not remembered");
+    assert!(pump.in_dead_letters.is_empty(), "what is behind is not remembered");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Jobs that wait: messages staged before they go out, and settled jobs held until their commit. `queue::fair` says what
-//! a turn is.
+//! Jobs that wait: messages staged for delivery, and settled jobs held until their commit. `queue::fair` defines
+//! turns.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,9 +7,9 @@ use super::{Job, Ledger};
 use crate::queue::Receipt;
 use crate::queue::fair::Flow;
 
-/// Messages that may wait here: among these batches take turns.
+/// Maximum staged messages: among these, batches alternate.
 const MAX_STAGED: usize = 2048;
-/// Their bytes, and one message more.
+/// Maximum bytes of them, beside one message.
 const MAX_STAGED_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Clone, Copy)]
@@ -19,15 +19,15 @@ struct Waiting {
     bytes: usize,
 }
 
-/// The messages that wait.
+/// The staged messages.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
-    /// By turn, then as they came.
+    /// By turn, then by arrival.
     waiting: BTreeMap<(u64, u64), Waiting>,
     bytes: usize,
-    /// The turn that is being served.
+    /// The current turn.
     turn: u64,
-    /// The last turn of each batch that is not served yet.
+    /// The last turn of each batch that is not over yet.
     last: HashMap<Flow, u64>,
     arrivals: u64,
 }
@@ -37,7 +37,7 @@ impl Stage {
         self.waiting.len()
     }
 
-    /// Adds a message that has come.
+    /// Adds a message that has arrived.
     pub(super) fn push(&mut self, receipt: Receipt, flow: Option<Flow>, bytes: usize) {
         let mut turn = self.turn + 1;
         if let Some(flow) = flow {
@@ -48,7 +48,7 @@ impl Stage {
         self.put(turn, Waiting { receipt, flow, bytes });
     }
 
-    /// Adds a message that was out: it is the next to go out again.
+    /// Adds a message that was in progress: it is delivered next.
     pub(super) fn push_front(&mut self, receipt: Receipt, flow: Option<Flow>, bytes: usize) {
         self.put(0, Waiting { receipt, flow, bytes });
     }
@@ -59,7 +59,7 @@ impl Stage {
         self.waiting.insert((turn, self.arrivals), waiting);
     }
 
-    /// Takes out the first message that `take` takes.
+    /// Removes the first message that `take` accepts.
     pub(super) fn pop(&mut self, take: impl Fn(Receipt, Option<Flow>) -> bool) -> Option<Receipt> {
         let mut waiting = self.waiting.iter();
         let (&place, _) = waiting.find(|(_, waiting)| take(waiting.receipt, waiting.flow))?;
@@ -75,32 +75,33 @@ impl Stage {
         Some(taken.receipt)
     }
 
-    /// Drops the messages that `keep` does not keep.
+    /// Drops the messages that `keep` does not accept.
     pub(super) fn retain(&mut self, keep: impl Fn(Receipt) -> bool) {
         self.waiting.retain(|_, waiting| keep(waiting.receipt));
         self.bytes = self.waiting.values().map(|waiting| waiting.bytes).sum();
-        // The turns of those that are gone are free again: else their batch would stand behind all others when they come
-        // once more. The rows are in the order of their turns, so the last of each batch stays.
+        // The turns of dropped messages are free again: otherwise their batch would stand behind all others when they
+        // are redelivered. The rows are in the order of their turns, so the last of each batch remains.
         let turns = self.waiting.iter().filter_map(|((turn, _), waiting)| Some((waiting.flow?, *turn)));
         self.last = turns.collect();
     }
 
-    /// Whether there is room for a `part`-th of what may wait.
+    /// Whether less than 1/`part` of the capacity is used.
     pub(super) fn has_room(&self, part: usize) -> bool {
         self.waiting.len() < MAX_STAGED / part && self.bytes < MAX_STAGED_BYTES / part
     }
 }
 
-/// Jobs that may be done and wait for their commit, because one before them on their partition is not done: while it is
-/// worked on, so many others can be. Then only those go out that the others wait for.
+/// Maximum jobs that are done and wait for their commit because an earlier one on their partition is not done. Above
+/// it only those are delivered that the others wait for.
 const MAX_HELD: usize = 64;
-/// Bytes of their results, and those of one job more.
+/// Maximum bytes of their results, beside those of one job.
 const MAX_HELD_BYTES: usize = 16 << 20;
 
 impl Ledger {
-    /// The jobs at the head of each partition that wait to go out and that settled ones behind them wait for. Jobs go
-    /// out by turn, not by offset, so there may be such ones; were they held back too, nothing would ever be committed.
-    /// Where nothing settled is behind, as while the broker is away, none is: that would have to be held as well.
+    /// The staged jobs at the head of each partition for which settled ones after them wait. Jobs are delivered by
+    /// turn, not by offset, so there may be such ones; if they were held back too, nothing would ever be committed.
+    /// Where nothing settled follows, as while the broker is unavailable, there is none: it would have to be held as
+    /// well.
     pub(super) fn pressing(&self) -> BTreeSet<(i32, i64)> {
         let mut pressing = BTreeSet::new();
         for (&partition, epoch) in &self.ours {
@@ -108,7 +109,7 @@ impl Ledger {
             let is_settled = |job: &Job| matches!(job, Job::Settled { .. } | Job::Committing { .. });
             let open = held.jobs.iter().skip_while(|(_, job)| is_settled(job));
             let last = held.jobs.iter().rfind(|(_, job)| is_settled(job)).map(|(&offset, _)| offset);
-            // As many as can be worked on at once: what they add to those held is bounded by that.
+            // As many as can be in progress at once: that bounds what they add to the held ones.
             let head = open.take(self.inflight).filter(|(offset, _)| Some(**offset) < last);
             let staged = head.filter(|(_, job)| matches!(job, Job::Staged { .. }));
             pressing.extend(staged.map(|(&offset, _)| (partition, offset)));
@@ -116,7 +117,7 @@ impl Ledger {
         pressing
     }
 
-    /// Whether as many jobs as allowed, or as many bytes, are done and not committed.
+    /// Whether the maximum number of jobs, or of bytes, is done and not committed.
     pub(super) fn holds_most(&self) -> bool {
         let (mut held, mut bytes) = (0, 0);
         for job in self.jobs() {
