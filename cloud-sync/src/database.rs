@@ -258,10 +258,10 @@ fn at(path: &Path, what: &str, error: &redb::Error) -> SyncError {
                 .because(error.to_string())
         }
         redb::Error::Io(io) => match io.kind() {
-            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-                permanent(format!("{path} is damaged or of another kind: move it away to start with an empty one"))
-                    .because(error.to_string())
-            }
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => permanent(format!(
+                "{path} is damaged or of another kind: move it away to start with an empty one"
+            ))
+            .because(error.to_string()),
             ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory => {
                 permanent(format!("cannot {what} {path}")).because(error.to_string())
             }

@@ -1,5 +1,5 @@
-//! A process that works off the embedded queue is killed again and again: every result is in the outbox
-//! exactly once, and no chunk that the queue has forgotten is missing in the status of its batch.
+//! A process that works off the embedded queue is killed repeatedly: every result is in the outbox exactly once, and
+//! no chunk that the queue has removed is missing in the status of its batch.
 //!
 //! The test starts itself as the child, with the directory in the environment.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -116,8 +116,8 @@ fn published(outbox: &Outbox) -> BTreeMap<String, u32> {
     times
 }
 
-/// Checks what a kill has left behind, and returns how many jobs of `submitted` are still to do, and how
-/// many of those have results in the outbox already.
+/// Checks the state after a kill, and returns how many jobs of `submitted` are left, and how many of those have
+/// results in the outbox already.
 async fn check(stores: &Stores, submitted: u32) -> (usize, usize) {
     let published = published(&stores.outbox);
     assert!(published.values().all(|times| *times == 1), "twice: {published:?}");

@@ -1,4 +1,4 @@
-//! What the outbox promises its callers, through its public interface.
+//! Guarantees of the outbox through its public interface.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
@@ -197,7 +197,7 @@ fn events_past_their_age_go_without_traffic_and_the_numbering_stays() {
     let dir = tempdir().unwrap();
     let config = OutboxConfig { max_age: Duration::from_millis(300), ..OutboxConfig::new(dir.path()) };
     let outbox = open(&config);
-    // From before they come: their age counts while the disk still writes them.
+    // From before the appends: their age counts while the disk still writes them.
     let start = Instant::now();
     put(&outbox, "one").unwrap();
     put(&outbox, "two").unwrap();
@@ -256,7 +256,7 @@ fn the_cursor_is_durable_rises_only_and_stays_within_what_there_is() {
     outbox.commit(5).unwrap();
     drop(outbox);
 
-    // Events that vanished under a cursor: their numbers must not be given out again.
+    // Events that vanished before a cursor: their sequences must not be assigned again.
     for entry in fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
         if entry.path().extension().is_some_and(|e| e == "seg") {
             fs::remove_file(entry.path()).unwrap();
@@ -388,7 +388,7 @@ fn a_slow_follower_goes_on_behind_what_retention_has_deleted() {
         put(&outbox, &format!("{n:500}")).unwrap();
     }
     let rest: Vec<u64> = follower.by_ref().map(|event| event.unwrap().sequence).collect();
-    // It still holds the first segment open; then come the ones that are there.
+    // It still holds the first segment open; then the existing ones follow.
     assert!(rest.is_sorted() && rest.len() < 399, "{rest:?}");
     assert_eq!(rest.last(), Some(&400));
     let there: Vec<u64> = all(dir.path()).iter().map(|event| event.sequence).collect();

@@ -1,7 +1,7 @@
-//! A disk without room and a process without file descriptors: clear errors that pass, nothing half-written, and
-//! everything goes on where it was.
+//! A full disk and a process without file descriptors: clear, temporary errors, nothing half-written, and everything
+//! continues afterwards.
 //!
-//! Each test starts itself again in a process of its own, on a file system of its own or with few descriptors.
+//! Each test starts itself again in a separate process, on a separate file system or with few descriptors.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::cell::Cell;
@@ -25,7 +25,7 @@ use tokio::runtime::Runtime;
 const DIR: &str = "WEIR_TEST_SMALL_DISK";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Runs `body` in a process of its own: `prepare` is a command of sh that has the folder as $1, and then starts it.
+/// Runs `body` in a separate process: `prepare` is a shell command with the directory as $1, which then starts it.
 fn alone(test: &str, prepare: &str, body: fn(&Path)) {
     if let Some(dir) = std::env::var_os(DIR) {
         return body(Path::new(&dir));
@@ -131,7 +131,7 @@ fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Takes all room but `left` bytes.
+/// Fills the disk but for `left` bytes.
 fn fill(dir: &Path, left: u64) -> PathBuf {
     let filler = dir.join("filler");
     let mut file = File::create(&filler).unwrap();
@@ -151,7 +151,7 @@ fn a_full_disk_is_said_and_everything_goes_on_when_there_is_room() {
 }
 
 fn on_a_full_disk(disk: &Path) {
-    // Else this is not the small disk, and nothing here would fail.
+    // Otherwise this is not the small disk, and nothing here would fail.
     assert_ne!(disk.metadata().unwrap().dev(), disk.parent().unwrap().metadata().unwrap().dev());
     let runtime = Runtime::new().unwrap();
     let stores = Stores::open(&disk.join("data"));
@@ -178,7 +178,7 @@ fn on_a_full_disk(disk: &Path) {
         assert!(said.contains("No space left"), "{said}");
         assert_eq!(stores.partial(), 0, "half-written files");
         assert_eq!(fs::read_dir(stores.dir.join("capture/tmp")).unwrap().count(), 0);
-        // What was there is there.
+        // Existing objects are still there.
         runtime.block_on(async {
             let object = stores.blob.get(&BlobKey::new("batches/1/body").unwrap(), 1 << 20).await.unwrap();
             assert_eq!(object.unwrap().len(), 1000);
@@ -236,7 +236,7 @@ fn without_descriptors(dir: &Path) {
         stores.submit(100).await.unwrap();
         stores.state.create_batch(&spec("meanwhile")).await.unwrap();
     });
-    // The uploader may have had a folder open until now: then the first image still finds a descriptor.
+    // The uploader may have had a directory open until now: then the first image still finds a descriptor.
     let offered = Cell::new(0);
     until("an image is left out", || {
         let stats = capture.stats();

@@ -298,8 +298,9 @@ fn bucket_name(name: &str) -> SyncResult<()> {
         return Ok(());
     }
     let name: String = name.chars().take(100).collect();
-    let what =
-        format!("{name:?} is not a valid bucket name: it has 3 to 63 lower-case letters, digits, dots and hyphens");
+    let what = format!(
+        "{name:?} is not a valid bucket name: it has 3 to 63 lower-case letters, digits, dots and hyphens"
+    );
     Err(SyncError::permanent(Link::S3, what))
 }
 

@@ -100,7 +100,8 @@ impl Uploader {
         };
         let (mut proven, mut refusals, mut last) = (false, 0, None);
         let going = stream::iter(waiting).take_while(|_| ready(!*self.stopped.borrow()));
-        let mut going = std::pin::pin!(going.map(|digest| self.send(digest)).buffer_unordered(MAX_CONCURRENT));
+        let mut going =
+            std::pin::pin!(going.map(|digest| self.send(digest)).buffer_unordered(MAX_CONCURRENT));
         while let Some(outcome) = going.next().await {
             match outcome {
                 Outcome::There => proven = true,

@@ -149,7 +149,8 @@ pub(crate) fn explain(
     };
     // The text of a refused setting contains its value: for `sasl.password` that is the password.
     if let KafkaError::ClientConfig(_, _, key, _) = &error {
-        let what = format!("cannot {attempt}: librdkafka does not accept the setting {key}: correct its value");
+        let what =
+            format!("cannot {attempt}: librdkafka does not accept the setting {key}: correct its value");
         return SyncError::permanent(Link::Kafka, what);
     }
     if let KafkaError::ClientCreation(reason) = &error {

@@ -206,9 +206,7 @@ impl Ledger {
     fn loss(&self, committed: u64) -> Option<String> {
         let Stats { dropped_by_size, dropped_by_age, .. } = self.counters;
         (committed < self.lossy_upto).then(|| {
-            format!(
-                "unsent events were deleted: {dropped_by_size} for space, {dropped_by_age} for their age"
-            )
+            format!("unsent events were deleted: {dropped_by_size} for space, {dropped_by_age} for their age")
         })
     }
 

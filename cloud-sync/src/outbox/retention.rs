@@ -48,7 +48,8 @@ impl Writer {
     /// deleted. Committed ones are deleted under either policy. The newest segment is always retained. `spare` as
     /// above.
     pub(super) fn free_space(&mut self, bytes: u64, spare: bool) -> bool {
-        let drops = self.settled.config.when_full == WhenFull::DropOldest && !self.freed_without_effect && !spare;
+        let drops =
+            self.settled.config.when_full == WhenFull::DropOldest && !self.freed_without_effect && !spare;
         let mut freed = 0;
         while freed < 2 * bytes && self.shared.ledger.lock().segments.len() > 1 {
             let Some(oldest) = self.oldest_closed() else { break };

@@ -37,7 +37,9 @@ impl DirRegistry {
     ) -> SyncResult<T> {
         let own = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&own)).await;
-        done.unwrap_or_else(|error| Err(SyncError::permanent(Link::Disk, "reading was aborted").because(error)))
+        done.unwrap_or_else(|error| {
+            Err(SyncError::permanent(Link::Disk, "reading was aborted").because(error))
+        })
     }
 
     fn folder(&self, version: &ModelVersion) -> SyncResult<Folder> {

@@ -149,7 +149,12 @@ impl Pump {
         let at = common.max(self.outbox.committed()).max(self.confirmed).min(last);
         if common < sent.upto {
             let upto = sent.upto;
-            tracing::error!(sent = upto, common, last, "the outbox does not match the position in the topic: it was restored or replaced");
+            tracing::error!(
+                sent = upto,
+                common,
+                last,
+                "the outbox does not match the position in the topic: it was restored or replaced"
+            );
             // The bookmark may belong to another outbox, or to a history that is gone: it must not be moved any more.
             self.renew("restored", at)?;
             return self.locate_anew(at);
@@ -270,8 +275,9 @@ impl Pump {
         let sequence = event.sequence;
         let dropped = self.dead.write(event, reason).map_err(|error| {
             self.numbers.dead_letter_failures.fetch_add(1, Ordering::Relaxed);
-            let what =
-                format!("cannot write the dead letter of event {sequence}: it waits, and so do the following events");
+            let what = format!(
+                "cannot write the dead letter of event {sequence}: it waits, and so do the following events"
+            );
             SyncError::transient(Link::Disk, what).because(error)
         })?;
         self.in_dead_letters.insert(sequence);

@@ -1,4 +1,4 @@
-//! What `weir doctor` says of a broker: everything in order, and each thing that may be wrong.
+//! `weir doctor` on a broker: everything in order, and each possible fault.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::support::{committed_when, config_of, ids, make_topic, nobody, queue_c
 /// For steps that succeed or fail by the response of the broker.
 const STEP: Duration = Duration::from_secs(60);
 
-/// Whether each step worked, and the texts of all.
+/// Whether each step succeeded, and the texts of all.
 fn outcome(config: &KafkaConfig) -> (Vec<bool>, String) {
     outcome_of(config, false, STEP)
 }
@@ -65,7 +65,7 @@ async fn where_batches_wait_in_kafka_their_topic_and_group_are_tried_and_workers
     let config = config_of(test_services::shared());
     make_topic(&config, &config.requests_topic, 1, &[]);
     make_topic(&config, &config.results_topic, 1, &[]);
-    // A group that nobody is in and a topic without messages, as on the first day.
+    // A group without members and a topic without messages, as on the first day.
     let (worked, text) = tokio::task::block_in_place(|| outcome_of(&config, true, STEP));
     assert_eq!(worked, [true; 7], "{text}");
     assert!(text.contains("partition 0 is empty") && text.contains("no worker sees it"), "{text}");
@@ -91,7 +91,7 @@ async fn where_batches_wait_in_kafka_their_topic_and_group_are_tried_and_workers
     queue.submit(&mut [job("after")].into_iter()).await.unwrap();
     let after = receive().await;
     assert_eq!(&after.payload[..], b"after");
-    // The member is still in the group: both can be committed by it.
+    // The member is still in the group: it can commit both.
     assert_eq!(queue.settle(&under_way, Vec::new()).await.unwrap(), Settled::Done);
     assert_eq!(queue.settle(&after, Vec::new()).await.unwrap(), Settled::Done);
     queue.close().await;

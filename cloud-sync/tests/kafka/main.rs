@@ -25,8 +25,8 @@ struct Broker(KafkaConfig);
 impl contract::Harness for Broker {
     async fn new() -> Self {
         let config = config_of(test_services::shared());
-        // As many partitions as it takes for the keys of the suite's first few jobs to differ: a job on a
-        // partition is acknowledged with those before it.
+        // As many partitions as it takes for the keys of the suite's first few jobs to differ: a job on a partition
+        // is acknowledged with those before it.
         make_topic(&config, &config.requests_topic, 5, &[("max.message.bytes", "20971520")]);
         // One, so that what consumers see has an order.
         make_topic(&config, &config.results_topic, 1, &[]);

@@ -1,4 +1,4 @@
-//! What only the queue in Kafka does: members come and go, transactions are fenced, credentials are refused.
+//! Specific to the queue in Kafka: members join and leave, transactions are fenced, credentials are refused.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ fn results(delivery: &Delivery) -> Vec<ResultRecord> {
     vec![ResultRecord { key: id.clone(), payload: format!(r#"{{"id":"{id}"}}"#).into(), id }]
 }
 
-/// Takes jobs and settles each in a task of its own, until `stop`. Returns how many were done.
+/// Receives jobs and settles each in a separate task, until `stop`. Returns how many were done.
 async fn work(queue: Arc<KafkaQueue>, each: Duration, stop: Arc<AtomicBool>) -> usize {
     let mut tasks = tokio::task::JoinSet::new();
     while !stop.load(Ordering::Relaxed) {
@@ -273,7 +273,7 @@ async fn a_saturated_member_stops_fetching_and_goes_on_where_it_stopped() {
         }
         assert!(queue.stats().paused || seen.len() == 200);
         if seen.len() % 40 == 0 {
-            // Long enough for the client to be paused and to throw away what it had fetched ahead.
+            // Long enough for the client to be paused and to discard what it had prefetched.
             assert!(queue.receive(Duration::from_millis(150)).await.unwrap().is_none());
         }
         let done = out.drain(..).map(|delivery| {
@@ -310,7 +310,7 @@ async fn ten_thousand_results_of_one_job_are_committed_in_time_and_hold_up_no_ot
         settling.spawn(async move {
             let mut results = results(&delivery);
             let id = results[0].id.clone();
-            // As long as the result of a good image is.
+            // As long as the result of a good image.
             let filler = format!("{:032x}", fastrand::u128(..)).repeat(28);
             results.extend((1..if large { 10_000 } else { 1 }).map(|n| ResultRecord {
                 id: format!("{id}/{n:05}"),
@@ -340,7 +340,7 @@ async fn a_group_that_stands_behind_the_end_of_the_log_gets_all_that_comes() {
     tokio::task::block_in_place(|| consumer.commit(&list, CommitMode::Sync)).unwrap();
     drop(consumer);
     let queue = open(&config, 4);
-    // It joins, and sees where the partition ends, before anything is there.
+    // It joins, and learns where the partition ends, before anything is there.
     let start = Instant::now();
     while queue.stats().waiting.is_none() {
         assert!(queue.receive(Duration::from_millis(200)).await.unwrap().is_none());

@@ -1,4 +1,4 @@
-//! Topics of a test's own, and what a reader of committed records sees in them.
+//! Separate topics for each test, and the view of a reader of committed records.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use test_services::{Kafka, Services};
 
-/// A name that no other test has, on a broker that many use.
+/// A unique name on a shared broker.
 pub(crate) fn unique(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -23,7 +23,7 @@ pub(crate) fn unique(what: &str) -> String {
     format!("test-{what}-{}-{}-{next}", std::process::id(), time.as_millis())
 }
 
-/// How to reach the broker of `services`, with topics that nobody has made yet.
+/// Settings for the broker of `services`, with topics that do not exist yet.
 pub(crate) fn config_of(services: &Services) -> KafkaConfig {
     let kafka: &Kafka = services.kafka();
     KafkaConfig {
@@ -52,7 +52,7 @@ pub(crate) fn nobody() -> KafkaConfig {
     }
 }
 
-/// Makes a topic; `settings` are the topic's own.
+/// Creates a topic; `settings` are the topic's own.
 pub(crate) fn make_topic(config: &KafkaConfig, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let admin = AdminClient::<DefaultClientContext>::from_config(&config.client()).unwrap();
     let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
@@ -60,7 +60,7 @@ pub(crate) fn make_topic(config: &KafkaConfig, topic: &str, partitions: i32, set
         new = new.set(key, value);
     }
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
-    // A thread of its own: the caller may be inside another runtime.
+    // On a separate thread: the caller may be inside another runtime.
     let make = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(admin.create_topics([&new], &options))
@@ -71,7 +71,7 @@ pub(crate) fn make_topic(config: &KafkaConfig, topic: &str, partitions: i32, set
     }
 }
 
-/// Changes the settings of a topic to these alone.
+/// Replaces the settings of a topic.
 #[allow(dead_code, reason = "not every test that shares this needs it")]
 pub(crate) fn set_topic(config: &KafkaConfig, topic: &str, settings: &[(&str, &str)]) {
     let admin = AdminClient::<DefaultClientContext>::from_config(&config.client()).unwrap();
@@ -164,7 +164,7 @@ pub(crate) fn ids_when(config: &KafkaConfig, topic: &str, count: usize) -> Vec<S
     ids
 }
 
-/// A worker that has at most `inflight` jobs out.
+/// A worker with at most `inflight` jobs in progress.
 pub(crate) fn queue_config(inflight: usize) -> KafkaQueueConfig {
     KafkaQueueConfig {
         inflight,

@@ -1,4 +1,4 @@
-//! The transactional producer: all or nothing, who is to blame, what is said when nothing works.
+//! The transactional producer: all or nothing, which record is to blame, and the errors when nothing works.
 
 use std::env;
 use std::process::Command;
@@ -66,7 +66,7 @@ fn a_record_that_is_too_large_is_named_and_nothing_of_its_group_is_seen() {
     let topic = &config.results_topic;
     make_topic(&config, topic, 1, &[("max.message.bytes", "100000"), ("compression.type", "uncompressed")]);
     let mut producer = producer(&config, &unique("id"));
-    // Does not compress: the topic's bound is on what arrives.
+    // Incompressible: the topic's limit applies to what arrives.
     let noise: Vec<u8> = (0..2_000_000).map(|_| fastrand::u8(..)).collect();
     let ids_: Vec<_> = (0..200).map(|i| format!("id-{i:03}")).collect();
     let mut records: Vec<_> = ids_.iter().map(|id| record("k", id, &noise[..3000])).collect();
@@ -92,9 +92,9 @@ fn a_record_that_is_too_large_is_named_and_nothing_of_its_group_is_seen() {
     assert_eq!(ids_when(&config, topic, ids_.len()), ids_);
 }
 
-/// The topic whose broker goes by the producer's clock, for the process that has another clock.
+/// The topic whose broker uses the producer's timestamps, for the process with another clock.
 const MISTRUSTS: &str = "TRANSACTIONS_MISTRUSTS";
-/// The topic whose broker goes by its own.
+/// The topic whose broker uses its own.
 const BELIEVES: &str = "TRANSACTIONS_BELIEVES";
 
 #[test]
@@ -131,7 +131,7 @@ fn publish_two_hours_ahead(mistrusts: &str, believes: &str) {
     let mut producer = TransactionalProducer::open(&shared(), &unique("id"), CALL, health.clone());
     let ids_: Vec<_> = (0..50).map(|i| format!("id-{i:03}")).collect();
     let records: Vec<_> = ids_.iter().map(|id| record("k", id, id.as_bytes())).collect();
-    // Alone the broker names the reason, in a batch of several it does not.
+    // For a single record the broker names the reason, for a batch of several it does not.
     for group in [&records[..1], &records[..]] {
         match producer.publish(mistrusts, group, None) {
             Err(PublishError::Failed(error)) => {
@@ -167,7 +167,7 @@ fn a_producer_never_begins_anew_within_a_publication_that_follows_a_position() {
     let mut config = shared();
     config.max_message_bytes = 1_000_000;
     let topic = &config.results_topic;
-    // Takes no batch of the usual size: the client has to be made anew with a smaller one.
+    // Accepts no batch of the default size: the client must be recreated with a smaller one.
     make_topic(&config, topic, 1, &[("max.message.bytes", "100000"), ("compression.type", "uncompressed")]);
     let id = unique("id");
     let noise: Vec<u8> = (0..3000).map(|_| fastrand::u8(..)).collect();
@@ -182,7 +182,7 @@ fn a_producer_never_begins_anew_within_a_publication_that_follows_a_position() {
     let position = bookmark.at(200, "one").unwrap();
     let error = one.publish_next(topic, &records, Some(&position)).unwrap_err();
     assert!(matches!(error, PublishError::Anew), "{error:?}");
-    // The twin comes in between, and the first one must not go on as if nothing had happened.
+    // The twin publishes in between, and the first one must not continue as if nothing had happened.
     twin.recover().unwrap();
     twin.publish(topic, &records, Some(&bookmark.at(200, "twin").unwrap())).unwrap();
     for _ in 0..2 {
@@ -191,7 +191,7 @@ fn a_producer_never_begins_anew_within_a_publication_that_follows_a_position() {
     }
     assert_eq!(bookmark.read(CALL).unwrap().unwrap().note, "twin");
     assert_eq!(ids_when(&config, topic, ids_.len()), ids_);
-    // It learns the size of the topic's batches, at each try a smaller one.
+    // It learns the size of the topic's batches, with smaller ones at each attempt.
     let learned = (0..10).any(|_| {
         one.recover().unwrap();
         match one.publish_next(topic, &records[..100], None) {

@@ -9,7 +9,7 @@ use test_services::shared;
 
 use super::{config, open};
 
-/// A node of a cluster, as far as a check sees one: an answer to each command.
+/// A node of a cluster, as far as a check needs it: a response to each command.
 async fn clustered_node(info: &'static str) -> u16 {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

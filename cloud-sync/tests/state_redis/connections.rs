@@ -18,7 +18,7 @@ use super::{TTL, client, config, open, spec};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Calls until it works: right after a server is back one may still be refused.
+/// Calls until it works: a server that was just started may still refuse.
 async fn comes_back(store: &RedisStore) -> Duration {
     let start = Instant::now();
     while let Err(error) = store.get(&[1; 32]).await {
@@ -74,7 +74,7 @@ async fn a_login_that_was_refused_is_tried_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(health.state().up, Some(true));
-    // A user without the right to a key is told so, by name of the server.
+    // A user without the right to a key gets an error that names the server.
     let mut acl = redis::cmd("ACL");
     acl.arg("SETUSER").arg(&user).arg("resetkeys").exec_async(&mut admin).await.unwrap();
     let error = store.get(&[1; 32]).await.unwrap_err();
@@ -95,7 +95,7 @@ async fn with_tls_the_authority_decides() {
     store.put(&[1; 32], Bytes::from_static(b"over TLS"), TTL).await.unwrap();
     assert_eq!(store.get(&[1; 32]).await.unwrap().as_deref(), Some(&b"over TLS"[..]));
 
-    // The system's authorities have not signed it, nor has this one.
+    // Neither the system's authorities nor this one have signed it.
     let (stranger, _) = open(RedisConfig { ca_file: None, ..tls.clone() });
     let error = stranger.get(&[1; 32]).await.unwrap_err();
     assert!(error.in_full().contains("its certificate is not trusted"), "{}", error.in_full());
@@ -109,7 +109,7 @@ async fn with_tls_the_authority_decides() {
     let error = RedisStore::open(unreadable, LinkHealth::new(Link::Redis)).unwrap_err();
     assert!(error.in_full().contains("no PEM certificate"), "{error:?}");
 
-    // Encryption against a port that has none, and the other way round.
+    // TLS to a port without it, and the other way round.
     let (mixed, _) = open(RedisConfig { port: redis.port, timeout: TIMEOUT, ..tls.clone() });
     assert!(mixed.get(&[1; 32]).await.unwrap_err().is_transient());
     let (mixed, _) = open(RedisConfig { tls: false, timeout: TIMEOUT, ..tls });
@@ -173,7 +173,7 @@ async fn a_server_that_is_away_or_does_not_answer_costs_no_more_than_the_timeout
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_away_is_used_again_though_its_data_is_lost() {
     let services = Services::own(&["redis"]);
-    // Long, since the calls that work must be within it on a busy machine, too.
+    // Long, because successful calls must be within it on a busy machine, too.
     let limit = Duration::from_secs(5);
     let (store, health) = open(RedisConfig { timeout: limit, ..config(services.redis()) });
     assert_eq!(store.create_batch(&spec("b")).await.unwrap(), Created::New);

@@ -46,7 +46,7 @@ fn spec(request_id: &str) -> BatchSpec {
     BatchSpec { request_id: request_id.into(), total: 10, chunks: 1, digest: "0123".into() }
 }
 
-/// Another connection to the same server, past the store.
+/// Another connection to the same server, bypassing the store.
 async fn client(redis: &Redis) -> MultiplexedConnection {
     let client = redis::Client::open(format!("redis://:{}@{}:{}/", redis.password(), redis.host, redis.port));
     client.unwrap().get_multiplexed_async_connection().await.unwrap()

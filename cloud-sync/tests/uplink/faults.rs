@@ -1,4 +1,4 @@
-//! A broker that is away, refuses, or comes back; and an outbox that cannot hold on for ever.
+//! A broker that is unavailable, refuses, or recovers; and an outbox that reaches its limit.
 
 use std::sync::Arc;
 use std::thread;
@@ -91,7 +91,7 @@ fn what_the_outbox_must_delete_is_counted_as_lost_and_an_end_is_not_held_up() {
     let begun = Instant::now();
     assert!(uplink.stop(BOUND));
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    // Nothing of it was taken for sent.
+    // Nothing of it counts as sent.
     assert_eq!(outbox.committed(), 0);
 }
 
@@ -116,7 +116,7 @@ fn a_refused_password_is_seen_as_a_link_that_is_down_and_nothing_dies_of_it() {
     assert_eq!(health.state().up, Some(false));
     assert_eq!((status.backlog, status.dead_lettered), (10, 0));
     assert!(uplink.stop(BOUND));
-    // Corrected and started again, everything is there.
+    // After a correction and a restart everything is there.
     let uplink = start(dir.path(), &right, &outbox);
     drain(&uplink, &outbox);
     let mut expected = expected;

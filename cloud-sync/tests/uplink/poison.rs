@@ -1,4 +1,4 @@
-//! Events that nobody can publish: they go to the dead letters and hold up nothing.
+//! Events that cannot be published: they go to the dead letters and block nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +37,7 @@ fn poison_goes_to_the_dead_letters_and_its_neighbours_arrive() {
     let mut expected = append(&outbox, (0..20).map(|n| event(n, Some("dock"))));
     let not_json = outbox.append(b"\xff\x00 not json".to_vec()).wait().unwrap();
     expected.extend(append(&outbox, (20..40).map(|n| event(n, Some("dock")))));
-    // Does not compress, so the topic's bound holds for what arrives.
+    // Incompressible, so the topic's limit applies to what arrives.
     let noise: Vec<u8> = (0..300_000).map(|_| fastrand::u8(..)).collect();
     let fields = Map::from_iter([
         ("kind".to_owned(), Value::from("huge")),

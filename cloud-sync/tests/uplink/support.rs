@@ -1,4 +1,4 @@
-//! An outbox with an uplink, and what is needed to look at both.
+//! An outbox with an uplink, and helpers to observe both.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub(crate) fn event(number: usize, camera: Option<&str>) -> Event {
     Event::new("box-1", EventBody::Prediction(prediction))
 }
 
-/// An event that names no camera.
+/// An event without a camera.
 pub(crate) fn summary(request: &str) -> Event {
     let body = BatchSummary {
         request_id: request.into(),

@@ -203,7 +203,10 @@ impl Begun {
             }
             let what = format!("cannot abort the upload of s3://{}/{key}", store.bucket);
             let error = classify(what, error).error;
-            tracing::warn!(error = error.in_full(), "cannot abort an upload; parts may remain in the storage");
+            tracing::warn!(
+                error = error.in_full(),
+                "cannot abort an upload; parts may remain in the storage"
+            );
         }
     }
 }

@@ -267,7 +267,11 @@ impl TransactionalProducer {
             _ => {
                 if self.reduce_batches(&back) {
                     let bytes = self.largest_batch;
-                    tracing::info!(topic, bytes, "the topic refused a batch as too large; using smaller batches");
+                    tracing::info!(
+                        topic,
+                        bytes,
+                        "the topic refused a batch as too large; using smaller batches"
+                    );
                     return PublishError::Anew;
                 }
                 let blamed = refused_record(&back, records)

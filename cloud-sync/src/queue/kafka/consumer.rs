@@ -63,11 +63,7 @@ impl ConsumerContext for Callbacks {
             // Before librdkafka gives them up, so that nothing of them is committed afterwards.
             Rebalance::Revoke(list) => {
                 let partitions = numbers(list);
-                tracing::info!(
-                    ?partitions,
-                    topic = self.shared.config.requests_topic,
-                    "partitions revoked"
-                );
+                tracing::info!(?partitions, topic = self.shared.config.requests_topic, "partitions revoked");
                 self.shared.with(|ledger| ledger.revoke(&partitions));
             }
             Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed"),

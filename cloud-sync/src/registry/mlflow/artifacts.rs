@@ -92,7 +92,11 @@ impl MlflowRegistry {
     }
 
     fn instead(&self, uri: &str, error: &SyncError) {
-        tracing::debug!(uri, error = error.in_full(), "cannot read the artifacts from the storage; reading them through the server");
+        tracing::debug!(
+            uri,
+            error = error.in_full(),
+            "cannot read the artifacts from the storage; reading them through the server"
+        );
     }
 
     /// Fetches one file.

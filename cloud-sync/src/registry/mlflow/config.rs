@@ -79,7 +79,8 @@ impl MlflowConfig {
             return Ok(None);
         };
         let mut value = HeaderValue::from_str(&text).map_err(|_| {
-            let what = "MLFLOW_TRACKING_TOKEN has a line break or another character that a header cannot contain";
+            let what =
+                "MLFLOW_TRACKING_TOKEN has a line break or another character that a header cannot contain";
             SyncError::permanent(Link::Mlflow, what)
         })?;
         value.set_sensitive(true);

@@ -115,7 +115,8 @@ impl Listing {
                 return Ok(found);
             }
         }
-        Err(SyncError::permanent(Link::Mlflow, format!("cannot {what}: the listing has too many pages")).into())
+        Err(SyncError::permanent(Link::Mlflow, format!("cannot {what}: the listing has too many pages"))
+            .into())
     }
 
     /// The proxy reports names relative to their folder, the other calls relative to the run or the model.

@@ -102,7 +102,7 @@ impl Rest {
             ((None, _), None) => {
                 let error = SyncError::transient(Link::Mlflow, format!("cannot {what}"));
                 return Err(error
-                    .because("it responded with "not modified" to an unconditional request")
+                    .because("it responded with 304 Not Modified to an unconditional request")
                     .into());
             }
         };
