@@ -1,12 +1,14 @@
 //! Checks of links, step by step: for `weir doctor`.
 
+use std::borrow::Cow;
+
 use crate::error::SyncResult;
 
 /// One step of a check.
 #[derive(Debug)]
 pub struct CheckStep {
     /// What was tried: "put an object".
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// A remark, or what is wrong and the remedy.
     pub outcome: SyncResult<String>,
 }
@@ -19,10 +21,11 @@ impl Steps {
     /// Adds a step. Returns its value, `None` when it failed.
     pub(crate) fn note<T>(
         &mut self,
-        what: &'static str,
+        what: impl Into<Cow<'static, str>>,
         result: SyncResult<T>,
         remark: impl FnOnce(&T) -> String,
     ) -> Option<T> {
+        let what = what.into();
         match result {
             Ok(value) => {
                 self.0.push(CheckStep { what, outcome: Ok(remark(&value)) });

@@ -32,7 +32,7 @@ pub(crate) struct Database {
 enum Handle {
     Open(redb::Database),
     /// It failed, or is not open yet.
-    Away,
+    Unopened,
     /// Closed permanently.
     Closed,
 }
@@ -68,7 +68,7 @@ impl Database {
     /// Like [`Database::open_or_quarantine`], without quarantining anything.
     #[cfg(test)]
     pub(crate) fn open(path: PathBuf) -> SyncResult<Self> {
-        let database = Self::away(path)?;
+        let database = Self::unopened(path)?;
         database.reopen()?;
         Ok(database)
     }
@@ -80,7 +80,7 @@ impl Database {
     /// # Errors
     /// Permanent where it belongs to another process or another version; transient where the disk is full.
     pub(crate) fn open_or_quarantine(path: PathBuf) -> SyncResult<(Self, Option<PathBuf>)> {
-        let database = Self::away(path)?;
+        let database = Self::unopened(path)?;
         let damage = match database.open_file() {
             Ok(file) => {
                 *database.handle.write() = Handle::Open(file);
@@ -101,13 +101,13 @@ impl Database {
         Ok((database, Some(aside)))
     }
 
-    fn away(path: PathBuf) -> SyncResult<Self> {
+    fn unopened(path: PathBuf) -> SyncResult<Self> {
         if let Some(dir) = path.parent() {
             durable::create_dir_all(dir).map_err(|e| at(&path, "create the directory of", &e.into()))?;
         }
         Ok(Self {
             path,
-            handle: RwLock::new(Handle::Away),
+            handle: RwLock::new(Handle::Unopened),
             #[cfg(test)]
             disk_full: std::sync::Arc::default(),
         })
@@ -147,33 +147,33 @@ impl Database {
     }
 
     fn with<T>(&self, work: impl FnOnce(&redb::Database) -> Result<T, Stop>) -> SyncResult<T> {
-        if matches!(*self.handle.read(), Handle::Away) {
+        if matches!(*self.handle.read(), Handle::Unopened) {
             self.reopen()?;
         }
         let worked = match &*self.handle.read() {
             Handle::Open(file) => work(file),
-            Handle::Away => Err(Stop::File(redb::Error::PreviousIo)),
+            Handle::Unopened => Err(Stop::File(redb::Error::PreviousIo)),
             Handle::Closed => Err(Stop::File(redb::Error::DatabaseClosed)),
         };
         worked.map_err(|stop| match stop {
             Stop::Refused(error) => error,
             Stop::File(error) => {
-                self.let_go();
+                self.close_after_error();
                 at(&self.path, "use", &error)
             }
         })
     }
 
-    fn let_go(&self) {
+    fn close_after_error(&self) {
         let mut handle = self.handle.write();
         if matches!(*handle, Handle::Open(_)) {
-            *handle = Handle::Away;
+            *handle = Handle::Unopened;
         }
     }
 
     fn reopen(&self) -> SyncResult<()> {
         let mut handle = self.handle.write();
-        if matches!(*handle, Handle::Away) {
+        if matches!(*handle, Handle::Unopened) {
             *handle = Handle::Open(self.open_file().map_err(|error| at(&self.path, "open", &error))?);
         }
         Ok(())

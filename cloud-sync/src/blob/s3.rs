@@ -122,12 +122,12 @@ impl S3Store {
 
     async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, Failure> {
         let uri = self.uri_of(key);
-        let mut broken_off = false;
+        let mut retried = false;
         loop {
             let Some(download) = self.begin(key, &uri).await? else { return Ok(None) };
             match download.whole(max_bytes).await {
                 // The client itself retries until the response begins, not when it breaks off.
-                Err(error) if error.is_transient() && !broken_off => broken_off = true,
+                Err(error) if error.is_transient() && !retried => retried = true,
                 done => return Ok(Some(done?)),
             }
         }

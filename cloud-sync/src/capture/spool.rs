@@ -293,5 +293,5 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    durable::remove_if_exists(path).map(drop)
+    durable::remove_if_exists(path).map(|_| ())
 }

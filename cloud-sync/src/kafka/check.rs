@@ -14,16 +14,8 @@ use ulid::Ulid;
 use super::errors::{ClientErrors, Watch, explain};
 use super::position::{committed, drain_reports, idle_consumer};
 use super::{KafkaConfig, Position};
+use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncError, SyncResult};
-
-/// One step of a check.
-#[derive(Debug)]
-pub struct CheckStep {
-    /// What was tried, and on which names.
-    pub what: String,
-    /// What was found, or the error with its remedy.
-    pub result: SyncResult<String>,
-}
 
 /// Logs in, finds the topics, reads the offsets of the workers' group, and sends a probe through the results topic.
 /// With `batches`, the queue is in Kafka: then the requests topic is written and read too, and the group's right to
@@ -33,58 +25,55 @@ pub struct CheckStep {
 /// the group's offsets do not change, and nobody joins it.
 #[must_use]
 pub fn check(config: &KafkaConfig, batches: bool, timeout: Duration) -> Vec<CheckStep> {
-    let mut steps = Vec::new();
+    let mut steps = Steps::default();
     let watch = Watch::default();
     let user = if config.user.is_empty() { String::new() } else { format!(" as user {}", config.user) };
     let what = format!("connect to {} over {}{user}", config.bootstrap_servers, config.protocol.name());
-    let consumer = match idle_consumer(config, &config.group_id, watch.clone()) {
-        Ok(consumer) => consumer,
-        Err(error) => return vec![CheckStep { what, result: Err(error) }],
-    };
-    let connected = log_in(config, &consumer, &watch, timeout);
-    let stop = connected.is_err();
-    steps.push(CheckStep { what, result: connected });
-    if stop {
-        return steps;
+    let connected = idle_consumer(config, &config.group_id, watch.clone()).and_then(|consumer| {
+        let brokers = log_in(config, &consumer, &watch, timeout)?;
+        Ok((consumer, brokers))
+    });
+    let remark = |(_, brokers): &(BaseConsumer<Watch>, usize)| format!("brokers: {brokers}");
+    let Some((consumer, _)) = steps.note(what, connected, remark) else { return steps.finish() };
+    let mut missing = false;
+    for topic in [&config.requests_topic, &config.results_topic] {
+        let found = find_topic(config, &consumer, topic, timeout);
+        let remark =
+            |partitions: &usize| format!("{partitions} partition{}", if *partitions == 1 { "" } else { "s" });
+        missing |= steps.note(format!("find topic {topic}"), found, remark).is_none();
     }
-    let topics = [&config.requests_topic, &config.results_topic];
-    for topic in topics {
-        let result = find_topic(config, &consumer, topic, timeout)
-            .map(|partitions| format!("{partitions} partition{}", if partitions == 1 { "" } else { "s" }));
-        steps.push(CheckStep { what: format!("find topic {topic}"), result });
-    }
-    let missing = steps.iter().any(|step| step.result.is_err());
     if missing {
-        return steps;
+        return steps.finish();
     }
     let (group, topic) = (&config.group_id, &config.requests_topic);
-    let result = committed(config, group, topic, &[0], timeout).map(|found| match found.first() {
+    let offsets = committed(config, group, topic, &[0], timeout);
+    steps.note(format!("read the offsets of group {group}"), offsets, |found| match found.first() {
         Some(Some(offset)) => format!("partition 0 is done up to offset {offset}"),
         _ => "none yet on partition 0".to_owned(),
     });
-    steps.push(CheckStep { what: format!("read the offsets of group {group}"), result });
     if batches {
         let what = format!("submit to topic {topic}, as the API does, in a transaction that is aborted");
-        steps.push(CheckStep { what, result: submit(config, timeout) });
+        steps.note(what, submit(config, timeout), String::clone);
         let what = format!("read topic {topic} as group {group}, as a worker does");
-        steps.push(CheckStep { what, result: consume(config, &consumer, timeout) });
+        steps.note(what, consume(config, &consumer, timeout), String::clone);
     }
     let what = format!("write to topic {} in a transaction, and read it back", config.results_topic);
-    steps.push(CheckStep { what, result: probe(config, timeout) });
-    steps
+    steps.note(what, probe(config, timeout), String::clone);
+    steps.finish()
 }
 
+/// Returns the number of brokers.
 fn log_in(
     config: &KafkaConfig,
     consumer: &BaseConsumer<Watch>,
     watch: &Watch,
     timeout: Duration,
-) -> SyncResult<String> {
+) -> SyncResult<usize> {
     match consumer.fetch_metadata(Some(&config.requests_topic), timeout) {
-        Ok(metadata) => Ok(format!("brokers: {}", metadata.brokers().len())),
+        Ok(metadata) => Ok(metadata.brokers().len()),
         Err(error) => {
             drain_reports(consumer);
-            Err(explain(config, "log in", error, Some(watch.trouble())))
+            Err(explain(config, "log in", error, Some(watch.client_errors())))
         }
     }
 }
@@ -110,13 +99,13 @@ fn find_topic(
 /// Delivery report of the probe.
 #[derive(Default)]
 struct Arrival {
-    trouble: ClientErrors,
+    client_errors: ClientErrors,
     place: Mutex<Option<Result<(i32, i64), KafkaError>>>,
 }
 
 impl ClientContext for Arrival {
     fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.note(&error, reason);
+        self.client_errors.note(&error, reason);
     }
 }
 
@@ -162,9 +151,9 @@ fn producer_of(
     let producer: ThreadedProducer<Arrival> = client
         .create_with_context(Arrival::default())
         .map_err(|error| explain(config, attempt, error, None))?;
-    let told = |error| explain(config, attempt, error, Some(&producer.client().context().trouble));
-    producer.init_transactions(timeout).map_err(told)?;
-    producer.begin_transaction().map_err(told)?;
+    let explained = |error| explain(config, attempt, error, Some(&producer.client().context().client_errors));
+    producer.init_transactions(timeout).map_err(explained)?;
+    producer.begin_transaction().map_err(explained)?;
     Ok(producer)
 }
 
@@ -178,10 +167,10 @@ fn write_and_abort(
     let attempt = format!("write to topic {topic} in a transaction");
     let producer = producer_of(config, &attempt, timeout)?;
     let arrival = Arc::clone(producer.client().context());
-    let told = |error| explain(config, &attempt, error, Some(&arrival.trouble));
+    let explained = |error| explain(config, &attempt, error, Some(&arrival.client_errors));
     producer
         .send(BaseRecord::to(topic).key("weir-doctor").payload(payload))
-        .map_err(|(error, _)| told(error))?;
+        .map_err(|(error, _)| explained(error))?;
     let deadline = Instant::now() + timeout;
     let place = loop {
         if let Some(place) = arrival.place.lock().take() {
@@ -194,8 +183,8 @@ fn write_and_abort(
     };
     let aborted = producer.abort_transaction(timeout);
     // First: the error of an abort after a refused record is less specific.
-    let place = place.map_err(told)?;
-    aborted.map_err(told)?;
+    let place = place.map_err(explained)?;
+    aborted.map_err(explained)?;
     Ok(place)
 }
 
@@ -206,15 +195,16 @@ fn consume(config: &KafkaConfig, group: &BaseConsumer<Watch>, timeout: Duration)
     let found = fetch_one(config, timeout)?;
     let attempt = format!("commit offsets of topic {topic} for group {}", config.group_id);
     let producer = producer_of(config, &attempt, timeout)?;
-    let told = |error| explain(config, &attempt, error, Some(&producer.client().context().trouble));
+    let explained =
+        |error| explain(config, &attempt, error, Some(&producer.client().context().client_errors));
     let metadata = group.group_metadata().ok_or_else(|| {
         SyncError::permanent(Link::Kafka, format!("cannot {attempt}: the client has no group"))
     })?;
     let position = Position::new(&metadata, topic, &[(0, 0)])?;
     let sent = producer.send_offsets_to_transaction(&position.offsets, position.group, timeout);
     let aborted = producer.abort_transaction(timeout);
-    sent.map_err(told)?;
-    aborted.map_err(told)?;
+    sent.map_err(explained)?;
+    aborted.map_err(explained)?;
     Ok(format!("{found}; the group may commit; its offsets are unchanged"))
 }
 
@@ -224,25 +214,25 @@ fn fetch_one(config: &KafkaConfig, timeout: Duration) -> SyncResult<&'static str
     let topic = &config.requests_topic;
     let attempt = format!("read topic {topic}");
     let watch = Watch::default();
-    let told = |error| explain(config, &attempt, error, Some(watch.trouble()));
+    let explained = |error| explain(config, &attempt, error, Some(watch.client_errors()));
     let mut client = config.client();
     client
         .set("group.id", &config.group_id)
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed");
-    let consumer: BaseConsumer<Watch> = client.create_with_context(watch.clone()).map_err(told)?;
+    let consumer: BaseConsumer<Watch> = client.create_with_context(watch.clone()).map_err(explained)?;
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition_offset(topic, 0, Offset::Beginning)
         .and_then(|()| consumer.assign(&list))
-        .map_err(told)?;
+        .map_err(explained)?;
     let deadline = Instant::now() + timeout;
     while Instant::now() < deadline {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(_)) => return Ok("partition 0 has messages"),
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok("partition 0 is empty"),
             Some(Err(error)) => {
-                let error = told(error);
+                let error = explained(error);
                 if !error.is_transient() {
                     return Err(error);
                 }
@@ -280,7 +270,7 @@ fn read_back(
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) if message.payload() == Some(payload) => return Ok(()),
             Some(Err(error)) => {
-                let error = explain(config, &attempt, error, Some(watch.trouble()));
+                let error = explain(config, &attempt, error, Some(watch.client_errors()));
                 if !error.is_transient() {
                     return Err(error);
                 }

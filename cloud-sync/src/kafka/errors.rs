@@ -70,14 +70,14 @@ impl ClientErrors {
 /// The callbacks of a client. Clones share their state.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watch {
-    trouble: Arc<ClientErrors>,
+    client_errors: Arc<ClientErrors>,
     refused: Arc<Mutex<Vec<(usize, Code)>>>,
 }
 
 impl Watch {
     /// Errors reported by the client's threads.
-    pub(crate) fn trouble(&self) -> &ClientErrors {
-        &self.trouble
+    pub(crate) fn client_errors(&self) -> &ClientErrors {
+        &self.client_errors
     }
 
     /// Whether a record could not be delivered since [`Watch::take_refused`].
@@ -103,7 +103,7 @@ impl ClientContext for Watch {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.note(&error, reason);
+        self.client_errors.note(&error, reason);
         tracing::debug!(target: "librdkafka", %error, "{reason}");
     }
 }
@@ -141,7 +141,7 @@ pub(crate) fn explain(
     config: &KafkaConfig,
     attempt: &str,
     error: KafkaError,
-    trouble: Option<&ClientErrors>,
+    client_errors: Option<&ClientErrors>,
 ) -> SyncError {
     let code = match &error {
         KafkaError::AdminOp(code) => Some(*code),
@@ -165,7 +165,8 @@ pub(crate) fn explain(
     let Some(code) = code else {
         return SyncError::transient(Link::Kafka, at(config, attempt)).because(error);
     };
-    let cause = trouble.filter(|_| is_silence(code)).and_then(|trouble| trouble.0.lock().clone());
+    let cause =
+        client_errors.filter(|_| is_silence(code)).and_then(|client_errors| client_errors.0.lock().clone());
     match cause {
         Some(report) => describe(config, attempt, report.code, &report.reason),
         None => describe(config, attempt, code, "").because(error),

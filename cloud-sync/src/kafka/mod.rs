@@ -8,7 +8,7 @@ mod transaction;
 #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 mod wait;
 
-pub use check::{CheckStep, check};
+pub use check::check;
 pub(crate) use errors::{ClientErrors, down, explain, noted};
 pub(crate) use position::committed;
 pub use position::{Bookmark, Mark, Position};

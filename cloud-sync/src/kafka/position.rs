@@ -152,7 +152,7 @@ fn committed_marks(
             }
             Err(error) => {
                 drain_reports(&consumer);
-                return Err(explain(config, &attempt, error, Some(watch.trouble())));
+                return Err(explain(config, &attempt, error, Some(watch.client_errors())));
             }
         }
     };

@@ -25,7 +25,9 @@ impl Cursor {
     pub(super) fn load(dir: &Path) -> Result<(Self, bool), OutboxError> {
         let path = dir.join(FILE);
         let (upto, lost) = match fs::read(&path) {
-            Ok(bytes) => parse_line(&bytes, |text| text.parse().ok()).map_or((0, true), |upto| (upto, false)),
+            Ok(bytes) => {
+                parse_line(&bytes, |text| text.parse::<u64>().ok()).map_or((0, true), |upto| (upto, false))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => (0, false),
             Err(e) => return Err(OutboxError::io("read", &path, e)),
         };

@@ -79,7 +79,7 @@ impl Disk {
     pub(super) fn remove(&self, first: u64) -> io::Result<()> {
         #[cfg(test)]
         self.fault(Op::Remove)?;
-        durable::remove_if_exists(&self.path(first)).map(drop)
+        durable::remove_if_exists(&self.path(first)).map(|_| ())
     }
 
     /// Makes the creations and removals of files durable.

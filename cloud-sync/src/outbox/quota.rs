@@ -177,7 +177,7 @@ impl BulkRoom {
     }
 
     /// Takes back what was not used.
-    pub(super) fn give_back(&mut self, bytes: u64) {
+    pub(super) fn refund(&mut self, bytes: u64) {
         self.left += bytes;
     }
 }
@@ -297,7 +297,7 @@ impl Outbox {
         match self.hand_over(Pending { payload, bulk: true, reserved, done }) {
             Ok(()) => Append::waiting(answer),
             Err(error) => {
-                room.give_back(reserved);
+                room.refund(reserved);
                 Append::refused(error)
             }
         }
@@ -317,7 +317,7 @@ impl Outbox {
                 return Err(OutboxError::BulkBound { dir: self.dir.clone(), needed: size, used, bound });
             }
             ledger.bulk.reserve(missing);
-            room.give_back(missing);
+            room.refund(missing);
         }
         Ok(room.take(size))
     }

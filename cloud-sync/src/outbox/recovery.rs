@@ -77,7 +77,7 @@ pub(super) struct Resumed {
 }
 
 /// Result of scanning one segment.
-struct Walked {
+struct Scanned {
     meta: SegmentMeta,
     /// Its bulk records.
     bulk: Runs,
@@ -106,21 +106,21 @@ pub(super) fn resume(
     };
     for (index, &first) in list.iter().enumerate() {
         let next = list.get(index + 1).copied();
-        let mut walked = read_segment(disk, first, next, ages, resumed.ledger.bulk.grain())?;
-        resumed.ledger.bulk.add_runs(std::mem::take(&mut walked.bulk));
-        resumed.next_sequence = resumed.next_sequence.max(walked.meta.last.saturating_add(1));
+        let mut scanned = read_segment(disk, first, next, ages, resumed.ledger.bulk.grain())?;
+        resumed.ledger.bulk.add_runs(std::mem::take(&mut scanned.bulk));
+        resumed.next_sequence = resumed.next_sequence.max(scanned.meta.last.saturating_add(1));
         if index + 1 == list.len() {
-            resumed.take_last(disk, settled, walked)?;
+            resumed.take_last(disk, settled, scanned)?;
         } else {
-            if walked.unread > 0 {
+            if scanned.unread > 0 {
                 let path = disk.path(first);
-                walked.damaged.push(Damage { path, offset: walked.end, bytes: walked.unread });
+                scanned.damaged.push(Damage { path, offset: scanned.end, bytes: scanned.unread });
             }
-            if walked.damaged.is_empty() {
-                cut_zeros(disk, &mut walked);
+            if scanned.damaged.is_empty() {
+                cut_zeros(disk, &mut scanned);
             }
-            resumed.report.damaged.append(&mut walked.damaged);
-            resumed.ledger.add_segment(walked.meta);
+            resumed.report.damaged.append(&mut scanned.damaged);
+            resumed.ledger.add_segment(scanned.meta);
         }
     }
     let ledger = &mut resumed.ledger;
@@ -139,27 +139,27 @@ fn read_segment(
     next: Option<u64>,
     ages: &Ages,
     grain: Option<u64>,
-) -> Result<Walked, OutboxError> {
-    let mut walked = walk(disk, first, ages, grain)?;
+) -> Result<Scanned, OutboxError> {
+    let mut scanned = scan_segment(disk, first, ages, grain)?;
     for _ in 1..READS {
-        if !walked.failed {
-            return Ok(walked);
+        if !scanned.failed {
+            return Ok(scanned);
         }
         thread::sleep(READ_PAUSE);
-        walked = walk(disk, first, ages, grain)?;
+        scanned = scan_segment(disk, first, ages, grain)?;
     }
-    if walked.failed {
+    if scanned.failed {
         // The maximum for which the file has space.
-        let records = walked.meta.bytes.saturating_sub(segment::HEADER_LEN) / record::HEADER_LEN as u64;
+        let records = scanned.meta.bytes.saturating_sub(segment::HEADER_LEN) / record::HEADER_LEN as u64;
         let most = first.saturating_add(records).saturating_sub(1);
-        let most = next.map_or(most, |next| most.min(next - 1)).max(walked.meta.last);
-        walked.meta.events += most - walked.meta.last;
-        walked.meta.last = most;
+        let most = next.map_or(most, |next| most.min(next - 1)).max(scanned.meta.last);
+        scanned.meta.events += most - scanned.meta.last;
+        scanned.meta.last = most;
     }
-    Ok(walked)
+    Ok(scanned)
 }
 
-fn walk(disk: &Disk, first: u64, ages: &Ages, grain: Option<u64>) -> Result<Walked, OutboxError> {
+fn scan_segment(disk: &Disk, first: u64, ages: &Ages, grain: Option<u64>) -> Result<Scanned, OutboxError> {
     let path = disk.path(first);
     let fail = |e| OutboxError::io("read", &path, e);
     let length = fs::metadata(&path).map_err(fail)?.len();
@@ -203,12 +203,12 @@ fn walk(disk: &Disk, first: u64, ages: &Ages, grain: Option<u64>) -> Result<Walk
     };
     meta.last = scan.last();
     let blank = readable && meta.events == 0 && !matches!(header, Ok(Header::Good));
-    Ok(Walked { meta, bulk, blank, end, unread, damaged, failed })
+    Ok(Scanned { meta, bulk, blank, end, unread, damaged, failed })
 }
 
 /// Truncates the zeros after the records of a closed segment, which a crash or a failure has left. They only take
 /// space, so an error here does not prevent the start.
-fn cut_zeros(disk: &Disk, closed: &mut Walked) {
+fn cut_zeros(disk: &Disk, closed: &mut Scanned) {
     if closed.end < closed.meta.bytes
         && let Ok(segment) = disk.open(closed.meta.first)
         && segment.file.set_len(closed.end).and_then(|()| durable::sync_file(&segment.file)).is_ok()
@@ -219,7 +219,7 @@ fn cut_zeros(disk: &Disk, closed: &mut Walked) {
 
 impl Resumed {
     /// Truncates the torn tail and the zeros of the last segment, and continues writing to it if it is intact.
-    fn take_last(&mut self, disk: &Disk, settled: &Settled, mut last: Walked) -> Result<(), OutboxError> {
+    fn take_last(&mut self, disk: &Disk, settled: &Settled, mut last: Scanned) -> Result<(), OutboxError> {
         let path = disk.path(last.meta.first);
         let fail = |action| {
             let path = &path;

@@ -34,6 +34,7 @@ use tracing::warn;
 
 use super::error::OutboxError;
 use super::writer::{Active, Writer};
+use crate::durable;
 
 const FILE: &str = "reserve";
 /// Growing in steps finds out how much space there is.
@@ -57,10 +58,8 @@ impl Reserve {
     pub(super) fn open(dir: &Path, wanted: bool) -> io::Result<Self> {
         let path = dir.join(FILE);
         if !wanted {
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => return Ok(Self { file: None, bytes: 0, short: false, logged: false }),
-            }
+            durable::remove_if_exists(&path)?;
+            return Ok(Self { file: None, bytes: 0, short: false, logged: false });
         }
         let file = File::options().create(true).truncate(false).write(true).open(path)?;
         let bytes = file.metadata()?.len();
@@ -138,13 +137,13 @@ fn grow(file: &File, from: u64, bytes: u64) -> io::Result<()> {
 
 impl Writer {
     /// Writes zeros ahead when less than half a step is left. To be called when no append is pending.
-    pub(super) fn stay_ahead(&mut self) {
+    pub(super) fn extend_zeros(&mut self) {
         let wanting = |active: &mut Active| {
             active.length > 0 && active.file_bytes - active.length < active.step.div_ceil(2)
         };
         let Some(mut active) = self.active.take_if(wanting) else { return };
         let from = active.file_bytes;
-        let file_bytes = self.put_zeros(&mut active, from);
+        let file_bytes = self.write_zeros(&mut active, from);
         let forced = if file_bytes > from { self.timed_sync(&active.segment) } else { Ok(()) };
         if forced.is_ok() {
             self.shared.ledger.lock().resize_newest(file_bytes);
@@ -164,7 +163,7 @@ impl Writer {
 
     /// Writes zeros from `from`, the end of what was written to `active`, and returns where they end. They are not
     /// synced yet. Fewer zeros than wanted are not an error.
-    pub(super) fn put_zeros(&self, active: &mut Active, from: u64) -> u64 {
+    pub(super) fn write_zeros(&self, active: &mut Active, from: u64) -> u64 {
         let config = &self.settled.config;
         let others = {
             let ledger = self.shared.ledger.lock();

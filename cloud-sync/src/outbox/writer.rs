@@ -112,7 +112,7 @@ impl Writer {
                     open = self.collect(first, jobs, &mut group);
                     self.serve(&mut group, &mut buffer);
                     if open && jobs.is_empty() {
-                        self.stay_ahead();
+                        self.extend_zeros();
                     }
                 }
                 Ok(Job::Close) | Err(RecvTimeoutError::Disconnected) => open = false,
@@ -277,7 +277,7 @@ impl Writer {
         }
         let end = active.length + bytes.len() as u64;
         let file_bytes =
-            if end > active.file_bytes { self.put_zeros(&mut active, end) } else { active.file_bytes };
+            if end > active.file_bytes { self.write_zeros(&mut active, end) } else { active.file_bytes };
         let forced = self.force(&active.segment, is_new);
         if forced.is_ok() {
             let now = self.now();

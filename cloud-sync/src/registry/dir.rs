@@ -109,7 +109,7 @@ impl ModelRegistry for DirRegistry {
         size.check(Link::Disk, &what, source.bytes)?;
         let origin = Origin { source: what.clone(), content: source.content };
         let mut file = match Partial::left(to).await {
-            Some(left) if left.origin == origin => Partial::go_on(to, &left).await?,
+            Some(left) if left.origin == origin => Partial::resume(to, &left).await?,
             _ => Partial::begin(to, Some(&origin)).await?,
         };
         let unread = |error| SyncError::permanent(Link::Disk, format!("cannot read {what}")).because(error);
@@ -150,7 +150,9 @@ impl ModelRegistry for DirRegistry {
 
     async fn check(&self) -> Vec<CheckStep> {
         let checked = self.on_disk(|own| Ok(own.check_now())).await;
-        checked.unwrap_or_else(|error| vec![CheckStep { what: "list the directory", outcome: Err(error) }])
+        checked.unwrap_or_else(|error| {
+            vec![CheckStep { what: "list the directory".into(), outcome: Err(error) }]
+        })
     }
 }
 

@@ -107,7 +107,7 @@ impl Partial {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) async fn go_on(path: &Path, left: &Left) -> SyncResult<Self> {
+    pub(super) async fn resume(path: &Path, left: &Left) -> SyncResult<Self> {
         let opened = async {
             let mut file = OpenOptions::new().write(true).open(path).await?;
             file.set_len(left.bytes).await?;

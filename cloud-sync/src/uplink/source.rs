@@ -73,7 +73,7 @@ impl Source {
                 }
                 Err(error) => return Err(error),
             };
-            let Some(event) = event.filter(|event| self.hold_behind(limit, event)) else {
+            let Some(event) = event.filter(|event| self.hold_if_beyond(limit, event)) else {
                 // Up to the limit there is nothing more: deleted by retention, or damaged.
                 self.at = limit;
                 break;
@@ -91,7 +91,7 @@ impl Source {
     }
 
     /// Whether `event` may be sent; otherwise it is held for later.
-    fn hold_behind(&mut self, limit: u64, event: &StoredEvent) -> bool {
+    fn hold_if_beyond(&mut self, limit: u64, event: &StoredEvent) -> bool {
         let may_go = event.sequence <= limit;
         if !may_go {
             self.held = Some(event.clone());

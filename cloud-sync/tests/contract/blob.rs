@@ -283,7 +283,7 @@ pub(crate) async fn keys_of_any_kind_come_back<H: Harness>(harness: &H) {
 pub(crate) async fn a_check_goes_through_and_leaves_nothing<H: Harness>(harness: &H) {
     let [store, _] = harness.open().await;
     let steps = harness.check().await;
-    let names: Vec<_> = steps.iter().map(|step| step.what).collect();
+    let names: Vec<_> = steps.iter().map(|step| &*step.what).collect();
     assert_eq!(names, ["put an object", "get it and compare", "remove it"]);
     for step in steps {
         step.outcome.unwrap();

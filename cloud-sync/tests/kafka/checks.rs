@@ -20,8 +20,8 @@ fn outcome(config: &KafkaConfig) -> (Vec<bool>, String) {
 
 fn outcome_of(config: &KafkaConfig, batches: bool, step: Duration) -> (Vec<bool>, String) {
     let steps = check(config, batches, step);
-    let worked = steps.iter().map(|step| step.result.is_ok()).collect();
-    let text = |step: &cloud_sync::kafka::CheckStep| match &step.result {
+    let worked = steps.iter().map(|step| step.outcome.is_ok()).collect();
+    let text = |step: &cloud_sync::check::CheckStep| match &step.outcome {
         Ok(found) => format!("{}: {found}\n", step.what),
         Err(error) => format!("{}: {}\n", step.what, error.in_full()),
     };

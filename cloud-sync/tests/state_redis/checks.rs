@@ -77,7 +77,7 @@ async fn a_check_goes_through_and_leaves_nothing() {
     let config = config(shared().redis());
     let (store, _) = open(config.clone());
     let steps = store.check().await;
-    let names: Vec<_> = steps.iter().map(|step| step.what).collect();
+    let names: Vec<_> = steps.iter().map(|step| &*step.what).collect();
     let expected = [
         "connect and log in",
         "one server, not a cluster",

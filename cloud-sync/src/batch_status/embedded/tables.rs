@@ -166,7 +166,7 @@ impl Batches {
                 table.remove(position)?;
                 return Ok(());
             };
-            let json = serde_json::to_vec(&starts).map_err(|e| broken(position, e))?;
+            let json = serde_json::to_vec(&starts).map_err(|e| unreadable(position, e))?;
             table.insert(position, &json[..])?;
             if table.len()? > MAX_WORK {
                 table.retain(|key, _| key == position)?;
@@ -213,7 +213,7 @@ impl Change<'_> {
         // A clock that was set back must not make a batch older than it is.
         record.updated = record.updated.max(self.now);
         by_age.insert((record.is_final(), record.updated, self.id), ())?;
-        let json = serde_json::to_vec(&record).map_err(|e| broken(self.id, e))?;
+        let json = serde_json::to_vec(&record).map_err(|e| unreadable(self.id, e))?;
         let mut batches = self.txn.open_table(BATCHES)?;
         let before = batches.insert(self.id, &json[..])?.map_or(0, |old| batch_bytes(self.id, old.value()));
         add_bytes(self.txn, batch_bytes(self.id, &json), before)?;
@@ -268,10 +268,10 @@ fn read(txn: &WriteTransaction, id: &str) -> Result<Option<Record>, Stop> {
 }
 
 fn parse(id: &str, json: &[u8]) -> Result<Record, Stop> {
-    serde_json::from_slice(json).map_err(|e| broken(id, e))
+    serde_json::from_slice(json).map_err(|e| unreadable(id, e))
 }
 
-fn broken(id: &str, error: serde_json::Error) -> Stop {
+fn unreadable(id: &str, error: serde_json::Error) -> Stop {
     let text = format!("the record of batch {id:?} was written by another version of this program");
     SyncError::permanent(Link::Disk, text).because(error).into()
 }

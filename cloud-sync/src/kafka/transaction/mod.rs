@@ -163,20 +163,20 @@ impl TransactionalProducer {
         let watch = watch(&client);
         match begun {
             Ok(()) => {
-                watch.trouble().clear();
+                watch.client_errors().clear();
                 self.ready = true;
                 Ok(self.client.insert(client))
             }
             Err(error) => {
                 let attempt = format!("begin transactions as {}", self.id);
-                let told = explain(&self.config, &attempt, error.clone(), Some(watch.trouble()));
+                let explained = explain(&self.config, &attempt, error.clone(), Some(watch.client_errors()));
                 // A call that only timed out continues in the background: the next call resumes it.
                 if matches!(&error, KafkaError::Transaction(error) if error.is_retriable())
                     && !is_fatal(&client)
                 {
                     self.client = Some(client);
                 }
-                Err(told)
+                Err(explained)
             }
         }
     }
@@ -219,22 +219,22 @@ impl TransactionalProducer {
             }
         };
         let Err(error) = committed else {
-            watch(client).trouble().clear();
+            watch(client).client_errors().clear();
             self.health.note(Ok(())).ok();
             return Ok(());
         };
         let attempt = format!("commit to topic {topic}");
-        let told = explain(&self.config, &attempt, error.clone(), Some(watch(client).trouble()));
+        let explained = explain(&self.config, &attempt, error.clone(), Some(watch(client).client_errors()));
         if is_fenced_out(client, &error) {
             self.drop_client();
-            return Err(PublishError::Fenced(told));
+            return Err(PublishError::Fenced(explained));
         }
         if matches!(&error, KafkaError::Transaction(error) if error.txn_requires_abort()) {
             self.abort();
-            return Err(PublishError::Failed(noted(&self.health, told)));
+            return Err(PublishError::Failed(noted(&self.health, explained)));
         }
         self.drop_client();
-        Err(PublishError::Unknown(noted(&self.health, told)))
+        Err(PublishError::Unknown(noted(&self.health, explained)))
     }
 
     /// Aborts the transaction and returns the reason.
@@ -254,7 +254,7 @@ impl TransactionalProducer {
         if shut_out {
             self.drop_client();
             let error = KafkaError::MessageProduction(Code::ProducerFenced);
-            return PublishError::Fenced(explain(&self.config, &attempt, error, Some(watch.trouble())));
+            return PublishError::Fenced(explain(&self.config, &attempt, error, Some(watch.client_errors())));
         }
         self.abort();
         // All reports have arrived: an abort waits for records in flight.
@@ -294,8 +294,12 @@ impl TransactionalProducer {
             }
         };
         let lost = error.rdkafka_error_code().is_some_and(is_lost_group);
-        let told = explain(&self.config, &attempt, error, Some(watch.trouble()));
-        if lost { PublishError::Lost(told) } else { PublishError::Failed(noted(&self.health, told)) }
+        let explained = explain(&self.config, &attempt, error, Some(watch.client_errors()));
+        if lost {
+            PublishError::Lost(explained)
+        } else {
+            PublishError::Failed(noted(&self.health, explained))
+        }
     }
 
     /// The error code of a record that is sent alone, in a transaction that is aborted. When the broker refuses

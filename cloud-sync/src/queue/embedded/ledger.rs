@@ -17,7 +17,7 @@ pub(super) enum Next {
     /// None: the queue is closed.
     Closed,
     /// The first that this accepts.
-    Look(Places),
+    Search(Places),
 }
 
 /// The jobs in progress at one time.
@@ -47,7 +47,7 @@ struct Out {
     /// Settlements in progress.
     settling: u32,
     /// Released during a settlement, because the caller of `settle` may stop waiting for it.
-    given_back: bool,
+    released: bool,
 }
 
 /// The jobs in progress.
@@ -100,7 +100,7 @@ impl Ledger {
             return Next::Nowhere;
         }
         let out = self.out.iter().map(|(sequence, out)| (*sequence, out.flow)).collect();
-        Next::Look(Places { inflight: self.inflight, out, change: self.change })
+        Next::Search(Places { inflight: self.inflight, out, change: self.change })
     }
 
     /// Records that no job was found that `places` accepts. False when there may be one since.
@@ -123,10 +123,10 @@ impl Ledger {
         true
     }
 
-    pub(super) fn give_back(&mut self, sequence: u64) {
+    pub(super) fn release(&mut self, sequence: u64) {
         let Some(out) = self.out.get_mut(&sequence) else { return };
         if out.settling > 0 {
-            out.given_back = true;
+            out.released = true;
         } else {
             self.out.remove(&sequence);
             self.change += 1;
@@ -152,7 +152,7 @@ impl Ledger {
         if done {
             self.out.remove(&sequence);
             self.jobs = self.jobs.saturating_sub(1);
-        } else if out.settling == 0 && out.given_back {
+        } else if out.settling == 0 && out.released {
             self.out.remove(&sequence);
         }
     }

@@ -102,7 +102,7 @@ struct Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         if let Some(job) = self.job.take() {
-            self.shared.give_back(job.sequence);
+            self.shared.release(job.sequence);
         }
     }
 }
@@ -158,7 +158,7 @@ impl Shared {
             let places = match self.ledger.lock().next() {
                 Next::Nowhere => return Ok(None),
                 Next::Closed => return Err(closed()),
-                Next::Look(places) => places,
+                Next::Search(places) => places,
             };
             // Not under the lock, because the disk may be slow. So another call may have been faster: retry.
             match self.file.first(|sequence, flow| places.take(sequence, flow))? {
@@ -171,8 +171,8 @@ impl Shared {
         }
     }
 
-    fn give_back(&self, sequence: u64) {
-        self.ledger.lock().give_back(sequence);
+    fn release(&self, sequence: u64) {
+        self.ledger.lock().release(sequence);
         self.changed.notify_waiters();
     }
 
@@ -215,10 +215,10 @@ fn closed() -> SyncError {
 
 /// Runs blocking disk I/O on a blocking thread. It completes even when the caller no longer waits for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> SyncResult<T> + Send + 'static) -> SyncResult<T> {
-    spawn_blocking(work).await.unwrap_or_else(|error| Err(broken_off(error)))
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(aborted(error)))
 }
 
-fn broken_off(error: JoinError) -> SyncError {
+fn aborted(error: JoinError) -> SyncError {
     SyncError::transient(Link::Disk, "an operation on the queue was aborted").because(error)
 }
 
@@ -248,7 +248,7 @@ impl JobQueue for EmbeddedQueue {
                 break;
             }
         }
-        writing.await.unwrap_or_else(|error| Err(broken_off(error)))
+        writing.await.unwrap_or_else(|error| Err(aborted(error)))
     }
 
     /// Disk errors are errors, too: there is no link to wait for.
@@ -289,7 +289,7 @@ impl JobQueue for EmbeddedQueue {
 
     async fn release(&self, delivery: Delivery) {
         if let Some(sequence) = self.sequence(&delivery) {
-            self.shared.give_back(sequence);
+            self.shared.release(sequence);
         }
     }
 

@@ -48,7 +48,7 @@ fn publish(
     let metadata = consumer.group_metadata();
     let lost = consumer.assignment_lost();
     drop(consumer);
-    let owned = shared.look(|ledger| ledger.owns(group));
+    let owned = shared.read(|ledger| ledger.owns(group));
     let Some(metadata) = metadata.filter(|_| owned && !lost) else {
         return (Outcome::Aborted, Some(REBALANCE));
     };

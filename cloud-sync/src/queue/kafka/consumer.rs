@@ -46,7 +46,7 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.shared.trouble.note(&error, reason);
+        self.shared.client_errors.note(&error, reason);
         tracing::debug!(target: "librdkafka", %error, "{reason}");
     }
 }
@@ -142,7 +142,7 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
             set_paused(consumer, paused);
             look_at = Instant::now();
         }
-        if shared.look(|ledger| ledger.wants_more(paused)) == paused {
+        if shared.read(|ledger| ledger.wants_more(paused)) == paused {
             paused = set_paused(consumer, !paused).unwrap_or(paused);
         }
         match consumer.poll(POLL) {
@@ -151,15 +151,15 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
                 tracing::error!(%error, "the consumer has failed; starting a new one");
                 return;
             }
-            Some(Err(error)) => shared.trouble.note(&error, ""),
+            Some(Err(error)) => shared.client_errors.note(&error, ""),
             None => {}
         }
         if Instant::now() >= look_at {
             look_at = Instant::now()
-                + match look(shared, consumer) {
-                    Look::Known => POLL_INTERVAL,
-                    Look::Unknown => METADATA_TIMEOUT,
-                    Look::Cut => {
+                + match query_lag(shared, consumer) {
+                    Lag::Known => POLL_INTERVAL,
+                    Lag::Unknown => METADATA_TIMEOUT,
+                    Lag::Truncated => {
                         tracing::warn!(
                             topic = shared.config.requests_topic,
                             "the broker has lost received messages; starting a new consumer"
@@ -192,19 +192,19 @@ fn set_paused(consumer: &BaseConsumer<Callbacks>, pause: bool) -> Option<bool> {
 }
 
 /// Result of a query of the lag.
-enum Look {
+enum Lag {
     /// The end offsets of our partitions.
     Known,
     /// Nothing, or nothing about our partitions.
     Unknown,
     /// A partition ends before messages that have arrived.
-    Cut,
+    Truncated,
 }
 
 /// Queries the lag: for the health of the link, and for the number of waiting jobs.
-fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Look {
-    let partitions = shared.look(|ledger| ledger.partitions());
-    let asked = if partitions.is_empty() {
+fn query_lag(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Lag {
+    let partitions = shared.read(|ledger| ledger.partitions());
+    let queried = if partitions.is_empty() {
         find_topic(shared, consumer).map(|()| true)
     } else {
         // One by one: an open transaction on one delays no other.
@@ -212,22 +212,22 @@ fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Look {
             partitions.iter().map(|&partition| find_end(shared, consumer, partition)).collect();
         ends.into_iter().try_fold(true, |whole, end| Ok(whole & end?))
     };
-    match asked {
+    match queried {
         Ok(whole) => {
-            shared.trouble.clear();
+            shared.client_errors.clear();
             let known = shared.health.note(Ok(())).is_ok() && !partitions.is_empty();
             match (known, whole) {
-                (_, false) => Look::Cut,
-                (true, true) => Look::Known,
-                (false, true) => Look::Unknown,
+                (_, false) => Lag::Truncated,
+                (true, true) => Lag::Known,
+                (false, true) => Lag::Unknown,
             }
         }
         Err(error) => {
-            shared.trouble.note(&error, "");
+            shared.client_errors.note(&error, "");
             let attempt = format!("consume topic {}", shared.config.requests_topic);
-            let error = explain(&shared.config, &attempt, error, Some(&shared.trouble));
+            let error = explain(&shared.config, &attempt, error, Some(&shared.client_errors));
             down(&shared.health, &error);
-            Look::Unknown
+            Lag::Unknown
         }
     }
 }
@@ -246,10 +246,10 @@ fn find_topic(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Result<(),
 fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32) -> Result<bool, KafkaError> {
     let topic = &shared.config.requests_topic;
     let (low, high) = consumer.fetch_watermarks(topic, partition, METADATA_TIMEOUT)?;
-    if shared.look(|ledger| ledger.begin(partition)).is_none() {
+    if shared.read(|ledger| ledger.begin(partition)).is_none() {
         find_begin(shared, consumer, partition, (low, high))?;
     }
-    Ok(shared.look(|ledger| ledger.note_end(partition, high)))
+    Ok(shared.read(|ledger| ledger.note_end(partition, high)))
 }
 
 /// Records the group's offset on a partition. librdkafka queries it too before it starts to read, but when

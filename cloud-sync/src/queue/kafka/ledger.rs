@@ -33,7 +33,7 @@ pub(super) struct Ledger {
     held: BTreeMap<(i32, u64), Partition>,
     /// Jobs that can be delivered.
     stage: Stage,
-    handing_out: bool,
+    delivering: bool,
     /// The first partition of the last group: the next starts after it.
     turn: i32,
 }
@@ -108,7 +108,7 @@ pub(super) enum Outcome {
 impl Ledger {
     pub(super) fn new(inflight: usize) -> Self {
         let (ours, held, stage) = Default::default();
-        Self { inflight: inflight.max(1), epochs: 0, ours, held, stage, handing_out: true, turn: -1 }
+        Self { inflight: inflight.max(1), epochs: 0, ours, held, stage, delivering: true, turn: -1 }
     }
 
     /// These partitions are assigned from now on.
@@ -166,11 +166,11 @@ impl Ledger {
     }
 
     /// The next job, unless the maximum number is in progress.
-    pub(super) fn hand_out(&mut self) -> Option<Handed> {
-        if !self.handing_out {
+    pub(super) fn next_job(&mut self) -> Option<Handed> {
+        if !self.delivering {
             return None;
         }
-        let pressing = self.holds_most().then(|| self.pressing());
+        let blocking_jobs = self.hold_limit_reached().then(|| self.blocking_jobs());
         let working: Vec<Option<Flow>> = self.working().collect();
         let (ours, held, inflight) = (&self.ours, &self.held, self.inflight);
         let is_known = |partition: i32| {
@@ -181,7 +181,9 @@ impl Ledger {
             let mine = flow.map_or(0, |_| working.iter().filter(|other| **other == flow).count());
             may_go_out(mine, working.len(), inflight)
                 && is_known(receipt.partition)
-                && pressing.as_ref().is_none_or(|some| some.contains(&(receipt.partition, receipt.offset)))
+                && blocking_jobs
+                    .as_ref()
+                    .is_none_or(|some| some.contains(&(receipt.partition, receipt.offset)))
         })?;
         let job = self.job(receipt)?;
         let Job::Staged { flow, .. } = *job else { return None };
@@ -200,7 +202,7 @@ impl Ledger {
         self.stage.push_front(receipt, flow, bytes);
     }
 
-    /// Settles a job. `waiter` is told when its results are visible, or that it is lost.
+    /// Settles a job. `waiter` is explained when its results are visible, or that it is lost.
     pub(super) fn settle(&mut self, receipt: Receipt, results: Vec<ResultRecord>, waiter: Waiter) {
         let ours = self.ours.get(&receipt.partition) == Some(&receipt.epoch);
         let Some(held) = self.held.get_mut(&(receipt.partition, receipt.epoch)) else {
@@ -279,14 +281,14 @@ impl Ledger {
 
     /// Closes the ledger: every settlement that is not committed is lost.
     pub(super) fn close(&mut self) {
-        self.handing_out = false;
+        self.delivering = false;
         let all = self.partitions();
         self.revoke(&all);
     }
 
     /// Nothing more is delivered.
-    pub(super) fn stop_handing_out(&mut self) {
-        self.handing_out = false;
+    pub(super) fn stop_delivery(&mut self) {
+        self.delivering = false;
     }
 
     /// Jobs in progress, or waiting for their commit.
@@ -297,7 +299,7 @@ impl Ledger {
     /// Whether no more may be delivered: the maximum number is in progress, or done and waiting for an earlier one.
     /// Jobs that others wait for are delivered anyway.
     pub(super) fn is_full(&self) -> bool {
-        self.working().count() >= self.inflight || self.holds_most()
+        self.working().count() >= self.inflight || self.hold_limit_reached()
     }
 
     fn jobs(&self) -> impl Iterator<Item = &Job> {
@@ -318,7 +320,7 @@ impl Ledger {
     /// until messages arrive.
     pub(super) fn wants_more(&self, paused: bool) -> bool {
         let part = if paused { 2 } else { 1 };
-        self.handing_out && self.stage.has_room(part)
+        self.delivering && self.stage.has_room(part)
     }
 
     /// Records the end offset of an assigned partition. False when messages beyond it have been received: the broker

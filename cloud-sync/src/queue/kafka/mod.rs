@@ -131,13 +131,13 @@ impl JobQueue for KafkaQueue {
             let mut arrived = std::pin::pin!(self.shared.arrived.notified());
             // Before checking, so that nothing in between is missed.
             arrived.as_mut().enable();
-            if let Some(handed) = self.shared.look(Ledger::hand_out) {
+            if let Some(handed) = self.shared.read(Ledger::next_job) {
                 let receipt = handed.receipt;
                 let position = format!("{}-{}-{}", config.requests_topic, receipt.partition, receipt.offset);
                 return Ok(Some(Delivery { position, payload: handed.payload, time: handed.time, receipt }));
             }
             let attempt = format!("consume topic {} as group {}", config.requests_topic, config.group_id);
-            if let Some(error) = self.shared.trouble.lasting(config, &attempt, LASTING) {
+            if let Some(error) = self.shared.client_errors.lasting(config, &attempt, LASTING) {
                 return Err(error);
             }
             let now = Instant::now();
@@ -161,7 +161,7 @@ impl JobQueue for KafkaQueue {
     }
 
     fn stats(&self) -> QueueStats {
-        self.shared.look(|ledger| QueueStats {
+        self.shared.read(|ledger| QueueStats {
             waiting: ledger.waiting(),
             inflight: ledger.out() as u64,
             paused: ledger.is_full(),

@@ -29,7 +29,7 @@ pub(super) enum Phase {
 pub(super) struct Shared {
     pub(super) config: KafkaConfig,
     pub(super) health: LinkHealth,
-    pub(super) trouble: Arc<ClientErrors>,
+    pub(super) client_errors: Arc<ClientErrors>,
     /// A job may have become available.
     pub(super) arrived: Notify,
     state: Mutex<State>,
@@ -49,7 +49,7 @@ impl Shared {
         Self {
             config,
             health,
-            trouble: Arc::default(),
+            client_errors: Arc::default(),
             arrived: Notify::new(),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -65,8 +65,8 @@ impl Shared {
     }
 
     /// Reads the ledger.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&mut Ledger) -> T) -> T {
-        look(&mut self.state.lock().ledger)
+    pub(super) fn read<T>(&self, read: impl FnOnce(&mut Ledger) -> T) -> T {
+        read(&mut self.state.lock().ledger)
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -77,7 +77,7 @@ impl Shared {
     pub(super) fn enter(&self, phase: Phase) {
         let mut state = self.state.lock();
         state.phase = state.phase.max(phase);
-        state.ledger.stop_handing_out();
+        state.ledger.stop_delivery();
         drop(state);
         self.changed.notify_all();
         self.arrived.notify_waiters();

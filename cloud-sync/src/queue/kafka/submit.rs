@@ -32,7 +32,7 @@ pub(super) struct Submitter {
 /// Callbacks of the client.
 #[derive(Default)]
 struct Deliveries {
-    trouble: ClientErrors,
+    client_errors: ClientErrors,
 }
 
 /// One call of [`Submitter::submit`].
@@ -61,7 +61,7 @@ impl ClientContext for Deliveries {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.note(&error, reason);
+        self.client_errors.note(&error, reason);
         tracing::debug!(target: "librdkafka", %error, "{reason}");
     }
 }
@@ -111,7 +111,7 @@ impl Submitter {
             count += 1;
         }
         self.wait(&client, &submission, deadline, |progress| progress.jobs == 0).await?;
-        client.client().context().trouble.clear();
+        client.client().context().client_errors.clear();
         self.health.note(Ok(count))
     }
 
@@ -211,7 +211,7 @@ impl Submitter {
 
     fn explain(&self, client: &ThreadedProducer<Deliveries>, what: &str, error: KafkaError) -> SyncError {
         let attempt = format!("submit {what} to topic {}", self.config.requests_topic);
-        let trouble = &client.client().context().trouble;
-        noted(&self.health, explain(&self.config, &attempt, error, Some(trouble)))
+        let client_errors = &client.client().context().client_errors;
+        noted(&self.health, explain(&self.config, &attempt, error, Some(client_errors)))
     }
 }

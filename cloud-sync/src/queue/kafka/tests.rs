@@ -33,7 +33,7 @@ fn ledger(inflight: usize, partitions: &[i32], messages: i64) -> Ledger {
 }
 
 fn all(ledger: &mut Ledger) -> Vec<Handed> {
-    std::iter::from_fn(|| ledger.hand_out()).collect()
+    std::iter::from_fn(|| ledger.next_job()).collect()
 }
 
 fn settle(ledger: &mut Ledger, receipt: Receipt) -> Answer {
@@ -142,7 +142,7 @@ fn a_partition_that_goes_takes_its_jobs_along_and_comes_back_as_another() {
     ledger.assign(&[0]);
     ledger.note_begin(0, 0);
     ledger.take_in(0, 0, b"k", Bytes::from_static(b"again"), None);
-    let again = ledger.hand_out().unwrap();
+    let again = ledger.next_job().unwrap();
     assert_eq!((again.receipt.offset, &again.payload[..]), (0, &b"again"[..]));
     assert_eq!(said(&mut settle(&mut ledger, zero[0])), None);
     ledger.finish(group, Outcome::Aborted);
@@ -150,7 +150,7 @@ fn a_partition_that_goes_takes_its_jobs_along_and_comes_back_as_another() {
     assert_eq!(said(&mut settle(&mut ledger, zero[1])), Some(Settled::Lost), "of an older assignment");
     assert!(ledger.next_group().is_none());
     ledger.close();
-    assert_eq!((ledger.out(), ledger.hand_out().is_none()), (0, true));
+    assert_eq!((ledger.out(), ledger.next_job().is_none()), (0, true));
 }
 
 #[test]
@@ -162,8 +162,8 @@ fn what_is_released_goes_out_first_and_messages_that_come_twice_count_once() {
     ledger.take_in(0, 3, b"k", Bytes::from_static(b"repeat"), None);
     let first = out.remove(0);
     ledger.release(first.receipt, first.payload, None);
-    assert_eq!(ledger.hand_out().unwrap().receipt.offset, 0);
-    assert!(ledger.hand_out().is_none());
+    assert_eq!(ledger.next_job().unwrap().receipt.offset, 0);
+    assert!(ledger.next_job().is_none());
     let done = [settle(&mut ledger, first.receipt), settle(&mut ledger, out[0].receipt)];
     let group = ledger.next_group().unwrap();
     ledger.finish(group, Outcome::Committed);
@@ -183,7 +183,7 @@ fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
     }
     let mut out = 0;
     while !ledger.wants_more(true) {
-        ledger.hand_out().unwrap();
+        ledger.next_job().unwrap();
         out += 1;
     }
     assert!(out > offset / 3 && out < offset, "{out} of {offset}");
@@ -229,9 +229,9 @@ fn batches_take_turns_and_none_takes_all_places() {
 #[test]
 fn a_slow_message_holds_back_commits_behind_it_and_not_the_work_up_to_a_bound() {
     let mut ledger = ledger(2, &[0], 200);
-    let slow = ledger.hand_out().unwrap();
+    let slow = ledger.next_job().unwrap();
     let mut answers = Vec::new();
-    while let Some(job) = ledger.hand_out() {
+    while let Some(job) = ledger.next_job() {
         answers.push(settle(&mut ledger, job.receipt));
         assert!(ledger.next_group().is_none(), "nothing is committed before the first");
     }
@@ -242,12 +242,12 @@ fn a_slow_message_holds_back_commits_behind_it_and_not_the_work_up_to_a_bound() 
     assert_eq!(group.offsets(), [(0, 65)]);
     ledger.finish(group, Outcome::Committed);
     assert!(answers.iter_mut().all(|answer| said(answer) == Some(Settled::Done)));
-    assert!(ledger.hand_out().is_some());
+    assert!(ledger.next_job().is_some());
     // Large results count by their bytes.
     let mut ledger = self::ledger(2, &[0], 20);
-    let _slow = ledger.hand_out().unwrap();
+    let _slow = ledger.next_job().unwrap();
     let mut held = 0;
-    while let Some(job) = ledger.hand_out() {
+    while let Some(job) = ledger.next_job() {
         drop(settle_with(&mut ledger, job.receipt, 1, vec![0; 5 << 20].into()));
         held += 1;
     }
@@ -352,7 +352,7 @@ fn nothing_goes_out_before_it_is_known_where_the_group_stands_and_nothing_from_b
     ledger.take_in(2, 0, b"k", Bytes::from_static(b"x"), None);
     assert!(ledger.note_begin(2, 7));
     ledger.take_in(2, 6, b"k", Bytes::from_static(b"x"), None);
-    assert!(ledger.hand_out().is_none());
+    assert!(ledger.next_job().is_none());
     ledger.take_in(2, 7, b"k", Bytes::from_static(b"x"), None);
     assert_eq!(offsets(all(&mut ledger)), [(2, 7)]);
     assert!(!ledger.note_begin(5, 1), "not ours");
@@ -401,16 +401,16 @@ fn batches_that_take_turns_on_one_partition_are_all_done_however_far_apart_they_
 fn a_slow_message_that_is_given_back_goes_out_again_before_what_waits_for_it_has_room() {
     for payload in [Bytes::from_static(b"{}"), vec![0; 5 << 20].into()] {
         let mut ledger = ledger(2, &[0], 200);
-        let slow = ledger.hand_out().unwrap();
+        let slow = ledger.next_job().unwrap();
         let mut answers = Vec::new();
-        while let Some(job) = ledger.hand_out() {
+        while let Some(job) = ledger.next_job() {
             answers.push(settle_with(&mut ledger, job.receipt, 1, payload.clone()));
         }
         assert!(ledger.is_full());
         ledger.release(slow.receipt, slow.payload, None);
-        let again = ledger.hand_out().unwrap();
+        let again = ledger.next_job().unwrap();
         assert_eq!(again.receipt.offset, 0);
-        assert!(ledger.hand_out().is_none(), "the bound holds for all others");
+        assert!(ledger.next_job().is_none(), "the bound holds for all others");
         ledger.release(again.receipt, again.payload, None);
         assert_eq!(work_off(&mut ledger), 200);
     }
@@ -420,7 +420,7 @@ fn a_slow_message_that_is_given_back_goes_out_again_before_what_waits_for_it_has
 fn while_nothing_can_be_committed_what_is_held_stays_bounded() {
     let mut ledger = ledger(2, &[0], 200);
     let mut answers = Vec::new();
-    while let Some(job) = ledger.hand_out() {
+    while let Some(job) = ledger.next_job() {
         answers.push(settle(&mut ledger, job.receipt));
     }
     assert_eq!(answers.len(), 64);
@@ -446,7 +446,7 @@ fn a_batch_that_comes_again_after_a_rebalance_has_its_turn_as_before() {
     }
     let mut names = Vec::new();
     for _ in 0..4 {
-        let job = ledger.hand_out().unwrap();
+        let job = ledger.next_job().unwrap();
         names.push(String::from_utf8(job.payload.to_vec()).unwrap());
         drop(settle(&mut ledger, job.receipt));
     }

@@ -77,7 +77,7 @@ impl MlflowRegistry {
                 Ok(files) if !files.is_empty() => return Ok(files),
                 Ok(_) => {}
                 Err(error) if error.link() != Link::S3 => return Err(error.into()),
-                Err(error) => self.instead(&uri, &error),
+                Err(error) => self.note_fallback(&uri, &error),
             }
         }
         let listing = self.listing(version, &uri, place).await?;
@@ -91,7 +91,7 @@ impl MlflowRegistry {
         }
     }
 
-    fn instead(&self, uri: &str, error: &SyncError) {
+    fn note_fallback(&self, uri: &str, error: &SyncError) {
         tracing::debug!(
             uri,
             error = error.in_full(),
@@ -116,7 +116,7 @@ impl MlflowRegistry {
             match begin_s3(store, &source, &key, to).await {
                 Ok(Some(begun)) => return Ok(copy_s3(begun, &source, to, size).await?),
                 Ok(None) => {}
-                Err(error) => self.instead(&uri, &error),
+                Err(error) => self.note_fallback(&uri, &error),
             }
         }
         let url = self.file_url(version, path, &place);
@@ -183,7 +183,7 @@ async fn begin_s3(
     if let Some(left) = Partial::left(to).await.filter(|left| left.origin.source == source) {
         let found = store.read_from(key, left.bytes, Some(&left.origin.content)).await?;
         if let Found::Body(reading) = found {
-            return Ok(Some((reading, Some(Partial::go_on(to, &left).await?))));
+            return Ok(Some((reading, Some(Partial::resume(to, &left).await?))));
         }
     }
     match store.read_from(key, 0, None).await? {

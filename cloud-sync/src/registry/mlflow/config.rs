@@ -23,7 +23,7 @@ pub struct MlflowConfig {
     pub user: Option<String>,
     /// The password, `MLFLOW_TRACKING_PASSWORD`.
     pub password: Secret,
-    /// The token, `MLFLOW_TRACKING_TOKEN`, sent instead of user and password.
+    /// The token, `MLFLOW_TRACKING_TOKEN`, sent note_fallback of user and password.
     pub token: Secret,
     /// PEM file of the authorities that may have signed the server's certificate; the system's when absent.
     pub ca_file: Option<PathBuf>,

@@ -27,10 +27,10 @@ pub(super) async fn fetch(rest: &Rest, wanted: &Wanted, to: &Path) -> Answer<()>
     let bytes = wanted.size.listed.unwrap_or(64 << 20);
     let timeout = rest.timeout() + Duration::from_millis(bytes >> 10);
     let left = Partial::left(to).await.filter(|left| left.origin.source == wanted.url.as_str());
-    let asked = left.as_ref().and_then(range_of).unwrap_or_default();
-    let answer = rest.file(&task, wanted.url.clone(), asked, timeout).await?;
+    let range = left.as_ref().and_then(range_of).unwrap_or_default();
+    let answer = rest.file(&task, wanted.url.clone(), range, timeout).await?;
     let (answer, file) = match left {
-        Some(left) if goes_on(&answer, &left) => (answer, Partial::go_on(to, &left).await?),
+        Some(left) if is_rest_of(&answer, &left) => (answer, Partial::resume(to, &left).await?),
         _ => {
             let whole = match answer.status() {
                 StatusCode::OK => answer,
@@ -90,7 +90,7 @@ fn range_of(left: &Left) -> Option<HeaderMap> {
 }
 
 /// Whether a response is the rest of what was left.
-fn goes_on(answer: &Response, left: &Left) -> bool {
+fn is_rest_of(answer: &Response, left: &Left) -> bool {
     let range = answer.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
     answer.status() == StatusCode::PARTIAL_CONTENT
         && range.starts_with(&format!("bytes {}-", left.bytes))

@@ -84,7 +84,7 @@ impl Listing {
     /// One folder of the version ("" for its own), with paths relative to the version's folder.
     pub(super) async fn level(&self, rest: &Rest, folder: &str) -> Answer<Vec<FileInfo>> {
         let what = format!("list the artifacts in {folder:?}");
-        let asked = match self {
+        let path = match self {
             Self::Proxy { root } | Self::Run { root, .. } => join(root, folder),
             Self::Logged { .. } => folder.to_owned(),
         };
@@ -98,8 +98,8 @@ impl Listing {
         };
         let (mut found, mut next) = (Vec::new(), String::new());
         for _ in 0..MAX_PAGES {
-            let mut query = vec![(place, asked.as_str())];
-            query.retain(|(_, asked)| !asked.is_empty());
+            let mut query = vec![(place, path.as_str())];
+            query.retain(|(_, path)| !path.is_empty());
             if let Self::Run { id, .. } = self {
                 query.push(("run_id", id));
             }
@@ -108,7 +108,7 @@ impl Listing {
             }
             let page: Files = rest.get_url(&what, rest.url(&call, &query)).await?;
             for file in page.files {
-                found.push(self.placed(file, &asked, folder)?);
+                found.push(self.placed(file, &path, folder)?);
             }
             next = page.next_page_token.unwrap_or_default();
             if next.is_empty() {
@@ -120,12 +120,12 @@ impl Listing {
     }
 
     /// The proxy reports names relative to their folder, the other calls relative to the run or the model.
-    fn placed(&self, file: FileInfo, asked: &str, folder: &str) -> Answer<FileInfo> {
+    fn placed(&self, file: FileInfo, path: &str, folder: &str) -> Answer<FileInfo> {
         let name = match self {
             Self::Proxy { .. } => file.path.as_str(),
-            _ if asked.is_empty() => file.path.as_str(),
+            _ if path.is_empty() => file.path.as_str(),
             _ => {
-                let below = file.path.strip_prefix(asked).and_then(|below| below.strip_prefix('/'));
+                let below = file.path.strip_prefix(path).and_then(|below| below.strip_prefix('/'));
                 below.unwrap_or(&file.path)
             }
         };

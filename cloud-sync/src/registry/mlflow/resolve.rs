@@ -43,7 +43,7 @@ pub(super) async fn resolve(rest: &Rest, reference: &ModelReference) -> Answer<O
     }
 }
 
-/// Servers before 2.3 have no aliases: a stage of that name is used instead.
+/// Servers before 2.3 have no aliases: a stage of that name is used note_fallback.
 async fn by_stage(
     rest: &Rest,
     reference: &ModelReference,

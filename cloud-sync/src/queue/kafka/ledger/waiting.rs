@@ -102,8 +102,8 @@ impl Ledger {
     /// turn, not by offset, so there may be such ones; if they were held back too, nothing would ever be committed.
     /// Where nothing settled follows, as while the broker is unavailable, there is none: it would have to be held as
     /// well.
-    pub(super) fn pressing(&self) -> BTreeSet<(i32, i64)> {
-        let mut pressing = BTreeSet::new();
+    pub(super) fn blocking_jobs(&self) -> BTreeSet<(i32, i64)> {
+        let mut blocking_jobs = BTreeSet::new();
         for (&partition, epoch) in &self.ours {
             let Some(held) = self.held.get(&(partition, *epoch)) else { continue };
             let is_settled = |job: &Job| matches!(job, Job::Settled { .. } | Job::Committing { .. });
@@ -112,13 +112,13 @@ impl Ledger {
             // As many as can be in progress at once: that bounds what they add to the held ones.
             let head = open.take(self.inflight).filter(|(offset, _)| Some(**offset) < last);
             let staged = head.filter(|(_, job)| matches!(job, Job::Staged { .. }));
-            pressing.extend(staged.map(|(&offset, _)| (partition, offset)));
+            blocking_jobs.extend(staged.map(|(&offset, _)| (partition, offset)));
         }
-        pressing
+        blocking_jobs
     }
 
     /// Whether the maximum number of jobs, or of bytes, is done and not committed.
-    pub(super) fn holds_most(&self) -> bool {
+    pub(super) fn hold_limit_reached(&self) -> bool {
         let (mut held, mut bytes) = (0, 0);
         for job in self.jobs() {
             match job {
