@@ -103,13 +103,13 @@ pub struct BlobPage {
 /// A store of objects.
 #[async_trait]
 pub trait BlobStore: Send + Sync + fmt::Debug {
-    /// Puts an object that is in memory, in place of any under the same key.
+    /// Puts an object from memory, replacing any under the same key.
     ///
     /// # Errors
-    /// When the store is out of reach, full, or refuses it. Then the old object, if any, is still there.
+    /// When the store is unavailable, full, or refuses it. The old object, if any, is then still there.
     async fn put(&self, key: &BlobKey, bytes: Bytes, content_type: &str) -> SyncResult<()>;
 
-    /// Puts the content of a file; a large one in several parts, a few of them at once, so that memory
+    /// Puts the contents of a file; a large one in parts, a few at a time, so that memory
     /// stays bounded.
     ///
     /// # Errors

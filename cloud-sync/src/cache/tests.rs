@@ -39,7 +39,7 @@ fn values_end_with_their_own_time_to_live() {
     store.put(&key(2), Bytes::from_static(b"long"), HOUR);
     while start.elapsed() < Duration::from_millis(200) {
         let found = store.get(&key(1));
-        // Judged by the time after the look-up: before it, the value may rightly have been alive.
+        // Judged by the time after the look-up: before it the value may not have expired yet.
         if found.is_none() {
             assert!(start.elapsed() >= Duration::from_millis(80), "gone before its time");
         }

@@ -96,7 +96,7 @@ fn a_full_disk_makes_room_from_the_oldest_events_when_told_so() {
     assert_eq!((after.failed, after.segments, after.appended), (0, before.segments - 1, 7));
     assert!(after.dropped_by_size > 0);
     assert_eq!(after.events + after.dropped_by_size, 7);
-    // Where deleting does not help, it is not done again and again.
+    // Where deleting does not help, it is not repeated.
     rig.faults.set_full(true);
     for _ in 0..10 {
         assert!(rig.append("no").unwrap_err().is_full());
@@ -142,7 +142,7 @@ fn a_failed_fsync_is_never_tried_again_on_the_same_segment() {
 #[test]
 fn a_segment_whose_creation_is_not_durable_is_not_acknowledged_from() {
     let rig = rig(WhenFull::DropOldest);
-    // Behind the creation, the write, the zeros and their sync: the sync of the directory.
+    // After the creation, the write, the zeros and their sync: the sync of the directory.
     rig.faults.fail_in(4, BROKEN);
     let error = rig.append("one").unwrap_err();
     assert!(matches!(&error, OutboxError::Io { action: "sync", .. }), "{error:?}");
@@ -168,7 +168,7 @@ fn a_cut_that_fails_after_a_short_write_leaves_what_was_acknowledged() {
 
 const ALWAYS: u32 = u32::MAX;
 
-/// Twelve events in segments of four; the last is open and has been closed in good order.
+/// Twelve events in segments of four; the last is open and has been closed cleanly.
 fn filled() -> (TempDir, OutboxConfig) {
     let dir = tempdir().unwrap();
     let config = OutboxConfig { max_bytes: 1 << 20, segment_bytes: 4096, ..OutboxConfig::new(dir.path()) };

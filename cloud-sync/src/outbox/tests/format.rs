@@ -56,11 +56,11 @@ fn a_tail_torn_at_any_byte_is_cut_and_the_rest_is_there() {
         assert_eq!(follower.by_ref().count() as u64, complete);
 
         let (outbox, found) = open(dir.path());
-        // Zeros may make up for what was cut of the header.
+        // Zeros may replace what was cut off the header.
         let whole_header = cut >= starts[0] || torn.starts_with(&whole[..starts[0]]);
         let end = if whole_header { starts[complete as usize] } else { 0 };
         let last = torn.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        // Of a header that is not whole every byte counts, and zeros behind the last byte never do.
+        // Every byte of a partial header counts, and zeros after the last byte never do.
         let lost = if whole_header { last.saturating_sub(end) } else { torn.len().min(starts[0]).max(last) };
         assert_eq!(found.events, complete, "cut at {cut}");
         assert_eq!(found.truncated_bytes, lost as u64, "cut at {cut}, {zeros} zeros");
@@ -186,7 +186,7 @@ fn a_directory_in_the_place_of_a_segment_is_damage_and_no_end() {
     fs::create_dir(segment::path(dir.path(), 1)).unwrap();
     fs::write(segment::path(dir.path(), 5), bytes(5, 2).0).unwrap();
     let (outbox, found) = open(dir.path());
-    // As many as may be in it count: none of their numbers may be given out again.
+    // The maximum counts: none of their sequences may be assigned again.
     assert_eq!((found.events, found.damaged.len()), (6, 2));
     assert_eq!(outbox.append(payload(7)).wait().unwrap(), 7);
     let mut reader = Reader::open(dir.path()).unwrap();

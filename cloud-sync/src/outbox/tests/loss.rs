@@ -68,14 +68,14 @@ fn power_that_fails_while_events_are_only_buffered_is_reported() {
     assert_eq!(found.lost_end, None);
     drop(outbox);
     fs::write(dir.path().join("open"), "00000000-0000-0000-0000-000000000000\n").unwrap();
-    // Also where the configuration is another meanwhile.
+    // Also if the configuration has changed meanwhile.
     let (outbox, found) = Outbox::open(OutboxConfig::new(dir.path())).unwrap();
     assert_eq!(found.lost_end, Some(LostEnd::PowerLost));
     drop(outbox);
     assert_eq!(Outbox::open(config).unwrap().1.lost_end, None);
 }
 
-/// What the outbox has promised.
+/// What the outbox has acknowledged.
 enum Promise {
     Event { sequence: u64, payload: Vec<u8>, epochs: Epochs },
     Committed(u64),
@@ -99,7 +99,7 @@ fn what_was_acknowledged_outlives_a_loss_of_power_at_any_moment() {
     for opening in 0..4_u8 {
         let outbox = Outbox::open(config(root.path())).unwrap().0;
         for n in 0..9_u8 {
-            // Now and then one that needs a segment of its own.
+            // Occasionally one that needs a segment of its own.
             let payload = vec![opening * 16 + n; if n % 4 == 3 { 1900 } else { 200 }];
             let sequence = outbox.append(payload.clone()).wait().unwrap();
             promises.push(Promise::Event { sequence, payload, epochs: outbox.epochs().upto(sequence) });

@@ -1,4 +1,4 @@
-//! Tests that need the inside of the outbox: the format, and disks that fail.
+//! Tests that need internals of the outbox: the format, and failing disks.
 
 mod clock_steps;
 mod failing_disk;

@@ -65,12 +65,12 @@ fn the_file_grows_by_the_step_and_not_by_the_append() {
     let mut lengths = Vec::new();
     for n in 1..=400 {
         assert_eq!(put(&outbox, PAYLOAD), Some(n));
-        // Not the file's own length: zeros come behind the answer, and a file system may show half of a write.
+        // Not the file's own length: zeros follow the acknowledgement, and a file system may show half of a write.
         lengths.push(outbox.stats().bytes);
     }
     assert!(lengths.is_sorted());
     lengths.dedup();
-    // 50 KiB of records; a growth is one write of zeros, and one more where a group reached beyond.
+    // 50 KiB of records; a growth is one write of zeros, and one more where a group exceeded it.
     assert!(lengths.len() <= 9, "{lengths:?}");
     assert!((2..=16).contains(&faults.growths()), "{}", faults.growths());
     assert!(outbox.stats().syncs <= 400 + 8, "{:?}", outbox.stats());
@@ -148,7 +148,7 @@ fn a_follower_waits_at_the_zeros_and_goes_on_behind_them() {
     let outbox = Outbox::open(config(&dir)).unwrap().0;
     let mut follower = Reader::open(dir.path()).unwrap();
     for n in 1..=700 {
-        // Not each time: what it has read ahead as zeros must not stay zeros for it either.
+        // Not each time: zeros that it has read ahead must not stay zeros for it either.
         if n % 3 == 0 {
             assert!(follower.try_next().unwrap().is_none());
         }
@@ -161,7 +161,7 @@ fn a_follower_waits_at_the_zeros_and_goes_on_behind_them() {
     assert_eq!(follower.damaged_bytes(), 0);
 }
 
-/// Appends one by one; every fault costs at most the append that met it.
+/// Appends one by one; every fault fails at most the append that met it.
 fn workload(faults: &Arc<Faults>, config: &OutboxConfig) -> usize {
     let outbox = open(config, faults).unwrap().0;
     let mut acknowledged = Vec::new();
@@ -218,7 +218,7 @@ fn a_disk_that_is_nearly_full_still_takes_what_fits() {
 #[test]
 fn zeros_that_do_not_fit_cost_no_append() {
     let dir = tempdir().unwrap();
-    // Create, the records, and then the zeros, which find no space; nor does the cut behind them.
+    // Creation, the records, and then the zeros, which find no space; nor does their truncation.
     let faults = Faults::scripted([(2, Fault::NoSpace { percent: 40 }), (3, Fault::Broken { percent: 0 })]);
     let outbox = open(&config(&dir), &faults).unwrap().0;
     for n in 1..=3 {
@@ -236,7 +236,7 @@ fn zeros_that_cannot_be_forced_end_the_segment_and_cost_no_append() {
         let dir = tempdir().unwrap();
         let faults = Faults::scripted([]);
         let outbox = open(&config(&dir), &faults).unwrap().0;
-        // The 34th leaves less than half a step: then the zeros come, behind its answer.
+        // The 34th leaves less than half a step: then the zeros follow, after its acknowledgement.
         for _ in 0..32 {
             put(&outbox, PAYLOAD).unwrap();
         }
@@ -328,7 +328,7 @@ fn a_disk_that_others_have_filled_takes_events_from_the_reserve() {
     let faults = Faults::scripted([]);
     let (outbox, _) = open(&reserve_config(dir.path()), &faults).unwrap();
     for n in 1..=20 {
-        // No space, until the reserve has given some up.
+        // No space, until the reserve has released some.
         faults.fail_in(0, Fault::NoSpace { percent: 50 });
         assert_eq!(outbox.append(vec![b'.'; 2000]).wait().unwrap(), n);
     }
