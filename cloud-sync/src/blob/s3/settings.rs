@@ -26,7 +26,7 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use reqwest::redirect::Policy;
-use reqwest::{Body, Client};
+use reqwest::{Body, Client as HttpClient};
 
 use crate::blob::BlobKey;
 use crate::error::{Link, SyncError, SyncResult};
@@ -181,7 +181,7 @@ fn readable(file: &Path) -> SyncResult<()> {
 fn trusting(file: &Path, connect_timeout: Duration) -> SyncResult<SharedHttpClient> {
     // A second installation is refused, which is fine: then there is a provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::builder()
+    let client = HttpClient::builder()
         .tls_backend_preconfigured(tls::client_config(Link::S3, file)?)
         .connect_timeout(connect_timeout)
         // The storage client follows redirects itself, because a request to another address is signed again.
@@ -198,7 +198,7 @@ fn trusting(file: &Path, connect_timeout: Duration) -> SyncResult<SharedHttpClie
 }
 
 #[derive(Debug)]
-struct Connector(Client);
+struct Connector(HttpClient);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
