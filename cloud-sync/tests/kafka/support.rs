@@ -120,7 +120,7 @@ pub(crate) fn committed(config: &KafkaConfig, topic: &str) -> Vec<Seen> {
             Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => panic!("{topic}: {error}"),
             // The client reconnects by itself.
-            Some(Err(error)) => println!("{topic}: {error}"),
+            Some(Err(_)) => {}
             Some(Ok(message)) => {
                 let text =
                     |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
