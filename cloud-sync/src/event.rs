@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use ulid::Ulid;
 
+/// Milliseconds since 1970, 0 before 1970.
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The version of the envelope that this code writes.
 pub const EVENT_VERSION: u32 = 1;
 
@@ -33,10 +39,8 @@ impl Event {
     /// A new event of `node`, with the current time and a new id.
     #[must_use]
     pub fn new(node: impl Into<String>, body: EventBody) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Whole milliseconds, so that an event read back equals the one that was written.
-        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let time = UNIX_EPOCH + Duration::from_millis(millis);
+        let time = UNIX_EPOCH + Duration::from_millis(unix_ms(SystemTime::now()));
         Self { v: EVENT_VERSION, id: Ulid::from_datetime(time), time, node: node.into(), body }
     }
 

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::database::Stop;
 use crate::error::{Link, SyncError, SyncResult};
-use record::{Record, millis};
+use crate::event::unix_ms;
+use record::Record;
 use tables::{Batches, Bounds, Change};
 
 const FILE: &str = "batches.redb";
@@ -219,7 +220,7 @@ impl BatchStatusStore for EmbeddedBatchStatus {
 
     async fn batch(&self, request_id: &str) -> SyncResult<Option<BatchStatus>> {
         if let Some(record) = self.inner.recent.get(request_id) {
-            let is_expired = record.is_expired(self.inner.file.ttl(), millis(SystemTime::now()));
+            let is_expired = record.is_expired(self.inner.file.ttl(), unix_ms(SystemTime::now()));
             return Ok((!is_expired).then(|| record.status()));
         }
         let id = request_id.to_owned();

@@ -23,8 +23,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::error::OutboxError;
 use super::ledger::SegmentMeta;
-use super::record;
 use crate::durable;
+use crate::event::unix_ms;
 
 #[derive(Debug)]
 pub(super) struct Clock {
@@ -56,7 +56,7 @@ impl Clock {
         if let Some(manual) = &self.manual {
             return manual.wall_ms.load(Ordering::Acquire);
         }
-        record::unix_ms(SystemTime::now())
+        unix_ms(SystemTime::now())
     }
 
     /// How long this clock has run. Steps of the wall clock do not affect it.

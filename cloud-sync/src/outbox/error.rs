@@ -141,9 +141,6 @@ impl OutboxError {
 
     /// The error with its cause in one line, for places that hold only text.
     pub(super) fn in_full(&self) -> String {
-        match std::error::Error::source(self) {
-            Some(source) => format!("{self}: {source}"),
-            None => self.to_string(),
-        }
+        crate::error::with_sources(self)
     }
 }

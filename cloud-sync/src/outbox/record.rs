@@ -11,8 +11,6 @@
 //! by a crash, is never a record, and no record starts with sixteen of them. (The checksum of zeros is not zero
 //! either.)
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// Bytes before the payload.
 pub(super) const HEADER_LEN: usize = 24;
 
@@ -86,10 +84,4 @@ fn checksum(length: u32, sequence: u64, time: u64, payload: &[u8]) -> u32 {
     sum.update(&time.to_le_bytes());
     sum.update(payload);
     sum.finalize()
-}
-
-/// Milliseconds since 1970, 0 before 1970.
-pub(super) fn unix_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -14,10 +14,11 @@ use std::time::{Duration, SystemTime};
 
 use redb::{Durability, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 
-use super::record::{Record, millis};
+use super::record::Record;
 use crate::batch_status::WorkStarts;
 use crate::database::{Database, Stop};
 use crate::error::{Link, SyncError, SyncResult};
+use crate::event::unix_ms;
 
 /// Id -> the batch, as JSON.
 const BATCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("batches");
@@ -113,7 +114,7 @@ impl Batches {
             let batches = txn.open_table(BATCHES)?;
             let Some(found) = batches.get(id)? else { return Ok(None) };
             let record = parse(id, found.value())?;
-            if record.is_expired(self.bounds.ttl, millis(SystemTime::now())) {
+            if record.is_expired(self.bounds.ttl, unix_ms(SystemTime::now())) {
                 return Ok(None);
             }
             let Some(chunk) = chunk else { return Ok(Some((record, None))) };
@@ -131,7 +132,7 @@ impl Batches {
         work: impl FnOnce(&Change<'_>, Option<Record>) -> Result<(T, Option<Record>), Stop>,
     ) -> SyncResult<Changed<T>> {
         self.database.write(durability, |txn| {
-            let now = millis(SystemTime::now());
+            let now = unix_ms(SystemTime::now());
             let change = Change { txn, bounds: self.bounds, id, now };
             let mut found = read(txn, id)?;
             if let Some(record) = found.take_if(|record| record.is_expired(self.bounds.ttl, now)) {

@@ -5,7 +5,7 @@ use std::error::Error;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-use crate::error::{Link, SyncError};
+use crate::error::{Link, SyncError, with_sources};
 
 /// An error, and whether it is about the link as a whole: the credentials or the bucket, not this object.
 pub(super) struct Failure {
@@ -49,7 +49,7 @@ where
         };
         return refused(what, code, status).because(said);
     }
-    let chain = chain(&error);
+    let chain = with_sources(&error);
     let has = |text: &str| chain.contains(text);
     let transient = |what: String| (SyncError::transient(Link::S3, what), true);
     let permanent = |what: String, of_the_link| (SyncError::permanent(Link::S3, what), of_the_link);
@@ -108,21 +108,6 @@ fn refused(what: String, code: &str, status: u16) -> Failure {
         _ if status >= 500 || status == 429 || status == 408 => transient(""),
         _ => Failure { error: SyncError::permanent(Link::S3, what), of_the_link: false },
     }
-}
-
-/// The texts of an error and its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

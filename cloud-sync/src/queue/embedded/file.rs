@@ -13,6 +13,7 @@ use ulid::Ulid;
 use super::order;
 use crate::database::{Database, Stop};
 use crate::error::{Link, SyncError, SyncResult};
+use crate::event::unix_ms;
 use crate::queue::fair::Flow;
 
 /// Sequence -> time of submission (milliseconds since 1970), and the payload.
@@ -125,8 +126,7 @@ impl JobFile {
 
     /// Adds all of `drafts`, or nothing, and returns their number; `turn` is the current one.
     pub(super) fn submit(&self, mut drafts: mpsc::Receiver<Draft>, turn: u64) -> SyncResult<u64> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let now = unix_ms(SystemTime::now());
         self.database.write(Durability::Immediate, |txn| {
             let mut meta = txn.open_table(META)?;
             let mut jobs = txn.open_table(JOBS)?;

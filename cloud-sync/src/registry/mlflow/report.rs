@@ -1,7 +1,7 @@
 //! Stores a report as a run in an experiment of its own.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -9,6 +9,7 @@ use super::answers::{Done, NewExperiment, OneExperiment, OneRun};
 use super::failure::{Answer, Failure, Kind};
 use super::rest::Rest;
 use crate::error::{Link, SyncError};
+use crate::event::unix_ms;
 use crate::registry::Report;
 
 /// Maximum entries per request, MLflow's own limits.
@@ -28,12 +29,12 @@ pub(super) async fn keep(rest: &Rest, report: &Report) -> Answer<()> {
     });
     let mut tags: Vec<Value> = pairs(&report.tags, usize::MAX);
     tags.push(json!({"key": "mlflow.runName", "value": report.run}));
-    let run = json!({"experiment_id": experiment, "run_name": report.run, "start_time": millis(begin), "tags": tags});
+    let run = json!({"experiment_id": experiment, "run_name": report.run, "start_time": unix_ms(begin), "tags": tags});
     let run: OneRun = rest.post(&what, "runs/create", &run).await?;
     let id = run.run.info.run_id;
-    let logged = log(rest, &what, &id, report, millis(end)).await;
+    let logged = log(rest, &what, &id, report, unix_ms(end)).await;
     let status = if logged.is_ok() { "FINISHED" } else { "FAILED" };
-    let update = json!({"run_id": id, "status": status, "end_time": millis(end)});
+    let update = json!({"run_id": id, "status": status, "end_time": unix_ms(end)});
     let updated = rest.post(&what, "runs/update", &update).await;
     logged?;
     updated.map(|Done {}| ())
@@ -83,9 +84,4 @@ async fn log(rest: &Rest, what: &str, id: &str, report: &Report, at: u64) -> Ans
 fn pairs(texts: &BTreeMap<String, String>, longest: usize) -> Vec<Value> {
     let cut = |text: &str| text.chars().take(longest).collect::<String>();
     texts.iter().map(|(key, value)| json!({"key": key, "value": cut(value)})).collect()
-}
-
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
