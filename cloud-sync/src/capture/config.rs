@@ -22,9 +22,9 @@ pub struct CaptureConfig {
     /// The name of this node, for the sidecar.
     pub node: String,
     /// Wait after the first failure of the storage.
-    pub first_wait: Duration,
+    pub backoff_initial: Duration,
     /// Maximum wait between two attempts.
-    pub longest_wait: Duration,
+    pub backoff_max: Duration,
 }
 
 impl CaptureConfig {
@@ -37,8 +37,8 @@ impl CaptureConfig {
             max_bytes: 2 << 30,
             max_waiting: 64 << 20,
             node: node.into(),
-            first_wait: Duration::from_millis(500),
-            longest_wait: Duration::from_secs(60),
+            backoff_initial: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(60),
         }
     }
 }

@@ -92,7 +92,7 @@ impl Capture {
             spool: Arc::clone(&spool),
             sent: Arc::clone(&sent),
             counters: Arc::clone(&counters),
-            backoff: Backoff::new(config.first_wait, config.longest_wait),
+            backoff: Backoff::new(config.backoff_initial, config.backoff_max),
             stopped,
         };
         let writer = Writer {

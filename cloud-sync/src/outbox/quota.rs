@@ -26,7 +26,7 @@ use super::writer::Pending;
 use super::{Append, Outbox, record, segment};
 
 /// Approximate maximum number of runs.
-const RUNS: u64 = 256;
+const MAX_RUNS: u64 = 256;
 
 /// Bytes of records by the last sequence of their run, ascending.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl Bulk {
         // the bulk events, too.
         let unbounded = !config.has_consumer && config.when_full == WhenFull::DropOldest;
         let share = (!unbounded).then_some(config.bulk_share);
-        let grain = part(config.max_bytes, config.bulk_share) / RUNS;
+        let grain = part(config.max_bytes, config.bulk_share) / MAX_RUNS;
         Self { held: Runs::new(grain), capacity: config.max_bytes, share, ..Self::default() }
     }
 

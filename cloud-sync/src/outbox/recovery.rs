@@ -34,7 +34,7 @@ use super::writer::Active;
 use crate::durable;
 
 /// Number of attempts to read a segment with read errors, and the pause before each further one.
-const READS: u32 = 3;
+const READ_ATTEMPTS: u32 = 3;
 const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// What was found when an outbox was opened.
@@ -141,7 +141,7 @@ fn read_segment(
     grain: Option<u64>,
 ) -> Result<Scanned, OutboxError> {
     let mut scanned = scan_segment(disk, first, ages, grain)?;
-    for _ in 1..READS {
+    for _ in 1..READ_ATTEMPTS {
         if !scanned.failed {
             return Ok(scanned);
         }

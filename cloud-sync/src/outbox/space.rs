@@ -40,7 +40,7 @@ const FILE: &str = "reserve";
 /// Growing in steps finds out how much space there is.
 const STEP: u64 = 16 << 20;
 /// Bytes left to other programs, which have to start as well.
-const LEFT_FREE: u64 = 256 << 20;
+const MIN_FREE: u64 = 256 << 20;
 
 #[derive(Debug)]
 pub(super) struct Reserve {
@@ -129,7 +129,7 @@ pub(super) fn free_bytes(dir: &Path) -> u64 {
 
 fn grow(file: &File, from: u64, bytes: u64) -> io::Result<()> {
     let space = fstatvfs(file)?;
-    if space.f_bavail.saturating_mul(space.f_frsize) < bytes + LEFT_FREE {
+    if space.f_bavail.saturating_mul(space.f_frsize) < bytes + MIN_FREE {
         return Err(io::ErrorKind::StorageFull.into());
     }
     Ok(fallocate(file, FallocateFlags::empty(), from, bytes)?)

@@ -72,9 +72,9 @@ pub struct UplinkConfig {
     /// Timeout of one call to the broker.
     pub timeout: Duration,
     /// Wait after the first failure.
-    pub first_wait: Duration,
+    pub backoff_initial: Duration,
     /// Maximum wait between two attempts.
-    pub longest_wait: Duration,
+    pub backoff_max: Duration,
 }
 
 impl UplinkConfig {
@@ -95,8 +95,8 @@ impl UplinkConfig {
             group_events: 10_000,
             group_bytes: 4 << 20,
             timeout: Duration::from_secs(20),
-            first_wait: Duration::from_millis(500),
-            longest_wait: Duration::from_secs(60),
+            backoff_initial: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(60),
         }
     }
 }

@@ -21,9 +21,9 @@ use crate::outbox::{Outbox, OutboxError, StoredEvent};
 
 /// Poll interval of the outbox while there is nothing to send. It also batches events: at most ten transactions per
 /// second under low load.
-const POLL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval of status updates while the broker is unavailable.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum delay of the outbox's cursor. Each update of it is synced to disk, beside the events that requests wait
 /// for; the broker knows what is sent anyway.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ impl Pump {
     ) -> Self {
         Self {
             dead: DeadLetters::new(config.dead_letter_dir.clone(), config.dead_letter_bytes),
-            backoff: Backoff::new(config.first_wait, config.longest_wait),
+            backoff: Backoff::new(config.backoff_initial, config.backoff_max),
             config,
             topic: kafka.results_topic,
             account,
@@ -98,7 +98,7 @@ impl Pump {
             self.note_losses();
             wait = match self.step() {
                 Ok(true) => Duration::ZERO,
-                Ok(false) => POLL,
+                Ok(false) => POLL_INTERVAL,
                 Err(error) => self.failed(&error),
             };
         }
@@ -332,10 +332,10 @@ impl Pump {
         let start = Instant::now();
         loop {
             let left = wait.saturating_sub(start.elapsed());
-            if self.stop.recv_timeout(left.min(POLL_INTERVAL)) != Err(RecvTimeoutError::Timeout) {
+            if self.stop.recv_timeout(left.min(STATUS_INTERVAL)) != Err(RecvTimeoutError::Timeout) {
                 return true;
             }
-            if left <= POLL_INTERVAL {
+            if left <= STATUS_INTERVAL {
                 return false;
             }
             self.update_oldest();

@@ -73,8 +73,8 @@ pub(crate) fn append(outbox: &Outbox, events: impl IntoIterator<Item = Event>) -
 pub(crate) fn config(dir: &Path) -> UplinkConfig {
     UplinkConfig {
         timeout: Duration::from_secs(8),
-        first_wait: Duration::from_millis(50),
-        longest_wait: Duration::from_secs(1),
+        backoff_initial: Duration::from_millis(50),
+        backoff_max: Duration::from_secs(1),
         ..UplinkConfig::new("box-1", dir.join("outbox"), dir.join("dead"))
     }
 }

@@ -36,7 +36,7 @@ const FORMAT_VERSION: u64 = 1;
 const BYTES: &str = "bytes";
 
 /// Maximum number of expired batches that one change removes: it must not take long.
-const SWEEP: usize = 16;
+const MAX_SWEPT: usize = 16;
 
 /// Maximum number of messages whose starts are stored. Those of a message are removed when it is done; only a crash
 /// right after it leaves some behind.
@@ -237,7 +237,7 @@ fn sweep(txn: &WriteTransaction, bounds: Bounds, now: u64, current: &str) -> Res
                 let (key, _) = row?;
                 let (_, updated, id) = key.value();
                 let is_over = past.is_some_and(|past| updated < past);
-                if rows.len() == SWEEP || !is_over && (!is_final || excess == 0) {
+                if rows.len() == MAX_SWEPT || !is_over && (!is_final || excess == 0) {
                     break;
                 }
                 if id != current {

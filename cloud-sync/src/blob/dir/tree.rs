@@ -19,7 +19,7 @@ use crate::blob::BlobKey;
 use crate::durable;
 
 /// Maximum number of folders that are remembered as durable; then the set is cleared.
-const REMEMBERED: usize = 4096;
+const MAX_REMEMBERED: usize = 4096;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -100,7 +100,7 @@ impl Tree {
             // Another process may have created it just now, and not have synced it yet.
             if made || !durable.contains(&path) {
                 durable::sync_open_dir(&folder)?;
-                if durable.len() >= REMEMBERED {
+                if durable.len() >= MAX_REMEMBERED {
                     durable.clear();
                 }
                 durable.insert(path.clone());

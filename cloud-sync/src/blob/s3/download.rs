@@ -15,7 +15,7 @@ use crate::blob::too_large;
 use crate::error::{Link, SyncError, SyncResult};
 
 /// Maximum wait for more of a body.
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time for a body of `bytes` beyond that of an empty one, at the minimum rate of 32 KiB/s.
 pub(super) fn time_for(bytes: u64) -> Duration {
@@ -38,7 +38,7 @@ pub(super) async fn next_piece(
     body: &mut ByteStream,
     deadline: Instant,
 ) -> SyncResult<Option<Bytes>> {
-    let until = deadline.min(Instant::now() + IDLE);
+    let until = deadline.min(Instant::now() + IDLE_TIMEOUT);
     let failed = || SyncError::transient(Link::S3, format!("cannot read {uri} to its end"));
     match timeout_at(until, body.next()).await {
         Ok(None) => Ok(None),

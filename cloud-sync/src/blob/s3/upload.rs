@@ -26,13 +26,13 @@ use crate::error::{Link, SyncError};
 const SINGLE: u64 = 16 << 20;
 
 /// Minimum bytes of a part.
-const PART: u64 = 8 << 20;
+const MIN_PART_BYTES: u64 = 8 << 20;
 
 /// Maximum number of parts of an object, S3's own limit.
-const PARTS: u64 = 10_000;
+const MAX_PARTS: u64 = 10_000;
 
 /// Concurrent parts: three saturate a link that one leaves partly idle, and they bound the memory.
-const AT_ONCE: usize = 3;
+const MAX_CONCURRENT_PARTS: usize = 3;
 
 /// Waits before the attempts to abort a failed upload.
 const ABORT_WAITS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
@@ -106,10 +106,10 @@ impl Upload<'_> {
         let S3Store { client, bucket, .. } = self.store;
         let mut begun = self.begin().await?;
         let id = begun.id.clone().unwrap_or_default();
-        let size = PART.max(length.div_ceil(PARTS));
+        let size = MIN_PART_BYTES.max(length.div_ceil(MAX_PARTS));
         let parts: Result<Vec<CompletedPart>, Failure> = stream::iter(0..length.div_ceil(size))
             .map(|n| self.part(source, &id, n, n * size, size.min(length - n * size)))
-            .buffered(AT_ONCE)
+            .buffered(MAX_CONCURRENT_PARTS)
             .try_collect()
             .await;
         let done = match parts {
@@ -131,14 +131,14 @@ impl Upload<'_> {
 
     /// Starts a multipart upload. The call completes even when the caller is cancelled: only the holder of the id can
     /// abort the upload.
-    async fn begin(&self) -> Result<Begun, Failure> {
+    async fn begin(&self) -> Result<MultipartUpload, Failure> {
         let (store, key, failed) = (self.store.clone(), self.key.to_owned(), self.failed());
         let begin = self.store.client.create_multipart_upload().bucket(&self.store.bucket).key(self.key);
         let begin = begin.content_type(self.content_type);
         let task = tokio::spawn(async move {
             let begun = begin.send().await.map_err(|error| classify(failed.clone(), error))?;
             match begun.upload_id {
-                Some(id) => Ok(Begun { store, key, id: Some(id) }),
+                Some(id) => Ok(MultipartUpload { store, key, id: Some(id) }),
                 None => {
                     let what = format!("{failed}: the storage started an upload without an id");
                     Err(SyncError::permanent(Link::S3, what).into())
@@ -169,8 +169,8 @@ impl Upload<'_> {
 
     /// Additional time for a body of this size; none if the default timeout suffices.
     fn timeout(&self, bytes: u64) -> Option<Builder> {
-        const USUAL: u64 = 256 << 10;
-        (bytes > USUAL).then(|| {
+        const DEFAULT_BYTES: u64 = 256 << 10;
+        (bytes > DEFAULT_BYTES).then(|| {
             let timeouts = TimeoutConfig::builder()
                 .connect_timeout(self.store.connect_timeout)
                 .operation_attempt_timeout(self.store.attempt_timeout + time_for(bytes));
@@ -184,13 +184,13 @@ impl Upload<'_> {
 }
 
 /// A multipart upload in progress: the storage stores (and bills) its parts until it is completed or aborted.
-struct Begun {
+struct MultipartUpload {
     store: S3Store,
     key: String,
     id: Option<String>,
 }
 
-impl Begun {
+impl MultipartUpload {
     /// Aborts the upload. If that fails the parts are left to the bucket's lifecycle rule.
     async fn abort(store: &S3Store, key: &str, id: &str) {
         // As S3 advises: a part in flight may arrive after the abort, so abort again.
@@ -211,7 +211,7 @@ impl Begun {
     }
 }
 
-impl Drop for Begun {
+impl Drop for MultipartUpload {
     /// It has failed, or its caller was cancelled.
     fn drop(&mut self) {
         if let (Some(id), Ok(runtime)) = (self.id.take(), Handle::try_current()) {

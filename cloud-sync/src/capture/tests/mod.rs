@@ -37,8 +37,8 @@ fn photo(n: u32) -> Captured {
 
 fn config(dir: &Path, rule: CaptureRule) -> CaptureConfig {
     CaptureConfig {
-        first_wait: Duration::from_millis(20),
-        longest_wait: Duration::from_millis(100),
+        backoff_initial: Duration::from_millis(20),
+        backoff_max: Duration::from_millis(100),
         ..CaptureConfig::new(dir, rule, "box-1")
     }
 }

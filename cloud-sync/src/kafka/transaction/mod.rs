@@ -17,14 +17,14 @@ pub use attempt::PublishError;
 use attempt::{Failure, fill, remaining};
 
 /// Timeout of an abort, after which the client is dropped instead.
-const ABORT: Duration = Duration::from_secs(3);
-/// Timeout of one call of librdkafka's abort, of several in [`ABORT`]: each purges the queued records first, and a
+const ABORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Timeout of one call of librdkafka's abort, of several in [`ABORT_TIMEOUT`]: each purges the queued records first, and a
 /// record that is queued for a retry just after the purge blocks that call until its end.
 const ABORT_STEP: Duration = Duration::from_millis(200);
 /// Maximum bytes of a batch of records in one request. Below the broker's own limit on a batch (1 MiB by default).
-const LARGEST_BATCH: usize = 900_000;
+const MAX_BATCH_BYTES: usize = 900_000;
 /// Batches are not reduced below this when a topic refuses them.
-const SMALLEST_BATCH: usize = 16_384;
+const MIN_BATCH_BYTES: usize = 16_384;
 /// Overhead of a record in a batch besides key and payload: lengths, the header, the batch's own header.
 const FRAMING: usize = 512;
 
@@ -75,7 +75,7 @@ impl TransactionalProducer {
             timeout,
             client: None,
             ready: false,
-            largest_batch: LARGEST_BATCH,
+            largest_batch: MAX_BATCH_BYTES,
         }
     }
 
@@ -324,16 +324,16 @@ impl TransactionalProducer {
     /// of its records was too large.
     fn reduce_batches(&mut self, back: &[(usize, Code)]) -> bool {
         let too_large = back.iter().filter(|(_, code)| is_too_large(*code)).count();
-        if too_large < 2 || self.largest_batch <= SMALLEST_BATCH {
+        if too_large < 2 || self.largest_batch <= MIN_BATCH_BYTES {
             return false;
         }
-        self.largest_batch = (self.largest_batch / 4).max(SMALLEST_BATCH);
+        self.largest_batch = (self.largest_batch / 4).max(MIN_BATCH_BYTES);
         self.drop_client();
         true
     }
 
     fn abort(&mut self) {
-        let deadline = Instant::now() + ABORT.min(self.timeout);
+        let deadline = Instant::now() + ABORT_TIMEOUT.min(self.timeout);
         let Some(client) = &self.client else { return };
         while !is_fatal(client) {
             match client.abort_transaction(ABORT_STEP.min(remaining(deadline))) {

@@ -57,10 +57,10 @@ const FILE: &str = "queue.redb";
 const PART_JOBS: usize = 256;
 const PART_BYTES: usize = 1 << 20;
 /// How long a settlement waits for space in the outbox, and how often it polls.
-const ROOM: Duration = Duration::from_secs(5);
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 const ROOM_PAUSE: Duration = Duration::from_millis(200);
 /// Maximum time that a close waits for settlements in progress.
-const CLOSE: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings of an [`EmbeddedQueue`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl EmbeddedQueue {
         let (file, jobs, turn) = JobFile::open(config.dir.join(FILE), config.max_bytes)?;
         let ledger = Mutex::new(Ledger::new(config.inflight, jobs, turn));
         let shared = Arc::new(Shared { file, outbox, ledger, changed: Notify::new() });
-        Ok(Self { shared, epoch: fastrand::u64(..), room_wait: ROOM })
+        Ok(Self { shared, epoch: fastrand::u64(..), room_wait: ROOM_TIMEOUT })
     }
 
     /// The damaged file that was quarantined when the queue was opened, if there was one.
@@ -302,8 +302,10 @@ impl JobQueue for EmbeddedQueue {
         self.shared.changed.notify_waiters();
         let start = Instant::now();
         while self.shared.ledger.lock().is_settling() {
-            if start.elapsed() > CLOSE {
-                warn!("a settlement is still in progress after {CLOSE:?}: its job will be redelivered");
+            if start.elapsed() > CLOSE_TIMEOUT {
+                warn!(
+                    "a settlement is still in progress after {CLOSE_TIMEOUT:?}: its job will be redelivered"
+                );
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -14,9 +14,9 @@ use crate::outbox::{Append, BulkRoom, BulkTicket, Outbox, OutboxError, Reader};
 use crate::queue::ResultRecord;
 
 /// Maximum appends in flight: fewer than the outbox accepts, so that predictions find space beside them.
-const WINDOW: usize = 256;
+const MAX_IN_FLIGHT: usize = 256;
 /// How long to wait while the outbox's pending appends are at their limit.
-const BUSY: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The field that identifies an event; the others are ignored.
@@ -136,10 +136,11 @@ fn append_all(
 ) -> SyncResult<()> {
     let start = Instant::now();
     while !rest.is_empty() {
-        let (window, _) = rest.split_at(rest.len().min(WINDOW));
+        let (window, _) = rest.split_at(rest.len().min(MAX_IN_FLIGHT));
         let taken = append(outbox, window, room, published)?;
-        if taken == 0 && start.elapsed() > BUSY {
-            let text = format!("the outbox accepted no append of result {:?} for {BUSY:?}", rest[0].id);
+        if taken == 0 && start.elapsed() > BUSY_TIMEOUT {
+            let text =
+                format!("the outbox accepted no append of result {:?} for {BUSY_TIMEOUT:?}", rest[0].id);
             return Err(SyncError::transient(Link::Disk, text));
         }
         if taken < window.len() {

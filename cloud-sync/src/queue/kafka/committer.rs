@@ -13,16 +13,16 @@ use crate::kafka::{Position, PublishError, Record, TransactionalProducer, commit
 
 /// Timeout of one attempt. Short, because a transaction that a dead process left open blocks readers for a third
 /// longer than this. A job larger than a group gets this much for each group that it would fill.
-const TRY: Duration = Duration::from_secs(8);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
 /// Maximum timeout of one attempt, whatever its size: a broker must allow transactions of a minute.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long to wait for the new generation after a rebalance.
-const REBALANCE: Duration = Duration::from_millis(50);
+const REBALANCE_WAIT: Duration = Duration::from_millis(50);
 
 /// Runs until the group is left, or the queue is closed and everything that was ready is committed.
 pub(super) fn run(shared: &Arc<Shared>, transactional_id: &str) {
     let mut producer =
-        TransactionalProducer::open(&shared.config, transactional_id, TRY, shared.health.clone());
+        TransactionalProducer::open(&shared.config, transactional_id, ATTEMPT_TIMEOUT, shared.health.clone());
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while let Some(group) = shared.wait_for(Ledger::next_group) {
         let (outcome, wait) = publish(shared, &mut producer, &group, &mut backoff);
@@ -41,7 +41,7 @@ fn publish(
     backoff: &mut Backoff,
 ) -> (Outcome, Option<Duration>) {
     let offsets = group.offsets();
-    let Some(consumer) = shared.consumer() else { return (Outcome::Aborted, Some(REBALANCE)) };
+    let Some(consumer) = shared.consumer() else { return (Outcome::Aborted, Some(REBALANCE_WAIT)) };
     // In this order: the broker does not check the offsets of a member that has just been removed, because its
     // metadata has no generation any more. If it was removed, then either the assignment is marked lost by now, or
     // the partitions are gone from the ledger.
@@ -50,7 +50,7 @@ fn publish(
     drop(consumer);
     let owned = shared.read(|ledger| ledger.owns(group));
     let Some(metadata) = metadata.filter(|_| owned && !lost) else {
-        return (Outcome::Aborted, Some(REBALANCE));
+        return (Outcome::Aborted, Some(REBALANCE_WAIT));
     };
     let position = match Position::new(&metadata, &shared.config.requests_topic, &offsets) {
         Ok(position) => position,
@@ -72,7 +72,7 @@ fn publish(
         }
         Err(PublishError::Lost(error)) => {
             tracing::debug!(error = error.in_full(), "the consumer group has rebalanced; retrying");
-            (Outcome::Aborted, Some(REBALANCE))
+            (Outcome::Aborted, Some(REBALANCE_WAIT))
         }
         Err(PublishError::Failed(error)) => {
             // Including permanent errors: a password or a topic can be corrected, and the results are still here.
@@ -93,7 +93,7 @@ fn publish(
 /// Timeout of a transaction with this many records and bytes.
 pub(super) fn time_for(records: usize, bytes: usize) -> Duration {
     let groups = records.div_ceil(GROUP_RECORDS).max(bytes.div_ceil(GROUP_BYTES)).max(1);
-    TRY.saturating_mul(u32::try_from(groups).unwrap_or(u32::MAX)).min(TRANSACTION_TIMEOUT)
+    ATTEMPT_TIMEOUT.saturating_mul(u32::try_from(groups).unwrap_or(u32::MAX)).min(TRANSACTION_TIMEOUT)
 }
 
 /// The records of a group, each with the index of its job.
@@ -116,7 +116,8 @@ fn resolve_outcome(
     let partitions: Vec<_> = offsets.iter().map(|(partition, _)| *partition).collect();
     loop {
         let config = &shared.config;
-        let read = |()| committed(config, &config.group_id, &config.requests_topic, &partitions, TRY);
+        let read =
+            |()| committed(config, &config.group_id, &config.requests_topic, &partitions, ATTEMPT_TIMEOUT);
         let found: SyncResult<Vec<_>> = producer.recover().and_then(read);
         match found {
             Ok(found) => {

@@ -16,14 +16,14 @@ use crate::error::SyncResult;
 use crate::kafka::{down, explain};
 
 /// Interval between queries of the partitions' end offsets.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
+const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// Timeout of one metadata or watermark query, and the interval between queries while this member has no assignment.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum wait for the group's committed offset: an open transaction delays the response, and nothing is polled
 /// meanwhile.
-const HELD_UP: Duration = Duration::from_millis(500);
+const OFFSETS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum duration of one poll: after it the thread handles other changes.
-const POLL: Duration = Duration::from_millis(20);
+const POLL_TIMEOUT: Duration = Duration::from_millis(20);
 /// Heartbeat interval. The response reports members that have joined or left, so this is also how long partitions
 /// wait for a new owner.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
             Ok(consumer) => Arc::new(consumer),
             Err(error) => {
                 down(&shared.health, &error);
-                if !shared.pause(POLL_INTERVAL) {
+                if !shared.pause(LAG_INTERVAL) {
                     break;
                 }
                 continue;
@@ -145,7 +145,7 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
         if shared.read(|ledger| ledger.wants_more(paused)) == paused {
             paused = set_paused(consumer, !paused).unwrap_or(paused);
         }
-        match consumer.poll(POLL) {
+        match consumer.poll(POLL_TIMEOUT) {
             Some(Ok(message)) => take_in(shared, &message),
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
                 tracing::error!(%error, "the consumer has failed; starting a new one");
@@ -157,7 +157,7 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
         if Instant::now() >= look_at {
             look_at = Instant::now()
                 + match query_lag(shared, consumer) {
-                    Lag::Known => POLL_INTERVAL,
+                    Lag::Known => LAG_INTERVAL,
                     Lag::Unknown => METADATA_TIMEOUT,
                     Lag::Truncated => {
                         tracing::warn!(
@@ -264,7 +264,7 @@ fn find_begin(
     let topic = &shared.config.requests_topic;
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition(topic, partition);
-    let found = consumer.committed_offsets(list, HELD_UP)?;
+    let found = consumer.committed_offsets(list, OFFSETS_TIMEOUT)?;
     let place = found.find_partition(topic, partition);
     if let Some(place) = &place {
         place.error()?;

@@ -32,7 +32,7 @@ use crate::kafka::KafkaConfig;
 
 /// How long a refusal must last to be reported: a broker that is starting refuses too. Longer than the interval at
 /// which the polling thread queries the broker.
-const LASTING: Duration = Duration::from_secs(8);
+const MIN_REFUSAL_TIME: Duration = Duration::from_secs(8);
 
 /// Settings of this process in the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl JobQueue for KafkaQueue {
                 return Ok(Some(Delivery { position, payload: handed.payload, time: handed.time, receipt }));
             }
             let attempt = format!("consume topic {} as group {}", config.requests_topic, config.group_id);
-            if let Some(error) = self.shared.client_errors.lasting(config, &attempt, LASTING) {
+            if let Some(error) = self.shared.client_errors.lasting(config, &attempt, MIN_REFUSAL_TIME) {
                 return Err(error);
             }
             let now = Instant::now();

@@ -170,7 +170,7 @@ async fn list_s3(s3: &S3Store, bucket: &str, prefix: &str, limit: usize) -> Sync
 }
 
 /// The rest of an object, and the file to which it is appended; no file where it starts from the beginning.
-type Begun = (Reading, Option<Partial>);
+type ResumedObject = (Reading, Option<Partial>);
 
 /// `None` when the object does not exist.
 async fn begin_s3(
@@ -178,7 +178,7 @@ async fn begin_s3(
     source: &str,
     key: &str,
     to: &Path,
-) -> SyncResult<Option<Begun>> {
+) -> SyncResult<Option<ResumedObject>> {
     let store = store?;
     if let Some(left) = Partial::left(to).await.filter(|left| left.origin.source == source) {
         let found = store.read_from(key, left.bytes, Some(&left.origin.content)).await?;
@@ -192,7 +192,7 @@ async fn begin_s3(
     }
 }
 
-async fn copy_s3((mut reading, file): Begun, source: &str, to: &Path, size: Size) -> SyncResult<()> {
+async fn copy_s3((mut reading, file): ResumedObject, source: &str, to: &Path, size: Size) -> SyncResult<()> {
     let size = Size { listed: reading.total, ..size };
     size.check(Link::S3, source, reading.total.unwrap_or(0))?;
     let mut file = match file {
