@@ -1,5 +1,5 @@
-//! What durability costs: events a second of many appenders, and the latency of a lone one, beside the
-//! latency of the same write and fsync without the outbox.
+//! The cost of durability: events per second of many appenders, and the latency of a single one, compared with the
+//! same write and fsync without the outbox.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! How fast a backlog drains to a real broker, and what it takes of memory: `WEIR_SERVICES=... cargo bench
-//! -p cloud-sync --bench uplink [EVENTS]`.
+//! How fast a backlog drains to a real broker, and how much memory that takes: `WEIR_SERVICES=... cargo bench -p
+//! cloud-sync --bench uplink [EVENTS]`.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::fs;
@@ -20,7 +20,7 @@ fn main() {
     let named = std::env::args().skip(1).find_map(|argument| argument.parse().ok());
     let count: usize = named.unwrap_or(1_000_000);
     let mut kafka = broker::config_of(test_services::shared());
-    // The broker's own bound, as the deployment has it.
+    // The broker's own limit, as in our deployments.
     kafka.max_message_bytes = 1_000_000;
     let topic = [("compression.type", "gzip"), ("retention.bytes", "357913941")];
     broker::make_topic(&kafka, &kafka.results_topic, 3, &topic);

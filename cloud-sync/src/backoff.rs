@@ -1,33 +1,33 @@
-//! How long to wait before the next try: doubling, bounded, with jitter.
+//! Exponential backoff with an upper bound and jitter.
 
 use std::time::Duration;
 
-/// Waits that double from `first` up to `longest`, each drawn from its upper half.
+/// Waits that double from `initial` up to `max`, each drawn from its upper half.
 ///
-/// The jitter is AWS's "equal jitter" (Marc Brooker, "Exponential Backoff And Jitter", 2015): a fleet
-/// that lost the same broker at the same moment must not come back in step.
+/// The jitter is AWS's "equal jitter" (Marc Brooker, "Exponential Backoff And Jitter", 2015): a fleet that lost the
+/// same broker at the same moment must not reconnect in lockstep.
 #[derive(Debug, Clone)]
 pub struct Backoff {
-    first: Duration,
-    longest: Duration,
+    initial: Duration,
+    max: Duration,
     failures: u32,
 }
 
 impl Backoff {
     /// No failure so far.
     #[must_use]
-    pub fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, failures: 0 }
+    pub fn new(initial: Duration, max: Duration) -> Self {
+        Self { initial, max, failures: 0 }
     }
 
-    /// One more failure: how long to wait now.
+    /// Records a failure and returns how long to wait.
     pub fn fail(&mut self) -> Duration {
-        let bound = self.first.saturating_mul(2_u32.saturating_pow(self.failures.min(31))).min(self.longest);
+        let bound = self.initial.saturating_mul(2_u32.saturating_pow(self.failures.min(31))).min(self.max);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 
-    /// It worked: the next failure waits for `first` again.
+    /// Records a success: the next failure waits for `initial` again.
     pub fn succeed(&mut self) {
         self.failures = 0;
     }

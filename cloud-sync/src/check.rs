@@ -1,13 +1,15 @@
-//! What a check of a link found, step by step: for `weir doctor`.
+//! Checks of links, step by step: for `weir doctor`.
+
+use std::borrow::Cow;
 
 use crate::error::SyncResult;
 
-/// One thing that was tried on a link.
+/// One step of a check.
 #[derive(Debug)]
 pub struct CheckStep {
-    /// What was tried, in words: "put an object".
-    pub what: &'static str,
-    /// What came of it: a remark for a person, or what is wrong and what to do.
+    /// What was tried: "put an object".
+    pub what: Cow<'static, str>,
+    /// A remark, or what is wrong and the remedy.
     pub outcome: SyncResult<String>,
 }
 
@@ -16,13 +18,14 @@ pub struct CheckStep {
 pub(crate) struct Steps(Vec<CheckStep>);
 
 impl Steps {
-    /// Notes a step. Returns its value, `None` when it failed.
+    /// Adds a step. Returns its value, `None` when it failed.
     pub(crate) fn note<T>(
         &mut self,
-        what: &'static str,
+        what: impl Into<Cow<'static, str>>,
         result: SyncResult<T>,
         remark: impl FnOnce(&T) -> String,
     ) -> Option<T> {
+        let what = what.into();
         match result {
             Ok(value) => {
                 self.0.push(CheckStep { what, outcome: Ok(remark(&value)) });

@@ -1,4 +1,4 @@
-//! One redb file: opened and checked, closed and opened again after the disk has failed it.
+//! One redb file: opened and checked, closed and reopened after a disk error.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -12,14 +12,14 @@ use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::quarantine;
 
-/// Memory for pages of one file, read or about to be written. What is more goes to the file early.
+/// Memory for pages of one file, read or to be written. Further pages are written to the file early.
 const CACHE_BYTES: usize = 8 << 20;
 
 /// A file of tables. Every call blocks on the disk: not for async code.
 ///
-/// redb takes no further call after a failed read or write, because it cannot know what is on the disk.
-/// So the file is let go then, and the next call opens it again, which repairs it: every committed
-/// transaction is there whole, every other not at all.
+/// redb accepts no further call after a failed read or write, because it cannot know what is on the disk. So the file
+/// is then closed, and the next call reopens it, which repairs it: every committed transaction is there whole, every
+/// other not at all.
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
@@ -32,17 +32,17 @@ pub(crate) struct Database {
 enum Handle {
     Open(redb::Database),
     /// It failed, or is not open yet.
-    Away,
-    /// For good.
+    Unopened,
+    /// Closed permanently.
     Closed,
 }
 
-/// Why a transaction was given up.
+/// Why a transaction was aborted.
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// The file failed.
     File(redb::Error),
-    /// The caller does not want it.
+    /// The caller aborts it.
     Refused(SyncError),
 }
 
@@ -65,22 +65,22 @@ impl From<redb::TableError> for Stop {
 }
 
 impl Database {
-    /// The same without setting anything aside.
+    /// Like [`Database::open_or_quarantine`], without quarantining anything.
     #[cfg(test)]
     pub(crate) fn open(path: PathBuf) -> SyncResult<Self> {
-        let database = Self::away(path)?;
+        let database = Self::unopened(path)?;
         database.reopen()?;
         Ok(database)
     }
 
-    /// Opens the file, makes it if it is not there (its folder too), and checks all of it. One that is damaged or no such
-    /// file is set aside, and an empty one takes its place: what it held must not keep the process from starting.
-    /// Returns where it is then.
+    /// Opens the file, creates it (and its directory) if it does not exist, and checks all of it. A file that is
+    /// damaged or of another kind is quarantined, and an empty one takes its place: its contents must not prevent the
+    /// start. Returns its new path in that case.
     ///
     /// # Errors
-    /// Permanent where it is another process's or another version's; transient where the disk is full.
+    /// Permanent where it belongs to another process or another version; transient where the disk is full.
     pub(crate) fn open_or_quarantine(path: PathBuf) -> SyncResult<(Self, Option<PathBuf>)> {
-        let database = Self::away(path)?;
+        let database = Self::unopened(path)?;
         let damage = match database.open_file() {
             Ok(file) => {
                 *database.handle.write() = Handle::Open(file);
@@ -89,25 +89,25 @@ impl Database {
             Err(error) if is_damage(&error) => error,
             Err(error) => return Err(at(&database.path, "open", &error)),
         };
-        let aside = quarantine::set_aside(&database.path)
-            .map_err(|e| at(&database.path, "set aside the damaged", &e.into()))?;
+        let aside = quarantine::quarantine(&database.path)
+            .map_err(|e| at(&database.path, "quarantine the damaged", &e.into()))?;
         tracing::error!(
             file = %database.path.display(),
             kept_as = %aside.display(),
             error = %damage,
-            "a file is damaged; it is set aside and an empty one takes its place"
+            "a file is damaged; it is quarantined and an empty one takes its place"
         );
         database.reopen()?;
         Ok((database, Some(aside)))
     }
 
-    fn away(path: PathBuf) -> SyncResult<Self> {
+    fn unopened(path: PathBuf) -> SyncResult<Self> {
         if let Some(dir) = path.parent() {
-            durable::create_dir_all(dir).map_err(|e| at(&path, "make the folder of", &e.into()))?;
+            durable::create_dir_all(dir).map_err(|e| at(&path, "create the directory of", &e.into()))?;
         }
         Ok(Self {
             path,
-            handle: RwLock::new(Handle::Away),
+            handle: RwLock::new(Handle::Unopened),
             #[cfg(test)]
             disk_full: std::sync::Arc::default(),
         })
@@ -117,7 +117,7 @@ impl Database {
         &self.path
     }
 
-    /// A look at the newest committed state. It waits for no writer.
+    /// Reads the latest committed state. Does not wait for writers.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&ReadTransaction) -> Result<T, Stop>) -> SyncResult<T> {
         self.with(|file| {
             let transaction = redb::ReadableDatabase::begin_read(file).map_err(|e| Stop::File(e.into()))?;
@@ -125,8 +125,8 @@ impl Database {
         })
     }
 
-    /// A change: all of it or nothing. One writer at a time, others wait. It is on the disk when this
-    /// returns, unless `durability` says otherwise.
+    /// A change: all of it or nothing. One writer at a time, others wait. It is on disk when this returns, unless
+    /// `durability` says otherwise.
     pub(crate) fn write<T>(
         &self,
         durability: Durability,
@@ -141,39 +141,39 @@ impl Database {
         })
     }
 
-    /// Lets go of the file for good, once the calls under way are through.
+    /// Closes the file permanently, after the current calls.
     pub(crate) fn close(&self) {
         *self.handle.write() = Handle::Closed;
     }
 
     fn with<T>(&self, work: impl FnOnce(&redb::Database) -> Result<T, Stop>) -> SyncResult<T> {
-        if matches!(*self.handle.read(), Handle::Away) {
+        if matches!(*self.handle.read(), Handle::Unopened) {
             self.reopen()?;
         }
         let worked = match &*self.handle.read() {
             Handle::Open(file) => work(file),
-            Handle::Away => Err(Stop::File(redb::Error::PreviousIo)),
+            Handle::Unopened => Err(Stop::File(redb::Error::PreviousIo)),
             Handle::Closed => Err(Stop::File(redb::Error::DatabaseClosed)),
         };
         worked.map_err(|stop| match stop {
             Stop::Refused(error) => error,
             Stop::File(error) => {
-                self.let_go();
+                self.close_after_error();
                 at(&self.path, "use", &error)
             }
         })
     }
 
-    fn let_go(&self) {
+    fn close_after_error(&self) {
         let mut handle = self.handle.write();
         if matches!(*handle, Handle::Open(_)) {
-            *handle = Handle::Away;
+            *handle = Handle::Unopened;
         }
     }
 
     fn reopen(&self) -> SyncResult<()> {
         let mut handle = self.handle.write();
-        if matches!(*handle, Handle::Away) {
+        if matches!(*handle, Handle::Unopened) {
             *handle = Handle::Open(self.open_file().map_err(|error| at(&self.path, "open", &error))?);
         }
         Ok(())
@@ -182,12 +182,12 @@ impl Database {
     fn open_file(&self) -> Result<redb::Database, redb::Error> {
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
-        // It reads the whole file. The files are small, and redb trusts what it has not checked: a damaged
-        // page would be found by a panic in the middle of work.
+        // It reads the whole file. The files are small, and redb trusts what it has not checked: it would panic on a
+        // damaged page in the middle of work.
         builder.set_check_integrity_on_open(true);
         let open = || File::options().read(true).write(true).open(&self.path);
         let file = match open() {
-            // Only then: whatever else keeps it from being opened, there may be data under its name.
+            // Only then: after any other error there may be data under its name.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.create_file(&builder)?;
                 open()
@@ -196,21 +196,21 @@ impl Database {
         };
         let file = file.map_err(|error| match self.path.read_link() {
             Ok(target) if error.kind() == ErrorKind::NotFound => {
-                let text = format!("it is a link to {}, which is not there", target.display());
+                let text = format!("it is a link to {}, which does not exist", target.display());
                 std::io::Error::new(ErrorKind::NotFound, text)
             }
             _ => error,
         })?;
         if let Some(dir) = self.path.parent() {
-            // Else a loss of power could take the file with all that was forced into it. Also where it is not new: who
-            // made it may have been killed before this.
+            // Otherwise a loss of power could lose the file with everything that was synced to it. Also where it is
+            // not new: the process that created it may have been killed before this.
             durable::sync_dir(dir)?;
         }
         Ok(builder.create_with_backend(self.backend(file)?)?)
     }
 
-    /// Makes an empty file. It gets its name when it is whole: one that a kill has cut short would count as damaged.
-    /// What has the name by then stays, and is to be opened.
+    /// Creates an empty file. It gets its name when it is complete: an incomplete one would count as damaged. A file
+    /// that has the name by then is left, and opened.
     fn create_file(&self, builder: &Builder) -> Result<(), redb::Error> {
         let unfinished = self.path.with_extension("new");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
@@ -239,7 +239,7 @@ impl Database {
     }
 }
 
-/// Whether the file is damaged or no such file, and stays so.
+/// Whether the file is damaged or of another kind, permanently.
 fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Corrupted(_) => true,
@@ -258,14 +258,14 @@ fn at(path: &Path, what: &str, error: &redb::Error) -> SyncError {
                 .because(error.to_string())
         }
         redb::Error::Io(io) => match io.kind() {
-            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-                permanent(format!("{path} is damaged or no file of ours: move it away to start anew"))
-                    .because(error.to_string())
-            }
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => permanent(format!(
+                "{path} is damaged or of another kind: move it away to start with an empty one"
+            ))
+            .because(error.to_string()),
             ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory => {
                 permanent(format!("cannot {what} {path}")).because(error.to_string())
             }
-            // With its kind: whether the disk is full is told by it.
+            // With its kind: it shows whether the disk is full.
             kind => SyncError::transient(Link::Disk, format!("cannot {what} {path}"))
                 .because(std::io::Error::new(kind, error.to_string())),
         },

@@ -1,9 +1,9 @@
-//! What makes files outlive a loss of power, for all stores: an fsync of the file, and one of the directory that holds
-//! its name.
+//! Durable file operations for all stores: fsync of files and of the directories that hold their names, and atomic
+//! replacement.
 //!
-//! A file system may lose, in any order, what was not forced: bytes, renames, new names, removals. So a file is forced
-//! before it gets its name, and the directory before anybody is told that the file is there. Everything that forces
-//! something goes through here, where `simulated` can look on.
+//! A file system may lose, in any order, what was not synced: bytes, renames, new names, removals. So a file is synced
+//! before it gets its name, and the directory before the file is reported to exist. Every fsync of the workspace goes
+//! through this module, where `simulated` observes it.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -16,22 +16,23 @@ use rustix::io::{Errno, retry_on_intr};
 #[cfg(any(test, feature = "simulated-disk"))]
 pub mod simulated;
 
-/// What tells one start of this machine from another; of a container it is the host's. Empty where the system does not say.
+/// Identifies the current boot of this machine (in a container, of the host). Empty where the system does not provide it.
 #[must_use]
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
-/// Forces a file, its bytes and its length, to the disk.
+/// Syncs a file, its bytes and its metadata, to disk.
 ///
 /// # Errors
-/// What the disk gives. Then nobody knows what of it is there, and another call may succeed without having written it.
+/// The error of the disk. It is then unknown which bytes are on disk, and a further call may succeed without having
+/// written them.
 pub fn sync_file(file: impl AsFd) -> io::Result<()> {
     let file = file.as_fd();
     observed(file, || Ok(retry_on_intr(|| rustix::fs::fsync(file))?))
 }
 
-/// As [`sync_file`], without times and what else nobody needs to read the bytes back.
+/// Like [`sync_file`], without metadata that is not needed to read the bytes back, such as times.
 ///
 /// # Errors
 /// As [`sync_file`].
@@ -40,18 +41,18 @@ pub fn sync_data(file: impl AsFd) -> io::Result<()> {
     observed(file, || Ok(retry_on_intr(|| rustix::fs::fdatasync(file))?))
 }
 
-/// Forces the names in an open directory to the disk.
+/// Syncs the entries of an open directory to disk.
 ///
 /// # Errors
-/// What the disk gives.
+/// The error of the disk.
 pub fn sync_open_dir(dir: impl AsFd) -> io::Result<()> {
     sync_file(dir)
 }
 
-/// Forces the names in a directory to the disk: what was created, renamed or removed in it.
+/// Syncs the entries of a directory to disk: what was created, renamed or removed in it.
 ///
 /// # Errors
-/// What the disk gives.
+/// The error of the disk.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     sync_open_dir(File::open(dir)?)
 }
@@ -63,17 +64,17 @@ fn observed<F>(_: F, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
 
 #[cfg(any(test, feature = "simulated-disk"))]
 fn observed(file: impl AsFd, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    let seen = simulated::before(&file);
+    let observed = simulated::before(&file);
     sync()?;
-    simulated::after(seen, &file);
+    simulated::after(observed, &file);
     Ok(())
 }
 
-/// Replaces the file `path` durably and as a whole, by way of `temporary` beside it. Nothing is left of it where that
-/// fails.
+/// Replaces the file `path` atomically and durably: writes `temporary` (a name in the same directory), syncs it, renames
+/// it, and syncs the directory. After a failure the temporary file is removed.
 ///
 /// # Errors
-/// What the disk gives. The file is the old or the new one then.
+/// The error of the disk. The file is then either the old or the new one.
 pub fn replace(path: &Path, temporary: &str, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = dir.join(temporary);
@@ -81,20 +82,20 @@ pub fn replace(path: &Path, temporary: &str, bytes: &[u8]) -> io::Result<()> {
         .and_then(|mut file| file.write_all(bytes).and_then(|()| sync_file(&file)))
         .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
-        // On a full disk it takes room that others need.
+        // On a full disk it would take space that others need.
         let _ = fs::remove_file(&temporary);
     }
     written.and_then(|()| sync_dir(dir))
 }
 
-/// Renames `from` to `to` unless something has that name, be it a link that leads nowhere. Not durable before the
-/// directory is forced to the disk.
+/// Renames `from` to `to` unless that name exists, even as a dangling link. Not durable before the
+/// directory is synced.
 ///
 /// # Errors
-/// [`ErrorKind::AlreadyExists`] where something has the name, and what the disk gives.
+/// [`ErrorKind::AlreadyExists`] if the name exists, or the error of the disk.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Not every file system can, NFS for one.
+        // Not every file system supports it, e.g. NFS.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)
@@ -103,40 +104,48 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file durably; that it is not there is fine.
+/// Removes a file durably; does nothing if it does not exist.
 ///
 /// # Errors
-/// What the disk gives.
+/// The error of the disk.
 pub fn remove(path: &Path) -> io::Result<()> {
+    if remove_if_exists(path)? { sync_dir(path.parent().unwrap_or(Path::new("."))) } else { Ok(()) }
+}
+
+/// Removes a file; false if it did not exist. Not durable before the directory is synced.
+///
+/// # Errors
+/// The error of the disk.
+pub fn remove_if_exists(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
-        Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("."))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Makes a directory and those above it, and forces their names to the disk: also of those that are there, since
-/// whoever made them may have ended before that.
+/// Creates a directory and its parents, and syncs their entries: also those of existing ones, because the process that
+/// created them may have ended before it synced them.
 ///
 /// # Errors
-/// What the disk gives. The parent of one that was there and may not be read counts as durable, and those above it in any
-/// case.
+/// The error of the disk. The entry of an existing directory whose parent may not be read counts as durable, and so do
+/// those above it in any case.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
-    // How many names are new, from the last one up.
-    let made = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).count();
+    // Number of new names, from the last one up.
+    let created = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).count();
     fs::create_dir_all(path)?;
     for (index, dir) in path.canonicalize()?.ancestors().skip(1).enumerate() {
         match sync_dir(dir) {
-            // It holds a name that is far from new, in a directory that somebody else has made.
-            Err(_) if index > made => {}
-            Err(error) if index == made && is_not_ours(&error) => {}
+            // An old entry, in a directory that another program has created.
+            Err(_) if index > created => {}
+            Err(error) if index == created && is_foreign(&error) => {}
             synced => synced?,
         }
     }
     Ok(())
 }
 
-fn is_not_ours(error: &io::Error) -> bool {
+fn is_foreign(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::ReadOnlyFilesystem

@@ -1,21 +1,21 @@
-//! Why something in the cloud did not work, and whether trying again can help.
+//! Errors of the stores and links: what failed, and whether a retry can help.
 
 use std::error::Error;
 use std::fmt;
 use std::io::{self, ErrorKind};
 
-/// Whether trying the same again can help.
+/// Whether a retry of the same call can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The other side is away, slow or busy: the same will work later.
+    /// The other side is unavailable, slow or busy: the same call will succeed later.
     Transient,
-    /// What was asked is refused, and will be however often it is asked.
+    /// The request is refused, and will be on every retry.
     Permanent,
 }
 
-/// Something that a store, a queue or a sink could not do. It never holds a secret.
+/// An operation of a store, a queue or a sink that failed. It never contains a secret.
 ///
-/// The text says what was tried and where; the source says what the client library saw.
+/// The text says what was tried and where; the source is the client library's error.
 #[derive(Debug, thiserror::Error)]
 #[error("{link}: {what}")]
 pub struct SyncError {
@@ -28,11 +28,11 @@ pub struct SyncError {
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
-/// What result a call into the cloud has.
+/// Result of a call to a store or a link.
 pub type SyncResult<T> = Result<T, SyncError>;
 
 impl SyncError {
-    /// An error that passes by itself.
+    /// A transient error.
     pub fn transient(link: Link, what: impl Into<String>) -> Self {
         Self {
             link,
@@ -44,7 +44,7 @@ impl SyncError {
         }
     }
 
-    /// An error that stays.
+    /// A permanent error.
     pub fn permanent(link: Link, what: impl Into<String>) -> Self {
         Self {
             link,
@@ -56,47 +56,47 @@ impl SyncError {
         }
     }
 
-    /// The same, where what was asked is not at fault: the login is refused, say, or somebody else answers. Trying again
-    /// at once is of no use, but once an operator has mended it the same works.
+    /// Marks the link, not the request, as the cause: the login is refused, for example, or another server answers.
+    /// An immediate retry is useless, but after a correction of the configuration the same call succeeds.
     #[must_use]
     pub fn of_the_link(mut self) -> Self {
         self.of_the_link = true;
         self
     }
 
-    /// Whether the link is at fault, and not what was asked.
+    /// Whether the link is the cause, not the request.
     #[must_use]
     pub fn is_of_the_link(&self) -> bool {
         self.of_the_link
     }
 
-    /// The same, about the record with this id: it is at fault, and no other of those that were published with it.
+    /// Marks the record with this id as the cause, not the others that were published with it.
     #[must_use]
     pub fn of_record(mut self, id: impl Into<String>) -> Self {
         self.record = Some(id.into());
         self
     }
 
-    /// The id of the record that is at fault, where it is one.
+    /// The id of the record that is the cause, if one is.
     #[must_use]
     pub fn record(&self) -> Option<&str> {
         self.record.as_deref()
     }
 
-    /// The same with what caused it.
+    /// Sets the source.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Whether the same call can work later.
+    /// Whether the same call can succeed later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         self.fault == Fault::Transient
     }
 
-    /// Whether it is for lack of space on a disk of this machine.
+    /// Whether the cause is a lack of space on a disk of this machine.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         is_disk_full(self)
@@ -108,25 +108,30 @@ impl SyncError {
         self.link
     }
 
-    /// The text with those of all its causes, for one line of a log or a report.
+    /// The text with those of all its sources, for one line of a log or a report.
     #[must_use]
     pub fn in_full(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let more = error.to_string();
-            // Client libraries often repeat their source in their own text.
-            if !text.ends_with(&more) {
-                text.push_str(": ");
-                text.push_str(&more);
-            }
-            cause = error.source();
-        }
-        text
+        with_sources(self)
     }
 }
 
-/// Whether one of the causes of `error` is that a disk, a quota or the largest allowed file size is used up.
+/// The text of an error with those of all its sources, in one line.
+pub(crate) fn with_sources(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Client libraries often repeat their source in their own text.
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Whether one of the sources of `error` is that a disk, a quota or the maximum file size is exhausted.
 #[must_use]
 pub fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
     let full = |error: &io::Error| {

@@ -1,7 +1,7 @@
 //! The versioned records that leave the box, as JSON.
 //!
-//! A reader must live with what a newer appliance writes: fields it does not know are passed over, and
-//! an event of a kind it does not know is kept whole as [`EventBody::Unknown`].
+//! A reader must accept what a newer appliance writes: unknown fields are ignored, and an event of an unknown kind is
+//! preserved as [`EventBody::Unknown`].
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,15 +9,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use ulid::Ulid;
 
+/// Milliseconds since 1970, 0 before 1970.
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The version of the envelope that this code writes.
 pub const EVENT_VERSION: u32 = 1;
 
 /// One thing that happened on one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Version of the envelope, [`EVENT_VERSION`] for events made here.
+    /// Version of the envelope, [`EVENT_VERSION`] for events created here.
     pub v: u32,
-    /// A ULID: unique, and sorted by time. Consumers drop repeated deliveries by it.
+    /// A ULID: unique, and ordered by time. Consumers use it to drop duplicates.
     pub id: Ulid,
     /// When it happened; RFC 3339 in UTC with milliseconds on the wire.
     #[serde(with = "rfc3339_millis")]
@@ -30,28 +36,26 @@ pub struct Event {
 }
 
 impl Event {
-    /// A new event of `node`, now, with a fresh id.
+    /// A new event of `node`, with the current time and a new id.
     #[must_use]
     pub fn new(node: impl Into<String>, body: EventBody) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Whole milliseconds, so that an event read back equals the one that was written.
-        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let time = UNIX_EPOCH + Duration::from_millis(millis);
+        let time = UNIX_EPOCH + Duration::from_millis(unix_ms(SystemTime::now()));
         Self { v: EVENT_VERSION, id: Ulid::from_datetime(time), time, node: node.into(), body }
     }
 
-    /// The event as one line of JSON, without the line end.
+    /// Serializes the event as one line of JSON, without the line end.
     ///
     /// # Errors
-    /// When an [`EventBody::Unknown`] holds what JSON cannot.
+    /// When an [`EventBody::Unknown`] holds what JSON cannot represent.
     pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
     }
 
-    /// Reads an event back.
+    /// Parses an event.
     ///
     /// # Errors
-    /// When it is not JSON, or a known kind lacks a field it must have.
+    /// When it is not JSON, or a known kind lacks a required field.
     pub fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(json)
     }
@@ -61,23 +65,23 @@ impl Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", try_from = "Map<String, Value>")]
 pub enum EventBody {
-    /// A photo was classified and the answer acknowledged.
+    /// A photo was classified and the response acknowledged.
     Prediction(Prediction),
     /// An image of a batch has its result.
     BatchItem(BatchItem),
     /// A batch is finished.
     Batch(BatchSummary),
-    /// Another version of a model serves, or one was rejected.
+    /// A version of a model was promoted, rejected or rolled back.
     Model(ModelChange),
-    /// The outbox was found to be a copy, or to have come back as it was earlier.
+    /// The outbox was found to be a copy, or restored to an earlier state.
     Outbox(OutboxChange),
-    /// A kind that a newer appliance wrote: its fields as they came, `kind` among them.
+    /// A kind that a newer appliance wrote: its fields as received, including `kind`.
     #[serde(untagged)]
     Unknown(Map<String, Value>),
 }
 
 impl EventBody {
-    /// The name of the kind as it stands on the wire; empty when an unknown event has none.
+    /// The name of the kind on the wire; empty when an unknown event has none.
     #[must_use]
     pub fn kind(&self) -> &str {
         match self {
@@ -91,7 +95,7 @@ impl EventBody {
     }
 }
 
-/// Written by hand because serde's own fallback would also hide a known kind with a broken field.
+/// Hand-written because serde's own fallback would also hide a known kind with a broken field.
 impl TryFrom<Map<String, Value>> for EventBody {
     type Error = serde_json::Error;
 
@@ -107,12 +111,12 @@ impl TryFrom<Map<String, Value>> for EventBody {
     }
 }
 
-/// The answer to one photo.
+/// The prediction for one photo.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// The id of the request that was answered.
     pub request_id: String,
-    /// The camera that the client named, if it did.
+    /// The camera named by the client, if any.
     pub camera: Option<String>,
     /// The model that answered.
     pub model: ModelRef,
@@ -124,30 +128,30 @@ pub struct Prediction {
     pub confidence: f32,
     /// The best labels, best first.
     pub predictions: Vec<Score>,
-    /// Whether the answer came from the content cache.
+    /// Whether it came from the content cache.
     pub cached: bool,
 }
 
-/// The result of one image of a batch: what was recognised, or why nothing was.
+/// The result of one image of a batch: its prediction, or why there is none.
 ///
-/// It stands the same, line by line, in the batch's results object and, as an event, in the results topic.
+/// It is the same, line by line, in the batch's results object and, as an event, in the results topic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BatchItem {
     /// The batch.
     pub request_id: String,
-    /// The image's place in the batch, from 0.
+    /// The image's index in the batch, from 0.
     pub index: u64,
-    /// Where the image came from, as the batch named it.
+    /// The image's source, as named in the batch.
     pub image_url: String,
-    /// The camera that the batch named, if it did.
+    /// The camera named in the batch, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub camera: Option<String>,
-    /// What became of it.
+    /// The outcome.
     #[serde(flatten)]
     pub outcome: ItemOutcome,
 }
 
-/// What became of an image of a batch; on the wire the field `status` says which.
+/// Outcome of an image of a batch; on the wire distinguished by the field `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum ItemOutcome {
@@ -164,7 +168,7 @@ pub enum ItemOutcome {
         /// The photo.
         image: ImageRef,
     },
-    /// It was not, and will not be.
+    /// It was not classified, and will not be.
     Failed {
         /// The reason, for programs: `snake_case`.
         code: String,
@@ -173,48 +177,48 @@ pub enum ItemOutcome {
     },
 }
 
-/// How a batch ended.
+/// The outcome of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchSummary {
     /// The batch.
     pub request_id: String,
     /// `completed`, `failed` when no image was classified, or `cancelled`: then some images may have no result.
     pub status: String,
-    /// Images.
+    /// Number of images.
     pub total: u64,
-    /// Images classified.
+    /// Number of images classified.
     pub completed: u64,
-    /// Images failed.
+    /// Number of images failed.
     pub failed: u64,
-    /// Where the results are.
+    /// URI of the results.
     pub results_uri: String,
 }
 
-/// What a node did with a version of a model.
+/// A change of a model's version on a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelChange {
     /// The model, as in `?model=`.
     pub model: String,
     /// `serving`, `rejected` or `rolled_back`.
     pub state: String,
-    /// The version that it is about: `fish-classifier/3`, or `bundle` for the one that the configuration names.
+    /// The version concerned: `fish-classifier/3`, or `bundle` for the configured one.
     pub version: String,
-    /// The version that served before, for `serving`; the one that serves on, for the others.
+    /// The previous version, for `serving`; the one that continues to serve, for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other: Option<String>,
-    /// Why, for a person.
+    /// The reason, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// Why a node's outbox goes on under another identity.
+/// A change of an outbox's identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutboxChange {
-    /// `copied` for a copy of a data directory, `restored` for one that came back as it was earlier.
+    /// `copied` for a copy of a data directory, `restored` for one that was restored to an earlier state.
     pub cause: String,
-    /// The identity until now.
+    /// The previous identity.
     pub from: String,
-    /// The identity from now on.
+    /// The new identity.
     pub to: String,
     /// Events of this outbox up to this sequence had been sent.
     pub sent: u64,
@@ -227,7 +231,7 @@ pub struct ModelRef {
     pub name: String,
     /// Version of the bundle.
     pub version: String,
-    /// Digest of the bundle's variant that ran, in hex.
+    /// Digest of the variant of the bundle that ran, in hex.
     pub digest: String,
 }
 
@@ -236,13 +240,13 @@ pub struct ModelRef {
 pub struct ImageRef {
     /// BLAKE3 of the encoded bytes, in hex.
     pub digest: String,
-    /// Encoding, found from the bytes: `jpeg`, `png`, ...
+    /// Encoding, detected from the bytes: `jpeg`, `png`, ...
     pub format: String,
     /// Length of the encoded bytes.
     pub bytes: u64,
-    /// Width in pixels, as the header says.
+    /// Width in pixels, from the header.
     pub width: u32,
-    /// Height in pixels, as the header says.
+    /// Height in pixels, from the header.
     pub height: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Whether a link works, as its own calls found: for `/health`, metrics and logs. No probes of its own.
+//! Health of links, as observed by their own calls: for `/health`, metrics and logs. There are no extra probes.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,14 +7,14 @@ use parking_lot::Mutex;
 
 use crate::error::{Link, SyncError};
 
-/// What a link's own calls have found so far.
+/// State of a link, as observed by its calls.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LinkState {
-    /// Whether the newest call worked; `None` when there was none yet.
+    /// Whether the latest call succeeded; `None` when there was none yet.
     pub up: Option<bool>,
-    /// Since when it has been so.
+    /// Time of the last change of `up`.
     pub since: Option<SystemTime>,
-    /// The newest failure in words, kept after the link is back.
+    /// Text of the latest failure, retained after a success.
     pub last_error: Option<String>,
     /// Calls that failed since the start.
     pub failures: u64,
@@ -28,7 +28,7 @@ pub struct LinkHealth {
 }
 
 impl LinkHealth {
-    /// A link that nothing is known of.
+    /// A link in an unknown state.
     #[must_use]
     pub fn new(link: Link) -> Self {
         Self { link, state: Arc::default() }
@@ -40,7 +40,7 @@ impl LinkHealth {
         self.link
     }
 
-    /// A call worked. Returns whether that is a change.
+    /// Records a successful call. Returns whether that is a change.
     pub fn worked(&self) -> bool {
         let mut state = self.state.lock();
         let changed = state.up != Some(true);
@@ -51,7 +51,7 @@ impl LinkHealth {
         changed
     }
 
-    /// A call failed. Returns whether that is a change: the one worth a line in the log.
+    /// Records a failed call. Returns whether that is a change, which is logged once.
     pub fn failed(&self, error: &SyncError) -> bool {
         let mut state = self.state.lock();
         let changed = state.up != Some(false);
@@ -64,7 +64,7 @@ impl LinkHealth {
         changed
     }
 
-    /// Notes how `result` came out: a transient failure is the link's, a permanent one the request's.
+    /// Records the outcome `result`: a transient failure is the link's, a permanent one the request's.
     pub fn note<T>(&self, result: Result<T, SyncError>) -> Result<T, SyncError> {
         match &result {
             Ok(_) => {
@@ -82,7 +82,7 @@ impl LinkHealth {
         result
     }
 
-    /// What is known now.
+    /// The current state.
     #[must_use]
     pub fn state(&self) -> LinkState {
         self.state.lock().clone()

@@ -1,18 +1,18 @@
-//! Damaged files, set aside for whoever wants to look at them; a bounded number of each.
+//! Quarantine of damaged files for inspection; a limited number per name.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What the name of such a file has in it.
+/// Marker in the name of such a file.
 const MARK: &str = ".damaged-";
 
-/// Damaged files of one name that are kept; the oldest go first.
+/// Maximum quarantined files per name; the oldest are deleted.
 const MAX_KEPT: usize = 3;
 
 /// Renames a file to `<name>.damaged-<seconds>` in its directory, durably. Returns its new path.
-pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn quarantine(path: &Path) -> io::Result<PathBuf> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let prefix = format!("{name}{MARK}");
@@ -41,8 +41,7 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// The damaged files that are set aside in a directory, in the order of their names; blocking. A directory that is not
-/// there has none.
+/// The quarantined files in a directory, sorted by name; blocking. A missing directory has none.
 ///
 /// # Errors
 /// When the directory can't be read.

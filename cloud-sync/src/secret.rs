@@ -1,10 +1,10 @@
-//! A secret that no log, error or debug print shows.
+//! Secrets that no log, error or debug output shows.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A password or key. It prints as `***`; only [`Secret::expose`] gives it out.
+/// A password or key. It is displayed as `***`; only [`Secret::expose`] returns it.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
 
@@ -20,7 +20,7 @@ impl Secret {
         &self.0
     }
 
-    /// Whether there is none.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -39,7 +39,7 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// As it prints: a configuration that is shown holds no secret.
+/// Serialized as displayed: a printed configuration contains no secret.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(if self.0.is_empty() { "" } else { "***" })

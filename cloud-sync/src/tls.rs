@@ -1,4 +1,4 @@
-//! Trust in what a `ca_file` names: authorities, and the certificates of servers that signed their own.
+//! Trust in the certificates of a `ca_file`: authorities, and self-signed certificates of servers.
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +24,7 @@ pub struct CaFileError {
     reason: String,
 }
 
-/// Which certificates are trusted besides those that a file names.
+/// Certificates that are trusted besides those of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Besides {
     /// None.
@@ -33,10 +33,10 @@ pub enum Besides {
     System,
 }
 
-/// A configuration of TLS clients that trusts the certificates of a PEM file.
+/// A TLS client configuration that trusts the certificates of a PEM file.
 ///
 /// # Errors
-/// When the file can't be read, or holds no certificate or one that can't be used.
+/// When the file can't be read, or holds no certificate or an invalid one.
 pub fn trusting(file: &Path, besides: Besides) -> Result<ClientConfig, CaFileError> {
     let failed = |reason: String| CaFileError { file: file.to_owned(), reason };
     let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
@@ -61,9 +61,9 @@ pub(crate) fn client_config(link: Link, file: &Path) -> SyncResult<ClientConfig>
     })
 }
 
-/// Verifies as rustls does, with one addition. `openssl req -x509` marks what it makes as an authority's certificate,
-/// and webpki takes no such certificate for a server's. Where the file names that very certificate, there is nothing
-/// that an authority could add: its dates and names are checked, and the handshake proves that the server has its key.
+/// Verifies like rustls, with one exception. `openssl req -x509` marks its output as an authority's certificate, and
+/// webpki accepts no such certificate for a server. Where the file contains that very certificate, an authority would
+/// add nothing: its dates and names are checked, and the handshake proves that the server has its key.
 #[derive(Debug)]
 struct NamedCertificates {
     named: Vec<CertificateDer<'static>>,
@@ -78,7 +78,7 @@ impl NamedCertificates {
     ) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         if besides == Besides::System {
-            // What of the system's can't be read or parsed is left out, as every client does.
+            // System certificates that can't be read or parsed are skipped, as in every client.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         for certificate in &named {
@@ -102,7 +102,7 @@ impl ServerCertVerifier for NamedCertificates {
         let chain =
             self.chains.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match chain {
-            // webpki checks the dates before it looks at what the certificate is for.
+            // webpki checks the dates before the purpose of the certificate.
             Err(error) if is_authority_as_server(&error) && self.named.contains(end_entity) => {
                 rustls::client::verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())

@@ -1,20 +1,21 @@
-//! A process that works off the embedded queue is killed again and again: every result is in the outbox
-//! exactly once, and no chunk that the queue has forgotten is missing in the status of its batch.
+//! A process that works off the embedded queue is killed repeatedly: every result is in the outbox exactly once, and
+//! no chunk that the queue has removed is missing in the status of its batch.
 //!
 //! The test starts itself as the child, with the directory in the environment.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::env;
+use std::io::{BufRead, BufReader, Write, stdout};
 use std::path::Path;
-use std::process::{Child, Command};
-use std::sync::Arc;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Once, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cloud_sync::batch_status::{BatchSpec, BatchStatusStore, EmbeddedBatchStatus};
 use cloud_sync::outbox::{Outbox, OutboxConfig, Reader};
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, NewJob, ResultRecord, Settled};
-use cloud_sync::state::{BatchSpec, EmbeddedStore, StateConfig, StateStore};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
@@ -24,6 +25,7 @@ const CHUNKS: u32 = 10;
 const RESULTS: u32 = 3;
 /// Jobs that are in the queue when a child starts: more than it can do before it is killed.
 const AHEAD: usize = 1500;
+static FIRST_SETTLED: Once = Once::new();
 
 fn main() {
     match env::var_os(DIR) {
@@ -34,7 +36,7 @@ fn main() {
 
 struct Stores {
     queue: EmbeddedQueue,
-    state: EmbeddedStore,
+    state: EmbeddedBatchStatus,
     outbox: Arc<Outbox>,
 }
 
@@ -43,7 +45,7 @@ fn open(dir: &Path, inflight: usize) -> Stores {
     let config = EmbeddedQueueConfig { dir: dir.join("queue"), inflight, max_bytes: 64 << 20 };
     let queue = EmbeddedQueue::open(config, Arc::clone(&outbox)).unwrap();
     let hour = Duration::from_secs(3600);
-    let state = EmbeddedStore::open(dir.join("state"), StateConfig::default(), hour).unwrap();
+    let state = EmbeddedBatchStatus::open(dir.join("state"), hour).unwrap();
     Stores { queue, state, outbox }
 }
 
@@ -71,6 +73,8 @@ async fn work_until_killed(dir: &Path) {
                         ResultRecord { id, key: String::new(), payload }
                     });
                     assert_eq!(stores.queue.settle(&job, results.collect()).await.unwrap(), Settled::Done);
+                    // The parent may have closed the pipe.
+                    FIRST_SETTLED.call_once(|| drop(writeln!(stdout(), "settled")));
                 }
             })
         })
@@ -80,8 +84,26 @@ async fn work_until_killed(dir: &Path) {
     }
 }
 
-fn start_child(dir: &Path) -> Child {
-    Command::new(env::current_exe().unwrap()).env(DIR, dir).spawn().unwrap()
+fn start_child(dir: &Path, stdout: Stdio) -> Child {
+    Command::new(env::current_exe().unwrap()).env(DIR, dir).stdout(stdout).spawn().unwrap()
+}
+
+/// Starts a child and kills it `after` its first settlement.
+fn kill_after_first(dir: &Path, after: Duration) {
+    let mut child = start_child(dir, Stdio::piped());
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let (settled, first) = mpsc::channel();
+    let reading = thread::spawn(move || {
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let _ = settled.send(line);
+    });
+    // On a loaded machine it takes long until the child settles its first job.
+    assert_eq!(first.recv_timeout(Duration::from_secs(120)).unwrap(), "settled\n");
+    reading.join().unwrap();
+    thread::sleep(after);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// How often each result is in the outbox.
@@ -94,8 +116,8 @@ fn published(outbox: &Outbox) -> BTreeMap<String, u32> {
     times
 }
 
-/// Checks what a kill has left behind, and returns how many jobs of `submitted` are still to do, and how
-/// many of those have results in the outbox already.
+/// Checks the state after a kill, and returns how many jobs of `submitted` are left, and how many of those have
+/// results in the outbox already.
 async fn check(stores: &Stores, submitted: u32) -> (usize, usize) {
     let published = published(&stores.outbox);
     assert!(published.values().all(|times| *times == 1), "twice: {published:?}");
@@ -136,17 +158,14 @@ async fn kill_again_and_again() {
             submitted += more;
             worked += u32::from(round > 0 && more > 0);
         }
-        let mut child = start_child(dir.path());
-        thread::sleep(Duration::from_millis(120 + 13 * round));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_after_first(dir.path(), Duration::from_millis(13 * round));
     }
-    let mut child = start_child(dir.path());
+    let mut child = start_child(dir.path(), Stdio::inherit());
     let start = Instant::now();
     let status = loop {
         match child.try_wait().unwrap() {
             Some(status) => break status,
-            None if start.elapsed() > Duration::from_secs(120) => {
+            None if start.elapsed() > Duration::from_secs(600) => {
                 child.kill().unwrap();
                 break child.wait().unwrap();
             }

@@ -2,6 +2,7 @@
 import json
 import sys
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 # The client itself says things on stdout.
@@ -11,7 +12,16 @@ client = MlflowClient()
 
 def experiment(name):
     found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name)
+    if found:
+        return found.experiment_id
+    try:
+        return client.create_experiment(name)
+    except MlflowException:
+        # Another client has created it meanwhile.
+        found = client.get_experiment_by_name(name)
+        if not found:
+            raise
+        return found.experiment_id
 
 
 def model(name):

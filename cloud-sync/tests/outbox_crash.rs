@@ -1,7 +1,7 @@
-//! A process that appends is killed again and again: no event that it was promised is missing.
+//! A process that appends is killed repeatedly: no acknowledged event is missing.
 //!
-//! The test starts itself as the child: with the directory in the environment it appends from several
-//! threads until it is killed, and prints each event once it is acknowledged.
+//! The test starts itself as the child: with the directory in the environment it appends from several threads until
+//! it is killed, and prints each event once it is acknowledged.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use cloud_sync::outbox::{Outbox, OutboxConfig, Reader};
 
 const DIR: &str = "OUTBOX_CRASH_DIR";
 const ROUND: &str = "OUTBOX_CRASH_ROUND";
-/// Of kills: so many a round of `WEIR_FAULT_ROUNDS`, which is 2 unless set. So 20 are 100 kills.
+/// Kills per round of `WEIR_FAULT_ROUNDS`, which is 2 by default. So 20 are 100 kills.
 const KILLS_A_ROUND: u64 = 5;
 
 fn main() {
@@ -40,7 +40,7 @@ fn append_until_killed(dir: &Path, round: &str) {
                 for n in 0_u64.. {
                     let payload = format!("{round}-{worker}-{n}-{}", "x".repeat((n % 700) as usize));
                     let sequence = outbox.append(payload.clone().into()).wait().unwrap();
-                    // The parent has gone when this fails; there is nobody left to promise anything to.
+                    // This fails when the parent is gone; then nothing needs to be acknowledged.
                     if writeln!(stdout().lock(), "{sequence} {payload}").is_err() {
                         return;
                     }
@@ -69,7 +69,7 @@ fn kill_again_and_again() {
         let reading = thread::spawn(move || {
             let (mut found, mut line) = (Vec::new(), String::new());
             while lines.read_line(&mut line).unwrap() > 0 {
-                // A line without its end was cut by the kill: the child had no chance to say it all.
+                // A line without its end was cut by the kill.
                 if let Some((sequence, payload)) = line.strip_suffix('\n').and_then(|l| l.split_once(' ')) {
                     found.push((sequence.parse::<u64>().unwrap(), payload.to_owned()));
                     let _ = begun.send(());

@@ -1,4 +1,4 @@
-//! The contract of a job queue, kept by the one in a file.
+//! The contract of a job queue, for the one in a file.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 #[path = "contract/queue.rs"]
@@ -25,7 +25,7 @@ fn open(dir: &Path, inflight: usize, outbox: &Arc<Outbox>) -> Arc<dyn JobQueue> 
     loop {
         match EmbeddedQueue::open(config.clone(), Arc::clone(outbox)) {
             Ok(queue) => break Arc::new(queue),
-            // A call of the handle before that nobody waited for may still be under way.
+            // An abandoned call of the previous handle may still be running.
             Err(error) if error.in_full().contains("in use") && start.elapsed() < Duration::from_secs(60) => {
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -50,7 +50,7 @@ impl contract::Harness for Embedded {
         drop(queue);
     }
 
-    async fn published(&self) -> Vec<String> {
+    async fn published(&self, _: usize) -> Vec<String> {
         let events = Reader::open(self.outbox.dir()).unwrap();
         let id = |payload: Vec<u8>| {
             serde_json::from_slice::<Value>(&payload).unwrap()["id"].as_str().unwrap().to_owned()

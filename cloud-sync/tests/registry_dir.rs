@@ -1,4 +1,4 @@
-//! The registry in a directory: the contract, and what people may have put there.
+//! The registry in a directory: the contract, and other files that may be there.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 #[path = "contract/registry.rs"]
@@ -119,7 +119,7 @@ async fn what_people_got_wrong_is_named() {
     std::fs::write(harness.0.path().join("fish-classifier/tags/1.json"), "[1]").unwrap();
     let error = registry.resolve(&"fish-classifier/1".parse().unwrap()).await.unwrap_err();
     assert!(error.in_full().contains("tags/1.json"), "{}", error.in_full());
-    // A name that is not a number comes after those that are.
+    // A name that is not a number comes after the numbers.
     std::fs::remove_dir_all(harness.0.path().join("fish-classifier/tags")).unwrap();
     std::fs::create_dir_all(harness.0.path().join("fish-classifier/nightly")).unwrap();
     std::fs::write(harness.0.path().join("fish-classifier/README.md"), "no version").unwrap();

@@ -1,4 +1,5 @@
-//! The registry in MLflow: the contract on a current server and on an old one, whose own client registers.
+//! The registry in MLflow: the contract on a current server and on an old one, with models registered by its own
+//! client.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 #[path = "contract/registry.rs"]
@@ -20,7 +21,7 @@ use contract::{Harness, MLMODEL, content, find, folder};
 use serde_json::{Value, json};
 use test_services::{Mlflow, Services, shared_with_mlflow};
 
-/// A model of its own on a server; with an S3 client, artifacts are read from S3.
+/// A separate model on a server; with an S3 client, artifacts are read from S3.
 struct OnServer {
     server: &'static Mlflow,
     s3: Option<Arc<S3Store>>,
@@ -32,7 +33,7 @@ impl OnServer {
         Self { server, s3, name: format!("fish-{}", ulid::Ulid::generate()) }
     }
 
-    /// Lets MLflow's own client do something.
+    /// Runs a step in MLflow's own client.
     async fn client(&self, step: Value) -> Value {
         let (server, s3) = (self.server, shared_with_mlflow().s3());
         let run = move || {
@@ -64,7 +65,7 @@ impl OnServer {
 }
 
 fn versions_of(answer: &Value) -> Vec<String> {
-    // Numbers from one client, texts from another.
+    // Numbers from one client, strings from another.
     let text = |version: &Value| version.as_str().map_or_else(|| version.to_string(), str::to_owned);
     answer.as_array().unwrap().iter().map(text).collect()
 }
@@ -84,7 +85,7 @@ async fn s3() -> Option<Arc<S3Store>> {
     Some(Arc::new(S3Store::open(s3_config(), LinkHealth::new(Link::S3)).await.unwrap()))
 }
 
-/// Everything but where it is.
+/// Everything but the location.
 macro_rules! harness {
     ($name:ident, $server:ident, $s3:expr, goes on: $goes_on:expr) => {
         struct $name(OnServer);
@@ -147,16 +148,16 @@ impl OnServer {
     }
 }
 
-/// A current server, whose proxy is the way to the artifacts.
+/// A current server, whose artifacts are read through its proxy.
 mod current {
     use super::*;
 
-    // Its proxy knows neither ranges nor ETags.
+    // Its proxy supports neither ranges nor ETags.
     harness!(Current, mlflow, None, goes on: false);
     contract::suite!(Current);
 }
 
-/// An old one without a proxy: artifacts come from S3.
+/// An old one without a proxy: artifacts are read from S3.
 mod old {
     use super::*;
 
@@ -272,7 +273,7 @@ async fn with_tls_the_authority_decides() {
     let services = Services::own(&["redis"]);
     let redis = services.redis();
     let tls = MlflowConfig {
-        timeout: Duration::from_secs(3),
+        timeout: Duration::from_secs(20),
         ..MlflowConfig::new(format!("https://{}:{}", redis.host, redis.tls_port))
     };
     let failed = async |config: &MlflowConfig| {

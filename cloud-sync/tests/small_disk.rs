@@ -1,9 +1,10 @@
-//! A disk without room and a process without file descriptors: clear errors that pass, nothing half-written, and
-//! everything goes on where it was.
+//! A full disk and a process without file descriptors: clear, temporary errors, nothing half-written, and everything
+//! continues afterwards.
 //!
-//! Each test starts itself again in a process of its own, on a file system of its own or with few descriptors.
+//! Each test starts itself again in a separate process, on a separate file system or with few descriptors.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,19 +13,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use cloud_sync::batch_status::{BatchSpec, BatchStatusStore, Created, EmbeddedBatchStatus};
 use cloud_sync::blob::{BlobKey, BlobStore, DirStore};
 use cloud_sync::capture::{Capture, CaptureConfig, CaptureRule, Captured};
 use cloud_sync::error::SyncError;
 use cloud_sync::event::ModelRef;
 use cloud_sync::outbox::{Outbox, OutboxConfig};
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, NewJob, ResultRecord, Settled};
-use cloud_sync::state::{BatchSpec, Created, EmbeddedStore, StateConfig, StateStore};
 use tokio::runtime::Runtime;
 
 const DIR: &str = "WEIR_TEST_SMALL_DISK";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Runs `body` in a process of its own: `prepare` is a command of sh that has the folder as $1, and then starts it.
+/// Runs `body` in a separate process: `prepare` is a shell command with the directory as $1, which then starts it.
 fn alone(test: &str, prepare: &str, body: fn(&Path)) {
     if let Some(dir) = std::env::var_os(DIR) {
         return body(Path::new(&dir));
@@ -54,7 +55,7 @@ fn is_root() -> bool {
 struct Stores {
     blob: DirStore,
     queue: EmbeddedQueue,
-    state: EmbeddedStore,
+    state: EmbeddedBatchStatus,
     dir: PathBuf,
 }
 
@@ -66,7 +67,7 @@ impl Stores {
         Self {
             blob: DirStore::open(dir.join("blobs")).unwrap(),
             queue: EmbeddedQueue::open(queue, outbox).unwrap(),
-            state: EmbeddedStore::open(dir.join("state"), StateConfig::default(), 3600 * SECOND).unwrap(),
+            state: EmbeddedBatchStatus::open(dir.join("state"), 3600 * SECOND).unwrap(),
             dir: dir.to_owned(),
         }
     }
@@ -130,7 +131,7 @@ fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Takes all room but `left` bytes.
+/// Fills the disk but for `left` bytes.
 fn fill(dir: &Path, left: u64) -> PathBuf {
     let filler = dir.join("filler");
     let mut file = File::create(&filler).unwrap();
@@ -150,7 +151,7 @@ fn a_full_disk_is_said_and_everything_goes_on_when_there_is_room() {
 }
 
 fn on_a_full_disk(disk: &Path) {
-    // Else this is not the small disk, and nothing here would fail.
+    // Otherwise this is not the small disk, and nothing here would fail.
     assert_ne!(disk.metadata().unwrap().dev(), disk.parent().unwrap().metadata().unwrap().dev());
     let runtime = Runtime::new().unwrap();
     let stores = Stores::open(&disk.join("data"));
@@ -177,7 +178,7 @@ fn on_a_full_disk(disk: &Path) {
         assert!(said.contains("No space left"), "{said}");
         assert_eq!(stores.partial(), 0, "half-written files");
         assert_eq!(fs::read_dir(stores.dir.join("capture/tmp")).unwrap().count(), 0);
-        // What was there is there.
+        // Existing objects are still there.
         runtime.block_on(async {
             let object = stores.blob.get(&BlobKey::new("batches/1/body").unwrap(), 1 << 20).await.unwrap();
             assert_eq!(object.unwrap().len(), 1000);
@@ -235,8 +236,17 @@ fn without_descriptors(dir: &Path) {
         stores.submit(100).await.unwrap();
         stores.state.create_batch(&spec("meanwhile")).await.unwrap();
     });
-    capture.offer(captured(1, 1000));
-    until("an image is left out", || capture.stats().skipped == 1);
+    // The uploader may have had a directory open until now: then the first image still finds a descriptor.
+    let offered = Cell::new(0);
+    until("an image is left out", || {
+        let stats = capture.stats();
+        if stats.skipped == 0 && stats.spooled + stats.sent == u64::from(offered.get()) {
+            offered.set(offered.get() + 1);
+            capture.offer(captured(100 + offered.get(), 1000));
+        }
+        stats.skipped == 1
+    });
+    let kept = u64::from(offered.get()) - 1;
     drop(hoard);
     assert_eq!(stores.partial(), 0, "half-written files");
     runtime.block_on(async {
@@ -245,5 +255,5 @@ fn without_descriptors(dir: &Path) {
         assert_eq!(object.unwrap().len(), 1000);
     });
     capture.offer(captured(2, 1000));
-    until("an image is sent", || capture.stats().sent == 1);
+    until("an image is sent", || capture.stats().sent == kept + 1);
 }

@@ -1,7 +1,8 @@
-//! The wall clock of a process that appends and sends steps about, beyond every limit on age, while Kafka is away and
-//! while it is there, and the process is killed meanwhile: every acknowledged event reaches the topic once.
+//! The wall clock of a process that appends and sends is stepped, beyond every limit on age, while Kafka is
+//! unavailable and while it is available, and the process is killed meanwhile: every acknowledged event reaches the
+//! topic once.
 //!
-//! The test starts itself as the child, by a clock of its own: it appends until it is killed.
+//! The test starts itself as the child, with a separate clock: it appends until it is killed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
@@ -25,10 +26,10 @@ mod broker;
 mod support;
 
 const DIR: &str = "UPLINK_CLOCK_DIR";
-/// None while Kafka is away.
+/// None while Kafka is unavailable.
 const TOPIC: &str = "UPLINK_CLOCK_TOPIC";
 const HOUR: i64 = 3600;
-/// Beside the right time, in turn: both directions, small and large, and back between them.
+/// Offsets from the correct time, in turn: both directions, small and large, and back between them.
 const STEPS: [i64; 10] = [
     -60 * 24 * HOUR,
     0,
@@ -51,7 +52,7 @@ fn main() {
     }
 }
 
-/// Events are to be deleted after an hour, if their age were that of the wall clock.
+/// Events would be deleted after an hour if their age were that of the wall clock.
 fn open(dir: &Path) -> Arc<Outbox> {
     let hour = Duration::from_secs(3600);
     let config = OutboxConfig {
@@ -80,7 +81,7 @@ fn append_until_killed(dir: &Path) {
     }
 }
 
-/// A child and the ids that it was promised.
+/// A child and the ids that it has acknowledged.
 struct Appender {
     child: Child,
     ids: JoinHandle<Vec<String>>,
@@ -95,7 +96,7 @@ impl Appender {
         }
         let mut child = child.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // It runs, by whatever time it is.
+        // It runs, whatever its time.
         let first = lines.next().unwrap_or_else(|| panic!("the child ended by itself")).unwrap();
         // A line that the kill has cut is shorter than an id.
         let whole = |line: std::io::Result<String>| line.ok().filter(|id| id.len() == 26);
@@ -117,13 +118,13 @@ fn step_again_and_again() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::new());
     let topic = broker::unique("results");
     let kafka = kafka(&topic);
-    // By the broker's time: by that of the events it may delete or refuse what comes from a clock that is wrong.
+    // By the broker's time: by that of the events it may delete or refuse those with a wrong clock.
     broker::make_topic(&kafka, &topic, 3, &[("message.timestamp.type", "LogAppendTime")]);
     let (mut acknowledged, mut restarts) = (Vec::new(), 0);
     let mut appender = Appender::start(dir.path(), &clock, None);
     for step in 0..steps {
         clock.shift(STEPS[step % STEPS.len()]);
-        // Away for the first half of the steps.
+        // Unavailable for the first half of the steps.
         if step % RESTART_EVERY == RESTART_EVERY - 1 || step == steps / 2 {
             acknowledged.extend(appender.kill());
             restarts += 1;
@@ -141,8 +142,8 @@ fn step_again_and_again() {
     assert!(uplink.stop(support::BOUND));
     assert_eq!((status.lost, status.dead_lettered, status.renewed), (0, 0, 0));
     let mut times: BTreeMap<String, usize> = acknowledged.iter().map(|id| (id.clone(), 0)).collect();
-    for seen in broker::committed(&kafka, &topic) {
-        // One more than was acknowledged may be there: a kill comes between the event and its line.
+    for seen in broker::committed_when(&kafka, &topic, acknowledged.len()) {
+        // There may be one more than was acknowledged: a kill comes between the event and its line.
         *times.entry(seen.id).or_default() += 1;
     }
     let missing = times.values().filter(|times| **times == 0).count();

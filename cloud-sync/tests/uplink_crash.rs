@@ -1,5 +1,4 @@
-//! A process that drains an outbox is killed again and again: a reader of committed records sees every
-//! event once.
+//! A process that drains an outbox is killed repeatedly: a reader of committed records sees every event once.
 //!
 //! The test starts itself as the child: with the directory in the environment it drains until it is killed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
@@ -25,9 +24,9 @@ mod support;
 
 const DIR: &str = "UPLINK_CRASH_DIR";
 const TOPIC: &str = "UPLINK_CRASH_TOPIC";
-/// Each outbox is drained by so many processes that are killed, and by one that is not.
+/// Each outbox is drained by this many killed processes, and by a last one that is not killed.
 const KILLS: u64 = 10;
-/// Outboxes: one for two rounds of `WEIR_FAULT_ROUNDS`, which is 2 unless set. So 20 are 100 kills.
+/// Number of outboxes: one per two rounds of `WEIR_FAULT_ROUNDS`, which is 2 by default. So 20 are 100 kills.
 const ROUNDS_AN_OUTBOX: u64 = 2;
 const EVENTS: usize = 20_000;
 
@@ -78,14 +77,14 @@ fn kill_again_and_again() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // Killed so long after it has begun to send, at another moment of a group each time.
+        // Killed this long after it has started to send, at a different point of a group each time.
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let sending = lines.by_ref().any(|line| line.unwrap().parse::<u64>().unwrap() > 0);
         assert!(sending, "the child of round {round} ended by itself");
         thread::sleep(Duration::from_millis(23 * round));
         child.kill().unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(9), "the child of round {round} was not killed");
-        // Until here: a child that nobody listens to would end by itself.
+        // Until here: a child without a reader would end by itself.
         drop(lines);
         let sent = broker::ids(&kafka, &kafka.results_topic).len();
         in_the_middle += u64::from(sent < EVENTS);
@@ -96,7 +95,7 @@ fn kill_again_and_again() {
     let status = support::drain(&uplink, &outbox);
     assert!(uplink.stop(support::BOUND));
     assert_eq!((status.lost, status.dead_lettered), (0, 0));
-    let seen = broker::committed(&kafka, &kafka.results_topic);
+    let seen = broker::committed_when(&kafka, &kafka.results_topic, EVENTS);
     let mut found: Vec<_> = seen.iter().map(|seen| seen.id.clone()).collect();
     found.sort();
     expected.sort();

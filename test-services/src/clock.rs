@@ -1,4 +1,4 @@
-//! A clock of one's own for a program: libfaketime shows it the time that a file says.
+//! A separate clock for a program: libfaketime shows it the time in a file.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
-/// Where distributions put the library.
+/// Where distributions install the library.
 const PLACES: [&str; 5] = [
     "/usr/lib/x86_64-linux-gnu/faketime",
     "/usr/lib/aarch64-linux-gnu/faketime",
@@ -15,14 +15,14 @@ const PLACES: [&str; 5] = [
     "/usr/local/lib/faketime",
 ];
 
-/// A wall clock that can be set while programs run by it. How long things take stays true.
+/// A wall clock that can be set while programs run with it. Durations stay correct.
 pub struct Clock {
     dir: TempDir,
     library: PathBuf,
 }
 
 impl Clock {
-    /// A clock that is right. Installs the library where it is missing.
+    /// A correct clock. Installs the library if it is missing.
     #[expect(clippy::new_without_default, reason = "it may install a library")]
     pub fn new() -> Self {
         let library = find().unwrap_or_else(|| {
@@ -35,7 +35,7 @@ impl Clock {
         clock
     }
 
-    /// What makes a program run by it.
+    /// The environment of a program that runs with it.
     pub fn env(&self) -> Vec<(String, String)> {
         let path = |path: PathBuf| path.to_str().unwrap().to_owned();
         [
@@ -45,24 +45,24 @@ impl Clock {
             ("FAKETIME_CACHE_DURATION", "1".into()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
             ("DONT_FAKE_MONOTONIC", "1".into()),
-            // What a killed program would leave behind.
+            // Shared memory that a killed program would leave behind.
             ("FAKETIME_DISABLE_SHM", "1".into()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
     }
 
-    /// So many seconds beside the right time.
+    /// Offset from the correct time in seconds.
     pub fn shift(&self, seconds: i64) {
         self.set(format!("{seconds:+}"));
     }
 
-    /// The right time.
+    /// The correct time.
     pub fn right(&self) {
         self.set("+0".into());
     }
 
-    /// So far ahead of the right time.
+    /// This far ahead of the correct time.
     pub fn ahead(&self, by: Duration) {
         self.set(format!("+{}", by.as_secs()));
     }
@@ -76,7 +76,7 @@ impl Clock {
     fn set(&self, offset: String) {
         let new = self.dir.path().join("new");
         std::fs::write(&new, offset).unwrap();
-        // A reader sees the one or the other, never half of it.
+        // A reader sees one or the other, never half of it.
         std::fs::rename(new, self.dir.path().join("time")).unwrap();
         // Until every program has read it.
         std::thread::sleep(Duration::from_millis(1500));

@@ -1,8 +1,8 @@
-//! The servers that tests need, real ones: those of the whole test run, or private ones that a test may stop.
+//! Real servers for tests: those of the whole test run, or private ones that a test may stop.
 //!
-//! `scripts/services` does the work. `WEIR_SERVICES` names the `services.json` of an instance that runs
-//! already (`scripts/test` starts one); without it a test process starts its own, and the instance ends
-//! with the process. A server that does not start is a failed test, never a skipped one.
+//! `scripts/services` does the work. `WEIR_SERVICES` names the `services.json` of a running instance (`scripts/test`
+//! starts one); without it a test process starts its own, and the instance ends with the process. A server that does
+//! not start is a failed test, never a skipped one.
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "tests are the only callers")]
 
@@ -31,7 +31,7 @@ pub struct Kafka {
     pub requests_topic: String,
     /// The topic of results.
     pub results_topic: String,
-    /// What Kafka's own tools need to log in.
+    /// Configuration of Kafka's own tools with the login.
     pub client_properties: PathBuf,
 }
 
@@ -40,9 +40,9 @@ pub struct Kafka {
 pub struct Redis {
     /// Its address.
     pub host: String,
-    /// The port without encryption.
+    /// The unencrypted port.
     pub port: u16,
-    /// The port with encryption.
+    /// The encrypted port.
     pub tls_port: u16,
     password_file: PathBuf,
     /// The authority that signed its certificate.
@@ -56,11 +56,11 @@ pub struct S3 {
     pub endpoint: String,
     /// Its region.
     pub region: String,
-    /// A bucket that is there.
+    /// An existing bucket.
     pub bucket: String,
     access_key_file: PathBuf,
     secret_key_file: PathBuf,
-    /// The keys as AWS's tools read them (`AWS_SHARED_CREDENTIALS_FILE`).
+    /// The keys in the format of AWS's tools (`AWS_SHARED_CREDENTIALS_FILE`).
     pub credentials_file: PathBuf,
 }
 
@@ -69,9 +69,9 @@ pub struct S3 {
 pub struct Mlflow {
     /// Its URI.
     pub tracking_uri: String,
-    /// Where its artifacts lie in S3.
+    /// Location of its artifacts in S3.
     pub artifacts: String,
-    /// A Python that has its client.
+    /// A Python with its client.
     pub python: PathBuf,
 }
 
@@ -84,23 +84,23 @@ struct Started {
     mlflow29: Option<Mlflow>,
 }
 
-/// Servers that run.
+/// Running servers.
 #[derive(Debug)]
 pub struct Services {
     dir: PathBuf,
     started: Started,
-    /// What is to be stopped and removed with this value; nothing for the shared ones.
+    /// The instance that is stopped and removed when this is dropped; none for the shared ones.
     own: Option<TempDir>,
 }
 
-/// The servers of the whole test run. Use names of your own on them, and never stop one.
+/// The servers of the whole test run. Use unique names on them, and never stop one.
 pub fn shared() -> &'static Services {
     static SHARED: OnceLock<Services> = OnceLock::new();
-    // Never dropped: its watcher stops it when this process is gone.
+    // Never dropped: its watcher stops it when this process has ended.
     SHARED.get_or_init(|| Services::of_the_run().unwrap_or_else(|| Services::own(&["kafka", "redis", "s3"])))
 }
 
-/// The same, with the MLflow servers and what they need. They take longer to start, so they are asked for apart.
+/// The same, with the MLflow servers and their dependencies. They take longer to start, so they are separate.
 pub fn shared_with_mlflow() -> &'static Services {
     static SHARED: OnceLock<Services> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -116,8 +116,8 @@ impl Services {
         Some(Self { started: read(&file), dir, own: None })
     }
 
-    /// Starts servers for one test: of `kafka`, `redis`, `s3`, `mlflow`, `mlflow29`. They end when the value is dropped, or when
-    /// the process ends, however it does.
+    /// Starts servers for one test: of `kafka`, `redis`, `s3`, `mlflow`, `mlflow29`. They end when the value is
+    /// dropped, or when the process ends in any way.
     pub fn own(only: &[&str]) -> Self {
         let own = tempfile::Builder::new().prefix("weir-services-").tempdir().unwrap();
         let dir = own.path().join("run");
@@ -127,61 +127,61 @@ impl Services {
         Self { started: read(&dir.join("services.json")), dir, own: Some(own) }
     }
 
-    /// The instance's folder, for `scripts/services ... --dir`.
+    /// The instance's directory, for `scripts/services ... --dir`.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The broker; a panic when it is not among those that were started.
+    /// The broker; panics when it was not started.
     pub fn kafka(&self) -> &Kafka {
         self.started.kafka.as_ref().expect("kafka was not started")
     }
 
-    /// The Redis server; a panic when it is not among those that were started.
+    /// The Redis server; panics when it was not started.
     pub fn redis(&self) -> &Redis {
         self.started.redis.as_ref().expect("redis was not started")
     }
 
-    /// The S3 server; a panic when it is not among those that were started.
+    /// The S3 server; panics when it was not started.
     pub fn s3(&self) -> &S3 {
         self.started.s3.as_ref().expect("s3 was not started")
     }
 
-    /// The current MLflow, which has a proxy for artifacts; a panic when it is not among those that were started.
+    /// The current MLflow, which has an artifact proxy; panics when it was not started.
     pub fn mlflow(&self) -> &Mlflow {
         self.started.mlflow.as_ref().expect("mlflow was not started")
     }
 
-    /// MLflow 2.9, whose clients go to S3 themselves; a panic when it is not among those that were started.
+    /// MLflow 2.9, whose clients use S3 themselves; panics when it was not started.
     pub fn mlflow29(&self) -> &Mlflow {
         self.started.mlflow29.as_ref().expect("mlflow29 was not started")
     }
 
-    /// Ends one server in good order; it can be started again with its data, on its port.
+    /// Stops one server cleanly; it can be started again with its data, on its port.
     pub fn stop(&self, name: &str) {
         self.only_own();
         control(&self.dir, &["stop", name]);
     }
 
-    /// Ends one server with SIGKILL.
+    /// Kills one server with SIGKILL.
     pub fn kill(&self, name: &str) {
         self.only_own();
         control(&self.dir, &["stop", name, "--kill"]);
     }
 
-    /// Freezes one: its port stays open and nothing answers, as when a machine hangs.
+    /// Freezes one: its port stays open and nothing responds, as when a machine hangs.
     pub fn pause(&self, name: &str) {
         self.only_own();
         control(&self.dir, &["pause", name]);
     }
 
-    /// Lets a frozen one go on.
+    /// Resumes a frozen one.
     pub fn resume(&self, name: &str) {
         self.only_own();
         control(&self.dir, &["resume", name]);
     }
 
-    /// Starts one again and waits until it answers.
+    /// Starts one again and waits until it responds.
     pub fn start(&self, name: &str) {
         self.only_own();
         control(&self.dir, &["start", name]);
@@ -250,7 +250,7 @@ fn control(dir: &Path, arguments: &[&str]) {
     }
 }
 
-/// The folder of downloads and build output, by the same rule as `scripts/lib/env.sh`.
+/// The directory of downloads and build output, by the same rule as `scripts/lib/env.sh`.
 pub fn cache() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("WEIR_CACHE")

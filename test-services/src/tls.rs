@@ -1,4 +1,4 @@
-//! Certificates as operators make them, and TLS before a server that has none.
+//! Certificates as operators make them, and a TLS proxy for a server without TLS.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,7 +30,7 @@ pub fn self_signed(dir: &Path, name: &str, alternative: &str) -> (PathBuf, PathB
     (key, certificate)
 }
 
-/// What a TLS server with this key and certificate needs; it asks clients for none.
+/// The TLS configuration of a server with this key and certificate; it requests none of clients.
 pub fn server_config(key: &Path, certificate: &Path) -> Arc<ServerConfig> {
     let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
     let key = PrivateKeyDer::from_pem_file(key).unwrap();
@@ -43,7 +43,7 @@ pub fn server_config(key: &Path, certificate: &Path) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// Takes TLS connections with this key and certificate on a port of 127.0.0.1, and passes what they carry to `upstream`
+/// Accepts TLS connections with this key and certificate on a port of 127.0.0.1, and forwards them to `upstream`
 /// (`host:port`). It ends with the process.
 pub fn in_front_of(upstream: String, key: &Path, certificate: &Path) -> u16 {
     let acceptor = TlsAcceptor::from(server_config(key, certificate));

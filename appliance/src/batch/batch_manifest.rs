@@ -4,9 +4,9 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use cloud_sync::batch_status::BatchSpec;
 use cloud_sync::blob::{BlobKey, BlobStore};
 use cloud_sync::error::{Link, SyncError, SyncResult};
-use cloud_sync::state::BatchSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

@@ -3,9 +3,9 @@
 use std::io;
 use std::ops::Range;
 
+use cloud_sync::batch_status::BatchSpec;
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::NewJob;
-use cloud_sync::state::BatchSpec;
 
 use super::batch_manifest::{BatchRecord, rfc3339_text};
 use super::message::BatchMessage;

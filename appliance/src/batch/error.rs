@@ -1,8 +1,8 @@
 //! Why a batch was not accepted, or has no answer; `http::reply` maps these to HTTP statuses.
 
+use cloud_sync::batch_status::BatchPhase;
 use cloud_sync::blob::{InvalidKey, StoreFull};
 use cloud_sync::error::SyncError;
-use cloud_sync::state::BatchPhase;
 
 use super::object_keys::InvalidId;
 use super::parsing::IntakeError;

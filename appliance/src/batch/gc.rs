@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use cloud_sync::batch_status::BatchStatusStore;
 use cloud_sync::blob::{BlobInfo, BlobKey, BlobStore, DirStore, Room};
 use cloud_sync::error::SyncResult;
-use cloud_sync::state::StateStore;
 
 use super::object_keys;
 use super::result_store::delete_prefix;
@@ -41,7 +41,7 @@ pub struct GarbageCollector {
     /// The store, whose size is bounded.
     pub store: DirStore,
     /// The state of its batches.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// Minimum age of results that are removed.
     pub status_ttl: Duration,
 }

@@ -5,7 +5,7 @@ mod fields;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use cloud_sync::state::BatchSpec;
+use cloud_sync::batch_status::BatchSpec;
 use serde::Serialize;
 
 use self::fields::{Fields, Found, Urls, Value};

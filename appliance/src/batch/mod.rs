@@ -35,9 +35,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cloud_sync::batch_status::BatchStatusStore;
 use cloud_sync::blob::BlobStore;
 use cloud_sync::queue::JobQueue;
-use cloud_sync::state::StateStore;
 use parking_lot::Mutex;
 use tempfile::TempPath;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -68,7 +68,7 @@ pub struct BatchStores {
     /// The queue of batch work.
     pub queue: Arc<dyn JobQueue>,
     /// The progress of each batch.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// Files, records and results.
     pub blob: Arc<dyn BlobStore>,
 }
@@ -78,7 +78,7 @@ pub struct BatchService {
     /// The queue of batch work.
     pub queue: Arc<dyn JobQueue>,
     /// The progress of each batch.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// Files, records and results.
     pub blob: Arc<dyn BlobStore>,
     /// Bounds and sizes.

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use cloud_sync::batch_status::BatchSpec;
 use cloud_sync::blob::{BlobInfo, BlobKey, BlobStore};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::event::BatchItem;
-use cloud_sync::state::BatchSpec;
 use tempfile::TempPath;
 
 pub(super) use lines::{Tally, failed, to_lines};

@@ -11,8 +11,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use cloud_sync::batch_status::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
 use cloud_sync::blob::{BlobInfo, BlobKey};
-use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, BatchStatus};
 use tempfile::TempPath;
 use tokio::fs::File;
 use tokio::sync::OwnedSemaphorePermit;

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cloud_sync::batch_status::{BatchPhase, BatchSpec, BatchStatus, Created};
 use cloud_sync::error::SyncError;
 use cloud_sync::queue::QueueFull;
-use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus, Created};
 use tokio::task::JoinSet;
 use ulid::Ulid;
 

@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use cloud_sync::batch_status::{
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, BatchStatusStore, ChunkDone, ChunkStart, Created,
+    WorkStarts,
+};
 use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage, BlobStore};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, QueueFull, QueueStats, ResultRecord, Settled};
-use cloud_sync::state::{
-    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
-};
 use parking_lot::Mutex;
 
 use super::BatchStores;
@@ -132,15 +133,7 @@ pub(crate) fn cancel(status: &mut BatchStatus) -> BatchStatus {
 }
 
 #[async_trait]
-impl StateStore for MemoryState {
-    async fn get(&self, _: &[u8; 32]) -> SyncResult<Option<Bytes>> {
-        Ok(None)
-    }
-
-    async fn put(&self, _: &[u8; 32], _: Bytes, _: Duration) -> SyncResult<()> {
-        Ok(())
-    }
-
+impl BatchStatusStore for MemoryState {
     async fn create_batch(&self, spec: &BatchSpec) -> SyncResult<Created> {
         self.faults.check("create_batch", Link::Redis)?;
         let mut batches = self.batches.lock();

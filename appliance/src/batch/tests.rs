@@ -7,8 +7,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cloud_sync::batch_status::BatchPhase;
 use cloud_sync::blob::{Bound, DirStore};
-use cloud_sync::state::BatchPhase;
 use serde_json::Value;
 
 use super::testing::MemoryStores;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloud_sync::batch_status::EmbeddedBatchStatus;
 use cloud_sync::blob::{BlobStore, Bound, DirStore};
 use cloud_sync::capture::{Capture, CaptureConfig, CaptureError, CaptureRule as Rule};
 use cloud_sync::error::{SyncError, SyncResult};
 use cloud_sync::outbox::Outbox;
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, KafkaQueue, KafkaQueueConfig};
-use cloud_sync::state::{EmbeddedStore, StateConfig};
 use cloud_sync::uplink::{Uplink, UplinkConfig};
 use gpu_kernels::DecodeLimits;
 use parking_lot::Mutex;
@@ -181,9 +181,7 @@ fn embedded_stores(
         max_bytes: config.batch.max_queued.as_u64(),
         dir: dir.join("batches"),
     };
-    // The content cache is the prediction service's; this store keeps batches only.
-    let state =
-        EmbeddedStore::open(dir.join("batches"), StateConfig { max_bytes: 0 }, config.batch.status_ttl)?;
+    let state = EmbeddedBatchStatus::open(dir.join("batches"), config.batch.status_ttl)?;
     let queue = EmbeddedQueue::open(queue, Arc::clone(outbox))?;
     let quarantined = [state.quarantined(), queue.quarantined()];
     let quarantined = quarantined.into_iter().flatten().map(Path::to_path_buf).collect();

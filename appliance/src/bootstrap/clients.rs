@@ -8,9 +8,9 @@ use cloud_sync::blob::{S3Config, S3Store};
 use cloud_sync::error::{Link, SyncError};
 use cloud_sync::health::LinkHealth;
 use cloud_sync::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
+use cloud_sync::redis::{RedisConfig, RedisStore};
 use cloud_sync::registry::{DirRegistry, MlflowConfig, MlflowRegistry, ModelRegistry};
 use cloud_sync::secret::Secret;
-use cloud_sync::state::{RedisConfig, RedisStore};
 
 use tokio::runtime::Handle;
 

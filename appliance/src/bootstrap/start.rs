@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cloud_sync::cache::{CacheConfig, ContentCache, EmbeddedCache};
 use cloud_sync::capture::{Capture, CaptureError};
 use cloud_sync::error::SyncError;
 use cloud_sync::outbox::{Outbox, OutboxConfig, OutboxError, Recovery};
-use cloud_sync::state::{EmbeddedState, StateConfig, StateStore};
 use cloud_sync::tls::CaFileError;
 use cloud_sync::uplink::UplinkError;
 use gpu_kernels::DecodeLimits;
@@ -23,7 +23,7 @@ use crate::batch::spool::SpoolError;
 use crate::config::Config;
 use crate::http::{Role, ServerState, Services};
 use crate::models::StoreError;
-use crate::predict::{ContentCache, PredictService, PredictSettings, SingleFlight};
+use crate::predict::{PredictService, PredictSettings, PredictionCache, SingleFlight};
 use crate::rollout::{JournalError, Rollouts};
 use crate::serving::{GpuPlan, LoadError, ModelLoader, Models, cpu_lanes};
 
@@ -217,13 +217,13 @@ fn prediction_service(
     capture: Option<Arc<Capture>>,
 ) -> PredictService {
     let config = state.config();
-    let local = EmbeddedState::new(StateConfig { max_bytes: config.cache.max_bytes.as_u64() });
+    let local = EmbeddedCache::new(CacheConfig { max_bytes: config.cache.max_bytes.as_u64() });
     let cache = match &links.redis {
         Some(redis) => {
-            let store = Arc::clone(&redis.of) as Arc<dyn StateStore>;
-            ContentCache::shared(local, store, config.redis.cache_timeout)
+            let store = Arc::clone(&redis.of) as Arc<dyn ContentCache>;
+            PredictionCache::shared(local, store, config.redis.cache_timeout)
         }
-        None => ContentCache::local(local),
+        None => PredictionCache::local(local),
     };
     PredictService {
         models: Arc::clone(models),

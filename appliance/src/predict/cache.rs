@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cloud_sync::state::{EmbeddedState, StateStats, StateStore};
+use cloud_sync::cache::{CacheStats, ContentCache, EmbeddedCache};
 use tokio::sync::Semaphore;
 
 /// How long the shared cache is left alone after it failed or was late.
@@ -17,13 +17,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 const MAX_CONCURRENT_PUTS: usize = 64;
 
 /// The content cache.
-pub struct ContentCache {
-    local: EmbeddedState,
+pub struct PredictionCache {
+    local: EmbeddedCache,
     shared: Option<Shared>,
 }
 
 struct Shared {
-    store: Arc<dyn StateStore>,
+    store: Arc<dyn ContentCache>,
     timeout: Duration,
     began: Instant,
     /// Until when it is left alone, in milliseconds since `began`.
@@ -31,14 +31,14 @@ struct Shared {
     puts: Arc<Semaphore>,
 }
 
-impl ContentCache {
+impl PredictionCache {
     /// A cache in this process alone.
-    pub fn local(local: EmbeddedState) -> Self {
+    pub fn local(local: EmbeddedCache) -> Self {
         Self { local, shared: None }
     }
 
     /// A cache in this process before one that others share, which gets `timeout` to answer.
-    pub fn shared(local: EmbeddedState, store: Arc<dyn StateStore>, timeout: Duration) -> Self {
+    pub fn shared(local: EmbeddedCache, store: Arc<dyn ContentCache>, timeout: Duration) -> Self {
         let puts = Arc::new(Semaphore::new(MAX_CONCURRENT_PUTS));
         let shared =
             Shared { store, timeout, began: Instant::now(), paused_until_ms: AtomicU64::new(0), puts };
@@ -80,7 +80,7 @@ impl ContentCache {
     }
 
     /// How the part in this process fares.
-    pub fn stats(&self) -> StateStats {
+    pub fn stats(&self) -> CacheStats {
         self.local.stats()
     }
 }

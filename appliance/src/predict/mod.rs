@@ -26,7 +26,7 @@ use inference::lanes::{Client, LaneError, StageTimings, SubmitError};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout_at;
 
-pub use cache::ContentCache;
+pub use cache::PredictionCache;
 pub use error::PredictError;
 pub use flight::SingleFlight;
 
@@ -42,7 +42,7 @@ pub struct PredictService {
     /// The models that serve.
     pub models: Arc<Models>,
     /// The content cache.
-    pub cache: ContentCache,
+    pub cache: PredictionCache,
     /// Where events are made durable.
     pub outbox: Arc<Outbox>,
     /// Keeps images for training, where that is configured.

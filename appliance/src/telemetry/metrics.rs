@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use cloud_sync::cache::CacheStats;
 use cloud_sync::outbox::Stats as OutboxStats;
-use cloud_sync::state::StateStats;
 use gpu_kernels::cuda::GpuReading;
 use parking_lot::RwLock;
 use prometheus_client::encoding::text::encode;
@@ -35,7 +35,7 @@ pub struct Gauges {
     /// Memory for images, and threads that are stuck at one.
     pub memory: MemoryReadings,
     /// The content cache; a worker has none.
-    pub cache: Option<StateStats>,
+    pub cache: Option<CacheStats>,
     /// The outbox; a worker has none.
     pub outbox: Option<OutboxStats>,
     /// Links, and what uses them.

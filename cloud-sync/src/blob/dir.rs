@@ -2,7 +2,6 @@
 
 mod bound;
 mod list;
-mod names;
 mod partial;
 mod tree;
 
@@ -30,24 +29,23 @@ use crate::check::{CheckStep, Steps};
 use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 
-/// A store in a directory of this machine. Clones are the same store; several processes may share the
-/// directory.
+/// A store in a directory of this machine. Clones are the same store; several processes may share the directory.
 ///
-/// An object is one file, called as its key (where that has a last part without a dot, or another part
-/// with one, a `$` is added to that part's name). Files that the store has not made are not listed.
+/// An object is one file, named like its key (where the last part of the key has no dot, or another part has one, a
+/// `$` is appended to that part's name). Files that the store has not created are not listed.
 #[derive(Debug, Clone)]
 pub struct DirStore {
     tree: Arc<Tree>,
-    /// What it holds, where that is bounded.
+    /// Accounting of its contents, where they are limited.
     account: Option<Arc<Account>>,
 }
 
 impl DirStore {
-    /// Opens the store in a directory, which is made where it is not there, and removes what a crash has
-    /// left of files that were being written. It reads and writes the disk: for the start of a process.
+    /// Opens the store in a directory, which is created if it does not exist, and removes partially written files
+    /// that a crash has left. It reads and writes the disk: for the start of a process.
     ///
     /// # Errors
-    /// When the directory cannot be made or read.
+    /// When the directory cannot be created or read.
     pub fn open(path: impl AsRef<Path>) -> SyncResult<Self> {
         let path = path.as_ref();
         let failed = |error| failure(format!("cannot open the store in {}", path.display()), error);
@@ -55,13 +53,13 @@ impl DirStore {
         let tree = Tree::new(path.canonicalize().map_err(failed)?);
         let removed = partial::clean(&tree).map_err(failed)?;
         if removed > 0 {
-            tracing::info!(path = %path.display(), removed, "removed files that a crash had left half written");
+            tracing::info!(path = %path.display(), removed, "removed partially written files of a crash");
         }
         Ok(Self { tree: Arc::new(tree), account: None })
     }
 
-    /// The same with a bound on what it holds. What is there is counted at the first put, not now. The bound holds for
-    /// this store and its clones; no other may put into the directory.
+    /// Like [`DirStore::open`], with a limit on its contents. Existing objects are counted at the first put, not now.
+    /// The limit holds for this store and its clones; no other may put into the directory.
     ///
     /// # Errors
     /// As for [`DirStore::open`].
@@ -69,14 +67,14 @@ impl DirStore {
         Ok(Self { account: Some(Arc::new(Account::new(bound))), ..Self::open(path)? })
     }
 
-    /// How full a bounded store is, as soon as that is known.
+    /// Usage of a bounded store, once it is known.
     #[must_use]
     pub fn room(&self) -> Option<Room> {
         self.account.as_ref()?.room(&self.tree)
     }
 
-    /// How full a bounded store is, counted if it was not before or, with `again`, if that was long ago: somebody may
-    /// have removed files. `None` for one without a bound.
+    /// Usage of a bounded store, counted if it was not before or, with `again`, if that was long ago: files may have
+    /// been removed by hand. `None` for a store without a limit.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -86,7 +84,7 @@ impl DirStore {
         self.on_disk("count", "", measure).await
     }
 
-    /// Up to `count` of the objects whose keys begin with `prefix` that were put longest ago, the oldest first.
+    /// Up to `count` of the oldest objects whose keys begin with `prefix`, the oldest first.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -112,14 +110,14 @@ impl DirStore {
         &self.tree.root
     }
 
-    /// Tries what a user of the store needs: puts an object, reads it, removes it.
+    /// Checks what a user of the store needs: puts an object, reads it, removes it.
     pub async fn check(&self) -> Vec<CheckStep> {
         let mut steps = Steps::default();
         super::probe(self, Link::Disk, &mut steps).await;
         steps.finish()
     }
 
-    /// Does `work` on a thread that may wait for the disk; `what` is tried on `key`.
+    /// Runs `work` on a blocking thread; `what` names the operation on `key`.
     async fn on_disk<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -157,7 +155,7 @@ impl BlobStore for DirStore {
 
     async fn put_file(&self, key: &BlobKey, file: &Path, _content_type: &str) -> SyncResult<()> {
         let (from, bytes) = super::open_source(file).await?;
-        // What a file grows by while it is copied has no room made for it.
+        // Nothing is reserved for what the file grows by while it is copied.
         self.write(key, bytes, move |to| io::copy(&mut from.take(bytes), to).map(drop)).await
     }
 
@@ -170,7 +168,7 @@ impl BlobStore for DirStore {
                 return Ok(Some(Err(bytes)));
             }
             let mut content = Vec::with_capacity(usize::try_from(bytes).map_err(io::Error::other)?);
-            // One more than it should be shows a file that somebody writes to in place.
+            // One byte more shows that the file is being written in place.
             file.take(max_bytes.saturating_add(1)).read_to_end(&mut content)?;
             let bytes = content.len() as u64;
             Ok(Some(if bytes > max_bytes { Err(bytes) } else { Ok(Bytes::from(content)) }))
@@ -229,10 +227,10 @@ impl BlobStore for DirStore {
     }
 }
 
-/// The file of an object; `None` when there is none.
+/// Opens the file of an object; `None` when there is none.
 fn open(tree: &Tree, place: &Place) -> io::Result<Option<(File, Stat)>> {
     let Some(folder) = tree.folder(place)? else { return Ok(None) };
-    // Not blocking: a pipe that somebody put there must not hold the thread.
+    // Non-blocking: a named pipe in its place must not block the thread.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(folder, place.file.as_str(), flags, Mode::empty()) {
         Ok(file) => file,
@@ -256,10 +254,10 @@ fn modified(stat: &Stat) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
 }
 
-/// What to do where the store finds what it has not made.
-const NOT_OURS: &str = "a file or a symbolic link is where a folder or an object should be; take it away";
+/// Remedy where the store finds a file that it has not created.
+const FOREIGN_FILE: &str = "a file or a symbolic link is where a folder or an object should be; remove it";
 
-/// What a failed call on the disk means.
+/// Classifies an error of the disk.
 fn failure(what: String, error: io::Error) -> SyncError {
     use io::ErrorKind as Kind;
     let remedy = match error.kind() {
@@ -267,12 +265,12 @@ fn failure(what: String, error: io::Error) -> SyncError {
         Kind::FileTooLarge => Some("it is more than the file system or the limits of this process allow"),
         Kind::PermissionDenied => Some("give this user the right to read and write there"),
         Kind::ReadOnlyFilesystem => Some("mount it writable"),
-        Kind::NotADirectory => Some(NOT_OURS),
-        _ if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Some(NOT_OURS),
-        Kind::IsADirectory => Some("a folder that the store has not made is in its place; take it away"),
+        Kind::NotADirectory => Some(FOREIGN_FILE),
+        _ if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Some(FOREIGN_FILE),
+        Kind::IsADirectory => Some("a folder that the store has not created is in its place; remove it"),
         Kind::CrossesDevices => Some("the whole store must be on one file system"),
         Kind::InvalidInput | Kind::NotFound | Kind::InvalidFilename => None,
-        // What is left (input/output errors, no memory, too many open files) may be over later.
+        // The others (input/output errors, no memory, too many open files) may be temporary.
         _ => return SyncError::transient(Link::Disk, what).because(error),
     };
     let what = remedy.map_or_else(|| what.clone(), |remedy| format!("{what} ({remedy})"));

@@ -1,8 +1,8 @@
 //! Objects under keys: a directory, or S3.
 //!
-//! What both implementations promise, and the contract suite checks on both: an object is seen whole or
-//! not at all, never in part, by any reader at any time and after any crash; the newest put wins; what
-//! [`BlobStore::put`] has acknowledged is durable; keys cannot lead out of the store.
+//! Both implementations guarantee, and the contract suite checks on both: an object is seen whole or not at all, by
+//! any reader at any time and after any crash; the newest put wins; what [`BlobStore::put`] has acknowledged is
+//! durable; keys cannot lead out of the store.
 
 mod dir;
 mod s3;
@@ -23,18 +23,18 @@ pub use s3::{S3Config, S3Store};
 use crate::check::Steps;
 use crate::error::{Link, SyncError, SyncResult};
 
-/// Longest key, in bytes (S3's own bound is 1024; a prefix may come before it).
+/// Maximum length of a key, in bytes (S3's own limit is 1024; a prefix may precede the key).
 pub const MAX_KEY_BYTES: usize = 900;
 
-/// Longest part of a key between slashes, in bytes: a file system takes names of 255.
+/// Maximum length of a part of a key between slashes, in bytes: a file system allows names of 255.
 pub const MAX_PART_BYTES: usize = 240;
 
-/// The name of an object: parts of letters, digits and `-_.=+@~!,()` between single slashes; no part is `.` or
-/// `..` or ends in the suffix of a file being written.
+/// The key of an object: parts of letters, digits and `-_.=+@~!,()` between single slashes; no part is `.` or `..` or
+/// ends in the suffix of a file being written.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlobKey(String);
 
-/// A key that no store takes.
+/// An invalid key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not an object key: {key:?}: {reason}")]
 pub struct InvalidKey {
@@ -43,10 +43,10 @@ pub struct InvalidKey {
 }
 
 impl BlobKey {
-    /// Takes `key` as a name.
+    /// Validates `key`.
     ///
     /// # Errors
-    /// When it is empty or longer than [`MAX_KEY_BYTES`], or has a part or a character that it must not.
+    /// When it is empty or longer than [`MAX_KEY_BYTES`], or has an invalid part or character.
     pub fn new(key: impl Into<String>) -> Result<Self, InvalidKey> {
         let key = key.into();
         let allowed = |c: char| c.is_ascii_alphanumeric() || "/-_.=+@~!,()".contains(c);
@@ -77,10 +77,10 @@ impl fmt::Display for BlobKey {
     }
 }
 
-/// How the names of files end that are still being written.
+/// Suffix of files that are still being written.
 pub(crate) const PARTIAL: &str = ".partial~";
 
-/// What a store knows of an object without reading it.
+/// Metadata of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobInfo {
     /// Its key.
@@ -91,39 +91,39 @@ pub struct BlobInfo {
     pub modified: Option<SystemTime>,
 }
 
-/// Part of a listing, in the order of the keys' bytes.
+/// A page of a listing, in the byte order of the keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BlobPage {
     /// At most 1000 objects.
     pub objects: Vec<BlobInfo>,
-    /// Where the next page begins; `None` when this is the last.
+    /// Token of the next page; `None` on the last.
     pub next: Option<String>,
 }
 
 /// A store of objects.
 #[async_trait]
 pub trait BlobStore: Send + Sync + fmt::Debug {
-    /// Puts an object that is in memory, in place of any under the same key.
+    /// Puts an object from memory, replacing any under the same key.
     ///
     /// # Errors
-    /// When the store is out of reach, full, or refuses it. Then the old object, if any, is still there.
+    /// When the store is unavailable, full, or refuses it. The old object, if any, is then still there.
     async fn put(&self, key: &BlobKey, bytes: Bytes, content_type: &str) -> SyncResult<()>;
 
-    /// Puts the content of a file; a large one in several parts, a few of them at once, so that memory
+    /// Puts the contents of a file; a large one in parts, a few at a time, so that memory
     /// stays bounded.
     ///
     /// # Errors
     /// As for [`BlobStore::put`], and when the file cannot be read.
     async fn put_file(&self, key: &BlobKey, file: &Path, content_type: &str) -> SyncResult<()>;
 
-    /// An object, whole. `None` when there is none.
+    /// Reads an object. `None` when there is none.
     ///
     /// # Errors
-    /// When the store is out of reach; permanent when the object has more than `max_bytes`.
+    /// When the store is unavailable; permanent when the object has more than `max_bytes`.
     async fn get(&self, key: &BlobKey, max_bytes: u64) -> SyncResult<Option<Bytes>>;
 
-    /// An object by its whole key, to which no prefix of this store is added, and which may have any characters that
-    /// the store allows: for objects that somebody else has put. `None` when there is none.
+    /// Reads an object by its whole key, without the prefix of this store, which may contain any characters that the
+    /// store allows: for objects of other producers. `None` when there is none.
     ///
     /// # Errors
     /// As for [`BlobStore::get`], and when the store has no such keys.
@@ -134,36 +134,36 @@ pub trait BlobStore: Send + Sync + fmt::Debug {
         }
     }
 
-    /// Copies an object into a file that it makes or overwrites, in bounded memory. Returns the bytes,
-    /// `None` when there is no such object.
+    /// Copies an object into a file that it creates or overwrites, in bounded memory. Returns its bytes, `None` when
+    /// there is no such object.
     ///
     /// # Errors
-    /// When the store is out of reach or the file cannot be written. The file may hold a part then.
+    /// When the store is unavailable or the file cannot be written. The file may then hold a part.
     async fn get_file(&self, key: &BlobKey, file: &Path) -> SyncResult<Option<u64>>;
 
-    /// Whether there is an object, and how long it is.
+    /// Metadata of an object, `None` when there is none.
     ///
     /// # Errors
-    /// When the store is out of reach.
+    /// When the store is unavailable.
     async fn head(&self, key: &BlobKey) -> SyncResult<Option<BlobInfo>>;
 
-    /// The objects whose keys begin with `prefix`; `next` comes from the page before.
+    /// The objects whose keys begin with `prefix`; `next` is the token from the previous page.
     ///
     /// # Errors
-    /// When the store is out of reach.
+    /// When the store is unavailable.
     async fn list(&self, prefix: &str, next: Option<&str>) -> SyncResult<BlobPage>;
 
-    /// Removes an object; one that is not there is as good as removed.
+    /// Removes an object; a missing one counts as removed.
     ///
     /// # Errors
-    /// When the store is out of reach or refuses.
+    /// When the store is unavailable or refuses.
     async fn delete(&self, key: &BlobKey) -> SyncResult<()>;
 
-    /// How the outside world names the object: `s3://bucket/key` or `file:///...`.
+    /// The URI of an object: `s3://bucket/key` or `file:///...`.
     fn uri(&self, key: &BlobKey) -> String;
 }
 
-/// A file that is to become an object, and its length.
+/// Opens a file that is to become an object, and returns its length.
 pub(crate) async fn open_source(path: &Path) -> SyncResult<(std::fs::File, u64)> {
     let failed = || SyncError::permanent(Link::Disk, format!("cannot read {}", path.display()));
     let file = tokio::fs::File::open(path).await.map_err(|error| failed().because(error))?;
@@ -180,24 +180,24 @@ pub(crate) async fn open_source(path: &Path) -> SyncResult<(std::fs::File, u64)>
 pub struct TooLarge {
     /// Its bytes, as far as they were read.
     pub bytes: u64,
-    /// The bound.
+    /// The limit.
     pub bound: u64,
 }
 
 impl TooLarge {
-    /// Whether, and how, `error` is about an object that is too large.
+    /// The `TooLarge` that is the source of `error`, if any.
     #[must_use]
     pub fn of(error: &SyncError) -> Option<&Self> {
         error.source().and_then(<dyn Error>::downcast_ref)
     }
 }
 
-/// The refusal of an object that is too large to be read whole.
+/// The error of an object that is too large to be read whole.
 pub(crate) fn too_large(link: Link, uri: &str, bytes: u64, bound: u64) -> SyncError {
     SyncError::permanent(link, format!("{uri} can't be read whole")).because(TooLarge { bytes, bound })
 }
 
-/// Puts a small object, reads it, and removes it again: each a step of a check.
+/// Puts a small object, reads it, and removes it: each a step of a check.
 pub(crate) async fn probe(store: &dyn BlobStore, link: Link, steps: &mut Steps) {
     let name = format!("weir-check/{}.txt", Ulid::generate());
     let Ok(key) = BlobKey::new(name) else { return };
@@ -211,12 +211,12 @@ pub(crate) async fn probe(store: &dyn BlobStore, link: Link, steps: &mut Steps) 
         Some(got) if got == content => Ok(got.len()),
         other => {
             let found = other.map_or_else(|| "nothing".into(), |got| format!("{} other bytes", got.len()));
-            let what = format!("{uri} was put and {found} came back: is something else writing there?");
+            let what = format!("{uri} was put and {found} came back: does another program write there?");
             Err(SyncError::permanent(link, what))
         }
     });
     steps.note("get it and compare", got, |bytes| format!("{bytes} bytes, the same"));
-    // Also after a get that failed: nothing is to be left behind.
+    // Also after a failed get, to leave nothing behind.
     let deleted = store.delete(&key).await;
     steps.note("remove it", deleted, |()| "done".into());
 }

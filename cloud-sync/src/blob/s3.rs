@@ -1,9 +1,7 @@
-//! Objects in S3, or in any storage that speaks its protocol.
+//! Objects in S3, or in any storage with the same protocol.
 
-mod connector;
 mod download;
 mod failure;
-mod range;
 mod settings;
 mod upload;
 
@@ -19,8 +17,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use download::{Download, time_for};
+pub(crate) use download::{Found, Reading};
 use failure::{Failure, classify, is_missing};
-pub(crate) use range::{Found, Reading};
 pub use settings::S3Config;
 use upload::{Source, Upload};
 
@@ -29,20 +27,21 @@ use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 
-/// Longest key that S3 takes.
+/// Maximum length of a key in S3.
 const MAX_S3_KEY: usize = 1024;
 
-/// A bucket, or what is under a prefix of it. Clones are the same store with the same connections.
+/// A bucket, or the objects under a prefix of it. Clones are the same store with the same connections.
 #[derive(Clone)]
 pub struct S3Store {
     client: Client,
     bucket: String,
-    /// Empty, or with a slash at its end.
+    /// Empty, or ending with a slash.
     prefix: String,
     connect_timeout: Duration,
     attempt_timeout: Duration,
     health: LinkHealth,
-    /// Whether others say which objects are read, so that a refusal and a key say nothing of the link.
+    /// Whether others decide which objects are read, so that a refusal or a missing object says nothing about the
+    /// link.
     for_others: bool,
 }
 
@@ -53,10 +52,10 @@ impl fmt::Debug for S3Store {
 }
 
 impl S3Store {
-    /// A store that is not connected yet. `health` shows how its calls fare.
+    /// A store that is not connected yet. Its calls update `health`.
     ///
     /// # Errors
-    /// When a setting cannot be, or a file that one names cannot be read.
+    /// When a setting is invalid, or a configured file cannot be read.
     pub async fn open(config: S3Config, health: LinkHealth) -> SyncResult<Self> {
         bucket_name(&config.bucket)?;
         let prefix = config.key_prefix()?;
@@ -65,24 +64,24 @@ impl S3Store {
         Ok(Self { client, bucket, prefix, connect_timeout, attempt_timeout, health, for_others: false })
     }
 
-    /// What comes before every key: empty, or with a slash at its end.
+    /// The prefix of all keys: empty, or ending with a slash.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// A bucket of the same storage, with the same connections and without a prefix, for objects that others name. What
-    /// is refused there leaves the link's health as it is, and no key gets into it.
+    /// A bucket of the same storage, with the same connections and without a prefix, for objects of other producers.
+    /// Refusals there do not affect the link's health, and nothing is written.
     ///
     /// # Errors
-    /// When no bucket can have that name.
+    /// When the name of the bucket is invalid.
     pub fn bucket(&self, name: &str) -> SyncResult<Self> {
         bucket_name(name)?;
         Ok(Self { bucket: name.to_owned(), prefix: String::new(), for_others: true, ..self.clone() })
     }
 
-    /// An object by its whole key, which may have any characters that S3 allows: the prefix of this store
-    /// is not put before it. `None` when there is none.
+    /// Reads an object by its whole key, which may contain any characters that S3 allows: the prefix of this store is
+    /// not prepended. `None` when there is none.
     ///
     /// # Errors
     /// As for [`BlobStore::get`], and when S3 has no such keys.
@@ -95,27 +94,26 @@ impl S3Store {
         self.note(result)
     }
 
-    /// Tries what a user of the store needs: puts an object, reads it, removes it.
+    /// Checks what a user of the store needs: puts an object, reads it, removes it.
     pub async fn check(&self) -> Vec<CheckStep> {
         let mut steps = Steps::default();
         super::probe(self, Link::S3, &mut steps).await;
         steps.finish()
     }
 
-    /// Tries what reading from a bucket of somebody else needs: lists it, and begins to read the first object. Writes
-    /// nothing.
+    /// Checks what reading from another bucket needs: lists it, and starts to read the first object. Writes nothing.
     pub async fn check_reading(&self) -> Vec<CheckStep> {
         let mut steps = Steps::default();
         let listed = self.list("", None).await;
         let of_page = |page: &BlobPage| match page.objects.len() {
-            0 => "nothing in it".to_owned(),
+            0 => "it is empty".to_owned(),
             _ => "it has objects".to_owned(),
         };
         let Some(page) = steps.note("list it", listed, of_page) else { return steps.finish() };
         if let Some(first) = page.objects.first() {
             let key = self.prefix.clone() + &first.key;
             let uri = self.uri_of(&key);
-            // The body is not waited for: it may be large.
+            // The body is not read: it may be large.
             let got = self.begin(&key, &uri).await.map(|_| ());
             steps.note("get an object", self.note(got), |()| uri.clone());
         }
@@ -124,18 +122,18 @@ impl S3Store {
 
     async fn read(&self, key: &str, max_bytes: u64) -> Result<Option<Bytes>, Failure> {
         let uri = self.uri_of(key);
-        let mut broken_off = false;
+        let mut retried = false;
         loop {
             let Some(download) = self.begin(key, &uri).await? else { return Ok(None) };
             match download.whole(max_bytes).await {
-                // The client itself tries again until the answer begins, not when it breaks off.
-                Err(error) if error.is_transient() && !broken_off => broken_off = true,
+                // The client itself retries until the response begins, not when it breaks off.
+                Err(error) if error.is_transient() && !retried => retried = true,
                 done => return Ok(Some(done?)),
             }
         }
     }
 
-    /// Asks for an object; its body is still to come.
+    /// Requests an object; the body is not read yet.
     async fn begin<'a>(&self, key: &str, uri: &'a str) -> Result<Option<Download<'a>>, Failure> {
         match self.client.get_object().bucket(&self.bucket).key(key).send().await {
             Ok(found) => {
@@ -167,7 +165,7 @@ impl S3Store {
             return self.note_for_others(result.map_err(|failure| failure.error));
         }
         self.health.note(result.map_err(|Failure { error, of_the_link }| {
-            // Refused keys are permanent, and still the link's.
+            // Refused keys are permanent, and still a failure of the link.
             if of_the_link && !error.is_transient() && self.health.failed(&error) {
                 tracing::warn!(link = "s3", error = error.in_full(), "the link is down");
             }
@@ -187,7 +185,7 @@ impl S3Store {
             }
             Err(_) => return result,
         };
-        // What it is noted as is all that is wanted of it.
+        // Only the effect on the health is wanted.
         let _ = self.health.note(seen);
         result
     }
@@ -237,7 +235,7 @@ impl BlobStore for S3Store {
                 modified: found.last_modified.and_then(system_time),
             })),
             Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(classify(format!("cannot look at {}", self.uri_of(&full)), error)),
+            Err(error) => Err(classify(format!("cannot query {}", self.uri_of(&full)), error)),
         };
         self.note(result)
     }
@@ -259,14 +257,14 @@ impl BlobStore for S3Store {
                 continue;
             };
             last = Some(key.to_owned());
-            // What consoles put there to show an empty folder is no object of anybody's.
+            // An object that consoles create to show an empty folder.
             if !key.is_empty() && !key.ends_with('/') {
                 let bytes = object.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
                 let modified = object.last_modified.and_then(system_time);
                 objects.push(BlobInfo { key: key.to_owned(), bytes, modified });
             }
         }
-        // Where the last key was, not the storage's own token: a page is good at any later time.
+        // The last key, not the storage's own token: a page remains valid at any later time.
         Ok(BlobPage { objects, next: last.filter(|_| more) })
     }
 
@@ -286,7 +284,7 @@ impl BlobStore for S3Store {
 }
 
 /// # Errors
-/// When no bucket can have that name (Amazon's rules for buckets; the name is part of a path or a host).
+/// When the name of the bucket is invalid (Amazon's rules for buckets; the name is part of a path or a host).
 fn bucket_name(name: &str) -> SyncResult<()> {
     let bytes = name.as_bytes();
     let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
@@ -300,8 +298,9 @@ fn bucket_name(name: &str) -> SyncResult<()> {
         return Ok(());
     }
     let name: String = name.chars().take(100).collect();
-    let what =
-        format!("no bucket is called {name:?}: it has 3 to 63 lower-case letters, digits, dots and hyphens");
+    let what = format!(
+        "{name:?} is not a valid bucket name: it has 3 to 63 lower-case letters, digits, dots and hyphens"
+    );
     Err(SyncError::permanent(Link::S3, what))
 }
 

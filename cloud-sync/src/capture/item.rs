@@ -1,4 +1,4 @@
-//! One captured image: what is known of it, its sidecar, and its names in the spool and in the storage.
+//! A captured image: its metadata, its sidecar, and its names in the spool and in the storage.
 
 use std::time::SystemTime;
 
@@ -8,22 +8,22 @@ use serde::{Deserialize, Serialize};
 use crate::blob::{BlobKey, InvalidKey};
 use crate::event::ModelRef;
 
-/// Under which keys captured images are put.
+/// Prefix of the keys of captured images.
 pub const KEY_PREFIX: &str = "datasets/captured";
-/// The folder of images whose camera nobody named.
+/// Folder of images without a camera.
 const NO_CAMERA: &str = "unknown";
 const MAX_CAMERA_BYTES: usize = 64;
 
-/// An image with the answer that it got.
+/// An image with its prediction.
 #[derive(Debug, Clone)]
 pub struct Captured {
-    /// The image, encoded as it came.
+    /// The encoded image as received.
     pub bytes: Bytes,
     /// BLAKE3 of `bytes`: 64 hex digits.
     pub digest: String,
-    /// Encoding, found from the bytes: `jpeg`, `png`, ...
+    /// Encoding, detected from the bytes: `jpeg`, `png`, ...
     pub format: String,
-    /// The camera that the client named, if it did.
+    /// The camera named by the client, if any.
     pub camera: Option<String>,
     /// The label of the best score.
     pub species: String,
@@ -33,7 +33,7 @@ pub struct Captured {
     pub model: ModelRef,
     /// The id of the request that was answered.
     pub request_id: String,
-    /// When it was answered.
+    /// Time of the response.
     pub time: SystemTime,
 }
 
@@ -42,7 +42,7 @@ pub struct Captured {
 pub(super) struct Digest([u8; 32]);
 
 impl Digest {
-    /// Reads 64 lower-case hex digits.
+    /// Parses 64 lower-case hex digits.
     pub(super) fn parse(hex: &str) -> Option<Self> {
         let lower = !hex.bytes().any(|b| b.is_ascii_uppercase());
         let hash = blake3::Hash::from_hex(hex).ok().filter(|_| lower)?;
@@ -57,23 +57,23 @@ impl Digest {
         blake3::Hash::from_bytes(self.0).to_hex().to_string()
     }
 
-    /// Its first half: enough to tell any number of images apart.
+    /// Its first half: enough to distinguish any number of images.
     pub(super) fn short(self) -> [u8; 16] {
         let mut short = [0; 16];
         short.copy_from_slice(&self.0[..16]);
         short
     }
 
-    /// A number in [0, 1) that is as good as random, and always the same for the same image.
+    /// A pseudo-random number in [0, 1), always the same for the same image.
     pub(super) fn fraction(self) -> f64 {
         let mut head = [0; 8];
         head.copy_from_slice(&self.0[..8]);
-        // 53 bits are what a double holds exactly; more could round up to 1.
+        // 53 bits are what a double represents exactly; more could round up to 1.
         (u64::from_be_bytes(head) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
-/// What stands beside an image, in the spool and in the storage.
+/// Metadata beside an image, in the spool and in the storage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sidecar {
     pub(super) digest: String,
@@ -105,7 +105,7 @@ impl Sidecar {
         }
     }
 
-    /// How the image's file ends.
+    /// File extension of the image.
     pub(super) fn extension(&self) -> String {
         let plain = |c: &char| c.is_ascii_alphanumeric();
         match self.format.as_str() {
@@ -135,14 +135,14 @@ impl Sidecar {
     }
 }
 
-/// The camera as a part of a key. A name that a key cannot hold as it is gets a mark of its own, so that no
-/// two cameras share a folder because their names are written in other letters.
+/// The camera as a part of a key. A name that a key cannot contain as it is gets a distinguishing suffix, so that no
+/// two cameras share a folder because their names use other characters.
 fn folder_of(camera: Option<&str>) -> String {
     let Some(camera) = camera.filter(|name| !name.trim().is_empty()) else { return NO_CAMERA.into() };
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.=+@,()".contains(c);
     let safe: String =
         camera.chars().map(|c| if allowed(c) { c } else { '_' }).take(MAX_CAMERA_BYTES).collect();
-    // A dot in front hides a folder; `..` leads out of one.
+    // A leading dot hides a folder; `..` leads out of one.
     let safe = safe.replacen('.', "_", usize::from(safe.starts_with('.')));
     if safe == camera {
         return safe;

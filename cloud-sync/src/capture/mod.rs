@@ -1,94 +1,55 @@
-//! Images kept as raw material for the next training set: chosen by rule, spooled on disk, sent to the
-//! object storage in their own time.
+//! Captures images as raw material for the next training set: selected by a rule, spooled on disk, sent to the object
+//! storage asynchronously.
 //!
 //! ```text
 //! offer -> (bounded channel) -> one writer thread -> <dir>/spool -> uploader task -> BlobStore
-//!                                                                       \-> <dir>/dead, what is refused for good
+//!                                                                       \-> <dir>/dead, permanently refused images
 //! ```
-//! Capture is best effort: an image that finds the channel or the disk full is counted and left out, and a
-//! request never waits for it. What is in the spool outlives the process and any time without a network.
+//! Capture is best effort: an image that finds the channel or the disk full is counted and skipped, and a request
+//! never waits for it. Spooled images outlive the process and any time without a network.
 //!
 //! An image becomes two objects, `datasets/captured/<yyyy-mm-dd>/<camera>/<digest>.<ext>` and, put after it,
-//! `<digest>.json` with what the model said: where the second is, the first is whole. The same image (by
-//! digest) is sent once: `sent` remembers more than 100,000 of them, and what it has forgotten the storage
-//! still knows for the same day and camera.
+//! `<digest>.json` with the prediction: if the second exists, the first is whole. The same image (by digest) is sent
+//! once: `sent` remembers more than 100,000 of them, and older ones are still found in the storage for the same day
+//! and camera.
 //!
 //! # Map
 //!
-//! `rule` which images; `item` one image, its sidecar and its names; `spool` the folder; `writer` the thread
-//! that fills it; `sent` the memory of what is done; `upload` the task that empties it; `stats` the numbers.
+//! `config` the settings and which images; `item` one image, its sidecar and its names; `spool` the directory; `sent`
+//! the images that are done; `upload` the task that empties the spool; `stats` the statistics. The writer thread is
+//! here.
 
-mod error;
+mod config;
 mod item;
-mod rule;
 mod sent;
 mod spool;
 mod stats;
 mod upload;
-mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use error::CaptureError;
+pub use config::{CaptureConfig, CaptureError, CaptureRule};
 pub use item::{Captured, KEY_PREFIX};
-pub use rule::CaptureRule;
 pub use stats::CaptureStats;
 
 use crate::backoff::Backoff;
 use crate::blob::BlobStore;
-use item::Digest;
+use item::{Digest, Sidecar};
 use sent::Sent;
 use spool::Spool;
 use stats::Counters;
 use upload::Uploader;
-use writer::Writer;
 
-/// Most images that wait for the writer.
+/// Maximum images that wait for the writer.
 const MAX_WAITING: usize = 64;
-
-/// How images are captured.
-#[derive(Debug, Clone)]
-pub struct CaptureConfig {
-    /// The folder of the spool; made if it is missing. Nothing else may be kept there.
-    pub dir: PathBuf,
-    /// Which images.
-    pub rule: CaptureRule,
-    /// Most bytes of images that wait to be sent; beyond it new ones are left out. What is refused for good
-    /// may take a tenth of it besides.
-    pub max_bytes: u64,
-    /// Most bytes of images that wait for the writer: they are held in memory, and with them what their memory is counted to.
-    pub max_waiting: u64,
-    /// The name of this node, for the sidecar.
-    pub node: String,
-    /// How long to wait after the first failure of the storage.
-    pub first_wait: Duration,
-    /// The longest wait between two tries.
-    pub longest_wait: Duration,
-}
-
-impl CaptureConfig {
-    /// The defaults: 2 GiB, tries again after half a second and then ever later, up to a minute.
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>, rule: CaptureRule, node: impl Into<String>) -> Self {
-        Self {
-            dir: dir.into(),
-            rule,
-            max_bytes: 2 << 30,
-            max_waiting: 64 << 20,
-            node: node.into(),
-            first_wait: Duration::from_millis(500),
-            longest_wait: Duration::from_secs(60),
-        }
-    }
-}
 
 /// A running capture: the writer, the spool and the uploader.
 #[derive(Debug)]
@@ -106,11 +67,11 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Opens the spool, clears what a crash has left half done, and starts the writer and, on `runtime`, the
+    /// Opens the spool, removes what a crash has left incomplete, and starts the writer and, on `runtime`, the
     /// uploader. Needs no network. Blocks while it lists the spool; not for async code.
     ///
     /// # Errors
-    /// [`CaptureError::Setting`], and [`CaptureError::Io`] when the folder cannot be used.
+    /// [`CaptureError::Setting`], and [`CaptureError::Io`] when the directory cannot be used.
     pub fn open(
         config: CaptureConfig,
         store: Arc<dyn BlobStore>,
@@ -118,7 +79,7 @@ impl Capture {
     ) -> Result<Self, CaptureError> {
         config.rule.check()?;
         if config.max_bytes == 0 {
-            let bound = "more than nothing".into();
+            let bound = "at least 1".into();
             return Err(CaptureError::Setting { setting: "max_bytes", value: "0".into(), bound });
         }
         let counters = Arc::new(Counters::default());
@@ -131,14 +92,14 @@ impl Capture {
             spool: Arc::clone(&spool),
             sent: Arc::clone(&sent),
             counters: Arc::clone(&counters),
-            backoff: Backoff::new(config.first_wait, config.longest_wait),
+            backoff: Backoff::new(config.backoff_initial, config.backoff_max),
             stopped,
         };
         let writer = Writer {
             node: config.node,
             spool: Arc::clone(&spool),
             counters: Arc::clone(&counters),
-            well: true,
+            healthy: true,
         };
         let writer = std::thread::Builder::new()
             .name("capture".into())
@@ -158,21 +119,21 @@ impl Capture {
         })
     }
 
-    /// Whether the rule takes an image: for callers that would have to copy it first.
+    /// Whether the rule selects an image: for callers that would have to copy it first.
     #[must_use]
     pub fn wants(&self, digest: &str, confidence: f32) -> bool {
-        Digest::parse(digest).is_some_and(|digest| self.rule.takes(digest, confidence))
+        Digest::parse(digest).is_some_and(|digest| self.rule.matches(digest, confidence))
     }
 
-    /// Takes an image that has been answered, if the rule wants it. Never blocks and never fails: what does
-    /// not fit is counted as skipped.
+    /// Captures an image whose request has been answered, if the rule selects it. Never blocks and never fails: what
+    /// does not fit is counted as skipped.
     pub fn offer(&self, image: Captured) {
         let Some(digest) = Digest::parse(&image.digest) else {
             tracing::warn!(digest = image.digest, "not captured: the digest is not 64 hex digits");
             self.counters.skip();
             return;
         };
-        if !self.rule.takes(digest, image.confidence) {
+        if !self.rule.matches(digest, image.confidence) {
             return;
         }
         if self.sent.contains(digest) {
@@ -184,7 +145,7 @@ impl Capture {
             self.counters.skip();
             return;
         }
-        // Cloned, so that a writer that is behind cannot make one offer wait for another.
+        // Cloned, so that a slow writer cannot make one offer wait for another.
         let images = self.images.lock().clone();
         if images.is_none_or(|images| images.try_send(image).is_err()) {
             self.counters.release(bytes);
@@ -192,20 +153,20 @@ impl Capture {
         }
     }
 
-    /// Where the damaged files are that had to be set aside when it was opened.
+    /// Damaged files that were quarantined when it was opened.
     #[must_use]
     pub fn quarantined(&self) -> &[PathBuf] {
         self.sent.quarantined()
     }
 
-    /// How it stands.
+    /// Current statistics.
     #[must_use]
     pub fn stats(&self) -> CaptureStats {
         self.counters.stats(&self.spool)
     }
 
-    /// Writes what waits and ends: the uploader finishes the images that it has begun, as long as that takes
-    /// no more than `within`. The rest stays in the spool for the next start.
+    /// Writes pending images and stops: the uploader finishes the images that it has started, if that takes no more
+    /// than `within`. The rest stays in the spool for the next start.
     pub async fn close(&self, within: Duration) {
         self.images.lock().take();
         let writer = self.writer.lock().take();
@@ -222,7 +183,7 @@ impl Capture {
         };
         if tokio::time::timeout(within, all).await.is_err() {
             self.stop.send_replace(true);
-            tracing::warn!("the uploader of captured images was left before it had finished");
+            tracing::warn!("the uploader of captured images did not finish in time");
         }
     }
 }
@@ -230,6 +191,43 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         self.stop.send_replace(true);
+    }
+}
+
+#[derive(Debug)]
+struct Writer {
+    node: String,
+    spool: Arc<Spool>,
+    counters: Arc<Counters>,
+    /// Whether the last write succeeded: the first failure after a success is logged.
+    healthy: bool,
+}
+
+impl Writer {
+    /// Runs until the last sender is dropped and nothing is pending.
+    fn run(mut self, waiting: &Receiver<Captured>) {
+        for image in waiting {
+            let bytes = image.bytes.len() as u64;
+            self.take(&image);
+            // Only now: until it is in the spool it counts as waiting, so it always counts as one of the two.
+            self.counters.release(bytes);
+        }
+    }
+
+    fn take(&mut self, image: &Captured) {
+        match self.spool.write(&Sidecar::new(image, &self.node), &image.bytes) {
+            Ok(true) => self.healthy = true,
+            Ok(false) => self.counters.deduplicate(),
+            Err(error) => {
+                let error = format!("cannot spool a captured image: {error}");
+                if std::mem::replace(&mut self.healthy, false) {
+                    tracing::warn!(error, "captured images are skipped");
+                }
+                self.counters.fail(error);
+                // Last: whoever sees the count also sees the error.
+                self.counters.skip();
+            }
+        }
     }
 }
 

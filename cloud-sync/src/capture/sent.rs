@@ -1,9 +1,9 @@
-//! The memory of which images are done with: the digests of the last 100,000 or more, over restarts.
+//! Remembers which images are done: the digests of the last 100,000 or more, across restarts.
 //!
-//! Two files of 16 bytes an image, `sent` and `sent.old`. Digests are appended to the first; when it is full
-//! it takes the place of the second. Nothing is forced to the disk: a digest that a crash has lost costs a
-//! look at the storage, and a torn or garbled one is a digest that no image has. For the same reason a file that can't
-//! be read, or is none of ours, is set aside and an empty one takes its place.
+//! Two files of 16 bytes per image, `sent` and `sent.old`. Digests are appended to the first; when it is full it
+//! replaces the second. Nothing is synced: a digest lost in a crash costs a query of the storage, and a torn or
+//! corrupted one matches no image. For the same reason a file that cannot be read, or is not one of these, is
+//! quarantined and an empty one takes its place.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use super::error::CaptureError;
+use super::config::CaptureError;
 use super::item::Digest;
-use crate::quarantine::set_aside;
+use crate::quarantine::quarantine;
 
-/// Digests of one file: at least so many are remembered, at most twice as many.
+/// Digests per file: at least this many are remembered, at most twice as many.
 pub(super) const PER_FILE: usize = 131_072;
 const DIGEST_BYTES: usize = 16;
 const FILE: &str = "sent";
@@ -46,7 +46,7 @@ impl Sent {
         Ok(Self { dir: dir.to_owned(), state: Mutex::new(State { newest, older, file }), quarantined })
     }
 
-    /// Where the files are that had to be set aside.
+    /// The quarantined files.
     pub(super) fn quarantined(&self) -> &[PathBuf] {
         &self.quarantined
     }
@@ -57,7 +57,7 @@ impl Sent {
         state.newest.contains(&short) || state.older.contains(&short)
     }
 
-    /// Remembers an image. What the disk says is only worth a line: memory has it until the restart.
+    /// Remembers an image. Disk errors are only logged: memory has it until the restart.
     pub(super) fn add(&self, digest: Digest) {
         let short = digest.short();
         let mut state = self.state.lock();
@@ -67,14 +67,14 @@ impl Sent {
         let mut result = state.file.write_all(&short);
         if state.newest.len() >= PER_FILE {
             state.older = std::mem::take(&mut state.newest);
-            result = result.and_then(|()| self.turn_over(&mut state));
+            result = result.and_then(|()| self.rotate(&mut state));
         }
         if let Err(error) = result {
-            tracing::warn!(%error, dir = %self.dir.display(), "cannot note that an image was sent");
+            tracing::warn!(%error, dir = %self.dir.display(), "cannot record that an image was sent");
         }
     }
 
-    fn turn_over(&self, state: &mut State) -> io::Result<()> {
+    fn rotate(&self, state: &mut State) -> io::Result<()> {
         let path = self.dir.join(FILE);
         fs::rename(&path, self.dir.join(OLD))?;
         state.file = open_to_append(&path)?;
@@ -88,8 +88,8 @@ fn load(path: &Path, quarantined: &mut Vec<PathBuf>) -> Result<HashSet<[u8; DIGE
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
         Err(e) => e,
     };
-    let aside = set_aside(path).map_err(|e| CaptureError::io("set aside", path, e))?;
-    tracing::error!(%error, file = %path.display(), aside = %aside.display(), "a damaged file is set aside");
+    let aside = quarantine(path).map_err(|e| CaptureError::io("quarantine", path, e))?;
+    tracing::error!(%error, file = %path.display(), aside = %aside.display(), "a damaged file was quarantined");
     quarantined.push(aside);
     Ok(HashSet::new())
 }
@@ -97,14 +97,14 @@ fn load(path: &Path, quarantined: &mut Vec<PathBuf>) -> Result<HashSet<[u8; DIGE
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let most = (PER_FILE * DIGEST_BYTES) as u64;
     let mut bytes = Vec::new();
-    // One digest may be torn, and the last may have come before a crash that kept the files from turning over.
+    // One digest may be torn, and the last may have been written before a crash that prevented the rotation.
     if File::open(path)?.take(2 * most + 1).read_to_end(&mut bytes)? as u64 > 2 * most {
-        return Err(io::Error::other("it is longer than it can be"));
+        return Err(io::Error::other("it exceeds its maximum length"));
     }
     Ok(bytes)
 }
 
-/// Cuts off a torn digest first: those behind it would all be out of step.
+/// Truncates a torn digest first: those after it would be misaligned.
 fn open_to_append(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).append(true).open(path)?;
     let length = file.metadata()?.len();
@@ -139,14 +139,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_set_aside() {
+    fn a_file_that_cannot_be_read_is_quarantined() {
         let dir = tempfile::tempdir().unwrap();
         let sent = Sent::open(dir.path()).unwrap();
         assert!(sent.quarantined().is_empty());
         sent.add(digest(1));
         drop(sent);
         fs::rename(dir.path().join(FILE), dir.path().join(OLD)).unwrap();
-        // A folder in its place, and a file that is far too long.
+        // A directory in its place, and a file that is far too long.
         fs::create_dir(dir.path().join(FILE)).unwrap();
         let sent = Sent::open(dir.path()).unwrap();
         assert_eq!(sent.quarantined().len(), 1);

@@ -1,14 +1,14 @@
-//! The folder in which captured images wait.
+//! The directory in which captured images wait.
 //!
 //! ```text
 //! <dir>/spool/<digest>.<ext>   an image
-//! <dir>/spool/<digest>.json    its sidecar, put in place after it: the pair is whole
-//! <dir>/dead/                  the same, for what the storage has refused for good
+//! <dir>/spool/<digest>.json    its sidecar, placed after it: the pair is complete
+//! <dir>/dead/                  the same, for what the storage has refused permanently
 //! <dir>/tmp/                   files being written; emptied at the start
 //! ```
-//! Nothing is forced to the disk. After the end of the process, however sudden, the order of the renames
-//! holds; after a loss of power a file may be short or empty, so a pair is checked against its digest before
-//! it leaves. All functions block.
+//! Nothing is synced to disk. After the end of the process, however abrupt, the order of the renames holds; after a
+//! loss of power a file may be short or empty, so a pair is checked against its digest before it is sent. All
+//! functions block.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,10 +17,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::error::CaptureError;
+use super::config::CaptureError;
 use super::item::{Digest, Sidecar};
+use crate::durable;
 
 const SIDECAR: &str = "json";
 
@@ -32,18 +34,21 @@ pub(super) struct Spool {
     max_dead_bytes: u64,
     held: Held,
     dead_held: Held,
-    /// A pair has come.
+    /// Locked for each change of the spool and its counts, so that a survey sees no partial change.
+    changing: Mutex<()>,
+    /// A pair has been added.
     pub(super) arrived: Notify,
 }
 
-/// What a folder holds.
+/// Contents of a directory. The number of images is changed after the bytes and read before them: a reader of the
+/// number sees the bytes that belong to it.
 #[derive(Debug, Default)]
 struct Held {
     images: AtomicU64,
     bytes: AtomicU64,
 }
 
-/// A whole pair, in memory.
+/// A complete pair, in memory.
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) digest: Digest,
@@ -56,7 +61,7 @@ pub(super) struct Pair {
 #[derive(Debug)]
 pub(super) enum Loaded {
     Pair(Box<Pair>),
-    /// Something else than a whole pair: for nobody of use.
+    /// Not a complete pair: unusable.
     Broken,
 }
 
@@ -70,11 +75,20 @@ impl Spool {
         cleared.map_err(|e| CaptureError::io("empty", &tmp, e))?;
         let held = survey(&spool).map_err(|e| CaptureError::io("read", &spool, e))?;
         let dead_held = survey(&dead).map_err(|e| CaptureError::io("read", &dead, e))?;
-        Ok(Self { spool, dead, tmp, max_dead_bytes, held, dead_held, arrived: Notify::new() })
+        Ok(Self {
+            spool,
+            dead,
+            tmp,
+            max_dead_bytes,
+            held,
+            dead_held,
+            changing: Mutex::new(()),
+            arrived: Notify::new(),
+        })
     }
 
     pub(super) fn images(&self) -> u64 {
-        self.held.images.load(Ordering::Relaxed)
+        self.held.images.load(Ordering::Acquire)
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -85,7 +99,7 @@ impl Spool {
         self.dead_held.images.load(Ordering::Relaxed)
     }
 
-    /// Puts a pair in place; false when the image is there already.
+    /// Adds a pair; false when the image exists already.
     pub(super) fn write(&self, sidecar: &Sidecar, image: &[u8]) -> io::Result<bool> {
         let json_path = self.spool.join(format!("{}.{SIDECAR}", sidecar.digest));
         if json_path.exists() {
@@ -93,13 +107,15 @@ impl Spool {
         }
         let json = serde_json::to_vec(sidecar)?;
         let image_path = self.spool.join(format!("{}.{}", sidecar.digest, sidecar.extension()));
+        let changing = self.changing.lock();
         let result =
             self.place(&image_path, image).and_then(|()| self.place(&json_path, &json)).inspect_err(|_| {
-                // Half a pair is of no use, and on a full disk it takes room that others need.
+                // Half a pair is useless, and on a full disk it takes space that others need.
                 let _ = fs::remove_file(&image_path);
             });
         result?;
         self.held.add((image.len() + json.len()) as u64);
+        drop(changing);
         self.arrived.notify_one();
         Ok(true)
     }
@@ -112,7 +128,7 @@ impl Spool {
         })
     }
 
-    /// Up to `count` images that wait, in no order, without those in `but`.
+    /// Up to `count` waiting images, in no order, without those in `but`.
     pub(super) fn waiting(&self, count: usize, but: &HashSet<Digest>) -> io::Result<Vec<(Digest, PathBuf)>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.spool)? {
@@ -140,17 +156,23 @@ impl Spool {
         Ok(Loaded::Pair(Box::new(Pair { digest, sidecar, json: json.into(), image: image.into() })))
     }
 
-    /// Removes a pair that has arrived. The sidecar goes first: an image alone is cleared at the next start.
+    /// Removes a pair that was sent. The sidecar first: an image alone is removed at the next start.
     pub(super) fn remove(&self, pair: &Pair) -> io::Result<()> {
+        let _changing = self.changing.lock();
+        self.remove_pair(pair)
+    }
+
+    fn remove_pair(&self, pair: &Pair) -> io::Result<()> {
         remove(&self.sidecar_path(pair.digest))?;
         remove(&self.image_path(pair.digest, &pair.sidecar))?;
         self.held.take(pair.size());
         Ok(())
     }
 
-    /// Removes whatever stands under a digest.
+    /// Removes all files of a digest.
     pub(super) fn discard(&self, digest: Digest) -> io::Result<()> {
         let hex = digest.hex();
+        let _changing = self.changing.lock();
         remove(&self.sidecar_path(digest))?;
         for entry in fs::read_dir(&self.spool)? {
             let path = entry?.path();
@@ -158,16 +180,17 @@ impl Spool {
                 remove(&path)?;
             }
         }
-        // Nobody knows any more what it counted for.
+        // It is unknown what they counted for.
         let held = survey(&self.spool)?;
-        self.held.images.store(held.images.into_inner(), Ordering::Relaxed);
         self.held.bytes.store(held.bytes.into_inner(), Ordering::Relaxed);
+        self.held.images.store(held.images.into_inner(), Ordering::Release);
         Ok(())
     }
 
-    /// Moves a pair to the dead, with the reason in its sidecar; false when there is no room for it there,
-    /// and it was removed.
-    pub(super) fn bury(&self, pair: &Pair, reason: &str) -> io::Result<bool> {
+    /// Moves a pair to the dead, with the reason in its sidecar; if there is no space for it there, it is removed,
+    /// and this returns false.
+    pub(super) fn move_to_dead(&self, pair: &Pair, reason: &str) -> io::Result<bool> {
+        let _changing = self.changing.lock();
         let room = self.dead_held.bytes.load(Ordering::Relaxed) + pair.size() <= self.max_dead_bytes;
         if room {
             let mut sidecar = serde_json::to_value(&pair.sidecar)?;
@@ -178,7 +201,7 @@ impl Spool {
             self.place(&self.dead.join(format!("{}.{SIDECAR}", pair.digest.hex())), &json)?;
             self.dead_held.add((pair.image.len() + json.len()) as u64);
         }
-        self.remove(pair)?;
+        self.remove_pair(pair)?;
         Ok(room)
     }
 
@@ -193,14 +216,14 @@ impl Spool {
 
 impl Held {
     fn add(&self, bytes: u64) {
-        self.images.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.images.fetch_add(1, Ordering::Release);
     }
 
     fn take(&self, bytes: u64) {
         let less = |by: u64| move |held: u64| Some(held.saturating_sub(by));
-        let _ = self.images.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less(1));
         let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less(bytes));
+        let _ = self.images.fetch_update(Ordering::Release, Ordering::Relaxed, less(1));
     }
 }
 
@@ -218,7 +241,7 @@ fn digest_of(path: &Path) -> Option<Digest> {
     Digest::parse(path.file_stem()?.to_str()?)
 }
 
-/// Counts the pairs of a folder and removes images that have no sidecar: a crash came between the two.
+/// Counts the pairs of a directory and removes images without a sidecar, left by a crash between the two.
 fn survey(folder: &Path) -> io::Result<Held> {
     let (mut sidecars, mut images) = (HashSet::new(), Vec::new());
     let mut bytes = 0;
@@ -228,7 +251,7 @@ fn survey(folder: &Path) -> io::Result<Held> {
         let Some(digest) = digest_of(&path) else { continue };
         let length = match entry.metadata() {
             Ok(about) => about.len(),
-            // The uploader was faster.
+            // The uploader has removed it meanwhile.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
         };
@@ -270,8 +293,5 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    durable::remove_if_exists(path).map(|_| ())
 }

@@ -1,4 +1,4 @@
-//! What capture holds and how it fared.
+//! Statistics of capture.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,24 +12,24 @@ use super::spool::Spool;
 pub struct CaptureStats {
     /// Images in the spool.
     pub spooled: u64,
-    /// Bytes of the spool, sidecars among them.
+    /// Bytes of the spool, including sidecars.
     pub bytes: u64,
-    /// Images put into the storage.
+    /// Images sent to the storage.
     pub sent: u64,
-    /// Images that the rule took and that were left out: the writer was behind, the spool at its bound, the
-    /// disk full, or what was in the spool had been damaged.
+    /// Selected images that were skipped: the writer was behind, the spool at its limit, the disk full, or the
+    /// spooled files were damaged.
     pub skipped: u64,
-    /// Images that were in the spool or in the storage already.
+    /// Images that were already in the spool or in the storage.
     pub deduplicated: u64,
-    /// Images that the storage refused for good.
+    /// Images that the storage refused permanently.
     pub dead: u64,
-    /// Images in the folder of the dead, from earlier runs as well.
+    /// Images in the directory of the dead, including earlier runs.
     pub dead_kept: u64,
-    /// What the storage or the disk last said; none once an image has been sent after it.
+    /// Last error of the storage or the disk; none once an image has been sent after it.
     pub last_error: Option<String>,
 }
 
-/// The counters behind it, and the bytes that wait for the writer.
+/// The counters, and the bytes that wait for the writer.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     waiting_bytes: AtomicU64,
@@ -41,25 +41,26 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Takes room for `bytes` in memory and in the spool, if there is any.
+    /// Reserves `bytes` in memory and in the spool, if they fit.
     pub(super) fn reserve(&self, bytes: u64, max_waiting: u64, spooled: u64, max_spooled: u64) -> bool {
         let fits = |waiting: u64| {
             let after = waiting.saturating_add(bytes);
-            // One image may be larger than all that may wait: alone it gets through.
+            // One image may exceed the limit of the memory: it is accepted alone.
             let memory = after <= max_waiting || waiting == 0;
             (memory && spooled.saturating_add(after) <= max_spooled).then_some(after)
         };
         self.waiting_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
     }
 
-    /// Gives back what [`Self::reserve`] took.
+    /// Releases what [`Self::reserve`] reserved.
     pub(super) fn release(&self, bytes: u64) {
         self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     pub(super) fn send(&self) {
-        self.sent.fetch_add(1, Ordering::Relaxed);
+        // In this order: whoever sees the count does not see an earlier error.
         self.last_error.lock().take();
+        self.sent.fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn skip(&self) {
@@ -70,7 +71,7 @@ impl Counters {
         self.deduplicated.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn bury(&self) {
+    pub(super) fn refuse(&self) {
         self.dead.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -82,7 +83,7 @@ impl Counters {
         CaptureStats {
             spooled: spool.images(),
             bytes: spool.bytes(),
-            sent: self.sent.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Acquire),
             skipped: self.skipped.load(Ordering::Acquire),
             deduplicated: self.deduplicated.load(Ordering::Relaxed),
             dead: self.dead.load(Ordering::Relaxed),

@@ -1,9 +1,8 @@
-//! The task that takes captured images from the spool to the object storage.
+//! The task that sends captured images from the spool to the object storage.
 //!
-//! A storage that is away is waited for, with backoff. A permanent refusal may mean the image or the storage
-//! itself (a wrong key, a missing bucket), and the whole spool must not go to the dead for a typing error: an
-//! image that is refused is set aside, and moves to the dead when it is refused again after another one has
-//! got through.
+//! While the storage is unavailable it waits with backoff. A permanent refusal may be caused by the image or by the
+//! storage itself (a wrong key, a missing bucket), and a misconfiguration must not move the whole spool to the dead:
+//! a refused image is set aside, and moves to the dead when it is refused again after another one has been accepted.
 
 use std::collections::HashSet;
 use std::future::ready;
@@ -23,12 +22,12 @@ use crate::backoff::Backoff;
 use crate::blob::BlobStore;
 use crate::error::{Link, SyncError, SyncResult};
 
-/// Images under way at once: each is in memory.
-const AT_ONCE: usize = 4;
-/// Images of one listing of the spool.
-const AT_A_TIME: usize = 256;
-/// So many refusals, and nothing that got through: it is the storage.
-const REFUSALS: usize = 3;
+/// Maximum concurrent uploads: each image is in memory.
+const MAX_CONCURRENT: usize = 4;
+/// Images per listing of the spool.
+const LISTING_IMAGES: usize = 256;
+/// After this many refusals without a success the storage itself is at fault.
+const MAX_REFUSALS: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Uploader {
@@ -40,18 +39,18 @@ pub(super) struct Uploader {
     pub(super) stopped: watch::Receiver<bool>,
 }
 
-/// What became of one image.
+/// Outcome of one image.
 #[derive(Debug)]
 enum Outcome {
-    /// It is in the storage, by us now or from before.
+    /// It is in the storage, sent now or earlier.
     There,
-    /// It was not whole, or has gone meanwhile.
+    /// It was incomplete, or was removed meanwhile.
     Gone,
     Refused(Digest, SyncError),
     Failed(SyncError),
 }
 
-/// What became of one listing.
+/// Outcome of one listing.
 #[derive(Debug)]
 enum Pass {
     Empty,
@@ -60,7 +59,7 @@ enum Pass {
 }
 
 impl Uploader {
-    /// Until it is told to stop.
+    /// Runs until it is stopped.
     pub(super) async fn run(mut self) {
         let mut aside = HashSet::new();
         while !*self.stopped.borrow() {
@@ -75,12 +74,12 @@ impl Uploader {
                 }
                 Pass::Failed(error) => {
                     if self.backoff.failures() == 0 {
-                        tracing::warn!(error, "captured images wait: they cannot be sent");
+                        tracing::warn!(error, "cannot send captured images; they wait in the spool");
                     }
                     self.counters.fail(error);
                     let wait = self.backoff.fail();
                     let mut stopped = self.stopped.clone();
-                    // Waiting out its time without the stop is what an error would be, and that cannot be.
+                    // The only other outcome is that the sender was dropped, which cannot happen before the stop.
                     let _ = tokio::time::timeout(wait, stopped.wait_for(|stop| *stop)).await;
                 }
             }
@@ -90,7 +89,7 @@ impl Uploader {
     async fn pass(&self, aside: &mut HashSet<Digest>) -> Pass {
         let mut waiting = self.list(aside).await;
         if !aside.is_empty() && waiting.as_ref().is_ok_and(Vec::is_empty) {
-            // All that is left was refused, and perhaps it was the storage's fault: once more from the start.
+            // All remaining images were refused, perhaps through the fault of the storage: start over.
             aside.clear();
             waiting = self.list(aside).await;
         }
@@ -101,7 +100,8 @@ impl Uploader {
         };
         let (mut proven, mut refusals, mut last) = (false, 0, None);
         let going = stream::iter(waiting).take_while(|_| ready(!*self.stopped.borrow()));
-        let mut going = std::pin::pin!(going.map(|digest| self.send(digest)).buffer_unordered(AT_ONCE));
+        let mut going =
+            std::pin::pin!(going.map(|digest| self.send(digest)).buffer_unordered(MAX_CONCURRENT));
         while let Some(outcome) = going.next().await {
             match outcome {
                 Outcome::There => proven = true,
@@ -113,19 +113,19 @@ impl Uploader {
                     last = Some(error.in_full());
                 }
             }
-            if !proven && refusals >= REFUSALS {
+            if !proven && refusals >= MAX_REFUSALS {
                 break;
             }
         }
         match last {
-            _ if proven => self.once_more(aside).await,
+            _ if proven => self.retry_refused(aside).await,
             Some(error) => Pass::Failed(error),
             None => Pass::More,
         }
     }
 
-    /// Tries what was set aside again, now that the storage is known to take images.
-    async fn once_more(&self, aside: &mut HashSet<Digest>) -> Pass {
+    /// Retries what was set aside, now that the storage is known to accept images.
+    async fn retry_refused(&self, aside: &mut HashSet<Digest>) -> Pass {
         for digest in std::mem::take(aside) {
             if *self.stopped.borrow() {
                 break;
@@ -134,7 +134,7 @@ impl Uploader {
                 Outcome::There | Outcome::Gone => {}
                 Outcome::Failed(error) => return Pass::Failed(error.in_full()),
                 Outcome::Refused(digest, error) => {
-                    if let Err(error) = self.bury(digest, error.in_full()).await {
+                    if let Err(error) = self.move_to_dead(digest, error.in_full()).await {
                         return Pass::Failed(format!("cannot move a refused image: {error}"));
                     }
                 }
@@ -146,7 +146,7 @@ impl Uploader {
     async fn list(&self, aside: &mut HashSet<Digest>) -> io::Result<Vec<Digest>> {
         let (spool, but) = (Arc::clone(&self.spool), std::mem::take(aside));
         let (found, but) = blocking(move || {
-            let found: io::Result<Vec<(Digest, PathBuf)>> = spool.waiting(AT_A_TIME, &but);
+            let found: io::Result<Vec<(Digest, PathBuf)>> = spool.waiting(LISTING_IMAGES, &but);
             Ok((found, but))
         })
         .await?;
@@ -167,7 +167,7 @@ impl Uploader {
             Err(error) if error.is_transient() => return Outcome::Failed(error),
             Err(error) => return Outcome::Refused(digest, error),
         }
-        // Remembered first: a crash in between costs a look at the storage, never a second copy.
+        // Recorded first: a crash in between costs a query of the storage, never a second copy.
         self.sent.add(digest);
         let spool = Arc::clone(&self.spool);
         match blocking(move || spool.remove(&pair)).await {
@@ -176,7 +176,7 @@ impl Uploader {
         }
     }
 
-    /// Puts the image and then the sidecar; false when they were there.
+    /// Puts the image and then the sidecar; false when they exist already.
     async fn put(&self, pair: &Pair) -> SyncResult<bool> {
         let keys = pair.sidecar.keys();
         let (image, json) =
@@ -194,25 +194,25 @@ impl Uploader {
         match blocking(move || spool.discard(digest)).await {
             Ok(()) => {
                 self.counters.skip();
-                tracing::warn!(digest = digest.hex(), "a captured image was not whole, and is left out");
+                tracing::warn!(digest = digest.hex(), "skipping an incomplete captured image");
                 Outcome::Gone
             }
             Err(error) => unreadable(error),
         }
     }
 
-    /// Moves what was refused to the dead.
-    async fn bury(&self, digest: Digest, reason: String) -> io::Result<()> {
+    /// Moves a refused image to the dead.
+    async fn move_to_dead(&self, digest: Digest, reason: String) -> io::Result<()> {
         let (spool, why) = (Arc::clone(&self.spool), reason.clone());
         let kept = blocking(move || match spool.load(digest)? {
-            Loaded::Pair(pair) => spool.bury(&pair, &why),
+            Loaded::Pair(pair) => spool.move_to_dead(&pair, &why),
             Loaded::Broken => spool.discard(digest).map(|()| false),
         });
         let kept = kept.await?;
-        // Not to be captured again, only to be refused again.
+        // So that it is not captured again, only to be refused again.
         self.sent.add(digest);
-        self.counters.bury();
-        tracing::warn!(digest = digest.hex(), reason, kept, "a captured image is refused for good");
+        self.counters.refuse();
+        tracing::warn!(digest = digest.hex(), reason, kept, "a captured image was refused permanently");
         Ok(())
     }
 }

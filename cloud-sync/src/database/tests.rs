@@ -1,4 +1,4 @@
-//! A file that fails, is damaged, foreign or somebody else's.
+//! A file that fails, is damaged, or belongs to another program or version.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use super::*;
 
 const NUMBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("numbers");
 
-/// A disk on which, while `full`, nothing new can be written, and whose fsyncs can be looked at.
+/// A disk on which, while `full`, nothing new can be written, and whose fsyncs can be observed.
 #[derive(Debug)]
 pub(super) struct TestDisk {
     pub(super) file: FileBackend,
@@ -144,22 +144,22 @@ fn a_name_that_something_has_is_never_given_to_an_empty_file() {
     std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
     for _ in 0..2 {
         let error = Database::open_or_quarantine(path.clone()).unwrap_err().in_full();
-        assert!(error.contains("disk/x.redb, which is not there"), "{error}");
+        assert!(error.contains("disk/x.redb, which does not exist"), "{error}");
         assert_eq!(path.read_link().unwrap(), elsewhere);
     }
-    // The disk is there again.
+    // The disk is available again.
     fs::create_dir(dir.path().join("disk")).unwrap();
     put(&Database::open(elsewhere).unwrap(), 1, 10).unwrap();
     let database = Database::open(path.clone()).unwrap();
     assert_eq!(all(&database).unwrap(), [(1, 10)]);
-    // Also not to one that was begun when there was none.
+    // Nor to one that was started when there was none.
     database.create_file(&Builder::new()).unwrap();
     drop(database);
     assert_eq!(all(&Database::open(path.clone()).unwrap()).unwrap(), [(1, 10)]);
     assert!(path.is_symlink() && !path.with_extension("new").exists());
 }
 
-/// Bytes of a file that redb has not closed in good order, as after a crash, with rows 0 to 40.
+/// Bytes of a file that redb has not closed cleanly, as after a crash, with rows 0 to 40.
 fn crashed_file() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.redb");
@@ -187,7 +187,7 @@ fn a_torn_or_damaged_file_is_whole_or_refused() {
         fs::write(&path, &bytes).unwrap();
         match Database::open(path.clone()).and_then(|database| all(&database)) {
             Ok(rows) => {
-                // The last commit may have been undone, for it is the one before that holds then.
+                // The last commit may have been undone; then the one before it holds.
                 assert!(rows.len() >= 39 && rows.iter().enumerate().all(|(n, row)| row.0 == n as u64));
                 repaired += 1;
             }

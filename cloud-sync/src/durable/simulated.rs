@@ -1,10 +1,10 @@
-//! A disk that loses, when power fails, what was not forced to it.
+//! A simulated disk that loses unsynced writes when power fails.
 //!
-//! It looks on while a store works in a directory: at each fsync it notes what is durable from then on, and before
-//! each it keeps a [`KillPoint`], from which the directory can be made again as it may look if power had failed there:
-//! with everything undone since the last fsync of each file and directory, or with a part of it.
+//! It observes a directory while a store works in it: at each fsync it records what is durable from then on, and
+//! before each it keeps a [`KillPoint`], from which the directory can be restored as it may look if power had failed
+//! there: with everything undone since the last fsync of each file and directory, or with a part of it.
 //!
-//! For tests; whatever lies in the directory is read whole at each fsync.
+//! For tests; the whole directory is read at each fsync.
 
 #![allow(clippy::expect_used, reason = "tests are the only callers")]
 
@@ -19,28 +19,28 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// Bytes that a disk writes as one.
+/// Bytes that a disk writes atomically.
 const SECTOR: usize = 512;
 
 static WATCHING: Mutex<Vec<Weak<SimulatedDisk>>> = Mutex::new(Vec::new());
 
-/// What a loss of power leaves of that which was not forced.
+/// What a loss of power leaves of the unsynced operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing: every operation after the last fsync is undone.
     Undone,
-    /// Names, but not the bytes of files: a journal of metadata alone.
+    /// Names, but not the bytes of files: a journal of metadata only.
     Names,
-    /// Bytes of files, but no name that was made, changed or removed.
+    /// Bytes of files, but no created, changed or removed name.
     Bytes,
-    /// Any sectors of files, and the names of some directories, drawn with this seed.
+    /// Random sectors of files, and the names of random directories, with this seed.
     Some(u64),
     /// All of it: the process was killed.
     All,
 }
 
 impl Outcome {
-    /// One of each kind, and a few draws.
+    /// One of each kind, and a few seeds.
     pub const EACH: [Self; 7] =
         [Self::Undone, Self::Names, Self::Bytes, Self::Some(1), Self::Some(2), Self::Some(3), Self::All];
 }
@@ -57,7 +57,7 @@ struct Tree {
 /// A moment at which power may fail.
 #[derive(Debug)]
 pub struct KillPoint {
-    /// How many steps had been acknowledged.
+    /// Number of steps acknowledged until then.
     pub acknowledged: usize,
     root: u64,
     durable: Tree,
@@ -67,12 +67,12 @@ pub struct KillPoint {
 #[derive(Debug, Default)]
 struct State {
     durable: Tree,
-    /// Files that a durable name may lead to: while they are open no other file gets their inode.
+    /// Files that a durable name may refer to: while they are open no other file gets their inode.
     held: Vec<OwnedFd>,
     kills: Vec<KillPoint>,
 }
 
-/// Looks on at one directory.
+/// Observes one directory.
 #[derive(Debug)]
 pub struct SimulatedDisk {
     path: PathBuf,
@@ -82,7 +82,7 @@ pub struct SimulatedDisk {
 }
 
 impl SimulatedDisk {
-    /// Looks on from now on. What is there counts as durable.
+    /// Starts to observe a directory. Its current contents count as durable.
     ///
     /// # Panics
     /// When the directory can't be read.
@@ -102,18 +102,18 @@ impl SimulatedDisk {
         disk
     }
 
-    /// One more step of the test has been acknowledged: it must be there after any loss of power from now on.
+    /// Acknowledges another step of the test: its effect must survive any later loss of power.
     pub fn acknowledge(&self) {
         self.acknowledged.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The moments so far, and now.
+    /// The kill points so far, and one for now.
     pub fn kill_points(&self) -> Vec<KillPoint> {
         self.keep_kill_point();
         std::mem::take(&mut self.state.lock().kills)
     }
 
-    /// Reads what is there now, and notes where it lies.
+    /// Reads the current tree, and the paths of its files.
     fn read(&self, paths: &mut Vec<PathBuf>) -> Tree {
         let mut tree = Tree::default();
         let mut dirs = vec![self.path.clone()];
@@ -135,12 +135,12 @@ impl SimulatedDisk {
     }
 
     fn keep_kill_point(&self) {
-        // In this order: what was acknowledged is durable then, and of what is there nothing that was forced is missing from
-        // what is durable, whatever other threads force meanwhile.
+        // In this order: what was acknowledged is durable by then, and nothing that is synced and present is missing
+        // from what is durable, whatever other threads sync meanwhile.
         let acknowledged = self.acknowledged.load(Ordering::SeqCst);
         let mut current = self.read(&mut Vec::new());
         loop {
-            // Another thread may be at it.
+            // Another thread may be writing.
             let again = self.read(&mut Vec::new());
             if again == current {
                 break;
@@ -184,7 +184,7 @@ fn listing(dir: &Path) -> BTreeMap<OsString, u64> {
     entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?.ino()))).collect()
 }
 
-/// The disk in whose directory an open file or directory lies, and its path.
+/// The observed disk that contains an open file or directory, and its path.
 pub(super) fn before(fd: &impl AsFd) -> Option<(Arc<SimulatedDisk>, PathBuf)> {
     let watching: Vec<_> = WATCHING.lock().iter().filter_map(Weak::upgrade).collect();
     if watching.is_empty() {
@@ -202,13 +202,13 @@ pub(super) fn after(seen: Option<(Arc<SimulatedDisk>, PathBuf)>, fd: &impl AsFd)
     }
 }
 
-/// Gives `check` a directory for each moment and each outcome, as power that failed then would have left it, and how many
-/// steps had been acknowledged by then.
+/// Calls `check` with a directory for each kill point and each outcome, as a loss of power would have left it, and
+/// with the number of steps acknowledged by then.
 ///
 /// # Panics
-/// When there are no moments, or the disk of this machine fails.
+/// When there are no kill points, or on errors of this machine's disk.
 pub fn after_each_loss(points: &[KillPoint], mut check: impl FnMut(&Path, usize, Outcome)) {
-    assert!(points.len() > 1, "nothing was ever forced to the disk");
+    assert!(points.len() > 1, "nothing was ever synced");
     for point in points {
         for outcome in Outcome::EACH {
             let to = std::env::temp_dir().join(format!("weir-lost-writes-{}", ulid::Ulid::generate()));
@@ -221,7 +221,7 @@ pub fn after_each_loss(points: &[KillPoint], mut check: impl FnMut(&Path, usize,
 }
 
 impl KillPoint {
-    /// Makes the directory again, in the empty directory `to`, as it may be after the loss of power.
+    /// Restores the directory into the empty directory `to`, as it may be after the loss of power.
     ///
     /// # Panics
     /// When `to` can't be written.

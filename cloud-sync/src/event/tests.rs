@@ -1,4 +1,4 @@
-//! The wire form of events: exact, and tolerant of what comes later.
+//! The wire format of events: exact, and tolerant of later versions.
 
 use std::time::UNIX_EPOCH;
 

@@ -1,4 +1,4 @@
-//! Whether the broker does what Weir needs of it, step by step, for the person who sets it up.
+//! Checks step by step whether the broker meets Weir's requirements.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,87 +11,74 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use ulid::Ulid;
 
-use super::errors::{ClientErrors, explain};
-use super::position::{committed, hear_out, idle_consumer};
-use super::watch::Watch;
+use super::errors::{ClientErrors, Watch, explain};
+use super::position::{committed, drain_reports, idle_consumer};
 use super::{KafkaConfig, Position};
+use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncError, SyncResult};
 
-/// One thing that was tried.
-#[derive(Debug)]
-pub struct CheckStep {
-    /// What, with the names it was tried with.
-    pub what: String,
-    /// What was found, or why not and what to do.
-    pub result: SyncResult<String>,
-}
-
-/// Logs in, looks for the topics, reads the offsets of the workers' group, and sends a probe through the
-/// results topic. With `batches`, work waits in the requests topic: then that is written and read too, and the
-/// group's right to commit is tried. Blocks; each step takes at most about `timeout`. Without a login nothing more
-/// is tried.
+/// Logs in, finds the topics, reads the offsets of the workers' group, and sends a probe through the results topic.
+/// With `batches`, the queue is in Kafka: then the requests topic is written and read too, and the group's right to
+/// commit is checked. Blocks; each step takes about at most `timeout`. If the login fails nothing more is tried.
 ///
-/// Whatever is written and committed is so in a transaction that is aborted: readers of committed records never see
-/// it, the group stays where it stands, and nobody joins it.
+/// Everything is written and committed in a transaction that is aborted: readers of committed records never see it,
+/// the group's offsets do not change, and nobody joins it.
 #[must_use]
 pub fn check(config: &KafkaConfig, batches: bool, timeout: Duration) -> Vec<CheckStep> {
-    let mut steps = Vec::new();
+    let mut steps = Steps::default();
     let watch = Watch::default();
     let user = if config.user.is_empty() { String::new() } else { format!(" as user {}", config.user) };
     let what = format!("connect to {} over {}{user}", config.bootstrap_servers, config.protocol.name());
-    let consumer = match idle_consumer(config, &config.group_id, watch.clone()) {
-        Ok(consumer) => consumer,
-        Err(error) => return vec![CheckStep { what, result: Err(error) }],
-    };
-    let connected = log_in(config, &consumer, &watch, timeout);
-    let stop = connected.is_err();
-    steps.push(CheckStep { what, result: connected });
-    if stop {
-        return steps;
+    let connected = idle_consumer(config, &config.group_id, watch.clone()).and_then(|consumer| {
+        let brokers = log_in(config, &consumer, &watch, timeout)?;
+        Ok((consumer, brokers))
+    });
+    let remark = |(_, brokers): &(BaseConsumer<Watch>, usize)| format!("brokers: {brokers}");
+    let Some((consumer, _)) = steps.note(what, connected, remark) else { return steps.finish() };
+    let mut missing = false;
+    for topic in [&config.requests_topic, &config.results_topic] {
+        let found = find_topic(config, &consumer, topic, timeout);
+        let remark =
+            |partitions: &usize| format!("{partitions} partition{}", if *partitions == 1 { "" } else { "s" });
+        missing |= steps.note(format!("find topic {topic}"), found, remark).is_none();
     }
-    let topics = [&config.requests_topic, &config.results_topic];
-    for topic in topics {
-        let result = find_topic(config, &consumer, topic, timeout)
-            .map(|partitions| format!("{partitions} partition{}", if partitions == 1 { "" } else { "s" }));
-        steps.push(CheckStep { what: format!("find topic {topic}"), result });
-    }
-    let missing = steps.iter().any(|step| step.result.is_err());
     if missing {
-        return steps;
+        return steps.finish();
     }
     let (group, topic) = (&config.group_id, &config.requests_topic);
-    let result = committed(config, group, topic, &[0], timeout).map(|found| match found.first() {
+    let offsets = committed(config, group, topic, &[0], timeout);
+    steps.note(format!("read the offsets of group {group}"), offsets, |found| match found.first() {
         Some(Some(offset)) => format!("partition 0 is done up to offset {offset}"),
         _ => "none yet on partition 0".to_owned(),
     });
-    steps.push(CheckStep { what: format!("read the offsets of group {group}"), result });
     if batches {
-        let what = format!("submit to topic {topic}, as the API does, in a transaction that is taken back");
-        steps.push(CheckStep { what, result: submit(config, timeout) });
+        let what = format!("submit to topic {topic}, as the API does, in a transaction that is aborted");
+        steps.note(what, submit(config, timeout), String::clone);
         let what = format!("read topic {topic} as group {group}, as a worker does");
-        steps.push(CheckStep { what, result: take(config, &consumer, timeout) });
+        steps.note(what, consume(config, &consumer, timeout), String::clone);
     }
     let what = format!("write to topic {} in a transaction, and read it back", config.results_topic);
-    steps.push(CheckStep { what, result: probe(config, timeout) });
-    steps
+    steps.note(what, probe(config, timeout), String::clone);
+    steps.finish()
 }
 
+/// Returns the number of brokers.
 fn log_in(
     config: &KafkaConfig,
     consumer: &BaseConsumer<Watch>,
     watch: &Watch,
     timeout: Duration,
-) -> SyncResult<String> {
+) -> SyncResult<usize> {
     match consumer.fetch_metadata(Some(&config.requests_topic), timeout) {
-        Ok(metadata) => Ok(format!("brokers: {}", metadata.brokers().len())),
+        Ok(metadata) => Ok(metadata.brokers().len()),
         Err(error) => {
-            hear_out(consumer);
-            Err(explain(config, "log in", error, Some(watch.trouble())))
+            drain_reports(consumer);
+            Err(explain(config, "log in", error, Some(watch.client_errors())))
         }
     }
 }
 
-/// How many partitions a topic has.
+/// Number of partitions of a topic.
 fn find_topic(
     config: &KafkaConfig,
     consumer: &BaseConsumer<Watch>,
@@ -109,16 +96,16 @@ fn find_topic(
     }
 }
 
-/// Where the probe arrived.
+/// Delivery report of the probe.
 #[derive(Default)]
 struct Arrival {
-    trouble: ClientErrors,
+    client_errors: ClientErrors,
     place: Mutex<Option<Result<(i32, i64), KafkaError>>>,
 }
 
 impl ClientContext for Arrival {
     fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.note(&error, reason);
+        self.client_errors.note(&error, reason);
     }
 }
 
@@ -134,13 +121,13 @@ impl ProducerContext for Arrival {
 fn probe(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
     let topic = &config.results_topic;
     let payload = probe_payload();
-    let (partition, offset) = write_and_take_back(config, topic, &payload, timeout)?;
+    let (partition, offset) = write_and_abort(config, topic, &payload, timeout)?;
     read_back(config, partition, offset, payload.as_bytes(), timeout)?;
-    Ok(format!("partition {partition}, offset {offset}; taken back, so that nobody sees it"))
+    Ok(format!("partition {partition}, offset {offset}; aborted, so that no consumer sees it"))
 }
 
 fn submit(config: &KafkaConfig, timeout: Duration) -> SyncResult<String> {
-    let (partition, offset) = write_and_take_back(config, &config.requests_topic, &probe_payload(), timeout)?;
+    let (partition, offset) = write_and_abort(config, &config.requests_topic, &probe_payload(), timeout)?;
     Ok(format!("partition {partition}, offset {offset}; no worker sees it"))
 }
 
@@ -164,14 +151,14 @@ fn producer_of(
     let producer: ThreadedProducer<Arrival> = client
         .create_with_context(Arrival::default())
         .map_err(|error| explain(config, attempt, error, None))?;
-    let told = |error| explain(config, attempt, error, Some(&producer.client().context().trouble));
-    producer.init_transactions(timeout).map_err(told)?;
-    producer.begin_transaction().map_err(told)?;
+    let explained = |error| explain(config, attempt, error, Some(&producer.client().context().client_errors));
+    producer.init_transactions(timeout).map_err(explained)?;
+    producer.begin_transaction().map_err(explained)?;
     Ok(producer)
 }
 
-/// Writes a record in a transaction that is aborted, and says where it stood.
-fn write_and_take_back(
+/// Writes a record in a transaction that is aborted, and returns its partition and offset.
+fn write_and_abort(
     config: &KafkaConfig,
     topic: &str,
     payload: &str,
@@ -180,10 +167,10 @@ fn write_and_take_back(
     let attempt = format!("write to topic {topic} in a transaction");
     let producer = producer_of(config, &attempt, timeout)?;
     let arrival = Arc::clone(producer.client().context());
-    let told = |error| explain(config, &attempt, error, Some(&arrival.trouble));
+    let explained = |error| explain(config, &attempt, error, Some(&arrival.client_errors));
     producer
         .send(BaseRecord::to(topic).key("weir-doctor").payload(payload))
-        .map_err(|(error, _)| told(error))?;
+        .map_err(|(error, _)| explained(error))?;
     let deadline = Instant::now() + timeout;
     let place = loop {
         if let Some(place) = arrival.place.lock().take() {
@@ -195,55 +182,57 @@ fn write_and_take_back(
         std::thread::sleep(Duration::from_millis(5));
     };
     let aborted = producer.abort_transaction(timeout);
-    // First: an abort that fails after a record was refused says less.
-    let place = place.map_err(told)?;
-    aborted.map_err(told)?;
+    // First: the error of an abort after a refused record is less specific.
+    let place = place.map_err(explained)?;
+    aborted.map_err(explained)?;
     Ok(place)
 }
 
-/// Tries the rights of a worker without being one: fetches from the topic, and commits offsets for the group in a
+/// Checks the rights of a worker without being one: fetches from the topic, and commits offsets for the group in a
 /// transaction that is aborted.
-fn take(config: &KafkaConfig, group: &BaseConsumer<Watch>, timeout: Duration) -> SyncResult<String> {
+fn consume(config: &KafkaConfig, group: &BaseConsumer<Watch>, timeout: Duration) -> SyncResult<String> {
     let topic = &config.requests_topic;
     let found = fetch_one(config, timeout)?;
     let attempt = format!("commit offsets of topic {topic} for group {}", config.group_id);
     let producer = producer_of(config, &attempt, timeout)?;
-    let told = |error| explain(config, &attempt, error, Some(&producer.client().context().trouble));
+    let explained =
+        |error| explain(config, &attempt, error, Some(&producer.client().context().client_errors));
     let metadata = group.group_metadata().ok_or_else(|| {
         SyncError::permanent(Link::Kafka, format!("cannot {attempt}: the client has no group"))
     })?;
     let position = Position::new(&metadata, topic, &[(0, 0)])?;
     let sent = producer.send_offsets_to_transaction(&position.offsets, position.group, timeout);
     let aborted = producer.abort_transaction(timeout);
-    sent.map_err(told)?;
-    aborted.map_err(told)?;
-    Ok(format!("{found}; the group may commit, and stands where it stood"))
+    sent.map_err(explained)?;
+    aborted.map_err(explained)?;
+    Ok(format!("{found}; the group may commit; its offsets are unchanged"))
 }
 
-/// Fetches what is first in partition 0 of the requests topic. Whoever assigns a partition by itself joins no group.
+/// Fetches the first message of partition 0 of the requests topic. A consumer with a manual assignment joins no
+/// group.
 fn fetch_one(config: &KafkaConfig, timeout: Duration) -> SyncResult<&'static str> {
     let topic = &config.requests_topic;
     let attempt = format!("read topic {topic}");
     let watch = Watch::default();
-    let told = |error| explain(config, &attempt, error, Some(watch.trouble()));
+    let explained = |error| explain(config, &attempt, error, Some(watch.client_errors()));
     let mut client = config.client();
     client
         .set("group.id", &config.group_id)
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed");
-    let consumer: BaseConsumer<Watch> = client.create_with_context(watch.clone()).map_err(told)?;
+    let consumer: BaseConsumer<Watch> = client.create_with_context(watch.clone()).map_err(explained)?;
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition_offset(topic, 0, Offset::Beginning)
         .and_then(|()| consumer.assign(&list))
-        .map_err(told)?;
+        .map_err(explained)?;
     let deadline = Instant::now() + timeout;
     while Instant::now() < deadline {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(_)) => return Ok("partition 0 has messages"),
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok("partition 0 is empty"),
             Some(Err(error)) => {
-                let error = told(error);
+                let error = explained(error);
                 if !error.is_transient() {
                     return Err(error);
                 }
@@ -251,7 +240,7 @@ fn fetch_one(config: &KafkaConfig, timeout: Duration) -> SyncResult<&'static str
             None => {}
         }
     }
-    let what = format!("cannot {attempt} at {}: nothing came in {timeout:?}", config.bootstrap_servers);
+    let what = format!("cannot {attempt} at {}: no message within {timeout:?}", config.bootstrap_servers);
     Err(SyncError::transient(Link::Kafka, what))
 }
 
@@ -281,7 +270,7 @@ fn read_back(
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) if message.payload() == Some(payload) => return Ok(()),
             Some(Err(error)) => {
-                let error = explain(config, &attempt, error, Some(watch.trouble()));
+                let error = explain(config, &attempt, error, Some(watch.client_errors()));
                 if !error.is_transient() {
                     return Err(error);
                 }
@@ -290,7 +279,7 @@ fn read_back(
         }
     }
     let what = format!(
-        "cannot {attempt} at {}: the probe at {partition}-{offset} did not come back in {timeout:?}",
+        "cannot {attempt} at {}: the probe at {partition}-{offset} was not read within {timeout:?}",
         config.bootstrap_servers
     );
     Err(SyncError::transient(Link::Kafka, what))

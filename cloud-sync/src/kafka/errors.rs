@@ -1,19 +1,26 @@
-//! What librdkafka says, as errors that name the broker, the topic and what to do; never the password.
+//! Errors and callbacks of librdkafka's clients. Errors name the broker, the topic and the remedy, never the
+//! password.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
 
-use super::{KafkaConfig, certificate};
+use super::KafkaConfig;
 use crate::error::{Link, SyncError};
 use crate::health::LinkHealth;
 use crate::tls;
 
-/// What a client's own threads reported since the last call that worked.
+/// Errors reported by a client's own threads since the last successful call.
 ///
-/// librdkafka tries again for ever by itself: a call only sees a timeout, and the cause (a refused
-/// password, a certificate) goes past it in a callback.
+/// librdkafka retries forever by itself: a call only sees a timeout, and the cause (a refused password, a
+/// certificate) is reported in a callback.
 #[derive(Debug, Default)]
 pub(crate) struct ClientErrors(Mutex<Option<Report>>);
 
@@ -25,26 +32,26 @@ struct Report {
 }
 
 impl ClientErrors {
-    /// The client reported something.
+    /// Records an error of the client.
     pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
         let mut report = self.0.lock();
         match report.as_mut() {
-            // Silence, and "all brokers are down", follow every other report: they explain less.
+            // Timeouts, and "all brokers are down", follow every other report: they explain less.
             Some(_) if is_silence(code) => {}
             Some(report) if report.code == code => {}
             _ => *report = Some(Report { code, reason: reason.to_owned(), first: Instant::now() }),
         }
     }
 
-    /// A call worked: what was before explains nothing any more.
+    /// A call succeeded: earlier reports are obsolete.
     pub(crate) fn clear(&self) {
         *self.0.lock() = None;
     }
 
-    /// The permanent error that was reported at least `lasting` ago, if no call has worked since: a broker
-    /// that is starting refuses passwords too, for a moment. (librdkafka repeats a report only every 30
-    /// seconds, so that its absence says nothing.)
+    /// The permanent error that was reported at least `lasting` ago, if no call has succeeded since: a broker that is
+    /// starting briefly refuses passwords too. (librdkafka repeats a report only every 30 seconds, so its absence
+    /// means nothing.)
     pub(crate) fn lasting(
         &self,
         config: &KafkaConfig,
@@ -60,14 +67,68 @@ impl ClientErrors {
     }
 }
 
-/// The link does not do what it is there for, for the moment or until somebody puts it right.
+/// The callbacks of a client. Clones share their state.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Watch {
+    client_errors: Arc<ClientErrors>,
+    refused: Arc<Mutex<Vec<(usize, Code)>>>,
+}
+
+impl Watch {
+    /// Errors reported by the client's threads.
+    pub(crate) fn client_errors(&self) -> &ClientErrors {
+        &self.client_errors
+    }
+
+    /// Whether a record could not be delivered since [`Watch::take_refused`].
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused.lock().is_empty()
+    }
+
+    /// Records that a record was refused before it was sent.
+    pub(super) fn refuse(&self, number: usize, code: Code) {
+        self.refused.lock().push((number, code));
+    }
+
+    /// The records that could not be delivered: the index with which each was sent, and the error code.
+    pub(super) fn take_refused(&self) -> Vec<(usize, Code)> {
+        std::mem::take(&mut self.refused.lock())
+    }
+}
+
+impl ClientContext for Watch {
+    // While a broker is unavailable librdkafka logs a line per attempt: the health of the link reports it once.
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.client_errors.note(&error, reason);
+        tracing::debug!(target: "librdkafka", %error, "{reason}");
+    }
+}
+
+impl ConsumerContext for Watch {}
+
+impl ProducerContext for Watch {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        if let Err((error, _)) = result {
+            let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+            self.refused.lock().push((number, code));
+        }
+    }
+}
+
+/// Marks the link as down, temporarily or until its configuration is corrected.
 pub(crate) fn down(health: &LinkHealth, error: &SyncError) {
     if health.failed(error) {
         tracing::warn!(link = error.link().name(), error = error.in_full(), "the link is down");
     }
 }
 
-/// `error`, after it has counted against the link if it is the link's.
+/// Counts `error` against the link if it is transient, and returns it.
 pub(crate) fn noted(health: &LinkHealth, error: SyncError) -> SyncError {
     if error.is_transient() {
         down(health, &error);
@@ -75,25 +136,26 @@ pub(crate) fn noted(health: &LinkHealth, error: SyncError) -> SyncError {
     error
 }
 
-/// `error`, met while trying to `attempt` ("publish to topic x"), in words for the person who runs it.
+/// Describes `error`, which occurred on the attempt to `attempt` ("publish to topic x"), with its remedy.
 pub(crate) fn explain(
     config: &KafkaConfig,
     attempt: &str,
     error: KafkaError,
-    trouble: Option<&ClientErrors>,
+    client_errors: Option<&ClientErrors>,
 ) -> SyncError {
     let code = match &error {
         KafkaError::AdminOp(code) => Some(*code),
         other => other.rdkafka_error_code(),
     };
-    // The text of a refused setting holds its value: for `sasl.password` that is the password.
+    // The text of a refused setting contains its value: for `sasl.password` that is the password.
     if let KafkaError::ClientConfig(_, _, key, _) = &error {
-        let what = format!("cannot {attempt}: librdkafka does not take the setting {key}: correct its value");
+        let what =
+            format!("cannot {attempt}: librdkafka does not accept the setting {key}: correct its value");
         return SyncError::permanent(Link::Kafka, what);
     }
     if let KafkaError::ClientCreation(reason) = &error {
-        // The library says so too, but without the file. It may also be about something else, and take a file that is
-        // refused here: so its own reason stays.
+        // The library reports it too, but without the file. The error may also have another cause, and the library
+        // may accept a file that is refused here: so its own reason stays.
         let file = config.ca_file.as_ref().filter(|_| config.protocol.has_tls());
         let file = file.map(|file| tls::client_config(Link::Kafka, file));
         let unusable = file.and_then(Result::err).map(|error| format!(" ({})", error.in_full()));
@@ -103,14 +165,15 @@ pub(crate) fn explain(
     let Some(code) = code else {
         return SyncError::transient(Link::Kafka, at(config, attempt)).because(error);
     };
-    let cause = trouble.filter(|_| is_silence(code)).and_then(|trouble| trouble.0.lock().clone());
+    let cause =
+        client_errors.filter(|_| is_silence(code)).and_then(|client_errors| client_errors.0.lock().clone());
     match cause {
         Some(report) => describe(config, attempt, report.code, &report.reason),
         None => describe(config, attempt, code, "").because(error),
     }
 }
 
-/// Whether the code only says that nothing came back in time.
+/// Whether the code only means that no response arrived in time.
 fn is_silence(code: Code) -> bool {
     use Code::{
         AllBrokersDown, BrokerTransportFailure, MessageTimedOut, OperationTimedOut, RequestTimedOut,
@@ -131,7 +194,7 @@ fn at(config: &KafkaConfig, attempt: &str) -> String {
     format!("cannot {attempt} at {}", config.bootstrap_servers)
 }
 
-/// The error of one code: whether it stays, and what to do about it.
+/// The error of a code: transient or permanent, and its remedy.
 fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> SyncError {
     let user = &config.user;
     let remedy = match code {
@@ -142,7 +205,7 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
         Code::UnsupportedSASLMechanism => {
             Some(format!("the broker does not offer {}: use one that it does", config.mechanism.name()))
         }
-        Code::SSL if certificate::is_refused(reason) => Some(match &config.ca_file {
+        Code::SSL if is_certificate_error(reason) => Some(match &config.ca_file {
             Some(file) => format!(
                 "the broker's certificate is not one of {}: give the authority that signed it as the CA file, \
                  and use a host name that the certificate names",
@@ -174,7 +237,7 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
             "the record is larger than allowed: here {} bytes are, and the topic has its own max.message.bytes",
             config.max_message_bytes
         )),
-        Code::InvalidRecord => Some("the broker does not take this record".to_owned()),
+        Code::InvalidRecord => Some("the broker does not accept this record".to_owned()),
         Code::InvalidTimestamp => Some(
             "the clocks differ: set the time of this machine, or let the topic go by the broker's time \
              (message.timestamp.type=LogAppendTime)"
@@ -186,7 +249,7 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
         _ => None,
     };
     let mut text = at(config, attempt);
-    // A clock may be put right at any time, by whatever sets it.
+    // A clock may be corrected at any time.
     let permanent = remedy.is_some() && code != Code::InvalidTimestamp;
     if let Some(remedy) = remedy {
         text = format!("{text}: {remedy}");
@@ -197,26 +260,44 @@ fn describe(config: &KafkaConfig, attempt: &str, code: Code, reason: &str) -> Sy
     if permanent { SyncError::permanent(Link::Kafka, text) } else { SyncError::transient(Link::Kafka, text) }
 }
 
-/// Whether a code refuses this very record, however often it is sent.
+/// Whether a code refuses this record permanently.
 pub(super) fn refuses_record(code: Code) -> bool {
     is_too_large(code) || code == Code::InvalidRecord
 }
 
-/// Whether a code says that the record, or the batch that it was sent in, is too large.
+/// Whether a code means that the record, or the batch in which it was sent, is too large.
 pub(super) fn is_too_large(code: Code) -> bool {
     matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize)
 }
 
-/// Whether a code says that another producer has the transactional id now.
+/// Whether a code means that another producer has taken over the transactional id.
 pub(super) fn is_fenced(code: Code) -> bool {
     matches!(code, Code::ProducerFenced | Code::InvalidProducerEpoch | Code::Fenced)
 }
 
-/// Whether a code says that the consumer group has moved on without this member.
+/// Whether a code means that the consumer group has rebalanced without this member.
 pub(super) fn is_lost_group(code: Code) -> bool {
     let lost =
         [Code::IllegalGeneration, Code::UnknownMemberId, Code::FencedInstanceId, Code::RebalanceInProgress];
     lost.contains(&code)
+}
+
+/// Parts of the reason of a TLS failure that is about the broker's certificate.
+///
+/// librdkafka has one code for all of TLS (`RD_KAFKA_RESP_ERR__SSL`), and OpenSSL's error only as text. But a certificate
+/// that is not trusted stays so until somebody changes it, and a broker that goes away during a handshake is soon back. The
+/// texts are those of librdkafka 2.x and OpenSSL 3; the tests check them against a real broker. A failure with an unknown
+/// text is transient: it is retried forever and reported as it is.
+const CERTIFICATE_ERRORS: [&str; 4] = [
+    "certificate verify failed",
+    "verify broker certificate",
+    "did not provide a certificate",
+    "hostname mismatch",
+];
+
+fn is_certificate_error(reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    CERTIFICATE_ERRORS.iter().any(|text| reason.contains(text))
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
-//! What everything that speaks to Kafka shares: where the broker is, how to log in, transactions.
+//! Shared by all Kafka clients: settings, errors, positions and transactions.
 
-mod certificate;
 mod check;
 mod errors;
 mod position;
@@ -8,9 +7,8 @@ mod settings;
 mod transaction;
 #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 mod wait;
-mod watch;
 
-pub use check::{CheckStep, check};
+pub use check::check;
 pub(crate) use errors::{ClientErrors, down, explain, noted};
 pub(crate) use position::committed;
 pub use position::{Bookmark, Mark, Position};

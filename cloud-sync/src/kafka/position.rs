@@ -1,4 +1,4 @@
-//! Offsets that move in the same transaction as what is published.
+//! Offsets that are committed in the same transaction as published records.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -8,8 +8,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::KafkaConfig;
+use super::errors::Watch;
 use super::errors::explain;
-use super::watch::Watch;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 
@@ -20,7 +20,7 @@ pub struct Position<'a> {
 }
 
 impl<'a> Position<'a> {
-    /// `offsets` are pairs of a partition and the offset of the next message that the group has not done.
+    /// `offsets` are pairs of a partition and the offset of the next message that the group has to process.
     pub(crate) fn new(
         group: &'a ConsumerGroupMetadata,
         topic: &str,
@@ -43,7 +43,7 @@ impl fmt::Debug for Position<'_> {
     }
 }
 
-/// Where a bookmark stands.
+/// Content of a bookmark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
     /// The number.
@@ -52,11 +52,11 @@ pub struct Mark {
     pub note: String,
 }
 
-/// A number kept at the broker that moves in the same transaction as the records it stands for: the
-/// committed offset of a group of its own on partition 0 of a topic.
+/// A number stored by the broker that changes in the same transaction as the records it stands for: the committed
+/// offset of a dedicated group on partition 0 of a topic.
 ///
-/// Whoever dies between publishing and writing down what was published reads it when they are back. The
-/// group has no members; Kafka forgets it when it has not moved for `offsets.retention.minutes` (7 days).
+/// A process that was killed between publishing and recording what was published reads it after its restart. The
+/// group has no members; Kafka deletes it when it has not changed for `offsets.retention.minutes` (7 days).
 pub struct Bookmark {
     config: KafkaConfig,
     group: String,
@@ -85,24 +85,24 @@ impl Bookmark {
         Ok(Self { config: config.clone(), group, topic, health, metadata })
     }
 
-    /// The number; `None` when there is none yet. An open transaction that moves it is waited for, at
-    /// most `timeout`: call [`super::TransactionalProducer::recover`] before, which ends the own ones.
+    /// The number; `None` when there is none yet. Waits for an open transaction that changes it, at most `timeout`:
+    /// first call [`super::TransactionalProducer::recover`], which ends the caller's own.
     ///
     /// # Errors
-    /// When the broker is out of reach, or refuses.
+    /// When the broker is unavailable, or refuses.
     pub fn read(&self, timeout: Duration) -> SyncResult<Option<Mark>> {
         let found = committed_marks(&self.config, &self.group, &self.topic, &[0], timeout);
         Ok(self.health.note(found)?.pop().flatten())
     }
 
-    /// The position that moves the number to `value` and sets the text beside it (4 KiB at most unless the broker
-    /// is set otherwise), for [`super::TransactionalProducer::publish`].
+    /// The position that sets the number to `value` and the text beside it (at most 4 KiB by default), for
+    /// [`super::TransactionalProducer::publish`].
     ///
     /// # Errors
     /// When `value` is negative (permanent).
     pub fn at(&self, value: i64, note: &str) -> SyncResult<Position<'_>> {
         if value < 0 {
-            let what = format!("a bookmark cannot stand at {value}: offsets begin at 0");
+            let what = format!("a bookmark cannot be {value}: offsets start at 0");
             return Err(SyncError::permanent(Link::Kafka, what));
         }
         let position = Position::new(&self.metadata, &self.topic, &[(0, value)])?;
@@ -113,10 +113,10 @@ impl Bookmark {
     }
 }
 
-/// The committed offsets of `group`, one a partition. Waits for transactions that are under way.
+/// The committed offsets of `group`, one per partition. Waits for open transactions.
 ///
 /// # Errors
-/// When the broker is out of reach for `timeout`, or refuses.
+/// When the broker is unavailable for `timeout`, or refuses.
 pub(crate) fn committed(
     config: &KafkaConfig,
     group: &str,
@@ -146,13 +146,13 @@ fn committed_marks(
         }
         match consumer.committed_offsets(list, deadline.saturating_duration_since(Instant::now())) {
             Ok(found) => break found,
-            // The group's first use: its coordinator is being chosen.
+            // The group's first use: its coordinator is being elected.
             Err(error) if is_settling(&error) && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(50));
             }
             Err(error) => {
-                hear_out(&consumer);
-                return Err(explain(config, &attempt, error, Some(watch.trouble())));
+                drain_reports(&consumer);
+                return Err(explain(config, &attempt, error, Some(watch.client_errors())));
             }
         }
     };
@@ -177,15 +177,15 @@ fn is_settling(error: &KafkaError) -> bool {
     error.rdkafka_error_code().is_some_and(|code| settling.contains(&code))
 }
 
-/// The reports of the client's threads lie in its queue until it is polled.
-pub(super) fn hear_out(consumer: &BaseConsumer<Watch>) {
-    // Not until a poll brings nothing: one that brings a log line says the same.
+/// Polls until the queued reports of the client's threads have been handled.
+pub(super) fn drain_reports(consumer: &BaseConsumer<Watch>) {
+    // Until a poll returns nothing: one that handles a log line also returns nothing.
     for _ in 0..20 {
         consumer.poll(Duration::from_millis(5));
     }
 }
 
-/// A consumer that belongs to `group` without joining it.
+/// A consumer with the id of `group` that does not join it.
 pub(super) fn idle_consumer(
     config: &KafkaConfig,
     group: &str,

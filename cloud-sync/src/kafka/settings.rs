@@ -1,4 +1,4 @@
-//! Where the broker is and how to log in, as settings and as librdkafka's properties.
+//! Settings of the connection to the broker, and the librdkafka properties made from them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use rdkafka::ClientConfig;
 
 use crate::secret::Secret;
 
-/// How the connection is secured. Kafka's names.
+/// Security protocol, with Kafka's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecurityProtocol {
     /// Neither encrypted nor authenticated.
     Plaintext,
-    /// Encrypted; the broker authenticates.
+    /// Encrypted; only the broker is authenticated.
     Ssl,
     /// Authenticated, not encrypted.
     SaslPlaintext,
-    /// Encrypted and authenticated: the deployment's.
+    /// Encrypted and authenticated, as in our deployments.
     SaslSsl,
 }
 
 impl SecurityProtocol {
-    /// Kafka's own name.
+    /// Kafka's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -41,19 +41,19 @@ impl SecurityProtocol {
     }
 }
 
-/// How the user proves who they are. Kafka's names.
+/// SASL mechanism, with Kafka's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SaslMechanism {
-    /// SCRAM with SHA-512 (RFC 5802): the deployment's.
+    /// SCRAM with SHA-512 (RFC 5802), as in our deployments.
     ScramSha512,
     /// SCRAM with SHA-256.
     ScramSha256,
-    /// The password itself.
+    /// The password in plain text.
     Plain,
 }
 
 impl SaslMechanism {
-    /// Kafka's own name.
+    /// Kafka's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -64,18 +64,18 @@ impl SaslMechanism {
     }
 }
 
-/// The broker, the topics and the login.
+/// Address, topics and login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaConfig {
-    /// `host:port`, several with commas between.
+    /// `host:port`, several separated by commas.
     pub bootstrap_servers: String,
-    /// How the connection is secured.
+    /// The security protocol.
     pub protocol: SecurityProtocol,
-    /// How the user logs in, where the protocol has SASL.
+    /// The SASL mechanism, where the protocol uses SASL.
     pub mechanism: SaslMechanism,
-    /// The user, where the protocol has SASL.
+    /// The user, where the protocol uses SASL.
     pub user: String,
-    /// Their password.
+    /// The password.
     pub password: Secret,
     /// PEM file of the authorities that may have signed the broker's certificate; the system's when absent.
     pub ca_file: Option<PathBuf>,
@@ -87,15 +87,15 @@ pub struct KafkaConfig {
     pub group_id: String,
     /// Name of this process in the broker's logs.
     pub client_id: String,
-    /// Largest record that is sent or taken, in bytes.
+    /// Maximum bytes of a record that is sent or received.
     pub max_message_bytes: usize,
-    /// How long a session may be silent before its partitions go to others.
+    /// Session timeout: how long a member may be silent before its partitions are reassigned.
     pub session_timeout: Duration,
 }
 
 #[cfg(test)]
 impl KafkaConfig {
-    /// A broker that is not there: nobody listens on the discard port of this machine.
+    /// A broker that does not exist: nothing listens on the discard port of this machine.
     pub(crate) fn of_nobody(session_timeout: Duration) -> Self {
         Self {
             bootstrap_servers: "127.0.0.1:9".into(),
@@ -115,7 +115,7 @@ impl KafkaConfig {
 }
 
 impl KafkaConfig {
-    /// The properties that every client of this broker shares.
+    /// The properties that all clients of this broker share.
     #[must_use]
     pub fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();

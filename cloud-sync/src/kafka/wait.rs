@@ -1,4 +1,4 @@
-//! Timed waits of librdkafka that the wall clock cannot lengthen.
+//! Timed waits of librdkafka that a step of the wall clock cannot lengthen.
 #![allow(unsafe_code, reason = "a function of the C library is replaced; each block says why it is sound")]
 
 use std::ffi::{c_int, c_void};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// What C11's functions return (`threads.h` of glibc).
+/// Return values of C11's functions (`threads.h` of glibc).
 const SUCCESS: c_int = 0;
 const ERROR: c_int = 2;
 const TIMED_OUT: c_int = 4;
@@ -14,8 +14,9 @@ const TIMED_OUT: c_int = 4;
 /// `CLOCK_MONOTONIC` of Linux.
 const MONOTONIC: c_int = 1;
 
-/// No wait is longer. librdkafka compares with its own monotonic deadline whenever one ends, and waits again, so an end that comes early
-/// costs nothing; where the clock is set back between the library's reading and the one here, this is how long the wait can last.
+/// Maximum wait. librdkafka compares with its own monotonic deadline whenever a wait ends, and waits again, so an
+/// early end costs nothing; if the clock is set back between the library's reading and the one here, this is the
+/// maximum duration of the wait.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 unsafe extern "C" {
@@ -28,16 +29,17 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Takes the place of the C library's function of this name for what is linked into the program: librdkafka, which computes each
-/// deadline anew as the wall clock's time and what is left. (The linker may export it to libraries that are loaded later. None of those that
-/// Weir loads calls it, and it would serve them as well.)
+/// Replaces the C library's function of this name for everything that is linked into the program: librdkafka, which
+/// computes each deadline as the wall clock's time plus the remaining time. (The linker may export it to libraries
+/// that are loaded later. None of those that Weir loads calls it, and it would serve them as well.)
 ///
-/// The C library's own waits until the wall clock shows `until`. A wait of 100 ms that has begun before the clock is set back by three
-/// days would last three days: clients that began then would neither begin transactions nor end.
+/// The C library's own function waits until the wall clock shows `until`. If the clock is set back by three days, a
+/// wait of 100 ms that started before would last three days: clients created then would neither begin transactions
+/// nor end.
 ///
 /// # Safety
-/// As the C standard (7.26.3.5) has it: `condition` and `mutex` are initialized, the calling thread has locked `mutex`, `until` is a
-/// valid time.
+/// As in the C standard (7.26.3.5): `condition` and `mutex` are initialized, the calling thread has locked `mutex`,
+/// `until` is a valid time.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cnd_timedwait(
     condition: *mut c_void,
@@ -58,7 +60,7 @@ unsafe extern "C" fn cnd_timedwait(
     }
 }
 
-/// What is left until the wall clock shows `wall`, at most [`MAX_WAIT`].
+/// Time left until the wall clock shows `wall`, at most [`MAX_WAIT`].
 fn left_until(wall: &Timespec) -> Duration {
     let until = Duration::new(wall.tv_sec.try_into().unwrap_or(0), wall.tv_nsec.try_into().unwrap_or(0));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -101,7 +103,7 @@ mod tests {
 
     fn wait_until(wall: SystemTime) -> (c_int, Duration) {
         let until = timespec(wall);
-        // All zero is how glibc initializes them statically.
+        // All zeros is glibc's static initializer.
         let (mut condition, mut mutex) = ([0u64; 8], [0u64; 8]);
         let begun = Instant::now();
         let (condition, mutex) = ((&raw mut condition).cast(), (&raw mut mutex).cast());

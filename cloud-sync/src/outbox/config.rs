@@ -1,4 +1,4 @@
-//! How an outbox is bounded, and the check of those bounds.
+//! Limits of an outbox, and their validation.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use serde::{Deserialize, Serialize};
 use super::error::OutboxError;
 use super::{record, segment};
 
-/// Fewest bytes that `max_bytes` may be: four segments of a few events each.
+/// Minimum of `max_bytes`: four segments of a few events each.
 pub const MIN_MAX_BYTES: u64 = 64 << 10;
-/// Most that `bulk_share` may be: a quarter is the segment that is being written, which no commit frees.
+/// Maximum of `bulk_share`: a quarter is the segment that is being written, which no commit frees.
 pub const MAX_BULK_SHARE: u8 = 70;
 const MIN_SEGMENT_BYTES: u64 = 4 << 10;
-/// More would let one fsync write so much that a lone append feels it.
+/// A larger group would make one fsync write so much that the latency of a single append suffers.
 const MAX_GROUP_BYTES: u64 = 1 << 20;
-/// More would let one growth of a segment hold up the appends behind it, less would make it frequent.
+/// A larger step would delay the appends behind the growth of a segment, a smaller one would make growth frequent.
 const MAX_STEP_BYTES: u64 = 1 << 20;
 
 /// What an append does when the outbox has reached `max_bytes`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
-    /// Deletes the oldest events, sent or not, and counts them. The same when the disk itself is full.
+    /// Deletes the oldest events, sent or not, and counts them. Also when the disk itself is full.
     #[default]
     DropOldest,
-    /// Fails with [`OutboxError::Bound`], or [`OutboxError::Full`] for the disk, until the consumer has moved
-    /// on or age has freed space.
+    /// Fails with [`OutboxError::Bound`], or [`OutboxError::Full`] for the disk, until commits or retention by age
+    /// have freed space.
     Refuse,
 }
 
@@ -34,45 +34,47 @@ pub enum WhenFull {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
-    /// Loss of power: it was forced to the disk, together with all that waited beside it.
+    /// Loss of power: it was synced to disk, together with all pending appends.
     #[default]
     Fsync,
-    /// The end of the process, however sudden, but not loss of power: the operating system has it.
+    /// The end of the process, however abrupt, but not loss of power: the operating system has it.
     OsBuffered,
 }
 
-/// How an outbox is kept.
+/// Settings of an outbox.
 #[derive(Debug, Clone)]
 pub struct OutboxConfig {
-    /// Its directory; made if it is missing. The uplink keeps its `identity` there; nothing else may be.
+    /// Its directory; created if it does not exist. The uplink stores its `identity` there; nothing else may be
+    /// stored there.
     pub dir: PathBuf,
-    /// Most bytes of all segments together, at least [`MIN_MAX_BYTES`].
+    /// Maximum bytes of all segments together, at least [`MIN_MAX_BYTES`].
     pub max_bytes: u64,
-    /// Events older than this are deleted. They go by the segment, so one may live a quarter longer. Only time
-    /// for which the outbox was open counts, by a clock that does not step.
+    /// Events older than this are deleted. Whole segments are deleted, so an event may live a quarter longer. Only
+    /// time for which the outbox was open counts, by a clock that does not step.
     pub max_age: Duration,
-    /// How long events that the consumer has committed are kept, for people to look at.
+    /// How long committed events are retained for inspection.
     pub keep_committed: Duration,
     /// Size at which a segment is closed; clamped to a quarter of `max_bytes`.
     pub segment_bytes: u64,
-    /// What to do at `max_bytes`.
+    /// Policy at `max_bytes`.
     pub when_full: WhenFull,
-    /// Most that bulk events ([`super::Outbox::append_bulk`]) which are still to be sent may take of `max_bytes`, in percent,
-    /// 1 to [`MAX_BULK_SHARE`]. Not applied where nobody takes the events and the oldest go.
+    /// Maximum share of `max_bytes` for unsent bulk events ([`super::Outbox::append_bulk`]), in percent, 1 to
+    /// [`MAX_BULK_SHARE`]. Not applied where there is no consumer and the oldest events are deleted.
     pub bulk_share: u8,
-    /// Whether somebody is to commit the events. If so, [`WhenFull::Refuse`] deletes none for its age that was not
-    /// committed, and what [`WhenFull::DropOldest`] deletes uncommitted is a fault that [`super::Stats::error`] shows.
+    /// Whether a consumer commits the events. If so, [`WhenFull::Refuse`] deletes no uncommitted event for its age,
+    /// and uncommitted events that [`WhenFull::DropOldest`] deletes are a fault that [`super::Stats::error`] reports.
     pub has_consumer: bool,
-    /// Whether what `max_bytes` leaves beside the segments is taken from the disk in advance, so that nobody else gets it.
+    /// Whether the space that `max_bytes` leaves beside the segments is allocated in advance, so that no other
+    /// program takes it.
     pub reserve: bool,
     /// What an acknowledged event survives.
     pub durability: Durability,
-    /// Most appends that may wait for the disk; the next one fails at once with [`OutboxError::Busy`].
+    /// Maximum number of pending appends; the next one fails immediately with [`OutboxError::Busy`].
     pub max_pending: usize,
 }
 
 impl OutboxConfig {
-    /// The defaults, in `dir`: 512 MiB in segments of 16 MiB, 30 days, committed events kept for a day.
+    /// The defaults, in `dir`: 512 MiB in segments of 16 MiB, 30 days, committed events retained for a day.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -91,7 +93,7 @@ impl OutboxConfig {
         }
     }
 
-    /// Checks every bound and settles the sizes that follow from one another.
+    /// Validates every limit and computes the sizes that depend on several of them.
     pub(super) fn settle(mut self) -> Result<Settled, OutboxError> {
         let wrong =
             |setting, value: String, bound: String| Err(OutboxError::Config { setting, value, bound });
@@ -113,8 +115,8 @@ impl OutboxConfig {
             return wrong("bulk_share", self.bulk_share.to_string(), bound);
         }
         self.segment_bytes = self.segment_bytes.min(self.max_bytes / 4);
-        // A group stops growing at half a segment and a record is at most another half, so a group with
-        // the segment's header always fits into one segment and never has to be split.
+        // A group stops growing at half a segment and a record is at most another half, so a group with the segment's
+        // header always fits into one segment and never has to be split.
         let half = self.segment_bytes / 2;
         let largest_record = half - segment::HEADER_LEN;
         let max_payload = usize::try_from(largest_record - record::HEADER_LEN as u64)
@@ -122,21 +124,21 @@ impl OutboxConfig {
             .min(record::MAX_PAYLOAD);
         let step_bytes = match self.durability {
             Durability::Fsync => (self.segment_bytes / 8).min(MAX_STEP_BYTES),
-            // Nothing waits for an fsync here that zeros ahead could make cheaper.
+            // There is no fsync here that zeros ahead could make cheaper.
             Durability::OsBuffered => 0,
         };
         Ok(Settled { group_bytes: half.min(MAX_GROUP_BYTES), step_bytes, max_payload, config: self })
     }
 }
 
-/// A configuration whose bounds have been checked.
+/// A validated configuration.
 #[derive(Debug, Clone)]
 pub(super) struct Settled {
     pub(super) config: OutboxConfig,
-    /// A group takes no further event once it has this many bytes.
+    /// A group is closed once it has this many bytes.
     pub(super) group_bytes: u64,
-    /// How many zeros are put ahead of the records at a time.
+    /// How many zeros are written ahead of the records at a time.
     pub(super) step_bytes: u64,
-    /// Most bytes of one event.
+    /// Maximum bytes of one event.
     pub(super) max_payload: usize,
 }

@@ -1,6 +1,6 @@
 //! Every operation of the writer on segment files, in one place, so that tests can make each one fail.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(super) struct SegmentFile {
     pub(super) file: File,
 }
 
-/// The directory of an outbox, as its writer sees it.
+/// The directory of an outbox, for its writer.
 #[derive(Debug)]
 pub(super) struct Disk {
     dir: PathBuf,
@@ -42,7 +42,7 @@ impl Disk {
         segment::path(&self.dir, first)
     }
 
-    /// Makes a new, empty segment file. It is not durable before [`Self::sync_dir`].
+    /// Creates an empty segment file. It is not durable before [`Self::sync_dir`].
     pub(super) fn create(&self, first: u64) -> io::Result<SegmentFile> {
         #[cfg(test)]
         self.fault(Op::Create { first })?;
@@ -50,13 +50,13 @@ impl Disk {
         Ok(SegmentFile { first, file })
     }
 
-    /// Opens a segment file that is there.
+    /// Opens an existing segment file.
     pub(super) fn open(&self, first: u64) -> io::Result<SegmentFile> {
         let file = File::options().write(true).open(self.path(first))?;
         Ok(SegmentFile { first, file })
     }
 
-    /// Writes at an offset and not at a file position, which after a failed write is anywhere.
+    /// Writes at an offset and not at the file position, which is undefined after a failed write.
     pub(super) fn write(&self, segment: &SegmentFile, offset: u64, bytes: &[u8]) -> io::Result<()> {
         #[cfg(test)]
         self.fault(Op::Write { segment, offset, bytes })?;
@@ -75,14 +75,11 @@ impl Disk {
         segment.file.set_len(length)
     }
 
-    /// Removes a segment file; one that is gone already counts as removed.
+    /// Removes a segment file; a missing one counts as removed.
     pub(super) fn remove(&self, first: u64) -> io::Result<()> {
         #[cfg(test)]
         self.fault(Op::Remove)?;
-        match fs::remove_file(self.path(first)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        durable::remove_if_exists(&self.path(first)).map(|_| ())
     }
 
     /// Makes the creations and removals of files durable.

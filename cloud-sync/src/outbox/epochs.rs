@@ -1,10 +1,10 @@
-//! Which opening of the outbox gave out which sequences, kept in the file `epochs`.
+//! Which opening of the outbox assigned which sequences, stored in the file `epochs`.
 //!
-//! A sequence alone does not name an event: a directory that comes back as it was a while ago (a restored
-//! image, writes that the disk lost) gives its later numbers out again, and so does a copy of it. So each
-//! opening begins an epoch with a random id, durably and before the first append. An event is named by epoch
-//! and sequence, and two histories agree up to the end of the newest epoch that both have, as with the leader
-//! epochs of Kafka's own logs (KIP-101).
+//! A sequence alone does not identify an event: a directory that was restored to an earlier state (an image, writes
+//! that the disk lost) assigns its later sequences again, and so does a copy of it. So each opening starts an epoch
+//! with a random id, durably and before the first append. An event is identified by epoch and sequence, and two
+//! histories agree up to the end of the newest epoch that both have, as with the leader epochs of Kafka's own logs
+//! (KIP-101).
 //!
 //! One line: format version, the epochs from the oldest as `id:first`, CRC-32 of both in hex. An epoch in which
 //! nothing was appended is left out by the next.
@@ -16,17 +16,19 @@ use std::path::Path;
 
 use ulid::Ulid;
 
+use super::cursor::{checked_line, parse_line};
 use super::error::OutboxError;
 use crate::durable;
 
 const FILE: &str = "epochs";
 const TEMP: &str = "epochs.tmp";
-/// Of events that were appended before epochs were kept.
+/// Epoch of events that were appended before epochs were stored.
 const UNKNOWN: &str = "0";
-/// Most epochs that are kept; older ones are forgotten.
-const KEPT: usize = 1024;
-/// Most epochs that [`Epochs::upto`] gives: about 2 KiB, half of what Kafka takes as an offset's metadata.
-const TOLD: usize = 64;
+/// Maximum number of stored epochs; older ones are dropped.
+const MAX_STORED: usize = 1024;
+/// Maximum number of epochs that [`Epochs::upto`] returns: about 2 KiB, half of what Kafka accepts as an offset's
+/// metadata.
+const MAX_REPORTED: usize = 64;
 
 /// Epochs in the order of their sequences.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,7 +42,7 @@ struct Epoch {
 }
 
 impl Epochs {
-    /// The history of a log from before epochs were kept.
+    /// The history of a log from before epochs were stored.
     #[must_use]
     pub fn unknown() -> Self {
         Self(vec![Epoch { id: UNKNOWN.to_owned(), first: 1 }])
@@ -50,8 +52,8 @@ impl Epochs {
     pub(super) fn open(dir: &Path, next: u64) -> Result<Self, OutboxError> {
         let path = dir.join(FILE);
         let mut epochs = match fs::read(&path) {
-            Ok(bytes) => parse_file(&bytes).unwrap_or_else(|| {
-                tracing::warn!(path = %path.display(), "this file is damaged: events may be sent twice");
+            Ok(bytes) => parse_line(&bytes, Epochs::parse).unwrap_or_else(|| {
+                tracing::warn!(path = %path.display(), "damaged file: events may be sent twice");
                 Self(vec![Epoch { id: new_id(), first: 1 }])
             }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Self::unknown(),
@@ -59,18 +61,18 @@ impl Epochs {
         };
         epochs.0.retain(|epoch| epoch.first < next);
         epochs.0.push(Epoch { id: new_id(), first: next });
-        let surplus = epochs.0.len().saturating_sub(KEPT);
+        let surplus = epochs.0.len().saturating_sub(MAX_STORED);
         epochs.0.drain(..surplus);
         if let Err(error) = epochs.store(dir) {
-            // Without the file nothing here counts as sent by itself: that is safe, and a full disk allows it.
+            // Without the file nothing counts as sent: that is safe, and possible on a full disk.
             durable::remove(&path).map_err(|e| OutboxError::io("remove", &path, e))?;
-            tracing::warn!(%error, path = %path.display(), "cannot write this file: after a crash events may be sent twice");
+            tracing::warn!(%error, path = %path.display(), "cannot write the epochs: after a crash events may be sent twice");
         }
         Ok(epochs)
     }
 
     fn store(&self, dir: &Path) -> io::Result<()> {
-        durable::replace(&dir.join(FILE), TEMP, line(self).as_bytes())
+        durable::replace(&dir.join(FILE), TEMP, checked_line(self).as_bytes())
     }
 
     /// The first sequence of the current opening.
@@ -79,17 +81,17 @@ impl Epochs {
         self.0.last().map_or(1, |epoch| epoch.first)
     }
 
-    /// The history of the events up to `sequence`, the newest epochs of it.
+    /// The newest epochs of the history up to `sequence`.
     #[must_use]
     pub fn upto(&self, sequence: u64) -> Self {
         let mut epochs: Vec<_> = self.0.iter().filter(|epoch| epoch.first <= sequence).cloned().collect();
-        let surplus = epochs.len().saturating_sub(TOLD);
+        let surplus = epochs.len().saturating_sub(MAX_REPORTED);
         epochs.drain(..surplus);
         Self(epochs)
     }
 
-    /// Up to where the events of this log, which ends at `last`, are those of another with the history
-    /// `other`, which ends at `other_last`; 0 when they share no epoch.
+    /// Sequence up to which this log, which ends at `last`, and another one with the history `other`, which ends at
+    /// `other_last`, have the same events; 0 when they share no epoch.
     #[must_use]
     pub fn common(&self, last: u64, other: &Self, other_last: u64) -> u64 {
         for epoch in other.0.iter().rev() {
@@ -105,7 +107,7 @@ impl Epochs {
         next.map_or(last, |first| (first - 1).min(last))
     }
 
-    /// Reads what `to_string` wrote; `None` for anything else.
+    /// Parses the output of `to_string`; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let of = |part: &str| {
@@ -131,17 +133,6 @@ fn new_id() -> String {
     Ulid::generate().to_string().to_lowercase()
 }
 
-fn line(epochs: &Epochs) -> String {
-    let body = format!("1 {epochs}");
-    format!("{body} {:08x}\n", crc32fast::hash(body.as_bytes()))
-}
-
-fn parse_file(bytes: &[u8]) -> Option<Epochs> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let epochs = Epochs::parse(text.split(' ').nth(1)?)?;
-    (text == line(&epochs)).then_some(epochs)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,11 +146,11 @@ mod tests {
         // The same log, its bookmark behind it.
         assert_eq!(of("a:1,b:51").common(80, &of("a:1,b:51"), 70), 70);
         assert_eq!(of("a:1,b:51").common(80, &of("a:1"), 30), 30);
-        // It came back at 50 and went on to 200, while 150 events of it had been sent.
+        // The log was restored to 50 and continued to 200, while 150 events of it had been sent.
         assert_eq!(of("a:1,c:51").common(200, &of("a:1"), 150), 50);
         assert_eq!(of("a:1,c:51").common(200, &of("a:1,b:41"), 150), 40);
         assert_eq!(of("a:1,c:31").common(200, &of("a:1,b:41"), 150), 30);
-        // It came back and nothing was appended yet.
+        // It was restored and nothing was appended yet.
         assert_eq!(of("a:1,c:51").common(50, &of("a:1"), 150), 50);
         assert_eq!(of("a:1,c:51").common(200, &of("x:1"), 150), 0);
         assert_eq!(of("a:1").common(9, &Epochs::default(), 5), 0);
@@ -181,7 +172,7 @@ mod tests {
         assert_eq!(four.common(100, &three, 50), 4);
         for next in 6..2000 {
             let many = Epochs::open(dir.path(), next).unwrap();
-            assert!(many.0.len() <= KEPT && many.upto(next).to_string().len() < 4000);
+            assert!(many.0.len() <= MAX_STORED && many.upto(next).to_string().len() < 4000);
             if next % 100 != 0 {
                 break;
             }

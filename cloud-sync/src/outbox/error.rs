@@ -1,21 +1,21 @@
-//! What can go wrong with the outbox, always with the path and the bound it went wrong at.
+//! Errors of the outbox, with the path and the limit concerned.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// An error of the outbox. It can be cloned because one failed write fails every append of its group.
+/// An error of the outbox. It implements `Clone` because one failed write fails every append of its group.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum OutboxError {
-    /// A setting is outside its bounds.
+    /// A setting is out of range.
     #[error("outbox setting {setting} is {value}, it must be {bound}")]
     Config {
         /// Name of the field of the configuration.
         setting: &'static str,
-        /// The value it had.
+        /// The invalid value.
         value: String,
-        /// What it must be.
+        /// The valid range.
         bound: String,
     },
     /// Another process, or another handle in this one, has the outbox open for writing.
@@ -31,73 +31,73 @@ pub enum OutboxError {
         path: PathBuf,
         /// The version in its header.
         found: u32,
-        /// The newest version that this program knows.
+        /// The newest version that this program supports.
         supported: u32,
     },
-    /// The operating system refused something, for another reason than lack of space.
+    /// An operating system error other than lack of space.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         #[source]
         source: Arc<io::Error>,
     },
-    /// The disk, the quota or the largest allowed file size is used up.
+    /// The disk, the quota or the maximum file size is exhausted.
     #[error("no space to {action} {}: {needed} bytes needed", path.display())]
     Full {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// How many bytes were to be written.
+        /// Number of bytes to be written.
         needed: u64,
-        /// What the operating system said.
+        /// The operating system's error.
         #[source]
         source: Arc<io::Error>,
     },
-    /// The outbox is at its own bound and its policy is to refuse.
-    #[error("the outbox in {} is at its bound of {max_bytes} bytes: {needed} more do not fit", dir.display())]
+    /// The outbox is at its own limit and its policy is to refuse.
+    #[error("the outbox in {} is at its limit of {max_bytes} bytes: {needed} more do not fit", dir.display())]
     Bound {
         /// The directory of the outbox.
         dir: PathBuf,
-        /// How many bytes were to be written.
+        /// Number of bytes to be written.
         needed: u64,
-        /// The configured bound.
+        /// The configured limit.
         max_bytes: u64,
     },
-    /// Bulk events that are still to be sent have their share of the outbox already.
+    /// Unsent bulk events already take their share of the outbox.
     #[error(
         "bulk events take {used} of {bound} bytes in the outbox in {}: {needed} more do not fit", dir.display()
     )]
     BulkBound {
         /// The directory of the outbox.
         dir: PathBuf,
-        /// How many bytes were to be written.
+        /// Number of bytes to be written.
         needed: u64,
-        /// How many those take which are there.
+        /// Bytes of the unsent bulk events.
         used: u64,
         /// The configured share of the outbox.
         bound: u64,
     },
-    /// One event is larger than an event may be.
-    #[error("an event of {bytes} bytes is over the bound of {max} bytes")]
+    /// The event exceeds the maximum size.
+    #[error("an event of {bytes} bytes exceeds the limit of {max} bytes")]
     TooLarge {
         /// Its length.
         bytes: usize,
-        /// The bound: the smaller of 1 MiB and about half a segment.
+        /// The limit: the smaller of 1 MiB and about half a segment.
         max: usize,
     },
-    /// Too many appends already wait for the disk.
+    /// Too many appends are already pending.
     #[error("{max_pending} events already wait for the disk")]
     Busy {
-        /// The configured bound.
+        /// The configured limit.
         max_pending: usize,
     },
-    /// Every number that an event can have was given out.
-    #[error("the outbox in {} has no more numbers for events: move it away to start with an empty one", dir.display())]
+    /// All sequences have been used.
+    #[error("the outbox in {} has no more sequences for events: move it away to start with an empty one", dir.display())]
     Exhausted {
         /// The directory of the outbox.
         dir: PathBuf,
@@ -105,21 +105,21 @@ pub enum OutboxError {
     /// The outbox is closed.
     #[error("the outbox is closed")]
     Closed,
-    /// A consumer acknowledged what was never appended.
+    /// A consumer committed a sequence that was never appended.
     #[error("cannot commit up to {upto}: the last event is {last}")]
     Commit {
-        /// The sequence that was given.
+        /// The given sequence.
         upto: u64,
-        /// The last sequence there is.
+        /// The last sequence.
         last: u64,
     },
-    /// An event has no JSON form.
-    #[error("cannot write the event as JSON")]
+    /// The event cannot be serialized as JSON.
+    #[error("cannot serialize the event")]
     Encode(#[source] Arc<serde_json::Error>),
 }
 
 impl OutboxError {
-    /// Whether it is for lack of space, on the disk or under the outbox's own bound.
+    /// Whether it is due to lack of space, on the disk or under the outbox's own limit.
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::Bound { .. } | Self::BulkBound { .. })
@@ -129,7 +129,7 @@ impl OutboxError {
         Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
     }
 
-    /// Tells lack of space, which may pass, from the rest.
+    /// Distinguishes lack of space, which may be temporary, from other errors.
     pub(super) fn storage(action: &'static str, path: &Path, needed: u64, source: io::Error) -> Self {
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
@@ -139,11 +139,8 @@ impl OutboxError {
         }
     }
 
-    /// The error with its cause in one line, for a place that keeps only text.
+    /// The error with its cause in one line, for places that hold only text.
     pub(super) fn in_full(&self) -> String {
-        match std::error::Error::source(self) {
-            Some(source) => format!("{self}: {source}"),
-            None => self.to_string(),
-        }
+        crate::error::with_sources(self)
     }
 }

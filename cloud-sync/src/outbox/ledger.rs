@@ -1,4 +1,4 @@
-//! What the outbox holds and how it fared, kept in memory so that nobody has to ask the disk.
+//! Statistics of the outbox, in memory so that no query needs the disk.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use super::ages::Span;
+use super::clock::Span;
 use super::error::OutboxError;
 use super::quota::Bulk;
 use super::segment;
@@ -17,27 +17,25 @@ use super::segment;
 pub struct Stats {
     /// Events on disk.
     pub events: u64,
-    /// Events on disk that the consumer has not committed. In a segment with damage those that are lost
-    /// may count as well.
+    /// Events on disk that the consumer has not committed. In a damaged segment lost events may be counted as well.
     pub backlog: u64,
-    /// Bytes of all segment files, with the zeros that stand ahead of the writer in the newest.
+    /// Bytes of all segment files, including the zeros ahead of the writer in the newest.
     pub bytes: u64,
-    /// Bytes of bulk events that are still to be sent, and of those that are about to be written. 0 where their share is
-    /// not bounded.
+    /// Bytes of unsent bulk events, and of those that are about to be written. 0 where their share is not limited.
     pub bulk_bytes: u64,
-    /// Segment files.
+    /// Number of segment files.
     pub segments: usize,
     /// When the oldest event on disk was appended.
     pub oldest: Option<SystemTime>,
     /// Sequence of the last acknowledged event, 0 before the first.
     pub last_sequence: u64,
-    /// Up to where the consumer has committed.
+    /// Sequence up to which the consumer has committed.
     pub committed: u64,
-    /// Appends that wait for the writer now.
+    /// Number of pending appends.
     pub pending: usize,
     /// Events acknowledged.
     pub appended: u64,
-    /// Appends that the writer failed, for whatever reason.
+    /// Failed appends.
     pub failed: u64,
     /// Events deleted for `max_bytes` or a full disk before the consumer had committed them.
     pub dropped_by_size: u64,
@@ -45,14 +43,14 @@ pub struct Stats {
     pub dropped_by_age: u64,
     /// Events deleted after the consumer had committed them: nothing was lost.
     pub removed_committed: u64,
-    /// Forced writes of event data to the disk.
+    /// Fsyncs of event data.
     pub syncs: u64,
-    /// How long the last one took.
+    /// Duration of the last fsync.
     pub last_sync: Duration,
-    /// How long all of them took.
+    /// Total duration of all fsyncs.
     pub total_sync: Duration,
-    /// What the writer last failed at, none once an append has succeeded after it; or that events were deleted
-    /// which had not been sent, until the consumer has caught up with what was there then.
+    /// The writer's last error, none once a later append has succeeded; or that unsent events were deleted, until the
+    /// consumer has caught up with the log as of then.
     pub error: Option<String>,
 }
 
@@ -65,28 +63,28 @@ pub(super) struct SegmentMeta {
     pub(super) events: u64,
     /// Length of the file.
     pub(super) bytes: u64,
-    /// When the oldest event was appended, by the wall clock: to be shown, never to decide by.
+    /// Wall clock time of the append of the oldest event: for display only.
     pub(super) oldest_wall_ms: u64,
-    /// When its events came, in observed time.
+    /// When its events were appended, in observed time.
     pub(super) span: Span,
 }
 
 impl SegmentMeta {
-    /// A segment that has its header and nothing else.
+    /// A segment with a header and no records.
     pub(super) fn new(first: u64, now: Now) -> Self {
         let bytes = segment::HEADER_LEN;
         let span = Span { oldest_ms: now.observed_ms, newest_ms: now.observed_ms };
         Self { first, last: first - 1, events: 0, bytes, oldest_wall_ms: now.wall_ms, span }
     }
 
-    /// How many of its events come after `cursor`.
+    /// Number of its events after `cursor`.
     pub(super) fn events_after(&self, cursor: u64) -> u64 {
-        // Sequences are dense within a segment; where damage has made a hole, the count is the limit.
+        // Sequences are dense within a segment; where damage has left a hole, the count is the limit.
         self.last.saturating_sub(cursor).min(self.events)
     }
 }
 
-/// One moment by both clocks.
+/// The current time by both clocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Now {
     pub(super) wall_ms: u64,
@@ -106,15 +104,15 @@ pub(super) struct Ledger {
     pub(super) segments: VecDeque<SegmentMeta>,
     pub(super) bytes: u64,
     pub(super) counters: Stats,
-    /// What bulk events take.
+    /// Accounting of the bulk events.
     pub(super) bulk: Bulk,
-    /// The segment that is being written, by its first sequence.
+    /// First sequence of the segment that is being written.
     pub(super) active: Option<u64>,
-    /// The last event there was when one was deleted that the consumer had not committed; 0 when none was.
+    /// The last sequence when an uncommitted event was last deleted; 0 if none was.
     pub(super) lossy_upto: u64,
 }
 
-/// Shared by the handle, the writer and whoever asks for numbers.
+/// Shared by the handle, the writer and readers of the statistics.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) ledger: Mutex<Ledger>,
@@ -171,14 +169,14 @@ impl Ledger {
         self.counters.error = None;
     }
 
-    /// Notes the length that the file of the newest segment has now.
+    /// Sets the length of the newest segment's file.
     pub(super) fn resize_newest(&mut self, bytes: u64) {
         let Some(newest) = self.segments.back_mut() else { return };
         self.bytes = self.bytes - newest.bytes + bytes;
         newest.bytes = bytes;
     }
 
-    /// Takes the oldest segment off the books and returns how many of its events were never committed.
+    /// Removes the oldest segment and returns how many of its events were never committed.
     pub(super) fn remove_oldest(&mut self, reason: Reason, committed: u64) -> u64 {
         let Some(gone) = self.segments.pop_front() else { return 0 };
         self.bytes -= gone.bytes;
@@ -191,26 +189,24 @@ impl Ledger {
         lost
     }
 
-    /// Leaves out of account the bulk events that need not be sent any more.
+    /// Stops counting the bulk events that need not be sent any more.
     pub(super) fn forget_bulk(&mut self, committed: u64) {
         let deleted = self.segments.front().map_or(0, |oldest| oldest.first.saturating_sub(1));
         self.bulk.forget(committed.max(deleted));
     }
 
-    /// Bytes of those segments that can't be deleted without the loss of an event that is still to be sent, and of the
-    /// one that is being written.
+    /// Bytes of the segments that cannot be deleted without losing an unsent event, and of the one that is being
+    /// written.
     pub(super) fn unsent_bytes(&self, committed: u64) -> u64 {
         let stays = |segment: &&SegmentMeta| segment.last > committed || Some(segment.first) == self.active;
         self.segments.iter().filter(stays).map(|segment| segment.bytes).sum()
     }
 
-    /// That events were lost, for as long as the consumer is behind what was there then.
+    /// Reports that events were lost, until the consumer has passed the log's end as of then.
     fn loss(&self, committed: u64) -> Option<String> {
         let Stats { dropped_by_size, dropped_by_age, .. } = self.counters;
         (committed < self.lossy_upto).then(|| {
-            format!(
-                "events were deleted that had not been sent: {dropped_by_size} for space, {dropped_by_age} for their age"
-            )
+            format!("unsent events were deleted: {dropped_by_size} for space, {dropped_by_age} for their age")
         })
     }
 
@@ -220,7 +216,7 @@ impl Ledger {
         self.counters.total_sync += took;
     }
 
-    /// Notes a failure of `appends` appends; true when the writer was well before it.
+    /// Records a failure of `appends` appends; true if the writer was healthy before it.
     pub(super) fn add_failure(&mut self, appends: u64, error: &OutboxError) -> bool {
         self.counters.failed += appends;
         self.counters.error.replace(error.in_full()).is_none()

@@ -1,39 +1,39 @@
-//! The share of the outbox that bulk events (the items of batches) may take.
+//! The share of the outbox for bulk events (the results of batches).
 //!
-//! One batch has as many events as a camera in months. While they can't be sent they must neither fill the outbox
-//! under `refuse` nor have other events deleted under `drop_oldest`. So the unsent bulk events together have at most
-//! [`super::OutboxConfig::bulk_share`] of `max_bytes`. Who publishes them asks for room first, for all that belongs
-//! together, and waits where there is none. A bulk append never has an event deleted that is still to be sent.
+//! One batch has as many events as a camera produces in months. While they cannot be sent they must neither fill the
+//! outbox under `refuse` nor cause the deletion of other events under `drop_oldest`. So the unsent bulk events
+//! together take at most [`super::OutboxConfig::bulk_share`] of `max_bytes`. A publisher first reserves space for all
+//! events that belong together, and waits where there is none. A bulk append never deletes an unsent event.
 //!
-//! What is more than the share is let in as those before it are sent: every record has its room before it goes to the
-//! writer. Who waits stands in a line, so that the many results of one job do not starve behind the few of others.
+//! A reservation larger than the share is granted as the events before it are sent: every record has its space before
+//! it goes to the writer. Waiting publishers form a queue, so that the many results of one job do not starve behind
+//! the few of others.
 //!
-//! On a disk that has less room than `max_bytes`, the share is one of the room there is.
+//! On a disk that has less space than `max_bytes`, the share is one of the available space.
 //!
-//! Each record says whether it is bulk (`record`), so what is in use is known after any crash. It is counted in runs
-//! of neighbouring records: a run counts until its last record was committed or deleted.
+//! Each record is marked as bulk or not (`record`), so the space in use is known after any crash. It is counted in
+//! runs of neighbouring records: a run counts until its last record is committed or deleted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::append::Append;
 use super::config::{OutboxConfig, WhenFull};
 use super::error::OutboxError;
 use super::ledger::{Ledger, Shared};
 use super::writer::Pending;
-use super::{Outbox, record, segment};
+use super::{Append, Outbox, record, segment};
 
-/// Most runs that are counted apart, about.
-const RUNS: u64 = 256;
+/// Approximate maximum number of runs.
+const MAX_RUNS: u64 = 256;
 
-/// Bytes of records by the last sequence of their run, rising.
+/// Bytes of records by the last sequence of their run, ascending.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     runs: VecDeque<(u64, u64)>,
     bytes: u64,
-    /// A run takes further records until it has so many bytes.
+    /// A run takes further records until it has this many bytes.
     grain: u64,
 }
 
@@ -56,32 +56,33 @@ impl Runs {
     }
 }
 
-/// What bulk events take of the outbox.
+/// Accounting of the bulk events of the outbox.
 #[derive(Debug, Default)]
 pub(super) struct Bulk {
-    /// On disk and not done with.
+    /// Bytes on disk that are neither committed nor deleted.
     held: Runs,
-    /// Admitted and not written yet.
+    /// Bytes that are reserved and not written yet.
     reserved: u64,
-    /// What those need that wait for room, by the number of their ticket.
+    /// Bytes wanted by the waiting publishers, by ticket number.
     line: BTreeMap<u64, u64>,
     tickets: u64,
     /// Bytes that the outbox may take, as far as the disk has them.
     capacity: u64,
-    /// Percent; none where they are not bounded.
+    /// The share in percent; none where it is not limited.
     share: Option<u8>,
 }
 
 impl Bulk {
     pub(super) fn new(config: &OutboxConfig) -> Self {
-        // Where nobody takes the events and the oldest go at the bound, that is how they are meant to end.
+        // Where there is no consumer and the oldest events are deleted at the limit, deletion is the intended end of
+        // the bulk events, too.
         let unbounded = !config.has_consumer && config.when_full == WhenFull::DropOldest;
         let share = (!unbounded).then_some(config.bulk_share);
-        let grain = part(config.max_bytes, config.bulk_share) / RUNS;
+        let grain = part(config.max_bytes, config.bulk_share) / MAX_RUNS;
         Self { held: Runs::new(grain), capacity: config.max_bytes, share, ..Self::default() }
     }
 
-    /// How finely bytes are counted; none where they are not.
+    /// Granularity of the accounting in bytes; none where nothing is counted.
     pub(super) fn grain(&self) -> Option<u64> {
         self.share.map(|_| self.held.grain)
     }
@@ -90,7 +91,7 @@ impl Bulk {
         self.share.map(|share| part(self.capacity, share))
     }
 
-    /// Says how much room there is.
+    /// Sets the available space.
     pub(super) fn set_capacity(&mut self, bytes: u64) {
         self.capacity = bytes;
     }
@@ -103,21 +104,21 @@ impl Bulk {
         self.held.bytes + self.reserved
     }
 
-    /// Counts records that are durable now.
+    /// Counts records that have become durable.
     pub(super) fn add(&mut self, last: u64, bytes: u64) {
         if self.share.is_some() && bytes > 0 {
             self.held.add(last, bytes);
         }
     }
 
-    /// Counts what was found on opening.
+    /// Counts the records found on opening.
     pub(super) fn add_runs(&mut self, runs: Runs) {
         for (last, bytes) in runs.runs {
             self.add(last, bytes);
         }
     }
 
-    /// What has a sequence up to `upto` was committed or deleted.
+    /// Sequences up to `upto` were committed or deleted.
     pub(super) fn forget(&mut self, upto: u64) {
         self.held.forget(upto);
     }
@@ -126,12 +127,12 @@ impl Bulk {
         self.reserved += bytes;
     }
 
-    /// What is taken for one who has this ticket, or none yet: also what those need who came before.
+    /// Bytes that count against the holder of this ticket, or of none yet: including what earlier tickets want.
     pub(super) fn taken_before(&self, ticket: Option<u64>) -> u64 {
         self.used() + self.line.range(..ticket.unwrap_or(u64::MAX)).map(|(_, needed)| needed).sum::<u64>()
     }
 
-    /// Puts one at the end of the line who needs so many bytes.
+    /// Appends a ticket for this many bytes to the queue.
     fn wait(&mut self, needed: u64) -> u64 {
         self.tickets += 1;
         self.line.insert(self.tickets, needed);
@@ -151,9 +152,9 @@ fn part(bytes: u64, percent: u8) -> u64 {
     bytes / 100 * u64::from(percent)
 }
 
-/// Room in the outbox for bulk events that belong together. What is not used is given back when it is dropped.
+/// A reservation in the outbox for bulk events that belong together. The unused part is released when it is dropped.
 #[derive(Debug)]
-#[must_use = "the room is given back when this is dropped"]
+#[must_use = "the reservation is released when this is dropped"]
 pub struct BulkRoom {
     shared: Arc<Shared>,
     left: u64,
@@ -168,7 +169,7 @@ impl BulkRoom {
         self.left
     }
 
-    /// Hands over what a record of `bytes` takes of it.
+    /// Takes the bytes of a record out of the reservation.
     pub(super) fn take(&mut self, bytes: u64) -> u64 {
         let taken = bytes.min(self.left);
         self.left -= taken;
@@ -176,12 +177,12 @@ impl BulkRoom {
     }
 
     /// Takes back what was not used.
-    pub(super) fn give_back(&mut self, bytes: u64) {
+    pub(super) fn refund(&mut self, bytes: u64) {
         self.left += bytes;
     }
 }
 
-/// A place in the line of those who wait for room. It is given up when this is dropped.
+/// A place in the queue for space. It is given up when this is dropped.
 #[derive(Debug)]
 pub struct BulkTicket {
     shared: Arc<Shared>,
@@ -214,13 +215,14 @@ impl Drop for BulkRoom {
 }
 
 impl Outbox {
-    /// Room for bulk events with payloads of these lengths, which belong together: all of them can be appended then, also
-    /// when others come meanwhile. What could never have room at once gets all there is, and the rest as those before it
-    /// are sent. Who finds none gets a ticket, and with it comes before those who come later.
+    /// Reserves space for bulk events with payloads of these lengths, which belong together: all of them can then be
+    /// appended, even when others arrive meanwhile. A reservation that could never be granted at once gets all the
+    /// space there is, and the rest as the events before it are sent. Where there is no space the caller gets a
+    /// ticket, with which it precedes later callers.
     ///
     /// # Errors
-    /// [`OutboxError::BulkBound`] while earlier bulk events that are still to be sent take up their share, and
-    /// [`OutboxError::Bound`] while events of any kind take up the whole outbox.
+    /// [`OutboxError::BulkBound`] while earlier unsent bulk events take up their share, and [`OutboxError::Bound`]
+    /// while events of any kind take up the whole outbox.
     pub fn bulk_room(
         &self,
         payloads: impl IntoIterator<Item = usize>,
@@ -256,8 +258,8 @@ impl Outbox {
         Err(error)
     }
 
-    /// Room for the rest of bulk events of which some may have been appended already: what there is of it, before all
-    /// those that wait, for the rest was admitted with the others.
+    /// Reserves space for the rest of bulk events of which some may have been appended already: the available space,
+    /// before all waiting publishers, because the rest was admitted with the others.
     pub fn bulk_room_for_rest(&self, payloads: impl IntoIterator<Item = usize>) -> BulkRoom {
         let needed: u64 = payloads.into_iter().map(record::size).sum();
         let committed = self.shared.committed();
@@ -272,13 +274,13 @@ impl Outbox {
         BulkRoom::new(Arc::clone(&self.shared), bytes)
     }
 
-    /// As [`Self::append`], for a bulk event in the room that was given for it. Half of the appends that may wait are left
-    /// to others.
+    /// Like [`Self::append`], for a bulk event within its reservation. Half of the pending appends are left to other
+    /// events.
     ///
     /// # Errors
-    /// As [`Self::append`]. [`OutboxError::BulkBound`] where the event does not fit into what is left of its room and of
-    /// the share. [`OutboxError::Bound`] and [`OutboxError::Full`] also under
-    /// [`WhenFull::DropOldest`] where there is a consumer: no event that is still to be sent is deleted for it.
+    /// As [`Self::append`]. [`OutboxError::BulkBound`] where the event fits neither into the rest of its reservation
+    /// nor into that of the share. [`OutboxError::Bound`] and [`OutboxError::Full`] also under
+    /// [`WhenFull::DropOldest`] where there is a consumer: no unsent event is deleted for it.
     pub fn append_bulk(&self, payload: Vec<u8>, room: &mut BulkRoom) -> Append {
         if payload.len() > self.max_payload {
             return Append::refused(OutboxError::TooLarge { bytes: payload.len(), max: self.max_payload });
@@ -295,13 +297,13 @@ impl Outbox {
         match self.hand_over(Pending { payload, bulk: true, reserved, done }) {
             Ok(()) => Append::waiting(answer),
             Err(error) => {
-                room.give_back(reserved);
+                room.refund(reserved);
                 Append::refused(error)
             }
         }
     }
 
-    /// Reserves a record of `size`: in `room`, and beyond it in what is left of the share.
+    /// Reserves a record of `size`: in `room`, and beyond it in the rest of the share.
     fn reserve_bulk(&self, size: u64, room: &mut BulkRoom) -> Result<u64, OutboxError> {
         let missing = size.saturating_sub(room.left());
         if missing > 0 {
@@ -310,12 +312,12 @@ impl Outbox {
             ledger.forget_bulk(committed);
             let Some(bound) = ledger.bulk.bound() else { return Ok(room.take(size)) };
             let used = ledger.bulk.used();
-            // One that is larger than the share goes alone.
+            // A record larger than the share is admitted alone.
             if used > room.left() && used + missing > bound {
                 return Err(OutboxError::BulkBound { dir: self.dir.clone(), needed: size, used, bound });
             }
             ledger.bulk.reserve(missing);
-            room.give_back(missing);
+            room.refund(missing);
         }
         Ok(room.take(size))
     }

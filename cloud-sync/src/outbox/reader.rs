@@ -1,7 +1,7 @@
-//! Reading an outbox, also while a daemon writes it: no lock, no trace left.
+//! Reads an outbox, also while a daemon writes it: without a lock and without changing anything.
 //!
-//! A reader may see an event a moment before it is acknowledged. Who acts on what it reads and then
-//! commits must stop at [`super::Outbox::last_sequence`].
+//! A reader may see an event shortly before it is acknowledged. A consumer that commits what it has read must stop at
+//! [`super::Outbox::last_sequence`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,13 +14,13 @@ use super::record::RecordHeader;
 use super::segment::{self, Header, Scan, Step};
 use crate::event::Event;
 
-/// How often a waiting reader looks for more.
+/// How often a waiting reader polls for more.
 const POLL: Duration = Duration::from_millis(50);
 
-/// One event as it was read.
+/// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
-    /// Its number in this outbox: rising, with gaps where appends failed.
+    /// Its sequence in this outbox: ascending, with gaps where appends failed.
     pub sequence: u64,
     /// When it was appended.
     pub appended: SystemTime,
@@ -37,55 +37,52 @@ impl StoredEvent {
         }
     }
 
-    /// The payload as an event.
+    /// Parses the payload as an event.
     ///
     /// # Errors
-    /// When it is none.
+    /// When it is not one.
     pub fn event(&self) -> Result<Event, serde_json::Error> {
         Event::from_json(&self.payload)
     }
 }
 
-/// Reads the events of an outbox in order. As an iterator it ends where the outbox ends now; asked again
-/// later it goes on with what has come.
+/// Reads the events of an outbox in order. As an iterator it ends at the current end of the outbox; polled again
+/// later it continues with new events.
 ///
-/// Torn and damaged stretches are passed over, and so are events that retention deletes under way. What the disk does
-/// not read is no damage: the reader stays in front of it.
+/// Torn and damaged ranges are skipped, and so are events that retention deletes meanwhile. A read error of the disk
+/// is not damage: the reader stays in front of it.
 #[derive(Debug)]
 pub struct Reader {
     dir: PathBuf,
     next: u64,
     scan: Option<Scan>,
-    /// A later segment exists, so what is read of this one now is all there will be.
+    /// A later segment exists, so this one will not grow any more.
     closed: bool,
     damaged_bytes: u64,
 }
 
 impl Reader {
     /// A reader at the oldest event.
-    ///
-    /// # Errors
-    /// When the directory cannot be listed.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, OutboxError> {
         let reader = Self { dir: dir.into(), next: 0, scan: None, closed: false, damaged_bytes: 0 };
         reader.list()?;
         Ok(reader)
     }
 
-    /// Goes to the first event whose sequence is `sequence` or more.
+    /// Moves to the first event whose sequence is `sequence` or more.
     pub fn seek(&mut self, sequence: u64) {
         self.next = sequence;
         self.scan = None;
         self.closed = false;
     }
 
-    /// Bytes passed over so far because they held no readable event.
+    /// Bytes skipped so far because they held no readable event.
     #[must_use]
     pub fn damaged_bytes(&self) -> u64 {
         self.damaged_bytes
     }
 
-    /// The last `count` events, oldest first. This reader stays where it is.
+    /// The last `count` events, oldest first. The position of this reader does not change.
     ///
     /// # Errors
     /// When a segment cannot be read.
@@ -118,7 +115,7 @@ impl Reader {
     /// The next event, or none when there is no further one yet.
     ///
     /// # Errors
-    /// When a segment cannot be read. The reader stays where it is, so the next call tries again.
+    /// When a segment cannot be read. The reader stays where it is, so the next call retries.
     pub fn try_next(&mut self) -> Result<Option<StoredEvent>, OutboxError> {
         loop {
             let Some(scan) = &mut self.scan else {
@@ -135,7 +132,7 @@ impl Reader {
                 }
                 Ok(Step::Record(_)) => {}
                 Ok(Step::Damage { bytes, .. }) => self.damaged_bytes += bytes,
-                // The writer may have added to this segment before it went on to the next: look again.
+                // The writer may have appended to this segment before it started the next: read again.
                 Ok(Step::End { .. }) if !self.closed => {
                     self.closed = self.list()?.last().is_some_and(|last| *last > first);
                     if !self.closed {
@@ -175,7 +172,7 @@ impl Reader {
         }
     }
 
-    /// Opens the segment behind `after`, or the one that holds the next sequence; false when none is there.
+    /// Opens the segment after `after`, or the one that holds the next sequence; false when there is none.
     fn enter(&mut self, after: Option<u64>) -> Result<bool, OutboxError> {
         let list = self.list()?;
         let from = match after {
@@ -183,7 +180,7 @@ impl Reader {
             None => list.partition_point(|first| *first <= self.next).saturating_sub(1),
         };
         for &first in &list[from..] {
-            // One that has vanished meanwhile was the oldest: the one behind it is next.
+            // A segment that has vanished meanwhile was the oldest: the next one follows.
             if let Some(scan) = self.open_segment(first)? {
                 self.scan = Some(scan);
                 self.closed = false;
@@ -203,7 +200,7 @@ impl Reader {
                 let path = segment::path(&self.dir, first);
                 Err(OutboxError::Version { path, found, supported: segment::FORMAT_VERSION })
             }
-            // Not written yet, or damaged: the records speak for themselves.
+            // Not written yet, or damaged: the records are checked by themselves.
             _ => Ok(Some(scan)),
         }
     }

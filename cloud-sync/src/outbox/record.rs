@@ -4,22 +4,20 @@
 //! offset  0  u32  length of the payload
 //!         4  u32  CRC-32 (IEEE) of the length, the sequence, the time and the payload
 //!         8  u64  sequence
-//!        16  u64  time of the append, milliseconds since 1970; the highest bit says that the event is bulk (`quota`)
+//!        16  u64  time of the append, milliseconds since 1970; the highest bit marks a bulk event (`quota`)
 //!        24       payload
 //! ```
-//! All numbers are little-endian. Sequences start at 1. So a run of zeros, as it stands ahead of the writer
-//! and as a crash can leave it, is never a record, and none starts with sixteen of them. (The sum over
-//! zeros is not zero either.)
-
-use std::time::{SystemTime, UNIX_EPOCH};
+//! All numbers are little-endian. Sequences start at 1. So a run of zeros, as written ahead of the writer and as left
+//! by a crash, is never a record, and no record starts with sixteen of them. (The checksum of zeros is not zero
+//! either.)
 
 /// Bytes before the payload.
 pub(super) const HEADER_LEN: usize = 24;
 
-/// A record has a byte that is not zero among so many at its start: its sequence ends there.
+/// A record has a nonzero byte within this many bytes of its start: its sequence ends there.
 pub(super) const NONZERO_WITHIN: usize = 16;
 
-/// Most bytes of a payload. It bounds what a reader takes into memory for a damaged length.
+/// Maximum bytes of a payload. It limits what a reader allocates for a damaged length.
 pub(super) const MAX_PAYLOAD: usize = 1 << 20;
 
 const BULK: u64 = 1 << 63;
@@ -35,7 +33,7 @@ pub(super) struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// Reads a header; nothing is known to be true of it until [`Self::matches`].
+    /// Parses a header; its fields are unverified until [`Self::matches`].
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let (length, rest) = bytes.split_first_chunk::<4>()?;
         let (crc, rest) = rest.split_first_chunk::<4>()?;
@@ -51,7 +49,7 @@ impl RecordHeader {
         })
     }
 
-    /// Whether the sum agrees with the header and this payload.
+    /// Whether the checksum matches the header and this payload.
     pub(super) fn matches(&self, payload: &[u8]) -> bool {
         let Ok(length) = u32::try_from(self.length) else { return false };
         self.crc == checksum(length, self.sequence, time(self.unix_ms, self.bulk), payload)
@@ -86,10 +84,4 @@ fn checksum(length: u32, sequence: u64, time: u64, payload: &[u8]) -> u32 {
     sum.update(&time.to_le_bytes());
     sum.update(payload);
     sum.finalize()
-}
-
-/// Milliseconds since 1970, 0 before it.
-pub(super) fn unix_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,11 +1,11 @@
-//! Which segments go, and when: by age, by size, or because the consumer has them.
+//! Which segments are deleted, and when: by age, by size, or because the consumer has committed them.
 //!
-//! Events go by whole segments, always the oldest first, so what the consumer has committed goes before
-//! what it has not. The segment that is being written is never deleted; when its events are too old a new
-//! one is started first, because the name of the newest segment carries the numbering on.
+//! Whole segments are deleted, always the oldest first, so committed events go before uncommitted ones. The segment
+//! that is being written is never deleted; when its events are too old a new one is started first, because the name
+//! of the newest segment preserves the sequence.
 //!
-//! Age is observed time (`clock`), so no step of the wall clock deletes anything. Where a consumer is to send the
-//! events, `refuse` never deletes one for its age that was not sent, and `drop_oldest` says what it has deleted.
+//! Age is observed time (`clock`), so no step of the wall clock deletes anything. Where there is a consumer, `refuse`
+//! never deletes an unsent event for its age, and `drop_oldest` reports what it has deleted.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use super::error::OutboxError;
 use super::ledger::{Now, Reason, SegmentMeta};
 use super::writer::Writer;
 
-/// Both moments are in observed time.
+/// Both times are observed time.
 pub(super) fn is_past(then_ms: u64, age: Duration, now_ms: u64) -> bool {
     u128::from(now_ms.saturating_sub(then_ms)) > age.as_millis()
 }
 
 impl Writer {
-    /// Makes `bytes` fit under `max_bytes`, or says why they cannot. The zeros ahead of the writer do not
-    /// count: the bytes go where they are, or they are cut off before the next segment is started.
+    /// Makes `bytes` fit under `max_bytes`, or returns why they cannot. The zeros ahead of the writer do not count:
+    /// the bytes overwrite them, or they are truncated before the next segment is started.
     ///
-    /// With `spare`, no event is deleted that is still to be sent.
+    /// With `spare`, no unsent event is deleted.
     pub(super) fn make_room(&mut self, bytes: u64, spare: bool) -> Result<(), OutboxError> {
         let max_bytes = self.settled.config.max_bytes;
         let ahead = self.active.as_ref().map_or(0, |active| active.file_bytes - active.length);
@@ -44,11 +44,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes the oldest segments because the disk is full, until that has freed twice `bytes`; false
-    /// when nothing was deleted. Those that the consumer has committed go under either policy. The newest
-    /// segment stays, whatever happens. `spare` as above.
+    /// Deletes the oldest segments because the disk is full, until twice `bytes` are free; false when nothing was
+    /// deleted. Committed ones are deleted under either policy. The newest segment is always retained. `spare` as
+    /// above.
     pub(super) fn free_space(&mut self, bytes: u64, spare: bool) -> bool {
-        let drops = self.settled.config.when_full == WhenFull::DropOldest && !self.freed_in_vain && !spare;
+        let drops =
+            self.settled.config.when_full == WhenFull::DropOldest && !self.freed_without_effect && !spare;
         let mut freed = 0;
         while freed < 2 * bytes && self.shared.ledger.lock().segments.len() > 1 {
             let Some(oldest) = self.oldest_closed() else { break };
@@ -60,7 +61,7 @@ impl Writer {
         freed > 0
     }
 
-    /// Deletes what is too old to keep.
+    /// Deletes expired events.
     pub(super) fn expire(&mut self, now: Now) {
         if let Err(error) = self.try_expire(now)
             && self.shared.ledger.lock().add_failure(0, &error)
@@ -122,9 +123,9 @@ impl Writer {
         };
         if lost > 0 && self.settled.config.has_consumer {
             let (first, last) = (oldest.first, oldest.last);
-            error!(lost, ?reason, first, last, "acknowledged events were deleted before they were sent");
+            error!(lost, ?reason, first, last, "unsent events deleted");
         }
-        // Should the removal not be durable the file comes back: old events again, nothing lost.
+        // If the removal is not durable the file reappears: old events again, nothing lost.
         let _ = self.disk.sync_dir();
         Ok(())
     }

@@ -1,20 +1,19 @@
-//! One file of the outbox: its name, its header, and the walk over its records.
+//! One file of the outbox: its name, its header, and the scan of its records.
 //!
-//! `00000000000000000001.seg` is named after the first sequence in it. Its header is 24 bytes:
+//! `00000000000000000001.seg` is named after its first sequence. Its header is 24 bytes:
 //! ```text
 //! offset  0  8 bytes  "WEIROBX\0"
 //!         8  u32      format version, 1
 //!        12  u32      CRC-32 of the version and the first sequence
 //!        16  u64      first sequence
 //! ```
-//! Records follow without a gap, and their sequences follow one another by one. That lets a reader that
-//! has lost its place (a damaged record) find the next record with certainty: it tries every offset until
-//! one holds a plausible header whose sum agrees.
+//! Records follow without gaps, and their sequences increase by one. That lets a reader that has lost its position (a
+//! damaged record) find the next record reliably: it tries every offset until one holds a plausible header whose
+//! checksum matches.
 //!
-//! Zeros may follow the records of the segment that is being written (see `writer`), and those of one
-//! that could not be closed in good order. No record starts with sixteen zeros (its sequence is at least
-//! 1), so zeros up to the end of the file say that there is no further record, or none yet. Zeros with
-//! something else behind them are damage like any other.
+//! Zeros may follow the records of the segment that is being written (see `writer`), and those of one that could not
+//! be closed cleanly. No record starts with sixteen zeros (its sequence is at least 1), so zeros up to the end of the
+//! file mean that there is no further record, or none yet. Zeros followed by other bytes are damage like any other.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -39,11 +38,11 @@ fn parse_name(name: &OsStr) -> Option<u64> {
     let digits = name.to_str()?.strip_suffix(SUFFIX)?;
     let first =
         (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?;
-    // Sequences start at 1: no file of another name is one of ours.
+    // Sequences start at 1: a file with another name is not a segment.
     first.filter(|first| *first > 0)
 }
 
-/// The first sequences of the segments in `dir`, rising.
+/// The first sequences of the segments in `dir`, ascending.
 pub(super) fn list(dir: &Path) -> io::Result<Vec<u64>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -72,29 +71,29 @@ fn header_sum(version: u32, first: u64) -> u32 {
     sum.finalize()
 }
 
-/// What stands where a segment's header should.
+/// State of a segment's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Header {
     Good,
-    /// Too short or damaged. Records behind it can still be read: the name says where they start.
+    /// Too short or damaged. Its records can still be read: the name gives the first sequence.
     Damaged,
-    /// Whole, but of a version that this code does not know.
+    /// Intact, but of an unsupported version.
     Newer(u32),
 }
 
-/// What the walk found next.
+/// Result of one step of the scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A good record; [`Scan::payload`] has its bytes.
+    /// A good record; [`Scan::payload`] returns its bytes.
     Record(RecordHeader),
     /// `bytes` from `offset` are not records; a good one follows.
     Damage { offset: u64, bytes: u64 },
-    /// No good record from `offset` to the end. `unread` bytes from there are not zeros alone; what stands
-    /// behind them is. More may be written there later.
+    /// No good record from `offset` to the end. `unread` bytes from there contain nonzero ones; those after them are
+    /// zeros. More may be written there later.
     End { offset: u64, unread: u64 },
 }
 
-/// A walk over the records of one segment. It may run beside the writer.
+/// A scan of the records of one segment. It may run concurrently with the writer.
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) first: u64,
@@ -148,12 +147,12 @@ impl Scan {
         })
     }
 
-    /// The last sequence that was read; the one before the first when there was none.
+    /// The last sequence that was read; the one before the first if there was none.
     pub(super) fn last(&self) -> u64 {
         self.last
     }
 
-    /// Where the next record is expected.
+    /// Offset at which the next record is expected.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
@@ -168,7 +167,7 @@ impl Scan {
         if let Some(header) = self.record_at(self.offset)? {
             return Ok(self.take(header));
         }
-        // What was read ahead may have been zeros then: look again, at the file.
+        // What was read ahead may have been zeros then: read the file again.
         self.window.clear();
         if let Some(header) = self.record_at(self.offset)? {
             return Ok(self.take(header));
@@ -178,8 +177,8 @@ impl Scan {
             return Ok(Step::End { offset, unread: 0 });
         }
         let found = self.search()?;
-        // The writer may have been at it: what is good now was only half there a moment ago, or it was
-        // restarted and has written something else over a torn tail. So look once more.
+        // The writer may be active: what is good now was incomplete a moment ago, or it was restarted and has
+        // overwritten a torn tail. So read once more.
         self.window.clear();
         if let Some(header) = self.record_at(offset)? {
             return Ok(self.take(header));
@@ -201,7 +200,7 @@ impl Scan {
         Step::Record(header)
     }
 
-    /// The next offset behind the present one that holds a good record.
+    /// The next offset after the current one that holds a good record.
     fn search(&mut self) -> io::Result<Option<u64>> {
         let length = self.file.metadata()?.len();
         let last_possible = length.saturating_sub(record::HEADER_LEN as u64);
@@ -220,7 +219,7 @@ impl Scan {
         Ok(None)
     }
 
-    /// The first byte from `from` on that is not zero.
+    /// The first nonzero byte from `from` on.
     fn next_nonzero(&mut self, from: u64) -> io::Result<Option<u64>> {
         let mut at = from;
         loop {
@@ -228,7 +227,7 @@ impl Scan {
             if bytes.is_empty() {
                 return Ok(None);
             }
-            // Comparing a whole block first is many times faster than a look at each byte.
+            // Comparing a whole block first is many times faster than checking each byte.
             if bytes != &ZEROS[..bytes.len()]
                 && let Some(index) = bytes.iter().position(|byte| *byte != 0)
             {
@@ -238,7 +237,7 @@ impl Scan {
         }
     }
 
-    /// The end of what stands from `from` on and is not zero; `from` when there is nothing but zeros.
+    /// The end of the nonzero bytes from `from` on; `from` when there are only zeros.
     fn nonzero_end(&mut self, from: u64) -> io::Result<u64> {
         let (mut at, mut end) = (from, from);
         loop {
@@ -256,8 +255,8 @@ impl Scan {
     }
 
     fn record_at(&mut self, at: u64) -> io::Result<Option<RecordHeader>> {
-        // Sequences run on by one, and a record takes at least its header: so the bytes passed over say
-        // how far the sequence can have moved.
+        // Sequences increase by one, and a record takes at least its header: so the number of skipped bytes bounds
+        // the sequence.
         let lost_at_most = (self.skipped + at - self.offset) / record::HEADER_LEN as u64;
         let last = self.last;
         let Some(header) = RecordHeader::parse(self.bytes(at, record::HEADER_LEN)?) else { return Ok(None) };
@@ -273,7 +272,7 @@ impl Scan {
         Ok(good.then_some(header))
     }
 
-    /// Reads from `at` into what the window has behind `had`.
+    /// Reads from `at` into the window after `had`.
     fn read_window(&mut self, had: usize, at: u64) -> io::Result<usize> {
         let end = self.window.len();
         #[cfg(test)]
@@ -281,7 +280,7 @@ impl Scan {
         self.file.read_at(&mut self.window[had..end], at)
     }
 
-    /// `count` bytes from `at`, fewer at the end of the file. Going back before the window reads it anew.
+    /// `count` bytes from `at`, fewer at the end of the file. Before the start of the window it is read again.
     fn bytes(&mut self, at: u64, count: usize) -> io::Result<&[u8]> {
         let mut start = usize::try_from(at.saturating_sub(self.window_at)).unwrap_or(usize::MAX);
         if at < self.window_at || start > self.window.len() {

@@ -1,23 +1,22 @@
 //! The one thread that writes, and how a group of appends becomes durable.
 //!
-//! A group is whatever waits when the last one is done: one write call, one fsync, then every append of
-//! the group is answered. Under load the groups grow and the cost of an fsync is shared; a lone append
-//! waits for nobody.
+//! A group consists of the appends that are pending when the last group is done: one write call, one fsync, then
+//! every append of the group is acknowledged. Under load the groups grow and the cost of an fsync is shared; a single
+//! append waits for no other.
 //!
-//! The active segment has zeros ahead of its records, written and forced to the disk before (`ahead`), and
-//! appends overwrite them. So an fsync has only the group to write; were the file to grow with each group
-//! it would have to wait for the file system's journal, and with it for what other processes write.
+//! The active segment has zeros ahead of its records, written and synced before (`space`), and appends overwrite
+//! them. So an fsync has only the group to write; if the file grew with each group it would have to wait for the file
+//! system's journal, and with it for what other processes write.
 //!
-//! What holds after any failure:
+//! After any failure:
 //!
-//! - An append is answered with a sequence only when its bytes are where [`Durability`] says.
-//! - A failed write is undone by cutting the segment back, a failed fsync cannot be: the kernel may have
-//!   dropped the pages and would report the next fsync as good. So after either the segment is closed at
-//!   its last durable length and never written again; the next group starts a new one.
-//! - The sequences of a failed group are never given to other events. Should its bytes come back (the
-//!   cut failed, or power was lost before the cut was durable) they are events of their own that nobody
-//!   was promised: a client that tried again has its event twice, under two sequences. A consumer must
-//!   live with at-least-once anyhow.
+//! - An append is acknowledged with a sequence only when its bytes are where [`Durability`] says.
+//! - A failed write is undone by truncating the segment, a failed fsync cannot be: the kernel may have dropped the
+//!   pages and would report the next fsync as successful. So after either the segment is closed at its last durable
+//!   length and never written again; the next group starts a new one.
+//! - The sequences of a failed group are never assigned to other events. If its bytes reappear (truncation failed, or
+//!   power was lost before it was durable) they are events of their own that were never acknowledged: a client that
+//!   retried has its event twice, under two sequences. Delivery to consumers is at least once in any case.
 
 use std::fs::File;
 use std::io;
@@ -28,27 +27,26 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::ages::Ages;
-use super::clock::Clock;
+use super::clock::{Ages, Clock};
 use super::config::{Durability, Settled};
 use super::disk::{Disk, SegmentFile};
 use super::error::OutboxError;
 use super::ledger::{Now, SegmentMeta, Shared};
-use super::reserve::Reserve;
-use super::{loss, record, reserve, segment};
+use super::space::{Reserve, free_bytes};
+use super::{record, recovery, segment};
 
-/// How much observed time a crash may lose at most.
+/// Maximum observed time that a crash may lose.
 const SAVE_AGES_EVERY: Duration = Duration::from_secs(300);
 
-/// One append that waits.
+/// One pending append.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) payload: Vec<u8>,
     /// Whether it is a bulk event.
     pub(super) bulk: bool,
-    /// What it was to take of the room that was reserved for it.
+    /// Bytes that it takes of its reservation.
     pub(super) reserved: u64,
-    /// Answered with the sequence. The other end may be gone: the event is kept all the same.
+    /// Receives the sequence. The receiver may be gone: the event is retained anyway.
     pub(super) done: oneshot::Sender<Result<u64, OutboxError>>,
 }
 
@@ -62,15 +60,15 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) struct Active {
     pub(super) segment: SegmentFile,
-    /// Bytes known to be good; 0 as long as not even the header was written.
+    /// Bytes known to be good; 0 until the header is written.
     pub(super) length: u64,
     /// Length of the file: from `length` on there are zeros, and they are durable.
     pub(super) file_bytes: u64,
-    /// How many zeros are put ahead at a time; fewer each time that they did not fit.
+    /// Number of zeros written ahead at a time; reduced each time that they did not fit.
     pub(super) step: u64,
 }
 
-/// Everything the thread owns.
+/// State of the thread.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) disk: Disk,
@@ -81,22 +79,22 @@ pub(super) struct Writer {
     pub(super) reserve: Reserve,
     pub(super) active: Option<Active>,
     pub(super) next_sequence: u64,
-    /// The disk was still full after events were deleted for it: whoever fills it would get the rest
-    /// too, so none that were not sent are deleted again before a write has succeeded.
-    pub(super) freed_in_vain: bool,
-    /// Held for as long as anything is written.
+    /// The disk was still full after events were deleted for it: another program would take the freed space again, so
+    /// no unsent events are deleted before a write has succeeded.
+    pub(super) freed_without_effect: bool,
+    /// Held while anything is written.
     pub(super) lock: File,
 }
 
-/// Why a group could not be written, and whether trying again can help.
+/// Why a group could not be written, and whether a retry can help.
 struct Failure {
     error: OutboxError,
-    /// The segment is as it was before: the same bytes may be written to the same place.
+    /// The segment is unchanged: the same bytes may be written to the same place.
     undone: bool,
 }
 
 impl Writer {
-    /// Serves appends until it is told to close or every handle is gone.
+    /// Handles appends until a close request or until every handle is dropped.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) -> Result<(), OutboxError> {
         let config = &self.settled.config;
         let tick = (config.max_age / 8)
@@ -114,7 +112,7 @@ impl Writer {
                     open = self.collect(first, jobs, &mut group);
                     self.serve(&mut group, &mut buffer);
                     if open && jobs.is_empty() {
-                        self.stay_ahead();
+                        self.extend_zeros();
                     }
                 }
                 Ok(Job::Close) | Err(RecvTimeoutError::Disconnected) => open = false,
@@ -129,13 +127,13 @@ impl Writer {
         }
         self.save_ages();
         let closed = self.close_segment().and_then(|()| {
-            loss::close(self.disk.dir()).map_err(|e| OutboxError::io("close", self.disk.dir(), e))
+            recovery::mark_closed(self.disk.dir()).map_err(|e| OutboxError::io("close", self.disk.dir(), e))
         });
         drop(self.lock);
         closed
     }
 
-    /// Takes what waits beside `first`, up to the size of a group; false when a close was among it.
+    /// Collects pending appends with `first`, up to the size of a group; false when a close request was among them.
     fn collect(&self, first: Pending, jobs: &Receiver<Job>, group: &mut Vec<Pending>) -> bool {
         let mut bytes = record::size(first.payload.len());
         group.push(first);
@@ -158,7 +156,7 @@ impl Writer {
             && error.is_full()
             && group.iter().any(|pending| !pending.bulk)
         {
-            // The bulk events were in the way of the others, which take less and for which old events may go.
+            // The bulk events may have blocked the others, which take less and for which old events may be deleted.
             let (bulk, others) = std::mem::take(group).into_iter().partition(|pending| pending.bulk);
             *group = others;
             if self.answer(bulk, &Err(error.clone())) > 0 {
@@ -167,21 +165,21 @@ impl Writer {
         }
         if let Err(error) = &written {
             let mut ledger = self.shared.ledger.lock();
-            // Once per spell of failures: a full disk would otherwise fill the log as well.
+            // Once per series of failures: otherwise a full disk would fill the log as well.
             if ledger.add_failure(group.len() as u64, error) {
-                warn!(error = error.in_full(), "the outbox cannot keep events");
+                warn!(error = error.in_full(), "the outbox cannot store events");
             }
         }
         self.answer(std::mem::take(group), &written);
     }
 
-    /// Answers appends and returns how many there were.
+    /// Answers appends and returns their number.
     fn answer(&self, group: Vec<Pending>, written: &Result<u64, OutboxError>) -> usize {
         let reserved = group.iter().map(|pending| pending.reserved).sum();
         self.shared.ledger.lock().bulk.release(reserved);
         let count = group.len();
         for (sequence, pending) in (0..).zip(group) {
-            // An append whose client has gone has nobody to tell.
+            // The client may be gone.
             let _ = pending.done.send(written.clone().map(|first| first + sequence));
         }
         count
@@ -202,7 +200,7 @@ impl Writer {
         self.rotate(bytes, now)?;
         let mut written = self.attempt(group, buffer, now);
         if let Err(Failure { error: OutboxError::Full { .. }, undone }) = written
-            // Also for the next group when this one cannot be tried again.
+            // Also for the next group when this one cannot be retried.
             && self.reserve.release(2 * bytes + self.settled.step_bytes)
             && undone
         {
@@ -212,7 +210,7 @@ impl Writer {
             && self.free_space(bytes, spare)
         {
             written = self.attempt(group, buffer, now);
-            self.freed_in_vain = written.is_err();
+            self.freed_without_effect = written.is_err();
         }
         let first = self.next_sequence;
         // Also after a failure, see above.
@@ -223,13 +221,13 @@ impl Writer {
         })
     }
 
-    /// Closes the active segment when the group does not fit into it, or when its first event is old:
-    /// events are deleted by the segment, so one that spans a long time would keep them too long.
+    /// Closes the active segment when the group does not fit into it, or when its first event is old: whole segments
+    /// are deleted, so one that spans a long time would retain them too long.
     fn rotate(&mut self, bytes: u64, now: Now) -> Result<(), OutboxError> {
         let Some(active) = self.active.as_ref().filter(|active| active.length > 0) else { return Ok(()) };
         let full = active.length + bytes > self.settled.config.segment_bytes;
         let now = now.observed_ms;
-        // One without events has no age: it carries the numbering on, and its successor would have its name.
+        // A segment without events has no age: it preserves the sequence, and its successor would have its name.
         let oldest = {
             let ledger = self.shared.ledger.lock();
             ledger.segments.back().filter(|s| s.events > 0).map_or(now, |s| s.span.oldest_ms)
@@ -246,13 +244,13 @@ impl Writer {
         if active.length == 0 {
             buffer.extend_from_slice(&segment::header(active.segment.first));
         }
-        // In this order no number behind the last one is asked for.
+        // In this order no sequence after the last one is queried.
         for (pending, sequence) in group.iter().zip(self.next_sequence..) {
             record::encode(sequence, now.wall_ms, pending.bulk, &pending.payload, buffer);
         }
         self.put(active, buffer)?;
         let mut ledger = self.shared.ledger.lock();
-        self.freed_in_vain = false;
+        self.freed_without_effect = false;
         let had_failed = ledger.counters.error.is_some();
         ledger.add_events(group.len() as u64, now);
         let bulk = group.iter().filter(|pending| pending.bulk);
@@ -260,14 +258,14 @@ impl Writer {
         let last = ledger.counters.last_sequence;
         ledger.bulk.add(last, bulk);
         if had_failed {
-            info!("the outbox keeps events again");
+            info!("the outbox stores events again");
         }
         Ok(())
     }
 
-    /// Writes `bytes` at the end of `active`, makes them as durable as configured and keeps the segment
-    /// active. Where the file has to grow for them it grows by a step more, in the same fsync. A segment
-    /// that was new is in the ledger afterwards, without events.
+    /// Writes `bytes` at the end of `active`, makes them as durable as configured and keeps the segment active. Where
+    /// the file has to grow for them it grows by a further step, in the same fsync. A new segment is in the ledger
+    /// afterwards, without events.
     fn put(&mut self, mut active: Active, bytes: &[u8]) -> Result<(), Failure> {
         let is_new = active.length == 0;
         let path = self.disk.path(active.segment.first);
@@ -279,7 +277,7 @@ impl Writer {
         }
         let end = active.length + bytes.len() as u64;
         let file_bytes =
-            if end > active.file_bytes { self.put_zeros(&mut active, end) } else { active.file_bytes };
+            if end > active.file_bytes { self.write_zeros(&mut active, end) } else { active.file_bytes };
         let forced = self.force(&active.segment, is_new);
         if forced.is_ok() {
             let now = self.now();
@@ -324,7 +322,7 @@ impl Writer {
         Ok(Active { segment, length: 0, file_bytes: 0, step: self.settled.step_bytes })
     }
 
-    /// Starts a segment without events, so that the numbering outlives the segments before it.
+    /// Starts a segment without events, so that the sequence outlives the segments before it.
     pub(super) fn start_empty(&mut self) -> Result<(), OutboxError> {
         let active = self.take_or_create()?;
         let header = segment::header(active.segment.first);
@@ -335,8 +333,7 @@ impl Writer {
         })
     }
 
-    /// Closes the active segment in good order: without zeros behind its records. What was only buffered
-    /// is forced to the disk.
+    /// Closes the active segment cleanly: without zeros after its records. What was only buffered is synced.
     pub(super) fn close_segment(&mut self) -> Result<(), OutboxError> {
         let Some(mut active) = self.active.take_if(|active| active.length > 0) else { return Ok(()) };
         let cut = active.file_bytes > active.length && self.cut(&mut active).is_ok();
@@ -344,22 +341,22 @@ impl Writer {
             let path = self.disk.path(active.segment.first);
             self.timed_sync(&active.segment).map_err(|e| OutboxError::storage("sync", &path, 0, e))?;
         } else if cut {
-            // Every event in it is durable already. Zeros that stay, or come back, cost only space until
-            // the outbox is opened the next time: no reason to fail an append.
+            // Every event in it is durable already. Zeros that remain or reappear only take space until the outbox is
+            // opened the next time: no reason to fail an append.
             let _ = self.timed_sync(&active.segment);
         }
         Ok(())
     }
 
-    /// Gives up the active segment after a failure: it ends at its last durable length. Nothing is
-    /// built on whether that succeeds, and nothing better can be done when it does not.
+    /// Abandons the active segment after a failure: it ends at its last durable length. Nothing depends on whether
+    /// that succeeds, and there is no alternative when it does not.
     pub(super) fn abandon(&mut self) {
         let Some(mut active) = self.active.take() else { return };
         let _ =
             if active.length == 0 { self.disk.remove(active.segment.first) } else { self.cut(&mut active) };
     }
 
-    /// Cuts `active` back to what is known to be good in it.
+    /// Truncates `active` to what is known to be good.
     fn cut(&self, active: &mut Active) -> io::Result<()> {
         self.disk.truncate(&active.segment, active.length)?;
         active.file_bytes = active.length;
@@ -369,7 +366,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes in advance what the segments leave of `max_bytes`, and says how much room there is.
+    /// Reserves in advance what the segments leave of `max_bytes`, and sets the available space.
     fn settle_reserve(&mut self) {
         let held = self.shared.ledger.lock().bytes;
         let target = self.settled.config.max_bytes.saturating_sub(held);
@@ -377,7 +374,7 @@ impl Writer {
         let max_bytes = self.settled.config.max_bytes;
         let capacity = match self.reserve.is_whole() {
             true => max_bytes,
-            false => max_bytes.min(held + self.reserve.bytes() + reserve::free_bytes(self.disk.dir())),
+            false => max_bytes.min(held + self.reserve.bytes() + free_bytes(self.disk.dir())),
         };
         let mut ledger = self.shared.ledger.lock();
         ledger.bulk.set_capacity(capacity);
@@ -389,12 +386,12 @@ impl Writer {
         Now { wall_ms: self.clock.wall_ms(), observed_ms }
     }
 
-    /// Writes down how old the segments are. Where that fails they count as younger after a crash.
+    /// Writes the ages of the segments. If that fails they count as younger after a crash.
     fn save_ages(&mut self) {
         let now = self.now();
         let segments = self.shared.ledger.lock().segments.clone();
         if let Err(error) = self.ages.save(self.disk.dir(), now.observed_ms, &segments) {
-            warn!(%error, "the ages of events in the outbox cannot be written");
+            warn!(%error, "cannot write the ages of the outbox's events");
         }
     }
 }

@@ -1,22 +1,22 @@
-//! Which job goes out next when several batches wait: they take turns, and none takes all places.
+//! Which job is delivered next when several batches wait: they alternate, and none takes all slots.
 //!
 //! Each job has a turn, counted as in start-time fair queueing (Goyal, Vin and Cheng, 1996): the first job of a batch
-//! that begins to wait has the turn after the one that is being served, each further one the next. Jobs go out by turn,
-//! then in their order. So a batch of thousands of jobs and one of a single job alternate, and whatever comes later
-//! delays a waiting job by one job of each other batch at most.
+//! that starts to wait has the turn after the current one, each further one the next. Jobs are delivered by turn,
+//! then in their order. So a batch of thousands of jobs and one of a single job alternate, and later arrivals delay a
+//! waiting job by at most one job of each other batch.
 //!
-//! Turns alone do not help while jobs of a slow batch have all places: so the last free place is kept for a batch that
-//! has none.
+//! Turns alone do not help while jobs of a slow batch take all slots: so the last free slot is reserved for a batch
+//! that has none.
 
 use std::num::NonZeroU64;
 
-/// What the jobs of one batch have in common.
+/// Identifies the batch of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Flow(NonZeroU64);
 
 impl Flow {
-    /// The batch of a job: what stands in its key before the number of the job, `<batch>/<number>`. A job with another
-    /// key, of another producer, stands for itself.
+    /// The batch of a job: the part of its key before the number of the job, `<batch>/<number>`. A job with another
+    /// key, from another producer, is a batch of its own.
     pub(super) fn of_key(key: &[u8]) -> Option<Self> {
         let slash = key.iter().rposition(|byte| *byte == b'/')?;
         let (batch, number) = (&key[..slash], &key[slash + 1..]);
@@ -28,7 +28,7 @@ impl Flow {
         Self::of_number(u64::from_le_bytes(hash))
     }
 
-    /// Back from [`Self::number`].
+    /// The inverse of [`Self::number`].
     pub(super) fn of_number(number: u64) -> Option<Self> {
         NonZeroU64::new(number).map(Self)
     }
@@ -38,7 +38,8 @@ impl Flow {
     }
 }
 
-/// Whether one more job of a batch may go out, of which `mine` jobs are out, of `out` in all, in so many `places`.
+/// Whether another job of a batch may be delivered that has `mine` jobs in progress, with `out` in progress in total,
+/// and `places` slots.
 pub(super) fn may_go_out(mine: usize, out: usize, places: usize) -> bool {
     out < places && (mine == 0 || out + 1 < places)
 }
@@ -64,7 +65,7 @@ mod tests {
         for places in 1..20 {
             let alone = (0..).take_while(|out| may_go_out(*out, *out, places)).count();
             assert_eq!(alone, (places - 1).max(1), "of {places}");
-            // Another takes the rest.
+            // Another batch takes the rest.
             assert!((alone..places).all(|out| may_go_out(0, out, places)));
             assert!(!may_go_out(0, places, places));
         }

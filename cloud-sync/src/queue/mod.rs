@@ -1,20 +1,19 @@
 //! The queue of batch work, and where its results are published: embedded in a file, or Kafka.
 //!
-//! What both implementations promise, and the contract suite checks on both:
+//! Both implementations guarantee, and the contract suite checks on both:
 //!
-//! 1. **At least once in.** A job that [`JobQueue::submit`] has taken is delivered until it is settled:
-//!    after a crash, a lost network or a partition that moved, again, with the same
-//!    [`Delivery::position`].
-//! 2. **Exactly once visible.** [`JobQueue::settle`] publishes the results of a job and takes the job out
-//!    of the queue in one step. After any crash either both have happened or neither. (Kafka: one
-//!    transaction, so consumers with `isolation.level=read_committed` see each result once. Embedded: a
-//!    mark before, and a look at the outbox after a crash.)
-//! 3. **Bounded.** No more than `inflight` jobs are out at once. What is fetched ahead of them is bounded in
+//! 1. **At least once in.** A job that [`JobQueue::submit`] has accepted is delivered until it is settled: after a
+//!    crash, a network failure or a partition that moved, again, with the same [`Delivery::position`].
+//! 2. **Exactly once visible.** [`JobQueue::settle`] publishes the results of a job and removes the job from the
+//!    queue in one step. After any crash either both have happened or neither. (Kafka: one transaction, so consumers
+//!    with `isolation.level=read_committed` see each result once. Embedded: a mark before it, and a search of the
+//!    outbox after a crash.)
+//! 3. **Bounded.** At most `inflight` jobs are in progress at once. What is prefetched beyond them is limited in
 //!    number and bytes.
-//! 4. **Fair.** Batches whose jobs wait take turns, and none has all places: see `fair`. In Kafka this holds among the
-//!    messages that this process has fetched; what lies behind them in its partition is not seen yet.
-//! 5. **Nothing blocks.** Jobs may be settled in any order; a job that takes long holds back neither the
-//!    work on others nor, embedded, their acknowledgement.
+//! 4. **Fair.** Batches with waiting jobs alternate, and none takes all slots: see `fair`. In Kafka this holds among
+//!    the messages that this process has fetched; messages behind them in the partition are not visible yet.
+//! 5. **Nothing blocks.** Jobs may be settled in any order; a slow job delays neither the work on others nor,
+//!    embedded, their acknowledgement.
 
 mod embedded;
 mod fair;
@@ -30,32 +29,32 @@ pub use self::embedded::{EmbeddedQueue, EmbeddedQueueConfig, QueueFull};
 pub use self::kafka::{KafkaQueue, KafkaQueueConfig};
 use crate::error::SyncResult;
 
-/// A job on its way into the queue.
+/// A job to be submitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewJob {
-    /// What decides the partition: jobs of one key stay in order, jobs of different keys spread. Jobs whose keys are
-    /// `<batch>/<number>` with the same batch share what one batch may have.
+    /// Determines the partition: jobs with the same key stay in order, jobs with different keys are distributed. Jobs
+    /// with keys `<batch>/<number>` of the same batch share the limits of one batch.
     pub key: String,
-    /// The message as it stands on the wire.
+    /// The message in its wire format.
     pub payload: Bytes,
 }
 
-/// A job that is out for work. To be given back by [`JobQueue::settle`] or [`JobQueue::release`].
+/// A job in progress. To be returned by [`JobQueue::settle`] or [`JobQueue::release`].
 #[derive(Debug)]
 pub struct Delivery {
-    /// Names the job: unique in this queue, and the same when it is delivered again. For Kafka
+    /// Identifies the job: unique in this queue, and the same when it is redelivered. For Kafka
     /// `topic-partition-offset`.
     pub position: String,
-    /// The message as it stands on the wire.
+    /// The message in its wire format.
     pub payload: Bytes,
-    /// When it was put into the queue, as far as that is known.
+    /// When it was submitted, if known.
     pub time: Option<SystemTime>,
-    /// The implementation's own name for it.
+    /// The implementation's own identifier of the job.
     pub(crate) receipt: Receipt,
 }
 
 impl Delivery {
-    /// A delivery of an implementation outside this crate, which finds its jobs again by their position.
+    /// A delivery of an implementation outside this crate, which identifies its jobs by their position.
     #[must_use]
     pub fn new(position: impl Into<String>, payload: Bytes, time: Option<SystemTime>) -> Self {
         let receipt = Receipt { partition: 0, offset: 0, epoch: 0 };
@@ -63,86 +62,86 @@ impl Delivery {
     }
 }
 
-/// How an implementation finds a delivery again.
+/// How an implementation identifies a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Receipt {
     /// Partition; 0 where there are none.
     pub(crate) partition: i32,
-    /// Offset, or sequence number.
+    /// Offset, or sequence.
     pub(crate) offset: i64,
-    /// Which assignment of the partition delivered it: an older one's deliveries are not ours any more.
+    /// Which assignment of the partition delivered it: deliveries of an older one are no longer valid.
     pub(crate) epoch: u64,
 }
 
 /// One record for the results topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultRecord {
-    /// Names the result: the same whenever the same work is done again.
+    /// Identifies the result: the same whenever the same work is repeated.
     pub id: String,
-    /// What decides the partition.
+    /// Determines the partition.
     pub key: String,
     /// JSON.
     pub payload: Bytes,
 }
 
-/// What became of a settlement.
+/// Outcome of a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Settled {
-    /// The results are published and the job is out of the queue.
+    /// The results are published and the job is removed from the queue.
     Done,
-    /// The job is not ours any more (its partition has moved to another worker, which will do it again):
+    /// The job no longer belongs to this process (its partition has moved to another worker, which will repeat it):
     /// nothing was published.
     Lost,
 }
 
-/// How the queue stands.
+/// Statistics of the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QueueStats {
-    /// Jobs waiting that are not out for work; for Kafka the lag of the partitions that this process
-    /// has. `None` when that is not known.
+    /// Jobs waiting that are not in progress; for Kafka the lag of the partitions assigned to this process. `None`
+    /// when unknown.
     pub waiting: Option<u64>,
-    /// Jobs out for work by this process.
+    /// Jobs in progress in this process.
     pub inflight: u64,
-    /// Whether fetching has stopped because `inflight` is at its bound.
+    /// Whether fetching has stopped because `inflight` is at its limit.
     pub paused: bool,
-    /// Partitions that this process has; 1 for the embedded queue.
+    /// Partitions assigned to this process; 1 for the embedded queue.
     pub partitions: u32,
 }
 
 /// A queue of batch work.
 #[async_trait]
 pub trait JobQueue: Send + Sync + fmt::Debug {
-    /// Puts jobs into the queue, in order. When it returns they are durable. They are drawn from
-    /// `jobs` as they go, and never held all at once.
+    /// Submits jobs, in order. When it returns they are durable. They are taken from the iterator one by one, and
+    /// never held in memory all at once.
     ///
     /// # Errors
-    /// When the queue is out of reach or refuses a job, or an element of `jobs` is an error. Some of the
-    /// jobs may be in the queue then: submit all of them again.
+    /// When the queue is unavailable or refuses a job, or an element of `jobs` is an error. Some of the jobs may be
+    /// in the queue then: submit all of them again.
     async fn submit(&self, jobs: &mut (dyn Iterator<Item = SyncResult<NewJob>> + Send)) -> SyncResult<u64>;
 
-    /// Waits up to `wait` for the next job. `None` when none came, when as many as allowed are out, or
-    /// when the queue is out of reach: that shows in its health and passes by itself.
+    /// Waits up to `wait` for the next job. `None` when none arrived, when the maximum number is in progress, or when
+    /// the queue is unavailable: that is temporary, and reported by its health.
     ///
     /// # Errors
-    /// What does not pass by itself, such as credentials that are refused.
+    /// Permanent ones, such as refused credentials.
     async fn receive(&self, wait: Duration) -> SyncResult<Option<Delivery>>;
 
-    /// Publishes `results` and takes the job out of the queue, both or neither. A network that is away
-    /// is waited for.
+    /// Publishes `results` and removes the job from the queue, both or neither. Waits while the network is
+    /// unavailable.
     ///
     /// # Errors
-    /// What does not pass by itself: a result that the broker refuses, with its id in the text. The job
-    /// is still out then: settle it again without that result.
+    /// Permanent ones: a result that the broker refuses, with its id in the text. The job is still in progress then:
+    /// settle it again without that result.
     async fn settle(&self, delivery: &Delivery, results: Vec<ResultRecord>) -> SyncResult<Settled>;
 
-    /// Gives a job back unfinished, for whoever comes next.
+    /// Returns a job unfinished, for the next receiver.
     async fn release(&self, delivery: Delivery);
 
-    /// How it stands, at the pace of a metrics scrape.
+    /// Statistics, at the rate of a metrics scrape.
     fn stats(&self) -> QueueStats;
 
-    /// Leaves: finishes settlements under way, gives back what is out, leaves the consumer group at
-    /// once, so that others need not wait for a timeout.
+    /// Closes the queue: finishes settlements in progress, returns jobs in progress, leaves the consumer group
+    /// immediately, so that others need not wait for a timeout.
     async fn close(&self);
 }

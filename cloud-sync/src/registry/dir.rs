@@ -9,35 +9,37 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use super::partial::{Origin, Partial, Size};
-use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, Which, path};
+use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, Which, check_path};
 use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncError, SyncResult};
 use files::{Folder, missing};
 
-/// Bytes that are copied at once.
+/// Bytes copied at once.
 const CHUNK_LEN: usize = 1 << 20;
 
-/// A registry in a directory, which people fill by hand or by copying. Clones are the same registry.
+/// A registry in a directory, which is filled by hand or by copying. Clones are the same registry.
 #[derive(Debug, Clone)]
 pub struct DirRegistry {
     root: PathBuf,
 }
 
 impl DirRegistry {
-    /// The registry in `root`, which need not be there yet.
+    /// The registry in `root`, which need not exist yet.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// Runs what waits for the disk where waiting is allowed.
+    /// Runs disk I/O on a blocking thread.
     async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> SyncResult<T> + Send + 'static,
     ) -> SyncResult<T> {
         let own = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&own)).await;
-        done.unwrap_or_else(|error| Err(SyncError::permanent(Link::Disk, "reading broke off").because(error)))
+        done.unwrap_or_else(|error| {
+            Err(SyncError::permanent(Link::Disk, "reading was aborted").because(error))
+        })
     }
 
     fn folder(&self, version: &ModelVersion) -> SyncResult<Folder> {
@@ -52,7 +54,7 @@ impl DirRegistry {
         let mut steps = Steps::default();
         let models = self.models();
         let remark = |models: &Vec<String>| match models.len() {
-            0 => "there are no models in it".to_owned(),
+            0 => "it has no models".to_owned(),
             more => format!("models: {more}"),
         };
         let Some(models) = steps.note("list the directory", models, remark) else { return steps.finish() };
@@ -79,7 +81,7 @@ impl ModelRegistry for DirRegistry {
             };
             match (own.version(name, &version)?, &reference.which) {
                 (None, Which::Alias(alias)) => {
-                    let what = format!("{name}@{alias} names version {version:?}, which is not there");
+                    let what = format!("{name}@{alias} names version {version:?}, which does not exist");
                     Err(SyncError::permanent(Link::Disk, what))
                 }
                 (found, _) => Ok(found),
@@ -99,7 +101,7 @@ impl ModelRegistry for DirRegistry {
     }
 
     async fn fetch(&self, version: &ModelVersion, path: &str, to: &Path, limit: u64) -> SyncResult<()> {
-        path::check(Link::Disk, path)?;
+        check_path(Link::Disk, path)?;
         let (own, wanted) = (version.clone(), path.to_owned());
         let source = self.on_disk(move |this| this.folder(&own)?.open_file(&wanted)).await?;
         let what = source.path.display().to_string();
@@ -107,7 +109,7 @@ impl ModelRegistry for DirRegistry {
         size.check(Link::Disk, &what, source.bytes)?;
         let origin = Origin { source: what.clone(), content: source.content };
         let mut file = match Partial::left(to).await {
-            Some(left) if left.origin == origin => Partial::go_on(to, &left).await?,
+            Some(left) if left.origin == origin => Partial::resume(to, &left).await?,
             _ => Partial::begin(to, Some(&origin)).await?,
         };
         let unread = |error| SyncError::permanent(Link::Disk, format!("cannot read {what}")).because(error);
@@ -121,7 +123,7 @@ impl ModelRegistry for DirRegistry {
             if read == 0 {
                 break;
             }
-            // Somebody may write to it.
+            // The file may be being written.
             size.check(Link::Disk, &what, file.bytes() + read as u64)?;
             file.write(&piece[..read]).await?;
         }
@@ -148,19 +150,21 @@ impl ModelRegistry for DirRegistry {
 
     async fn check(&self) -> Vec<CheckStep> {
         let checked = self.on_disk(|own| Ok(own.check_now())).await;
-        checked.unwrap_or_else(|error| vec![CheckStep { what: "list the directory", outcome: Err(error) }])
+        checked.unwrap_or_else(|error| {
+            vec![CheckStep { what: "list the directory".into(), outcome: Err(error) }]
+        })
     }
 }
 
-/// The names beside versions and models that are none.
+/// Reserved names beside versions and models.
 const RESERVED: [&str; 3] = ["aliases", "tags", "reports"];
 
 /// # Errors
-/// Permanent when `name` cannot be a name in a path.
+/// Permanent when `name` is not a valid name in a path.
 fn plain(name: &str) -> SyncResult<&str> {
-    path::check(Link::Disk, name)?;
+    check_path(Link::Disk, name)?;
     if name.contains('/') || name.starts_with('.') || RESERVED.contains(&name) {
-        let what = format!("{name:?} is no name of a model, a version, an alias or a report here");
+        let what = format!("{name:?} is not a valid name of a model, a version, an alias or a report");
         return Err(SyncError::permanent(Link::Disk, what));
     }
     Ok(name)

@@ -1,4 +1,4 @@
-//! A file that is being fetched: gone on with by the next call where one broke off, as long as its source is the same.
+//! A file that is being fetched: an interrupted fetch is resumed by the next call, if its source is the same.
 
 use std::io::{self, SeekFrom};
 use std::os::fd::AsFd;
@@ -13,20 +13,20 @@ use crate::blob::TooLarge;
 use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 
-/// After a crash the file goes on from a multiple of this: what came after the last wait for the disk may have its length
-/// and not its content.
+/// After a crash the file is resumed from a multiple of this: bytes written after the last sync may have been lost
+/// although the length is right.
 const STEP: u64 = 4 << 20;
-/// Bytes between two waits for the disk. Few, since whoever else waits for the disk meanwhile, such as a request for its
-/// event, waits for these too.
+/// Bytes between two syncs. Few, because other writers that sync meanwhile, such as a request for its event, wait for
+/// these too.
 const FLUSH: u64 = 512 << 10;
 const _: () = assert!(STEP.is_multiple_of(FLUSH));
 
-/// What a file is fetched from.
+/// Source of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Origin {
-    /// Where it lies.
+    /// Its location.
     pub(super) source: String,
-    /// What names its content there: an ETag, or a time and a number.
+    /// Identifies its content there: an ETag, or a time and a number.
     pub(super) content: String,
 }
 
@@ -34,30 +34,30 @@ pub(super) struct Origin {
 #[derive(Debug)]
 pub(super) struct Left {
     pub(super) origin: Origin,
-    /// Bytes of the file that are good.
+    /// Number of valid bytes.
     pub(super) bytes: u64,
 }
 
-/// How large a file may become.
+/// Limits on the size of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
-    /// What the caller allows, in bytes.
+    /// The caller's limit, in bytes.
     pub(super) limit: u64,
-    /// What the registry says that it has, in bytes.
+    /// The size listed by the registry, in bytes.
     pub(super) listed: Option<u64>,
 }
 
 impl Size {
     /// # Errors
-    /// Permanent when `bytes` of `what` are more than are allowed.
+    /// Permanent when `bytes` of `what` exceed a limit.
     pub(super) fn check(&self, link: Link, what: &str, bytes: u64) -> SyncResult<()> {
         if bytes > self.limit {
-            let error = SyncError::permanent(link, format!("{what} is not fetched"));
+            let error = SyncError::permanent(link, format!("{what} is too large"));
             return Err(error.because(TooLarge { bytes, bound: self.limit }));
         }
         match self.listed {
             Some(listed) if bytes > listed => {
-                let text = format!("{what} has {bytes} bytes or more, it is listed with {listed}");
+                let text = format!("{what} has at least {bytes} bytes, it is listed with {listed}");
                 Err(SyncError::permanent(link, text))
             }
             _ => Ok(()),
@@ -74,7 +74,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// What an earlier call has left for `path`; `None` when there is nothing to go on with.
+    /// What an earlier call has left for `path`; `None` when there is nothing to resume.
     pub(super) async fn left(path: &Path) -> Option<Left> {
         let origin = tokio::fs::read(note_of(path)).await.ok()?;
         let origin = serde_json::from_slice(&origin).ok()?;
@@ -83,7 +83,7 @@ impl Partial {
         (bytes > 0).then_some(Left { origin, bytes })
     }
 
-    /// Begins `path` anew.
+    /// Starts `path` from the beginning.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -91,7 +91,7 @@ impl Partial {
         let begun = async {
             let note = note_of(path);
             remove(&note).await?;
-            // Another file: a call that was given up may still write to the old one.
+            // A new file: an abandoned call may still write to the old one.
             remove(path).await?;
             let file = OpenOptions::new().create_new(true).write(true).open(path).await?;
             if let Some(origin) = origin {
@@ -103,11 +103,11 @@ impl Partial {
         Ok(Self { path: path.to_owned(), file, at: 0, synced: 0 })
     }
 
-    /// Goes on with what was left.
+    /// Resumes what was left.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) async fn go_on(path: &Path, left: &Left) -> SyncResult<Self> {
+    pub(super) async fn resume(path: &Path, left: &Left) -> SyncResult<Self> {
         let opened = async {
             let mut file = OpenOptions::new().write(true).open(path).await?;
             file.set_len(left.bytes).await?;
@@ -123,7 +123,7 @@ impl Partial {
         self.at
     }
 
-    /// Adds a piece.
+    /// Appends a chunk.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -141,7 +141,7 @@ impl Partial {
         Ok(())
     }
 
-    /// It is whole: makes it durable.
+    /// The file is complete: makes it durable.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -150,9 +150,9 @@ impl Partial {
         remove(&note_of(&self.path)).await.map_err(|error| unwritable(&self.path, error))
     }
 
-    /// It broke off: what is there waits for the next call.
+    /// The fetch was interrupted: leaves the file for the next call.
     pub(super) async fn leave(mut self) {
-        // The next call finds less then.
+        // On an error the next call finds fewer bytes.
         let _ = self.file.flush().await;
     }
 
@@ -167,7 +167,7 @@ impl Partial {
     }
 }
 
-/// Where it is noted what `path` is fetched from.
+/// Path of the note about the source of `path`.
 fn note_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(crate::blob::PARTIAL);
@@ -184,9 +184,9 @@ async fn remove(path: &Path) -> io::Result<()> {
 fn unwritable(path: &Path, error: io::Error) -> SyncError {
     let what = format!("cannot write {}", path.display());
     match error.kind() {
-        // Space comes back.
+        // Space may be freed.
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SyncError::transient(Link::Disk, what),
-        // This machine's disk, and not what was asked.
+        // A failure of this machine's disk, not of the request.
         _ => SyncError::permanent(Link::Disk, what).of_the_link(),
     }
     .because(error)

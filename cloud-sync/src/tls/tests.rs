@@ -12,7 +12,7 @@ use super::*;
 use crate::health::LinkHealth;
 use crate::registry::{MlflowConfig, MlflowRegistry, ModelRegistry};
 
-/// A server with TLS that knows no model, on a thread that ends with the process.
+/// A TLS server on a thread that ends with the process.
 fn server(key: &Path, certificate: &Path) -> u16 {
     let config = server_config(key, certificate);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,10 +1,9 @@
-//! What the broker keeps for an identity: who may publish under it, and how far it has come.
+//! The broker's state for an identity: who may publish under it, and the position reached.
 
 use std::time::Duration;
 
-use super::UplinkConfig;
-use super::error::UplinkError;
 use super::identity::Identity;
+use super::{UplinkConfig, UplinkError};
 use crate::error::SyncResult;
 use crate::health::LinkHealth;
 use crate::kafka::{Bookmark, KafkaConfig, PublishError, Record, TransactionalProducer};
@@ -18,11 +17,11 @@ pub(super) struct Account {
     health: LinkHealth,
     identity: Identity,
     producer: TransactionalProducer,
-    /// Made at the first try: with a wrong setting it cannot be, and that is for the status to say.
+    /// Created at the first attempt: an invalid setting is reported by the status.
     bookmark: Option<Bookmark>,
 }
 
-/// How far an identity has come, and in which history.
+/// The position of an identity, and the history it belongs to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Sent {
     pub(super) upto: u64,
@@ -52,7 +51,7 @@ impl Account {
         &self.identity
     }
 
-    /// Goes on under a new identity, which has sent nothing yet.
+    /// Switches to a new identity, which has sent nothing yet.
     pub(super) fn renew(&mut self) -> Result<(), UplinkError> {
         self.identity.renew()?;
         let name = name(&self.node, &self.identity);
@@ -61,16 +60,16 @@ impl Account {
         Ok(())
     }
 
-    /// Shuts out whoever else publishes under this identity, and asks the broker what is sent. It stays true until
+    /// Fences any other publisher under this identity, and reads from the broker what is sent. The result holds until
     /// [`Account::publish`] changes it or fails with [`PublishError::Fenced`] or [`PublishError::Anew`].
     pub(super) fn take_over(&mut self) -> SyncResult<Sent> {
-        // First of all it ends a transaction that a crash has left open: its outcome decides.
+        // First it ends a transaction that a crash has left open: its outcome decides.
         self.producer.recover()?;
         let timeout = self.timeout;
         let mark = self.bookmark()?.read(timeout)?;
         Ok(mark.map_or(Sent { upto: 0, epochs: Epochs::default() }, |mark| Sent {
             upto: u64::try_from(mark.value).unwrap_or(0),
-            // Versions that kept no history wrote none.
+            // Versions without history wrote none.
             epochs: match mark.note.as_str() {
                 "" => Epochs::unknown(),
                 note => Epochs::parse(note).unwrap_or_default(),
@@ -78,7 +77,7 @@ impl Account {
         }))
     }
 
-    /// Publishes `records`; with them everything up to `sent` is.
+    /// Publishes `records`; with them everything up to `sent` is sent.
     pub(super) fn publish(&mut self, records: &[Record<'_>], sent: &Sent) -> Result<(), PublishError> {
         let upto = i64::try_from(sent.upto).unwrap_or(i64::MAX);
         self.bookmark().map_err(PublishError::Failed)?;

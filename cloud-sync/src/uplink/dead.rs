@@ -1,8 +1,8 @@
-//! Events that can never be published, kept for people to look at: a line of JSON each.
+//! Events that can never be published, stored for inspection: one line of JSON per event.
 //!
-//! `<dir>/events-<yyyy-mm-dd>.jsonl`, and when that is full `events-<yyyy-mm-dd>.<n>.jsonl`. Together they
-//! are bounded: the oldest file goes first. Each line is forced to the disk, since the outbox forgets the
-//! event afterwards.
+//! `<dir>/events-<yyyy-mm-dd>.jsonl`, and when that is full `events-<yyyy-mm-dd>.<n>.jsonl`. Their total size is
+//! limited: the oldest file is deleted first. Each line is synced to disk, because the outbox deletes the event
+//! afterwards.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -22,13 +22,13 @@ use crate::outbox::StoredEvent;
 pub(super) struct DeadLetters {
     dir: PathBuf,
     max_bytes: u64,
-    /// Whether the folder was made durable since this began.
+    /// Whether the directory was made durable since the start.
     made: AtomicBool,
 }
 
 #[derive(Debug, Serialize)]
 struct Letter<'a> {
-    /// When it was given up; RFC 3339.
+    /// When it was rejected; RFC 3339.
     time: String,
     sequence: u64,
     /// When it was appended to the outbox.
@@ -37,7 +37,7 @@ struct Letter<'a> {
     payload_base64: String,
 }
 
-/// One file of letters. They are in order of age: by day, then by number.
+/// Name of a file of dead letters. Ordered by age: by day, then by number.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Name {
     day: String,
@@ -49,8 +49,8 @@ impl DeadLetters {
         Self { dir, max_bytes, made: AtomicBool::new(false) }
     }
 
-    /// Writes an event durably; returns how many letters were deleted to make room for it.
-    pub(super) fn bury(&self, event: &StoredEvent, reason: &str) -> io::Result<u64> {
+    /// Writes an event durably; returns how many letters were deleted to make space for it.
+    pub(super) fn write(&self, event: &StoredEvent, reason: &str) -> io::Result<u64> {
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut line = serde_json::to_vec(&Letter {
             sequence: event.sequence,
@@ -62,7 +62,7 @@ impl DeadLetters {
         line.push(b'\n');
         let day = now.get(..10).unwrap_or("undated").to_owned();
         let (dropped, mut file) = match self.open(&day, line.len() as u64) {
-            // The folder is not made yet, or somebody has removed it.
+            // The directory does not exist yet, or was removed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.made.store(false, Ordering::Relaxed);
                 self.open(&day, line.len() as u64)?
@@ -75,20 +75,20 @@ impl DeadLetters {
             file.read_exact_at(&mut last, before - 1)?;
         }
         if last != [b'\n'] {
-            // A loss of power has cut the last line short.
+            // A loss of power has torn the last line.
             line.insert(0, b'\n');
         }
         // Half a line would run into the next one.
         file.write_all(&line).inspect_err(|_| drop(file.set_len(before)))?;
         durable::sync_file(&file)?;
-        // Each time: what made the file may have failed, or ended, before its name was durable.
+        // Each time: the process that created the file may have failed, or ended, before its name was durable.
         durable::sync_dir(&self.dir)?;
         Ok(dropped)
     }
 
-    /// Opens the file for a letter of `bytes`; returns how many letters were deleted to make room for it.
+    /// Opens the file for a letter of `bytes`; returns how many letters were deleted to make space for it.
     fn open(&self, day: &str, bytes: u64) -> io::Result<(u64, File)> {
-        // Once: each time would force every directory above it to the disk.
+        // Once: each time would sync every directory above it.
         if !self.made.load(Ordering::Relaxed) {
             durable::create_dir_all(&self.dir)?;
             self.made.store(true, Ordering::Relaxed);
@@ -97,7 +97,7 @@ impl DeadLetters {
         Ok((dropped, File::options().create(true).append(true).read(true).open(path)?))
     }
 
-    /// Deletes the oldest files until `bytes` more fit, and says into which file they go.
+    /// Deletes the oldest files until `bytes` more fit, and returns the file for them.
     fn make_room(&self, day: &str, bytes: u64) -> io::Result<(u64, PathBuf)> {
         let mut files = self.list()?;
         let mut total: u64 = files.iter().map(|(_, bytes)| bytes).sum();
@@ -167,8 +167,8 @@ mod tests {
     fn a_letter_has_the_event_whole_and_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::new(dir.path().join("made/for/it"), 1 << 20);
-        assert_eq!(dead.bury(&event(7), "not JSON").unwrap(), 0);
-        assert_eq!(dead.bury(&event(8), "too \"large\"\n").unwrap(), 0);
+        assert_eq!(dead.write(&event(7), "not JSON").unwrap(), 0);
+        assert_eq!(dead.write(&event(8), "too \"large\"\n").unwrap(), 0);
         let files = dead.list().unwrap();
         assert_eq!(files.len(), 1);
         let text = fs::read_to_string(dead.dir.join(files[0].0.file())).unwrap();
@@ -188,7 +188,7 @@ mod tests {
         fs::write(dir.path().join("other.txt"), "x".repeat(9000)).unwrap();
         let mut dropped = 0;
         for sequence in 1..=100 {
-            dropped += dead.bury(&event(sequence), "no").unwrap();
+            dropped += dead.write(&event(sequence), "no").unwrap();
             let total: u64 = dead.list().unwrap().iter().map(|(_, bytes)| bytes).sum();
             assert!(total <= 4000, "{total}");
         }
@@ -212,15 +212,15 @@ mod tests {
         let dead = DeadLetters::new(root.path().join("made/for/it"), 4000);
         let count = 8;
         for sequence in 1..=count {
-            assert_eq!(dead.bury(&event(sequence), "no").unwrap(), 0);
+            assert_eq!(dead.write(&event(sequence), "no").unwrap(), 0);
             disk.acknowledge();
         }
         after_each_loss(&disk.kill_points(), |dir, acknowledged, outcome| {
             let dead = DeadLetters::new(dir.join("made/for/it"), 4000);
-            // The next one finds its place behind whatever is there.
-            dead.bury(&event(99), "no").unwrap();
+            // The next one is appended after whatever is there.
+            dead.write(&event(99), "no").unwrap();
             let read = |(name, _): (Name, u64)| fs::read_to_string(dead.dir.join(name.file())).unwrap();
-            // Each file by itself: a line that was cut short at the end of one does not run into the next.
+            // Each file by itself: a torn line at the end of one does not run into the next.
             let text = dead.list().unwrap().into_iter().map(read).collect::<Vec<_>>().join("\n");
             let of = |line: &str| serde_json::from_str::<Value>(line).ok()?["sequence"].as_u64();
             let found: Vec<_> = text.lines().filter_map(of).collect();
@@ -235,25 +235,25 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let disk = SimulatedDisk::watch(root.path());
         let dead = DeadLetters::new(root.path().join("made/for/it"), 1 << 20);
-        dead.bury(&event(1), "no").unwrap();
+        dead.write(&event(1), "no").unwrap();
         let first = disk.kill_points().len();
-        dead.bury(&event(2), "no").unwrap();
+        dead.write(&event(2), "no").unwrap();
         // The fsyncs of the file and its folder, and now.
         assert_eq!(disk.kill_points().len(), 3);
         fs::remove_dir_all(root.path().join("made")).unwrap();
-        dead.bury(&event(3), "no").unwrap();
+        dead.write(&event(3), "no").unwrap();
         assert_eq!(disk.kill_points().len(), first);
         assert_eq!(dead.list().unwrap().len(), 1);
     }
 
     #[test]
     fn a_full_disk_leaves_no_half_letter() {
-        // The device takes no byte.
+        // The device accepts no byte.
         let dir = tempfile::tempdir().unwrap();
         let dead = DeadLetters::new(dir.path().to_owned(), 1 << 20);
         let day = &humantime::format_rfc3339_seconds(SystemTime::now()).to_string()[..10];
         std::os::unix::fs::symlink("/dev/full", dir.path().join(format!("events-{day}.jsonl"))).unwrap();
-        let error = dead.bury(&event(1), "no").unwrap_err();
+        let error = dead.write(&event(1), "no").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 }

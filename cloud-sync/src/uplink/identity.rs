@@ -1,11 +1,11 @@
-//! Which outbox this is: a random id and the place that it was given in, kept beside the segments in the file
-//! `identity`.
+//! The identity of an outbox: a random id and the place in which it was assigned, stored beside the segments in the
+//! file `identity`.
 //!
-//! Sequences begin at 1 in every outbox. Two boxes of the same name, or one whose data directory was wiped,
-//! must not take the other's place in the results topic for their own. Nor must a copy of a data directory: the
-//! place is a digest of what tells machines and directories apart, and another one means that this is a copy.
-//! A place that changes without a copy (a new main board) costs a new id and nothing else, and a copy that
-//! cannot be told from its original is found out by the history beside the bookmark (`pump`).
+//! Sequences begin at 1 in every outbox. Two boxes of the same name, or one whose data directory was wiped, must not
+//! mistake the other's position in the results topic for their own. Nor must a copy of a data directory: the place is
+//! a digest of what distinguishes machines and directories, and another one means that this is a copy. A place that
+//! changes without a copy (a new main board) costs a new id and nothing else, and a copy that cannot be distinguished
+//! from its original is detected by the history beside the bookmark (`pump`).
 
 use std::fs;
 use std::io;
@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 
 use ulid::Ulid;
 
-use super::error::UplinkError;
+use super::UplinkError;
 use crate::durable;
 
 const FILE: &str = "identity";
 const TEMP: &str = "identity.tmp";
-/// What names a machine: of the installation, of a main board, and of an ARM module. In a container the last two are
-/// the node's; what is missing or not readable counts as empty.
+/// Identifiers of a machine: of the installation, of a main board, and of an ARM module. In a container the last two
+/// are the node's; what is missing or unreadable counts as empty.
 const MACHINE: [&str; 3] =
     ["/etc/machine-id", "/sys/class/dmi/id/product_uuid", "/proc/device-tree/serial-number"];
 
@@ -33,7 +33,7 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// The id of the outbox in `dir`; a new one when it has none, or one that cannot be read.
+    /// Reads the id of the outbox in `dir`; creates a new one when there is none, or it is unreadable.
     pub(super) fn load_or_create(dir: &Path) -> Result<Self, UplinkError> {
         let path = dir.join(FILE);
         let place = place(dir).map_err(|e| UplinkError::io("look at", dir, e))?;
@@ -45,11 +45,11 @@ impl Identity {
                     identity.id = id;
                     return Ok(identity);
                 }
-                // From before places were kept.
+                // From before places were stored.
                 Some((id, None)) => identity.id = id,
                 None => {
                     let path = path.display();
-                    tracing::warn!(%path, "this file is damaged: the outbox gets a new id, and events may be sent twice");
+                    tracing::warn!(%path, "damaged file: the outbox gets a new id, and events may be sent twice");
                 }
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -66,12 +66,12 @@ impl Identity {
         &self.id
     }
 
-    /// Whether the id was given to another machine or directory.
+    /// Whether the id was assigned to another machine or directory.
     pub(super) fn is_copied(&self) -> bool {
         self.copied
     }
 
-    /// Takes a new id, bound to this place.
+    /// Switches to a new id, bound to this place.
     pub(super) fn renew(&mut self) -> Result<(), UplinkError> {
         let old = std::mem::replace(&mut self.id, new_id());
         if let Err(error) = self.write() {
@@ -82,7 +82,7 @@ impl Identity {
         Ok(())
     }
 
-    /// Durably: with an id that a crash takes away, what was sent under it would be sent again.
+    /// Durably: if a crash lost the id, what was sent under it would be sent again.
     fn write(&self) -> io::Result<()> {
         let lines = format!("{}\n{}\n", self.id, self.place);
         durable::replace(&self.dir.join(FILE), TEMP, lines.as_bytes())
@@ -99,7 +99,7 @@ fn parse(bytes: &[u8]) -> Option<(String, Option<String>)> {
     Some((id, lines.next().map(str::to_owned)))
 }
 
-/// A digest of the machine and of the directory's inode. (Its device has another number after each start.)
+/// A digest of the machine and of the directory's inode. (Its device number changes with each boot.)
 fn place(dir: &Path) -> io::Result<String> {
     let mut digest = blake3::Hasher::new();
     for path in MACHINE {
@@ -147,7 +147,7 @@ mod tests {
         copy.renew().unwrap();
         let new = Identity::load_or_create(dirs[1].path()).unwrap();
         assert!(!new.is_copied() && new.id() == copy.id() && new.id() != original.id());
-        // Written by an older version: taken as it is, and bound from now on.
+        // Written by an older version: accepted as it is, and bound from now on.
         fs::write(dirs[1].path().join(FILE), format!("{}\n", original.id())).unwrap();
         assert!(!Identity::load_or_create(dirs[1].path()).unwrap().is_copied());
         assert_eq!(fs::read_to_string(dirs[1].path().join(FILE)).unwrap().lines().count(), 2);

@@ -1,4 +1,4 @@
-//! The thread of the uplink: find out what is sent already, then group after group.
+//! The thread of the uplink: finds out what is sent already, then sends group after group.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,8 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::UplinkConfig;
 use super::account::{Account, Sent};
 use super::dead::DeadLetters;
-use super::route::{Route, route};
-use super::source::{Group, Source};
+use super::source::{Group, Route, Source, route};
 use super::status::Numbers;
 use crate::backoff::Backoff;
 use crate::error::{Link, SyncError, SyncResult};
@@ -20,13 +19,13 @@ use crate::health::LinkHealth;
 use crate::kafka::{KafkaConfig, PublishError, Record};
 use crate::outbox::{Outbox, OutboxError, StoredEvent};
 
-/// How often the outbox is looked at while nothing waits. It also groups what comes in between: ten
-/// transactions a second at most while there is little to do.
-const POLL: Duration = Duration::from_millis(100);
-/// How often the numbers are brought up to date while the broker is away.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How far the outbox's cursor may be behind. Each step of it is forced to the disk, beside the events that
-/// requests wait for; what is sent is known to the broker anyhow.
+/// Poll interval of the outbox while there is nothing to send. It also batches events: at most ten transactions per
+/// second under low load.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Interval of status updates while the broker is unavailable.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum delay of the outbox's cursor. Each update of it is synced to disk, beside the events that requests wait
+/// for; the broker knows what is sent anyway.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -40,21 +39,21 @@ pub(super) struct Pump {
     backoff: Backoff,
     health: LinkHealth,
     numbers: Arc<Numbers>,
-    /// Everything up to this sequence is sent; `None` while only the broker knows.
+    /// Everything up to this sequence is sent; `None` while only the broker knows it.
     at: Option<u64>,
-    /// Up to where this process knows that everything is sent, whatever the bookmark says.
+    /// Sequence up to which this process knows that everything is sent, whatever the bookmark says.
     confirmed: u64,
     /// Since when the outbox's cursor is behind `at`.
     uncommitted_since: Option<Instant>,
-    /// Dead letters of the group under way: a group that has to be sent again leaves them out.
-    buried: BTreeSet<u64>,
-    /// Events that the topic has refused since it took one.
+    /// Dead letters of the current group: skipped when the group has to be sent again.
+    in_dead_letters: BTreeSet<u64>,
+    /// Number of events that the topic has refused since it last accepted one.
     rejections: u32,
     losses: Losses,
     stop: Receiver<()>,
 }
 
-/// What retention had deleted when the log last said so.
+/// Events deleted by retention, as of the last log message.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     known: u64,
@@ -62,7 +61,7 @@ pub(super) struct Losses {
 }
 
 impl Pump {
-    #[allow(clippy::too_many_arguments, reason = "made in one place, of parts that have nothing in common")]
+    #[allow(clippy::too_many_arguments, reason = "called in one place, with unrelated parts")]
     pub(super) fn new(
         config: UplinkConfig,
         kafka: KafkaConfig,
@@ -75,7 +74,7 @@ impl Pump {
     ) -> Self {
         Self {
             dead: DeadLetters::new(config.dead_letter_dir.clone(), config.dead_letter_bytes),
-            backoff: Backoff::new(config.first_wait, config.longest_wait),
+            backoff: Backoff::new(config.backoff_initial, config.backoff_max),
             config,
             topic: kafka.results_topic,
             account,
@@ -86,7 +85,7 @@ impl Pump {
             at: None,
             confirmed: 0,
             uncommitted_since: None,
-            buried: BTreeSet::new(),
+            in_dead_letters: BTreeSet::new(),
             rejections: 0,
             losses: Losses::default(),
             stop,
@@ -99,22 +98,22 @@ impl Pump {
             self.note_losses();
             wait = match self.step() {
                 Ok(true) => Duration::ZERO,
-                Ok(false) => POLL,
+                Ok(false) => POLL_INTERVAL,
                 Err(error) => self.failed(&error),
             };
         }
         self.commit_cursor();
     }
 
-    /// Sends one group; false when nothing waits.
+    /// Sends one group; false when there is nothing to send.
     fn step(&mut self) -> SyncResult<bool> {
         if self.at.is_none() {
             let at = self.locate()?;
             self.source.seek(at);
-            self.moved(at);
             self.succeeded();
+            self.moved(at);
         }
-        // A copy sends what it shares with its original, and then goes on by itself.
+        // A copy sends what it shares with its original, and then continues under its own identity.
         let shared = (self.outbox.epochs().current_first() - 1).min(self.outbox.last_sequence());
         let copied = self.account.identity().is_copied();
         if copied && self.at.is_some_and(|at| at >= shared) {
@@ -142,7 +141,7 @@ impl Pump {
         Ok(sends || copied)
     }
 
-    /// Asks the broker up to where everything is sent.
+    /// Queries the broker for the sequence up to which everything is sent.
     fn locate(&mut self) -> SyncResult<u64> {
         let sent = self.account.take_over()?;
         let last = self.outbox.last_sequence();
@@ -150,8 +149,13 @@ impl Pump {
         let at = common.max(self.outbox.committed()).max(self.confirmed).min(last);
         if common < sent.upto {
             let upto = sent.upto;
-            tracing::error!(sent = upto, common, last, "the outbox is not the one whose events were sent");
-            // The bookmark may be that of another, or of a history that is gone: it must not move any more.
+            tracing::error!(
+                sent = upto,
+                common,
+                last,
+                "the outbox does not match the position in the topic: it was restored or replaced"
+            );
+            // The bookmark may belong to another outbox, or to a history that is gone: it must not be moved any more.
             self.renew("restored", at)?;
             return self.locate_anew(at);
         }
@@ -164,14 +168,14 @@ impl Pump {
         Ok(at)
     }
 
-    /// Goes on under a new identity, behind `at`.
+    /// Continues under a new identity, after `at`.
     fn renew(&mut self, cause: &'static str, at: u64) -> SyncResult<()> {
         self.at = None;
-        // The new identity has no bookmark: what is sent is known from here alone.
+        // The new identity has no bookmark: the outbox's cursor alone records what is sent.
         self.outbox.commit(at).map_err(unreadable)?;
         let from = self.account.identity().id().to_owned();
         self.account.renew().map_err(|error| {
-            SyncError::transient(Link::Disk, "the outbox cannot get another identity").because(error)
+            SyncError::transient(Link::Disk, "cannot change the identity of the outbox").because(error)
         })?;
         let to = self.account.identity().id().to_owned();
         self.numbers.renewed.fetch_add(1, Ordering::Relaxed);
@@ -180,24 +184,24 @@ impl Pump {
             from,
             to,
             sent = at,
-            "the data directory is a copy, or an earlier state, of another: the outbox goes on under a new identity"
+            "the data directory is a copy, or an earlier state, of another: the outbox continues under a new identity"
         );
         let change = OutboxChange { cause: cause.to_owned(), from, to, sent: at };
-        // Nobody waits for it: without room for it the log and the metric have said the same.
+        // Not awaited: if there is no space for it, the log and the metric report the same.
         drop(self.outbox.append_event(&Event::new(&self.config.node, EventBody::Outbox(change))));
         Ok(())
     }
 
-    /// Publishes a group, without those of it that nobody can publish; false when the broker has to be asked anew first.
+    /// Publishes a group, without its unpublishable events; false when the broker must be queried again first.
     fn deliver(&mut self, group: Group) -> SyncResult<bool> {
         let mut events: Vec<(StoredEvent, Route)> = Vec::with_capacity(group.events.len());
         for event in group.events {
-            if self.buried.contains(&event.sequence) {
+            if self.in_dead_letters.contains(&event.sequence) {
                 continue;
             }
             match route(&event.payload, &self.config.node, event.sequence) {
                 Ok(route) => events.push((event, route)),
-                Err(reason) => self.bury(&event, &reason)?,
+                Err(reason) => self.dead_letter(&event, &reason)?,
             }
         }
         while !events.is_empty() {
@@ -209,9 +213,10 @@ impl Pump {
                 Err(PublishError::Refused { index, error }) if index < events.len() => {
                     self.reject(&error)?;
                     let (event, _) = events.remove(index);
-                    self.bury(&event, &error.in_full())?;
+                    self.dead_letter(&event, &error.in_full())?;
                 }
-                // To begin anew shuts out another process of the same identity: what that one has sent is asked first.
+                // Recreating the client fences another process of the same identity: first query what that one has
+                // sent.
                 Err(PublishError::Anew) => {
                     self.at = None;
                     return Ok(false);
@@ -250,7 +255,8 @@ impl Pump {
         self.account.publish(&records, &sent)
     }
 
-    /// The topic refused an event: an error when it has refused so many that the topic is at fault.
+    /// Counts an event that the topic refused: an error when it has refused so many that the topic itself must be
+    /// wrong.
     fn reject(&mut self, error: &SyncError) -> SyncResult<()> {
         if self.rejections >= self.config.max_rejections {
             let what = format!(
@@ -264,26 +270,27 @@ impl Pump {
         Ok(())
     }
 
-    /// Gives an event up once it is among the dead letters, and not before.
-    fn bury(&mut self, event: &StoredEvent, reason: &str) -> SyncResult<()> {
+    /// Gives an event up, only after it is written to the dead letters.
+    fn dead_letter(&mut self, event: &StoredEvent, reason: &str) -> SyncResult<()> {
         let sequence = event.sequence;
-        let dropped = self.dead.bury(event, reason).map_err(|error| {
+        let dropped = self.dead.write(event, reason).map_err(|error| {
             self.numbers.dead_letter_failures.fetch_add(1, Ordering::Relaxed);
-            let what =
-                format!("cannot write the dead letter of event {sequence}: it waits, and what follows it");
+            let what = format!(
+                "cannot write the dead letter of event {sequence}: it waits, and so do the following events"
+            );
             SyncError::transient(Link::Disk, what).because(error)
         })?;
-        self.buried.insert(sequence);
+        self.in_dead_letters.insert(sequence);
         self.numbers.dead_lettered.fetch_add(1, Ordering::Relaxed);
         self.numbers.dead_letters_dropped.fetch_add(dropped, Ordering::Relaxed);
-        tracing::warn!(sequence, reason, "an event can never be published and went to the dead letters");
+        tracing::warn!(sequence, reason, "an event cannot be published; written to the dead letters");
         Ok(())
     }
 
     fn moved(&mut self, at: u64) {
         self.at = Some(at);
         self.confirmed = self.confirmed.max(at);
-        self.buried.retain(|sequence| *sequence > at);
+        self.in_dead_letters.retain(|sequence| *sequence > at);
         self.numbers.sent_sequence.store(at, Ordering::Release);
         if at > self.outbox.committed() && self.uncommitted_since.is_none() {
             self.uncommitted_since = Some(Instant::now());
@@ -294,8 +301,8 @@ impl Pump {
         let Some(at) = self.at.filter(|_| self.uncommitted_since.is_some()) else { return };
         self.uncommitted_since = None;
         if let Err(error) = self.outbox.commit(at) {
-            // A disk that is full: the broker knows the position, and the next one is written in a second.
-            tracing::warn!(error = %error, "cannot note in the outbox what is sent");
+            // A full disk: the broker knows the position, and the next one is written in a second.
+            tracing::warn!(error = %error, "cannot update the cursor of the outbox");
         }
     }
 
@@ -304,40 +311,40 @@ impl Pump {
         self.numbers.worked();
     }
 
-    /// Notes a failure; how long to wait now.
+    /// Records a failure; returns the wait before the next attempt.
     fn failed(&mut self, error: &SyncError) -> Duration {
         let text = error.in_full();
         if !error.is_transient() || error.link() == Link::Disk {
-            // For the uplink a refusal is the link's: nothing gets through until a person has acted. And so is a
-            // disk that takes no dead letters.
+            // For the uplink a refusal is a failure of the link: nothing is sent until the configuration is
+            // corrected. So is a disk that accepts no dead letters.
             self.health.failed(error);
         }
         if self.numbers.failed(text.clone()) {
-            tracing::warn!(error = text, "events wait in the outbox: they cannot be sent");
+            tracing::warn!(error = text, "cannot send events; they wait in the outbox");
         }
         self.commit_cursor();
-        self.look();
+        self.update_oldest();
         self.backoff.fail()
     }
 
-    /// Waits; true when it is time to end. A long wait keeps the numbers up to date.
+    /// Waits; true when the thread has to stop. A long wait keeps the status up to date.
     fn stops_within(&mut self, wait: Duration) -> bool {
         let start = Instant::now();
         loop {
             let left = wait.saturating_sub(start.elapsed());
-            if self.stop.recv_timeout(left.min(POLL_INTERVAL)) != Err(RecvTimeoutError::Timeout) {
+            if self.stop.recv_timeout(left.min(STATUS_INTERVAL)) != Err(RecvTimeoutError::Timeout) {
                 return true;
             }
-            if left <= POLL_INTERVAL {
+            if left <= STATUS_INTERVAL {
                 return false;
             }
-            self.look();
+            self.update_oldest();
         }
     }
 
-    /// Brings the numbers up to date while nothing is sent.
-    fn look(&mut self) {
-        // What is oldest changes only when retention deletes it, and looking means reading a segment.
+    /// Updates the status while nothing is sent.
+    fn update_oldest(&mut self) {
+        // The oldest event changes only when retention deletes it, and finding it means reading a segment.
         if !self.note_losses() && self.numbers.knows_oldest() {
             return;
         }
@@ -348,14 +355,14 @@ impl Pump {
         self.numbers.set_oldest(oldest);
     }
 
-    /// Says once a burst that the outbox deletes events which were not sent; whether it has just done so.
+    /// Logs once per burst that the outbox deletes unsent events; returns whether it has just deleted some.
     fn note_losses(&mut self) -> bool {
         let stats = self.outbox.stats();
         let lost = stats.dropped_by_size + stats.dropped_by_age;
         let more = lost - self.losses.known.min(lost);
         self.losses.known = lost;
         if more > 0 && !std::mem::replace(&mut self.losses.in_burst, true) {
-            tracing::warn!(lost, "the outbox is at its bound: events are deleted that were not sent");
+            tracing::warn!(lost, "the outbox is at its limit: unsent events are deleted");
         }
         more > 0
     }

@@ -1,4 +1,4 @@
-//! How the uplink stands, for `/health` and metrics.
+//! Status of the uplink, for `/health` and metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -11,39 +11,39 @@ use crate::outbox::Outbox;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UplinkStatus {
-    /// Events that are durable here and not yet in the topic. Appends that failed leave gaps in the
-    /// numbering, and those count as well.
+    /// Events that are durable here and not yet in the topic. Failed appends leave gaps in the sequence, which count
+    /// as well.
     pub backlog: u64,
-    /// How long the oldest of them has waited, as the wall clock has it; none when nothing waits.
+    /// How long the oldest of them has waited, by the wall clock; none when there is none.
     pub oldest: Option<Duration>,
-    /// Bytes of the outbox on disk, of events that were sent as well.
+    /// Bytes of the outbox on disk, including sent events.
     pub bytes: u64,
-    /// Up to which sequence everything is sent or given up.
+    /// Sequence up to which everything is sent or dead-lettered.
     pub sent_sequence: u64,
-    /// Events published.
+    /// Number of events published.
     pub sent: u64,
-    /// Events that can never be published and went to the dead letters.
+    /// Number of unpublishable events that were written to the dead letters.
     pub dead_lettered: u64,
-    /// Dead letters deleted because there were too many.
+    /// Number of dead letters deleted because of their limit.
     pub dead_letters_dropped: u64,
-    /// Times that a dead letter could not be written; its event waits.
+    /// Number of failures to write a dead letter; its event waits.
     pub dead_letter_failures: u64,
-    /// Times that another producer with the same identity shut this one out.
+    /// Number of times that another producer with the same identity fenced this one.
     pub fenced: u64,
-    /// Times that this outbox was found to be a copy, or to have come back as it was earlier, and took a new
+    /// Number of times that this outbox was found to be a copy, or restored to an earlier state, and took a new
     /// identity.
     pub renewed: u64,
-    /// Events that were deleted by the outbox's bounds before they were sent, or could not be read.
+    /// Number of events that were deleted by the outbox's limits before they were sent, or could not be read.
     pub lost: u64,
-    /// Whether the last try worked; none before the first.
+    /// Whether the last attempt succeeded; none before the first.
     pub up: Option<bool>,
-    /// Since when that is so.
+    /// Time of the last change of `up`.
     pub since: Option<SystemTime>,
-    /// What was wrong last, kept when it works again.
+    /// The last error, retained after a success.
     pub last_error: Option<String>,
 }
 
-/// What the thread writes and everybody reads.
+/// Counters written by the thread.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
     pub(super) sent_sequence: AtomicU64,
@@ -65,19 +65,21 @@ struct State {
 }
 
 impl Numbers {
-    /// A try worked.
+    /// An attempt succeeded.
     pub(super) fn worked(&self) {
-        self.turn(true);
+        self.turn(true, None);
     }
 
-    /// A try failed; true when the one before had not.
+    /// An attempt failed; true if the previous one had not.
     pub(super) fn failed(&self, error: String) -> bool {
-        self.state.lock().last_error = Some(error);
-        self.turn(false)
+        self.turn(false, Some(error))
     }
 
-    fn turn(&self, up: bool) -> bool {
+    fn turn(&self, up: bool, error: Option<String>) -> bool {
         let mut state = self.state.lock();
+        if error.is_some() {
+            state.last_error = error;
+        }
         let changed = state.up != Some(up);
         if changed {
             state.up = Some(up);
@@ -86,7 +88,7 @@ impl Numbers {
         changed
     }
 
-    /// When the oldest event was appended that is not sent.
+    /// Sets when the oldest unsent event was appended.
     pub(super) fn set_oldest(&self, oldest: Option<SystemTime>) {
         self.state.lock().oldest = oldest;
     }

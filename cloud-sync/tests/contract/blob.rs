@@ -1,7 +1,6 @@
-//! What every blob store must keep: the promises of `cloud_sync::blob`, each as one test.
+//! The contract of every blob store, one test per guarantee of `cloud_sync::blob`.
 //!
-//! A test file has this one as its `mod contract`, names its harness once, `contract::suite!(MyHarness);`, and
-//! gets one `#[tokio::test]` a promise.
+//! A test binary has this file as its `mod contract` and names its harness once, `contract::suite!(MyHarness);`.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,16 +13,16 @@ use cloud_sync::blob::{BlobKey, BlobStore, MAX_PART_BYTES};
 use cloud_sync::check::CheckStep;
 use futures_util::{StreamExt, stream};
 
-/// A place of its own for one test.
+/// An isolated location for one test.
 #[async_trait]
 pub(crate) trait Harness: Send + Sync {
-    /// A place that is empty.
+    /// An empty location.
     async fn new() -> Self;
 
-    /// A store in that place; the second one is another handle, as another process would have it.
+    /// A store there; the second one is another handle, as another process would have it.
     async fn open(&self) -> [Arc<dyn BlobStore>; 2];
 
-    /// What the store's own check finds.
+    /// Result of the store's own check.
     async fn check(&self) -> Vec<CheckStep>;
 }
 
@@ -58,7 +57,7 @@ pub(crate) fn key(text: &str) -> BlobKey {
     BlobKey::new(text).unwrap()
 }
 
-/// Bytes that differ from place to place, so that a part in the wrong place shows.
+/// Bytes that differ by position, so that a misplaced part shows.
 pub(crate) fn content(length: usize) -> Bytes {
     let mut random = fastrand::Rng::with_seed(length as u64);
     let mut bytes = vec![0; length];
@@ -146,7 +145,7 @@ pub(crate) async fn a_large_object_goes_through_memory_and_files<H: Harness>(har
     let [store, other] = harness.open().await;
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-    // Under and over what goes at once, and not a multiple of anything.
+    // Below and above the size of a part, and not a multiple of it.
     for length in [0, (1 << 20) + 1, (16 << 20) + 1, (25 << 20) + 7] {
         let bytes = content(length);
         std::fs::write(&from, &bytes).unwrap();
@@ -284,7 +283,7 @@ pub(crate) async fn keys_of_any_kind_come_back<H: Harness>(harness: &H) {
 pub(crate) async fn a_check_goes_through_and_leaves_nothing<H: Harness>(harness: &H) {
     let [store, _] = harness.open().await;
     let steps = harness.check().await;
-    let names: Vec<_> = steps.iter().map(|step| step.what).collect();
+    let names: Vec<_> = steps.iter().map(|step| &*step.what).collect();
     assert_eq!(names, ["put an object", "get it and compare", "remove it"]);
     for step in steps {
         step.outcome.unwrap();

@@ -1,7 +1,7 @@
-//! What every job queue must keep: the promises of `cloud_sync::queue`, each as one test.
+//! The contract of every job queue, one test per guarantee of `cloud_sync::queue`.
 //!
-//! A test file has this one as its `mod contract`, names its harness once, `contract::suite!(MyHarness);` or
-//! `contract::suite!(MyHarness, shared);`, and gets one `#[tokio::test]` a promise.
+//! A test binary has this file as its `mod contract` and names its harness once, `contract::suite!(MyHarness);` or
+//! `contract::suite!(MyHarness, shared);`.
 
 #[path = "queue_bounds.rs"]
 mod bounds;
@@ -15,26 +15,26 @@ use bytes::Bytes;
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, ResultRecord, Settled};
 use futures_util::future::join_all;
 
-/// Jobs that may be out at once where a test does not care.
+/// Jobs in progress at once where a test does not care.
 const MANY: usize = 32;
 
-/// Longest that a job may take to arrive: a consumer group may have to notice that a member has died.
+/// Maximum time for a job to arrive: a consumer group may have to detect that a member has died.
 const ARRIVES: Duration = Duration::from_secs(90);
 
-/// One queue of one implementation, empty at first, and a look at what it has published.
+/// One queue of one implementation, initially empty, and its published results.
 #[async_trait]
 pub(crate) trait Harness: Send + Sync {
-    /// A new, empty queue with a place of its own for results.
+    /// A new, empty queue with a separate place for results.
     async fn new() -> Self;
 
     /// Opens the queue.
     async fn open(&self, inflight: usize) -> Arc<dyn JobQueue>;
 
-    /// Ends a handle as a crash would: nothing is settled, released or said to anybody.
+    /// Drops a handle as a crash would: nothing is settled, released or announced.
     async fn crash(&self, queue: Arc<dyn JobQueue>);
 
-    /// The ids (the JSON field `id`) of the results that consumers see, in the order in which they see them.
-    async fn published(&self) -> Vec<String>;
+    /// The ids (the JSON field `id`) of the results that consumers see, in order, once there are at least `count`.
+    async fn published(&self, count: usize) -> Vec<String>;
 }
 
 macro_rules! suite {
@@ -86,7 +86,7 @@ async fn submit(queue: &Arc<dyn JobQueue>, jobs: Vec<NewJob>) {
     assert_eq!(queue.submit(&mut jobs.into_iter().map(Ok)).await.unwrap(), count);
 }
 
-/// Jobs named `prefix-0`, `prefix-1`, ... of different keys.
+/// Jobs named `prefix-0`, `prefix-1`, ... with different keys.
 async fn submit_names(queue: &Arc<dyn JobQueue>, prefix: &str, count: usize) -> BTreeSet<String> {
     let names: Vec<_> = (0..count).map(|n| format!("{prefix}-{n}")).collect();
     submit(queue, names.iter().map(|name| job(name, name.clone())).collect()).await;
@@ -117,10 +117,11 @@ async fn settle(queue: &Arc<dyn JobQueue>, delivery: &Delivery) -> Settled {
     queue.settle(delivery, vec![result(&name(delivery))]).await.unwrap()
 }
 
-/// Works the queue off until the job `last` has come, which is submitted for that, and returns the names
-/// of the others in the order of their arrival: so that "nothing more comes" needs no waiting.
+/// Processes the queue until the job `last` has arrived, which is submitted for that, and returns the names of the
+/// others in the order of their arrival: so that "nothing more arrives" needs no waiting.
 async fn drain(queue: &Arc<dyn JobQueue>) -> Vec<String> {
-    // One a partition, as far as keys spread: what waits before them has come when all of them have.
+    // One per partition, as far as keys are distributed: what was submitted before them has arrived when all of them
+    // have.
     let mut last: BTreeSet<_> = (0..8).map(|n| format!("last-{n}")).collect();
     submit(queue, last.iter().map(|name| job(name, name.clone())).collect()).await;
     let mut names = Vec::new();
@@ -136,7 +137,7 @@ async fn drain(queue: &Arc<dyn JobQueue>) -> Vec<String> {
 }
 
 async fn assert_published_once<H: Harness>(harness: &H, expected: &BTreeSet<String>) {
-    let published = harness.published().await;
+    let published = harness.published(expected.len()).await;
     let mut times = BTreeMap::new();
     for id in &published {
         *times.entry(id.clone()).or_insert(0) += 1;
@@ -157,7 +158,7 @@ pub(crate) async fn a_job_arrives_as_it_was_submitted<H: Harness>(harness: &H) {
     assert_eq!(queue.stats().inflight, 1);
     assert_eq!(queue.settle(&delivery, vec![result("r")]).await.unwrap(), Settled::Done);
     assert_eq!(queue.stats().inflight, 0);
-    assert_eq!(harness.published().await, ["r"]);
+    assert_eq!(harness.published(1).await, ["r"]);
     queue.close().await;
 }
 
@@ -173,7 +174,7 @@ pub(crate) async fn jobs_of_one_key_arrive_in_order<H: Harness>(harness: &H) {
         assert!(positions.insert(delivery.position.clone()), "{} names two jobs", delivery.position);
         assert_eq!(settle(&queue, &delivery).await, Settled::Done);
     }
-    assert_eq!(harness.published().await, names);
+    assert_eq!(harness.published(names.len()).await, names);
     queue.close().await;
 }
 
@@ -225,7 +226,7 @@ pub(crate) async fn a_job_that_was_released_comes_again<H: Harness>(harness: &H)
         if name(&delivery) == released {
             assert_eq!(delivery.position, position);
         }
-        // The second is out all the while: it must not be among them.
+        // The second is in progress all the while: it must not be among them.
         assert_ne!(name(&delivery), name(&second));
         assert!(came.insert(name(&delivery)));
         assert_eq!(settle(&queue, &delivery).await, Settled::Done);
@@ -256,7 +257,7 @@ pub(crate) async fn a_job_that_is_settled_twice_publishes_once<H: Harness>(harne
     let names = submit_names(&queue, "job", 2).await;
     let (first, second) = (receive(&queue).await, receive(&queue).await);
     assert_eq!(settle(&queue, &first).await, Settled::Done);
-    // What it answers is not promised; that it publishes nothing is.
+    // Its result is not specified; that it publishes nothing is.
     let _ = queue.settle(&first, vec![result(&name(&first))]).await;
     let results = || vec![result(&name(&second))];
     let both = tokio::join!(queue.settle(&second, results()), queue.settle(&second, results()));
@@ -277,7 +278,7 @@ pub(crate) async fn a_job_without_results_is_settled_too<H: Harness>(harness: &H
     harness.crash(queue).await;
     let queue = harness.open(MANY).await;
     assert_eq!(drain(&queue).await, Vec::<String>::new());
-    assert_eq!(harness.published().await, Vec::<String>::new());
+    assert_eq!(harness.published(0).await, Vec::<String>::new());
     queue.close().await;
 }
 
@@ -293,7 +294,7 @@ pub(crate) async fn jobs_are_settled_in_any_order<H: Harness>(harness: &H) {
     let settling = out.into_iter().rev().map(|delivery| {
         let queue = Arc::clone(&queue);
         async move {
-            // Head start for those that came later.
+            // A head start for later ones.
             tokio::task::yield_now().await;
             settle(&queue, &delivery).await
         }
@@ -314,6 +315,6 @@ pub(crate) async fn results_of_a_job_stay_in_order<H: Harness>(harness: &H) {
     let ids: Vec<_> = (0..200).map(|n| format!("result-{n}")).collect();
     let results = ids.iter().map(|id| result(id)).collect();
     assert_eq!(queue.settle(&delivery, results).await.unwrap(), Settled::Done);
-    assert_eq!(harness.published().await, ids);
+    assert_eq!(harness.published(ids.len()).await, ids);
     queue.close().await;
 }

@@ -1,7 +1,6 @@
-//! What every model registry must keep: the promises of `cloud_sync::registry`, each as one test.
+//! The contract of every model registry, one test per guarantee of `cloud_sync::registry`.
 //!
-//! A test file has this one as its `mod contract`, names its harness once, `contract::suite!(MyHarness);`, and
-//! gets one `#[tokio::test]` a promise.
+//! A test binary has this file as its `mod contract` and names its harness once, `contract::suite!(MyHarness);`.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use cloud_sync::registry::{ModelReference, ModelRegistry, ModelVersion, Report};
 
-/// A registry with one model of its own for one test.
+/// A registry with one separate model for one test.
 #[async_trait]
 pub(crate) trait Harness: Send + Sync {
     /// Without any version.
@@ -21,19 +20,19 @@ pub(crate) trait Harness: Send + Sync {
     /// The model's name.
     fn name(&self) -> String;
 
-    /// Registers a folder `count` times, as people do it. Returns the versions.
+    /// Registers a folder `count` times, as its users do. Returns the versions.
     async fn register(&self, folder: &Path, count: usize) -> Vec<String>;
 
-    /// Lets an alias name a version.
+    /// Points an alias to a version.
     async fn alias(&self, alias: &str, version: &str);
 
-    /// Whether it can go on in the middle of a file.
+    /// Whether it supports resuming in the middle of a file.
     fn goes_on(&self) -> bool;
 
     /// The registry; the second one is another handle, as another process would have it.
     fn open(&self) -> [Arc<dyn ModelRegistry>; 2];
 
-    /// The metrics and tags of the reports that are kept under an experiment.
+    /// The metrics and tags of the reports stored under an experiment.
     async fn reports(&self, experiment: &str) -> Vec<(BTreeMap<String, f64>, BTreeMap<String, String>)>;
 }
 
@@ -62,7 +61,7 @@ macro_rules! suite {
 }
 pub(crate) use suite;
 
-/// Bytes that differ from place to place, so that a part in the wrong place shows.
+/// Bytes that differ by position, so that a misplaced part shows.
 pub(crate) fn content(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(length as u64);
     let mut bytes = vec![0; length];
@@ -81,7 +80,7 @@ pub(crate) fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     dir
 }
 
-/// What ONNX models look like in MLflow.
+/// ONNX models as stored by MLflow.
 pub(crate) const MLMODEL: &str = "flavors:\n  onnx:\n    data: model.onnx\n    onnx_version: 1.16.0\n";
 
 async fn one<H: Harness>(harness: &H, files: &[(&str, &[u8])]) -> String {
@@ -169,7 +168,7 @@ pub(crate) async fn all_files_are_listed_and_come_back_as_they_were<H: Harness>(
     let version = find(&registry, &format!("{}/{version}", harness.name())).await.unwrap();
     let listed =
         registry.artifacts(&version, files.len()).await.unwrap_or_else(|error| panic!("{}", error.in_full()));
-    // MLflow does not say of an empty file that it is empty.
+    // MLflow does not report the size of an empty file.
     let mut listed: Vec<_> = listed.into_iter().map(|found| (found.path, found.bytes.unwrap_or(0))).collect();
     listed.sort();
     let expected: Vec<_> = files.iter().map(|(path, bytes)| (path.to_string(), bytes.len() as u64)).collect();
@@ -213,7 +212,7 @@ pub(crate) async fn paths_that_lead_out_are_refused_by_name<H: Harness>(harness:
     }
 }
 
-/// Begins a fetch and breaks it off when a part of the file is there.
+/// Starts a fetch and interrupts it when a part of the file is there.
 async fn broken_off(registry: &Arc<dyn ModelRegistry>, version: &ModelVersion, path: &str, to: &Path) {
     let fetch = registry.fetch(version, path, to, 1 << 30);
     tokio::pin!(fetch);
@@ -238,7 +237,7 @@ pub(crate) async fn a_fetch_that_was_broken_off_is_gone_on_with<H: Harness>(harn
     let to = to.path().join("file");
     broken_off(&registry, &version, "model.onnx", &to).await;
     assert!(std::fs::metadata(&to).unwrap().len() < large.len() as u64);
-    // Only who begins anew writes this byte again.
+    // Only a fetch from the beginning writes this byte again.
     let mut left = std::fs::OpenOptions::new().write(true).open(&to).unwrap();
     left.write_all(&[!large[0]]).unwrap();
     other.fetch(&version, "model.onnx", &to, 1 << 30).await.unwrap();
@@ -261,7 +260,7 @@ pub(crate) async fn what_another_version_left_is_not_gone_on_with<H: Harness>(ha
     broken_off(&registry, &first, "model.onnx", &to).await;
     registry.fetch(&second, "model.onnx", &to, 1 << 30).await.unwrap();
     assert!(std::fs::read(&to).unwrap() == new);
-    // A file that is whole is fetched anew.
+    // A complete file is fetched again.
     registry.fetch(&first, "model.onnx", &to, 1 << 30).await.unwrap();
     assert!(std::fs::read(&to).unwrap() == old);
 }

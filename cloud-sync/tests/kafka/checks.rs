@@ -1,4 +1,4 @@
-//! What `weir doctor` says of a broker: everything in order, and each thing that may be wrong.
+//! `weir doctor` on a broker: everything in order, and each possible fault.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,20 @@ use cloud_sync::kafka::{KafkaConfig, check};
 use cloud_sync::queue::{JobQueue, KafkaQueue, NewJob, Settled};
 use cloud_sync::secret::Secret;
 
-use super::support::{committed, config_of, ids, make_topic, nobody, queue_config};
+use super::support::{committed_when, config_of, ids, make_topic, nobody, queue_config};
 
-const STEP: Duration = Duration::from_secs(5);
+/// For steps that succeed or fail by the response of the broker.
+const STEP: Duration = Duration::from_secs(60);
 
-/// Whether each step worked, and the texts of all.
+/// Whether each step succeeded, and the texts of all.
 fn outcome(config: &KafkaConfig) -> (Vec<bool>, String) {
-    outcome_of(config, false)
+    outcome_of(config, false, STEP)
 }
 
-fn outcome_of(config: &KafkaConfig, batches: bool) -> (Vec<bool>, String) {
-    let steps = check(config, batches, STEP);
-    let worked = steps.iter().map(|step| step.result.is_ok()).collect();
-    let text = |step: &cloud_sync::kafka::CheckStep| match &step.result {
+fn outcome_of(config: &KafkaConfig, batches: bool, step: Duration) -> (Vec<bool>, String) {
+    let steps = check(config, batches, step);
+    let worked = steps.iter().map(|step| step.outcome.is_ok()).collect();
+    let text = |step: &cloud_sync::check::CheckStep| match &step.outcome {
         Ok(found) => format!("{}: {found}\n", step.what),
         Err(error) => format!("{}: {}\n", step.what, error.in_full()),
     };
@@ -51,10 +52,10 @@ fn each_fault_is_named_with_its_remedy() {
         "{text}"
     );
     let wrong = KafkaConfig { password: Secret::new("wrong-horse-battery"), ..right.clone() };
-    let (worked, text) = outcome(&wrong);
+    let (worked, text) = outcome_of(&wrong, false, Duration::from_secs(15));
     assert_eq!(worked, [false]);
     assert!(text.contains("check the user, the password") && text.contains(&right.user), "{text}");
-    let (worked, text) = outcome(&nobody());
+    let (worked, text) = outcome_of(&nobody(), false, Duration::from_secs(5));
     assert_eq!(worked, [false]);
     assert!(text.contains("127.0.0.1"), "{text}");
 }
@@ -64,8 +65,8 @@ async fn where_batches_wait_in_kafka_their_topic_and_group_are_tried_and_workers
     let config = config_of(test_services::shared());
     make_topic(&config, &config.requests_topic, 1, &[]);
     make_topic(&config, &config.results_topic, 1, &[]);
-    // A group that nobody is in and a topic without messages, as on the first day.
-    let (worked, text) = tokio::task::block_in_place(|| outcome_of(&config, true));
+    // A group without members and a topic without messages, as on the first day.
+    let (worked, text) = tokio::task::block_in_place(|| outcome_of(&config, true, STEP));
     assert_eq!(worked, [true; 7], "{text}");
     assert!(text.contains("partition 0 is empty") && text.contains("no worker sees it"), "{text}");
     let queue = KafkaQueue::new(&config, &queue_config(4), LinkHealth::new(Link::Kafka));
@@ -84,17 +85,17 @@ async fn where_batches_wait_in_kafka_their_topic_and_group_are_tried_and_workers
     assert_eq!(&before.payload[..], b"before");
     assert_eq!(queue.settle(&before, Vec::new()).await.unwrap(), Settled::Done);
     let under_way = receive().await;
-    let (worked, text) = tokio::task::block_in_place(|| outcome_of(&config, true));
+    let (worked, text) = tokio::task::block_in_place(|| outcome_of(&config, true, STEP));
     assert_eq!(worked, [true; 7], "{text}");
     assert!(text.contains("partition 0 has messages"), "{text}");
     queue.submit(&mut [job("after")].into_iter()).await.unwrap();
     let after = receive().await;
     assert_eq!(&after.payload[..], b"after");
-    // The member is still in the group: both can be committed by it.
+    // The member is still in the group: it can commit both.
     assert_eq!(queue.settle(&under_way, Vec::new()).await.unwrap(), Settled::Done);
     assert_eq!(queue.settle(&after, Vec::new()).await.unwrap(), Settled::Done);
     queue.close().await;
-    let seen = tokio::task::block_in_place(|| committed(&config, &config.requests_topic));
+    let seen = tokio::task::block_in_place(|| committed_when(&config, &config.requests_topic, 3));
     assert_eq!(seen.len(), 3, "{seen:?}");
 }
 
@@ -103,7 +104,7 @@ fn a_topic_of_requests_that_takes_nothing_is_named() {
     let config = config_of(test_services::shared());
     make_topic(&config, &config.requests_topic, 1, &[("max.message.bytes", "10")]);
     make_topic(&config, &config.results_topic, 1, &[]);
-    let (worked, text) = outcome_of(&config, true);
+    let (worked, text) = outcome_of(&config, true, STEP);
     assert_eq!(worked, [true, true, true, true, false, true, true], "{text}");
     assert!(text.contains("max.message.bytes") && text.contains(&config.requests_topic), "{text}");
 }

@@ -1,4 +1,4 @@
-//! Topics of a test's own, and what a reader of committed records sees in them.
+//! Separate topics for each test, and the view of a reader of committed records.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use test_services::{Kafka, Services};
 
-/// A name that no other test has, on a broker that many use.
+/// A unique name on a shared broker.
 pub(crate) fn unique(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -23,7 +23,7 @@ pub(crate) fn unique(what: &str) -> String {
     format!("test-{what}-{}-{}-{next}", std::process::id(), time.as_millis())
 }
 
-/// How to reach the broker of `services`, with topics that nobody has made yet.
+/// Settings for the broker of `services`, with topics that do not exist yet.
 pub(crate) fn config_of(services: &Services) -> KafkaConfig {
     let kafka: &Kafka = services.kafka();
     KafkaConfig {
@@ -38,22 +38,21 @@ pub(crate) fn config_of(services: &Services) -> KafkaConfig {
         group_id: unique("group"),
         client_id: "weir-test".into(),
         max_message_bytes: 16 * 1024 * 1024,
-        session_timeout: Duration::from_secs(6),
+        session_timeout: Duration::from_secs(30),
     }
 }
 
-/// A broker that nobody is at.
+/// A broker that does not exist: nothing listens on the discard port of this machine.
 pub(crate) fn nobody() -> KafkaConfig {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     KafkaConfig {
-        bootstrap_servers: free.to_string(),
+        bootstrap_servers: "127.0.0.1:9".into(),
         protocol: SecurityProtocol::Plaintext,
         ca_file: None,
         ..config_of(test_services::shared())
     }
 }
 
-/// Makes a topic; `settings` are the topic's own.
+/// Creates a topic; `settings` are the topic's own.
 pub(crate) fn make_topic(config: &KafkaConfig, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let admin = AdminClient::<DefaultClientContext>::from_config(&config.client()).unwrap();
     let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
@@ -61,7 +60,7 @@ pub(crate) fn make_topic(config: &KafkaConfig, topic: &str, partitions: i32, set
         new = new.set(key, value);
     }
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
-    // A thread of its own: the caller may be inside another runtime.
+    // On a separate thread: the caller may be inside another runtime.
     let make = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(admin.create_topics([&new], &options))
@@ -72,7 +71,7 @@ pub(crate) fn make_topic(config: &KafkaConfig, topic: &str, partitions: i32, set
     }
 }
 
-/// Changes the settings of a topic to these alone.
+/// Replaces the settings of a topic.
 #[allow(dead_code, reason = "not every test that shares this needs it")]
 pub(crate) fn set_topic(config: &KafkaConfig, topic: &str, settings: &[(&str, &str)]) {
     let admin = AdminClient::<DefaultClientContext>::from_config(&config.client()).unwrap();
@@ -105,7 +104,7 @@ pub(crate) fn committed(config: &KafkaConfig, topic: &str) -> Vec<Seen> {
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
     let consumer: BaseConsumer = client.create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(60)).unwrap();
     let partitions = metadata.topics()[0].partitions().len();
     let mut list = TopicPartitionList::new();
     for partition in 0..partitions {
@@ -119,7 +118,9 @@ pub(crate) fn committed(config: &KafkaConfig, topic: &str) -> Vec<Seen> {
         match consumer.poll(Duration::from_millis(200)) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
-            Some(Err(error)) => panic!("{topic}: {error}"),
+            Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => panic!("{topic}: {error}"),
+            // The client reconnects by itself.
+            Some(Err(_)) => {}
             Some(Ok(message)) => {
                 let text =
                     |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
@@ -138,19 +139,37 @@ pub(crate) fn committed(config: &KafkaConfig, topic: &str) -> Vec<Seen> {
     seen
 }
 
+/// All committed records of a topic once there are at least `count`: the broker answers a commit before the markers of
+/// the transaction are visible.
+pub(crate) fn committed_when(config: &KafkaConfig, topic: &str, count: usize) -> Vec<Seen> {
+    let start = Instant::now();
+    loop {
+        let seen = committed(config, topic);
+        if seen.len() >= count || start.elapsed() > Duration::from_secs(60) {
+            return seen;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// The ids of all committed records of a topic, sorted.
 pub(crate) fn ids(config: &KafkaConfig, topic: &str) -> Vec<String> {
-    let mut ids: Vec<_> = committed(config, topic).into_iter().map(|seen| seen.id).collect();
+    ids_when(config, topic, 0)
+}
+
+/// The ids of all committed records of a topic, sorted, once there are at least `count`.
+pub(crate) fn ids_when(config: &KafkaConfig, topic: &str, count: usize) -> Vec<String> {
+    let mut ids: Vec<_> = committed_when(config, topic, count).into_iter().map(|seen| seen.id).collect();
     ids.sort();
     ids
 }
 
-/// A worker that has at most `inflight` jobs out.
+/// A worker with at most `inflight` jobs in progress.
 pub(crate) fn queue_config(inflight: usize) -> KafkaQueueConfig {
     KafkaQueueConfig {
         inflight,
         node: "test".into(),
         submit_timeout: Duration::from_secs(30),
-        close_timeout: Duration::from_secs(10),
+        close_timeout: Duration::from_secs(60),
     }
 }

@@ -23,7 +23,7 @@ fn place() -> (tempfile::TempDir, PathBuf) {
 #[tokio::test]
 async fn a_body_that_breaks_off_is_gone_on_with_if_it_is_the_same() {
     let (bytes, other) = (content(9 << 20), content((9 << 20) - 1));
-    // (what the server makes of the second request, what the file is then)
+    // (response to the second request, the file afterwards)
     for case in ["goes on", "knows no ranges", "has another file", "wrong range"] {
         let expected = if case == "has another file" { other.clone() } else { bytes.clone() };
         let (served, broken) = (expected.clone(), bytes.clone());
@@ -55,7 +55,7 @@ async fn a_body_that_breaks_off_is_gone_on_with_if_it_is_the_same() {
         });
         let (registry, _) = open(&config(&uri));
         let (_dir, to) = place();
-        // The other file is listed with its own length from the first: what comes over it is refused.
+        // The other file is listed with its own length from the beginning: what exceeds it is refused.
         let error = registry.fetch(&version(), "model.onnx", &to, 1 << 30).await.unwrap_err();
         if case == "has another file" {
             assert!(error.in_full().contains("it is listed with"), "{}", error.in_full());

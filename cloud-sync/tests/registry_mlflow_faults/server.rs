@@ -1,4 +1,4 @@
-//! A server on loopback that answers whatever a test wants, and a registry that asks it.
+//! A server on loopback with the responses of a test, and a registry that uses it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use cloud_sync::health::LinkHealth;
 use cloud_sync::registry::{MlflowConfig, MlflowRegistry, ModelRegistry, ModelVersion};
 use cloud_sync::secret::Secret;
 
-/// The head of a request, as it came.
+/// The head of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Head(pub(crate) String);
 
@@ -29,8 +29,8 @@ impl Head {
 
 pub(crate) type Requests = Arc<Mutex<Vec<Head>>>;
 
-/// A server that answers each request with what `answer` makes of it and the number of requests before, and closes.
-/// Returns its URI, and the requests so far.
+/// A server that responds to each request with `answer` of it and of the number of requests before, and closes the
+/// connection. Returns its URI, and the requests so far.
 pub(crate) fn serve(answer: impl Fn(&Head, usize) -> Vec<u8> + Send + Sync + 'static) -> (String, Requests) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
@@ -84,7 +84,7 @@ pub(crate) fn page(status: &str) -> Vec<u8> {
     reply(status, "Content-Type: text/html\r\n", PAGE)
 }
 
-/// A server whose version 3 of `fish` has one file; `file` answers for it.
+/// A server whose version 3 of `fish` has one file; `file` responds to requests for it.
 pub(crate) fn with_file(
     name: &'static str,
     listed: usize,
@@ -110,7 +110,7 @@ pub(crate) fn config(uri: &str) -> MlflowConfig {
     MlflowConfig {
         user: Some("box-1".into()),
         password: Secret::new("hunter2"),
-        timeout: Duration::from_secs(2),
+        timeout: Duration::from_secs(20),
         ..MlflowConfig::new(uri)
     }
 }

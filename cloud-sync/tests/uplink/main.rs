@@ -1,4 +1,4 @@
-//! The uplink against a real broker: once each and in order, with poison, without a network, over restarts.
+//! The uplink against a real broker: once each and in order, with poison events, without a network, across restarts.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 #[allow(dead_code, reason = "shared with the tests of the other Kafka parts")]

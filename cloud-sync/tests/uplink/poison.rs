@@ -1,4 +1,4 @@
-//! Events that nobody can publish: they go to the dead letters and hold up nothing.
+//! Events that cannot be published: they go to the dead letters and block nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use cloud_sync::event::{Event, EventBody};
 use serde_json::{Map, Value};
 use tempfile::tempdir;
 
-use crate::broker::{config_of, ids, make_topic, set_topic};
+use crate::broker::{config_of, ids_when, make_topic, set_topic};
 use crate::support::{BOUND, append, config, drain, event, open, start, start_with, until};
 use cloud_sync::uplink::UplinkConfig;
 
@@ -37,7 +37,7 @@ fn poison_goes_to_the_dead_letters_and_its_neighbours_arrive() {
     let mut expected = append(&outbox, (0..20).map(|n| event(n, Some("dock"))));
     let not_json = outbox.append(b"\xff\x00 not json".to_vec()).wait().unwrap();
     expected.extend(append(&outbox, (20..40).map(|n| event(n, Some("dock")))));
-    // Does not compress, so the topic's bound holds for what arrives.
+    // Incompressible, so the topic's limit applies to what arrives.
     let noise: Vec<u8> = (0..300_000).map(|_| fastrand::u8(..)).collect();
     let fields = Map::from_iter([
         ("kind".to_owned(), Value::from("huge")),
@@ -49,9 +49,11 @@ fn poison_goes_to_the_dead_letters_and_its_neighbours_arrive() {
     let empty = outbox.append(Vec::new()).wait().unwrap();
     let uplink = start(dir.path(), &kafka, &outbox);
     let status = drain(&uplink, &outbox);
-    assert_eq!((status.sent, status.dead_lettered, status.dead_letters_dropped), (60, 3, 0));
+    assert_eq!((status.dead_lettered, status.dead_letters_dropped), (3, 0));
+    // A group whose commit was not answered, and had arrived, is not counted.
+    assert!(status.sent <= 60, "{status:?}");
     expected.sort();
-    assert_eq!(ids(&kafka, &kafka.results_topic), expected);
+    assert_eq!(ids_when(&kafka, &kafka.results_topic, expected.len()), expected);
     let letters = letters(dir.path());
     assert_eq!(letters.keys().copied().collect::<Vec<_>>(), [not_json, too_large, empty]);
     assert!(letters[&not_json].0.starts_with("not a JSON object: "), "{}", letters[&not_json].0);
@@ -79,7 +81,7 @@ fn nothing_but_poison_does_not_come_again_after_a_restart() {
     let expected = append(&outbox, [event(1, None)]);
     assert_eq!(drain(&uplink, &outbox).dead_lettered, 0);
     assert_eq!(letters(dir.path()).len(), 3);
-    assert_eq!(ids(&kafka, &kafka.results_topic), expected);
+    assert_eq!(ids_when(&kafka, &kafka.results_topic, expected.len()), expected);
 }
 
 #[test]
@@ -99,8 +101,9 @@ fn a_topic_that_refuses_everything_stops_the_uplink_and_the_backlog_stays() {
     assert_eq!((outbox.committed(), letters(dir.path()).len()), (0, 5));
     set_topic(&kafka, &kafka.results_topic, &[("max.message.bytes", "1000000")]);
     let status = drain(&uplink, &outbox);
-    assert_eq!((status.dead_lettered, status.sent), (5, 25));
-    let mut found = ids(&kafka, &kafka.results_topic);
+    assert_eq!(status.dead_lettered, 5);
+    assert!(status.sent <= 25, "{status:?}");
+    let mut found = ids_when(&kafka, &kafka.results_topic, 25);
     found.extend(letters(dir.path()).into_values().map(|(_, payload)| {
         let event: Value = serde_json::from_slice(&payload).unwrap();
         event["id"].as_str().unwrap().to_owned()

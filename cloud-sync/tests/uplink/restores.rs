@@ -1,4 +1,5 @@
-//! Data directories that come back as they were earlier, and copies of them: nothing is lost, nothing is sent twice.
+//! Data directories that are restored to an earlier state, and copies of them: nothing is lost, nothing is sent
+//! twice.
 //!
 //! `make test` does a few rounds; `WEIR_FAULT_ROUNDS=20` does as many of each (`make faults`).
 
@@ -14,7 +15,7 @@ use cloud_sync::outbox::Outbox;
 use cloud_sync::uplink::{Uplink, UplinkConfig};
 use tempfile::tempdir;
 
-use crate::broker::{committed, config_of, make_topic};
+use crate::broker::{committed_when, config_of, make_topic};
 use crate::support::{BOUND, append, config, drain, event, open, start, start_with, until};
 
 fn rounds() -> usize {
@@ -27,7 +28,7 @@ fn kafka() -> KafkaConfig {
     config
 }
 
-/// Makes the files of `to` those of `from`. The folder itself stays.
+/// Replaces the files of `to` by those of `from`. The directory itself stays.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(to).unwrap() {
@@ -43,10 +44,10 @@ fn events(from: usize, count: usize) -> impl Iterator<Item = cloud_sync::event::
     (from..from + count).map(|n| event(n, Some("dock")))
 }
 
-/// Each of `expected` is in the topic once, and beside them only what outboxes say of themselves.
+/// Each of `expected` is in the topic once, and beside them only the outboxes' own events.
 pub(crate) fn assert_each_once(kafka: &KafkaConfig, expected: &[String], what: &str) {
     let mut times: BTreeMap<String, usize> = expected.iter().map(|id| (id.clone(), 0)).collect();
-    for seen in committed(kafka, &kafka.results_topic) {
+    for seen in committed_when(kafka, &kafka.results_topic, expected.len()) {
         match times.get_mut(&seen.id) {
             Some(times) => *times += 1,
             None => {
@@ -81,7 +82,7 @@ fn a_directory_that_came_back_as_it_was_earlier_loses_and_doubles_nothing() {
             drain(&uplink, &outbox);
             assert!(uplink.stop(BOUND));
         } else {
-            // It has its identity, and that is all.
+            // It has its identity, and nothing else.
             let uplink = start(dir.path(), &crate::broker::nobody(), &outbox);
             assert!(uplink.stop(BOUND));
         }
@@ -181,7 +182,7 @@ fn two_live_boxes_from_one_image_lose_and_double_nothing() {
         }
         fenced += statuses.iter().map(|status| status.fenced).sum::<u64>();
         let renewed = statuses.iter().map(|status| status.renewed).collect::<Vec<_>>();
-        // The copy is known at once; without that, the one that comes second finds the other's history.
+        // The copy is detected at once; otherwise the second one would find the other's history.
         assert_eq!(renewed.iter().sum::<u64>(), 1, "{what}: {renewed:?}");
         assert!(!recognised || renewed == [0, 1], "{what}: {renewed:?}");
         assert_each_once(&kafka, &expected, &what);

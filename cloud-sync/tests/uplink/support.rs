@@ -1,4 +1,4 @@
-//! An outbox with an uplink, and what is needed to look at both.
+//! An outbox with an uplink, and helpers to observe both.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub(crate) fn event(number: usize, camera: Option<&str>) -> Event {
     Event::new("box-1", EventBody::Prediction(prediction))
 }
 
-/// An event that names no camera.
+/// An event without a camera.
 pub(crate) fn summary(request: &str) -> Event {
     let body = BatchSummary {
         request_id: request.into(),
@@ -73,8 +73,8 @@ pub(crate) fn append(outbox: &Outbox, events: impl IntoIterator<Item = Event>) -
 pub(crate) fn config(dir: &Path) -> UplinkConfig {
     UplinkConfig {
         timeout: Duration::from_secs(8),
-        first_wait: Duration::from_millis(50),
-        longest_wait: Duration::from_secs(1),
+        backoff_initial: Duration::from_millis(50),
+        backoff_max: Duration::from_secs(1),
         ..UplinkConfig::new("box-1", dir.join("outbox"), dir.join("dead"))
     }
 }

@@ -1,8 +1,8 @@
 //! A store with a small bound: what is removed first, what never is, and what is refused meanwhile.
 
 use bytes::Bytes;
+use cloud_sync::batch_status::{BatchSpec, EmbeddedBatchStatus};
 use cloud_sync::blob::{Bound, StoreFull};
-use cloud_sync::state::{BatchSpec, EmbeddedStore, StateConfig};
 
 use super::*;
 
@@ -20,7 +20,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let bound = Bound { max_bytes: 100 * BLOCK as u64, min_free: 0, share };
         let store = DirStore::open_bounded(dir.path().join("blobs"), bound).unwrap();
-        let state = EmbeddedStore::open(dir.path().join("state"), StateConfig::default(), DAY).unwrap();
+        let state = EmbeddedBatchStatus::open(dir.path().join("state"), DAY).unwrap();
         Self { gc: GarbageCollector { store, state: Arc::new(state), status_ttl: DAY }, _dir: dir }
     }
 

@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
+use cloud_sync::batch_status::BatchSpec;
 use cloud_sync::event::{BatchItem, ItemOutcome};
-use cloud_sync::state::BatchSpec;
 use serde::Deserialize;
 
 use crate::batch::chunker;

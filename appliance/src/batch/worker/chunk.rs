@@ -3,9 +3,9 @@
 //! Each step is a module of this name; [`ChunkState`] is what they pass on. A chunk belongs to the delivery that
 //! completed it first, and only that one publishes. Every step can be repeated, by any worker, and yields the same bytes.
 
+use cloud_sync::batch_status::BatchSpec;
 use cloud_sync::event::{BatchItem, ItemOutcome};
 use cloud_sync::queue::Delivery;
-use cloud_sync::state::BatchSpec;
 
 use super::claim::{Claim, Claimed};
 use super::isolation::Attempt;

@@ -1,7 +1,7 @@
 //! The claim on a chunk: whether the stores leave it to this delivery. Asked before the images are processed, and again
 //! before the results are written.
 
-use cloud_sync::state::{BatchPhase, BatchSpec, BatchStatus};
+use cloud_sync::batch_status::{BatchPhase, BatchSpec, BatchStatus};
 
 use super::chunk::ChunkState;
 use super::{ChunkError, Worker};

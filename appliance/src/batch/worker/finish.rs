@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use cloud_sync::batch_status::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 use cloud_sync::blob::BlobKey;
 use cloud_sync::error::SyncResult;
 use cloud_sync::event::BatchSummary;
 use cloud_sync::queue::Delivery;
-use cloud_sync::state::{BatchOutcome, BatchPhase, BatchSpec, ChunkDone};
 
 use super::chunk::{ChunkState, StoredIn};
 use super::{ChunkError, Worker, WorkerStats};

@@ -20,9 +20,9 @@ use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use cloud_sync::batch_status::WorkStarts;
 use cloud_sync::event::BatchItem;
 use cloud_sync::queue::Delivery;
-use cloud_sync::state::WorkStarts;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::timeout;

@@ -24,10 +24,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cloud_sync::batch_status::BatchStatusStore;
 use cloud_sync::blob::BlobStore;
 use cloud_sync::capture::Capture;
 use cloud_sync::queue::{Delivery, JobQueue};
-use cloud_sync::state::StateStore;
 use futures_util::FutureExt;
 use gpu_kernels::DecodeLimits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -52,7 +52,7 @@ pub struct Worker {
     /// Where messages come from and results are published.
     pub queue: Arc<dyn JobQueue>,
     /// The progress of each batch.
-    pub state: Arc<dyn StateStore>,
+    pub state: Arc<dyn BatchStatusStore>,
     /// Records, marks and dead letters of batches.
     pub blob: Arc<dyn BlobStore>,
     /// Results of batches, in the same blob store.

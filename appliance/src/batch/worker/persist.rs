@@ -1,7 +1,7 @@
 //! The results of a chunk in the stores: found where an earlier delivery has written them, else written. First their object,
 //! which other deliveries find, then the count in the state store, which decides whose chunk it is.
 
-use cloud_sync::state::ChunkDone;
+use cloud_sync::batch_status::ChunkDone;
 
 use super::chunk::{ChunkState, StoredIn};
 use super::claim::Claimed;

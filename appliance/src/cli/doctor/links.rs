@@ -39,7 +39,7 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
         }
         let batches = config.batch.enabled && links.queue(config).0 == QueueChoice::Kafka;
         for step in kafka::check(&kafka.of, batches, TIMEOUT) {
-            checks.push(judged("kafka", &step.what, step.result));
+            checks.push(judged("kafka", &step.what, step.outcome));
         }
     }
     if let Some(redis) = &links.redis {
@@ -161,7 +161,7 @@ fn named(user: &str) -> &str {
 }
 
 fn add(checks: &mut Vec<Check>, link: &'static str, steps: Vec<CheckStep>) {
-    checks.extend(steps.into_iter().map(|step| judged(link, step.what, step.outcome)));
+    checks.extend(steps.into_iter().map(|step| judged(link, &step.what, step.outcome)));
 }
 
 fn judged(link: &'static str, what: &str, outcome: SyncResult<String>) -> Check {

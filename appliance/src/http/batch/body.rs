@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use cloud_sync::state::BatchPhase;
+use cloud_sync::batch_status::BatchPhase;
 
 use super::status_url;
 use crate::batch::{Accepted, BatchView, rfc3339_text};

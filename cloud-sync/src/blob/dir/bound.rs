@@ -1,4 +1,4 @@
-//! A bound on what a directory store holds: what it takes on the disk is counted, and what does not fit is refused.
+//! A limit on the contents of a directory store: their disk usage is counted, and what does not fit is refused.
 
 use std::error::Error;
 use std::io;
@@ -16,72 +16,72 @@ use crate::error::SyncError;
 
 /// Files take whole blocks.
 const BLOCK: u64 = 4096;
-/// A count older than this is taken again before something is refused: an operator may have removed files.
+/// An older count is repeated before an object is refused: files may have been removed by hand.
 const STALE: Duration = Duration::from_secs(30);
-/// Shown while nothing has been counted.
+/// Placeholder while nothing has been counted.
 const UNKNOWN: u64 = u64::MAX;
 
-/// How much a [`DirStore`](super::DirStore) may hold.
+/// Limits of a [`DirStore`](super::DirStore).
 #[derive(Debug, Clone, Copy)]
 pub struct Bound {
-    /// Bytes on the disk, at most.
+    /// Maximum bytes on the disk.
     pub max_bytes: u64,
     /// Bytes of the file system that are left to others. An object of full share may take half of them.
     pub min_free: u64,
-    /// The share of `max_bytes`, in percent, up to which an object of this key is put: where all of it is for the
-    /// objects by which room comes back, nothing else can keep them out.
+    /// The share of `max_bytes`, in percent, up to which an object of this key is put: objects with the full share,
+    /// by which space is freed, cannot be blocked by others.
     pub share: fn(&str) -> u64,
 }
 
-/// How full a bounded store is.
+/// Usage of a bounded store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// What its objects take on the disk.
+    /// Disk usage of its objects.
     pub bytes: u64,
-    /// The bound on that.
+    /// Its limit.
     pub max_bytes: u64,
-    /// What is free on the file system.
+    /// Free bytes of the file system.
     pub free: u64,
-    /// What of that is left to others.
+    /// Free bytes that are left to others.
     pub min_free: u64,
 }
 
 impl Room {
-    /// Whether more than this share of the bound is taken, in percent, or what is left to others is being used up.
+    /// Whether more than this share of the limit is used, in percent, or the bytes left to others are being used up.
     #[must_use]
     pub fn is_short(&self, percent: u64) -> bool {
         self.bytes > part(self.max_bytes, percent) || self.free < self.min_free
     }
 }
 
-/// Why an object was not put: the store is at its bound. It is at the root of the error.
+/// Why an object was not put: the store is at its limit. It is at the root of the error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{needed} bytes more do not fit: {} of at most {} bytes are taken, {} are free on the disk, of which {} are left to others",
+    "{needed} more bytes do not fit: {} of at most {} bytes are used, {} are free on the disk, of which {} are left to others",
     room.bytes, room.max_bytes, room.free, room.min_free
 )]
 pub struct StoreFull {
-    /// Bytes of the object on the disk.
+    /// Disk usage of the object.
     pub needed: u64,
-    /// How full the store is.
+    /// Usage of the store.
     pub room: Room,
 }
 
 impl StoreFull {
-    /// Whether, and how, `error` is about a store without room.
+    /// The `StoreFull` at the root of `error`, if any.
     #[must_use]
     pub fn of(error: &SyncError) -> Option<&Self> {
         error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
     }
 }
 
-/// What a store holds, against its bound.
+/// Usage of a store, against its limit.
 #[derive(Debug)]
 pub(super) struct Account {
     bound: Bound,
-    /// Locked while an object is put in its place or removed, so that a count misses none and none twice.
+    /// Locked while an object is placed or removed, so that a count sees each exactly once.
     held: Mutex<Held>,
-    /// The bytes held, for readers that must not wait for a count.
+    /// The bytes used, for readers that must not wait for a count.
     shown: AtomicU64,
 }
 
@@ -98,7 +98,7 @@ impl Account {
         Self { bound, held: Mutex::default(), shown: UNKNOWN.into() }
     }
 
-    /// Makes room for an object that is about to be written.
+    /// Reserves space for an object that is about to be written.
     pub(super) fn reserve(&self, tree: &Tree, key: &str, bytes: u64) -> io::Result<Reserved<'_>> {
         let needed = blocks(bytes);
         let share = (self.bound.share)(key).min(100);
@@ -131,7 +131,7 @@ impl Account {
         Ok(removed)
     }
 
-    /// How full it is, counted now if it never was or is to be counted again; that may take a while.
+    /// Usage, counted now if it never was or is to be counted again; that may take a while.
     pub(super) fn measure(&self, tree: &Tree, again: bool) -> io::Result<Room> {
         let mut held = self.counted(tree)?;
         if again && held.counted.is_none_or(|at| at.elapsed() > STALE) {
@@ -140,7 +140,7 @@ impl Account {
         self.room_of(tree, held.bytes)
     }
 
-    /// How full it is as far as that is known, at once.
+    /// Usage as far as it is known, without waiting.
     pub(super) fn room(&self, tree: &Tree) -> Option<Room> {
         let bytes = Some(self.shown.load(Ordering::Relaxed)).filter(|bytes| *bytes != UNKNOWN)?;
         self.room_of(tree, bytes).ok()
@@ -175,14 +175,14 @@ impl Account {
     }
 }
 
-/// Room for an object that is being written; given back when it is dropped.
+/// Space for an object that is being written; released when it is dropped.
 pub(super) struct Reserved<'a> {
     account: &'a Account,
     bytes: u64,
 }
 
 impl Reserved<'_> {
-    /// Puts the object in its place by `rename`, and counts it for what it replaces.
+    /// Places the object by `rename`, and counts it for what it replaces.
     pub(super) fn place(
         &mut self,
         folder: &OwnedFd,
@@ -217,7 +217,7 @@ pub(super) fn unlink(folder: &OwnedFd, name: &str) -> rustix::io::Result<bool> {
     }
 }
 
-/// What the file takes that has the name now; nothing if it is none.
+/// Disk usage of the file with this name; 0 if there is none.
 fn taken(folder: &OwnedFd, name: &str) -> u64 {
     let Ok(stat) = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) else { return 0 };
     match FileType::from_raw_mode(stat.st_mode) {

@@ -1,4 +1,4 @@
-//! Listings of a directory store: in the order of the keys' bytes a page at a time, and all of it in no order.
+//! Listings of a directory store: by page in the byte order of the keys, and complete in no order.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,12 +6,11 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, Stat, statat};
 use rustix::io::Errno;
 
-use super::names;
-use super::tree::{Tree, below};
+use super::tree::{self, Tree, below};
 use super::{length, modified};
 use crate::blob::{BlobInfo, BlobPage};
 
-/// Objects on a page, as S3 has it.
+/// Objects per page, as in S3.
 const PAGE: usize = 1000;
 
 /// The page after the key `after`.
@@ -31,11 +30,11 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Goes through a folder whose keys all begin with `base`.
+    /// Lists a folder whose keys all begin with `base`.
     fn folder(&mut self, folder: OwnedFd, base: &str) -> io::Result<()> {
         let mut found = entries(&folder, base)?;
         found.retain(|(key, _)| self.wanted(key));
-        // A folder sorts as what its keys have in common, slash included: that is the order of the keys.
+        // A folder sorts by the common prefix of its keys, including the slash: that is the order of the keys.
         found.sort_unstable();
         for (key, name) in found {
             if self.objects.len() > PAGE {
@@ -54,7 +53,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Whether the object, or something in the folder, of this key can be on the page.
+    /// Whether the object with this key, or something in the folder, can be on the page.
     fn wanted(&self, key: &str) -> bool {
         if key.ends_with('/') {
             (key.starts_with(self.prefix) || self.prefix.starts_with(key))
@@ -86,7 +85,7 @@ pub(super) fn each(tree: &Tree, prefix: &str, each: &mut impl FnMut(BlobInfo)) -
     Ok(())
 }
 
-/// What the store has made in a folder whose keys all begin with `base`: keys, which end in a slash for a folder, and
+/// The store's files in a folder whose keys all begin with `base`: keys, which end in a slash for a folder, and
 /// names.
 fn entries(folder: &OwnedFd, base: &str) -> io::Result<Vec<(String, String)>> {
     let mut found = Vec::new();
@@ -94,7 +93,7 @@ fn entries(folder: &OwnedFd, base: &str) -> io::Result<Vec<(String, String)>> {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else { continue };
         let kind = match entry.file_type() {
-            // Some file systems do not say.
+            // Some file systems do not report the type.
             FileType::Unknown => match stat(folder, name)? {
                 Some(stat) => FileType::from_raw_mode(stat.st_mode),
                 None => continue,
@@ -102,9 +101,9 @@ fn entries(folder: &OwnedFd, base: &str) -> io::Result<Vec<(String, String)>> {
             kind => kind,
         };
         let key = match kind {
-            FileType::RegularFile => names::part_of_file(name).map(|part| format!("{base}{part}")),
+            FileType::RegularFile => tree::part_of_file(name).map(|part| format!("{base}{part}")),
             FileType::Directory if name != "." && name != ".." => {
-                names::part_of_folder(name).map(|part| format!("{base}{part}/"))
+                tree::part_of_folder(name).map(|part| format!("{base}{part}/"))
             }
             _ => None,
         };
@@ -113,7 +112,7 @@ fn entries(folder: &OwnedFd, base: &str) -> io::Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// What is known of a file; `None` when it has gone meanwhile.
+/// Metadata of a file; `None` when it was removed meanwhile.
 fn stat(folder: &OwnedFd, name: &str) -> io::Result<Option<Stat>> {
     match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),

@@ -1,4 +1,4 @@
-//! Files that are being written: seen by nobody until they are whole and on disk, gone after a crash.
+//! Files that are being written: invisible until they are whole and on disk, removed after a crash.
 
 use std::fs::File;
 use std::io;
@@ -15,16 +15,16 @@ use super::tree::{Place, Tree, below};
 use crate::blob::PARTIAL;
 use crate::durable;
 
-/// The folder of partial files below the root. One place, so that leftovers are found at once in a store
-/// of a million objects; no key can lead into it, as no part of a key ends so.
+/// The folder of partial files below the root. A single one, so that leftovers are found at once in a store of a
+/// million objects; no key can lead into it, because no part of a key has this suffix.
 const FOLDER: &str = PARTIAL;
 
 const NOFOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
 
-/// How often a place is looked for again that others take away meanwhile.
-const TRIES: usize = 100;
+/// Maximum attempts for a folder that other processes remove meanwhile.
+const MAX_ATTEMPTS: usize = 100;
 
-/// A file that is being written. Dropped before [`Partial::finish`] it is removed.
+/// A file that is being written. If dropped before [`Partial::finish`] it is removed.
 ///
 /// It is locked as long as it lives: a lock ends with its process, so an unlocked file is a leftover.
 pub(super) struct Partial {
@@ -35,9 +35,9 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// A new empty file.
+    /// Creates an empty file.
     pub(super) fn create(tree: &Tree) -> io::Result<Self> {
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let root = tree.root()?;
             match mkdirat(&root, FOLDER, Mode::from_raw_mode(0o777)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -47,17 +47,17 @@ impl Partial {
             let name = format!("{}{PARTIAL}", Ulid::generate());
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let file = File::from(openat(&folder, name.as_str(), flags, Mode::from_raw_mode(0o666))?);
-            // Another process that opens the store may take the file for a leftover before it is locked.
+            // Another process that opens the store may remove the file as a leftover before it is locked.
             let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
             let partial = Self { folder, name, file, renamed: false };
             if locked && fstat(&partial.file)?.st_nlink > 0 {
                 return Ok(partial);
             }
         }
-        Err(io::Error::other("no file could be made that is not taken away at once"))
+        Err(io::Error::other("each new file was removed by another process"))
     }
 
-    /// Makes the file durable and puts it in its place, over what is there; counted where room was made for it.
+    /// Makes the file durable and places it, replacing any existing one; counted where space was reserved for it.
     pub(super) fn finish(
         mut self,
         tree: &Tree,
@@ -65,10 +65,10 @@ impl Partial {
         mut reserved: Option<Reserved<'_>>,
     ) -> io::Result<()> {
         durable::sync_file(&self.file)?;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let folder = match tree.make_folder(place) {
                 Ok(folder) => folder,
-                // Another process removed one of the folders, empty as they were, between two steps.
+                // Another process removed one of the folders, which was empty, between two steps.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
@@ -82,12 +82,12 @@ impl Partial {
                     self.renamed = true;
                     return durable::sync_open_dir(&folder);
                 }
-                // The same, and the file itself is still there.
+                // The same, and the file itself still exists.
                 Err(Errno::NOENT) if statat(&self.folder, self.name.as_str(), NOFOLLOW).is_ok() => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(io::Error::other("its folder was taken away again and again"))
+        Err(io::Error::other("its folder was repeatedly removed by another process"))
     }
 }
 
@@ -100,7 +100,7 @@ impl Drop for Partial {
     }
 }
 
-/// Removes what a crash has left. Returns how many files.
+/// Removes leftovers of a crash. Returns the number of files.
 pub(super) fn clean(tree: &Tree) -> io::Result<usize> {
     let folder = match below(&tree.root()?, FOLDER) {
         Ok(folder) => folder,
@@ -118,7 +118,7 @@ pub(super) fn clean(tree: &Tree) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Whether `name` is nobody's; removes it then.
+/// Whether `name` is a leftover; it is then removed.
 fn is_leftover(folder: impl AsFd, name: &str) -> io::Result<bool> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match openat(&folder, name, flags, Mode::empty()) {
@@ -127,7 +127,7 @@ fn is_leftover(folder: impl AsFd, name: &str) -> io::Result<bool> {
         Err(error) => return Err(error.into()),
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        // A file that has become an object between is not in this folder any more.
+        // A file that was placed meanwhile is not in this folder any more.
         Ok(()) => match unlinkat(&folder, name, AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),

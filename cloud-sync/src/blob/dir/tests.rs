@@ -1,4 +1,4 @@
-//! Power that fails at any moment takes no object that was put, and brings none back that was removed.
+//! A loss of power at any moment loses no object that was put, and restores none that was removed.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ fn key(key: &str) -> BlobKey {
     BlobKey::new(key).unwrap()
 }
 
-/// A key and what is under it from then on.
+/// A key and its content from then on.
 type Step = (&'static str, Option<Vec<u8>>);
 
 fn steps() -> Vec<Step> {
@@ -72,7 +72,7 @@ fn objects_outlive_a_loss_of_power_at_any_moment() {
             "{outcome:?} after {acknowledged}: {:?}",
             found.keys()
         );
-        // And it goes on.
+        // And it continues to work.
         runtime.block_on(store.put(&key("batches/1/files/2.jpg"), Bytes::from_static(b"x"), "")).unwrap();
     });
 }

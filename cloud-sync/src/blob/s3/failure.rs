@@ -1,11 +1,11 @@
-//! What an error of the S3 client means for a caller, and what a person can do about it.
+//! Classification of the S3 client's errors: transient or permanent, and the remedy.
 
 use std::error::Error;
 
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-use crate::error::{Link, SyncError};
+use crate::error::{Link, SyncError, with_sources};
 
 /// An error, and whether it is about the link as a whole: the credentials or the bucket, not this object.
 pub(super) struct Failure {
@@ -25,7 +25,7 @@ pub(super) fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E, HttpRespon
     let status = error.raw_response().map(|response| response.status().as_u16());
     match error.as_service_error().and_then(ProvideErrorMetadata::code) {
         Some("NoSuchKey" | "NotFound") => true,
-        // The answer to HEAD has no body, so there is no code.
+        // The response to HEAD has no body, so there is no code.
         None => status == Some(404),
         Some(_) => false,
     }
@@ -49,18 +49,18 @@ where
         };
         return refused(what, code, status).because(said);
     }
-    let chain = chain(&error);
+    let chain = with_sources(&error);
     let has = |text: &str| chain.contains(text);
     let transient = |what: String| (SyncError::transient(Link::S3, what), true);
     let permanent = |what: String, of_the_link| (SyncError::permanent(Link::S3, what), of_the_link);
     let (error, of_the_link) = match &error {
-        // So the credentials' chain says that no source of it has any, or that one is set up wrong.
+        // The chain of credential providers reports this way that none of them has any, or that one is misconfigured.
         _ if has("provider was not enabled") || has("not properly configured") => permanent(
             format!("{what} (no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"),
             true,
         ),
         SdkError::DispatchFailure(_) if has("certificate") => {
-            transient(format!("{what} (its certificate is not trusted: name the file of its authority)"))
+            transient(format!("{what} (its certificate is not trusted: set the file of its authority)"))
         }
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => {
             transient(what)
@@ -76,7 +76,7 @@ impl Failure {
     }
 }
 
-/// What the storage's own refusal means.
+/// Classifies the storage's own refusal.
 fn refused(what: String, code: &str, status: u16) -> Failure {
     let permanent = |remedy: &str| Failure {
         error: SyncError::permanent(Link::S3, format!("{what} ({remedy})")),
@@ -87,7 +87,7 @@ fn refused(what: String, code: &str, status: u16) -> Failure {
         Failure { error: SyncError::transient(Link::S3, what), of_the_link: true }
     };
     match code {
-        "NoSuchBucket" => permanent("there is no such bucket: make it, or correct the name"),
+        "NoSuchBucket" => permanent("there is no such bucket: create it, or correct the name"),
         "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => permanent(
             "access denied: give the key the rights to get and list there, in its own bucket also to put and delete",
         ),
@@ -110,28 +110,13 @@ fn refused(what: String, code: &str, status: u16) -> Failure {
     }
 }
 
-/// The texts of an error and its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_refusal_is_transient_or_permanent_by_its_code_and_says_what_to_do() {
-        // code, status, transient, of the link, remedy
+        // code, status, transient, link error, remedy
         for (code, status, transient, of_the_link, remedy) in [
             ("NoSuchBucket", 404, false, true, "make it"),
             ("AccessDenied", 403, false, true, "rights"),

@@ -1,4 +1,4 @@
-//! Where the object storage is, and the client made from that.
+//! Settings of the object storage, and the client built from them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,46 +15,55 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient, StalledStreamProtectionConfig,
 };
+use aws_sdk_s3::primitives::SdkBody;
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use reqwest::redirect::Policy;
+use reqwest::{Body, Client as HttpClient};
 
-use super::connector;
 use crate::blob::BlobKey;
 use crate::error::{Link, SyncError, SyncResult};
+use crate::tls;
 
-/// Longest prefix: what S3 allows for a key beyond [`crate::blob::MAX_KEY_BYTES`].
+/// Maximum length of a prefix: what S3 allows for a key beyond [`crate::blob::MAX_KEY_BYTES`].
 const MAX_PREFIX_BYTES: usize = 120;
 
-/// The object storage, and what a store has of it.
+/// Settings of the object storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Config {
     /// The bucket.
     pub bucket: String,
-    /// What comes before every key, with a slash between; may be empty.
+    /// Prefix of all keys, followed by a slash; may be empty.
     pub prefix: String,
-    /// URL of a storage that is not Amazon's. Otherwise `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL` count.
+    /// URL of a storage other than Amazon's. Default: `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL`.
     pub endpoint: Option<String>,
-    /// The region; otherwise as the environment and the profile say, else `us-east-1`.
+    /// The region. Default: from the environment or the profile, else `us-east-1`.
     pub region: Option<String>,
-    /// PEM file of what is trusted for the storage: authorities that may have signed its certificate, or the certificate
-    /// itself where it signed its own. The system's authorities when absent.
+    /// PEM file with the authorities that may have signed the storage's certificate, or with the certificate itself
+    /// where it is self-signed. The system's authorities when absent.
     pub ca_file: Option<PathBuf>,
-    /// A file of AWS's credentials format, of which the default profile is used. Otherwise the usual chain:
+    /// A file in AWS's credentials format, of which the default profile is used. Default: the usual chain of
     /// environment, profile, web identity, container, instance.
     pub credentials_file: Option<PathBuf>,
-    /// Whether the bucket is part of the path, not of the host name. Otherwise: when there is an endpoint.
+    /// Whether the bucket is part of the path, not of the host name. Default: if there is an endpoint.
     pub path_style: Option<bool>,
-    /// Longest wait for a connection.
+    /// Connection timeout.
     pub connect_timeout: Duration,
-    /// Longest wait for the answer to one attempt; a large body gets more by its length.
+    /// Timeout of the response to one attempt; a large body gets more according to its length.
     pub attempt_timeout: Duration,
-    /// Attempts of one call, at least 1.
+    /// Attempts per call, at least 1.
     pub attempts: u32,
 }
 
 impl S3Config {
-    /// A bucket with everything else as usual.
+    /// A bucket with default settings.
     #[must_use]
     pub fn new(bucket: impl Into<String>) -> Self {
         Self {
@@ -71,16 +80,16 @@ impl S3Config {
         }
     }
 
-    /// The prefix as it stands before keys: empty, or with a slash at its end.
+    /// The prefix of keys: empty, or ending with a slash.
     ///
     /// # Errors
-    /// When it is no beginning of a key.
+    /// When it is invalid.
     pub(super) fn key_prefix(&self) -> SyncResult<String> {
         let prefix = self.prefix.trim_matches('/');
         if prefix.is_empty() {
             return Ok(String::new());
         }
-        let refused = || SyncError::permanent(Link::S3, format!("the prefix {prefix:?} cannot be"));
+        let refused = || SyncError::permanent(Link::S3, format!("the prefix {prefix:?} is invalid"));
         if prefix.len() > MAX_PREFIX_BYTES {
             return Err(refused().because(format!("it may have {MAX_PREFIX_BYTES} bytes")));
         }
@@ -88,15 +97,15 @@ impl S3Config {
         Ok(format!("{prefix}/"))
     }
 
-    /// The client. It does not connect yet, nor look for credentials.
+    /// Builds the client. It does not connect yet, nor resolve credentials.
     ///
     /// # Errors
-    /// When a setting cannot be or a file cannot be read.
+    /// When a setting is invalid or a file cannot be read.
     pub(super) async fn client(&self) -> SyncResult<Client> {
         if let Some(endpoint) = &self.endpoint {
             let url = url::Url::parse(endpoint);
             if !url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
-                let what = format!("the endpoint {endpoint:?} is no http:// or https:// URL");
+                let what = format!("the endpoint {endpoint:?} is not an http:// or https:// URL");
                 return Err(SyncError::permanent(Link::S3, what));
             }
         }
@@ -118,11 +127,11 @@ impl S3Config {
             .region(region)
             .timeout_config(timeouts)
             .retry_config(retries)
-            // The servers that are not Amazon's often do not know the newer checksums, and over TLS and with
-            // a signed payload they add nothing. Nor are the answers to be hashed on a worker's busy cores.
+            // Other servers than Amazon's often do not support the newer checksums, and over TLS with a signed
+            // payload they add nothing. Nor should responses be hashed on a worker's busy cores.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            // Downloads have a bound of their own, see `download`.
+            // Downloads have their own limit, see `download`.
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled().upload_enabled(true).download_enabled(false).build(),
             );
@@ -134,7 +143,7 @@ impl S3Config {
             let files = EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build();
             let credentials = ProfileFileCredentialsProvider::builder()
                 .configure(&ProviderConfig::without_region().with_http_client(web));
-            // The profile is of that file, whatever the environment says of others.
+            // The profile of that file, whatever the environment says of others.
             let credentials = credentials.profile_files(files).profile_name("default");
             loader = loader.credentials_provider(credentials.build());
         }
@@ -143,8 +152,8 @@ impl S3Config {
         let path_style = self.path_style.unwrap_or_else(|| shared.endpoint_url().is_some() || of_env());
         let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
         if let Some(file) = &self.ca_file {
-            // For the storage only: the services that give out credentials are not behind it.
-            config = config.http_client(connector::trusting(file, self.connect_timeout)?);
+            // For the storage only: the services that provide credentials have other certificates.
+            config = config.http_client(trusting(file, self.connect_timeout)?);
         }
         Ok(Client::from_conf(config.build()))
     }
@@ -162,4 +171,69 @@ fn readable(file: &Path) -> SyncResult<()> {
         let what = format!("cannot read the credentials file {}", file.display());
         SyncError::permanent(Link::S3, what).because(error)
     })
+}
+
+/// An HTTP client that trusts the certificates of a PEM file and no others. The storage client's own accepts
+/// authorities, but no rule for self-signed server certificates (see [`crate::tls`]).
+///
+/// # Errors
+/// When the file can't be used.
+fn trusting(file: &Path, connect_timeout: Duration) -> SyncResult<SharedHttpClient> {
+    // A second installation is refused, which is fine: then there is a provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = HttpClient::builder()
+        .tls_backend_preconfigured(tls::client_config(Link::S3, file)?)
+        .connect_timeout(connect_timeout)
+        // The storage client follows redirects itself, because a request to another address is signed again.
+        .redirect(Policy::none())
+        .no_proxy()
+        .no_gzip()
+        .no_brotli()
+        .no_deflate()
+        .no_zstd()
+        .build()
+        .map_err(|error| SyncError::permanent(Link::S3, "cannot set up TLS").because(error))?;
+    let connector = SharedHttpConnector::new(Connector(client));
+    Ok(http_client_fn(move |_, _| connector.clone()))
+}
+
+#[derive(Debug)]
+struct Connector(HttpClient);
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = self.0.clone();
+        HttpConnectorFuture::new(async move {
+            let user = |error: BoxError| ConnectorError::user(error);
+            let request = request.try_into_http1x().map_err(|error| user(error.into()))?.map(Body::wrap);
+            let path = request.uri().path().to_owned();
+            let request = reqwest::Request::try_from(request).map_err(|error| user(error.into()))?;
+            if request.url().path() != path {
+                // A URL has no such parts, and a request for another path than the signed one is refused.
+                return Err(user("a key with a part '.' or '..' can't be had with a CA file".into()));
+            }
+            let response = client.execute(request).await.map_err(failed)?;
+            answer_of(response).map_err(|error| ConnectorError::other(error, None))
+        })
+    }
+}
+
+fn answer_of(response: reqwest::Response) -> Result<HttpResponse, BoxError> {
+    let (status, headers) = (response.status().as_u16().try_into()?, response.headers().clone());
+    let mut answer = HttpResponse::new(status, SdkBody::from_body_1_x(Body::from(response)));
+    for (name, value) in &headers {
+        let value = std::str::from_utf8(value.as_bytes())?.to_owned();
+        answer.headers_mut().try_append(name.as_str().to_owned(), value)?;
+    }
+    Ok(answer)
+}
+
+fn failed(error: reqwest::Error) -> ConnectorError {
+    let error = error.without_url();
+    if error.is_timeout() {
+        ConnectorError::timeout(error.into())
+    } else {
+        // Retried, like every failure before a response.
+        ConnectorError::io(error.into())
+    }
 }

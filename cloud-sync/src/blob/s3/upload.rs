@@ -1,4 +1,4 @@
-//! Objects on their way into S3: small ones in one request, large ones in parts.
+//! Uploads to S3: small objects in one request, large ones in parts.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,29 +22,29 @@ use super::failure::{Failure, classify};
 use crate::blob::open_source;
 use crate::error::{Link, SyncError};
 
-/// Objects of more bytes go in parts.
+/// Larger objects are uploaded in parts.
 const SINGLE: u64 = 16 << 20;
 
-/// Least bytes of a part.
-const PART: u64 = 8 << 20;
+/// Minimum bytes of a part.
+const MIN_PART_BYTES: u64 = 8 << 20;
 
-/// Most parts of an object, S3's own bound.
-const PARTS: u64 = 10_000;
+/// Maximum number of parts of an object, S3's own limit.
+const MAX_PARTS: u64 = 10_000;
 
-/// Parts under way at once: three fill a line that one leaves idle between, and bound the memory.
-const AT_ONCE: usize = 3;
+/// Concurrent parts: three saturate a link that one leaves partly idle, and they bound the memory.
+const MAX_CONCURRENT_PARTS: usize = 3;
 
-/// Before each of the attempts to end an upload that failed.
-const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
+/// Waits before the attempts to abort a failed upload.
+const ABORT_WAITS: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
 
-/// What is to become an object.
+/// Content of an object.
 pub(super) enum Source {
     Memory(Bytes),
     File(Arc<File>, u64),
 }
 
 impl Source {
-    /// The content of a file as it is now.
+    /// The current content of a file.
     pub(super) async fn open(path: &Path) -> Result<Self, SyncError> {
         let (file, length) = open_source(path).await?;
         Ok(Self::File(Arc::new(file), length))
@@ -57,7 +57,7 @@ impl Source {
         }
     }
 
-    /// The bytes from `from` on, `length` of them.
+    /// `length` bytes from `from` on.
     async fn part(&self, from: u64, length: u64) -> Result<Bytes, SyncError> {
         let failed = || SyncError::permanent(Link::Disk, "cannot read a part of the file to be uploaded");
         // Parts are within the content, which is in memory or of which only one part is.
@@ -79,7 +79,7 @@ impl Source {
     }
 }
 
-/// An object under way.
+/// An object being uploaded.
 pub(super) struct Upload<'a> {
     pub(super) store: &'a S3Store,
     pub(super) key: &'a str,
@@ -106,10 +106,10 @@ impl Upload<'_> {
         let S3Store { client, bucket, .. } = self.store;
         let mut begun = self.begin().await?;
         let id = begun.id.clone().unwrap_or_default();
-        let size = PART.max(length.div_ceil(PARTS));
+        let size = MIN_PART_BYTES.max(length.div_ceil(MAX_PARTS));
         let parts: Result<Vec<CompletedPart>, Failure> = stream::iter(0..length.div_ceil(size))
             .map(|n| self.part(source, &id, n, n * size, size.min(length - n * size)))
-            .buffered(AT_ONCE)
+            .buffered(MAX_CONCURRENT_PARTS)
             .try_collect()
             .await;
         let done = match parts {
@@ -117,7 +117,7 @@ impl Upload<'_> {
                 let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
                 let complete = client.complete_multipart_upload().bucket(bucket).key(self.key);
                 let complete = complete.upload_id(&id).multipart_upload(parts).customize();
-                // The storage puts the parts together before it answers.
+                // The storage assembles the parts before it responds.
                 let complete = complete.config_override(self.timeout(length).unwrap_or_default());
                 complete.send().await.map(drop).map_err(|error| classify(self.failed(), error))
             }
@@ -129,18 +129,18 @@ impl Upload<'_> {
         done
     }
 
-    /// Begins an upload in parts. It does so to the end even when the caller gives up: only who has the id
-    /// can end the upload.
-    async fn begin(&self) -> Result<Begun, Failure> {
+    /// Starts a multipart upload. The call completes even when the caller is cancelled: only the holder of the id can
+    /// abort the upload.
+    async fn begin(&self) -> Result<MultipartUpload, Failure> {
         let (store, key, failed) = (self.store.clone(), self.key.to_owned(), self.failed());
         let begin = self.store.client.create_multipart_upload().bucket(&self.store.bucket).key(self.key);
         let begin = begin.content_type(self.content_type);
         let task = tokio::spawn(async move {
             let begun = begin.send().await.map_err(|error| classify(failed.clone(), error))?;
             match begun.upload_id {
-                Some(id) => Ok(Begun { store, key, id: Some(id) }),
+                Some(id) => Ok(MultipartUpload { store, key, id: Some(id) }),
                 None => {
-                    let what = format!("{failed}: the storage began an upload without an id");
+                    let what = format!("{failed}: the storage started an upload without an id");
                     Err(SyncError::permanent(Link::S3, what).into())
                 }
             }
@@ -167,10 +167,10 @@ impl Upload<'_> {
         Ok(CompletedPart::builder().part_number(number).set_e_tag(part.e_tag).build())
     }
 
-    /// More time for a body of so many bytes; none for one that the usual time is enough for.
+    /// Additional time for a body of this size; none if the default timeout suffices.
     fn timeout(&self, bytes: u64) -> Option<Builder> {
-        const USUAL: u64 = 256 << 10;
-        (bytes > USUAL).then(|| {
+        const DEFAULT_BYTES: u64 = 256 << 10;
+        (bytes > DEFAULT_BYTES).then(|| {
             let timeouts = TimeoutConfig::builder()
                 .connect_timeout(self.store.connect_timeout)
                 .operation_attempt_timeout(self.store.attempt_timeout + time_for(bytes));
@@ -183,18 +183,18 @@ impl Upload<'_> {
     }
 }
 
-/// A multipart upload that has begun: the storage keeps (and bills) its parts until it is ended.
-struct Begun {
+/// A multipart upload in progress: the storage stores (and bills) its parts until it is completed or aborted.
+struct MultipartUpload {
     store: S3Store,
     key: String,
     id: Option<String>,
 }
 
-impl Begun {
-    /// Has the storage forget the parts. When that fails they are left to the bucket's lifecycle rule.
+impl MultipartUpload {
+    /// Aborts the upload. If that fails the parts are left to the bucket's lifecycle rule.
     async fn abort(store: &S3Store, key: &str, id: &str) {
-        // S3's own advice: a part that was under way may arrive after the end, so end it again.
-        for pause in PAUSES {
+        // As S3 advises: a part in flight may arrive after the abort, so abort again.
+        for pause in ABORT_WAITS {
             tokio::time::sleep(pause).await;
             let abort = store.client.abort_multipart_upload().bucket(&store.bucket).key(key).upload_id(id);
             let Err(error) = abort.send().await else { continue };
@@ -203,13 +203,16 @@ impl Begun {
             }
             let what = format!("cannot abort the upload of s3://{}/{key}", store.bucket);
             let error = classify(what, error).error;
-            tracing::warn!(error = error.in_full(), "parts of an object may be left in the storage");
+            tracing::warn!(
+                error = error.in_full(),
+                "cannot abort an upload; parts may remain in the storage"
+            );
         }
     }
 }
 
-impl Drop for Begun {
-    /// It has failed, or whoever waited for it has given up.
+impl Drop for MultipartUpload {
+    /// It has failed, or its caller was cancelled.
     fn drop(&mut self) {
         if let (Some(id), Ok(runtime)) = (self.id.take(), Handle::try_current()) {
             let (store, key) = (self.store.clone(), std::mem::take(&mut self.key));

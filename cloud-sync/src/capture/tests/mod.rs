@@ -1,4 +1,4 @@
-//! What capture promises, on a store that can be made to fail.
+//! Tests of capture on a store that can be made to fail.
 
 mod store;
 
@@ -37,8 +37,8 @@ fn photo(n: u32) -> Captured {
 
 fn config(dir: &Path, rule: CaptureRule) -> CaptureConfig {
     CaptureConfig {
-        first_wait: Duration::from_millis(20),
-        longest_wait: Duration::from_millis(100),
+        backoff_initial: Duration::from_millis(20),
+        backoff_max: Duration::from_millis(100),
         ..CaptureConfig::new(dir, rule, "box-1")
     }
 }
@@ -67,7 +67,7 @@ async fn until(capture: &Capture, what: impl Fn(&CaptureStats) -> bool) -> Captu
     }
 }
 
-/// An image is counted as sent before it leaves the spool, so that a test which looks there waits for this.
+/// An image is counted as sent before it is removed from the spool, so tests that look there wait for this.
 fn empty(stats: &CaptureStats) -> bool {
     (stats.spooled, stats.bytes) == (0, 0)
 }
@@ -119,7 +119,7 @@ async fn the_same_image_is_sent_once_in_this_run_and_the_next() {
     for _ in 0..5 {
         capture.offer(photo(1));
     }
-    // In the spool once, though it was offered five times while the storage was away.
+    // In the spool once, although it was offered five times while the storage was unavailable.
     until(&capture, |stats| stats.deduplicated == 4 && stats.spooled == 1).await;
     store.set_away(false);
     until(&capture, |stats| stats.sent == 1 && stats.spooled == 0).await;
@@ -133,7 +133,7 @@ async fn the_same_image_is_sent_once_in_this_run_and_the_next() {
     capture.offer(photo(2));
     let stats = until(&capture, |stats| stats.sent == 1).await;
     assert_eq!((stats.deduplicated, store.puts.lock().len()), (1, 4));
-    // What the memory has lost, the storage still knows.
+    // The storage still has what the memory has lost.
     capture.close(BOUND).await;
     fs::remove_file(dir.path().join("sent")).unwrap();
     let capture = open(dir.path(), &store);
@@ -146,7 +146,7 @@ async fn the_same_image_is_sent_once_in_this_run_and_the_next() {
 async fn a_storage_that_is_away_is_waited_for_and_the_spool_outlives_the_process() {
     let (dir, store, capture) = start();
     store.set_away(true);
-    // Offered at the pace at which a box answers: the writer keeps up.
+    // Offered at the rate of a box's responses: the writer keeps up.
     for n in 0..60 {
         capture.offer(photo(n));
     }
@@ -174,7 +174,7 @@ async fn the_spool_is_bounded_and_an_offer_never_waits() {
     for n in 0..1000 {
         capture.offer(photo(n));
     }
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < BOUND, "{:?}", start.elapsed());
     let stats = until(&capture, |stats| stats.spooled + stats.skipped == 1000).await;
     assert!(stats.spooled > 3 && stats.bytes < 20_000 + 5_000, "{stats:?}");
     store.set_away(false);
@@ -199,7 +199,7 @@ async fn a_refused_image_goes_to_the_dead_and_the_rest_goes_on() {
     assert!(sidecar["refused"].as_str().unwrap().contains("access denied"), "{sidecar}");
     assert_eq!(sidecar["request_id"], "request-3");
     until(&capture, empty).await;
-    // It is not taken again, only to be refused again.
+    // It is not captured again, only to be refused again.
     capture.offer(photo(3));
     assert_eq!(capture.stats().deduplicated, 1);
     capture.close(BOUND).await;
@@ -270,7 +270,7 @@ async fn a_directory_takes_them_as_well() {
 #[tokio::test]
 async fn rules_take_what_they_say() {
     let takes = |rule: CaptureRule, n: u32, confidence: f32| {
-        rule.takes(Digest::parse(&photo(n).digest).unwrap(), confidence)
+        rule.matches(Digest::parse(&photo(n).digest).unwrap(), confidence)
     };
     assert!(takes(CaptureRule::All, 1, 1.0));
     assert!(takes(CaptureRule::Below(0.6), 1, 0.599) && takes(CaptureRule::Below(0.6), 1, f32::NAN));

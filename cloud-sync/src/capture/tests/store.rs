@@ -1,4 +1,4 @@
-//! A store in memory that can be away or refuse, to see what the uploader makes of it.
+//! A store in memory that can be unavailable or refuse, to test the uploader.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;

@@ -58,7 +58,7 @@ impl Rig {
         Reader::open(&self.config.dir).unwrap().map(|event| event.unwrap().sequence).collect()
     }
 
-    /// Lets observed time pass. Two appends behind it: the second is served after retention has looked once.
+    /// Advances observed time. Two appends follow: the second is written after retention has run once.
     fn pass(&self, time: Duration) {
         let ms = u64::try_from(time.as_millis()).unwrap();
         self.clock.running_ms.fetch_add(ms, Ordering::AcqRel);
@@ -124,7 +124,7 @@ fn observed_time_adds_up_across_restarts_and_time_that_nobody_observed_does_not_
     }
     for _ in 0..5 {
         rig.pass(Duration::from_secs(600));
-        // The clock of a process starts anew, and the box was off for a year.
+        // The clock of a process starts over, and the box was off for a year.
         rig.outbox = None;
         rig.clock.running_ms.store(0, Ordering::Release);
         rig.clock.wall_ms.fetch_add(365 * DAY_MS, Ordering::AcqRel);
@@ -161,7 +161,7 @@ fn drop_oldest_says_what_it_deleted_until_the_consumer_has_caught_up() {
             rig.put();
         }
         if at_start {
-            // Young enough for the process that closes, which would delete them else; too old for the next.
+            // Young enough for the closing process, which would delete them otherwise; too old for the next.
             rig.clock.running_ms.fetch_add(1801 * 1000, Ordering::AcqRel);
             rig.config.max_age = Duration::from_secs(1800);
             rig.restart();
@@ -172,7 +172,7 @@ fn drop_oldest_says_what_it_deleted_until_the_consumer_has_caught_up() {
         rig.until(|outbox| outbox.stats().dropped_by_age > 0);
         let stats = rig.outbox().stats();
         let error = stats.error.unwrap();
-        assert!(error.contains("had not been sent") && error.contains("for their age"), "{error}");
+        assert!(error.contains("unsent events were deleted") && error.contains("for their age"), "{error}");
         assert!(stats.dropped_by_age <= 8, "at start: {at_start}");
         rig.outbox().commit(rig.outbox().last_sequence()).unwrap();
         assert_eq!(rig.outbox().stats().error, None);

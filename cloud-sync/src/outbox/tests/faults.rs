@@ -1,4 +1,4 @@
-//! A disk that fails where a test says so, and that can lose power.
+//! A disk that fails on request, and that can lose power.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -23,25 +23,25 @@ pub(in crate::outbox) enum Op<'a> {
     SyncDir,
 }
 
-/// What goes wrong at one operation.
+/// Fault of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::outbox) enum Fault {
-    /// No space. A write gets this many percent of its bytes down before it.
+    /// No space. A write first writes this percentage of its bytes.
     NoSpace { percent: u8 },
     /// An input/output error; a write as above.
     Broken { percent: u8 },
-    /// Only for a sync: it fails, and what it should have made durable has turned into what was there
-    /// before, zeros where nothing was.
+    /// Only for a sync: it fails, and what it should have made durable is replaced by the earlier contents, zeros
+    /// where nothing was.
     Lost,
 }
 
-/// What a loss of power leaves of that which was written and is not durable.
+/// What a loss of power leaves of unsynced writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::outbox) enum Survives {
-    /// So many percent, from the front; behind them is what was there before.
+    /// This percentage, from the front; after it the earlier contents.
     First(u64),
-    /// Any sectors, drawn with this seed. The others hold what was there before, or zeros where nothing
-    /// was. The length of the file is the old one or the new one.
+    /// Random sectors with this seed. The others have their earlier contents, or zeros where nothing was. The length
+    /// of the file is the old one or the new one.
     Scattered(u64),
 }
 
@@ -83,17 +83,17 @@ struct Known {
     operations: usize,
     script: BTreeMap<usize, Fault>,
     full: bool,
-    /// How long a file may become.
+    /// Maximum length of a file.
     longest: Option<u64>,
-    /// Writes that made a file longer.
+    /// Writes that extended a file.
     growths: usize,
-    /// What of each segment would certainly outlive a loss of power.
+    /// The contents of each segment that would certainly survive a loss of power.
     durable: BTreeMap<u64, Vec<u8>>,
     /// Created, and not yet durable as an entry of the directory.
     unlinked: HashSet<u64>,
 }
 
-/// Counts the operations, makes the scripted ones fail, and remembers what is durable.
+/// Counts the operations, makes the scripted ones fail, and records what is durable.
 #[derive(Debug, Default)]
 pub(in crate::outbox) struct Faults(Mutex<Known>);
 
@@ -103,7 +103,7 @@ impl Faults {
         Arc::new(Self(Mutex::new(known)))
     }
 
-    /// Makes the next operation that comes fail.
+    /// Makes the next operation fail.
     pub(super) fn fail_in(&self, operations: usize, fault: Fault) {
         let mut known = self.0.lock();
         let at = known.operations + operations;
@@ -115,7 +115,7 @@ impl Faults {
         self.0.lock().full = full;
     }
 
-    /// From now on there is no space for a file beyond so many bytes.
+    /// From now on there is no space for a file beyond this many bytes.
     pub(super) fn set_longest(&self, bytes: u64) {
         self.0.lock().longest = Some(bytes);
     }
@@ -150,7 +150,7 @@ impl Faults {
                 known.durable.insert(first, Vec::new());
             }
             Op::Sync { segment, path } => {
-                // Taken before the sync itself, on the only thread that writes.
+                // Recorded before the sync itself, on the only writing thread.
                 known.durable.insert(segment.first, fs::read(path)?);
             }
             Op::SyncDir => known.unlinked.clear(),
@@ -163,7 +163,7 @@ impl Faults {
         Ok(())
     }
 
-    /// Opening has forced everything that is there to the disk.
+    /// Opening has synced everything that is there.
     fn settle(&self, dir: &Path) {
         let mut known = self.0.lock();
         for first in segment::list(dir).unwrap() {
@@ -171,8 +171,8 @@ impl Faults {
         }
     }
 
-    /// Copies the outbox as it might look after a loss of power now. Segments whose creation is not durable
-    /// are gone.
+    /// Copies the outbox as it might look after a loss of power now. Segments whose creation is not durable are
+    /// missing.
     pub(super) fn lose_power(&self, from: &Path, to: &Path, survives: Survives) {
         let known = self.0.lock();
         for first in segment::list(from).unwrap() {
@@ -215,15 +215,15 @@ impl Fault {
     }
 }
 
-/// Offsets that the disk does not read, and how many reads of them fail yet. By file: a reader has no handle of its own.
+/// Unreadable offsets, and the number of reads of them that still fail. By file: a reader has its own handle.
 static UNREADABLE: LazyLock<Mutex<HashMap<PathBuf, (u64, u32)>>> = LazyLock::new(Mutex::default);
 
-/// The next `times` reads of `path` at or behind `from` fail.
+/// Makes the next `times` reads of `path` at or after `from` fail.
 pub(super) fn fail_reads(path: &Path, from: u64, times: u32) {
     UNREADABLE.lock().insert(path.to_owned(), (from, times));
 }
 
-/// How many of `count` bytes from `at` the disk reads: those in front of what it does not.
+/// How many of `count` bytes from `at` the disk reads: those before an unreadable offset.
 pub(in crate::outbox) fn readable(path: &Path, at: u64, count: usize) -> io::Result<usize> {
     match UNREADABLE.lock().get_mut(path) {
         Some((from, times)) if at + count as u64 > *from && *times > 0 => match from.checked_sub(at) {
@@ -237,7 +237,7 @@ pub(in crate::outbox) fn readable(path: &Path, at: u64, count: usize) -> io::Res
     }
 }
 
-/// Opens an outbox by a clock that the test moves.
+/// Opens an outbox with a clock that the test controls.
 pub(super) fn open_at(
     config: &OutboxConfig,
     manual: &Arc<Manual>,

@@ -1,10 +1,11 @@
-//! Torn tails and flipped bits, at every byte.
+//! Torn tails and flipped bits at every byte, and the highest sequences.
 
 use std::fs;
 use std::path::Path;
 
 use tempfile::tempdir;
 
+use crate::outbox::cursor::Cursor;
 use crate::outbox::{Durability, Outbox, OutboxConfig, OutboxError, Reader, Recovery, record, segment};
 
 fn config(dir: &Path) -> OutboxConfig {
@@ -55,11 +56,11 @@ fn a_tail_torn_at_any_byte_is_cut_and_the_rest_is_there() {
         assert_eq!(follower.by_ref().count() as u64, complete);
 
         let (outbox, found) = open(dir.path());
-        // Zeros may make up for what was cut of the header.
+        // Zeros may replace what was cut off the header.
         let whole_header = cut >= starts[0] || torn.starts_with(&whole[..starts[0]]);
         let end = if whole_header { starts[complete as usize] } else { 0 };
         let last = torn.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        // Of a header that is not whole every byte counts, and zeros behind the last byte never do.
+        // Every byte of a partial header counts, and zeros after the last byte never do.
         let lost = if whole_header { last.saturating_sub(end) } else { torn.len().min(starts[0]).max(last) };
         assert_eq!(found.events, complete, "cut at {cut}");
         assert_eq!(found.truncated_bytes, lost as u64, "cut at {cut}, {zeros} zeros");
@@ -185,7 +186,7 @@ fn a_directory_in_the_place_of_a_segment_is_damage_and_no_end() {
     fs::create_dir(segment::path(dir.path(), 1)).unwrap();
     fs::write(segment::path(dir.path(), 5), bytes(5, 2).0).unwrap();
     let (outbox, found) = open(dir.path());
-    // As many as may be in it count: none of their numbers may be given out again.
+    // The maximum counts: none of their sequences may be assigned again.
     assert_eq!((found.events, found.damaged.len()), (6, 2));
     assert_eq!(outbox.append(payload(7)).wait().unwrap(), 7);
     let mut reader = Reader::open(dir.path()).unwrap();
@@ -195,4 +196,21 @@ fn a_directory_in_the_place_of_a_segment_is_damage_and_no_end() {
     fs::remove_dir(segment::path(dir.path(), 1)).unwrap();
     let rest: Vec<u64> = reader.map(|event| event.unwrap().sequence).collect();
     assert_eq!(rest, [5, 6, 7]);
+}
+
+#[test]
+fn an_append_for_which_there_is_no_number_is_refused() {
+    let dir = tempdir().unwrap();
+    Cursor::load(dir.path()).unwrap().0.store(u64::MAX - 2).unwrap();
+    for appended in [1, 0] {
+        let outbox = Outbox::open(OutboxConfig::new(dir.path())).unwrap().0;
+        for _ in 0..appended {
+            assert_eq!(outbox.append(b"{}".to_vec()).wait().unwrap(), u64::MAX - 1);
+        }
+        for _ in 0..2 {
+            let error = outbox.append(b"{}".to_vec()).wait().unwrap_err();
+            assert!(matches!(error, OutboxError::Exhausted { .. }), "{error}");
+        }
+        outbox.close().unwrap();
+    }
 }

@@ -1,14 +1,10 @@
-//! Tests that need the inside of the outbox: the format, and disks that fail.
+//! Tests that need internals of the outbox: the format, and failing disks.
 
-mod ahead;
 mod clock_steps;
 mod failing_disk;
 pub(super) mod faults;
 mod format;
 mod loss;
-mod lost_writes;
 mod model;
-mod numbers;
 mod quota;
-mod reserve;
-mod unreadable;
+mod space;

@@ -1,5 +1,5 @@
-//! Whatever the disk does, and whenever power is lost: what was acknowledged is there, in order, once. Only what the
-//! consumer has committed may go, when the disk is full.
+//! Whatever the disk does, and whenever power is lost: what was acknowledged is there, in order, once. Only committed
+//! events may be deleted, when the disk is full.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use crate::outbox::{Outbox, OutboxConfig, Reader, WhenFull};
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Appends of these sizes, all on their way before the first is waited for.
+    /// Appends of these sizes, all in flight before the first is awaited.
     Append(Vec<usize>),
-    /// The disk operation that is so many operations away fails.
+    /// The disk operation after this many further ones fails.
     Fail(usize, Fault),
     Commit,
     Reopen,
@@ -46,11 +46,11 @@ struct World {
     dir: TempDir,
     faults: Arc<Faults>,
     outbox: Option<Outbox>,
-    /// Reads along from the start and never reopens, as `tail -f` would.
+    /// Follows from the start and never reopens, like `tail -f`.
     follower: Reader,
     followed: BTreeMap<u64, Vec<u8>>,
     acknowledged: BTreeMap<u64, Vec<u8>>,
-    /// Up to here the consumer has it all.
+    /// Sequence up to which the consumer has committed.
     committed: u64,
     submitted: HashSet<Vec<u8>>,
 }
@@ -149,8 +149,8 @@ impl World {
 }
 
 fn config(dir: &TempDir) -> OutboxConfig {
-    // Small segments, so that most groups meet a rotation; a bound that is never reached.
-    // And nothing may be dropped for space that is not committed: what is missing was lost.
+    // Small segments, so that most groups meet a rotation; a limit that is never reached. No uncommitted event may be
+    // deleted for space: what is missing was lost.
     OutboxConfig {
         max_bytes: 16 << 20,
         segment_bytes: 4096,
@@ -170,7 +170,7 @@ fn read_into(reader: &mut Reader, events: &mut BTreeMap<u64, Vec<u8>>) {
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 96,
-        // Milliseconds: each case waits for many an fsync.
+        // Milliseconds: each case waits for many fsyncs.
         max_shrink_time: 30_000,
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -1,4 +1,4 @@
-//! Bulk events keep to their share of the outbox, and no other event goes for one.
+//! Bulk events keep to their share of the outbox, and never cause the deletion of another event.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ fn other(outbox: &Outbox) -> Result<u64, OutboxError> {
     outbox.append(vec![b'o'; PAYLOAD]).wait()
 }
 
-/// Appends bulk events until there is no room, and returns how many.
+/// Appends bulk events until there is no space, and returns how many.
 fn flood(outbox: &Outbox) -> u64 {
     for count in 0.. {
         match bulk(outbox) {
@@ -43,7 +43,7 @@ fn flood(outbox: &Outbox) -> u64 {
     unreachable!()
 }
 
-/// How many events are there of those whose payload begins with `kind`.
+/// Number of events whose payload begins with `kind`.
 fn count(dir: &Path, kind: u8) -> u64 {
     Reader::open(dir).unwrap().filter(|event| event.as_ref().unwrap().payload[0] == kind).count() as u64
 }
@@ -61,7 +61,7 @@ fn a_flood_of_bulk_events_leaves_the_rest_of_the_outbox_to_others_also_after_a_r
         let used = outbox.stats().bulk_bytes;
         assert_eq!(used, flooded * 1024);
 
-        // Not closed in good order: the numbers come from the segments alone.
+        // Not closed cleanly: the counts come from the segments alone.
         let copy = tempdir().unwrap();
         for entry in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
             std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
@@ -76,7 +76,7 @@ fn a_flood_of_bulk_events_leaves_the_rest_of_the_outbox_to_others_also_after_a_r
         assert_eq!((count(copy.path(), b'o'), count(copy.path(), b'b')), (350, flooded));
         assert_eq!((outbox.stats().dropped_by_size, outbox.stats().error), (0, None));
 
-        // What was sent makes room, in part and as a whole.
+        // Sent events free space, in part and as a whole.
         outbox.commit(100 + flooded / 2).unwrap();
         let more = flood(&outbox);
         assert!((flooded / 2 - 4..=flooded / 2).contains(&more), "{more} of {flooded}");
@@ -100,12 +100,12 @@ fn others_that_fill_the_outbox_are_not_deleted_for_bulk_events() {
         }
         let error = bulk(&outbox).unwrap_err();
         assert!(matches!(error, OutboxError::Bound { .. }), "{error}");
-        // Room that was given is kept free.
+        // Reserved space is kept free.
         for _ in 0..4 {
             outbox.append_bulk(vec![b'b'; PAYLOAD], &mut room).wait().unwrap();
         }
         assert_eq!((count(dir.path(), b'o'), outbox.stats().dropped_by_size), (filled, 0));
-        // And others go on as their policy says.
+        // Other events follow their policy.
         let next = (0..100).map(|_| other(&outbox)).find(Result::is_err);
         assert_eq!(next.is_none(), when_full == WhenFull::DropOldest);
     }
@@ -144,7 +144,7 @@ fn room_that_is_not_used_is_given_back_and_too_much_at_once_has_all_there_is() {
     let error = bulk(&outbox).unwrap_err();
     assert!(error.is_full() && error.to_string().contains("of 524250 bytes"), "{error}");
     outbox.append_bulk(vec![b'b'; PAYLOAD], &mut all).wait().unwrap();
-    // What is begun has room for its rest, however much there is.
+    // A started job has space for its rest, however large it is.
     drop(outbox.bulk_room_for_rest([PAYLOAD; 3]));
     drop(all);
     assert_eq!(outbox.stats().bulk_bytes, 1024);
@@ -197,7 +197,7 @@ fn who_waits_for_room_comes_before_those_who_come_later() {
     let mut ticket = None;
     let large = |ticket: &mut _| outbox.bulk_room([PAYLOAD; 400], ticket);
     assert!(large(&mut ticket).is_err() && ticket.is_some());
-    // Room for a few, which the one with the ticket is to have.
+    // Space for a few, reserved for the ticket.
     outbox.commit(200).unwrap();
     assert!(large(&mut ticket).is_err());
     let error = bulk(&outbox).unwrap_err();
@@ -206,7 +206,7 @@ fn who_waits_for_room_comes_before_those_who_come_later() {
     drop(large(&mut ticket).unwrap());
     assert!(ticket.is_none());
     bulk(&outbox).unwrap();
-    // Who gives up leaves the line.
+    // A dropped ticket leaves the queue.
     assert!(outbox.bulk_room([PAYLOAD; 510], &mut ticket).is_err());
     assert!(bulk(&outbox).is_err());
     drop(ticket);

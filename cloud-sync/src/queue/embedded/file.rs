@@ -1,6 +1,7 @@
-//! The jobs on disk: the tables of `queue.redb` and every transaction on them. All of it blocks.
+//! The jobs on disk: the tables of `queue.redb` and every transaction on them. All calls block.
 
 use std::collections::HashSet;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,36 +10,36 @@ use redb::{Durability, ReadableTable, ReadableTableMetadata, TableDefinition, Wr
 use tokio::sync::mpsc;
 use ulid::Ulid;
 
-use super::full::{self, QueueFull};
 use super::order;
 use crate::database::{Database, Stop};
 use crate::error::{Link, SyncError, SyncResult};
+use crate::event::unix_ms;
 use crate::queue::fair::Flow;
 
-/// Sequence -> when it was submitted (milliseconds since 1970), and the payload.
+/// Sequence -> time of submission (milliseconds since 1970), and the payload.
 pub(super) const JOBS: TableDefinition<'_, u64, (u64, &[u8])> = TableDefinition::new("jobs");
 /// Sequence of a job whose results are being published -> last sequence of the outbox before any of them.
 const MARKS: TableDefinition<'_, u64, u64> = TableDefinition::new("marks");
-/// Sequence of a job whose results are being published -> ids of those that were before its mark, as a JSON array.
+/// Sequence of a job whose results are being published -> ids of those published before its mark, as a JSON array.
 const PUBLISHED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("published");
-/// The rest, each under its name.
+/// Other values by name.
 const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
 
 const FORMAT: &str = "format";
 const FORMAT_VERSION: u128 = 1;
-/// Random and made once, so that a job of a queue that was deleted is never taken for one of this queue.
+/// Random and created once, so that a job of a deleted queue is never mistaken for one of this queue.
 const IDENTITY: &str = "identity";
-/// Sequence of the next job. None is used twice, however often the queue runs empty.
+/// Sequence of the next job. None is reused, even when the queue becomes empty.
 const NEXT: &str = "next";
 /// Bytes of all payloads.
 const BYTES: &str = "bytes";
 
-/// What a submission sends to the thread that writes it.
+/// What a submission sends to the writing thread.
 #[derive(Debug)]
 pub(super) enum Draft {
     /// More jobs.
     Jobs(Vec<DraftJob>),
-    /// That was all: commit. Without it the submission was given up.
+    /// The end of the submission: commit. Without it the submission was aborted.
     End,
 }
 
@@ -49,7 +50,7 @@ pub(super) struct DraftJob {
     pub(super) payload: Bytes,
 }
 
-/// A job as it was read.
+/// A job read from the file.
 #[derive(Debug)]
 pub(super) struct StoredJob {
     pub(super) sequence: u64,
@@ -59,14 +60,14 @@ pub(super) struct StoredJob {
     pub(super) payload: Bytes,
 }
 
-/// From where in the outbox results of a job may be.
+/// Where in the outbox results of a job may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// None has been published: the mark was set just now.
+    /// Nowhere: the mark was set just now.
     Fresh,
-    /// Behind this sequence, for the mark is of an earlier try.
+    /// After this sequence: the mark is of an earlier attempt.
     Behind(u64),
-    /// All of them: the job is out of the file, by a try whose end was not told.
+    /// All results are published: the job was removed by an attempt whose end was not reported.
     Done,
 }
 
@@ -80,8 +81,8 @@ pub(super) struct JobFile {
 }
 
 impl JobFile {
-    /// Opens the file and returns it with the number of its jobs and the turn before that of the first. One that is
-    /// damaged is set aside first.
+    /// Opens the file and returns it with the number of its jobs and the turn before that of the first. A damaged one
+    /// is quarantined first.
     pub(super) fn open(path: PathBuf, max_bytes: u64) -> SyncResult<(Self, u64, u64)> {
         let (database, quarantined) = Database::open_or_quarantine(path)?;
         let (identity, jobs, turn) = database.write(Durability::Immediate, |txn| {
@@ -103,7 +104,7 @@ impl JobFile {
         Ok((Self { database, identity, max_bytes, quarantined }, jobs, turn))
     }
 
-    /// Where the damaged file is that this one has replaced.
+    /// The damaged file that this one has replaced.
     pub(super) fn quarantined(&self) -> Option<&Path> {
         self.quarantined.as_deref()
     }
@@ -118,16 +119,14 @@ impl JobFile {
         self.database.write(Durability::Immediate, order::forget).unwrap();
     }
 
-    /// The name of a job for the world.
+    /// The position of a job, as callers see it.
     pub(super) fn position(&self, sequence: u64) -> String {
         format!("queue-{}-{sequence}", self.identity)
     }
 
-    /// Takes all that `drafts` brings, or nothing, and returns how many jobs that was; `turn` is the one that is being
-    /// served.
+    /// Adds all of `drafts`, or nothing, and returns their number; `turn` is the current one.
     pub(super) fn submit(&self, mut drafts: mpsc::Receiver<Draft>, turn: u64) -> SyncResult<u64> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let now = unix_ms(SystemTime::now());
         self.database.write(Durability::Immediate, |txn| {
             let mut meta = txn.open_table(META)?;
             let mut jobs = txn.open_table(JOBS)?;
@@ -140,7 +139,8 @@ impl JobFile {
                     Some(Draft::Jobs(drafts)) => {
                         for DraftJob { flow, payload } in drafts {
                             bytes += payload.len() as u64;
-                            // One that does not fit is read on, unwritten: whether it ever can is to be said.
+                            // A submission that does not fit is read to its end, unwritten, to find out whether it
+                            // can ever fit.
                             if bytes <= self.max_bytes {
                                 jobs.insert(next, (now, &payload[..]))?;
                                 order.add(next, flow)?;
@@ -156,7 +156,7 @@ impl JobFile {
                     }
                     Some(Draft::End) => break,
                     None => {
-                        let text = "the submission was given up before its end";
+                        let text = "the submission was aborted";
                         return Err(SyncError::transient(Link::Disk, text).into());
                     }
                 }
@@ -169,10 +169,10 @@ impl JobFile {
 
     fn full(&self, waiting: u64, bytes: u64) -> SyncError {
         let full = QueueFull { waiting, needed: bytes - waiting, max_bytes: self.max_bytes };
-        full::error(self.database.path(), full)
+        full_error(self.database.path(), full)
     }
 
-    /// The first job in the order in which they go out that `take` takes, by its sequence and batch.
+    /// The first job in the order of delivery that `take` accepts, by its sequence and batch.
     pub(super) fn first(&self, take: impl Fn(u64, Option<Flow>) -> bool) -> SyncResult<Option<StoredJob>> {
         self.database.read(|txn| {
             let Some((turn, sequence, flow)) = order::first(txn, take)? else { return Ok(None) };
@@ -188,7 +188,7 @@ impl JobFile {
         })
     }
 
-    /// The mark of a job, if an earlier try has set it.
+    /// The mark of a job, if an earlier attempt has set it.
     pub(super) fn marked(&self, sequence: u64) -> SyncResult<Option<Mark>> {
         self.database.read(|txn| {
             if txn.open_table(JOBS)?.get(sequence)?.is_none() {
@@ -198,7 +198,7 @@ impl JobFile {
         })
     }
 
-    /// Notes that from now on results of a job may be in the outbox, behind `last`.
+    /// Records that from now on results of a job may be in the outbox, after `last`.
     pub(super) fn mark(&self, sequence: u64, last: u64) -> SyncResult<Mark> {
         self.database.write(Durability::Immediate, |txn| {
             txn.open_table(MARKS)?.insert(sequence, last)?;
@@ -206,10 +206,10 @@ impl JobFile {
         })
     }
 
-    /// Notes that these results of a job were published, and all others not before `last` of the outbox.
+    /// Records that these results of a job were published, and all others not before `last` of the outbox.
     pub(super) fn note_published(&self, sequence: u64, last: u64, ids: &HashSet<String>) -> SyncResult<()> {
         let ids = serde_json::to_vec(ids)
-            .map_err(|error| SyncError::permanent(Link::Disk, "cannot note results").because(error))?;
+            .map_err(|error| SyncError::permanent(Link::Disk, "cannot record results").because(error))?;
         self.database.write(Durability::Immediate, |txn| {
             txn.open_table(MARKS)?.insert(sequence, last)?;
             txn.open_table(PUBLISHED)?.insert(sequence, &ids[..])?;
@@ -217,23 +217,23 @@ impl JobFile {
         })
     }
 
-    /// The ids of results of a job that were noted as published.
+    /// The recorded ids of published results of a job.
     pub(super) fn published(&self, sequence: u64) -> SyncResult<HashSet<String>> {
         self.database.read(|txn| {
             let Some(ids) = txn.open_table(PUBLISHED)?.get(sequence)? else { return Ok(HashSet::new()) };
             serde_json::from_slice(ids.value()).map_err(|error| {
-                let text = format!("the results noted for job {sequence} cannot be read");
+                let text = format!("the results recorded for job {sequence} cannot be read");
                 SyncError::permanent(Link::Disk, text).because(error).into()
             })
         })
     }
 
-    /// Takes a job out.
+    /// Removes a job.
     pub(super) fn remove(&self, sequence: u64) -> SyncResult<()> {
         self.database.write(Durability::Immediate, |txn| remove(txn, sequence))
     }
 
-    /// Lets go of the file.
+    /// Closes the file.
     pub(super) fn close(&self) {
         self.database.close();
     }
@@ -251,4 +251,35 @@ fn remove(txn: &WriteTransaction, sequence: u64) -> Result<(), Stop> {
         meta.insert(BYTES, bytes.saturating_sub(length as u128))?;
     }
     Ok(())
+}
+
+/// Why a submission was refused: the queue is full. It is the source of the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{waiting} bytes are queued, {needed} more exceed the limit of {max_bytes}")]
+pub struct QueueFull {
+    /// Bytes of the jobs in the queue.
+    pub waiting: u64,
+    /// Bytes of the submission; for one that does not fit into an empty queue, as far as it was read.
+    pub needed: u64,
+    /// The limit.
+    pub max_bytes: u64,
+}
+
+impl QueueFull {
+    /// The `QueueFull` that is the source of `error`, if any.
+    #[must_use]
+    pub fn of(error: &SyncError) -> Option<&Self> {
+        error.source().and_then(<dyn Error>::downcast_ref)
+    }
+}
+
+/// Transient, unless the submission does not fit into an empty queue either.
+fn full_error(path: &Path, bound: QueueFull) -> SyncError {
+    let path = path.display();
+    if bound.needed > bound.max_bytes {
+        SyncError::permanent(Link::Disk, format!("the submission is too large for the queue in {path}"))
+    } else {
+        SyncError::transient(Link::Disk, format!("the queue in {path} is full"))
+    }
+    .because(bound)
 }

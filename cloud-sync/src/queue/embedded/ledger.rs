@@ -1,4 +1,4 @@
-//! Which jobs are out for work: in memory only, for after a crash none is.
+//! Which jobs are in progress: in memory only, because after a crash none is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,28 +9,28 @@ use super::publish::Progress;
 use crate::queue::QueueStats;
 use crate::queue::fair::{Flow, may_go_out};
 
-/// Which job is to be looked for.
+/// Which job to search for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// None: none waits that may go out.
+    /// None: no waiting job may be delivered.
     Nowhere,
-    /// None, for good.
+    /// None: the queue is closed.
     Closed,
-    /// The first that this takes.
-    Look(Places),
+    /// The first that this accepts.
+    Search(Places),
 }
 
-/// What was out at a moment.
+/// The jobs in progress at one time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Places {
     inflight: usize,
     out: HashMap<u64, Option<Flow>>,
-    /// Names the moment.
+    /// Identifies the time.
     change: u64,
 }
 
 impl Places {
-    /// Whether a job may go out.
+    /// Whether a job may be delivered.
     pub(super) fn take(&self, sequence: u64, flow: Option<Flow>) -> bool {
         let mine = || self.out.values().filter(|out| **out == flow).count();
         let mine = flow.map_or(0, |_| mine());
@@ -38,29 +38,29 @@ impl Places {
     }
 }
 
-/// A job that is out.
+/// A job in progress.
 #[derive(Debug, Default)]
 struct Out {
     flow: Option<Flow>,
-    /// Held by whoever settles it: a second settlement waits for the first.
+    /// Locked while it is settled: a second settlement waits for the first.
     turn: Arc<Mutex<Progress>>,
-    /// Settlements under way.
+    /// Settlements in progress.
     settling: u32,
-    /// Given back while one was under way, for the caller of `settle` may give up waiting for it.
-    given_back: bool,
+    /// Released during a settlement, because the caller of `settle` may stop waiting for it.
+    released: bool,
 }
 
-/// What is out.
+/// The jobs in progress.
 #[derive(Debug)]
 pub(super) struct Ledger {
     inflight: usize,
     /// Jobs in the file.
     jobs: u64,
-    /// The latest turn that a job has had which went out.
+    /// The latest turn of a delivered job.
     turn: u64,
-    /// Counts changes, so that what was found before one is not taken for what would be found after it.
+    /// Counts changes, so that a result found before a change is not used after it.
     change: u64,
-    /// The change since which it is known that no job may go out.
+    /// The change since which it is known that no job may be delivered.
     none_since: Option<u64>,
     out: HashMap<u64, Out>,
     closed: bool,
@@ -71,7 +71,7 @@ impl Ledger {
         Self { inflight, jobs, turn, change: 0, none_since: None, out: HashMap::new(), closed: false }
     }
 
-    /// The turn that is being served.
+    /// The current turn.
     pub(super) fn turn(&self) -> u64 {
         self.turn
     }
@@ -100,10 +100,10 @@ impl Ledger {
             return Next::Nowhere;
         }
         let out = self.out.iter().map(|(sequence, out)| (*sequence, out.flow)).collect();
-        Next::Look(Places { inflight: self.inflight, out, change: self.change })
+        Next::Search(Places { inflight: self.inflight, out, change: self.change })
     }
 
-    /// Notes that no job was found that `places` takes. False when there may be one since.
+    /// Records that no job was found that `places` accepts. False when there may be one since.
     pub(super) fn found_none(&mut self, places: &Places) -> bool {
         let is_now = places.change == self.change;
         if is_now {
@@ -112,7 +112,7 @@ impl Ledger {
         is_now
     }
 
-    /// Takes a job that was found for `places`, unless something has changed since.
+    /// Delivers a job that was found for `places`, unless something has changed since.
     pub(super) fn take(&mut self, places: &Places, sequence: u64, flow: Option<Flow>, turn: u64) -> bool {
         if self.closed || places.change != self.change {
             return false;
@@ -123,17 +123,17 @@ impl Ledger {
         true
     }
 
-    pub(super) fn give_back(&mut self, sequence: u64) {
+    pub(super) fn release(&mut self, sequence: u64) {
         let Some(out) = self.out.get_mut(&sequence) else { return };
         if out.settling > 0 {
-            out.given_back = true;
+            out.released = true;
         } else {
             self.out.remove(&sequence);
             self.change += 1;
         }
     }
 
-    /// Begins to settle a job, if it is out: the caller waits for its turn.
+    /// Starts to settle a job, if it is in progress: the caller locks its turn.
     pub(super) fn begin(&mut self, sequence: u64) -> Option<Arc<Mutex<Progress>>> {
         let out = self.out.get_mut(&sequence).filter(|_| !self.closed)?;
         out.settling += 1;
@@ -144,7 +144,7 @@ impl Ledger {
         self.out.contains_key(&sequence)
     }
 
-    /// Ends what [`Self::begin`] began; `done` when the job is out of the file.
+    /// Ends what [`Self::begin`] started; `done` when the job is removed from the file.
     pub(super) fn end(&mut self, sequence: u64, done: bool) {
         let Some(out) = self.out.get_mut(&sequence) else { return };
         out.settling = out.settling.saturating_sub(1);
@@ -152,12 +152,12 @@ impl Ledger {
         if done {
             self.out.remove(&sequence);
             self.jobs = self.jobs.saturating_sub(1);
-        } else if out.settling == 0 && out.given_back {
+        } else if out.settling == 0 && out.released {
             self.out.remove(&sequence);
         }
     }
 
-    /// From now on nothing goes out and nothing is settled.
+    /// From now on nothing is delivered and nothing is settled.
     pub(super) fn close(&mut self) {
         self.closed = true;
     }

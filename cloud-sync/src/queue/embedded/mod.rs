@@ -2,33 +2,32 @@
 //!
 //! # How a job is published exactly once
 //!
-//! The job and the outbox are two files, so no write changes both. A settlement is three steps, each durable
-//! before the next:
+//! The job and the outbox are two files, so no write changes both. A settlement has three steps, each durable before
+//! the next:
 //!
-//! 1. The job is marked with the last sequence of the outbox: from here on results of it may be behind that.
+//! 1. The job is marked with the last sequence of the outbox: from now on its results may be after that.
 //! 2. The results are appended to the outbox.
 //! 3. The job is removed, with its mark.
 //!
-//! A crash before 1 leaves a job like any other. After it the job comes again, with its mark: its settlement
-//! then looks in the outbox behind the marked sequence for the ids of its results (the field `id` of an
-//! event), and appends only those that are missing. So results must have the same ids whenever the same work
-//! is done again. What the outbox has dropped since (its bound, its age, a full disk) is not found and published again:
-//! for that a box has to be off, between two steps that take milliseconds, for longer than events are kept.
+//! A crash before 1 leaves a job like any other. After it the job is redelivered, with its mark: its settlement then
+//! searches the outbox after the marked sequence for the ids of its results (the field `id` of an event), and appends
+//! only the missing ones. So results must have the same ids whenever the same work is repeated. Results that the
+//! outbox has deleted since (its limit, their age, a full disk) are not found and published again: for that a box has
+//! to be off, between two steps that take milliseconds, for longer than events are retained.
 //!
-//! The outbox bounds what it holds of results that are still to be sent. A settlement that finds no room for all of its
-//! results fails before its first step; it is to be tried again when some were sent. One with more results than there can
-//! ever be room for is published in parts, as the parts before are sent. After each part the ids of what was published are
-//! noted beside the mark, for what was sent may be deleted before the settlement is through.
+//! The outbox limits the unsent results that it holds. A settlement that finds no space for all of its results fails
+//! before its first step; it is to be retried when some were sent. One with more results than can ever fit is
+//! published in parts, as the parts before are sent. After each part the ids of the published results are recorded
+//! beside the mark, because what was sent may be deleted before the settlement ends.
 //!
-//! The same holds for a settlement that failed, for the disk was full, and is tried again.
+//! The same holds for a settlement that failed because the disk was full, and is retried.
 //!
 //! # Map
 //!
-//! `file` the tables and their transactions, `order` those of the order in which jobs go out; `ledger` what is out;
-//! `publish` the second step; `full` the bound.
+//! `file` the tables and their transactions, and the limit; `order` the tables of the order of delivery; `ledger` the
+//! jobs in progress; `publish` the second step.
 
 mod file;
-mod full;
 mod ledger;
 mod order;
 mod publish;
@@ -43,7 +42,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::warn;
 
-pub use full::QueueFull;
+pub use file::QueueFull;
 
 use super::fair::Flow;
 use super::{Delivery, JobQueue, NewJob, QueueStats, Receipt, ResultRecord, Settled};
@@ -54,33 +53,33 @@ use ledger::{Ledger, Next};
 use publish::Progress;
 
 const FILE: &str = "queue.redb";
-/// Jobs of a submission go to the thread that writes them in parts of so many, or of so many bytes.
+/// Maximum jobs and bytes of the parts in which a submission is passed to the writing thread.
 const PART_JOBS: usize = 256;
 const PART_BYTES: usize = 1 << 20;
-/// How long a settlement waits by itself for room in the outbox, and how often it looks.
-const ROOM: Duration = Duration::from_secs(5);
+/// How long a settlement waits for space in the outbox, and how often it polls.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 const ROOM_PAUSE: Duration = Duration::from_millis(200);
-/// Longest that a close waits for settlements under way.
-const CLOSE: Duration = Duration::from_secs(10);
+/// Maximum time that a close waits for settlements in progress.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How an [`EmbeddedQueue`] is kept.
+/// Settings of an [`EmbeddedQueue`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddedQueueConfig {
-    /// The directory of its file; made if it is missing.
+    /// The directory of its file; created if it does not exist.
     pub dir: PathBuf,
-    /// Most jobs that may be out for work at once, at least 1.
+    /// Maximum jobs in progress, at least 1.
     pub inflight: usize,
-    /// Most bytes of payloads in the queue, out for work or not, at least 1. The file may be about twice as
-    /// large: pages are filled in part, and what is being changed stands there twice.
+    /// Maximum bytes of payloads in the queue, in progress or not, at least 1. The file may be about twice as large:
+    /// pages are partially filled, and changed pages exist twice.
     pub max_bytes: u64,
 }
 
-/// A queue in a file. Batches take turns, and the jobs of each go out in the order of submission. One process at a time
-/// may have it open. A submission is taken whole or not at all.
+/// A queue in a file. Batches alternate, and the jobs of each are delivered in the order of submission. One process
+/// at a time may have it open. A submission is accepted as a whole or not at all.
 #[derive(Debug)]
 pub struct EmbeddedQueue {
     shared: Arc<Shared>,
-    /// Tells deliveries of this handle from those of an earlier one.
+    /// Distinguishes deliveries of this handle from those of an earlier one.
     epoch: u64,
     room_wait: Duration,
 }
@@ -90,11 +89,11 @@ struct Shared {
     file: JobFile,
     outbox: Arc<Outbox>,
     ledger: Mutex<Ledger>,
-    /// Something in the ledger has changed: a job more, one out less, closed.
+    /// The ledger has changed: a job was added or returned, or the queue was closed.
     changed: Notify,
 }
 
-/// A job that is out and whose receiver may have gone: then it goes back.
+/// A delivered job whose receiver may be gone: it is then returned.
 struct Taken {
     shared: Arc<Shared>,
     job: Option<StoredJob>,
@@ -103,20 +102,20 @@ struct Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         if let Some(job) = self.job.take() {
-            self.shared.give_back(job.sequence);
+            self.shared.release(job.sequence);
         }
     }
 }
 
 impl EmbeddedQueue {
-    /// Opens the queue, makes it if it is not there. Results go into `outbox`.
+    /// Opens the queue and creates it if it does not exist. Results go into `outbox`.
     ///
     /// The whole file is read and checked, so this blocks for as long as the disk takes.
     ///
     /// # Errors
-    /// Permanent, with the file's name, when a setting is out of its bounds, when another process has the
-    /// queue open, and when it is of another version; transient when the disk is full. A file that is damaged or
-    /// no queue is set aside, and the queue is empty: [`Self::quarantined`].
+    /// Permanent, with the file's name, when a setting is out of range, when another process has the queue open, and
+    /// when it is of another version; transient when the disk is full. A file that is damaged or not a queue is
+    /// quarantined, and the queue is empty: [`Self::quarantined`].
     pub fn open(config: EmbeddedQueueConfig, outbox: Arc<Outbox>) -> SyncResult<Self> {
         let least = [("inflight", config.inflight as u64), ("max_bytes", config.max_bytes)];
         if let Some((name, value)) = least.into_iter().find(|(_, value)| *value == 0) {
@@ -126,10 +125,10 @@ impl EmbeddedQueue {
         let (file, jobs, turn) = JobFile::open(config.dir.join(FILE), config.max_bytes)?;
         let ledger = Mutex::new(Ledger::new(config.inflight, jobs, turn));
         let shared = Arc::new(Shared { file, outbox, ledger, changed: Notify::new() });
-        Ok(Self { shared, epoch: fastrand::u64(..), room_wait: ROOM })
+        Ok(Self { shared, epoch: fastrand::u64(..), room_wait: ROOM_TIMEOUT })
     }
 
-    /// Where the damaged file is that had to be set aside when the queue was opened, if it had to be.
+    /// The damaged file that was quarantined when the queue was opened, if there was one.
     #[must_use]
     pub fn quarantined(&self) -> Option<&Path> {
         self.shared.file.quarantined()
@@ -153,15 +152,15 @@ impl EmbeddedQueue {
 }
 
 impl Shared {
-    /// Takes the next job out, if one may go.
+    /// Delivers the next job, if one may be delivered.
     fn take(self: Arc<Self>) -> SyncResult<Option<Taken>> {
         loop {
             let places = match self.ledger.lock().next() {
                 Next::Nowhere => return Ok(None),
                 Next::Closed => return Err(closed()),
-                Next::Look(places) => places,
+                Next::Search(places) => places,
             };
-            // Not under the lock, for the disk may take its time. So another may have been faster: once more.
+            // Not under the lock, because the disk may be slow. So another call may have been faster: retry.
             match self.file.first(|sequence, flow| places.take(sequence, flow))? {
                 None if self.ledger.lock().found_none(&places) => return Ok(None),
                 Some(job) if self.ledger.lock().take(&places, job.sequence, job.flow, job.turn) => {
@@ -172,8 +171,8 @@ impl Shared {
         }
     }
 
-    fn give_back(&self, sequence: u64) {
-        self.ledger.lock().give_back(sequence);
+    fn release(&self, sequence: u64) {
+        self.ledger.lock().release(sequence);
         self.changed.notify_waiters();
     }
 
@@ -185,13 +184,13 @@ impl Shared {
     ) -> SyncResult<Settled> {
         let mut progress = turn.lock();
         if !self.ledger.lock().is_out(sequence) {
-            // The settlement that was before has done it.
+            // An earlier settlement has done it.
             return Ok(Settled::Done);
         }
         if !results.is_empty() {
             publish::check(&self.outbox, &results)?;
             let marked = self.file.marked(sequence)?;
-            // All of the results have room before the first is appended, as far as they ever can at once.
+            // All of the results get space before the first is appended, as far as they can ever fit at once.
             let room = publish::room(&self.outbox, marked, &results, &mut progress)?;
             let mark = match marked {
                 Some(mark) => mark,
@@ -214,19 +213,18 @@ fn closed() -> SyncError {
     SyncError::permanent(Link::Disk, "the queue is closed")
 }
 
-/// Runs what blocks on the disk where it may. It runs to its end also when nobody waits for it any more.
+/// Runs blocking disk I/O on a blocking thread. It completes even when the caller no longer waits for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> SyncResult<T> + Send + 'static) -> SyncResult<T> {
-    spawn_blocking(work).await.unwrap_or_else(|error| Err(broken_off(error)))
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(aborted(error)))
 }
 
-fn broken_off(error: JoinError) -> SyncError {
-    SyncError::transient(Link::Disk, "the queue's work was broken off").because(error)
+fn aborted(error: JoinError) -> SyncError {
+    SyncError::transient(Link::Disk, "an operation on the queue was aborted").because(error)
 }
 
 #[async_trait]
 impl JobQueue for EmbeddedQueue {
-    /// All of the jobs are taken, or none. When they do not fit under the bound the error has a
-    /// [`QueueFull`] as its source.
+    /// Accepts all of the jobs, or none. When they exceed the limit the error has a [`QueueFull`] as its source.
     async fn submit(&self, jobs: &mut (dyn Iterator<Item = SyncResult<NewJob>> + Send)) -> SyncResult<u64> {
         if self.shared.ledger.lock().is_closed() {
             return Err(closed());
@@ -241,19 +239,19 @@ impl JobQueue for EmbeddedQueue {
             Ok(count)
         });
         loop {
-            // An error drops the sender without an end: what was written so far is undone.
+            // An error drops the sender without the end marker: what was written so far is undone.
             let part = draw(jobs)?;
             let last = part.is_empty();
             let draft = if last { Draft::End } else { Draft::Jobs(part) };
-            // Nobody takes it when the writer has failed: its answer says why.
+            // A failed writer has dropped the receiver: its result says why.
             if sender.send(draft).await.is_err() || last {
                 break;
             }
         }
-        writing.await.unwrap_or_else(|error| Err(broken_off(error)))
+        writing.await.unwrap_or_else(|error| Err(aborted(error)))
     }
 
-    /// An error is also what the disk does not give: there is no link to wait for.
+    /// Disk errors are errors, too: there is no link to wait for.
     async fn receive(&self, wait: Duration) -> SyncResult<Option<Delivery>> {
         let deadline = Instant::now() + wait;
         loop {
@@ -275,7 +273,7 @@ impl JobQueue for EmbeddedQueue {
         }
     }
 
-    /// A full outbox or disk is a transient error: the job stays out, settle it again later.
+    /// A full outbox or disk is a transient error: the job stays in progress, settle it again later.
     async fn settle(&self, delivery: &Delivery, results: Vec<ResultRecord>) -> SyncResult<Settled> {
         let deadline = Instant::now() + self.room_wait;
         loop {
@@ -291,7 +289,7 @@ impl JobQueue for EmbeddedQueue {
 
     async fn release(&self, delivery: Delivery) {
         if let Some(sequence) = self.sequence(&delivery) {
-            self.shared.give_back(sequence);
+            self.shared.release(sequence);
         }
     }
 
@@ -304,15 +302,17 @@ impl JobQueue for EmbeddedQueue {
         self.shared.changed.notify_waiters();
         let start = Instant::now();
         while self.shared.ledger.lock().is_settling() {
-            if start.elapsed() > CLOSE {
-                warn!("a settlement is still under way after {CLOSE:?}: its job will come again");
+            if start.elapsed() > CLOSE_TIMEOUT {
+                warn!(
+                    "a settlement is still in progress after {CLOSE_TIMEOUT:?}: its job will be redelivered"
+                );
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.shared.ledger.lock().forget_all();
         let shared = Arc::clone(&self.shared);
-        // Nothing is lost if it fails: what counts is on the disk already.
+        // Nothing is lost if it fails: what counts is on disk already.
         let _ = spawn_blocking(move || shared.file.close()).await;
     }
 }
@@ -339,7 +339,7 @@ impl EmbeddedQueue {
     }
 }
 
-/// Some of the jobs, none when there are no more.
+/// A part of the jobs, none at the end.
 fn draw(jobs: &mut (dyn Iterator<Item = SyncResult<NewJob>> + Send)) -> SyncResult<Vec<DraftJob>> {
     let (mut part, mut bytes) = (Vec::new(), 0);
     while part.len() < PART_JOBS && bytes < PART_BYTES {

@@ -1,4 +1,4 @@
-//! The order in which jobs go out, on disk: by turn, then by sequence. `queue::fair` says what a turn is.
+//! The order of delivery on disk: by turn, then by sequence. `queue::fair` defines turns.
 
 use std::collections::HashMap;
 
@@ -13,8 +13,8 @@ const ORDER: TableDefinition<'_, (u64, u64), u64> = TableDefinition::new("order"
 /// Sequence -> turn.
 const TURNS: TableDefinition<'_, u64, u64> = TableDefinition::new("turns");
 
-/// Makes the tables, and gives a place to jobs that have none, of a file that another version has written. Returns the
-/// turn before that of the first job.
+/// Creates the tables, and adds jobs without a place, in a file that another version has written. Returns the turn
+/// before that of the first job.
 pub(super) fn open(txn: &WriteTransaction) -> Result<u64, Stop> {
     let jobs = txn.open_table(JOBS)?;
     let (mut order, mut turns) = (txn.open_table(ORDER)?, txn.open_table(TURNS)?);
@@ -41,17 +41,17 @@ pub(super) fn open(txn: &WriteTransaction) -> Result<u64, Stop> {
     Ok(first.saturating_sub(1))
 }
 
-/// Gives places to jobs that are submitted together.
+/// Assigns places to jobs that are submitted together.
 pub(super) struct Writer<'a> {
     order: Table<'a, (u64, u64), u64>,
     turns: Table<'a, u64, u64>,
     turn: u64,
-    /// Jobs of each batch so far.
+    /// Number of jobs of each batch so far.
     counts: HashMap<Flow, u64>,
 }
 
 impl<'a> Writer<'a> {
-    /// `turn` is the one that is being served.
+    /// `turn` is the current one.
     pub(super) fn open(txn: &'a WriteTransaction, turn: u64) -> Result<Self, Stop> {
         let (order, turns) = (txn.open_table(ORDER)?, txn.open_table(TURNS)?);
         Ok(Self { order, turns, turn, counts: HashMap::new() })
@@ -70,7 +70,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Makes the file as one that was written before there were turns.
+/// Turns the file into one that was written before there were turns.
 #[cfg(test)]
 pub(super) fn forget(txn: &WriteTransaction) -> Result<(), Stop> {
     txn.delete_table(ORDER)?;
@@ -78,7 +78,7 @@ pub(super) fn forget(txn: &WriteTransaction) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Turn, sequence and batch of the first job that `take` takes.
+/// Turn, sequence and batch of the first job that `take` accepts.
 pub(super) fn first(
     txn: &ReadTransaction,
     take: impl Fn(u64, Option<Flow>) -> bool,

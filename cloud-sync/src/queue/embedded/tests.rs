@@ -1,8 +1,6 @@
-//! What is special to the queue in a file: its bound, its disk, and settlements that were cut short.
+//! Tests of what is specific to the queue in a file: its limit, its disk, and interrupted settlements.
 
-mod lost_writes;
-mod order;
-mod room;
+mod disk;
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -85,7 +83,7 @@ async fn a_full_queue_says_so_and_takes_nothing() {
     let error = submit(&queue, &[600_000, 600_000]).await.unwrap_err();
     assert!(!error.is_transient() && QueueFull::of(&error).is_some(), "{}", error.in_full());
 
-    // Out for work it still takes its room; settled it does not, also after a restart.
+    // A job in progress still takes its space; a settled one does not, also after a restart.
     let first = receive(&queue).await;
     assert!(submit(&queue, &[50_000]).await.is_err());
     assert_eq!(queue.settle(&first, Vec::new()).await.unwrap(), Settled::Done);
@@ -114,7 +112,7 @@ async fn settings_out_of_bounds_and_files_of_others_are_refused() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_set_aside_and_a_bounded_number_is_kept() {
+async fn a_damaged_file_is_quarantined_and_a_bounded_number_is_kept() {
     let place = Place::new();
     let dir = place.dir.path().join("queue");
     drop(place.open());
@@ -122,7 +120,7 @@ async fn a_damaged_file_is_set_aside_and_a_bounded_number_is_kept() {
         let garbage = format!("something else {n}");
         std::fs::write(dir.join("queue.redb"), &garbage).unwrap();
         let queue = place.open();
-        let aside = queue.quarantined().expect("nothing was set aside").to_owned();
+        let aside = queue.quarantined().expect("nothing was quarantined").to_owned();
         assert_eq!(std::fs::read_to_string(aside).unwrap(), garbage);
         submit(&queue, &[10]).await.unwrap();
         assert!(receive(&queue).await.position.starts_with("queue-"));
@@ -146,7 +144,7 @@ async fn a_full_disk_passes_and_nothing_is_lost_or_doubled() {
         assert!(error.is_transient() && error.in_full().contains("queue.redb"), "{}", error.in_full());
     }
     full.store(false, Ordering::SeqCst);
-    // What is out stays out.
+    // Jobs in progress stay in progress.
     assert!(queue.receive(Duration::ZERO).await.unwrap().is_none());
     assert_eq!(queue.settle(&first, results(&["a"])).await.unwrap(), Settled::Done);
     assert_eq!(queue.settle(&second, results(&["b"])).await.unwrap(), Settled::Done);
@@ -162,7 +160,7 @@ async fn a_job_that_is_gone_though_its_removal_failed_is_done_and_published_once
     submit(&queue, &[10]).await.unwrap();
     let delivery = receive(&queue).await;
     let (file, outbox) = (&queue.shared.file, &place.outbox);
-    // A settlement whose last step reached the disk, and reported an error: the job is still out.
+    // A settlement whose last step reached the disk, and reported an error: the job is still in progress.
     let sequence = queue.sequence(&delivery).unwrap();
     let mark = file.mark(sequence, outbox.last_sequence()).unwrap();
     let mut progress = Progress::default();
@@ -195,7 +193,7 @@ async fn a_full_outbox_passes_and_nothing_is_doubled() {
     assert!(!before.is_empty() && before.len() < 20, "{before:?}");
     assert_eq!(queue.stats().inflight, 1);
 
-    // The uplink moves on, and what it has sent makes room.
+    // The uplink advances, and what it has sent frees space.
     let mut seen = before;
     let start = Instant::now();
     loop {
@@ -227,8 +225,8 @@ async fn a_result_that_cannot_be_published_is_named_and_nothing_is_published() {
     };
     for (bad, why) in [
         (result("large", 2 << 20), "\"large\" has 2097"),
-        (bad("torn", b"{\"id\":\"torn\""), "\"torn\" is no JSON"),
-        (bad("nameless", b"{}"), "\"nameless\" is no JSON with a field \"id\""),
+        (bad("torn", b"{\"id\":\"torn\""), "\"torn\" is not a JSON object"),
+        (bad("nameless", b"{}"), "\"nameless\" is not a JSON object with a field \"id\""),
         (bad("one", b"{\"id\":\"two\"}"), "\"one\" has the id \"two\""),
     ] {
         let error = queue.settle(&delivery, vec![result("good", 0), bad]).await.unwrap_err();
@@ -240,7 +238,7 @@ async fn a_result_that_cannot_be_published_is_named_and_nothing_is_published() {
     assert_eq!(place.published(), ["good"]);
 }
 
-/// What a settlement has done when it is cut short behind its second step, after `done` of its results.
+/// State of a settlement that is interrupted after its second step, after `done` of its results.
 async fn cut_short(place: &Place, done: &[&str]) {
     let queue = place.open();
     submit(&queue, &[10]).await.unwrap();
@@ -256,7 +254,7 @@ async fn cut_short(place: &Place, done: &[&str]) {
 #[tokio::test]
 async fn a_settlement_that_was_cut_short_publishes_what_is_missing() {
     let place = Place::new();
-    // Of before the mark: the same names do not count.
+    // Before the mark: the same names do not count.
     place.outbox.append(result("b", 0).payload.into()).await.unwrap();
     for (done, added) in [(&[][..], &["a", "b", "c"][..]), (&["a"], &["b", "c"]), (&["a", "b", "c"], &[])] {
         cut_short(&place, done).await;
@@ -319,7 +317,7 @@ async fn a_settlement_that_is_given_up_happens_or_not_and_never_twice() {
         let timeout = Duration::from_micros(n * 97 % 4000);
         loop {
             let Some(delivery) = queue.receive(Duration::ZERO).await.unwrap() else {
-                // Out until the settlement that nobody waits for any more is through, and then done or back.
+                // In progress until the abandoned settlement ends, and then done or returned.
                 if queue.stats() == (QueueStats { waiting: Some(0), partitions: 1, ..QueueStats::default() })
                 {
                     break;
@@ -355,4 +353,71 @@ async fn a_submission_that_is_given_up_leaves_nothing() {
     assert_eq!(queue.stats().waiting, Some(1));
     assert_eq!(receive(&queue).await.payload.len(), 7);
     assert!(queue.receive(Duration::ZERO).await.unwrap().is_none());
+}
+
+async fn names(queue: &EmbeddedQueue) -> Vec<String> {
+    let mut names = Vec::new();
+    while let Some(delivery) = queue.receive(Duration::ZERO).await.unwrap() {
+        names.push(String::from_utf8(delivery.payload.to_vec()).unwrap());
+    }
+    names
+}
+
+async fn submit_batch(queue: &EmbeddedQueue, id: &str, jobs: usize) {
+    let job = |n| format!("{id}/{n}");
+    let mut jobs = (0..jobs).map(|n| Ok(NewJob { key: job(n), payload: job(n).into() }));
+    queue.submit(&mut jobs).await.unwrap();
+}
+
+#[tokio::test]
+async fn batches_take_turns_and_none_takes_all_places() {
+    let place = Place::new();
+    let queue =
+        EmbeddedQueue::open(EmbeddedQueueConfig { inflight: 4, ..place.config() }, Arc::clone(&place.outbox))
+            .unwrap();
+    submit_batch(&queue, "large", 100).await;
+    let large = receive(&queue).await;
+    assert_eq!(large.payload, "large/0");
+    assert_eq!(names(&queue).await, ["large/1", "large/2"], "one place stays free for others");
+    submit_batch(&queue, "b", 2).await;
+    submit_batch(&queue, "c", 1).await;
+    assert_eq!(names(&queue).await, ["b/0"]);
+    // A batch with none in progress goes before one with some, and a returned job before the next of its batch.
+    queue.release(large).await;
+    submit_batch(&queue, "d", 1).await;
+    for name in ["c/0", "d/0"] {
+        let next = receive(&queue).await;
+        assert_eq!(next.payload, name);
+        assert_eq!(queue.settle(&next, Vec::new()).await.unwrap(), Settled::Done);
+    }
+    assert_eq!(names(&queue).await, Vec::<String>::new(), "large has two of four, b one");
+    drop(queue);
+
+    // After a restart too; and from then on they alternate.
+    let queue =
+        EmbeddedQueue::open(EmbeddedQueueConfig { inflight: 1, ..place.config() }, Arc::clone(&place.outbox))
+            .unwrap();
+    let mut order = Vec::new();
+    for n in 0..8 {
+        if n == 4 {
+            submit_batch(&queue, "e", 1).await;
+        }
+        let delivery = receive(&queue).await;
+        order.push(String::from_utf8(delivery.payload.to_vec()).unwrap());
+        assert_eq!(queue.settle(&delivery, Vec::new()).await.unwrap(), Settled::Done);
+    }
+    let expected = ["large/0", "large/1", "large/2", "large/3", "b/0", "large/4", "b/1", "e/0"];
+    assert_eq!(order, expected);
+}
+
+#[tokio::test]
+async fn jobs_of_a_file_without_turns_go_out_in_their_order() {
+    let place = Place::new();
+    let queue = place.open();
+    submit_batch(&queue, "old", 3).await;
+    queue.shared.file.forget_order();
+    drop(queue);
+    let queue = place.open();
+    submit_batch(&queue, "new", 1).await;
+    assert_eq!(names(&queue).await, ["old/0", "old/1", "old/2", "new/0"]);
 }

@@ -1,4 +1,4 @@
-//! The thread that polls: messages in, partitions come and go, how far behind this member is.
+//! The polling thread: fetches messages, handles assignments, measures the lag of this member.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,23 +16,24 @@ use crate::error::SyncResult;
 use crate::kafka::{down, explain};
 
 /// Interval between queries of the partitions' end offsets.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
+const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// Timeout of one metadata or watermark query, and the interval between queries while this member has no assignment.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest wait for where the group stands: an open transaction holds the answer up, and nothing is polled meanwhile.
-const HELD_UP: Duration = Duration::from_millis(500);
-/// Longest single poll: after it the thread sees what has changed.
-const POLL: Duration = Duration::from_millis(20);
-/// How often a member says that it is there. In the answer it hears that another has come or gone, so this
-/// is also how long partitions wait for a new owner.
+/// Maximum wait for the group's committed offset: an open transaction delays the response, and nothing is polled
+/// meanwhile.
+const OFFSETS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Maximum duration of one poll: after it the thread handles other changes.
+const POLL_TIMEOUT: Duration = Duration::from_millis(20);
+/// Heartbeat interval. The response reports members that have joined or left, so this is also how long partitions
+/// wait for a new owner.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long the thread may poll nothing; librdkafka's own default.
+/// Maximum time between polls; librdkafka's own default.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
-/// Seconds from 1970 to the year 10000. A time beyond it was not counted in milliseconds, and no date can be made of it.
+/// Seconds from 1970 to the year 10000. A later time was not in milliseconds, and has no date.
 const LAST_SECOND: u64 = 253_402_300_800;
 
-/// What librdkafka calls back, on the thread that polls.
+/// Callbacks of librdkafka, on the polling thread.
 pub(super) struct Callbacks {
     shared: Arc<Shared>,
     /// New partitions are never paused.
@@ -45,7 +46,7 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.shared.trouble.note(&error, reason);
+        self.shared.client_errors.note(&error, reason);
         tracing::debug!(target: "librdkafka", %error, "{reason}");
     }
 }
@@ -55,21 +56,17 @@ impl ConsumerContext for Callbacks {
         match rebalance {
             Rebalance::Assign(list) => {
                 let partitions = numbers(list);
-                tracing::info!(?partitions, topic = self.shared.config.requests_topic, "partitions are ours");
+                tracing::info!(?partitions, topic = self.shared.config.requests_topic, "partitions assigned");
                 self.shared.with(|ledger| ledger.assign(&partitions));
                 self.reassigned.store(true, Ordering::Relaxed);
             }
-            // Before librdkafka lets go of them, so that nothing of them is committed afterwards.
+            // Before librdkafka gives them up, so that nothing of them is committed afterwards.
             Rebalance::Revoke(list) => {
                 let partitions = numbers(list);
-                tracing::info!(
-                    ?partitions,
-                    topic = self.shared.config.requests_topic,
-                    "partitions have gone"
-                );
+                tracing::info!(?partitions, topic = self.shared.config.requests_topic, "partitions revoked");
                 self.shared.with(|ledger| ledger.revoke(&partitions));
             }
-            Rebalance::Error(error) => tracing::warn!(%error, "the partitions could not be shared out"),
+            Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed"),
         }
     }
 }
@@ -78,14 +75,14 @@ fn numbers(list: &TopicPartitionList) -> Vec<i32> {
     list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
 }
 
-/// Runs until the queue is left.
+/// Runs until the group is left.
 pub(super) fn run(shared: &Arc<Shared>) {
     while shared.phase() == Phase::Open {
         let consumer = match join(shared) {
             Ok(consumer) => Arc::new(consumer),
             Err(error) => {
                 down(&shared.health, &error);
-                if !shared.pause(POLL_INTERVAL) {
+                if !shared.pause(LAG_INTERVAL) {
                     break;
                 }
                 continue;
@@ -94,7 +91,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
         shared.set_consumer(Some(Arc::clone(&consumer)));
         poll(shared, &consumer);
         shared.set_consumer(None);
-        // The last owner's drop leaves the group; the committer may be that for a moment.
+        // The last owner's drop leaves the group; that may briefly be the committer.
         drop(consumer);
         shared.with(|ledger| {
             let all = ledger.partitions();
@@ -108,7 +105,7 @@ pub(super) fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> 
     let mut client = config.client();
     let ahead = (config.max_message_bytes / 1024).max(8 * 1024);
     let heartbeat = HEARTBEAT.min(config.session_timeout / 4);
-    // A session that is longer than this is refused.
+    // A session timeout above this is refused.
     let pause = MAX_PAUSE.max(config.session_timeout);
     client
         .set("group.id", &config.group_id)
@@ -120,12 +117,12 @@ pub(super) fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> 
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
-        // Memory for what is fetched ahead. A larger message comes through all the same, alone.
+        // Memory for prefetched messages. A larger message is fetched anyway, alone.
         .set("queued.max.messages.kbytes", ahead.to_string())
         .set("queued.min.messages", "100")
         .set("fetch.message.max.bytes", "1048576")
         .set("fetch.max.bytes", (config.max_message_bytes.max(8 << 20)).to_string())
-        // The default waits for a second whenever enough has been fetched ahead.
+        // By default librdkafka waits for a second whenever enough has been prefetched.
         .set("fetch.queue.backoff.ms", "20")
         .set("fetch.wait.max.ms", "250");
     let attempt = format!("consume topic {} as group {}", config.requests_topic, config.group_id);
@@ -136,7 +133,7 @@ pub(super) fn join(shared: &Arc<Shared>) -> SyncResult<BaseConsumer<Callbacks>> 
     Ok(consumer)
 }
 
-/// Polls until the queue is left, or this consumer is of no use any more.
+/// Polls until the group is left, or this consumer is unusable.
 fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
     let mut paused = false;
     let mut look_at = Instant::now();
@@ -145,27 +142,27 @@ fn poll(shared: &Arc<Shared>, consumer: &BaseConsumer<Callbacks>) {
             set_paused(consumer, paused);
             look_at = Instant::now();
         }
-        if shared.look(|ledger| ledger.wants_more(paused)) == paused {
+        if shared.read(|ledger| ledger.wants_more(paused)) == paused {
             paused = set_paused(consumer, !paused).unwrap_or(paused);
         }
-        match consumer.poll(POLL) {
+        match consumer.poll(POLL_TIMEOUT) {
             Some(Ok(message)) => take_in(shared, &message),
             Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-                tracing::error!(%error, "the consumer is of no use any more: a new one joins");
+                tracing::error!(%error, "the consumer has failed; starting a new one");
                 return;
             }
-            Some(Err(error)) => shared.trouble.note(&error, ""),
+            Some(Err(error)) => shared.client_errors.note(&error, ""),
             None => {}
         }
         if Instant::now() >= look_at {
             look_at = Instant::now()
-                + match look(shared, consumer) {
-                    Look::Known => POLL_INTERVAL,
-                    Look::Unknown => METADATA_TIMEOUT,
-                    Look::Cut => {
+                + match query_lag(shared, consumer) {
+                    Lag::Known => LAG_INTERVAL,
+                    Lag::Unknown => METADATA_TIMEOUT,
+                    Lag::Truncated => {
                         tracing::warn!(
                             topic = shared.config.requests_topic,
-                            "the broker has lost messages that had come: a new consumer joins"
+                            "the broker has lost received messages; starting a new consumer"
                         );
                         return;
                     }
@@ -181,56 +178,56 @@ fn take_in(shared: &Shared, message: &BorrowedMessage<'_>) {
     shared.with(|ledger| ledger.take_in(message.partition(), message.offset(), key, payload, time));
 }
 
-/// The time that a message's milliseconds stand for, unless that can't be.
+/// The time of a message's timestamp in milliseconds, unless it is invalid.
 pub(super) fn time_of(millis: i64) -> Option<SystemTime> {
     let millis = u64::try_from(millis).ok().filter(|millis| millis / 1000 < LAST_SECOND)?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
 }
 
-/// Stops or starts fetching from all partitions. `None` when that did not work, and is to be tried again.
+/// Pauses or resumes fetching from all partitions. `None` on failure: to be retried.
 fn set_paused(consumer: &BaseConsumer<Callbacks>, pause: bool) -> Option<bool> {
     let all = consumer.assignment().ok()?;
     let done = if pause { consumer.pause(&all) } else { consumer.resume(&all) };
     done.ok().map(|()| pause)
 }
 
-/// What the broker said about how it stands.
-enum Look {
-    /// Where our partitions end.
+/// Result of a query of the lag.
+enum Lag {
+    /// The end offsets of our partitions.
     Known,
-    /// Nothing, or nothing of partitions of ours.
+    /// Nothing, or nothing about our partitions.
     Unknown,
-    /// A partition ends before what has come of it.
-    Cut,
+    /// A partition ends before messages that have arrived.
+    Truncated,
 }
 
-/// Asks the broker how it stands: for the health of the link, and for what waits.
-fn look(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Look {
-    let partitions = shared.look(|ledger| ledger.partitions());
-    let asked = if partitions.is_empty() {
+/// Queries the lag: for the health of the link, and for the number of waiting jobs.
+fn query_lag(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Lag {
+    let partitions = shared.read(|ledger| ledger.partitions());
+    let queried = if partitions.is_empty() {
         find_topic(shared, consumer).map(|()| true)
     } else {
-        // Each for itself: a transaction that is open on one holds up no other.
+        // One by one: an open transaction on one delays no other.
         let ends: Vec<_> =
             partitions.iter().map(|&partition| find_end(shared, consumer, partition)).collect();
         ends.into_iter().try_fold(true, |whole, end| Ok(whole & end?))
     };
-    match asked {
+    match queried {
         Ok(whole) => {
-            shared.trouble.clear();
+            shared.client_errors.clear();
             let known = shared.health.note(Ok(())).is_ok() && !partitions.is_empty();
             match (known, whole) {
-                (_, false) => Look::Cut,
-                (true, true) => Look::Known,
-                (false, true) => Look::Unknown,
+                (_, false) => Lag::Truncated,
+                (true, true) => Lag::Known,
+                (false, true) => Lag::Unknown,
             }
         }
         Err(error) => {
-            shared.trouble.note(&error, "");
+            shared.client_errors.note(&error, "");
             let attempt = format!("consume topic {}", shared.config.requests_topic);
-            let error = explain(&shared.config, &attempt, error, Some(&shared.trouble));
+            let error = explain(&shared.config, &attempt, error, Some(&shared.client_errors));
             down(&shared.health, &error);
-            Look::Unknown
+            Lag::Unknown
         }
     }
 }
@@ -244,20 +241,20 @@ fn find_topic(shared: &Shared, consumer: &BaseConsumer<Callbacks>) -> Result<(),
     }
 }
 
-/// Notes where a partition ends, and where the group stands on it if that is not known yet. False when it ends before
-/// what has come.
+/// Records the end offset of a partition, and the group's offset on it if that is not known yet. False when it ends
+/// before messages that have arrived.
 fn find_end(shared: &Shared, consumer: &BaseConsumer<Callbacks>, partition: i32) -> Result<bool, KafkaError> {
     let topic = &shared.config.requests_topic;
     let (low, high) = consumer.fetch_watermarks(topic, partition, METADATA_TIMEOUT)?;
-    if shared.look(|ledger| ledger.begin(partition)).is_none() {
+    if shared.read(|ledger| ledger.begin(partition)).is_none() {
         find_begin(shared, consumer, partition, (low, high))?;
     }
-    Ok(shared.look(|ledger| ledger.note_end(partition, high)))
+    Ok(shared.read(|ledger| ledger.note_end(partition, high)))
 }
 
-/// Notes where the group stands on a partition. librdkafka asks too before it begins to read, but when partitions come
-/// or go while a transaction holds that answer up, it forgets to ask again and reads from where `auto.offset.reset` says
-/// (as of 2.12; rd_kafka_assignment_apply_offsets puts the partition back without its place).
+/// Records the group's offset on a partition. librdkafka queries it too before it starts to read, but when
+/// assignments change while a transaction delays the response, it forgets to retry and reads from where
+/// `auto.offset.reset` says (as of 2.12; rd_kafka_assignment_apply_offsets re-adds the partition without its offset).
 fn find_begin(
     shared: &Shared,
     consumer: &BaseConsumer<Callbacks>,
@@ -267,13 +264,13 @@ fn find_begin(
     let topic = &shared.config.requests_topic;
     let mut list = TopicPartitionList::with_capacity(1);
     list.add_partition(topic, partition);
-    let found = consumer.committed_offsets(list, HELD_UP)?;
+    let found = consumer.committed_offsets(list, OFFSETS_TIMEOUT)?;
     let place = found.find_partition(topic, partition);
     if let Some(place) = &place {
         place.error()?;
     }
     let begin = match place.map(|place| place.offset()) {
-        // Behind the end after the broker has lost messages: then it is read from where `auto.offset.reset` says.
+        // Beyond the end after the broker has lost messages: then it is read from where `auto.offset.reset` says.
         Some(Offset::Offset(offset)) if offset <= high => offset.max(low),
         _ => low,
     };
@@ -282,7 +279,7 @@ fn find_begin(
             topic,
             partition,
             begin,
-            "messages came that were done long ago: they are passed over"
+            "received messages that were already committed; skipping them"
         );
         consumer.seek(topic, partition, Offset::Offset(begin), Duration::ZERO)?;
     }

@@ -1,9 +1,9 @@
-//! Which jobs are here, out, settled or being committed, a partition at a time. No Kafka in it.
+//! Which jobs are waiting, in progress, settled or being committed, per partition. Independent of Kafka.
 //!
-//! A partition's committed offset says "everything before is done". So a job that is settled before an
-//! earlier one of its partition is held, with its results, until the earlier one is settled too.
+//! A partition's committed offset means that everything before it is done. So a job that is settled before an earlier
+//! one of its partition is held, with its results, until the earlier one is settled too.
 
-mod held;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,44 +11,44 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::answer::{Waiter, answer, answer_error, left_behind};
-use super::stage::Stage;
+use super::shared::{Waiter, answer, answer_error, left_behind};
 use crate::error::SyncError;
 use crate::queue::fair::{Flow, may_go_out};
 use crate::queue::{Receipt, ResultRecord, Settled};
+use waiting::Stage;
 
-/// Most records of one transaction. A job's own are never split: one with more goes alone.
+/// Maximum records of one transaction. Those of one job are never split: a job with more gets its own transaction.
 pub(super) const GROUP_RECORDS: usize = 5_000;
-/// Most bytes of one transaction, with the same exception.
+/// Maximum bytes of one transaction, with the same exception.
 pub(super) const GROUP_BYTES: usize = 4 << 20;
-/// Everything that this member of the group has.
+/// Everything that this member of the group holds.
 #[derive(Debug)]
 pub(super) struct Ledger {
     inflight: usize,
-    /// Counts assignments, so that those of a partition that left and came back differ.
+    /// Counts assignments, to distinguish those of a partition that was revoked and assigned again.
     epochs: u64,
-    /// The epoch of each partition that is ours.
+    /// The epoch of each assigned partition.
     ours: BTreeMap<i32, u64>,
-    /// Also those that are not ours any more, until their last commit has ended.
+    /// Including revoked ones, until their last commit has ended.
     held: BTreeMap<(i32, u64), Partition>,
-    /// What can be handed out.
+    /// Jobs that can be delivered.
     stage: Stage,
-    handing_out: bool,
-    /// The partition that the last group began with: the next begins behind it.
+    delivering: bool,
+    /// The first partition of the last group: the next starts after it.
     turn: i32,
 }
 
 #[derive(Debug, Default)]
 struct Partition {
     jobs: BTreeMap<i64, Job>,
-    /// Where the group stands on it, as the broker says: everything before it is done. Until this is known nothing goes
-    /// out, whatever the client library has started to read at.
+    /// The group's offset on it, as the broker says: everything before it is done. Until it is known nothing is
+    /// delivered, wherever the client library has started to read.
     begin: Option<i64>,
-    /// Everything before it has been taken in: it comes again after a pause.
+    /// Everything before it has been received: after a pause it is fetched again.
     next: Option<i64>,
     /// Everything before it is committed.
     done: i64,
-    /// The newest end of the partition that is known.
+    /// The latest known end offset of the partition.
     end: Option<i64>,
 }
 
@@ -60,7 +60,7 @@ enum Job {
     Committing { waiters: Vec<Waiter> },
 }
 
-/// A job for somebody to work on.
+/// A job to be processed.
 #[derive(Debug)]
 pub(super) struct Handed {
     pub(super) receipt: Receipt,
@@ -68,7 +68,7 @@ pub(super) struct Handed {
     pub(super) time: Option<SystemTime>,
 }
 
-/// What the next transaction holds.
+/// Content of the next transaction.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) jobs: Vec<(Receipt, Vec<ResultRecord>)>,
@@ -77,7 +77,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Whether a job of so many records and bytes fits. The first always does.
+    /// Whether a job with this many records and bytes fits. The first always does.
     fn takes(&self, records: usize, bytes: usize) -> bool {
         self.jobs.is_empty() || self.records + records <= GROUP_RECORDS && self.bytes + bytes <= GROUP_BYTES
     }
@@ -92,26 +92,26 @@ impl Group {
     }
 }
 
-/// How a transaction came out.
+/// Outcome of a transaction.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// Results and offsets are visible.
     Committed,
-    /// Neither is.
+    /// Neither is visible.
     Aborted,
-    /// Nobody will find out which.
+    /// Unknown, and nobody will find out.
     Unknown,
-    /// Neither is, and this job of the group cannot be published as it is.
+    /// Neither is visible, and this job of the group cannot be published as it is.
     Refused(usize, SyncError),
 }
 
 impl Ledger {
     pub(super) fn new(inflight: usize) -> Self {
         let (ours, held, stage) = Default::default();
-        Self { inflight: inflight.max(1), epochs: 0, ours, held, stage, handing_out: true, turn: -1 }
+        Self { inflight: inflight.max(1), epochs: 0, ours, held, stage, delivering: true, turn: -1 }
     }
 
-    /// These partitions are ours from now on.
+    /// These partitions are assigned from now on.
     pub(super) fn assign(&mut self, partitions: &[i32]) {
         for &partition in partitions {
             self.epochs += 1;
@@ -120,7 +120,7 @@ impl Ledger {
         }
     }
 
-    /// These are not ours any more: what is out of them is lost.
+    /// These are revoked: their jobs in progress are lost.
     pub(super) fn revoke(&mut self, partitions: &[i32]) {
         for &partition in partitions {
             let Some(epoch) = self.ours.remove(&partition) else { continue };
@@ -129,7 +129,7 @@ impl Ledger {
             for (offset, job) in std::mem::take(&mut held.jobs) {
                 match job {
                     Job::Settled { waiters, .. } => answer(waiters, || Ok(Settled::Lost)),
-                    // Answered by how the transaction comes out.
+                    // Answered with the outcome of the transaction.
                     Job::Committing { .. } => drop(held.jobs.insert(offset, job)),
                     Job::Staged { .. } | Job::Out { .. } => {}
                 }
@@ -140,12 +140,12 @@ impl Ledger {
         }
     }
 
-    /// The partitions that are ours.
+    /// The assigned partitions.
     pub(super) fn partitions(&self) -> Vec<i32> {
         self.ours.keys().copied().collect()
     }
 
-    /// A message has come. One that was here before is passed over.
+    /// A message has arrived. One that was received before is skipped.
     pub(super) fn take_in(
         &mut self,
         partition: i32,
@@ -165,12 +165,12 @@ impl Ledger {
         self.stage.push(Receipt { partition, offset, epoch }, flow, bytes);
     }
 
-    /// The next job, unless as many as allowed are out.
-    pub(super) fn hand_out(&mut self) -> Option<Handed> {
-        if !self.handing_out {
+    /// The next job, unless the maximum number is in progress.
+    pub(super) fn next_job(&mut self) -> Option<Handed> {
+        if !self.delivering {
             return None;
         }
-        let pressing = self.holds_most().then(|| self.pressing());
+        let blocking_jobs = self.hold_limit_reached().then(|| self.blocking_jobs());
         let working: Vec<Option<Flow>> = self.working().collect();
         let (ours, held, inflight) = (&self.ours, &self.held, self.inflight);
         let is_known = |partition: i32| {
@@ -181,7 +181,9 @@ impl Ledger {
             let mine = flow.map_or(0, |_| working.iter().filter(|other| **other == flow).count());
             may_go_out(mine, working.len(), inflight)
                 && is_known(receipt.partition)
-                && pressing.as_ref().is_none_or(|some| some.contains(&(receipt.partition, receipt.offset)))
+                && blocking_jobs
+                    .as_ref()
+                    .is_none_or(|some| some.contains(&(receipt.partition, receipt.offset)))
         })?;
         let job = self.job(receipt)?;
         let Job::Staged { flow, .. } = *job else { return None };
@@ -191,8 +193,7 @@ impl Ledger {
         Some(Handed { receipt, payload, time })
     }
 
-    /// A job comes back undone. It is the next to go out: those behind it on its partition cannot be
-    /// committed before it.
+    /// Returns a job unfinished. It is delivered next: those after it on its partition cannot be committed before it.
     pub(super) fn release(&mut self, receipt: Receipt, payload: Bytes, time: Option<SystemTime>) {
         let bytes = payload.len();
         let Some(job) = self.job(receipt) else { return };
@@ -201,7 +202,7 @@ impl Ledger {
         self.stage.push_front(receipt, flow, bytes);
     }
 
-    /// A job is done. `waiter` hears when its results are visible, or that it is lost.
+    /// Settles a job. `waiter` is explained when its results are visible, or that it is lost.
     pub(super) fn settle(&mut self, receipt: Receipt, results: Vec<ResultRecord>, waiter: Waiter) {
         let ours = self.ours.get(&receipt.partition) == Some(&receipt.epoch);
         let Some(held) = self.held.get_mut(&(receipt.partition, receipt.epoch)) else {
@@ -209,7 +210,7 @@ impl Ledger {
         };
         match held.jobs.get_mut(&receipt.offset) {
             Some(job @ Job::Out { .. }) if ours => *job = Job::Settled { results, waiters: vec![waiter] },
-            // Settled once more, as after a wait that was given up: the first results count.
+            // A repeated settlement, as after an abandoned wait: the first results count.
             Some(Job::Settled { waiters, .. } | Job::Committing { waiters }) => waiters.push(waiter),
             None if receipt.offset < held.done => answer(vec![waiter], || Ok(Settled::Done)),
             _ => answer(vec![waiter], || Ok(Settled::Lost)),
@@ -217,7 +218,7 @@ impl Ledger {
     }
 
     /// What can be committed now: of each partition the settled jobs that no unsettled one precedes. The partitions
-    /// take turns at being the first, so that one whose job cannot be committed does not keep the others from it.
+    /// take turns at being first, so that one whose job cannot be committed does not block the others.
     pub(super) fn next_group(&mut self) -> Option<Group> {
         let mut group = Group::default();
         let behind = self.ours.range((Bound::Excluded(self.turn), Bound::Unbounded));
@@ -240,7 +241,7 @@ impl Ledger {
         Some(group)
     }
 
-    /// Whether every partition of `group` is still ours.
+    /// Whether every partition of `group` is still assigned.
     pub(super) fn owns(&self, group: &Group) -> bool {
         group.jobs.iter().all(|(receipt, _)| self.ours.get(&receipt.partition) == Some(&receipt.epoch))
     }
@@ -278,27 +279,27 @@ impl Ledger {
         }
     }
 
-    /// What is here now is the end: every settlement that is not committed is lost.
+    /// Closes the ledger: every settlement that is not committed is lost.
     pub(super) fn close(&mut self) {
-        self.handing_out = false;
+        self.delivering = false;
         let all = self.partitions();
         self.revoke(&all);
     }
 
-    /// Nothing more goes out.
-    pub(super) fn stop_handing_out(&mut self) {
-        self.handing_out = false;
+    /// Nothing more is delivered.
+    pub(super) fn stop_delivery(&mut self) {
+        self.delivering = false;
     }
 
-    /// Jobs that somebody works on, or that wait for their commit.
+    /// Jobs in progress, or waiting for their commit.
     pub(super) fn out(&self) -> usize {
         self.jobs().filter(|job| !matches!(job, Job::Staged { .. })).count()
     }
 
-    /// Whether no more may go out: as many as allowed are being worked on, or are done and wait for one before them.
-    /// Those that are waited for go out all the same.
+    /// Whether no more may be delivered: the maximum number is in progress, or done and waiting for an earlier one.
+    /// Jobs that others wait for are delivered anyway.
     pub(super) fn is_full(&self) -> bool {
-        self.working().count() >= self.inflight || self.holds_most()
+        self.working().count() >= self.inflight || self.hold_limit_reached()
     }
 
     fn jobs(&self) -> impl Iterator<Item = &Job> {
@@ -306,7 +307,7 @@ impl Ledger {
         ours.flat_map(|held| held.jobs.values())
     }
 
-    /// The batches of the jobs that somebody works on.
+    /// The batches of the jobs in progress.
     fn working(&self) -> impl Iterator<Item = Option<Flow>> {
         self.jobs().filter_map(|job| match job {
             Job::Out { flow } => Some(*flow),
@@ -314,16 +315,16 @@ impl Ledger {
         })
     }
 
-    /// Whether to fetch, when fetching is `paused` or not. Half of what may wait lies between stop and
-    /// start: a stop throws away what the client has fetched ahead, and after a start librdkafka may take
-    /// a second until messages come again.
+    /// Whether to fetch, while fetching is `paused` or not. Half of the staging capacity lies between pausing and
+    /// resuming: pausing discards what the client has prefetched, and after resuming librdkafka may take a second
+    /// until messages arrive.
     pub(super) fn wants_more(&self, paused: bool) -> bool {
         let part = if paused { 2 } else { 1 };
-        self.handing_out && self.stage.has_room(part)
+        self.delivering && self.stage.has_room(part)
     }
 
-    /// Where the partitions end that are ours. False when messages have come from behind that end: the broker has lost
-    /// them, and others will have their offsets.
+    /// Records the end offset of an assigned partition. False when messages beyond it have been received: the broker
+    /// has lost them, and others will get their offsets.
     pub(super) fn note_end(&mut self, partition: i32, end: i64) -> bool {
         let Some(epoch) = self.ours.get(&partition) else { return true };
         let Some(held) = self.held.get_mut(&(partition, *epoch)) else { return true };
@@ -331,8 +332,8 @@ impl Ledger {
         held.next.is_none_or(|next| next <= end)
     }
 
-    /// Where the group stands on a partition that is ours; what has come from before it is dropped. True when something
-    /// has: then the client reads at the wrong place.
+    /// Records the group's offset on an assigned partition; messages before it are dropped. True when there were
+    /// some: then the client reads at the wrong offset.
     pub(super) fn note_begin(&mut self, partition: i32, begin: i64) -> bool {
         let Some(epoch) = self.ours.get(&partition) else { return false };
         let Some(held) = self.held.get_mut(&(partition, *epoch)) else { return false };
@@ -345,13 +346,13 @@ impl Ledger {
         astray
     }
 
-    /// Where the group stands on a partition that is ours, as far as that is known.
+    /// The group's offset on an assigned partition, if known.
     pub(super) fn begin(&self, partition: i32) -> Option<i64> {
         let epoch = self.ours.get(&partition)?;
         self.held.get(&(partition, *epoch))?.begin
     }
 
-    /// Jobs of our partitions that are not out; `None` while one partition's end is not known.
+    /// Waiting jobs of the assigned partitions; `None` while the end offset of one is unknown.
     pub(super) fn waiting(&self) -> Option<u64> {
         let mut waiting = self.stage.len() as u64;
         for (&partition, &epoch) in &self.ours {

@@ -1,16 +1,14 @@
-//! The queue in Kafka: jobs in one topic, shared out by a consumer group; results in another.
+//! The queue in Kafka: jobs in one topic, distributed by a consumer group; results in another.
 //!
-//! A job's results and the offset that says it is done are written in one transaction (KIP-98), with the
-//! generation of the group in it (KIP-447): who has lost a partition cannot commit for it. Two threads do
-//! the work, as librdkafka's calls block: one polls, one commits; they begin with the first
-//! [`JobQueue::receive`], so that who only submits is no member of the group.
+//! A job's results and the offset that marks it as done are written in one transaction (KIP-98), which includes the
+//! generation of the group (KIP-447): a member that has lost a partition cannot commit for it. Two threads do the
+//! work, because librdkafka's calls block: one polls, one commits; they start with the first [`JobQueue::receive`],
+//! so that a process that only submits is no member of the group.
 
-mod answer;
 mod committer;
 mod consumer;
 mod ledger;
 mod shared;
-mod stage;
 mod submit;
 #[cfg(test)]
 mod tests;
@@ -32,20 +30,20 @@ use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 use crate::kafka::KafkaConfig;
 
-/// A refusal must have lasted for so long to be told: a broker that is starting refuses too. Longer than
-/// the poll thread waits before it asks the broker again.
-const LASTING: Duration = Duration::from_secs(8);
+/// How long a refusal must last to be reported: a broker that is starting refuses too. Longer than the interval at
+/// which the polling thread queries the broker.
+const MIN_REFUSAL_TIME: Duration = Duration::from_secs(8);
 
-/// How this process takes part.
+/// Settings of this process in the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaQueueConfig {
-    /// Jobs that may be out at once, at least 1.
+    /// Maximum jobs in progress, at least 1.
     pub inflight: usize,
-    /// Name of this node: the transactions of its processes bear it.
+    /// Name of this node: part of the transactional ids of its processes.
     pub node: String,
-    /// How long a submission may take.
+    /// Timeout of a submission.
     pub submit_timeout: Duration,
-    /// How long [`JobQueue::close`] may take; settlements may still be committed in the first 7 tenths of it.
+    /// Timeout of [`JobQueue::close`]; settlements may still be committed in the first 7 tenths of it.
     pub close_timeout: Duration,
 }
 
@@ -61,7 +59,7 @@ pub struct KafkaQueue {
 #[derive(Default)]
 struct Threads {
     begun: bool,
-    /// Closes when the last thread has ended.
+    /// Closed when the last thread has ended.
     alive: Option<mpsc::Receiver<()>>,
 }
 
@@ -73,7 +71,7 @@ impl fmt::Debug for KafkaQueue {
 }
 
 impl KafkaQueue {
-    /// A queue that nobody is connected to yet. Needs no broker.
+    /// A queue that is not connected yet. Needs no broker.
     #[must_use]
     pub fn new(kafka: &KafkaConfig, config: &KafkaQueueConfig, health: LinkHealth) -> Self {
         Self {
@@ -92,7 +90,7 @@ impl KafkaQueue {
             return Ok(());
         }
         let (alive, ended) = mpsc::channel(1);
-        // Of this process only: two that share an id shut each other out.
+        // Unique per process: two with the same id would fence each other.
         let id = format!("weir-worker-{}-{}", self.node, Ulid::generate());
         let (shared, end) = (Arc::clone(&self.shared), alive.clone());
         spawn("kafka-commit", move || {
@@ -131,15 +129,15 @@ impl JobQueue for KafkaQueue {
         let config = &self.shared.config;
         loop {
             let mut arrived = std::pin::pin!(self.shared.arrived.notified());
-            // Before looking, so that what comes in between is not missed.
+            // Before checking, so that nothing in between is missed.
             arrived.as_mut().enable();
-            if let Some(handed) = self.shared.look(Ledger::hand_out) {
+            if let Some(handed) = self.shared.read(Ledger::next_job) {
                 let receipt = handed.receipt;
                 let position = format!("{}-{}-{}", config.requests_topic, receipt.partition, receipt.offset);
                 return Ok(Some(Delivery { position, payload: handed.payload, time: handed.time, receipt }));
             }
             let attempt = format!("consume topic {} as group {}", config.requests_topic, config.group_id);
-            if let Some(error) = self.shared.trouble.lasting(config, &attempt, LASTING) {
+            if let Some(error) = self.shared.client_errors.lasting(config, &attempt, MIN_REFUSAL_TIME) {
                 return Err(error);
             }
             let now = Instant::now();
@@ -154,7 +152,7 @@ impl JobQueue for KafkaQueue {
     async fn settle(&self, delivery: &Delivery, results: Vec<ResultRecord>) -> SyncResult<Settled> {
         let (waiter, answer) = oneshot::channel();
         self.shared.with(|ledger| ledger.settle(delivery.receipt, results, waiter));
-        // A sender that is gone means a queue that is gone, and the job with it.
+        // A dropped sender means that the queue is gone, and the job with it.
         answer.await.unwrap_or(Ok(Settled::Lost))
     }
 
@@ -163,7 +161,7 @@ impl JobQueue for KafkaQueue {
     }
 
     fn stats(&self) -> QueueStats {
-        self.shared.look(|ledger| QueueStats {
+        self.shared.read(|ledger| QueueStats {
             waiting: ledger.waiting(),
             inflight: ledger.out() as u64,
             paused: ledger.is_full(),
@@ -181,7 +179,7 @@ impl JobQueue for KafkaQueue {
         if let Some(mut alive) = alive
             && tokio::time::timeout(self.close_timeout, alive.recv()).await.is_err()
         {
-            tracing::warn!(queue = ?self, "the broker does not answer: the group is left without a word");
+            tracing::warn!(queue = ?self, "the broker does not respond; leaving the group without notice");
         }
         self.shared.enter(Phase::Leaving);
         self.shared.with(Ledger::close);

@@ -1,34 +1,36 @@
-//! What the handle, the consumer's thread and the committer's thread share.
+//! State shared by the handle, the polling thread and the committing thread.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rdkafka::consumer::BaseConsumer;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::consumer::Callbacks;
 use super::ledger::Ledger;
+use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 use crate::kafka::{ClientErrors, KafkaConfig};
+use crate::queue::Settled;
 
-/// How far the queue is on its way out.
+/// Life cycle of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     /// Working.
     Open,
-    /// What is settled is being committed, until then; nothing is handed out.
+    /// Settled jobs are being committed, until this time; nothing is delivered.
     Closing(Instant),
     /// Nothing more is committed: the group is being left.
     Leaving,
 }
 
-/// The shared state. Locked for moments only, never across a call to the broker.
+/// The shared state. Locked briefly, never across a call to the broker.
 pub(super) struct Shared {
     pub(super) config: KafkaConfig,
     pub(super) health: LinkHealth,
-    pub(super) trouble: Arc<ClientErrors>,
-    /// A job may have become free to be received.
+    pub(super) client_errors: Arc<ClientErrors>,
+    /// A job may have become available.
     pub(super) arrived: Notify,
     state: Mutex<State>,
     /// A group may have become ready to commit, or the phase has changed.
@@ -47,14 +49,14 @@ impl Shared {
         Self {
             config,
             health,
-            trouble: Arc::default(),
+            client_errors: Arc::default(),
             arrived: Notify::new(),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
     }
 
-    /// Looks at the ledger or changes it, then wakes whoever may have waited for the change.
+    /// Reads or changes the ledger, then wakes the waiting tasks and threads.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
         let result = change(&mut self.state.lock().ledger);
         self.changed.notify_all();
@@ -62,20 +64,20 @@ impl Shared {
         result
     }
 
-    /// Looks at the ledger.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&mut Ledger) -> T) -> T {
-        look(&mut self.state.lock().ledger)
+    /// Reads the ledger.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&mut Ledger) -> T) -> T {
+        read(&mut self.state.lock().ledger)
     }
 
     pub(super) fn phase(&self) -> Phase {
         self.state.lock().phase
     }
 
-    /// Goes on to `phase`, never back.
+    /// Advances to `phase`, never back.
     pub(super) fn enter(&self, phase: Phase) {
         let mut state = self.state.lock();
         state.phase = state.phase.max(phase);
-        state.ledger.stop_handing_out();
+        state.ledger.stop_delivery();
         drop(state);
         self.changed.notify_all();
         self.arrived.notify_waiters();
@@ -89,7 +91,7 @@ impl Shared {
         self.state.lock().consumer = consumer;
     }
 
-    /// Waits until `ready` finds something. `None` once there is nothing and the queue is on its way out.
+    /// Waits until `ready` finds something. `None` once there is nothing and the queue is closing.
     pub(super) fn wait_for<T>(&self, mut ready: impl FnMut(&mut Ledger) -> Option<T>) -> Option<T> {
         let mut state = self.state.lock();
         loop {
@@ -106,7 +108,7 @@ impl Shared {
         }
     }
 
-    /// Waits for `wait`, less when the queue is to be left meanwhile. Whether it is still to be used.
+    /// Sleeps for `wait`, less when the queue is left meanwhile. Returns whether it is still in use.
     pub(super) fn pause(&self, wait: Duration) -> bool {
         let until = Instant::now() + wait;
         let mut state = self.state.lock();
@@ -129,5 +131,29 @@ fn is_over(state: &MutexGuard<'_, State>) -> bool {
         Phase::Open => false,
         Phase::Closing(end) => Instant::now() >= end,
         Phase::Leaving => true,
+    }
+}
+
+/// Receiver of a settlement's outcome. It may be dropped.
+pub(super) type Waiter = oneshot::Sender<SyncResult<Settled>>;
+
+pub(super) fn answer(waiters: Vec<Waiter>, with: impl Fn() -> SyncResult<Settled>) {
+    for waiter in waiters {
+        // The caller may have stopped waiting.
+        let _ = waiter.send(with());
+    }
+}
+
+pub(super) fn left_behind() -> SyncError {
+    let what = "the queue was closed before the broker confirmed that the results are published";
+    SyncError::transient(Link::Kafka, what)
+}
+
+/// The first gets the error itself, the others its text.
+pub(super) fn answer_error(waiters: Vec<Waiter>, mut error: Option<SyncError>) {
+    let Some((link, text)) = error.as_ref().map(|error| (error.link(), error.in_full())) else { return };
+    for waiter in waiters {
+        let again = || SyncError::permanent(link, text.clone());
+        let _ = waiter.send(Err(error.take().unwrap_or_else(again)));
     }
 }

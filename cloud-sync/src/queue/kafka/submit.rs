@@ -1,4 +1,4 @@
-//! Jobs into the topic: a bounded number on their way, every one acknowledged.
+//! Submits jobs to the topic: a limited number in flight, each one acknowledged.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::health::LinkHealth;
 use crate::kafka::{ClientErrors, KafkaConfig, explain, noted};
 use crate::queue::NewJob;
 
-/// Jobs on their way at once.
+/// Maximum jobs in flight.
 const MAX_JOBS: usize = 2_000;
-/// Bytes on their way at once, and one job more.
+/// Maximum bytes in flight, beside one job.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Submits jobs. The client is made at the first submission, and again after an error that ends it.
+/// Submits jobs. The client is created at the first submission, and again after an error that ends it.
 pub(super) struct Submitter {
     config: KafkaConfig,
     health: LinkHealth,
@@ -29,10 +29,10 @@ pub(super) struct Submitter {
     client: Mutex<Option<Arc<ThreadedProducer<Deliveries>>>>,
 }
 
-/// What the client calls back.
+/// Callbacks of the client.
 #[derive(Default)]
 struct Deliveries {
-    trouble: ClientErrors,
+    client_errors: ClientErrors,
 }
 
 /// One call of [`Submitter::submit`].
@@ -49,7 +49,7 @@ struct Progress {
     refused: Option<(KafkaError, String)>,
 }
 
-/// Goes with a job and comes back with its delivery report.
+/// Passed with a job and returned with its delivery report.
 struct Ticket {
     submission: Arc<Submission>,
     bytes: usize,
@@ -61,7 +61,7 @@ impl ClientContext for Deliveries {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.note(&error, reason);
+        self.client_errors.note(&error, reason);
         tracing::debug!(target: "librdkafka", %error, "{reason}");
     }
 }
@@ -91,7 +91,7 @@ impl Submitter {
         Self { config: config.clone(), health, timeout, client: Mutex::default() }
     }
 
-    /// Puts all of `jobs` into the topic. Returns how many.
+    /// Submits all of `jobs` to the topic. Returns their number.
     pub(super) async fn submit(
         &self,
         jobs: &mut (dyn Iterator<Item = SyncResult<NewJob>> + Send),
@@ -111,7 +111,7 @@ impl Submitter {
             count += 1;
         }
         self.wait(&client, &submission, deadline, |progress| progress.jobs == 0).await?;
-        client.client().context().trouble.clear();
+        client.client().context().client_errors.clear();
         self.health.note(Ok(count))
     }
 
@@ -124,7 +124,7 @@ impl Submitter {
             slot.take()
         };
         if failed.is_some() {
-            // The end of a client waits for its threads.
+            // Dropping a client waits for its threads.
             tokio::task::spawn_blocking(move || drop(failed));
         }
         let mut settings = self.config.client();
@@ -142,7 +142,7 @@ impl Submitter {
             .set("batch.size", "900000")
             .set("partitioner", "murmur2_random");
         let attempt = "set up a producer";
-        // Reads the CA file, and may read the system's hundreds of certificates.
+        // Reads the CA file, or the system's hundreds of certificates.
         let made =
             tokio::task::spawn_blocking(move || settings.create_with_context(Deliveries::default())).await;
         let made: ThreadedProducer<_> = made
@@ -171,7 +171,7 @@ impl Submitter {
         loop {
             record = match client.send(record) {
                 Ok(()) => return Ok(()),
-                // Other submissions fill the client.
+                // Other submissions have filled the client's queue.
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
                     if Instant::now() < deadline =>
                 {
@@ -211,7 +211,7 @@ impl Submitter {
 
     fn explain(&self, client: &ThreadedProducer<Deliveries>, what: &str, error: KafkaError) -> SyncError {
         let attempt = format!("submit {what} to topic {}", self.config.requests_topic);
-        let trouble = &client.client().context().trouble;
-        noted(&self.health, explain(&self.config, &attempt, error, Some(trouble)))
+        let client_errors = &client.client().context().client_errors;
+        noted(&self.health, explain(&self.config, &attempt, error, Some(client_errors)))
     }
 }

@@ -1,6 +1,4 @@
-//! The ledger of jobs: what may be committed, handed out and lost, without a broker.
-
-mod held;
+//! The ledger of jobs: what may be committed, delivered and lost, without a broker.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -35,7 +33,7 @@ fn ledger(inflight: usize, partitions: &[i32], messages: i64) -> Ledger {
 }
 
 fn all(ledger: &mut Ledger) -> Vec<Handed> {
-    std::iter::from_fn(|| ledger.hand_out()).collect()
+    std::iter::from_fn(|| ledger.next_job()).collect()
 }
 
 fn settle(ledger: &mut Ledger, receipt: Receipt) -> Answer {
@@ -144,7 +142,7 @@ fn a_partition_that_goes_takes_its_jobs_along_and_comes_back_as_another() {
     ledger.assign(&[0]);
     ledger.note_begin(0, 0);
     ledger.take_in(0, 0, b"k", Bytes::from_static(b"again"), None);
-    let again = ledger.hand_out().unwrap();
+    let again = ledger.next_job().unwrap();
     assert_eq!((again.receipt.offset, &again.payload[..]), (0, &b"again"[..]));
     assert_eq!(said(&mut settle(&mut ledger, zero[0])), None);
     ledger.finish(group, Outcome::Aborted);
@@ -152,7 +150,7 @@ fn a_partition_that_goes_takes_its_jobs_along_and_comes_back_as_another() {
     assert_eq!(said(&mut settle(&mut ledger, zero[1])), Some(Settled::Lost), "of an older assignment");
     assert!(ledger.next_group().is_none());
     ledger.close();
-    assert_eq!((ledger.out(), ledger.hand_out().is_none()), (0, true));
+    assert_eq!((ledger.out(), ledger.next_job().is_none()), (0, true));
 }
 
 #[test]
@@ -164,8 +162,8 @@ fn what_is_released_goes_out_first_and_messages_that_come_twice_count_once() {
     ledger.take_in(0, 3, b"k", Bytes::from_static(b"repeat"), None);
     let first = out.remove(0);
     ledger.release(first.receipt, first.payload, None);
-    assert_eq!(ledger.hand_out().unwrap().receipt.offset, 0);
-    assert!(ledger.hand_out().is_none());
+    assert_eq!(ledger.next_job().unwrap().receipt.offset, 0);
+    assert!(ledger.next_job().is_none());
     let done = [settle(&mut ledger, first.receipt), settle(&mut ledger, out[0].receipt)];
     let group = ledger.next_group().unwrap();
     ledger.finish(group, Outcome::Committed);
@@ -185,7 +183,7 @@ fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
     }
     let mut out = 0;
     while !ledger.wants_more(true) {
-        ledger.hand_out().unwrap();
+        ledger.next_job().unwrap();
         out += 1;
     }
     assert!(out > offset / 3 && out < offset, "{out} of {offset}");
@@ -198,7 +196,7 @@ fn fetching_stops_when_enough_wait_and_starts_when_half_is_gone() {
     assert_eq!(ledger.waiting(), Some(12));
 }
 
-/// A ledger in which a batch of so many messages waits on a partition, and then one message each of others.
+/// A ledger with this many waiting messages of one batch on a partition, and then one message each of others.
 fn queued(inflight: usize, large: i64, others: &[&str]) -> Ledger {
     let mut ledger = ledger(inflight, &[0], 0);
     let keys = (0..large).map(|n| format!("large/{n}")).chain(others.iter().map(|id| format!("{id}/0")));
@@ -214,7 +212,7 @@ fn batches_take_turns_and_none_takes_all_places() {
     let name = |job: &Handed| String::from_utf8(job.payload.to_vec()).unwrap();
     let out = all(&mut ledger);
     assert_eq!(out.iter().map(name).collect::<Vec<_>>(), ["large/0", "b/0", "c/0", "d/0"]);
-    // What is given back is the next again, and does not take the place of the others.
+    // A returned job is the next again, and does not take the slot of the others.
     let first = out.into_iter().next().unwrap();
     ledger.release(first.receipt, first.payload, None);
     assert_eq!(all(&mut ledger).iter().map(name).collect::<Vec<_>>(), ["large/0"]);
@@ -223,7 +221,7 @@ fn batches_take_turns_and_none_takes_all_places() {
     assert_eq!(all(&mut ledger).len(), 3, "one place stays free for others");
     ledger.take_in(0, 100, b"late/0", Bytes::from_static(b"late/0"), None);
     assert_eq!(all(&mut ledger).iter().map(name).collect::<Vec<_>>(), ["late/0"]);
-    // Messages that belong to no batch are not held back.
+    // Messages of no batch are not held back.
     let mut ledger = self::ledger(4, &[0], 10);
     assert_eq!(all(&mut ledger).len(), 4);
 }
@@ -231,9 +229,9 @@ fn batches_take_turns_and_none_takes_all_places() {
 #[test]
 fn a_slow_message_holds_back_commits_behind_it_and_not_the_work_up_to_a_bound() {
     let mut ledger = ledger(2, &[0], 200);
-    let slow = ledger.hand_out().unwrap();
+    let slow = ledger.next_job().unwrap();
     let mut answers = Vec::new();
-    while let Some(job) = ledger.hand_out() {
+    while let Some(job) = ledger.next_job() {
         answers.push(settle(&mut ledger, job.receipt));
         assert!(ledger.next_group().is_none(), "nothing is committed before the first");
     }
@@ -244,12 +242,12 @@ fn a_slow_message_holds_back_commits_behind_it_and_not_the_work_up_to_a_bound() 
     assert_eq!(group.offsets(), [(0, 65)]);
     ledger.finish(group, Outcome::Committed);
     assert!(answers.iter_mut().all(|answer| said(answer) == Some(Settled::Done)));
-    assert!(ledger.hand_out().is_some());
+    assert!(ledger.next_job().is_some());
     // Large results count by their bytes.
     let mut ledger = self::ledger(2, &[0], 20);
-    let _slow = ledger.hand_out().unwrap();
+    let _slow = ledger.next_job().unwrap();
     let mut held = 0;
-    while let Some(job) = ledger.hand_out() {
+    while let Some(job) = ledger.next_job() {
         drop(settle_with(&mut ledger, job.receipt, 1, vec![0; 5 << 20].into()));
         held += 1;
     }
@@ -261,7 +259,7 @@ fn a_time_of_which_no_date_can_be_made_is_none() {
     let at = |millis: u64| Some(UNIX_EPOCH + Duration::from_millis(millis));
     assert_eq!(time_of(1_700_000_000_123), at(1_700_000_000_123));
     assert_eq!(time_of(253_402_300_799_999), at(253_402_300_799_999));
-    // Microseconds where milliseconds belong, and what producers send for no time.
+    // Microseconds instead of milliseconds, and what producers send for no time.
     for millis in [253_402_300_800_000, 1_700_000_000_123_456, i64::MAX, -1, i64::MIN] {
         assert_eq!(time_of(millis), None, "{millis}");
     }
@@ -284,7 +282,7 @@ fn a_job_larger_than_a_group_goes_alone_and_holds_up_only_its_partition() {
         let large = ledger.next_group().unwrap();
         assert_eq!((large.offsets(), large.records), (vec![(0, 1)], records));
         ledger.finish(large, Outcome::Aborted);
-        // Its next try waits until the others have had their turn.
+        // Its next attempt waits until the others have had their turn.
         let others = ledger.next_group().unwrap();
         assert_eq!((others.offsets(), others.records), (vec![(1, 2), (2, 2)], 4));
         ledger.finish(others, Outcome::Committed);
@@ -354,7 +352,7 @@ fn nothing_goes_out_before_it_is_known_where_the_group_stands_and_nothing_from_b
     ledger.take_in(2, 0, b"k", Bytes::from_static(b"x"), None);
     assert!(ledger.note_begin(2, 7));
     ledger.take_in(2, 6, b"k", Bytes::from_static(b"x"), None);
-    assert!(ledger.hand_out().is_none());
+    assert!(ledger.next_job().is_none());
     ledger.take_in(2, 7, b"k", Bytes::from_static(b"x"), None);
     assert_eq!(offsets(all(&mut ledger)), [(2, 7)]);
     assert!(!ledger.note_begin(5, 1), "not ours");
@@ -368,4 +366,89 @@ fn every_session_that_can_be_set_is_one_to_join_with() {
         let joined = join(&shared).map(drop);
         assert!(joined.is_ok(), "{seconds} s: {}", joined.unwrap_err().in_full());
     }
+}
+
+/// Processes delivered jobs, `inflight` at a time, and commits what can be committed, until nothing is delivered any
+/// more. Returns the number of committed jobs.
+fn work_off(ledger: &mut Ledger) -> usize {
+    let (mut committed, mut answers) = (0, Vec::new());
+    loop {
+        let out = all(ledger);
+        if out.is_empty() {
+            return committed;
+        }
+        answers.extend(out.iter().map(|job| settle(ledger, job.receipt)));
+        while let Some(group) = ledger.next_group() {
+            committed += group.jobs.len();
+            ledger.finish(group, Outcome::Committed);
+        }
+    }
+}
+
+#[test]
+fn batches_that_take_turns_on_one_partition_are_all_done_however_far_apart_they_lie() {
+    for inflight in [1, 2, 4] {
+        let mut ledger = ledger(inflight, &[0], 0);
+        let keys = (0..500).map(|n| format!("a/{n}")).chain((0..200).map(|n| format!("b/{n}")));
+        for (offset, key) in (0..).zip(keys) {
+            ledger.take_in(0, offset, key.as_bytes(), Bytes::from_static(b"x"), None);
+        }
+        assert_eq!(work_off(&mut ledger), 700, "{inflight} at a time");
+    }
+}
+
+#[test]
+fn a_slow_message_that_is_given_back_goes_out_again_before_what_waits_for_it_has_room() {
+    for payload in [Bytes::from_static(b"{}"), vec![0; 5 << 20].into()] {
+        let mut ledger = ledger(2, &[0], 200);
+        let slow = ledger.next_job().unwrap();
+        let mut answers = Vec::new();
+        while let Some(job) = ledger.next_job() {
+            answers.push(settle_with(&mut ledger, job.receipt, 1, payload.clone()));
+        }
+        assert!(ledger.is_full());
+        ledger.release(slow.receipt, slow.payload, None);
+        let again = ledger.next_job().unwrap();
+        assert_eq!(again.receipt.offset, 0);
+        assert!(ledger.next_job().is_none(), "the bound holds for all others");
+        ledger.release(again.receipt, again.payload, None);
+        assert_eq!(work_off(&mut ledger), 200);
+    }
+}
+
+#[test]
+fn while_nothing_can_be_committed_what_is_held_stays_bounded() {
+    let mut ledger = ledger(2, &[0], 200);
+    let mut answers = Vec::new();
+    while let Some(job) = ledger.next_job() {
+        answers.push(settle(&mut ledger, job.receipt));
+    }
+    assert_eq!(answers.len(), 64);
+}
+
+#[test]
+fn a_batch_that_comes_again_after_a_rebalance_has_its_turn_as_before() {
+    let mut ledger = ledger(1, &[0], 0);
+    let take_in = |ledger: &mut Ledger| {
+        for n in 0..100 {
+            let key = format!("a/{n}");
+            ledger.take_in(0, n, key.as_bytes(), Bytes::from(key.clone()), None);
+        }
+    };
+    take_in(&mut ledger);
+    ledger.revoke(&[0]);
+    ledger.assign(&[0]);
+    ledger.note_begin(0, 0);
+    take_in(&mut ledger);
+    for n in 0..100 {
+        let key = format!("b/{n}");
+        ledger.take_in(0, 100 + n, key.as_bytes(), Bytes::from(key.clone()), None);
+    }
+    let mut names = Vec::new();
+    for _ in 0..4 {
+        let job = ledger.next_job().unwrap();
+        names.push(String::from_utf8(job.payload.to_vec()).unwrap());
+        drop(settle(&mut ledger, job.receipt));
+    }
+    assert_eq!(names, ["a/0", "b/0", "a/1", "b/1"]);
 }

@@ -1,4 +1,4 @@
-//! The folder of one version: its files, none of which is a symbolic link or beyond one.
+//! The folder of one version: its files, of which none is a symbolic link or behind one.
 
 use std::fs::File;
 use std::io;
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::super::{Artifact, path};
+use super::super::{Artifact, check_path};
 use crate::error::{Link, SyncError, SyncResult};
 
-/// Deepest folder below a version's.
+/// Maximum depth of folders below a version's.
 const MAX_DEPTH: usize = 32;
 
 /// A version's folder.
@@ -26,12 +26,12 @@ pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) file: File,
     pub(super) bytes: u64,
-    /// Differs when the file is another one, or was written to.
+    /// Changes when the file is replaced or written to.
     pub(super) content: String,
 }
 
 impl Folder {
-    /// The folder; `None` when there is none.
+    /// The folder; `None` when it does not exist.
     pub(super) fn open(path: &Path) -> SyncResult<Option<Self>> {
         match openat(CWD, path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
             Ok(opened) => Ok(Some(Self { path: path.to_owned(), opened })),
@@ -40,7 +40,7 @@ impl Folder {
         }
     }
 
-    /// All files, by path; more than `limit` are an error.
+    /// All files, by path; an error if there are more than `limit`.
     pub(super) fn files(&self, limit: usize) -> SyncResult<Vec<Artifact>> {
         let mut files = Vec::new();
         let mut folders = vec![(self.path.clone(), String::new(), 0)];
@@ -50,11 +50,11 @@ impl Folder {
                 let entry = entry.map_err(unread)?;
                 let name = entry.file_name();
                 let Some(name) = name.to_str() else {
-                    let what = format!("the name of {} is no UTF-8 text", entry.path().display());
+                    let what = format!("the name of {} is not valid UTF-8", entry.path().display());
                     return Err(SyncError::permanent(Link::Disk, what));
                 };
                 let (path, at) = (format!("{before}{name}"), entry.path());
-                path::check(Link::Disk, &path)?;
+                check_path(Link::Disk, &path)?;
                 let found = at.symlink_metadata().map_err(|error| unreadable(&at, error))?;
                 if found.is_dir() && depth < MAX_DEPTH {
                     folders.push((at, path + "/", depth + 1));
@@ -89,7 +89,7 @@ impl Folder {
             folder = openat(&folder, part, flags, Mode::empty()).map_err(|error| failed(&at, error))?;
         }
         at.push(name);
-        // Without waiting for the other end of a pipe.
+        // Without waiting for the other end of a named pipe.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = openat(&folder, name, flags, Mode::empty()).map_err(|error| failed(&at, error))?;
         let file = File::from(opened);
@@ -103,9 +103,9 @@ impl Folder {
     }
 }
 
-/// The error of a path that is not there.
+/// The error of a missing path.
 pub(super) fn missing(path: &Path) -> SyncError {
-    SyncError::permanent(Link::Disk, format!("{} is not there", path.display()))
+    SyncError::permanent(Link::Disk, format!("{} does not exist", path.display()))
 }
 
 pub(super) fn unreadable(path: &Path, error: io::Error) -> SyncError {
@@ -113,7 +113,7 @@ pub(super) fn unreadable(path: &Path, error: io::Error) -> SyncError {
 }
 
 fn no_file(path: &Path) -> SyncError {
-    let what = format!("{} is a symbolic link or something else than a file: not taken", path.display());
+    let what = format!("{} is a symbolic link or not a regular file: refused", path.display());
     SyncError::permanent(Link::Disk, what)
 }
 
@@ -121,7 +121,7 @@ fn refused(path: &Path, error: Errno) -> SyncError {
     match error {
         Errno::NOENT => missing(path),
         Errno::LOOP => no_file(path),
-        // So a link is refused where a folder is asked for.
+        // The error of a link where a folder is required.
         Errno::NOTDIR if path.is_symlink() => no_file(path),
         error => unreadable(path, error.into()),
     }

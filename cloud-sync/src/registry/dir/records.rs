@@ -1,4 +1,4 @@
-//! What a directory's registry notes beside the files: versions, aliases, tags, reports.
+//! Records of a directory's registry beside the files: versions, aliases, tags, reports.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use super::{DirRegistry, RESERVED, plain};
 use crate::durable;
 use crate::error::{Link, SyncError, SyncResult};
 
-/// Longest file of an alias or of tags, in bytes.
+/// Maximum length of a file of an alias or of tags, in bytes.
 const MAX_RECORD: u64 = 1 << 20;
 
 impl DirRegistry {
@@ -25,7 +25,7 @@ impl DirRegistry {
         names_of(&self.root, found)
     }
 
-    /// What an alias names; `None` when there is no such alias.
+    /// The version of an alias; `None` when there is no such alias.
     pub(super) fn alias(&self, name: &str, alias: &str) -> SyncResult<Option<String>> {
         let path = self.root.join(name).join("aliases").join(alias);
         let Some(text) = read(&path)? else { return Ok(None) };
@@ -33,7 +33,7 @@ impl DirRegistry {
         match plain(&version) {
             Ok(_) => Ok(Some(version)),
             Err(error) => {
-                let what = format!("{} names no version", path.display());
+                let what = format!("{} does not contain a version", path.display());
                 Err(SyncError::permanent(Link::Disk, what).because(error))
             }
         }
@@ -74,7 +74,7 @@ impl DirRegistry {
         let path = self.root.join(name).join("tags").join(format!("{version}.json"));
         let Some(text) = read(&path)? else { return Ok(BTreeMap::new()) };
         serde_json::from_slice(&text).map_err(|error| {
-            let what = format!("{} holds no tags: an object of texts", path.display());
+            let what = format!("{} does not contain tags: a JSON object of strings", path.display());
             SyncError::permanent(Link::Disk, what).because(error)
         })
     }
@@ -85,7 +85,7 @@ impl DirRegistry {
         let path = folder.join(format!("{}.json", of.version));
         let unset = |error| unwritable(&path, error);
         std::fs::create_dir_all(&folder).map_err(unset)?;
-        // The folder is its own lock: the files in it are replaced.
+        // The folder itself is locked: the files in it are replaced.
         let lock = File::open(&folder).map_err(unset)?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|error| unset(error.into()))?;
         let mut tags = self.tags(&of.name, &of.version)?;
@@ -94,7 +94,7 @@ impl DirRegistry {
         replace(&path, &text).map_err(unset)
     }
 
-    /// Keeps a report, over an earlier one of the same run.
+    /// Stores a report, replacing an earlier one of the same run.
     pub(super) fn keep(&self, report: &Report) -> SyncResult<()> {
         let seconds =
             |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
@@ -115,7 +115,7 @@ impl DirRegistry {
     }
 }
 
-/// The names in a folder that may be those of models, versions or aliases; none when it is not there.
+/// The names in a folder that may be those of models, versions or aliases; none when it does not exist.
 fn names(folder: &Path) -> SyncResult<Vec<String>> {
     match std::fs::read_dir(folder) {
         Ok(found) => names_of(folder, found),
@@ -135,7 +135,7 @@ fn names_of(folder: &Path, found: std::fs::ReadDir) -> SyncResult<Vec<String>> {
         }
     }
     names.sort();
-    // A file beside the versions, such as a README, is none of them.
+    // A file beside the versions, such as a README, is not one.
     let is_alias = folder.ends_with("aliases");
     names.retain(|name| is_alias || folder.join(name).is_dir());
     Ok(names)
@@ -155,7 +155,7 @@ fn read(path: &Path) -> SyncResult<Option<Vec<u8>>> {
     }
 }
 
-/// Puts `text` in place of a file: whole, durable, or not at all.
+/// Replaces a file atomically and durably.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let fresh = format!(".{}{}", ulid::Ulid::generate(), crate::blob::PARTIAL);
     durable::replace(path, &fresh, text)

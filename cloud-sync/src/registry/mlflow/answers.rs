@@ -1,4 +1,4 @@
-//! The parts of MLflow's answers that are read here.
+//! The parts of MLflow's responses that are used here.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -102,7 +102,7 @@ pub(super) struct NewExperiment {
     pub(super) experiment_id: String,
 }
 
-/// An answer that says nothing more than that it is done.
+/// A response without content.
 #[derive(Debug, Deserialize)]
 pub(super) struct Done {}
 
@@ -115,7 +115,7 @@ impl From<Version> for ModelVersion {
     }
 }
 
-/// Numbers come as numbers from some servers and as texts from others, as in protobuf's JSON.
+/// Numbers are numbers from some servers and strings from others, as in protobuf's JSON.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Either {

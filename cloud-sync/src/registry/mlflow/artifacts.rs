@@ -1,4 +1,4 @@
-//! Where a version's artifacts lie, and which way leads there: the box's own S3 client, or the server.
+//! Location of a version's artifacts, and how they are read: by the box's own S3 client, or through the server.
 
 use std::path::Path;
 
@@ -12,21 +12,21 @@ use super::listing::{Listing, join, logged_model, logged_model_uri, run_source, 
 use crate::blob::{BlobStore, Found, Reading, S3Store};
 use crate::error::{Link, SyncError, SyncResult};
 use crate::registry::partial::{Origin, Partial, Size};
-use crate::registry::{Artifact, ModelVersion, path};
+use crate::registry::{Artifact, ModelVersion, check_path};
 
-/// Where the folder of a version is.
+/// Location of a version's folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// In a storage that speaks S3; the prefix has no slash at its end.
+    /// In a storage with the S3 protocol; the prefix has no trailing slash.
     S3 { bucket: String, prefix: String },
-    /// Behind the server's proxy for artifacts.
+    /// Behind the server's artifact proxy.
     Proxy { path: String },
-    /// Somewhere that only the server can read.
+    /// In a location that only the server can read.
     Server,
 }
 
 impl Place {
-    /// Whatever host the URI names: this box speaks to its own server only.
+    /// Whatever host the URI names: this box only connects to its own server.
     pub(super) fn of(uri: &str) -> SyncResult<Self> {
         const PROXY: &str = "/mlflow-artifacts/artifacts";
         let uri = uri.split(['?', '#']).next().unwrap_or(uri);
@@ -46,14 +46,14 @@ impl Place {
         };
         let path = path.trim_matches('/').to_owned();
         if !path.is_empty() {
-            path::check(Link::Mlflow, &path)?;
+            check_path(Link::Mlflow, &path)?;
         }
         Ok(Self::Proxy { path })
     }
 }
 
 impl MlflowRegistry {
-    /// Where a version lies, as the server says it.
+    /// Location of a version, as reported by the server.
     async fn find(&self, version: &ModelVersion) -> Answer<(String, Place)> {
         let what = format!("find the files of {} version {}", version.name, version.version);
         let query = [("name", version.name.as_str()), ("version", version.version.as_str())];
@@ -77,7 +77,7 @@ impl MlflowRegistry {
                 Ok(files) if !files.is_empty() => return Ok(files),
                 Ok(_) => {}
                 Err(error) if error.link() != Link::S3 => return Err(error.into()),
-                Err(error) => self.instead(&uri, &error),
+                Err(error) => self.note_fallback(&uri, &error),
             }
         }
         let listing = self.listing(version, &uri, place).await?;
@@ -91,8 +91,12 @@ impl MlflowRegistry {
         }
     }
 
-    fn instead(&self, uri: &str, error: &SyncError) {
-        tracing::debug!(uri, error = error.in_full(), "the server is asked instead of the storage");
+    fn note_fallback(&self, uri: &str, error: &SyncError) {
+        tracing::debug!(
+            uri,
+            error = error.in_full(),
+            "cannot read the artifacts from the storage; reading them through the server"
+        );
     }
 
     /// Fetches one file.
@@ -112,7 +116,7 @@ impl MlflowRegistry {
             match begin_s3(store, &source, &key, to).await {
                 Ok(Some(begun)) => return Ok(copy_s3(begun, &source, to, size).await?),
                 Ok(None) => {}
-                Err(error) => self.instead(&uri, &error),
+                Err(error) => self.note_fallback(&uri, &error),
             }
         }
         let url = self.file_url(version, path, &place);
@@ -151,7 +155,7 @@ async fn list_s3(s3: &S3Store, bucket: &str, prefix: &str, limit: usize) -> Sync
         let page = store.list(&begin, next.as_deref()).await?;
         for object in page.objects {
             let path = object.key.strip_prefix(&begin).unwrap_or(&object.key).to_owned();
-            path::check(Link::Mlflow, &path)?;
+            check_path(Link::Mlflow, &path)?;
             files.push(Artifact { path, bytes: Some(object.bytes) });
             if files.len() > limit {
                 let text = format!("s3://{bucket}/{prefix} has more than {limit} files");
@@ -165,21 +169,21 @@ async fn list_s3(s3: &S3Store, bucket: &str, prefix: &str, limit: usize) -> Sync
     }
 }
 
-/// The rest of an object, and the file that it goes on in; no file where it begins anew.
-type Begun = (Reading, Option<Partial>);
+/// The rest of an object, and the file to which it is appended; no file where it starts from the beginning.
+type ResumedObject = (Reading, Option<Partial>);
 
-/// `None` when the object is not there.
+/// `None` when the object does not exist.
 async fn begin_s3(
     store: SyncResult<S3Store>,
     source: &str,
     key: &str,
     to: &Path,
-) -> SyncResult<Option<Begun>> {
+) -> SyncResult<Option<ResumedObject>> {
     let store = store?;
     if let Some(left) = Partial::left(to).await.filter(|left| left.origin.source == source) {
         let found = store.read_from(key, left.bytes, Some(&left.origin.content)).await?;
         if let Found::Body(reading) = found {
-            return Ok(Some((reading, Some(Partial::go_on(to, &left).await?))));
+            return Ok(Some((reading, Some(Partial::resume(to, &left).await?))));
         }
     }
     match store.read_from(key, 0, None).await? {
@@ -188,7 +192,7 @@ async fn begin_s3(
     }
 }
 
-async fn copy_s3((mut reading, file): Begun, source: &str, to: &Path, size: Size) -> SyncResult<()> {
+async fn copy_s3((mut reading, file): ResumedObject, source: &str, to: &Path, size: Size) -> SyncResult<()> {
     let size = Size { listed: reading.total, ..size };
     size.check(Link::S3, source, reading.total.unwrap_or(0))?;
     let mut file = match file {

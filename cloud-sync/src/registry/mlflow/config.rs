@@ -1,4 +1,4 @@
-//! Where MLflow is and who this box is there.
+//! Address of MLflow and the login of this box.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,23 +11,23 @@ use crate::error::{Link, SyncError, SyncResult};
 use crate::secret::Secret;
 use crate::tls;
 
-/// Redirects that are followed, on the same server only.
+/// Maximum redirects, on the same server only.
 const MAX_REDIRECTS: usize = 5;
 
-/// The server, and how to log in to it: with a token, or else with user and password, or else not at all.
+/// The server and its login: with a token, else with user and password, else none.
 #[derive(Debug, Clone)]
 pub struct MlflowConfig {
-    /// `http(s)://host:port`, with a path where the server is behind one.
+    /// `http(s)://host:port`, with a path where the server has one.
     pub uri: String,
-    /// The user of `MLFLOW_TRACKING_USERNAME`.
+    /// The user, `MLFLOW_TRACKING_USERNAME`.
     pub user: Option<String>,
-    /// The password of `MLFLOW_TRACKING_PASSWORD`.
+    /// The password, `MLFLOW_TRACKING_PASSWORD`.
     pub password: Secret,
-    /// The token of `MLFLOW_TRACKING_TOKEN`, sent in place of user and password.
+    /// The token, `MLFLOW_TRACKING_TOKEN`, sent note_fallback of user and password.
     pub token: Secret,
     /// PEM file of the authorities that may have signed the server's certificate; the system's when absent.
     pub ca_file: Option<PathBuf>,
-    /// Longest wait for an answer, and for more of a file's body.
+    /// Timeout of a response, and of each further read of a file's body.
     pub timeout: Duration,
 }
 
@@ -45,7 +45,7 @@ impl MlflowConfig {
     }
 
     /// # Errors
-    /// When it is no URI of a server. It is not repeated where it may hold a password.
+    /// When it is not the URI of a server. The error does not repeat it where it may hold a password.
     pub(super) fn base(&self) -> SyncResult<Url> {
         let refused = |what: String| SyncError::permanent(Link::Mlflow, what);
         if self.uri.contains('@') {
@@ -55,7 +55,7 @@ impl MlflowConfig {
         }
         let bad = |why: &str| {
             let shown: String = self.uri.chars().take(200).collect();
-            refused(format!("{shown:?} is no tracking URI: {why}"))
+            refused(format!("{shown:?} is not a tracking URI: {why}"))
         };
         let url = Url::parse(&self.uri).map_err(|error| bad(&error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
@@ -67,7 +67,7 @@ impl MlflowConfig {
         Ok(url)
     }
 
-    /// The header that logs in.
+    /// The authorization header.
     pub(super) fn authorization(&self) -> SyncResult<Option<HeaderValue>> {
         let text = if !self.token.is_empty() {
             format!("Bearer {}", self.token.expose())
@@ -79,7 +79,8 @@ impl MlflowConfig {
             return Ok(None);
         };
         let mut value = HeaderValue::from_str(&text).map_err(|_| {
-            let what = "MLFLOW_TRACKING_TOKEN has a line break or another character that no header takes";
+            let what =
+                "MLFLOW_TRACKING_TOKEN has a line break or another character that a header cannot contain";
             SyncError::permanent(Link::Mlflow, what)
         })?;
         value.set_sensitive(true);
@@ -87,14 +88,14 @@ impl MlflowConfig {
     }
 
     pub(super) fn client(&self) -> SyncResult<Client> {
-        // A second installation is refused, which is as good: then there is a provider already.
+        // A second installation is refused, which is fine: then there is a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = Client::builder()
             .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::custom(same_server_only))
-            // As every other link: what the environment of the process says of proxies is not for this box's own servers.
+            // As for every other link: proxy settings of the environment are not meant for this box's own servers.
             .no_proxy()
-            // A body that unpacks itself would get past the bounds on its size.
+            // A compressed body would bypass the limits on its size.
             .no_gzip()
             .no_brotli()
             .no_deflate()

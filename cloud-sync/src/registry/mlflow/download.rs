@@ -1,4 +1,4 @@
-//! A file through the server: bounded, gone on with where the last call ended if the server can do that.
+//! Fetches a file through the server: within limits, resumed where the last call ended if the server supports that.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::rest::Rest;
 use crate::error::{Link, SyncError};
 use crate::registry::partial::{Left, Origin, Partial, Size};
 
-/// What is to be fetched.
+/// What to fetch.
 pub(super) struct Wanted {
-    /// In words.
+    /// Its description.
     pub(super) what: String,
     pub(super) url: Url,
     pub(super) size: Size,
@@ -23,22 +23,22 @@ pub(super) struct Wanted {
 /// Fetches it to `to`.
 pub(super) async fn fetch(rest: &Rest, wanted: &Wanted, to: &Path) -> Answer<()> {
     let task = format!("fetch {}", wanted.what);
-    // The server reads all of it from the storage before it begins to answer: 1 MiB/s is waited for.
+    // The server reads all of it from the storage before it starts to respond: at 1 MiB/s or more.
     let bytes = wanted.size.listed.unwrap_or(64 << 20);
     let timeout = rest.timeout() + Duration::from_millis(bytes >> 10);
     let left = Partial::left(to).await.filter(|left| left.origin.source == wanted.url.as_str());
-    let asked = left.as_ref().and_then(range_of).unwrap_or_default();
-    let answer = rest.file(&task, wanted.url.clone(), asked, timeout).await?;
+    let range = left.as_ref().and_then(range_of).unwrap_or_default();
+    let answer = rest.file(&task, wanted.url.clone(), range, timeout).await?;
     let (answer, file) = match left {
-        Some(left) if goes_on(&answer, &left) => (answer, Partial::go_on(to, &left).await?),
+        Some(left) if is_rest_of(&answer, &left) => (answer, Partial::resume(to, &left).await?),
         _ => {
             let whole = match answer.status() {
                 StatusCode::OK => answer,
-                // Not the part that was asked for.
+                // Not the requested part.
                 _ => rest.file(&task, wanted.url.clone(), HeaderMap::new(), timeout).await?,
             };
             if whole.status() != StatusCode::OK {
-                let text = format!("cannot {task}: the answer is not the whole file ({})", whole.status());
+                let text = format!("cannot {task}: the response is not the whole file ({})", whole.status());
                 return Err(SyncError::permanent(Link::Mlflow, text).into());
             }
             if is_page(&whole) && !whole.headers().contains_key(CONTENT_DISPOSITION) {
@@ -66,7 +66,7 @@ async fn copy(rest: &Rest, wanted: &Wanted, mut answer: Response, mut file: Part
             Ok(Err(error)) => unanswered(&task, error),
             Err(_) => {
                 let error = SyncError::transient(Link::Mlflow, format!("cannot {task}"));
-                error.because("it comes too slowly").into()
+                error.because("it arrives too slowly").into()
             }
         };
         file.leave().await;
@@ -89,15 +89,15 @@ fn range_of(left: &Left) -> Option<HeaderMap> {
     Some(headers)
 }
 
-/// Whether an answer is the rest of what was left.
-fn goes_on(answer: &Response, left: &Left) -> bool {
+/// Whether a response is the rest of what was left.
+fn is_rest_of(answer: &Response, left: &Left) -> bool {
     let range = answer.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
     answer.status() == StatusCode::PARTIAL_CONTENT
         && range.starts_with(&format!("bytes {}-", left.bytes))
         && content_of(answer).is_none_or(|content| content == left.origin.content)
 }
 
-/// What names the content, byte by byte: a strong ETag.
+/// Identifies the content byte by byte: a strong ETag.
 fn content_of(answer: &Response) -> Option<String> {
     let etag = answer.headers().get(ETAG)?.to_str().ok()?;
     etag.starts_with('"').then(|| etag.to_owned())

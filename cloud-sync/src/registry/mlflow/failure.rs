@@ -1,4 +1,4 @@
-//! What an answer that is none means for a caller, and what a person can do about it.
+//! Classification of failed calls: transient or permanent, and the remedy.
 
 use std::error::Error;
 
@@ -8,24 +8,24 @@ use serde::Deserialize;
 use crate::error::{Link, SyncError, SyncResult};
 use crate::health::LinkHealth;
 
-/// A call that did not work.
+/// A failed call.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) error: SyncError,
-    /// Whether it is about the link as a whole, not about what was asked.
+    /// Whether it is about the link as a whole, not about the request.
     pub(super) of_the_link: bool,
-    /// What it is about, as far as somebody goes on with it.
+    /// Its kind, as far as callers distinguish it.
     pub(super) kind: Kind,
 }
 
-/// What a failure is about.
+/// Kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// There is no such thing.
+    /// The object does not exist.
     Missing,
-    /// There is no such call: another server, or an old one.
+    /// The call does not exist: another server, or an old one.
     NoSuchCall,
-    /// The server takes the argument for wrong.
+    /// The server refuses an argument.
     BadArgument,
     /// Anything else.
     Other,
@@ -40,7 +40,7 @@ impl From<SyncError> for Failure {
     }
 }
 
-/// MLflow's own words.
+/// MLflow's own message.
 #[derive(Deserialize)]
 struct Refusal {
     #[serde(default)]
@@ -49,7 +49,7 @@ struct Refusal {
     message: String,
 }
 
-/// Notes how a call came out.
+/// Records the outcome of a call.
 pub(super) fn note<T>(health: &LinkHealth, result: Answer<T>) -> SyncResult<T> {
     match &result {
         Ok(_) => {
@@ -63,9 +63,9 @@ pub(super) fn note<T>(health: &LinkHealth, result: Answer<T>) -> SyncResult<T> {
     result.map_err(|failure| failure.error)
 }
 
-/// The failure of a request that got no answer.
+/// The failure of a request without a response.
 pub(super) fn unanswered(what: &str, error: reqwest::Error) -> Failure {
-    // Without the URL: it is long, and `what` says what it was about.
+    // Without the URL: it is long, and `what` describes it.
     let error = error.without_url();
     let mut words = error.to_string();
     let mut cause = error.source();
@@ -74,14 +74,14 @@ pub(super) fn unanswered(what: &str, error: reqwest::Error) -> Failure {
         cause = inner.source();
     }
     let hint = if words.contains("certificate") {
-        " (its certificate is not trusted: name the file of its authority)"
+        " (its certificate is not trusted: set the file of its authority)"
     } else {
         ""
     };
     SyncError::transient(Link::Mlflow, format!("cannot {what}{hint}")).because(words).into()
 }
 
-/// The failure of an answer that says no; `body` is the beginning of its text.
+/// The failure of an error response; `body` is the beginning of its text.
 pub(super) fn refused(what: &str, status: StatusCode, body: &[u8]) -> Failure {
     let refusal: Option<Refusal> = serde_json::from_slice(body).ok();
     let (code, words) = match &refusal {
@@ -123,7 +123,7 @@ pub(super) fn refused(what: &str, status: StatusCode, body: &[u8]) -> Failure {
     Failure { error, of_the_link, kind }
 }
 
-/// The error of an answer that somebody else has given.
+/// The error of a response that is not MLflow's.
 pub(super) fn web_page(what: &str) -> SyncError {
     let what = format!(
         "cannot {what}: it answered with a web page, not MLflow's API: is the URI right, is a proxy in between?"
@@ -136,7 +136,7 @@ pub(super) fn looks_like_a_page(body: &[u8]) -> bool {
     body.trim_ascii_start().first() == Some(&b'<')
 }
 
-/// Whether an answer says that it is HTML.
+/// Whether a response claims to be HTML.
 pub(super) fn is_page(response: &Response) -> bool {
     let kind = response.headers().get(reqwest::header::CONTENT_TYPE);
     kind.and_then(|kind| kind.to_str().ok()).is_some_and(|kind| kind.starts_with("text/html"))

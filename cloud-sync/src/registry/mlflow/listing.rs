@@ -1,4 +1,4 @@
-//! Listing a version's files by the server's own calls: of its artifact proxy, of a run, of a logged model.
+//! Lists a version's files by the server's own calls: of its artifact proxy, of a run, of a logged model.
 
 use serde_json::Value;
 
@@ -6,18 +6,18 @@ use super::answers::{FileInfo, Files, OneRun, OneVersion};
 use super::failure::Answer;
 use super::rest::Rest;
 use crate::error::{Link, SyncError};
-use crate::registry::{Artifact, ModelVersion, path};
+use crate::registry::{Artifact, ModelVersion, check_path};
 
-/// Deepest folder, folders, and pages of one folder that are looked at.
+/// Maximum depth of folders, number of folders, and pages per folder.
 const MAX_DEPTH: usize = 32;
 const MAX_FOLDERS: usize = 1000;
 const MAX_PAGES: usize = 100;
 
 /// Which call lists the files.
 pub(super) enum Listing {
-    /// That of the proxy for artifacts; the path of the version's folder there.
+    /// That of the artifact proxy; with the path of the version's folder there.
     Proxy { root: String },
-    /// That of a run; the path of the version's folder among its artifacts.
+    /// That of a run; with the path of the version's folder among its artifacts.
     Run { id: String, root: String },
     /// That of a logged model (MLflow 3).
     Logged { id: String },
@@ -54,7 +54,7 @@ impl Listing {
         Err(SyncError::permanent(Link::Mlflow, text).into())
     }
 
-    /// All files; more than `limit` are an error.
+    /// All files; an error if there are more than `limit`.
     pub(super) async fn all(&self, rest: &Rest, limit: usize) -> Answer<Vec<Artifact>> {
         let mut files = Vec::new();
         let mut folders = vec![(String::new(), 0)];
@@ -62,7 +62,7 @@ impl Listing {
         while let Some((folder, depth)) = folders.pop() {
             seen += 1;
             if seen > MAX_FOLDERS || depth > MAX_DEPTH {
-                let text = format!("{folder:?} is one folder too many, or too deep");
+                let text = format!("too many folders, or too deep ones: {folder:?}");
                 return Err(SyncError::permanent(Link::Mlflow, text).into());
             }
             for found in self.level(rest, &folder).await? {
@@ -81,10 +81,10 @@ impl Listing {
         Ok(files)
     }
 
-    /// One folder of the version ("" for its own), with paths from the version's folder.
+    /// One folder of the version ("" for its own), with paths relative to the version's folder.
     pub(super) async fn level(&self, rest: &Rest, folder: &str) -> Answer<Vec<FileInfo>> {
         let what = format!("list the artifacts in {folder:?}");
-        let asked = match self {
+        let path = match self {
             Self::Proxy { root } | Self::Run { root, .. } => join(root, folder),
             Self::Logged { .. } => folder.to_owned(),
         };
@@ -98,8 +98,8 @@ impl Listing {
         };
         let (mut found, mut next) = (Vec::new(), String::new());
         for _ in 0..MAX_PAGES {
-            let mut query = vec![(place, asked.as_str())];
-            query.retain(|(_, asked)| !asked.is_empty());
+            let mut query = vec![(place, path.as_str())];
+            query.retain(|(_, path)| !path.is_empty());
             if let Self::Run { id, .. } = self {
                 query.push(("run_id", id));
             }
@@ -108,43 +108,44 @@ impl Listing {
             }
             let page: Files = rest.get_url(&what, rest.url(&call, &query)).await?;
             for file in page.files {
-                found.push(self.placed(file, &asked, folder)?);
+                found.push(self.placed(file, &path, folder)?);
             }
             next = page.next_page_token.unwrap_or_default();
             if next.is_empty() {
                 return Ok(found);
             }
         }
-        Err(SyncError::permanent(Link::Mlflow, format!("cannot {what}: there is no end of it")).into())
+        Err(SyncError::permanent(Link::Mlflow, format!("cannot {what}: the listing has too many pages"))
+            .into())
     }
 
-    /// The proxy names files within their folder, the other calls from the run's or the model's.
-    fn placed(&self, file: FileInfo, asked: &str, folder: &str) -> Answer<FileInfo> {
+    /// The proxy reports names relative to their folder, the other calls relative to the run or the model.
+    fn placed(&self, file: FileInfo, path: &str, folder: &str) -> Answer<FileInfo> {
         let name = match self {
             Self::Proxy { .. } => file.path.as_str(),
-            _ if asked.is_empty() => file.path.as_str(),
+            _ if path.is_empty() => file.path.as_str(),
             _ => {
-                let below = file.path.strip_prefix(asked).and_then(|below| below.strip_prefix('/'));
+                let below = file.path.strip_prefix(path).and_then(|below| below.strip_prefix('/'));
                 below.unwrap_or(&file.path)
             }
         };
-        path::check(Link::Mlflow, name)?;
+        check_path(Link::Mlflow, name)?;
         Ok(FileInfo { path: join(folder, name), ..file })
     }
 }
 
-/// Where a logged model's files lie.
+/// Location of a logged model's files.
 pub(super) async fn logged_model_uri(rest: &Rest, id: &str) -> Answer<String> {
     let what = format!("find the files of the logged model {id}");
     let found: Value = rest.get(&what, &format!("logged-models/{id}"), &[]).await?;
     Ok(found["model"]["info"]["artifact_uri"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Where a folder among a run's artifacts lies.
+/// Location of a folder among a run's artifacts.
 pub(super) async fn run_uri(rest: &Rest, id: &str, folder: &str) -> Answer<String> {
     let what = format!("find the artifacts of the run {id}");
     if !folder.is_empty() {
-        path::check(Link::Mlflow, folder)?;
+        check_path(Link::Mlflow, folder)?;
     }
     let run: OneRun = rest.get(&what, "runs/get", &[("run_id", id)]).await?;
     Ok(join(run.run.info.artifact_uri.trim_end_matches('/'), folder))

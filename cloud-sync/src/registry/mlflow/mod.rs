@@ -1,4 +1,4 @@
-//! Models in MLflow's registry, by its REST API; artifacts straight from S3 where the box may, else through the server.
+//! Models in MLflow's registry, by its REST API; artifacts directly from S3 where possible, else through the server.
 
 mod answers;
 mod artifacts;
@@ -21,7 +21,7 @@ pub use config::MlflowConfig;
 use failure::{Answer, note};
 use rest::Rest;
 
-use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, path};
+use super::{Artifact, ModelReference, ModelRegistry, ModelVersion, Report, check_path};
 use crate::blob::S3Store;
 use crate::check::{CheckStep, Steps};
 use crate::error::{Link, SyncResult};
@@ -41,11 +41,11 @@ impl fmt::Debug for MlflowRegistry {
 }
 
 impl MlflowRegistry {
-    /// A registry that is not connected yet. With `s3`, artifacts in the same storage are read from it directly.
-    /// `health` shows how its calls fare.
+    /// A registry that is not connected yet. With `s3`, artifacts in the same storage are read from it directly. Its
+    /// calls update `health`.
     ///
     /// # Errors
-    /// When a setting cannot be, or a file that one names cannot be read.
+    /// When a setting is invalid, or a configured file cannot be read.
     pub fn open(config: &MlflowConfig, s3: Option<Arc<S3Store>>, health: LinkHealth) -> SyncResult<Self> {
         Ok(Self { rest: Rest::new(config)?, s3, health })
     }
@@ -80,7 +80,7 @@ impl ModelRegistry for MlflowRegistry {
     }
 
     async fn fetch(&self, version: &ModelVersion, path: &str, to: &Path, limit: u64) -> SyncResult<()> {
-        path::check(Link::Mlflow, path)?;
+        check_path(Link::Mlflow, path)?;
         let fetched = self.fetch_file(version, path, to, limit).await;
         self.note(fetched)
     }

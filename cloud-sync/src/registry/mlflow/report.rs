@@ -1,7 +1,7 @@
-//! A report as a run in an experiment of its own.
+//! Stores a report as a run in an experiment of its own.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -9,16 +9,17 @@ use super::answers::{Done, NewExperiment, OneExperiment, OneRun};
 use super::failure::{Answer, Failure, Kind};
 use super::rest::Rest;
 use crate::error::{Link, SyncError};
+use crate::event::unix_ms;
 use crate::registry::Report;
 
-/// What MLflow takes at once.
+/// Maximum entries per request, MLflow's own limits.
 const MAX_METRICS: usize = 1000;
 const MAX_TEXTS: usize = 100;
 
-/// Longest text of a parameter that every MLflow takes, in characters.
+/// Maximum length of a parameter's value that every MLflow accepts, in characters.
 const MAX_PARAM: usize = 500;
 
-/// Keeps a report.
+/// Stores a report.
 pub(super) async fn keep(rest: &Rest, report: &Report) -> Answer<()> {
     let what = format!("report to the experiment {:?}", report.experiment);
     let experiment = experiment(rest, &what, &report.experiment).await?;
@@ -28,12 +29,12 @@ pub(super) async fn keep(rest: &Rest, report: &Report) -> Answer<()> {
     });
     let mut tags: Vec<Value> = pairs(&report.tags, usize::MAX);
     tags.push(json!({"key": "mlflow.runName", "value": report.run}));
-    let run = json!({"experiment_id": experiment, "run_name": report.run, "start_time": millis(begin), "tags": tags});
+    let run = json!({"experiment_id": experiment, "run_name": report.run, "start_time": unix_ms(begin), "tags": tags});
     let run: OneRun = rest.post(&what, "runs/create", &run).await?;
     let id = run.run.info.run_id;
-    let logged = log(rest, &what, &id, report, millis(end)).await;
+    let logged = log(rest, &what, &id, report, unix_ms(end)).await;
     let status = if logged.is_ok() { "FINISHED" } else { "FAILED" };
-    let update = json!({"run_id": id, "status": status, "end_time": millis(end)});
+    let update = json!({"run_id": id, "status": status, "end_time": unix_ms(end)});
     let updated = rest.post(&what, "runs/update", &update).await;
     logged?;
     updated.map(|Done {}| ())
@@ -45,7 +46,7 @@ async fn experiment(rest: &Rest, what: &str, name: &str) -> Answer<String> {
     }
     match rest.post::<NewExperiment>(what, "experiments/create", &json!({"name": name})).await {
         Ok(made) => Ok(made.experiment_id),
-        // Another box was faster.
+        // Another box has created it meanwhile.
         Err(failure) => match find(rest, what, name).await? {
             Some(id) => Ok(id),
             None => Err(failure),
@@ -56,7 +57,7 @@ async fn experiment(rest: &Rest, what: &str, name: &str) -> Answer<String> {
 async fn find(rest: &Rest, what: &str, name: &str) -> Answer<Option<String>> {
     match rest.get::<OneExperiment>(what, "experiments/get-by-name", &[("experiment_name", name)]).await {
         Ok(OneExperiment { experiment }) if experiment.lifecycle_stage == "deleted" => {
-            let text = format!("cannot {what}: it was deleted: restore it, or name another");
+            let text = format!("cannot {what}: it was deleted: restore it, or configure another");
             Err(SyncError::permanent(Link::Mlflow, text).into())
         }
         Ok(found) => Ok(Some(found.experiment.experiment_id)),
@@ -83,9 +84,4 @@ async fn log(rest: &Rest, what: &str, id: &str, report: &Report, at: u64) -> Ans
 fn pairs(texts: &BTreeMap<String, String>, longest: usize) -> Vec<Value> {
     let cut = |text: &str| text.chars().take(longest).collect::<String>();
     texts.iter().map(|(key, value)| json!({"key": key, "value": cut(value)})).collect()
-}
-
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

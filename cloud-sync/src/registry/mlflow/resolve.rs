@@ -1,4 +1,4 @@
-//! From an alias, a version or a model's name to versions; stages where the server is too old for aliases.
+//! Resolves an alias, a version or a model's name to versions; uses stages where the server is too old for aliases.
 
 use std::cmp::Reverse;
 
@@ -8,7 +8,7 @@ use super::rest::Rest;
 use crate::error::{Link, SyncError};
 use crate::registry::{ModelReference, ModelVersion, Which};
 
-/// Versions of one answer, and answers at most.
+/// Versions per response, and maximum number of responses.
 const PAGE: &str = "200";
 const MAX_PAGES: usize = 50;
 
@@ -26,7 +26,7 @@ pub(super) async fn resolve(rest: &Rest, reference: &ModelReference) -> Answer<O
                 found => found,
             }
         }
-        // MLflow's versions are numbers; anything else it takes for an error.
+        // MLflow's versions are numbers; it reports anything else as an error.
         Which::Version(version) if version.parse::<u32>().is_err() => return Ok(None),
         Which::Version(version) => {
             rest.get_changed(&what, "model-versions/get", &[name, ("version", version)]).await
@@ -35,7 +35,7 @@ pub(super) async fn resolve(rest: &Rest, reference: &ModelReference) -> Answer<O
     match found {
         Ok(found) => Ok(Some(found.model_version.into())),
         Err(Failure { kind: Kind::Missing, .. }) => Ok(None),
-        // So MLflow says that a model has no such alias.
+        // MLflow's response for a model without this alias.
         Err(Failure { kind: Kind::BadArgument, error, .. }) if error.in_full().contains("not found") => {
             Ok(None)
         }
@@ -43,7 +43,7 @@ pub(super) async fn resolve(rest: &Rest, reference: &ModelReference) -> Answer<O
     }
 }
 
-/// Servers before 2.3 have no aliases: a stage takes the place of one.
+/// Servers before 2.3 have no aliases: a stage of that name is used note_fallback.
 async fn by_stage(
     rest: &Rest,
     reference: &ModelReference,
@@ -63,7 +63,7 @@ async fn by_stage(
         match rest.get(&what, call, &[name, ("stages", stage.unwrap_or("Production"))]).await {
             Ok(found) => found,
             Err(Failure { kind: Kind::Missing, .. }) => return Ok(None),
-            // It does not know this call either: it is no MLflow.
+            // It does not have this call either: it is not MLflow.
             Err(Failure { kind: Kind::NoSuchCall, .. }) => return Err(no_aliases),
             Err(failure) => return Err(failure),
         };

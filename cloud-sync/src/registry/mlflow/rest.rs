@@ -1,4 +1,4 @@
-//! Calls of MLflow's REST API: what is sent, and answers within bounds of time and size.
+//! Calls of MLflow's REST API: requests, and responses within limits of time and size.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use super::config::MlflowConfig;
 use super::failure::{Answer, Failure, looks_like_a_page, refused, unanswered, web_page};
 use crate::error::{Link, SyncError, SyncResult};
 
-/// Longest answer that is no file, in bytes.
+/// Maximum length of a response other than a file, in bytes.
 const MAX_ANSWER: usize = 4 << 20;
 
-/// Answers that are remembered for conditional requests.
+/// Responses that are cached for conditional requests.
 const MAX_REMEMBERED: usize = 64;
 
 /// The API of one server.
@@ -30,7 +30,7 @@ pub(super) struct Rest {
     base: Url,
     headers: HeaderMap,
     timeout: Duration,
-    /// URL -> ETag and body of its newest answer.
+    /// URL -> ETag and body of its latest response.
     remembered: Mutex<HashMap<String, (HeaderValue, Bytes)>>,
 }
 
@@ -45,17 +45,17 @@ impl Rest {
         Ok(Self { client, base, headers, timeout: config.timeout, remembered: Mutex::default() })
     }
 
-    /// The server, for texts.
+    /// The server, for messages.
     pub(super) fn base(&self) -> &Url {
         &self.base
     }
 
-    /// Longest wait for an answer.
+    /// Timeout of a response.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The URL of `path` (parts between slashes, whatever characters they have) with a query.
+    /// The URL of `path` (parts between slashes, with any characters) with a query.
     pub(super) fn url(&self, path: &str, query: &[(&str, &str)]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut parts) = url.path_segments_mut() {
@@ -83,7 +83,7 @@ impl Rest {
         parse(what, &body)
     }
 
-    /// As [`Rest::get`], asking only for what has changed since the last answer.
+    /// Like [`Rest::get`], as a conditional request with the cached response.
     pub(super) async fn get_changed<T: DeserializeOwned>(
         &self,
         what: &str,
@@ -102,7 +102,7 @@ impl Rest {
             ((None, _), None) => {
                 let error = SyncError::transient(Link::Mlflow, format!("cannot {what}"));
                 return Err(error
-                    .because("it says that nothing has changed since an answer it never gave")
+                    .because("it responded with 304 Not Modified to an unconditional request")
                     .into());
             }
         };
@@ -147,7 +147,7 @@ impl Rest {
         Err(Failure { of_the_link: true, ..SyncError::permanent(Link::Mlflow, error).into() })
     }
 
-    /// Asks for a file; its body is still to come. `timeout` is for the beginning of the answer.
+    /// Requests a file; the body is not read yet. `timeout` is for the beginning of the response.
     pub(super) async fn file(
         &self,
         what: &str,
@@ -168,7 +168,7 @@ impl Rest {
         Err(refused(what, status, &body))
     }
 
-    /// An answer to its end: headers and body, no headers when nothing has changed.
+    /// Reads a response to its end: headers and body, no headers for "not modified".
     async fn whole(&self, what: &str, request: RequestBuilder) -> Answer<(Option<HeaderMap>, Bytes)> {
         let whole = async {
             let answer = self.send(what, request).await?;
@@ -196,7 +196,7 @@ impl Rest {
         let encoding = answer.headers().get(CONTENT_ENCODING);
         if encoding.is_some_and(|encoding| encoding != "identity") {
             let text = format!(
-                "cannot {what}: the answer is compressed, which was not asked for: is a proxy in between?"
+                "cannot {what}: the response is compressed, which was not requested: is a proxy in between?"
             );
             return Err(SyncError::permanent(Link::Mlflow, text).into());
         }
@@ -206,7 +206,7 @@ impl Rest {
 
 async fn body_of(what: &str, mut answer: Response, limit: usize) -> Answer<Bytes> {
     let over = || {
-        let text = format!("cannot {what}: the answer has more than {limit} bytes");
+        let text = format!("cannot {what}: the response has more than {limit} bytes");
         Failure::from(SyncError::permanent(Link::Mlflow, text))
     };
     if answer.content_length().is_some_and(|length| length > limit as u64) {
@@ -224,7 +224,7 @@ async fn body_of(what: &str, mut answer: Response, limit: usize) -> Answer<Bytes
 
 fn late(what: &str, timeout: Duration) -> Failure {
     let error = SyncError::transient(Link::Mlflow, format!("cannot {what}"));
-    error.because(format!("no answer after {}", humantime::format_duration(timeout))).into()
+    error.because(format!("no response within {}", humantime::format_duration(timeout))).into()
 }
 
 fn parse<T: DeserializeOwned>(what: &str, body: &[u8]) -> Answer<T> {

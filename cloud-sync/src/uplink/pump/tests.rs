@@ -1,4 +1,4 @@
-//! A pump without a broker: what happens to poison while nothing can be sent.
+//! A pump without a broker: handling of unpublishable events while nothing can be sent.
 
 use std::fs;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::*;
 use crate::outbox::OutboxConfig;
 use crate::uplink::identity::Identity;
 
-/// A pump whose broker is not there.
+/// A pump whose broker does not exist.
 fn pump(config: UplinkConfig, outbox: Arc<Outbox>) -> Pump {
     let health = LinkHealth::new(Link::Kafka);
     let kafka = KafkaConfig::of_nobody(Duration::from_secs(6));
@@ -19,7 +19,7 @@ fn pump(config: UplinkConfig, outbox: Arc<Outbox>) -> Pump {
 }
 
 #[test]
-fn poison_is_buried_once_however_often_its_group_is_tried() {
+fn poison_is_dead_lettered_once_however_often_its_group_is_tried() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = Arc::new(Outbox::open(OutboxConfig::new(dir.path().join("outbox"))).unwrap().0);
     outbox.append(b"not json".to_vec()).wait().unwrap();
@@ -31,7 +31,7 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
     };
     let mut pump = pump(config, outbox);
     for _ in 0..3 {
-        // As if the broker had been asked already, and went away then.
+        // As if the broker had been queried already, and became unavailable then.
         pump.at = Some(0);
         assert!(!pump.step().unwrap(), "nothing can be sent");
         assert_eq!(pump.at, None, "the broker is asked anew first");
@@ -46,7 +46,7 @@ fn poison_is_buried_once_however_often_its_group_is_tried() {
     assert_eq!(letters.len(), 2, "{letters:?}");
     assert_eq!(pump.numbers.dead_lettered.load(Ordering::Relaxed), 2);
     pump.moved(3);
-    assert!(pump.buried.is_empty(), "what is behind is not remembered");
+    assert!(pump.in_dead_letters.is_empty(), "what is behind is not remembered");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn an_event_whose_dead_letter_cannot_be_written_waits_and_so_does_what_follows()
     let dir = tempfile::tempdir().unwrap();
     let outbox = Arc::new(Outbox::open(OutboxConfig::new(dir.path().join("outbox"))).unwrap().0);
     outbox.append(b"not json".to_vec()).wait().unwrap();
-    // A file where the folder should be: no letter can be written, not even by root.
+    // A file in place of the directory: no letter can be written, not even by root.
     fs::write(dir.path().join("dead"), "").unwrap();
     let config = UplinkConfig::new("box-1", outbox.dir(), dir.path().join("dead"));
     let mut pump = pump(config, Arc::clone(&outbox));

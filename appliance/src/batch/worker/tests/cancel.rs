@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use cloud_sync::state::{BatchPhase, BatchStatus, StateStore};
+use cloud_sync::batch_status::{BatchPhase, BatchStatus, BatchStatusStore};
 
 use super::crashes::runs_into_a_crash;
 use super::failures::silent;

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cloud_sync::batch_status::BatchPhase;
 use cloud_sync::event::ItemOutcome;
-use cloud_sync::state::BatchPhase;
 
 use super::stores::Trip;
 use super::world::{World, messages, pictures};

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloud_sync::batch_status::{BatchPhase, BatchStatusStore, EmbeddedBatchStatus};
 use cloud_sync::blob::{BlobKey, BlobStore, DirStore};
 use cloud_sync::event::{Event, EventBody, ItemOutcome};
 use cloud_sync::outbox::{Outbox, OutboxConfig, Reader};
 use cloud_sync::queue::{EmbeddedQueue, EmbeddedQueueConfig, JobQueue, NewJob};
-use cloud_sync::state::{BatchPhase, EmbeddedStore, StateConfig, StateStore};
 
 use super::failures::silent;
 use super::world::{World, messages, pictures};
@@ -28,9 +28,9 @@ async fn open(dir: &Path, outbox: &Arc<Outbox>) -> Arc<EmbeddedQueue> {
     panic!("the queue can't be opened again");
 }
 
-fn state_and_blobs(dir: &Path) -> (Arc<dyn StateStore>, Arc<dyn BlobStore>) {
+fn state_and_blobs(dir: &Path) -> (Arc<dyn BatchStatusStore>, Arc<dyn BlobStore>) {
     let day = Duration::from_secs(86_400);
-    let state = EmbeddedStore::open(dir.join("state"), StateConfig::default(), day).unwrap();
+    let state = EmbeddedBatchStatus::open(dir.join("state"), StateConfig::default(), day).unwrap();
     let blob = DirStore::open(dir.join("blobs")).unwrap();
     (Arc::new(state), Arc::new(blob))
 }

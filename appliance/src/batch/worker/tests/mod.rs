@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use cloud_sync::batch_status::BatchPhase;
 use cloud_sync::blob::{BlobStore, DirStore};
 use cloud_sync::capture::{Capture, CaptureConfig, CaptureRule};
 use cloud_sync::event::ItemOutcome;
-use cloud_sync::state::BatchPhase;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 

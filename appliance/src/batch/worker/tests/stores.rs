@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use cloud_sync::batch_status::{
+    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, BatchStatusStore, ChunkDone, ChunkStart, Created,
+    WorkStarts,
+};
 use cloud_sync::blob::{BlobInfo, BlobKey, BlobPage, BlobStore, TooLarge};
 use cloud_sync::error::{Link, SyncError, SyncResult};
 use cloud_sync::queue::{Delivery, JobQueue, NewJob, QueueStats, ResultRecord, Settled};
-use cloud_sync::state::{
-    BatchOutcome, BatchPhase, BatchSpec, BatchStatus, ChunkDone, ChunkStart, Created, StateStore, WorkStarts,
-};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -179,15 +180,7 @@ impl JobQueue for Reach {
 }
 
 #[async_trait]
-impl StateStore for Reach {
-    async fn get(&self, _: &[u8; 32]) -> SyncResult<Option<Bytes>> {
-        Ok(None)
-    }
-
-    async fn put(&self, _: &[u8; 32], _: Bytes, _: Duration) -> SyncResult<()> {
-        Ok(())
-    }
-
+impl BatchStatusStore for Reach {
     async fn create_batch(&self, spec: &BatchSpec) -> SyncResult<Created> {
         self.stores.with(spec, |_, _| ());
         Ok(Created::New)
@@ -289,7 +282,7 @@ impl StateStore for Reach {
             let mut work = self.stores.work.lock();
             match (step, work.get_mut(position)) {
                 (None, _) => drop(work.remove(position)),
-                (Some(step), Some(starts)) => starts.give_back(step),
+                (Some(step), Some(starts)) => starts.revert(step),
                 (Some(_), None) => {}
             }
         }

@@ -7,10 +7,10 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use cloud_sync::batch_status::{BatchSpec, BatchStatusStore};
 use cloud_sync::blob::BlobStore;
 use cloud_sync::event::{BatchItem, BatchSummary, Event, EventBody};
 use cloud_sync::queue::JobQueue;
-use cloud_sync::state::{BatchSpec, StateStore};
 use gpu_kernels::{DecodeLimits, ImageFormat};
 use inference::bundle::{Bundle, DeviceTag};
 use inference::engine::EngineError;
@@ -173,7 +173,7 @@ impl World {
     pub(super) fn worker_on(
         &self,
         queue: Arc<dyn JobQueue>,
-        state: Arc<dyn StateStore>,
+        state: Arc<dyn BatchStatusStore>,
         blob: Arc<dyn BlobStore>,
     ) -> Worker {
         let retry = Arc::new(RetryPolicy::new(Duration::from_millis(1), Duration::from_millis(4)));
