@@ -30,7 +30,7 @@ async fn open(dir: &Path, outbox: &Arc<Outbox>) -> Arc<EmbeddedQueue> {
 
 fn state_and_blobs(dir: &Path) -> (Arc<dyn BatchStatusStore>, Arc<dyn BlobStore>) {
     let day = Duration::from_secs(86_400);
-    let state = EmbeddedBatchStatus::open(dir.join("state"), StateConfig::default(), day).unwrap();
+    let state = EmbeddedBatchStatus::open(dir.join("state"), day).unwrap();
     let blob = DirStore::open(dir.join("blobs")).unwrap();
     (Arc::new(state), Arc::new(blob))
 }
