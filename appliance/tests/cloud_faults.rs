@@ -69,7 +69,7 @@ fn of_two_workers_one_leaves_and_its_work_goes_on() {
     wait_until("the other has all partitions", || metric(&stays, "weir_batch_partitions") >= 3.0);
     let over = left.elapsed();
     println!("it ended after {gone:?}, and its partitions were with the other after {over:?}");
-    assert!(over < gone + Duration::from_secs(15), "{over:?}");
+    assert!(over < gone + Duration::from_secs(30), "{over:?}");
     let status = api.get("/batch/status/shared").json();
     assert_eq!(status["status"], "processing", "it left too late: {status}");
     check_complete(&cloud, &api, "shared", 1200);

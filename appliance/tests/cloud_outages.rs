@@ -117,7 +117,7 @@ fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
         println!("p90 without {server}: {during:?}");
         // The machine is shared by servers, workers and tests: a request that waited for a network would take seconds.
         assert!(
-            during < there * 3 + Duration::from_millis(50),
+            during < there * 3 + Duration::from_secs(1),
             "without {server} {during:?}, with it {there:?}"
         );
     }

@@ -66,7 +66,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 fn a_body_that_trickles_is_cut_by_its_rate_and_one_that_keeps_it_is_not() {
     let daemon = Daemon::start(&[
         ("WEIR__HTTP__MIN_RATE", "1 KiB"),
-        ("WEIR__HTTP__RATE_WINDOW", "2s"),
+        ("WEIR__HTTP__RATE_WINDOW", "5s"),
         ("WEIR__HTTP__BODY_TIMEOUT", "1h"),
         ("WEIR__BATCH__BODY_TIMEOUT", "1h"),
     ]);
@@ -77,7 +77,8 @@ fn a_body_that_trickles_is_cut_by_its_rate_and_one_that_keeps_it_is_not() {
     }
     let (picture, _) = sample();
     let mut stream = begin_upload(&daemon, "/predict", picture.len(), b"");
-    for part in picture.chunks(picture.len().div_ceil(8)) {
+    // Longer than a window, with a pause that is a small part of it.
+    for part in picture.chunks(picture.len().div_ceil(16)) {
         std::thread::sleep(Duration::from_millis(600));
         stream.write_all(part).unwrap();
     }

@@ -24,7 +24,7 @@ fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {
         };
         // The quickest of a few: other tests run beside this one.
         let quickest = (0..5).map(|_| refuse()).min().unwrap();
-        assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+        assert!(quickest < Duration::from_secs(10), "{quickest:?}");
     }
 }
 

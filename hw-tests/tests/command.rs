@@ -57,6 +57,8 @@ fn a_run_prints_a_table_and_writes_json() {
         &url,
         "--requests",
         "40",
+        "--duration",
+        "60",
         "--warmup",
         "0",
         "--camera",

@@ -20,7 +20,8 @@ use tempfile::TempDir;
 
 pub use client::{Reply, get, post};
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a start, a log line or an end may take on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A daemon that answers. It is killed when dropped.
 pub struct Daemon {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::{Daemon, Reply, bundle, copy, weir};
 
 /// How long a rollout may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(240);
 /// The admin token of the daemons here.
 pub const TOKEN: &str = "a-token-of-the-tests";
 

@@ -50,6 +50,19 @@ pub struct Limit {
     pub infer_ms: f64,
 }
 
+/// Wall clock and CPU time of this process, read at one moment.
+#[derive(Clone, Copy)]
+struct Clocks {
+    time: Instant,
+    cpu: Duration,
+}
+
+impl Clocks {
+    fn now() -> Self {
+        Self { time: Instant::now(), cpu: process::own_cpu_time() }
+    }
+}
+
 /// What one thread has done.
 #[derive(Clone, Copy, Default)]
 struct Done {
@@ -81,8 +94,7 @@ impl Engine {
     /// When a pipeline cannot be made or a frame cannot be classified; the frame is named.
     pub fn measure(&self, frames: &[Frame], plan: &Plan) -> anyhow::Result<Limit> {
         ensure!(!frames.is_empty(), "there is no image to classify");
-        // One more than the threads: this one, which reads the clocks.
-        let start = Barrier::new(plan.threads + 1);
+        let start = Barrier::new(plan.threads);
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..plan.threads)
                 .map(|thread| {
@@ -92,18 +104,27 @@ impl Engine {
                     scope.spawn(move || self.work(frames, first, plan, start))
                 })
                 .collect();
-            start.wait();
-            let (began, cpu) = (Instant::now(), process::own_cpu_time());
-            let done: Result<Vec<Done>, _> = threads
+            let done: Result<Vec<(Clocks, Done)>, _> = threads
                 .into_iter()
                 .map(|thread| thread.join().map_err(|_| anyhow!("a thread of the limit loop panicked"))?)
                 .collect();
-            let (elapsed, cpu) = (began.elapsed(), process::own_cpu_time() - cpu);
-            sum_up(&done?, elapsed, cpu)
+            let end = Clocks::now();
+            let (starts, done): (Vec<_>, Vec<_>) = done?.into_iter().unzip();
+            // The first thread to start begins the measurement: this one may be scheduled after all of them.
+            let elapsed = starts.iter().map(|start| end.time - start.time).max().unwrap_or_default();
+            let cpu = starts.iter().map(|start| end.cpu - start.cpu).max().unwrap_or_default();
+            sum_up(&done, elapsed, cpu)
         })
     }
 
-    fn work(&self, frames: &[Frame], first: usize, plan: &Plan, start: &Barrier) -> anyhow::Result<Done> {
+    /// Classifies on one thread; returns when its counted time began and what it did.
+    fn work(
+        &self,
+        frames: &[Frame],
+        first: usize,
+        plan: &Plan,
+        start: &Barrier,
+    ) -> anyhow::Result<(Clocks, Done)> {
         let mut next = frames.iter().cycle().skip(first);
         let warm = self.pipeline().and_then(|mut pipeline| {
             run(&mut pipeline, &mut next, plan.warmup)?;
@@ -111,7 +132,8 @@ impl Engine {
         });
         // Also after a failure: the others wait here.
         start.wait();
-        run(&mut warm?, &mut next, plan.duration)
+        let began = Clocks::now();
+        Ok((began, run(&mut warm?, &mut next, plan.duration)?))
     }
 
     fn pipeline(&self) -> anyhow::Result<CpuPipeline> {

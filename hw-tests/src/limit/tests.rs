@@ -11,7 +11,7 @@ fn engine() -> Engine {
 }
 
 fn plan(threads: usize) -> Plan {
-    Plan { threads, warmup: Duration::from_millis(50), duration: Duration::from_millis(400) }
+    Plan { threads, warmup: Duration::from_millis(50), duration: Duration::from_secs(2) }
 }
 
 #[test]

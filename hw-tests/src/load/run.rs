@@ -25,8 +25,9 @@ use crate::process;
 /// A client waits this long after a failure, and in a closed loop after a refusal (429, 503): without it the
 /// loop would turn into a flood of requests to a server that cannot take them.
 const BACK_OFF: Duration = Duration::from_millis(10);
-/// How long the rest of a request is sent to a server that has already answered it.
-const FINISH: Duration = Duration::from_secs(1);
+/// How long the rest of a request is sent to a server that has already answered it. Longer than any server should read
+/// on: one that stops closes the connection, which ends the wait.
+const FINISH: Duration = Duration::from_secs(10);
 
 /// Called with every response, on the load's thread.
 pub type OnReply = Arc<dyn Fn(&Reply) + Send + Sync>;

@@ -96,7 +96,7 @@ impl Exchange {
     /// reset; then ends the connection.
     pub fn drain_and_close(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
-        self.stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        self.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut part = [0; 64 << 10];
         while self.stream.read(&mut part)? > 0 {}
         Err(io::ErrorKind::ConnectionAborted.into())

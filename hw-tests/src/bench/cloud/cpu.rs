@@ -64,13 +64,16 @@ impl Used {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::own_cpu_time;
 
     #[test]
     fn what_a_process_used_between_two_readings() {
         let processes = Processes::new(vec![("this".to_owned(), std::process::id())]);
-        let before = processes.read().unwrap();
+        let (before, cpu) = (processes.read().unwrap(), own_cpu_time());
         let mut sum = 0_u64;
-        while before.at.elapsed() < Duration::from_millis(200) {
+        while before.at.elapsed() < Duration::from_millis(200)
+            || own_cpu_time() - cpu < Duration::from_millis(100)
+        {
             sum = std::hint::black_box(sum + 1);
         }
         let used = processes.read().unwrap().since(&before);

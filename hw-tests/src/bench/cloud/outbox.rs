@@ -110,6 +110,8 @@ mod tests {
         let time = Duration::from_millis(300);
         let start = Instant::now();
         let rate = append(time).unwrap();
-        assert!(start.elapsed() >= time && rate >= APPENDERS as f64, "{rate}");
+        let elapsed = start.elapsed();
+        // Every appender appends at least once, however slow the disk is.
+        assert!(elapsed >= time && rate * elapsed.as_secs_f64() >= APPENDERS as f64, "{rate} in {elapsed:?}");
     }
 }
