@@ -123,7 +123,7 @@ fn a_batch_of_files_is_worked_off() {
 fn a_cancelled_batch_stops_and_stays_cancelled_over_a_kill() {
     let _others = QUIET.read();
     let pictures = Images::slow(Duration::from_millis(100));
-    let settings = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__LOADS", "1")];
+    let settings = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__CONCURRENT_FETCHES", "1")];
     let urls = urls(&pictures, 1000);
     let api = Daemon::start(&settings);
     submit(&api, "unwanted", &urls);
@@ -164,7 +164,7 @@ fn a_cancelled_batch_stops_and_stays_cancelled_over_a_kill() {
 fn ten_kills_inside_a_batch_of_500() {
     let _others = QUIET.read();
     let pictures = Images::slow(Duration::from_millis(50));
-    let settings = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__LOADS", "2")];
+    let settings = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__CONCURRENT_FETCHES", "2")];
     let urls = urls(&pictures, 500);
     let mut api = Daemon::start(&settings);
     submit(&api, "killed", &urls);
@@ -195,7 +195,7 @@ fn a_stop_in_the_middle_of_a_batch_is_in_order_and_the_next_start_goes_on() {
     let settings = [
         LOOPBACK,
         ("WEIR__BATCH__CHUNK", "100"),
-        ("WEIR__BATCH__LOADS", "1"),
+        ("WEIR__BATCH__CONCURRENT_FETCHES", "1"),
         ("WEIR__SHUTDOWN__GRACE", "15s"),
     ];
     let mut api = Daemon::start(&settings);
@@ -221,7 +221,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
     let pictures = Images::slow(Duration::from_millis(20));
     let clock = Clock::new();
     let mut env = clock.env();
-    let more = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__LOADS", "1")];
+    let more = [LOOPBACK, ("WEIR__BATCH__CHUNK", "10"), ("WEIR__BATCH__CONCURRENT_FETCHES", "1")];
     env.extend(more.map(|(name, value)| (name.into(), value.into())));
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let api = Daemon::start(&env);

@@ -73,7 +73,7 @@ fn a_batch_that_is_cancelled_stops_on_all_workers() {
     let pictures = Images::slow(Duration::from_millis(100));
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "10")]);
     let workers =
-        [cloud.worker(&[("WEIR__BATCH__LOADS", "1")]), cloud.worker(&[("WEIR__BATCH__LOADS", "1")])];
+        [cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")]), cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")])];
     workers.iter().for_each(has_work);
     let urls: Vec<String> = (0..1000).map(|n| pictures.good(n)).collect();
     submit(&api, "unwanted", &urls);

@@ -17,7 +17,7 @@ fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
     let pictures = Images::slow(Duration::from_millis(60));
     // A short session, so that the others need not wait long for the partitions of the dead.
     let settings =
-        [("WEIR__KAFKA__SESSION_TIMEOUT", "6s"), ("WEIR__BATCH__LOADS", "2"), ("WEIR__BATCH__INFLIGHT", "2")];
+        [("WEIR__KAFKA__SESSION_TIMEOUT", "6s"), ("WEIR__BATCH__CONCURRENT_FETCHES", "2"), ("WEIR__BATCH__INFLIGHT", "2")];
     let urls: Vec<String> = (0..2000).map(|n| pictures.good(n)).collect();
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "10")]);
     submit(&api, "killed", &urls);
@@ -51,7 +51,7 @@ fn of_two_workers_one_leaves_and_its_work_goes_on() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::slow(Duration::from_millis(20));
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "20")]);
-    let settings = [("WEIR__BATCH__LOADS", "2")];
+    let settings = [("WEIR__BATCH__CONCURRENT_FETCHES", "2")];
     let stays = cloud.worker(&settings);
     let mut leaves = cloud.worker(&settings);
     [&stays, &leaves].into_iter().for_each(has_work);

@@ -202,7 +202,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
     let clock = Clock::new();
     let mut env = clock.env();
     env.extend(
-        [("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__LOADS", "2")].map(|(k, v)| (k.into(), v.into())),
+        [("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__CONCURRENT_FETCHES", "2")].map(|(k, v)| (k.into(), v.into())),
     );
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let (api, worker) = (cloud.serve(&env), cloud.worker(&env));

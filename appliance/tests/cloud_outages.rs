@@ -26,7 +26,7 @@ fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
     let pictures = Images::slow(Duration::from_millis(20));
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "20")]);
     let workers =
-        [cloud.worker(&[("WEIR__BATCH__LOADS", "2")]), cloud.worker(&[("WEIR__BATCH__LOADS", "2")])];
+        [cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "2")]), cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "2")])];
     workers.iter().for_each(has_work);
     let running = AtomicBool::new(true);
     let mut batches: Vec<String> = Vec::new();

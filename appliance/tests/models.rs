@@ -335,7 +335,7 @@ fn no_request_fails_while_models_are_swapped() {
     registry.publish_fish("1", "first");
     registry.publish_fish("2", "second");
     registry.alias("fish", "champion", "1");
-    let daemon = start(&registry.env("fish@champion"), &[("WEIR__ROLLOUT__STANDBY", "0s")]);
+    let daemon = start(&registry.env("fish@champion"), &[("WEIR__ROLLOUT__KEEP_PREVIOUS_LOADED", "0s")]);
     until_serving(&daemon, "fish", "fish/1");
     let stop = AtomicBool::new(false);
     let answers: usize = std::thread::scope(|scope| {

@@ -101,7 +101,7 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
     registry.alias("fish", "champion", "1");
     let env = registry.env("fish@champion");
     // Two lanes, so that how many threads there are does not depend on the machine's cores.
-    let more = [("WEIR__ROLLOUT__STANDBY", "0s"), ("WEIR__ENGINE__LANES", "2")];
+    let more = [("WEIR__ROLLOUT__KEEP_PREVIOUS_LOADED", "0s"), ("WEIR__ENGINE__LANES", "2")];
     let daemon = start_in(tempfile::tempdir().unwrap(), &env, &more);
     until_serving(&daemon, "fish", "fish/1");
     let mut warm = Vec::new();

@@ -81,7 +81,7 @@ impl<'a> Fleet<'a> {
             ("MLFLOW_TRACKING_URI", self.server.tracking_uri.clone()),
             ("WEIR__MODEL__FOLLOW", format!("{}@champion", self.name)),
             ("WEIR__MODEL__NAME", "fish".to_owned()),
-            ("WEIR__REGISTRY__POLL", "200ms".to_owned()),
+            ("WEIR__REGISTRY__POLL_INTERVAL", "200ms".to_owned()),
             ("WEIR__NODE__NAME", "dock-3".to_owned()),
             ("WEIR__ADMIN__TOKEN", support::models::TOKEN.to_owned()),
         ];
@@ -186,7 +186,7 @@ fn what_a_box_sees_is_a_run_of_the_monitoring_experiment() {
     let env = fleet.env();
     let monitoring = [
         ("WEIR__MONITORING__ENABLED", "true"),
-        ("WEIR__MONITORING__EVERY", "2s"),
+        ("WEIR__MONITORING__INTERVAL", "2s"),
         ("WEIR__MONITORING__EXPERIMENT", experiment.as_str()),
     ];
     let daemon = start(&env, &monitoring);

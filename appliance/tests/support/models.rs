@@ -66,7 +66,7 @@ impl Registry {
     pub fn env(&self, follow: &str) -> Vec<(String, String)> {
         [
             ("WEIR__REGISTRY__DIR", self.dir.path().to_str().unwrap()),
-            ("WEIR__REGISTRY__POLL", "100ms"),
+            ("WEIR__REGISTRY__POLL_INTERVAL", "100ms"),
             ("WEIR__MODEL__FOLLOW", follow),
             ("WEIR__ADMIN__TOKEN", TOKEN),
             ("WEIR__NODE__NAME", "dock-3"),

@@ -45,9 +45,9 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     follow(registry.path(), "1")?;
     let variables = [
         ("WEIR__REGISTRY__DIR", registry.path().display().to_string()),
-        ("WEIR__REGISTRY__POLL", format!("{}ms", POLL.as_millis())),
+        ("WEIR__REGISTRY__POLL_INTERVAL", format!("{}ms", POLL.as_millis())),
         ("WEIR__MODEL__FOLLOW", "fish@champion".to_owned()),
-        ("WEIR__ROLLOUT__STANDBY", "0s".to_owned()),
+        ("WEIR__ROLLOUT__KEEP_PREVIOUS_LOADED", "0s".to_owned()),
     ];
     let server = setup.start_with("serve", &variables)?;
     wait_for(&server, "fish/1")?;
