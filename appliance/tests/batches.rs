@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use serde_json::json;
 use support::cloud::{finished, lines, metric, predictions};
-use support::images::Images;
 use support::load::{
     RealTime, TIMEOUT, assert_once, check_results, percentile, post_batch, submit, wait_until,
 };
+use support::pictures::Images;
 use support::{Daemon, pictures};
 use test_services::clock::Clock;
 
@@ -300,13 +300,6 @@ fn real_time_requests_go_before_a_large_batch() {
     assert!(meanwhile < before * 3 + Duration::from_secs(1), "{meanwhile:?} against {before:?}");
 }
 
-/// Resident memory at its highest, in bytes.
-fn peak(api: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", api.child.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-}
-
 #[test]
 fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
     let _alone = QUIET.write();
@@ -320,15 +313,15 @@ fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
     // Once with a tenth: what a first batch of any size costs (caches of files, buffers of threads) is not counted.
     assert_eq!(api.post("/batch/predict", &[JSON], &body("small", 10_000)).status, 202);
     assert_eq!(finished(&api, "small", TIMEOUT)["failed"], 10_000);
-    let before = peak(&api);
+    let before = api.memory("VmHWM");
     let large = body("large", 100_000);
     let began = Instant::now();
     let accepted = api.post("/batch/predict", &[JSON], &large);
     assert_eq!((accepted.status, &accepted.json()["total"]), (202, &json!(100_000)), "{}", accepted.text());
-    let (taken, when_taken) = (peak(&api).saturating_sub(before), began.elapsed());
+    let (taken, when_taken) = (api.memory("VmHWM").saturating_sub(before), began.elapsed());
     let status = finished(&api, "large", TIMEOUT);
     assert_eq!((&status["status"], &status["failed"]), (&json!("failed"), &json!(100_000)), "{status}");
-    let (done, when_done) = (peak(&api).saturating_sub(before), began.elapsed());
+    let (done, when_done) = (api.memory("VmHWM").saturating_sub(before), began.elapsed());
     println!(
         "{} bytes on {} KiB: taken after {when_taken:?} with {} KiB more, finished after {when_done:?} with {} KiB more",
         large.len(),

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::cloud::{Cloud, finished, has_work, images, lines, metric};
-use support::images::Images;
 use support::load::{assert_once, submit, wait_until};
+use support::pictures::Images;
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -72,8 +72,10 @@ fn a_batch_that_is_cancelled_stops_on_all_workers() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::slow(Duration::from_millis(100));
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "10")]);
-    let workers =
-        [cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")]), cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")])];
+    let workers = [
+        cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")]),
+        cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")]),
+    ];
     workers.iter().for_each(has_work);
     let urls: Vec<String> = (0..1000).map(|n| pictures.good(n)).collect();
     submit(&api, "unwanted", &urls);

@@ -7,8 +7,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::cloud::{Cloud, has_work, metric};
-use support::images::Images;
 use support::load::{TIMEOUT, check_complete, submit, wait_until};
+use support::pictures::Images;
 
 #[test]
 fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
@@ -16,8 +16,11 @@ fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
     // So slow that the batch outlasts the kills.
     let pictures = Images::slow(Duration::from_millis(60));
     // A short session, so that the others need not wait long for the partitions of the dead.
-    let settings =
-        [("WEIR__KAFKA__SESSION_TIMEOUT", "6s"), ("WEIR__BATCH__CONCURRENT_FETCHES", "2"), ("WEIR__BATCH__INFLIGHT", "2")];
+    let settings = [
+        ("WEIR__KAFKA__SESSION_TIMEOUT", "6s"),
+        ("WEIR__BATCH__CONCURRENT_FETCHES", "2"),
+        ("WEIR__BATCH__INFLIGHT", "2"),
+    ];
     let urls: Vec<String> = (0..2000).map(|n| pictures.good(n)).collect();
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "10")]);
     submit(&api, "killed", &urls);

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::cloud::{Cloud, finished, has_work, images, lines, predictions};
-use support::images::Images;
 use support::load::{RealTime, TIMEOUT, check_complete, submit, wait_until};
+use support::pictures::Images;
 use support::{Daemon, pictures};
 use test_services::Services;
 use test_services::clock::Clock;
@@ -202,7 +202,8 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
     let clock = Clock::new();
     let mut env = clock.env();
     env.extend(
-        [("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__CONCURRENT_FETCHES", "2")].map(|(k, v)| (k.into(), v.into())),
+        [("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__CONCURRENT_FETCHES", "2")]
+            .map(|(k, v)| (k.into(), v.into())),
     );
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let (api, worker) = (cloud.serve(&env), cloud.worker(&env));

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use support::cloud::{Cloud, finished, has_work, predictions};
-use support::images::Images;
 use support::load::{RealTime, TIMEOUT, assert_once, check_results, percentile, submit, wait_until};
+use support::pictures::Images;
 use test_services::Services;
 
 /// How long a server is away: longer than a client's own retries of one call.
@@ -25,8 +25,10 @@ fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
     let cloud = Cloud::new(&services);
     let pictures = Images::slow(Duration::from_millis(20));
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "20")]);
-    let workers =
-        [cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "2")]), cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "2")])];
+    let workers = [
+        cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "2")]),
+        cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "2")]),
+    ];
     workers.iter().for_each(has_work);
     let running = AtomicBool::new(true);
     let mut batches: Vec<String> = Vec::new();

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use support::client::{connect, read};
+use support::cloud::metric;
+use support::load::wait_until;
 use support::{Daemon, pictures, sample, weir};
 
 /// Longest time to wait for what must happen.
@@ -54,14 +56,6 @@ fn is_closed(stream: &mut TcpStream) -> bool {
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !is_so() {
-        assert!(Instant::now() < end, "still not: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_body_that_trickles_is_cut_by_its_rate_and_one_that_keeps_it_is_not() {
     let daemon = Daemon::start(&[
@@ -95,13 +89,9 @@ fn one_address_gets_no_more_than_its_share_of_the_memory_for_bodies() {
     // Two bodies that have begun fill the share of 127.0.0.1.
     let _stalled: Vec<_> = (0..2).map(|_| begin_upload(&daemon, "/predict", 1 << 20, &[7; 1000])).collect();
     // A post before that would take what the second of them is to have.
-    until("both are in hand", || {
-        let metrics = daemon.get("/metrics").text();
-        let used = metrics.lines().find_map(|line| line.strip_prefix("weir_body_memory_used_bytes "));
-        used.is_some_and(|used| used.parse::<f64>().unwrap() >= f64::from(2 << 20))
-    });
+    wait_until("both are in hand", || metric(&daemon, "weir_body_memory_used_bytes") >= f64::from(2 << 20));
     let picture = pictures::bmp(300, 300, 1);
-    until("the share is full", || daemon.post("/predict", &[], &picture).status == 429);
+    wait_until("the share is full", || daemon.post("/predict", &[], &picture).status == 429);
     let refused = daemon.post("/predict", &[], &picture);
     assert!(refused.text().contains("max_inflight_per_address"), "{}", refused.text());
     assert!(refused.header("retry-after").is_some());
@@ -142,7 +132,7 @@ fn a_client_that_floods_the_lanes_keeps_nobody_else_out() {
     };
     let (others, flooded) = std::thread::scope(|scope| {
         let flooding: Vec<_> = (0..FLOOD).map(|_| scope.spawn(flood)).collect();
-        until("the queue is full", || {
+        wait_until("the queue is full", || {
             post_on(connect_from([127, 0, 0, 2].into(), address), &unique()) == 429
         });
         let others: Vec<u16> = (0..40).map(|_| daemon.post("/predict", &[], &unique()).status).collect();
@@ -166,7 +156,7 @@ fn a_client_that_stops_reading_loses_its_connection() {
     while stream.write_all(request.as_bytes()).is_ok() && rounds < 2000 {
         rounds += 1;
     }
-    until("the connection was closed", || {
+    wait_until("the connection was closed", || {
         daemon.get("/metrics").text().contains("weir_http_connections_closed_total{reason=\"slowness\"} 1")
     });
     assert!(is_closed(&mut stream));
@@ -189,7 +179,7 @@ fn idle_connections_make_room_for_new_ones() {
     assert!(is_closed(&mut idle[0]), "the one that was idle longest went first");
     // Those that are in use are not closed, and the address gets no more.
     let _busy: Vec<_> = (0..6).map(|_| begin_in_hand(&daemon)).collect();
-    until("the address is at its limit", || {
+    wait_until("the address is at its limit", || {
         let mut stream = connect(daemon.address);
         let _ =
             stream.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");

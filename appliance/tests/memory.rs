@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use image::{DynamicImage, ImageFormat};
 use support::Daemon;
+use support::cloud::metric;
 
 const GIB: u64 = 1 << 30;
 const CLIENTS: usize = 16;
@@ -123,18 +124,6 @@ fn giants() -> Vec<(&'static str, Vec<u8>)> {
     all
 }
 
-/// Resident memory of a process at its highest, in bytes.
-fn peak(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-}
-
-fn gauge(metrics: &str, name: &str) -> u64 {
-    let line = metrics.lines().find(|line| line.starts_with(&format!("{name} ")));
-    line.unwrap_or_else(|| panic!("no {name} in {metrics}")).split(' ').nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_gigabyte_is_enough_whatever_legal_images_come() {
     let time = std::env::var("WEIR_MEMORY_SECONDS").map_or(8, |seconds| seconds.parse().unwrap());
@@ -171,7 +160,7 @@ fn a_gigabyte_is_enough_whatever_legal_images_come() {
         });
     });
     let seen = seen.into_inner().unwrap();
-    let (peak, small) = (peak(daemon.child.id()), small.into_inner());
+    let (peak, small) = (daemon.memory("VmHWM"), small.into_inner());
     println!("{small} small images in {time} s beside {seen:?}; resident at most {} MiB", peak >> 20);
     assert!(peak < GIB, "{peak} bytes");
     for (kind, status, code) in seen.keys() {
@@ -193,18 +182,17 @@ fn a_gigabyte_is_enough_whatever_legal_images_come() {
     // What they took is given back: late ones are dropped by the lanes first.
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        let metrics = daemon.get("/metrics").text();
         let used =
             ["weir_body_memory_used_bytes", "weir_decode_memory_used_bytes", "weir_decode_memory_waiting"]
-                .map(|name| gauge(&metrics, name));
-        if used == [0, 0, 0] {
-            assert_eq!(gauge(&metrics, "weir_decode_memory_limit_bytes"), DECODE_MEMORY);
+                .map(|name| metric(&daemon, name));
+        if used.iter().all(|used| *used == 0.0) {
+            assert_eq!(metric(&daemon, "weir_decode_memory_limit_bytes"), DECODE_MEMORY as f64);
             break;
         }
         assert!(Instant::now() < end, "{used:?} are still held");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(gauge(&daemon.get("/metrics").text(), "weir_lanes_stuck"), 0);
+    assert_eq!(metric(&daemon, "weir_lanes_stuck"), 0.0);
     assert_eq!(daemon.post("/predict", &[], &sample).status, 200);
 }
 

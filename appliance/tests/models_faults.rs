@@ -68,13 +68,6 @@ fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
     until_serving(&daemon, "fish", "fish/2");
 }
 
-/// Resident memory in bytes.
-fn resident(daemon: &Daemon) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
-}
-
 /// Threads of lanes.
 fn lanes(daemon: &Daemon) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap();
@@ -122,10 +115,10 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
         // The version before is unloaded at the lowest priority: on a busy machine some of them may still be there.
         support::load::wait_until("the version before is unloaded", || lanes(&daemon) == 2);
         if (WARM..WARM + 20).contains(&swap) {
-            warm.push(resident(&daemon));
+            warm.push(daemon.memory("VmRSS") as f64);
         }
         if swap > SWAPS - 20 {
-            late.push(resident(&daemon));
+            late.push(daemon.memory("VmRSS") as f64);
         }
     }
     let median = |mut of: Vec<f64>| {

@@ -62,13 +62,13 @@ impl<'a> Fleet<'a> {
         self.client(&json!({"step": "alias", "name": self.name, "alias": "champion", "version": version}));
     }
 
-    /// What this box has told the registry of a version.
+    /// The state with which this node has tagged a version.
     fn state(&self, version: &str) -> Option<String> {
         let tags = self.client(&json!({"step": "tags", "name": self.name, "version": version}));
         Some(tags["weir.dock-3.state"].as_str()?.to_owned())
     }
 
-    fn until_told(&self, version: &str, what: &str) {
+    fn until_tagged(&self, version: &str, what: &str) {
         support::load::wait_until(&format!("{version} tagged {what}"), || {
             self.state(version).is_some_and(|state| state.starts_with(what))
         });
@@ -110,7 +110,7 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     let daemon = start(&env, &[]);
     let named = |version: &str| format!("{}/{version}", fleet.name);
     until_serving(&daemon, "fish", &named(&first));
-    fleet.until_told(&first, "serving");
+    fleet.until_tagged(&first, "serving");
     let (photo, label) = support::sample();
     let answer = daemon.post("/predict", &[], &photo).json();
     assert_eq!((&answer["species"], &answer["model"]["version"]), (&json!(label), &json!("first")));
@@ -118,8 +118,8 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     let second = fleet.register(&bundles.version("fish", "2"));
     fleet.alias(&second);
     until_serving(&daemon, "fish", &named(&second));
-    fleet.until_told(&second, "serving");
-    fleet.until_told(&first, "replaced by");
+    fleet.until_tagged(&second, "serving");
+    fleet.until_tagged(&first, "replaced by");
 
     // One that is no good, and the fleet manager sees why.
     let bad = bundles.publish_colours("3", &Colours { golden: "blue", ..Colours::default() });
@@ -127,7 +127,7 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     fleet.alias(&bad);
     let reason = until_rejected(&daemon, "fish", &named(&bad));
     assert!(reason.contains("golden case"), "{reason}");
-    fleet.until_told(&bad, "rejected: golden case");
+    fleet.until_tagged(&bad, "rejected: golden case");
     assert_eq!(model(&daemon, "fish")["serving"], named(&second).as_str());
     let (ok, text) = weir_models(&daemon, &env, &["show", "fish"]);
     assert!(ok && text.contains("dock-3: rejected: golden case") && text.contains("champion"), "{text}");

@@ -14,8 +14,7 @@ use weir::batch::object_keys::check_id;
 use weir::batch::parsing::{BatchOptions, Images, Intake, IntakeBounds, IntakeError, read};
 use weir::batch::spool::Spool;
 
-use crate::measure::measured;
-use crate::scratch;
+use crate::harness::{measured, temp_folder};
 
 const BOUNDS: IntakeBounds = IntakeBounds { max_images: 40, max_file: 1000, labels: 17 };
 /// Longest URL.
@@ -33,7 +32,7 @@ struct World {
 
 thread_local! {
     static WORLD: RefCell<World> = RefCell::new({
-        let folder = scratch::folder();
+        let folder = temp_folder();
         let spool = Spool::open(folder.path().to_owned()).expect("a spool");
         World { runtime: Builder::new_current_thread().build().expect("a runtime"), folder, spool }
     });

@@ -3,7 +3,7 @@
 use weir::batch::message::BatchMessage;
 use weir::batch::object_keys::check_any_id;
 
-use crate::measure::measured;
+use crate::harness::measured;
 
 /// Most images of a batch.
 const MAX_IMAGES: u64 = 300;

@@ -5,8 +5,7 @@ use std::path::{Component, Path};
 use gpu_kernels::CpuPreprocessor;
 use inference::bundle::{Bundle, Manifest};
 
-use crate::measure::measured;
-use crate::scratch;
+use crate::harness::{measured, temp_folder};
 
 /// Bytes of memory for a byte of the manifest, and for any.
 const TIMES: u64 = 256;
@@ -14,7 +13,7 @@ const FIXED: u64 = 1 << 20;
 
 /// The property.
 pub fn check(text: &[u8]) {
-    let folder = scratch::folder();
+    let folder = temp_folder();
     let path = folder.path().join("bundle.toml");
     std::fs::write(&path, text).expect("a manifest on disk");
     let (read, cost) = measured(|| Manifest::read(folder.path()));

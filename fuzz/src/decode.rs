@@ -7,7 +7,7 @@ use gpu_kernels::{
     CpuPreprocessor, DecodeError, DecodeLimits, Decoder, ImageFormat, ImageHeader, PreprocessSpec, inspect,
 };
 
-use crate::measure::measured;
+use crate::harness::measured;
 
 /// Largest file.
 const MAX_BYTES: usize = 1 << 20;

@@ -25,13 +25,11 @@ pub mod batch_body;
 pub mod batch_message;
 pub mod bundle_manifest;
 pub mod decode;
+mod harness;
 pub mod jpeg_scales;
-mod measure;
 pub mod multipart;
-pub mod mutate;
 pub mod outbox;
 pub mod predict_json;
-mod scratch;
 
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
@@ -39,6 +37,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use gpu_kernels::ImageFormat;
+
+pub use harness::mutated;
 
 /// A property that must hold for any bytes.
 #[derive(Clone, Copy, Debug)]

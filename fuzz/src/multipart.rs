@@ -7,7 +7,7 @@ use bytes::Bytes;
 use weir::http::posted::{Payload, Refusal, parse};
 use weir::memory::BodyMemory;
 
-use crate::measure::measured;
+use crate::harness::measured;
 
 /// Most files of a form.
 const MAX_FILES: usize = 8;

@@ -10,7 +10,6 @@ use std::path::Path;
 
 use cloud_sync::outbox::{Durability, Outbox, OutboxConfig, OutboxError, Reader, Recovery, StoredEvent};
 
-use crate::scratch;
 use steps::Written;
 
 /// Bytes before the payload of a record.
@@ -22,7 +21,7 @@ const MAGIC: &[u8] = b"WEIROBX\0";
 /// The property.
 pub fn check(input: &[u8]) {
     let written = if input.starts_with(MAGIC) { Written::raw(input) } else { Written::by_steps(input) };
-    let folder = scratch::folder();
+    let folder = temp_folder();
     let dir = folder.path();
     written.write(dir);
 

@@ -5,8 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Mutex;
 
-use weir_fuzz::mutate::mutated;
-use weir_fuzz::{TARGETS, seeds, target};
+use weir_fuzz::{TARGETS, mutated, seeds, target};
 
 /// Of one target at a time: the memory that it takes is that of the process.
 static ALONE: Mutex<()> = Mutex::new(());

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use test_services::Services;
 
+use super::load::wait_until;
 use super::{Daemon, weir};
 
 /// Partitions of the topics, as the deployment has them.
@@ -174,11 +175,7 @@ pub fn metric(daemon: &Daemon, name: &str) -> f64 {
 
 /// Waits until a worker has partitions of the requests topic.
 pub fn has_work(worker: &Daemon) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while metric(worker, "weir_batch_partitions") < 1.0 {
-        assert!(Instant::now() < until, "the worker has no partitions");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until("the worker has partitions", || metric(worker, "weir_batch_partitions") >= 1.0);
 }
 
 /// How often each image of a batch is in these records.

@@ -4,7 +4,6 @@
 
 pub mod client;
 pub mod cloud;
-pub mod images;
 pub mod load;
 pub mod models;
 pub mod pictures;
@@ -177,6 +176,13 @@ impl Daemon {
     /// Waits for the end.
     pub fn wait(&mut self, time: Duration) -> Option<ExitStatus> {
         wait(&mut self.child, time)
+    }
+
+    /// A field of `/proc/PID/status` in bytes: VmRSS is the resident memory now, VmHWM its peak.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
     /// The events in the outbox.

@@ -1,19 +1,16 @@
 //! The benches: each runs the built daemon, measures one promise and holds the number against its target.
 
 mod accuracy;
-mod cache;
 mod cloud;
 mod crash;
+mod footprint;
 mod isolation;
+mod latency;
 mod limit;
-mod memory;
-mod overload;
 mod peers;
 mod result;
 mod rollout;
-mod serve;
 mod setup;
-mod startup;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -99,12 +96,12 @@ impl Which {
         let section = match self {
             Self::Accuracy => accuracy::run(setup),
             Self::Limit | Self::All => limit::run(setup),
-            Self::Serve => serve::run(setup),
+            Self::Serve => limit::serve(setup),
             Self::Peers => peers::run(setup),
-            Self::Startup => startup::run(setup),
-            Self::Memory => memory::run(setup),
-            Self::Cache => cache::run(setup),
-            Self::Overload => overload::run(setup),
+            Self::Startup => footprint::startup(setup),
+            Self::Memory => footprint::memory(setup),
+            Self::Cache => latency::cache(setup),
+            Self::Overload => latency::overload(setup),
             Self::Isolation => isolation::run(setup),
             Self::Crash => crash::run(setup),
             Self::Rollout => rollout::run(setup),

@@ -5,6 +5,9 @@
 //! cortical cells", 1987), so most bytes are texture, as in a photograph, and not noise.
 
 use fastrand::Rng;
+use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
+
+use super::Size;
 
 /// Strength of each octave of texture, in levels of 0..=255.
 const CONTRAST: f32 = 26.0;
@@ -34,7 +37,7 @@ struct Particle {
 
 /// Renders an RGB8 picture, `width * height * 3` bytes, row by row without padding. `noise` is the
 /// standard deviation of the sensor noise in levels of 0..=255. The same arguments give the same pixels.
-pub(super) fn render(width: usize, height: usize, seed: u64, noise: f32) -> Vec<u8> {
+fn render(width: usize, height: usize, seed: u64, noise: f32) -> Vec<u8> {
     let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (width as u64));
     let mut scene = light(width, height, &mut rng);
     grow_over(&mut scene, width, &mut rng);
@@ -203,4 +206,42 @@ fn noisy_row(scene: &[[f32; 3]], pixels: &mut [u8], noise: f32, rng: &mut Rng) {
             pixel[channel] = (colour[channel] + bright + tint + 0.5) as u8;
         }
     }
+}
+
+/// Quality of the JPEG encoder and strength of the sensor noise, tuned together so that the files have
+/// the sizes of `Size::typical_bytes`: small sensors are noisy and lightly compressed, 4K the reverse.
+fn tuning(size: Size) -> (i32, f32) {
+    match size {
+        Size::Vga => (95, 1.8),
+        Size::P1080 => (94, 1.8),
+        Size::Uhd => (89, 1.8),
+    }
+}
+
+/// Frame number `seed` of a size, encoded.
+pub(super) fn frame(size: Size, seed: u64) -> turbojpeg::Result<Vec<u8>> {
+    encode(size.pixels(), tuning(size), seed)
+}
+
+/// Picture number `seed` of any size, encoded as a VGA camera would.
+pub(super) fn picture(pixels: (usize, usize), seed: u64) -> turbojpeg::Result<Vec<u8>> {
+    encode(pixels, tuning(Size::Vga), seed)
+}
+
+fn encode(
+    (width, height): (usize, usize),
+    (quality, noise): (i32, f32),
+    seed: u64,
+) -> turbojpeg::Result<Vec<u8>> {
+    let pixels = render(width, height, seed, noise);
+    let mut encoder = Compressor::new()?;
+    encoder.set_quality(quality)?;
+    encoder.set_subsamp(Subsamp::Sub2x2)?;
+    encoder.compress_to_vec(Image {
+        pixels: &pixels,
+        width,
+        pitch: width * 3,
+        height,
+        format: PixelFormat::RGB,
+    })
 }

@@ -1,6 +1,5 @@
 //! The load generator and the `load` command.
 
-mod client;
 mod connection;
 mod pace;
 mod report;
@@ -18,8 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-pub use client::Client;
-pub use connection::{Answer, Connection, Failure};
+pub use connection::{Answer, Client, Connection, Failure};
 pub use report::{Report, Usage};
 pub use request::{Options, Request};
 pub use response::{ParseError, Reply, ResponseReader};

@@ -10,15 +10,14 @@ use thread_priority::{
     thread_native_id,
 };
 
-use super::cpu::Processes;
-use super::servers::Servers;
-use super::{batch, pictures};
+use super::{Servers, api, distinct_frames, upload};
 use crate::bench::limit::plan;
 use crate::bench::result::{Section, Target, median};
 use crate::bench::setup::{Server, Setup, progress};
 use crate::frames::Size;
 use crate::limit::Engine;
 use crate::load::{Report, Request, Spec};
+use crate::process::Processes;
 
 const ROUNDS: usize = 3;
 /// Questions a second.
@@ -31,8 +30,8 @@ const BATCH: &str = "status-bench";
 
 pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let servers = Servers::start(&["kafka", "redis", "s3"]);
-    let frames = pictures::distinct(Size::Vga, OBJECTS)?;
-    let urls = pictures::put(&servers, &frames)?;
+    let frames = distinct_frames(Size::Vga, OBJECTS)?;
+    let urls = upload(&servers, &frames)?;
     let limit = Engine::load(Some(&setup.bundle))?.measure(&frames, &plan(setup))?;
     let api = servers.weir(setup, "serve")?;
     let workers = [servers.weir(setup, "worker")?, servers.weir(setup, "worker")?];
@@ -46,11 +45,11 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
              the same cores; from the intended time to the answer, the client at real-time priority. Medians of {ROUNDS} rounds."
         ),
     );
-    batch::post(&api, "status-bench-warm", &urls, OBJECTS)?;
-    batch::finished(&api, "status-bench-warm", TIMEOUT)?;
+    api::post_batch(&api, "status-bench-warm", &urls, OBJECTS)?;
+    api::wait_finished(&api, "status-bench-warm", TIMEOUT)?;
     let idle = ask(setup, &api, "status-bench-warm")?.ok.context("no answer")?;
 
-    batch::post(&api, BATCH, &urls, images)?;
+    api::post_batch(&api, BATCH, &urls, images)?;
     wait_until_begun(&api)?;
     let processes = workers.iter().map(|worker| ("worker".to_owned(), worker.daemon.pid())).collect();
     let processes = Processes::new(processes);
@@ -64,7 +63,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
         p50.push(latency.p50);
         p99.push(latency.p99);
     }
-    let after = batch::status(&mut api.client()?, BATCH)?;
+    let after = api::batch_status(&mut api.client()?, BATCH)?;
     ensure!(after.status == "processing", "the batch did not last as long as the rounds: {after:?}");
     section.hold("p99", median(&p99), "ms", Target::Below(5.0));
     // With cores to spare the number above would not mean much.
@@ -78,7 +77,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
 }
 
 fn ask(setup: &Setup, api: &Server, id: &str) -> anyhow::Result<Report> {
-    let target = api.daemon.target(&batch::path(id));
+    let target = api.daemon.target(&api::status_path(id));
     let requests: Arc<[Request]> = Arc::new([Request::get(&target)]);
     let spec =
         Spec { rate: Some(RATE), warmup: WARM, duration: setup.seconds(), ..Spec::new(target, requests) };
@@ -106,7 +105,7 @@ fn prefer_this_thread() {
 
 fn wait_until_begun(api: &Server) -> anyhow::Result<()> {
     let (mut client, start) = (api.client()?, Instant::now());
-    while batch::status(&mut client, BATCH)?.completed == 0 {
+    while api::batch_status(&mut client, BATCH)?.completed == 0 {
         ensure!(start.elapsed() < TIMEOUT, "no image of the batch was done in {TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(100));
     }

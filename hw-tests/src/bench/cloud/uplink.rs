@@ -8,9 +8,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::events;
-use super::metrics::Metrics;
-use super::servers::Servers;
+use super::Servers;
+use super::api::Metrics;
+use super::outbox;
 use crate::bench::result::{Section, Target};
 use crate::bench::setup::{Setup, progress};
 use crate::process::{cpu_time, memory};
@@ -26,7 +26,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let servers = Servers::start(&["kafka"]);
     let dir = tempfile::tempdir()?;
     progress(&format!("writing {EVENTS} events"));
-    let length = events::fill(&dir.path().join("outbox"), ROOM, EVENTS)?;
+    let length = outbox::fill(&dir.path().join("outbox"), ROOM, EVENTS)?;
     let mut section = Section::new(
         "uplink",
         format!(

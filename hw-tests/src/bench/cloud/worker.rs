@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use super::cpu::{Processes, Used};
-use super::metrics::Metrics;
-use super::servers::Servers;
-use super::{batch, pictures};
+use super::api::{self, Metrics};
+use super::{Servers, distinct_frames, upload};
 use crate::bench::limit::plan;
 use crate::bench::result::{Section, Target, median};
 use crate::bench::setup::{Server, Setup, progress};
 use crate::frames::Size;
 use crate::limit::Engine;
+use crate::process::{Processes, Used};
 
 /// Pairs of one measurement each; odd, so that the median is one of them.
 const PAIRS: usize = 3;
@@ -55,8 +54,8 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     );
     for (size, count) in OBJECTS {
         let name = size.name();
-        let frames = pictures::distinct(size, count)?;
-        let urls = pictures::put(&servers, &frames)?;
+        let frames = distinct_frames(size, count)?;
+        let urls = upload(&servers, &frames)?;
         // Connections, the consumer group, and the S3 server's files in memory.
         running.work_off(&format!("{name}-warm"), &urls, count)?;
         let (mut ratios, mut limits, mut rates, mut wholes) = (vec![], vec![], vec![], vec![]);
@@ -120,7 +119,7 @@ impl Running {
         let mut classified = || Metrics::of(&mut client)?.value("weir_batch_images_completed_total");
         let before = classified()?;
         let (posted, mut begun) = (Instant::now(), None);
-        batch::post(&self.api, id, urls, images)?;
+        api::post_batch(&self.api, id, urls, images)?;
         let (used, counted) = loop {
             let done = classified()? - before;
             // An image that a redelivery made the worker do again counts again: then there are more than were posted.
@@ -135,7 +134,7 @@ impl Running {
             ensure!(posted.elapsed() < TIMEOUT, "batch {id}: {done} of {images} images after {TIMEOUT:?}");
             std::thread::sleep(POLL_INTERVAL);
         };
-        batch::finished(&self.api, id, TIMEOUT)?;
+        api::wait_finished(&self.api, id, TIMEOUT)?;
         Ok(Run {
             images_per_s: counted / used.elapsed.as_secs_f64(),
             whole_per_s: images as f64 / posted.elapsed().as_secs_f64(),

@@ -12,7 +12,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use super::bodies;
 use crate::load::{Spec, Target};
 
 /// Where a misbehaving client comes from: another address than the well-behaved one's.
@@ -185,7 +184,7 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
     let whole =
         |path: &str, kind: &str, body: &[u8]| [post(path, kind, body.len()).as_bytes(), body].concat();
     match kind {
-        Misbehaviour::Bombs => whole("/predict", "image/tiff", &bodies::strip_bomb()),
+        Misbehaviour::Bombs => whole("/predict", "image/tiff", &strip_bomb()),
         Misbehaviour::SlowUploads => post("/predict", "image/jpeg", 16 << 20).into_bytes(),
         Misbehaviour::StoppedReaders => {
             format!("GET /openapi.json HTTP/1.1\r\nHost: {host}\r\n\r\n").repeat(1000).into_bytes()
@@ -209,7 +208,7 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
 /// One connection after another. All connections together keep to [`MAX_RATE`].
 async fn connect_again(shared: Arc<Shared>) {
     let pause = Duration::from_millis((1000 * shared.kind.connections() / MAX_RATE).max(5));
-    let mut restarts = bodies::restart_markers(if shared.kind == Misbehaviour::Bombs { 4 << 20 } else { 0 });
+    let mut restarts = restart_markers(if shared.kind == Misbehaviour::Bombs { 4 << 20 } else { 0 });
     let head = format!(
         "POST /predict HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n",
         shared.target.host,
@@ -312,5 +311,82 @@ impl Drop for Tarpit {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// A TIFF of 8 x 1 pixels whose one JPEG-compressed strip claims 16384 x 16384.
+fn strip_bomb() -> Vec<u8> {
+    tiff(8, 1, &jpeg_header(16_384, 16_384))
+}
+
+/// A JPEG of 640 x 480 pixels with nothing but restart markers after its header, of this many bytes in all.
+fn restart_markers(bytes: usize) -> Vec<u8> {
+    let mut jpeg = jpeg_header(640, 480);
+    while jpeg.len() < bytes {
+        let marker = 0xD0 + (jpeg.len() / 2 % 8) as u8;
+        jpeg.extend([0xFF, marker]);
+    }
+    jpeg
+}
+
+/// A baseline JPEG up to its first entropy-coded byte, with a restart interval of one unit.
+fn jpeg_header(width: u16, height: u16) -> Vec<u8> {
+    let mut jpeg = vec![0xFF, 0xD8];
+    let mut segment = |code: u8, body: &[u8]| {
+        jpeg.extend([0xFF, code]);
+        jpeg.extend((body.len() as u16 + 2).to_be_bytes());
+        jpeg.extend_from_slice(body);
+    };
+    segment(0xDB, &[&[0u8][..], &[16; 64]].concat());
+    let ([h1, h0], [w1, w0]) = (height.to_be_bytes(), width.to_be_bytes());
+    segment(0xC0, &[8, h1, h0, w1, w0, 1, 1, 0x11, 0]);
+    // One code of one bit, for the value 0: enough for a table to be complete.
+    let table = |class: u8| [&[class, 1][..], &[0; 15], &[0]].concat();
+    segment(0xC4, &table(0x00));
+    segment(0xC4, &table(0x10));
+    segment(0xDD, &[0, 1]);
+    segment(0xDA, &[1, 1, 0, 0, 63, 0]);
+    jpeg
+}
+
+/// A grey TIFF with one strip, compressed as JPEG (7).
+fn tiff(width: u32, height: u32, strip: &[u8]) -> Vec<u8> {
+    let entries = [
+        (256, width),
+        (257, height),
+        (258, 8),
+        (259, 7),
+        (262, 1),
+        (273, 0),
+        (277, 1),
+        (278, height),
+        (279, strip.len() as u32),
+    ];
+    let data = 8 + 2 + 12 * entries.len() as u32 + 4;
+    let mut tiff = b"II*\0\x08\0\0\0".to_vec();
+    tiff.extend((entries.len() as u16).to_le_bytes());
+    for (tag, value) in entries {
+        tiff.extend((tag as u16).to_le_bytes());
+        tiff.extend(4u16.to_le_bytes());
+        tiff.extend(1u32.to_le_bytes());
+        tiff.extend(if tag == 273 { data } else { value }.to_le_bytes());
+    }
+    tiff.extend([0; 4]);
+    tiff.extend_from_slice(strip);
+    tiff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_headers_say_what_they_are_meant_to() {
+        let limits = gpu_kernels::DecodeLimits::default();
+        let header = gpu_kernels::inspect(&restart_markers(4096), &limits).unwrap();
+        assert_eq!((header.width, header.height), (640, 480));
+        let bomb = strip_bomb();
+        assert!(bomb.len() < 500, "{}", bomb.len());
+        assert!(bomb.starts_with(b"II*\0"));
     }
 }

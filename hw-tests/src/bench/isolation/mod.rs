@@ -1,6 +1,5 @@
 //! One client misbehaves, another posts frames at a steady rate: what the second sees of the first.
 
-mod bodies;
 mod misbehave;
 
 use std::time::Duration;

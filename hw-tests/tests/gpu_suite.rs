@@ -1,9 +1,77 @@
-//! The suite in this process.
+//! The GPU suite on a simulated driver: every section runs, one that fails is reported and leaves the others be, and the command
+//! line says what there is to say.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests fail by panics")]
 
-use hw_tests::gpu::{Outcome, SuiteRow};
+#[path = "../../gpu-kernels/tests/nvjpeg/simulated.rs"]
+#[allow(dead_code, reason = "another target uses more of it")]
+mod nvjpeg;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use hw_tests::gpu::{Args, Outcome, Report, SuiteRow};
 use serde_json::Value;
+use tempfile::TempDir;
+use test_services::gpu::{SimulatedDriver, compile, simulated_driver};
 
-use super::*;
+/// Replaces compute-sanitizer: checks its arguments and finds no errors.
+const SANITIZER: &str = "#!/bin/sh
+case \"$*\" in
+*--tool*gpu*--few*--only*kernel*) echo '========= ERROR SUMMARY: 0 errors' ;;
+*) exit 3 ;;
+esac
+";
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// A machine with simulated GPUs, nvJPEG, NVML and compute-sanitizer.
+struct Machine {
+    driver: &'static SimulatedDriver,
+    nvjpeg: nvjpeg::Simulated,
+    folder: TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        compile("nvml.c", &folder.path().join("libnvidia-ml.so.1"));
+        let sanitizer = folder.path().join("compute-sanitizer");
+        std::fs::write(&sanitizer, SANITIZER).unwrap();
+        std::fs::set_permissions(&sanitizer, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self { driver: simulated_driver(), nvjpeg: nvjpeg::Simulated::new(), folder }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("gpu.json")
+    }
+
+    /// Runs the suite on one of the GPUs.
+    fn run(&self, gpu: u32, more: &[&str]) -> Report {
+        let golden = bundle().join("golden");
+        let (gpu, out) = (gpu.to_string(), self.out());
+        let mut line = vec!["gpu", "--gpu", &gpu, "--seconds-per-measurement", "0.1"];
+        line.extend(["--out", out.to_str().unwrap(), "--photos", golden.to_str().unwrap()]);
+        let bundle = bundle();
+        line.extend(["--bundle", bundle.to_str().unwrap(), "--folder"]);
+        let mut folders = self.driver.folders();
+        folders.extend(self.nvjpeg.folders());
+        folders.push(self.folder.path().to_owned());
+        line.extend(folders.iter().map(|folder| folder.to_str().unwrap()));
+        line.extend(more);
+        Cli::parse_from(line).args.measure().unwrap()
+    }
+}
+
+fn bundle() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1")
+}
 
 const SECTIONS: [&str; 8] =
     ["kernel", "bandwidth", "decode", "engine", "end_to_end", "agreement", "nvml", "sanitizer"];
@@ -118,4 +186,49 @@ fn a_tensor_that_the_kernel_does_not_write_fails_the_kernel_section() {
     let report = machine.run(3, &["--only", "kernel"]);
     let failed: Vec<&SuiteRow> = report.rows.iter().filter(|row| row.outcome == Outcome::Failed).collect();
     assert!(failed.len() == 1 && failed[0].note.contains("values were not written"), "{report}");
+}
+
+fn rig(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir-rig"));
+    command.arg("gpu").args(arguments).envs(variables.iter().copied()).env_remove("WEIR_PHOTOS");
+    command.output().unwrap()
+}
+
+#[test]
+fn without_a_gpu_it_ends_at_once_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("gpu.json");
+    let began = Instant::now();
+    // On a machine with a driver that finds none.
+    let output = rig(&["--out", out.to_str().unwrap()], &[("CUDA_VISIBLE_DEVICES", "")]);
+    let took = began.elapsed();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("NVIDIA") || text.contains("libcuda.so.1"), "{text}");
+    assert!(text.contains("Remedy: "), "{text}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn the_table_and_the_exit_code_say_what_was_found() {
+    let dir = tempfile::tempdir().unwrap();
+    compile("cuda.c", &dir.path().join("libcuda.so.1"));
+    let (folder, out) = (dir.path().to_str().unwrap(), dir.path().join("gpu.json"));
+    let common = ["--folder", folder, "--seconds-per-measurement", "0.1", "--out", out.to_str().unwrap()];
+    let run = |more: &[&str]| rig(&[&common[..], more].concat(), &[]);
+    let output = run(&["--gpu", "1", "--only", "bandwidth"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("*** SIMULATED GPU") && text.contains("| simulated |"), "{text}");
+    assert!(out.is_file());
+    // There is no NVML: that section fails, and with it the whole.
+    let output = run(&["--only", "bandwidth,nvml"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("FAILED") && text.contains("libnvidia-ml.so.1 is not on this machine"), "{text}");
+    assert!(text.contains("host's time a batch"), "{text}");
+    let output = run(&["--gpu", "99"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && text.contains("there is no GPU 99"), "{text}");
 }

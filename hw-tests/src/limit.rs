@@ -1,10 +1,14 @@
-//! The loop itself: each thread with a pipeline of its own, all counted over the same time.
+//! The in-process limit: decode, preprocess and infer on every core without HTTP, all threads counted over the same time, and
+//! the `limit` command.
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use comfy_table::{CellAlignment, Table, presets};
 use gpu_kernels::DecodeLimits;
 use inference::bundle::{Bundle, DeviceTag, ModelFile, find_bundle};
 use inference::engine::Runtime;
@@ -12,8 +16,68 @@ use inference::lanes::StageTimings;
 use inference::lanes::cpu::CpuPipeline;
 use serde::Serialize;
 
-use crate::frames::Frame;
+use crate::frames::{self, Frame, Sizes};
+use crate::load::counted_seconds;
 use crate::process;
+
+/// `weir-rig limit`: what the machine can do without a server around it.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Rendered camera frames of this size.
+    #[arg(long, value_enum, default_value = "all", conflicts_with = "images")]
+    frames: Sizes,
+    /// The pictures of this folder.
+    #[arg(long)]
+    images: Option<PathBuf>,
+    /// The model bundle; where `weir` looks for its default unless given.
+    #[arg(long)]
+    bundle: Option<PathBuf>,
+    /// How many threads, each with its own decoder and session; one a core unless given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// How many seconds are counted, for each size.
+    #[arg(long, default_value_t = 5.0, value_parser = counted_seconds)]
+    duration: f64,
+}
+
+impl Args {
+    /// Measures and prints a table.
+    ///
+    /// # Errors
+    /// When the bundle or ONNX Runtime does not load, or an image cannot be classified.
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        let sets: Vec<(String, Vec<Frame>)> = match &self.images {
+            Some(dir) => vec![(dir.display().to_string(), frames::read_dir(dir)?)],
+            None => {
+                let rendered = self.frames.list().into_iter().map(|size| {
+                    anyhow::Ok((size.name().to_owned(), frames::render(size, size.bench_count())?))
+                });
+                rendered.collect::<Result<_, _>>()?
+            }
+        };
+        let engine = Engine::load(self.bundle.as_deref())?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let plan = Plan {
+            threads: self.threads.map_or(cores, usize::from),
+            warmup: Duration::from_millis(500),
+            duration: Duration::from_secs_f64(self.duration),
+        };
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN);
+        table.set_header(["images", "images/s", "CPU ms", "decode ms", "preprocess ms", "infer ms"]);
+        for (name, frames) in sets {
+            let limit = engine.measure(&frames, &plan)?;
+            let ms = [limit.cpu_ms, limit.decode_ms, limit.preprocess_ms, limit.infer_ms];
+            let numbers = ms.map(|ms| format!("{ms:.2}"));
+            table.add_row([name, format!("{:.1}", limit.images_per_s)].into_iter().chain(numbers));
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        writeln!(std::io::stdout(), "{}, {} threads\n{table}", engine.describe(), plan.threads)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
 
 /// A bundle's CPU model and the runtime to run it.
 pub struct Engine {
@@ -174,4 +238,50 @@ fn sum_up(done: &[Done], elapsed: Duration, cpu: Duration) -> anyhow::Result<Lim
         preprocess_ms: mean(|stages| stages.preprocess),
         infer_ms: mean(|stages| stages.infer),
     })
+}
+
+/// On the default bundle and the real runtime.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::Size;
+
+    fn engine() -> Engine {
+        Engine::load(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1"))).unwrap()
+    }
+
+    fn plan(threads: usize) -> Plan {
+        Plan { threads, warmup: Duration::from_millis(50), duration: Duration::from_secs(2) }
+    }
+
+    #[test]
+    fn stages_and_cpu_time_add_up() {
+        let frames = frames::render(Size::Vga, 3).unwrap();
+        let limit = engine().measure(&frames, &plan(1)).unwrap();
+        assert!(limit.images >= 3, "{limit:?}");
+        let stages = limit.decode_ms + limit.preprocess_ms + limit.infer_ms;
+        // One thread: the stages cannot take more than the time between two images.
+        assert!(limit.decode_ms > 0.0 && limit.preprocess_ms > 0.0 && limit.infer_ms > 0.0);
+        assert!(stages <= 1000.0 / limit.images_per_s * 1.05, "{limit:?}");
+        assert!(limit.cpu_ms > 0.0);
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_classified_is_named() {
+        let mut frames = frames::render(Size::Vga, 2).unwrap();
+        frames[1].bytes.truncate(300);
+        let error = engine().measure(&frames, &plan(2)).unwrap_err();
+        assert!(format!("{error:#}").contains("vga-001.jpg"), "{error:#}");
+    }
+
+    #[test]
+    fn no_images_is_an_error() {
+        assert!(engine().measure(&[], &plan(1)).is_err());
+    }
+
+    #[test]
+    fn a_bundle_that_is_not_there_is_named() {
+        let error = Engine::load(Some(Path::new("/no/such/bundle"))).err().unwrap();
+        assert!(format!("{error:#}").contains("/no/such/bundle"), "{error:#}");
+    }
 }
