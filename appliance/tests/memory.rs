@@ -20,7 +20,7 @@ const GIB: u64 = 1 << 30;
 const CLIENTS: usize = 16;
 /// 49.98 megapixels; the default bound is 50.
 const SIDE: u32 = 7070;
-/// 30.25 megapixels: of 16 bits a channel the largest do not fit.
+/// 30.25 megapixels: of 16 bits per channel the largest do not fit.
 const LESS: u32 = 5500;
 /// What a process that may take 1 GiB has for decoding unless it is set.
 const DECODE_MEMORY: u64 = GIB / 2;
@@ -47,7 +47,7 @@ fn jpeg(progressive: bool) -> Vec<u8> {
     compressor.compress_to_vec(picture).unwrap()
 }
 
-/// Runs of one value: a BMP of 8 bits a pixel in RLE8.
+/// Runs of one value: a BMP of 8 bits per pixel in RLE8.
 fn bmp() -> Vec<u8> {
     let mut row = Vec::new();
     let mut left = SIDE;
@@ -75,7 +75,7 @@ fn bmp() -> Vec<u8> {
     file
 }
 
-/// A TIFF of one strip in PackBits, of 3 x 8 or 3 x 16 bits a pixel.
+/// A TIFF of one strip in PackBits, of 3 x 8 or 3 x 16 bits per pixel.
 fn tiff(side: u32, bits: u16) -> Vec<u8> {
     let mut row = Vec::new();
     let mut left = side as usize * 3 * usize::from(bits / 8);

@@ -13,7 +13,7 @@ use crate::harness::measured;
 const MAX_BYTES: usize = 1 << 20;
 /// Large enough for a header to ask for much more than its file holds.
 const MAX_PIXELS: u64 = 4 << 20;
-/// Beside the encoded bytes and 12 bytes a declared pixel, as `gpu_kernels::decode` promises.
+/// Beside the encoded bytes and 12 bytes per declared pixel, as `gpu_kernels::decode` promises.
 const FIXED: u64 = 60 << 20;
 const PER_PIXEL: u64 = 12;
 /// Processor time of one decode. The slowest legal image of this size takes a tenth of it in a debug build.

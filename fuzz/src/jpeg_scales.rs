@@ -9,7 +9,7 @@ use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 use crate::decode::limits;
 
-/// Pixels a side of the largest block of which a pixel depends: an MCU at 4:2:0.
+/// Pixels per side of the largest block of which a pixel depends: an MCU at 4:2:0.
 const MCU: usize = 16;
 
 /// Bounds on a drawn picture, in levels of 0 to 255: the mean over it and the worst value of any channel. The library's small

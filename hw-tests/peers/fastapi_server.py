@@ -67,7 +67,7 @@ def make_app():
     classifier = Classifier(os.environ["WEIR_PEER_MODEL"], os.environ["WEIR_PEER_LABELS"])
 
     # In a thread pool, because one worker may have accepted most of the connections: Pillow and ONNX Runtime let go of
-    # the interpreter lock, so that even then both cores work. Measured: the same CPU time a request as in the event loop.
+    # the interpreter lock, so that even then both cores work. Measured: the same CPU time per request as in the event loop.
     @app.post("/predict")
     async def predict(request: Request):
         try:
@@ -88,7 +88,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", required=True, help="the fp32 ONNX file")
-    parser.add_argument("--labels", required=True, help="its labels, one a line")
+    parser.add_argument("--labels", required=True, help="its labels, one per line")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     # The workers are new processes, which read their settings from the environment.

@@ -32,7 +32,7 @@ pub struct Args {
     /// The model bundle; where `weir` looks for its default unless given.
     #[arg(long)]
     bundle: Option<PathBuf>,
-    /// How many threads, each with its own decoder and session; one a core unless given.
+    /// How many threads, each with its own decoder and session; one per core unless given.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// How many seconds are counted, for each size.
@@ -102,9 +102,9 @@ pub struct Plan {
 pub struct Limit {
     /// Images classified in the counted time.
     pub images: u64,
-    /// Images a second, all threads together.
+    /// Images per second, all threads together.
     pub images_per_s: f64,
-    /// CPU time of this process an image, in milliseconds.
+    /// CPU time of this process per image, in milliseconds.
     pub cpu_ms: f64,
     /// Mean time of the decode stage, in milliseconds.
     pub decode_ms: f64,

@@ -104,7 +104,7 @@ fn every_section_runs_and_finds_nothing_wrong() {
     let simulated = [
         "planar 4:2:0, 1080p, batch 2: share",
         "RGB, 1080p, batch 2: share",
-        "host's time a batch",
+        "host time per batch",
         "1080p: of the sum of both alone",
         "host, 1080p: of the decoders' rate",
         "host, 224x224: of the engine's rate",
@@ -227,7 +227,7 @@ fn the_table_and_the_exit_code_say_what_was_found() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAILED") && text.contains("libnvidia-ml.so.1 is not on this machine"), "{text}");
-    assert!(text.contains("host's time a batch"), "{text}");
+    assert!(text.contains("host time per batch"), "{text}");
     let output = run(&["--gpu", "99"]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && text.contains("there is no GPU 99"), "{text}");

@@ -62,7 +62,7 @@ def _settle(instance, options):
         wanted = kafka.message_bytes(options.max_message_bytes)
         if wanted != known["max_message_bytes"] and instance.running("kafka"):
             raise ServiceError(
-                f"kafka runs with at most {known['max_message_bytes']} bytes a message",
+                f"kafka runs with at most {known['max_message_bytes']} bytes per message",
                 "Stop it first: scripts/services stop kafka",
             )
         known["max_message_bytes"] = wanted

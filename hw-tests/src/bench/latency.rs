@@ -23,7 +23,7 @@ pub(super) fn cache(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "cache",
         format!(
-            "One 1080p frame, known to the server, posted {RATE} times a second; from its intended time to the answer."
+            "One 1080p frame, known to the server, posted {RATE} times per second; from its intended time to the answer."
         ),
     );
     let frames = render(Size::P1080, 1)?;
@@ -101,7 +101,7 @@ pub(super) fn overload(setup: &Setup) -> anyhow::Result<Section> {
     section.hold("load really sent, times saturation", median(&offered), "", Target::AtLeast(TIMES * 0.9));
     section.note("p99 at saturation", median(&before), "ms");
     section.note("p99 of the accepted", median(&during), "ms");
-    section.note("successes a second at saturation", median(&rates), "");
-    section.note("successes a second under overload", median(&accepted), "");
+    section.note("successes per second at saturation", median(&rates), "");
+    section.note("successes per second under overload", median(&accepted), "");
     Ok(section)
 }

@@ -30,8 +30,8 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     for size in Size::ALL {
         progress(size.name());
         let limit = engine.measure(&bench_frames(size)?, &plan)?;
-        section.note(format!("{}: images a second", size.name()), limit.images_per_s, "");
-        section.note(format!("{}: CPU time an image", size.name()), limit.cpu_ms, "ms");
+        section.note(format!("{}: images per second", size.name()), limit.images_per_s, "");
+        section.note(format!("{}: CPU time per image", size.name()), limit.cpu_ms, "ms");
         section.note(format!("{}: decode", size.name()), limit.decode_ms, "ms");
         section.note(format!("{}: preprocess", size.name()), limit.preprocess_ms, "ms");
         section.note(format!("{}: infer", size.name()), limit.infer_ms, "ms");
@@ -45,8 +45,8 @@ pub(super) fn serve(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "serve",
         format!(
-            "CPU time of the whole server process a request, over HTTP at saturation (8 clients, every body \
-             unique), over CPU time an image of the in-process limit. Median of {PAIRS} pairs, measured in turn."
+            "CPU time of the whole server process per request, over HTTP at saturation (8 clients, every body \
+             unique), over CPU time per image of the in-process limit. Median of {PAIRS} pairs, measured in turn."
         ),
     );
     for size in Size::ALL {
@@ -70,14 +70,14 @@ pub(super) fn serve(setup: &Setup) -> anyhow::Result<Section> {
         }
         let name = size.name();
         section.hold(
-            format!("{name}: CPU a request / CPU an image"),
+            format!("{name}: CPU per request / CPU per image"),
             median(&ratios),
             "",
             Target::AtMost(1.10),
         );
-        section.note(format!("{name}: CPU a request"), median(&requests), "ms");
-        section.note(format!("{name}: CPU an image"), median(&images), "ms");
-        section.note(format!("{name}: requests a second"), median(&rates), "");
+        section.note(format!("{name}: CPU per request"), median(&requests), "ms");
+        section.note(format!("{name}: CPU per image"), median(&images), "ms");
+        section.note(format!("{name}: requests per second"), median(&rates), "");
     }
     Ok(section)
 }

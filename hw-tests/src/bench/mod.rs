@@ -36,9 +36,9 @@ pub enum Which {
     Accuracy,
     /// Decode, preprocess and infer in-process: what the machine can do.
     Limit,
-    /// CPU time a request over HTTP, against the limit.
+    /// CPU time per request over HTTP, against the limit.
     Serve,
-    /// Requests a second against FastAPI, Pillow and ONNX Runtime.
+    /// Requests per second against FastAPI, Pillow and ONNX Runtime.
     Peers,
     /// From process start to first prediction.
     Startup,
@@ -54,9 +54,9 @@ pub enum Which {
     Crash,
     /// Swaps of the model under full load.
     Rollout,
-    /// Events made durable a second, and what that costs a prediction.
+    /// Events made durable per second, and what that costs a prediction.
     Outbox,
-    /// Batch images a second from Kafka and S3, against the limit.
+    /// Batch images per second from Kafka and S3, against the limit.
     Worker,
     /// Latency of a batch's status while workers have all cores.
     Status,

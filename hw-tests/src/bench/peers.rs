@@ -28,7 +28,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "peers",
         format!(
-            "Requests a second over HTTP, 8 clients, every body unique. The peer: FastAPI, Pillow and ONNX Runtime \
+            "Requests per second over HTTP, 8 clients, every body unique. The peer: FastAPI, Pillow and ONNX Runtime \
              (fp32, {WORKERS} uvicorn workers, full decode), hw-tests/peers. Medians of {ROUNDS} rounds, in turn."
         ),
     );

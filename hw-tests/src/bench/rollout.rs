@@ -90,8 +90,8 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     );
     section.note("p99 before", calm, "ms");
     section.note("p99 while swapping", swapping, "ms");
-    section.note("requests a second before", before.ok_per_s, "");
-    section.note("requests a second while swapping", during.ok_per_s, "");
+    section.note("requests per second before", before.ok_per_s, "");
+    section.note("requests per second while swapping", during.ok_per_s, "");
     section.note("alias changed to version serving, median", median(&times), "ms");
     section.note(
         "alias changed to version serving, longest",

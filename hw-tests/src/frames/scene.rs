@@ -176,7 +176,7 @@ fn add_noise(scene: &[[f32; 3]], width: usize, noise: f32, rng: &mut Rng) -> Vec
     let mut pixels = vec![0; scene.len() * 3];
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
     let height = scene.len() / width;
-    // A seed a row, and not one a thread: the pixels must not depend on the number of cores.
+    // A seed per row, and not one per thread: the pixels must not depend on the number of cores.
     let seeds: Vec<u64> = (0..height).map(|_| rng.u64(..)).collect();
     let rows = height.div_ceil(threads);
     std::thread::scope(|scope| {

@@ -161,6 +161,6 @@ fn overhead(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<()>
     }
     let note =
         format!("preprocess and read_back of {images} images without waiting, median of {}", times.len());
-    sheet.hold_speed("host's time a batch", median(&times), "us", Target::Below(50.0), &note);
+    sheet.hold_speed("host time per batch", median(&times), "us", Target::Below(50.0), &note);
     Ok(())
 }

@@ -112,7 +112,7 @@ fn available(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<Ve
     Ok(ways)
 }
 
-/// Images a second of so many threads, each with an nvJPEG.
+/// Images per second of so many threads, each with an nvJPEG.
 fn nvjpeg(
     setup: &Setup,
     device: &Device,
@@ -158,7 +158,7 @@ fn nvjpeg(
     })
 }
 
-/// Images a second of the CPU's cores, at the scale that the model needs.
+/// Images per second of the CPU's cores, at the scale that the model needs.
 fn cpu(setup: &Setup, frames: &[Frame]) -> anyhow::Result<f64> {
     let threads = setup.cores();
     let start = Barrier::new(threads);

@@ -111,7 +111,7 @@ pub(super) fn start(setup: &Setup, model: &Model, provider: Provider) -> anyhow:
     Ok(Lanes::start_batches(&lanes, built, &factory, None, Arc::new(FailureLog))?)
 }
 
-/// Images a second with so many in flight, and the mean time by stage.
+/// Images per second with so many in flight, and the mean time by stage.
 fn classify(
     lanes: &Lanes,
     images: &[Bytes],

@@ -1,4 +1,4 @@
-//! The network alone: images a second by batch, with each provider, with and without CUDA graphs.
+//! The network alone: images per second by batch, with each provider, with and without CUDA graphs.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ fn measure(setup: &Setup, sheet: &Sheet, provider: Provider, graphs: bool, what:
             continue;
         }
         let rate = rate(&mut engine, images, setup.plan.seconds / 2)?;
-        sheet.note(row, rate, "images/s", &format!("{:.3} ms a batch", 1e3 * images as f64 / rate));
+        sheet.note(row, rate, "images/s", &format!("{:.3} ms per batch", 1e3 * images as f64 / rate));
         largest = rate;
     }
     let mut found = setup.found();

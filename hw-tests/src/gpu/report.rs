@@ -132,7 +132,7 @@ impl fmt::Display for Report {
                 row.value.map(|value| format!("{}{unit}", short(value))).unwrap_or_default(),
                 row.target.map(|target| format!("{target}{unit}")).unwrap_or_default(),
                 row.outcome.to_string(),
-                // A table has one line a row.
+                // A table has one line per row.
                 row.note.split_whitespace().collect::<Vec<_>>().join(" "),
             ]);
         }

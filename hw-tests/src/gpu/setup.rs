@@ -44,9 +44,9 @@ pub(super) type Frames = Arc<[Frame]>;
 /// What later sections compare with.
 #[derive(Default)]
 pub(super) struct Found {
-    /// Decoders at once on 1080p frames, images a second.
+    /// Decoders at once on 1080p frames, images per second.
     pub(super) decode_1080p: Option<f64>,
-    /// The network alone on its largest batch, images a second by provider.
+    /// The network alone on its largest batch, images per second by provider.
     pub(super) engine: BTreeMap<String, f64>,
     /// What the GPU reported before anything ran, and each fifth of a second from beginning to end of `end_to_end`.
     pub(super) before: Option<Result<GpuReading, String>>,

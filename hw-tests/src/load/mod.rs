@@ -57,7 +57,7 @@ pub struct Args {
     /// How many seconds before that are not counted.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     warmup: f64,
-    /// Requests a second, sent when they are due whether or not earlier ones are answered.
+    /// Requests per second, sent when they are due whether or not earlier ones are answered.
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
     /// Stop after this many requests, warm-up included.

@@ -13,7 +13,7 @@ pub(super) struct Schedule {
     pub(super) start: Instant,
     /// None is due at or after this.
     pub(super) end: Instant,
-    /// Requests a second.
+    /// Requests per second.
     pub(super) rate: f64,
     /// At most this many.
     pub(super) most: u64,

@@ -50,11 +50,11 @@ pub struct Report {
     pub url: String,
     /// Clients at the same time.
     pub concurrency: usize,
-    /// Requests a second that were intended, none in a closed loop.
+    /// Requests per second that were intended, none in a closed loop.
     pub intended_per_s: Option<f64>,
     /// The counted time, in seconds.
     pub seconds: f64,
-    /// 2xx responses a second.
+    /// 2xx responses per second.
     pub ok_per_s: f64,
     /// Requests begun, warm-up included.
     pub requests: u64,
@@ -144,7 +144,7 @@ impl fmt::Display for Report {
             let (cpu, rig) = (usage.cpu_s / self.seconds, usage.rig_cpu_s / self.seconds);
             writeln!(
                 f,
-                "server: {:.2} ms CPU a success, {cpu:.2} cores, {} MB resident (peak {}); rig: {rig:.2} cores",
+                "server: {:.2} ms CPU per success, {cpu:.2} cores, {} MB resident (peak {}); rig: {rig:.2} cores",
                 usage.cpu_ms_per_ok(),
                 usage.memory.resident / 1_000_000,
                 usage.memory.peak / 1_000_000

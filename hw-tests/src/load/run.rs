@@ -43,7 +43,7 @@ pub struct Spec {
     pub requests: Arc<[Request]>,
     /// How many clients, each with one connection and one request at a time.
     pub concurrency: usize,
-    /// Requests a second in an open loop; none is a closed loop.
+    /// Requests per second in an open loop; none is a closed loop.
     pub rate: Option<f64>,
     /// Not counted, at the start.
     pub warmup: Duration,

@@ -16,7 +16,7 @@ use crate::load::Spec;
 
 /// Appends that wait for the disk at the same time: as many requests as a busy server has in hand.
 const APPENDERS: u64 = 128;
-/// Requests a second.
+/// Requests per second.
 const RATE: f64 = 100.0;
 const PAIRS: usize = 5;
 const CAMERAS: u64 = 16;
@@ -35,7 +35,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     );
     let rates: Vec<f64> =
         (0..PAIRS).map(|_| append(setup.seconds().min(Duration::from_secs(3)))).collect::<Result<_, _>>()?;
-    section.hold("events a second, durable", median(&rates), "", Target::AtLeast(20_000.0));
+    section.hold("events per second, durable", median(&rates), "", Target::AtLeast(20_000.0));
     section.note("the slowest run", rates.iter().copied().fold(f64::INFINITY, f64::min), "");
 
     let durability = |word: &str| vec![("WEIR__OUTBOX__DURABILITY", word.to_owned())];
@@ -60,7 +60,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-/// Durable events a second.
+/// Durable events per second.
 fn append(time: Duration) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let outbox = open(dir.path())?;

@@ -20,7 +20,7 @@ use crate::load::{Report, Request, Spec};
 use crate::process::Processes;
 
 const ROUNDS: usize = 3;
-/// Questions a second.
+/// Questions per second.
 const RATE: f64 = 100.0;
 const OBJECTS: usize = 300;
 /// The warm-up of a round of load.
@@ -41,7 +41,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "status",
         format!(
-            "`GET /batch/status/:id` {RATE} times a second, while two workers work off a batch of {images} VGA images on \
+            "`GET /batch/status/:id` {RATE} times per second, while two workers work off a batch of {images} VGA images on \
              the same cores; from the intended time to the answer, the client at real-time priority. Medians of {ROUNDS} rounds."
         ),
     );

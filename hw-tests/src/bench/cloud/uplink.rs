@@ -57,7 +57,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     // Either sign: one that is there twice is as wrong as one that is not there.
     section.hold("events less records in the topic", missing.abs(), "", Target::AtMost(0.0));
     section.hold("events less those counted as sent", (EVENTS as f64 - sent).abs(), "", Target::AtMost(0.0));
-    section.note("events a second", EVENTS as f64 / took, "");
+    section.note("events per second", EVENTS as f64 / took, "");
     section.note("CPU time of weir", cpu.as_secs_f64(), "s");
     Ok(section)
 }

@@ -30,9 +30,9 @@ struct Running {
 
 /// One batch worked off.
 struct Run {
-    /// Images a second from the first classified image to the last.
+    /// Images per second from the first classified image to the last.
     images_per_s: f64,
-    /// Images a second from the POST to the status `completed`.
+    /// Images per second from the POST to the status `completed`.
     whole_per_s: f64,
     /// CPU time between the first and the last classified image.
     used: Used,
@@ -48,7 +48,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
         "worker",
         format!(
             "Batches posted to `weir serve` and worked off by one `weir worker` through Kafka (SASL_SSL), Redis and an S3 \
-             server, all on the same cores. Images a second from the first image classified to the last, over those of the \
+             server, all on the same cores. Images per second from the first image classified to the last, over those of the \
              in-process limit on the same images, in turn; medians of {PAIRS} pairs."
         ),
     );
@@ -82,14 +82,14 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
                 }
             }
         }
-        let of_limit = format!("{name}: images a second / those of the limit");
+        let of_limit = format!("{name}: images per second / those of the limit");
         section.hold(of_limit, median(&ratios), "", Target::AtLeast(0.85));
-        section.note(format!("{name}: images a second"), median(&rates), "");
-        section.note(format!("{name}: from the POST to `completed`"), median(&wholes), "images a second");
-        section.note(format!("{name}: CPU an image, limit"), median(&limits), "ms");
-        section.note(format!("{name}: CPU an image, everything"), median(&all), "ms");
+        section.note(format!("{name}: images per second"), median(&rates), "");
+        section.note(format!("{name}: from the POST to `completed`"), median(&wholes), "images per second");
+        section.note(format!("{name}: CPU per image, limit"), median(&limits), "ms");
+        section.note(format!("{name}: CPU per image, everything"), median(&all), "ms");
         for (process, costs) in costs {
-            section.note(format!("{name}: CPU an image, {process}"), median(&costs), "ms");
+            section.note(format!("{name}: CPU per image, {process}"), median(&costs), "ms");
         }
         // With others at work both are slower, and not by the same.
         section.note(format!("{name}: taken by others, at most"), largest(&others), "cores");
