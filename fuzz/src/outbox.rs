@@ -10,6 +10,7 @@ use std::path::Path;
 
 use cloud_sync::outbox::{Durability, Outbox, OutboxConfig, OutboxError, Reader, Recovery, StoredEvent};
 
+use crate::harness::temp_folder;
 use steps::Written;
 
 /// Bytes before the payload of a record.

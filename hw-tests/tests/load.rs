@@ -268,7 +268,9 @@ fn load_can_be_stopped() {
     let (first, answered) = std::sync::mpsc::channel();
     let load = Spec {
         duration: Duration::from_secs(600),
-        on_reply: Some(Arc::new(move |_| drop(first.send(())))),
+        on_reply: Some(Arc::new(move |_| {
+            let _ = first.send(());
+        })),
         ..small(&slow_server())
     };
     let stop = load.stop.clone();
