@@ -20,7 +20,7 @@ use crate::frames::{self, Frame, Sizes};
 use crate::load::counted_seconds;
 use crate::process;
 
-/// `weir-rig limit`: what the machine can do without a server around it.
+/// `weir-rig limit`: the throughput of the machine without a server.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Rendered camera frames of this size.
@@ -29,7 +29,7 @@ pub struct Args {
     /// The pictures of this folder.
     #[arg(long)]
     images: Option<PathBuf>,
-    /// The model bundle; where `weir` looks for its default unless given.
+    /// The model bundle; by default the one that `weir` finds.
     #[arg(long)]
     bundle: Option<PathBuf>,
     /// How many threads, each with its own decoder and session; one per core unless given.
@@ -91,13 +91,13 @@ pub struct Engine {
 pub struct Plan {
     /// Threads, each with one pipeline.
     pub threads: usize,
-    /// Not counted, at the start.
+    /// Duration of the warm-up, which is not counted.
     pub warmup: Duration,
-    /// Counted, after that.
+    /// Duration of the measurement after that.
     pub duration: Duration,
 }
 
-/// What the loop came to.
+/// Results of the loop.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Limit {
     /// Images classified in the counted time.
@@ -127,7 +127,7 @@ impl Clocks {
     }
 }
 
-/// What one thread has done.
+/// Results of one thread.
 #[derive(Clone, Copy, Default)]
 struct Done {
     images: u64,
@@ -138,7 +138,7 @@ impl Engine {
     /// Opens the bundle (the default one unless given) and ONNX Runtime.
     ///
     /// # Errors
-    /// When either is not found or does not fit.
+    /// When either is not found or not usable.
     pub fn load(bundle: Option<&Path>) -> anyhow::Result<Self> {
         let bundle = Bundle::open(&find_bundle(bundle)?)?;
         let model = bundle.variant(DeviceTag::Cpu, None)?;
@@ -162,7 +162,7 @@ impl Engine {
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..plan.threads)
                 .map(|thread| {
-                    // Each begins elsewhere, so that they are not all at the same frame.
+                    // Each thread begins with another frame, so that they do not process the same one.
                     let first = thread * frames.len() / plan.threads;
                     let start = &start;
                     scope.spawn(move || self.work(frames, first, plan, start))
@@ -194,7 +194,7 @@ impl Engine {
             run(&mut pipeline, &mut next, plan.warmup)?;
             Ok(pipeline)
         });
-        // Also after a failure: the others wait here.
+        // Also after a failure, since the other threads wait at the barrier.
         start.wait();
         let began = Clocks::now();
         Ok((began, run(&mut warm?, &mut next, plan.duration)?))

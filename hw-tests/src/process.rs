@@ -1,4 +1,4 @@
-//! What a process has used, read from /proc: CPU time and memory.
+//! CPU time and memory of processes, from /proc.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 pub struct Memory {
     /// VmRSS: resident now.
     pub resident: u64,
-    /// VmHWM: the most that was ever resident.
+    /// VmHWM: peak resident memory.
     pub peak: u64,
 }
 
@@ -49,10 +49,10 @@ pub fn own_cpu_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// CPU time that the whole machine has used since its start, with what a host has taken from it.
+/// CPU time of the whole machine since boot, including the time stolen by its host.
 ///
 /// # Errors
-/// When the system does not say.
+/// When the system does not report it.
 pub fn machine_cpu_time() -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
     parse_machine_cpu_time(&stat, rustix::param::clock_ticks_per_second())
@@ -114,17 +114,17 @@ fn parse_memory(status: &str) -> anyhow::Result<Memory> {
     Ok(Memory { resident: field("VmRSS:")?, peak: field("VmHWM:")? })
 }
 
-/// Processes by what they are called in a report.
+/// Processes by their names in a report.
 pub(crate) struct Processes(Vec<(String, u32)>);
 
-/// How much each had used at one moment.
+/// CPU time of each process at one moment.
 pub(crate) struct Reading {
     at: Instant,
     used: Vec<(String, Duration)>,
     machine: Duration,
 }
 
-/// What each used in between.
+/// CPU time of each process between two readings.
 pub(crate) struct Used {
     pub(crate) elapsed: Duration,
     pub(crate) each: Vec<(String, Duration)>,
@@ -146,7 +146,7 @@ impl Processes {
 }
 
 impl Reading {
-    /// What was used since `earlier`, a reading of the same processes.
+    /// CPU time since `earlier`, a reading of the same processes.
     pub(crate) fn since(&self, earlier: &Self) -> Used {
         let each = self.used.iter().zip(&earlier.used);
         let each = each.map(|((name, now), (_, then))| (name.clone(), now.saturating_sub(*then))).collect();
@@ -161,7 +161,7 @@ impl Used {
         self.sum().as_secs_f64() / self.elapsed.as_secs_f64()
     }
 
-    /// What was left for nobody of them because other processes had it, in cores.
+    /// CPU time of all other processes, in cores.
     pub(crate) fn others(&self) -> f64 {
         self.machine.saturating_sub(self.sum()).as_secs_f64() / self.elapsed.as_secs_f64()
     }

@@ -1,4 +1,4 @@
-//! The load generator against small servers that answer well, early, late, in pieces or not at all.
+//! The load generator against small servers that respond correctly, early, late, in pieces or not at all.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod server;
@@ -15,7 +15,7 @@ use server::Server;
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
 
 fn big_frame() -> Frame {
-    // More than both sockets' buffers hold, so that it cannot be sent before it is read.
+    // Larger than both sockets' buffers, so that it cannot be sent before it is read.
     Frame { name: "big".into(), bytes: vec![7; 64 << 20] }
 }
 

@@ -38,7 +38,7 @@ fn start(setup: &Setup, frame: &Frame) -> anyhow::Result<f64> {
     let start = Instant::now();
     let mut daemon = Daemon::start(command, port, &dir.path().join("weir.log"))?;
     let mut client = Client::new(daemon.target("/predict"), Duration::from_secs(5))?;
-    // Until the first success: not yet listening is no connection, not yet ready is a 503.
+    // Until the first success: before, there is no connection or a 503.
     while !client.post(frame).is_ok_and(|reply| reply.status == 200) {
         daemon.check_running()?;
         ensure!(

@@ -97,7 +97,7 @@ pub(super) fn overload(setup: &Setup) -> anyhow::Result<Section> {
     }
     section.hold("p99 of the accepted / p99 at saturation", median(&ratios), "", Target::AtMost(2.0));
     section.hold("median time to a 429", median(&refused), "ms", Target::Below(5.0));
-    // What the rig could not send was no load: below this the two numbers above would not mean much.
+    // Unsent requests are no load: below this the two numbers above would not be meaningful.
     section.hold("load really sent, times saturation", median(&offered), "", Target::AtLeast(TIMES * 0.9));
     section.note("p99 at saturation", median(&before), "ms");
     section.note("p99 of the accepted", median(&during), "ms");

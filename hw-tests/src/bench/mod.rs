@@ -1,4 +1,4 @@
-//! The benches: each runs the built daemon, measures one promise and holds the number against its target.
+//! The benches: each runs the built daemon, measures one property and compares the number with its target.
 
 mod accuracy;
 mod cloud;
@@ -134,13 +134,13 @@ impl Args {
     /// Runs the benches. The exit code is 1 when a target is missed.
     ///
     /// # Errors
-    /// When something that a bench needs is missing, or a server does not behave.
+    /// When a prerequisite of a bench is missing, or a server fails.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let mut sections = Vec::new();
         for which in &self.which {
             sections.extend(which.run(&self.setup)?);
             if let Some(path) = &self.out {
-                // After each, so that a bench that fails does not take the others' results with it.
+                // Written after each bench, so that a failing bench does not lose the results of the others.
                 write_results(path, &sections)?;
             }
         }

@@ -68,7 +68,7 @@ impl Size {
     }
 }
 
-/// One size or all of them, as the command line says it.
+/// One size or all of them, on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sizes {
     /// 640 x 480.
@@ -84,7 +84,7 @@ pub enum Sizes {
 }
 
 impl Sizes {
-    /// The sizes meant.
+    /// The selected sizes.
     #[must_use]
     pub fn list(self) -> Vec<Size> {
         match self {
@@ -96,7 +96,7 @@ impl Sizes {
     }
 }
 
-/// An encoded image and the name it goes by.
+/// An encoded image and its name.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// File name, or size and number of a rendered frame.
@@ -180,7 +180,7 @@ impl std::fmt::Display for TagError {
 
 impl std::error::Error for TagError {}
 
-/// The COM segment (marker FF FE) that says `run` and `counter` in hexadecimal.
+/// The COM segment (marker FF FE) with `run` and `counter` in hexadecimal.
 #[must_use]
 pub fn tag_segment(run: u64, counter: u64) -> [u8; TAG_LEN] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -194,10 +194,10 @@ pub fn tag_segment(run: u64, counter: u64) -> [u8; TAG_LEN] {
     segment
 }
 
-/// A copy of `jpeg` with the segment put in after its start-of-image marker.
+/// A copy of `jpeg` with the segment inserted after its start-of-image marker.
 ///
 /// # Errors
-/// `TagError::NotJpeg` when the file is no JPEG.
+/// `TagError::NotJpeg` when the file is not a JPEG.
 pub fn with_tag(jpeg: &[u8], run: u64, counter: u64) -> Result<Vec<u8>, TagError> {
     let Some((start @ [0xff, 0xd8], rest)) = jpeg.split_first_chunk() else {
         return Err(TagError::NotJpeg);
@@ -208,7 +208,7 @@ pub fn with_tag(jpeg: &[u8], run: u64, counter: u64) -> Result<Vec<u8>, TagError
 /// `weir-rig frames`: write rendered frames as files.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The folder to write into; it is made if it is not there.
+    /// The output folder; created if it does not exist.
     #[arg(long)]
     out: PathBuf,
     /// Which size of frame.

@@ -1,4 +1,4 @@
-//! Frames: real sizes, the same on every run, quick; tags leave the pixels alone.
+//! Frames: realistic sizes, reproducible, rendered quickly; tags do not change the pixels.
 
 use std::time::{Duration, Instant};
 

@@ -25,7 +25,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     let photos = match &setup.args.photos {
         Some(folder) => frames::read_dir(folder)?.into_iter().take(setup.plan.photos).collect(),
         None => {
-            sheet.say(
+            sheet.info(
                 "photos",
                 "no folder of photos was given (--photos); golden cases and frames are compared",
             );

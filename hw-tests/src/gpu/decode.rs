@@ -1,4 +1,4 @@
-//! JPEGs decoded: by nvJPEG's engines and kernels, by the CPU's cores, and by both as a lane has them.
+//! JPEGs decoded: by nvJPEG's engines and kernels, by the CPU's cores, and by both together as in a lane.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
                     let rate = nvjpeg(setup, &device, &frames, (backend, batch, threads))?;
                     sheet.note(&what, rate, "images/s", &note(rate));
                     if (way, threads) == (0, 2) {
-                        // What a lane takes.
+                        // The backend that a lane uses.
                         lane = Some(rate);
                     }
                     Ok(())
@@ -80,7 +80,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What of nvJPEG this GPU has.
+/// The nvJPEG backends of this GPU.
 fn available(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<Vec<(NvJpegBackend, usize)>> {
     let mut ways = Vec::new();
     for (backend, batch) in WAYS {
@@ -94,25 +94,25 @@ fn available(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<Ve
                         Some((engines, cores)) => format!("{engines}, cores of each: {cores}"),
                         None => "none".into(),
                     };
-                    sheet.say("nvJPEG: JPEG engines of this GPU", text);
+                    sheet.info("nvJPEG: JPEG engines of this GPU", text);
                 }
                 ways.push((backend, batch));
             }
             Err(GpuDecodeError::NvJpeg(NvJpegError::Library(error))) => {
-                sheet.say("nvJPEG", format!("not here: {error}"));
+                sheet.info("nvJPEG", format!("not here: {error}"));
                 break;
             }
             Err(GpuDecodeError::NvJpeg(error)) if error.is_absent() => {
-                sheet.say(format!("nvJPEG {backend:?}"), "this GPU has none");
+                sheet.info(format!("nvJPEG {backend:?}"), "this GPU has none");
             }
-            // The lane goes on with what is left, too.
+            // A lane also continues with the remaining backends.
             Err(error) => sheet.failed(format!("nvJPEG {backend:?}"), error.to_string()),
         }
     }
     Ok(ways)
 }
 
-/// Images per second of so many threads, each with an nvJPEG.
+/// Images per second of a number of threads, each with its own nvJPEG decoder.
 fn nvjpeg(
     setup: &Setup,
     device: &Device,
@@ -144,7 +144,7 @@ fn nvjpeg(
             Ok(images.len())
         };
         let warm = (0..WARM).try_for_each(|_| decode().map(|_| ()));
-        // Also after a failure: the others wait here.
+        // Also after a failure, since the other threads wait at the barrier.
         start.wait();
         warm?;
         rate_of(setup.plan.seconds, decode)
@@ -214,7 +214,7 @@ fn lane_rate(setup: &Setup, device: &Device, frames: &[Frame]) -> anyhow::Result
         Message::Failed(error) => bail!(error),
         Message::Finished(_) => Err(anyhow!("a batch that was not begun has ended")),
     };
-    // Each decoder's speed has to be learned first.
+    // The speed of each decoder has to be measured first.
     let warm = Instant::now();
     while warm.elapsed() < setup.plan.seconds / 2 {
         take()?;
@@ -227,7 +227,7 @@ fn lane_rate(setup: &Setup, device: &Device, frames: &[Frame]) -> anyhow::Result
         done += 1;
     }
     let rate = f64::from(done) / began.elapsed().as_secs_f64();
-    // What is under way ends before the decoders do.
+    // Images in progress are completed before the decoders end.
     (0..in_flight).try_for_each(|_| take())?;
     Ok(rate)
 }

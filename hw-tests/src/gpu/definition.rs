@@ -1,5 +1,5 @@
 //! The definition of preprocessing (`gpu_kernels::preprocess`), computed step by step in double precision: turn, resize, crop.
-//! It shares no code with what it is held against.
+//! It shares no code with the implementations that are compared with it.
 
 use gpu_kernels::Orientation;
 

@@ -25,7 +25,7 @@ use crate::load::{self, Options, Spec};
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds that a provider takes to load.
 const LOAD: f64 = 20.0;
-/// The size that needs no resizing: what the model sees.
+/// The input size of the model, which needs no resizing.
 const MODEL_SIDE: usize = 224;
 
 pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
@@ -50,7 +50,7 @@ fn measure(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
         }
     }
     if !providers.contains(&Provider::Cuda) {
-        sheet.say(
+        sheet.info(
             "over HTTP",
             "not measured: the daemon is started with the cuda provider, which is not among those chosen",
         );
@@ -92,7 +92,7 @@ fn in_process(
         let what = format!("{provider}, {name}: of {of}");
         match bound.filter(|&bound| bound > 0.0) {
             Some(bound) => sheet.hold_speed(what, 100.0 * rate / bound, "%", Target::AtLeast(least), ""),
-            None => sheet.say(what, "not known: its section was not run or failed"),
+            None => sheet.info(what, "not known: its section was not run or failed"),
         }
     }
     lanes.stop();
@@ -102,7 +102,7 @@ fn in_process(
 /// A lane on the suite's GPU, with exactly this provider.
 pub(super) fn start(setup: &Setup, model: &Model, provider: Provider) -> anyhow::Result<Lanes> {
     let settings = Arc::new(setup.settings(provider)?);
-    // Built here, since the factory would have CUDA stand in while TensorRT builds its engine.
+    // Built here, since the factory would use CUDA as fallback while TensorRT builds its engine.
     let choice = (setup.gpu.number, provider);
     let device = build(&model.runtime, &model.bundle, &model.file, &settings, choice)?;
     let factory = gpu_factory(&model.runtime, &model.bundle, &model.file, &settings);
@@ -111,7 +111,7 @@ pub(super) fn start(setup: &Setup, model: &Model, provider: Provider) -> anyhow:
     Ok(Lanes::start_batches(&lanes, built, &factory, None, Arc::new(FailureLog))?)
 }
 
-/// Images per second with so many in flight, and the mean time by stage.
+/// Images per second with `in_flight` images in flight, and the mean time by stage.
 fn classify(
     lanes: &Lanes,
     images: &[Bytes],
@@ -132,7 +132,7 @@ fn classify(
         let (classified, _) = answer.blocking_recv().context("the lane has ended")??;
         waiting.push_back(submit()?);
         if filling > 0 {
-            // From when the lane is as full as it stays.
+            // The measurement begins when the lane is full.
             filling -= 1;
             began = Instant::now();
             continue;
@@ -155,7 +155,7 @@ fn classify(
     Ok((f64::from(done) / seconds, mean))
 }
 
-/// Reports failures of the device; the suite counts everything else for itself.
+/// Logs failures of the device; the suite counts everything else itself.
 pub(super) struct FailureLog;
 
 impl LaneObserver for FailureLog {
@@ -196,7 +196,7 @@ fn over_http(setup: &Setup, sheet: &Sheet, sets: &[(&str, Frames)]) -> anyhow::R
     daemon.stop()
 }
 
-/// In the daemon's working folder, so that no weir.toml of this one has a say.
+/// Written to the daemon's working folder, so that no other weir.toml is read.
 fn configuration(setup: &Setup) -> anyhow::Result<String> {
     let absolute = |path: &PathBuf| {
         let path = path.canonicalize().with_context(|| path.display().to_string())?;
@@ -222,7 +222,7 @@ fn command(setup: &Setup, port: u16, data: &Path) -> anyhow::Result<Command> {
     without_deployment(&mut command);
     command.args(["serve", "--listen", &format!("127.0.0.1:{port}")]).arg("--data-dir").arg(data);
     command.env("WEIR__MODEL__BUNDLE", bundle).current_dir(data);
-    // The daemon counts the GPUs that this variable leaves; the suite's is to be its first.
+    // The daemon numbers the GPUs visible with this variable; the suite's GPU has to be the first.
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
     let chosen = visible.split(',').nth(setup.gpu.number as usize).filter(|chosen| !chosen.is_empty());
     command.env("CUDA_VISIBLE_DEVICES", chosen.map_or(setup.gpu.number.to_string(), str::to_owned));

@@ -67,7 +67,7 @@ fn measure(setup: &Setup, sheet: &Sheet, provider: Provider, graphs: bool, what:
 }
 
 fn rate(engine: &mut GpuEngine, images: usize, duration: Duration) -> anyhow::Result<f64> {
-    // The first run of a shape may plan.
+    // The first run of a shape may include planning.
     engine.run(images, 2)?;
     let once = engine.run(images, 2)? / 2;
     let stretch = STRETCH.min(duration).as_secs_f64() / once.as_secs_f64().max(1e-6);

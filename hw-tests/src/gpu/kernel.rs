@@ -71,7 +71,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
         }
     }
     let Some(folder) = &setup.args.photos else {
-        sheet.say("photos", "no folder of photos was given (--photos)");
+        sheet.info("photos", "no folder of photos was given (--photos)");
         return Ok(());
     };
     let photos = photos(folder, setup.plan.photos)?;

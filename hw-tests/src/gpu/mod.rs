@@ -1,8 +1,8 @@
 //! The GPU suite: checks and measures everything that runs on an NVIDIA GPU, in one command that needs no network and no
 //! compiler. The `gpu` command.
 //!
-//! [`suite`] runs the sections one after the other on a thread of their own; each is contained, and tells its rows through a
-//! [`sheet`]. The [`report`] holds them, prints them and writes them as JSON.
+//! [`suite`] runs the sections one after the other on a separate thread; each is isolated and sends its rows through a
+//! [`sheet`]. The [`report`] collects them, prints them and writes them as JSON.
 
 mod agreement;
 mod bandwidth;
@@ -41,19 +41,19 @@ pub struct Args {
     /// Folders with NVIDIA's libraries and ONNX Runtime: the libraries themselves, or a `site-packages` with PyPI's wheels.
     #[arg(long = "folder", num_args = 1.., value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// Number of the GPU, among those that CUDA_VISIBLE_DEVICES leaves.
+    /// Number of the GPU, among those visible with CUDA_VISIBLE_DEVICES.
     #[arg(long, default_value_t = 0)]
     gpu: u32,
-    /// A folder of photos: kernel and CPU, GPU and CPU are compared on them.
+    /// A folder of photos for comparing the kernel and the GPU with the CPU.
     #[arg(long, env = "WEIR_PHOTOS", value_name = "DIR")]
     photos: Option<PathBuf>,
-    /// The model bundle; where `weir` looks for its default unless given.
+    /// The model bundle; by default the one that `weir` finds.
     #[arg(long, overrides_with = "bundle", value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// What computes; can be given several times. Those whose libraries are here unless given.
+    /// Execution provider; can be given several times. By default those whose libraries are found.
     #[arg(long = "provider", value_enum)]
     providers: Vec<ProviderName>,
-    /// The built `weir`; the one beside this program unless given.
+    /// The built `weir`; by default the one in the folder of this program.
     #[arg(long)]
     weir: Option<PathBuf>,
     /// Write all numbers as JSON here.
@@ -65,7 +65,7 @@ pub struct Args {
     /// Only these sections.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,...")]
     only: Vec<Which>,
-    /// Seconds for all of it; what does not fit is left out, which is said and makes the exit code 1.
+    /// Seconds for the whole suite; measurements that do not fit are reported as left out and make the exit code 1.
     #[arg(long, default_value_t = 450.0, value_parser = load::counted_seconds, value_name = "SECONDS")]
     budget: f64,
     /// Fewer cases, for the run under compute-sanitizer.
@@ -73,7 +73,7 @@ pub struct Args {
     few: bool,
 }
 
-/// What computes, on the command line.
+/// An execution provider, on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ProviderName {
     /// ONNX Runtime's CUDA provider.
@@ -105,7 +105,7 @@ impl Args {
         write!(std::io::stdout(), "{report}")?;
         std::io::stdout().flush()?;
         if report.hangs {
-            // An end in order would wait for the GPU, as the section does that hangs.
+            // A regular exit would wait for the GPU, like the section that hangs.
             std::process::abort();
         }
         Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -119,7 +119,7 @@ impl Args {
         let until = Instant::now() + Duration::from_secs_f64(self.budget);
         let remedied = |error: GpuError| anyhow!("{error}. Remedy: {}", error.remedy());
         let driver = Driver::probe(&self.folders).map_err(remedied)?;
-        // Whether it can be used at all, before anything else is said of it.
+        // Checks first whether it can be used at all.
         let gpu = Device::open(&self.folders, self.gpu).map_err(remedied)?.gpu().clone();
         let seconds = Duration::from_secs_f64(self.seconds_per_measurement);
         let simulated = gpu.name.starts_with("Simulated");

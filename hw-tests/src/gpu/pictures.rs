@@ -9,7 +9,7 @@ use gpu_kernels::{Image, Orientation};
 pub(super) enum Kind {
     /// Interleaved.
     Rgb,
-    /// Planes of luma and chroma, the latter shifted by so many bits in width and height.
+    /// Planes of luma and chroma, the latter shifted by these numbers of bits in width and height.
     Planar(u32, u32),
     /// Luma alone.
     Grey,

@@ -20,7 +20,7 @@ const MIN_SPEED: f64 = 30.0;
 
 pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     let Some(program) = find(&setup.args.folders) else {
-        sheet.say(NAME, "there is none on PATH or in a folder that was given");
+        sheet.info(NAME, "there is none on PATH or in a folder that was given");
         return Ok(());
     };
     for tool in ["memcheck", "racecheck"] {

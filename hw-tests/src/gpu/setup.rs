@@ -81,7 +81,7 @@ impl Setup {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frames of a size, rendered when they are first asked for.
+    /// Frames of a size, rendered on first use.
     pub(super) fn frames(&self, size: Size) -> anyhow::Result<Frames> {
         let mut rendered = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(frames) = rendered.get(size.name()) {
@@ -137,7 +137,7 @@ impl Setup {
         })
     }
 
-    /// The providers that are asked for, else those whose library is here.
+    /// The selected providers, by default those whose library is found.
     pub(super) fn providers(&self) -> anyhow::Result<Vec<Provider>> {
         if !self.args.providers.is_empty() {
             return Ok(self.args.providers.iter().map(|&name| name.into()).collect());
@@ -170,7 +170,7 @@ impl Setup {
         Ok(all)
     }
 
-    /// What a lane is told.
+    /// Settings of a lane.
     pub(super) fn settings(&self, provider: Provider) -> anyhow::Result<GpuSettings> {
         let folders = library_folders(&self.args.folders);
         let engine_cache = EngineCache {

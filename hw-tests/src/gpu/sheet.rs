@@ -1,4 +1,4 @@
-//! Where a section writes its rows: they leave at once, so that nothing is lost with a section that fails or hangs.
+//! Where a section writes its rows: they are sent immediately, so that none is lost if the section fails or hangs.
 
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use super::report::{Outcome, SuiteRow};
 use crate::bench::Target;
 
-/// What the suite's thread tells.
-pub(super) enum Told {
+/// Events of the suite's thread.
+pub(super) enum SuiteEvent {
     /// A section begins.
-    Began(&'static str),
-    /// It has found something.
+    Started(&'static str),
+    /// A row of its results.
     Row(SuiteRow),
-    /// It has ended, after so many seconds.
+    /// It has ended; with its duration in seconds.
     Ended(&'static str, f64),
 }
 
@@ -21,7 +21,7 @@ pub(super) struct Sheet {
     pub(super) section: &'static str,
     pub(super) simulated: bool,
     pub(super) until: Instant,
-    pub(super) send: Sender<Told>,
+    pub(super) send: Sender<SuiteEvent>,
 }
 
 impl Sheet {
@@ -41,11 +41,12 @@ impl Sheet {
         } else {
             eprintln!("  {what}: {outcome} {note}");
         }
-        // Nobody hears what comes after the budget has ended.
-        let _ = self.send.send(Told::Row(SuiteRow { section, what, value, unit, target, outcome, note }));
+        // After the budget the receiver is gone.
+        let _ =
+            self.send.send(SuiteEvent::Row(SuiteRow { section, what, value, unit, target, outcome, note }));
     }
 
-    /// A number that has to be right on any GPU.
+    /// A number with a target on any GPU, simulated or real.
     pub(super) fn hold(
         &self,
         what: impl Into<String>,
@@ -58,7 +59,7 @@ impl Sheet {
         self.row(what, Some((value, unit)), Some(target), outcome, note.to_owned());
     }
 
-    /// A time, rate or share, whose target means nothing on a simulated GPU.
+    /// A time, rate or share, whose target is not evaluated on a simulated GPU.
     pub(super) fn hold_speed(
         &self,
         what: impl Into<String>,
@@ -74,22 +75,22 @@ impl Sheet {
         }
     }
 
-    /// A number that only informs.
+    /// An informational number.
     pub(super) fn note(&self, what: impl Into<String>, value: f64, unit: &'static str, note: &str) {
         self.row(what, Some((value, unit)), None, Outcome::Info, note.to_owned());
     }
 
     /// Something without a number.
-    pub(super) fn say(&self, what: impl Into<String>, text: impl Into<String>) {
+    pub(super) fn info(&self, what: impl Into<String>, text: impl Into<String>) {
         self.row(what, None, None, Outcome::Info, text.into());
     }
 
-    /// Something that was to be measured and could not be.
+    /// A measurement that failed.
     pub(super) fn failed(&self, what: impl Into<String>, why: impl Into<String>) {
         self.row(what, None, None, Outcome::Failed, why.into());
     }
 
-    /// Whether there is time for what takes about so many seconds; when there is not, that is said.
+    /// Whether the budget allows for a measurement of about this many seconds; otherwise it is reported as left out.
     pub(super) fn has_time(&self, what: &str, seconds: f64) -> bool {
         let left = self.left();
         let enough = left.as_secs_f64() >= seconds;
@@ -106,7 +107,7 @@ impl Sheet {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Has one part of a section fail alone.
+    /// Runs one part of a section; its failure does not end the section.
     pub(super) fn attempt(&self, what: &str, part: impl FnOnce() -> anyhow::Result<()>) {
         if let Err(error) = part() {
             self.failed(what, format!("{error:#}"));

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::bench::setup::Server;
 use crate::load::{Client, Request};
 
-/// How often a batch is asked for.
+/// Interval between status queries.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The answer to `GET /batch/status/:id`.
@@ -25,7 +25,7 @@ pub(super) struct Status {
 pub(super) fn post_batch(api: &Server, id: &str, urls: &[String], count: usize) -> anyhow::Result<()> {
     let images: Vec<&String> = urls.iter().cycle().take(count).collect();
     let body = serde_json::to_vec(&json!({ "request_id": id, "image_urls": images }))?;
-    let reply = api.client()?.ask(&Request::json(&api.daemon.target("/batch/predict"), body))?;
+    let reply = api.client()?.send(&Request::json(&api.daemon.target("/batch/predict"), body))?;
     let text = String::from_utf8_lossy(&reply.body);
     ensure!(reply.status == 202, "POST /batch/predict answered {}: {text}", reply.status);
     Ok(())
@@ -36,7 +36,7 @@ pub(super) fn status_path(id: &str) -> String {
     format!("/batch/status/{id}")
 }
 
-/// How far a batch is.
+/// The status of a batch.
 pub(super) fn batch_status(client: &mut Client, id: &str) -> anyhow::Result<Status> {
     let reply = client.get(&status_path(id))?;
     let text = String::from_utf8_lossy(&reply.body);

@@ -23,12 +23,12 @@ use crate::frames::{Frame, Size, with_tag};
 /// Concurrent uploads.
 const AT_ONCE: usize = 4;
 
-/// Kafka, Redis, S3: those that a bench asks for.
+/// Those of Kafka, Redis and S3 that a bench needs.
 pub(super) struct Servers {
     pub(super) services: Services,
 }
 
-/// What `scripts/services` writes down of an instance.
+/// The state file of `scripts/services`.
 #[derive(Deserialize)]
 struct State {
     processes: BTreeMap<String, Process>,
@@ -40,7 +40,7 @@ struct Process {
 }
 
 impl Servers {
-    /// Starts them, empty. A server that does not start ends the bench with its log.
+    /// Starts them without data. If a server does not start, the bench ends with its log.
     pub(super) fn start(names: &[&str]) -> Self {
         progress(&format!("starting {}", names.join(", ")));
         Self { services: Services::own(names) }

@@ -14,13 +14,13 @@ use crate::bench::setup::{Server, Setup, bench_frames, progress};
 use crate::frames::{Frame, Size};
 use crate::load::Spec;
 
-/// Appends that wait for the disk at the same time: as many requests as a busy server has in hand.
+/// Concurrent appends: as many as a busy server has requests in progress.
 const APPENDERS: u64 = 128;
 /// Requests per second.
 const RATE: f64 = 100.0;
 const PAIRS: usize = 5;
 const CAMERAS: u64 = 16;
-/// Appends that are on their way at once: below what an outbox takes.
+/// Concurrent appends while filling, below the limit of an outbox.
 const AT_ONCE: usize = 2000;
 const LABELS: [&str; 5] = ["anemone_fish", "rock_beauty", "lionfish", "puffer", "not_fish"];
 
@@ -64,7 +64,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
 fn append(time: Duration) -> anyhow::Result<f64> {
     let dir = tempfile::tempdir()?;
     let outbox = open(dir.path())?;
-    // Made before, so that the time is the outbox's.
+    // Created before, so that only the outbox is measured.
     let events: Vec<Vec<u8>> = (0..APPENDERS).map(prediction).collect::<Result<_, _>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let (start, mut appended) = (Instant::now(), 0);
@@ -128,14 +128,14 @@ fn prediction(number: u64) -> anyhow::Result<Vec<u8>> {
     Ok(Event::new("dock-3", body).to_json()?)
 }
 
-/// 64 hexadecimal digits that look random, as those of a real digest, so that they compress no better.
+/// 64 hexadecimal digits that look random, like those of a real digest, so that they are not more compressible.
 fn digest(number: u64) -> String {
     let mut random = fastrand::Rng::with_seed(number);
     format!("{:016x}{:016x}{:016x}{:016x}", random.u64(..), random.u64(..), random.u64(..), random.u64(..))
 }
 
-/// Fills a new outbox; gives the mean length of an event. The process's end is what it is written to survive: it is
-/// input, not the thing measured.
+/// Fills a new outbox; returns the mean length of an event. The events are only input of the measurement and need not
+/// survive a power cut.
 pub(super) fn fill(dir: &Path, max_bytes: u64, count: u64) -> anyhow::Result<f64> {
     let config = OutboxConfig { durability: Durability::OsBuffered, max_bytes, ..OutboxConfig::new(dir) };
     let (outbox, _) = Outbox::open(config)?;

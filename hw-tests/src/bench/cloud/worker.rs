@@ -17,7 +17,7 @@ use crate::process::{Processes, Used};
 const PAIRS: usize = 3;
 /// Objects of each size.
 const OBJECTS: [(Size, usize); 2] = [(Size::Vga, 300), (Size::P1080, 150)];
-/// How often the worker is asked how far it is: each time costs it about a tenth of a millisecond.
+/// Interval between queries of the worker's progress; each costs it about a tenth of a millisecond.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -28,7 +28,7 @@ struct Running {
     processes: Processes,
 }
 
-/// One batch worked off.
+/// One processed batch.
 struct Run {
     /// Images per second from the first classified image to the last.
     images_per_s: f64,
@@ -91,7 +91,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
         for (process, costs) in costs {
             section.note(format!("{name}: CPU per image, {process}"), median(&costs), "ms");
         }
-        // With others at work both are slower, and not by the same.
+        // Other processes slow down both, and not equally.
         section.note(format!("{name}: taken by others, at most"), largest(&others), "cores");
     }
     Ok(section)
@@ -122,7 +122,7 @@ impl Running {
         api::post_batch(&self.api, id, urls, images)?;
         let (used, counted) = loop {
             let done = classified()? - before;
-            // An image that a redelivery made the worker do again counts again: then there are more than were posted.
+            // An image that is computed again after a redelivery counts again, so that the count exceeds the number of images.
             ensure!(done <= images as f64, "batch {id} has {images} images, and {done} were classified");
             match &begun {
                 None if done > 0.0 => begun = Some((self.processes.read()?, done)),
