@@ -1,5 +1,5 @@
-//! Batches through one process with an empty configuration: asked for, worked off, and nothing lost or doubled when the
-//! process is killed, stopped or its clock jumps.
+//! Batches in one process with an empty configuration: submitted, processed, and nothing lost or duplicated when the
+//! process is killed or stopped or its clock jumps.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -22,14 +22,14 @@ use test_services::clock::Clock;
 const JSON: (&str, &str) = ("content-type", "application/json");
 /// The pictures of the tests are on loopback.
 const LOOPBACK: (&str, &str) = ("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8");
-/// Tests that measure run alone, the others beside each other.
+/// Tests that measure run alone, the others in parallel.
 static QUIET: RwLock<()> = RwLock::new(());
 
 fn urls(pictures: &Images, count: usize) -> Vec<String> {
     (0..count).map(|n| pictures.good(n)).collect()
 }
 
-/// Waits until so many images of a batch are done.
+/// Waits until this many images of a batch are done.
 fn is_under_way(api: &Daemon, request_id: &str, images: u64) {
     wait_until("the batch is under way", || {
         let status = api.get(&format!("/batch/status/{request_id}")).json();
@@ -40,7 +40,7 @@ fn is_under_way(api: &Daemon, request_id: &str, images: u64) {
 
 /// Each image of the batch has one event in the outbox, and the batch has one.
 fn check_events(api: &Daemon, request_id: &str, total: usize) {
-    // Its events follow its status.
+    // Events are written after the status.
     wait_until("the last message has left the queue", || {
         metric(api, "weir_batch_waiting") == 0.0 && metric(api, "weir_batch_inflight") == 0.0
     });
@@ -66,11 +66,11 @@ fn a_batch_of_urls_is_worked_off_and_told_once() {
         assert!(line["index"] == n && line["image_url"] == url(n), "line {n}: {line}");
         assert_eq!(line["status"] == "failed", n % 3 == 2, "line {n}: {line}");
     }
-    // At most 100 results stand in the status itself.
+    // The status contains up to 100 results.
     assert_eq!(status["results"].as_array().unwrap(), &lines);
     check_events(&api, "survey", 90);
 
-    // The same again is the same batch, whatever has become of it; another under its id is refused.
+    // The same submission is the same batch, whatever its state; another one with its id is refused.
     let served = pictures.served();
     let again = post_batch(&api, "survey", &urls);
     assert_eq!((again.status, &again.json()["status"]), (202, &json!("completed")), "{}", again.text());
@@ -97,7 +97,7 @@ fn a_batch_of_files_is_worked_off() {
             let head =
                 format!("--b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{n}.bmp\"\r\n\r\n");
             body.extend_from_slice(head.as_bytes());
-            // The last is no picture.
+            // The last file is not a picture.
             let file = if n + 1 < count { pictures::bmp(40, 30, n) } else { b"no picture at all".to_vec() };
             body.extend_from_slice(&file);
             body.extend_from_slice(b"\r\n");
@@ -148,7 +148,7 @@ fn a_cancelled_batch_stops_and_stays_cancelled_over_a_kill() {
     assert_eq!(metric(&api, "weir_batch_waiting"), 0.0, "its messages have left the queue");
     assert_eq!(metric(&api, "weir_batch_cancelled_total"), 1.0);
 
-    // Again it is the same, and it does not begin anew.
+    // A repetition has the same result and does not restart the batch.
     let again = api.delete("/batch/unwanted");
     assert_eq!((again.status, again.json()), (200, status), "{}", again.text());
     assert_eq!(post_batch(&api, "unwanted", &urls).json()["status"], "cancelled");
@@ -169,9 +169,9 @@ fn ten_kills_inside_a_batch_of_500() {
     let mut api = Daemon::start(&settings);
     submit(&api, "killed", &urls);
     for kill in 0..10 {
-        // Each time at another point of its work.
+        // Each time at another point of the processing.
         let goal = pictures.served() + 3 + kill * 13 % 40;
-        wait_until("the batch is being worked on", || pictures.served() >= goal);
+        wait_until("the batch is being processed", || pictures.served() >= goal);
         let data = api.kill();
         api = Daemon::start_in(data, &settings);
         let status = api.get("/batch/status/killed").json();
@@ -179,7 +179,7 @@ fn ten_kills_inside_a_batch_of_500() {
             matches!(status["status"].as_str(), Some("queued" | "processing")),
             "kill {kill} came too late: {status}"
         );
-        // Whoever does not know what became of it may ask again.
+        // A client that does not know the state may repeat the submission.
         assert_eq!(post_batch(&api, "killed", &urls).status, 202);
     }
     check_results(&api, "killed", 500);
@@ -200,7 +200,7 @@ fn a_stop_in_the_middle_of_a_batch_is_in_order_and_the_next_start_goes_on() {
     ];
     let mut api = Daemon::start(&settings);
     submit(&api, "stopped", &urls(&pictures, 300));
-    wait_until("the batch is being worked on", || pictures.served() >= 20);
+    wait_until("the batch is being processed", || pictures.served() >= 20);
     let began = Instant::now();
     api.terminate();
     let ended = api.wait(Duration::from_secs(30)).expect("it did not end");
@@ -241,7 +241,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
         };
         submit(&api, "before", &urls(&pictures, 400));
         is_under_way(&api, "before", 10);
-        // Longer than the status of a batch is kept: this one has changed in time, and is not forgotten.
+        // Longer than the retention of a batch's status: this one has changed recently and is kept.
         clock.ahead(Duration::from_secs(3 * 24 * 3600));
         jump("3 days ahead");
         submit(&api, "ahead", &urls(&pictures, 100));
@@ -294,8 +294,8 @@ fn real_time_requests_go_before_a_large_batch() {
     let meanwhile = percentile(meanwhile, 50);
     println!("p50 {before:?} without, {meanwhile:?} beside a batch at {rate:.0} images/s, p10 {quickest:?}");
     assert!(rate > 1.0, "the batch stood still");
-    // A busy machine delays some requests; behind the images that the lanes are given ahead every one of them would take
-    // a hundred milliseconds and more.
+    // A busy machine delays some requests; behind the batch images that are queued for the lanes all of them would take
+    // a hundred milliseconds or more.
     assert!(quickest < before * 3 + Duration::from_millis(15), "p10 {quickest:?} against {before:?}");
     assert!(meanwhile < before * 3 + Duration::from_secs(1), "{meanwhile:?} against {before:?}");
 }
@@ -310,7 +310,7 @@ fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
             (0..images).map(|n| format!("http://169.254.169.254/{n:08}/{path}.jpg")).collect();
         json!({"request_id": id, "image_urls": urls}).to_string().into_bytes()
     };
-    // Once with a tenth: what a first batch of any size costs (caches of files, buffers of threads) is not counted.
+    // First with a tenth, so that the fixed cost of a first batch (file caches, thread buffers) is not counted.
     assert_eq!(api.post("/batch/predict", &[JSON], &body("small", 10_000)).status, 202);
     assert_eq!(finished(&api, "small", TIMEOUT)["failed"], 10_000);
     let before = api.memory("VmHWM");

@@ -1,4 +1,4 @@
-//! `weir bundle check`, as a person or a pipeline calls it: the table, the document, the exit code.
+//! `weir bundle check`: the table, the JSON document, the exit code.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! Batches through a real broker, Redis and S3: posted to an API process, worked off by others.
+//! Batches through a real broker, Redis and S3: submitted to an API process, processed by workers.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -23,7 +23,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "50")]);
     let workers = [cloud.worker(&[]), cloud.worker(&[])];
     workers.iter().for_each(has_work);
-    // Every third URL is bad, in one of three ways.
+    // Every third URL is invalid, in one of three ways.
     let url = |n: usize| match n % 9 {
         2 => pictures.missing(n),
         5 => pictures.text(),
@@ -37,7 +37,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let accepted = accepted.json();
     assert_eq!((&accepted["request_id"], &accepted["total"]), (&json!("survey-7"), &json!(900)));
     assert_eq!(accepted["status_url"], "/batch/status/survey-7");
-    // Asked again it is the same batch.
+    // A repeated submission is the same batch.
     let again = api.post("/batch/predict", &[("content-type", "application/json")], body.as_bytes());
     assert_eq!((again.status, &again.json()["total"]), (202, &json!(900)), "{}", again.text());
 
@@ -79,7 +79,7 @@ fn a_batch_that_is_cancelled_stops_on_all_workers() {
     workers.iter().for_each(has_work);
     let urls: Vec<String> = (0..1000).map(|n| pictures.good(n)).collect();
     submit(&api, "unwanted", &urls);
-    wait_until("both workers are at it", || {
+    wait_until("both workers are working", || {
         workers.iter().all(|worker| metric(worker, "weir_batch_images_completed_total") > 0.0)
     });
     let cancelled = api.delete("/batch/unwanted");
@@ -89,7 +89,7 @@ fn a_batch_that_is_cancelled_stops_on_all_workers() {
     let lines = lines(&api, "unwanted");
     assert!((1..900).contains(&lines.len()), "{} images have a result", lines.len());
     assert_eq!(status["completed"], lines.len());
-    // The partitions go on: what comes behind its messages is worked on and committed.
+    // The partitions continue: later messages are processed and committed.
     submit(&api, "wanted", &urls[..20]);
     assert_eq!(finished(&api, "wanted", TIMEOUT)["completed"], 20);
     let records = cloud.results(TIMEOUT, |seen| {
@@ -111,7 +111,7 @@ fn a_small_batch_is_finished_beside_a_large_one_of_slow_servers() {
     let worker = cloud.worker(&[]);
     has_work(&worker);
     submit(&api, "slow", &(0..2000).map(|n| slow.good(n)).collect::<Vec<_>>());
-    wait_until("it is being worked on", || api.get("/batch/status/slow").json()["status"] == "processing");
+    wait_until("it is being processed", || api.get("/batch/status/slow").json()["status"] == "processing");
     submit(&api, "small", &(0..60).map(|n| quick.good(n)).collect::<Vec<_>>());
     assert_eq!(finished(&api, "small", TIMEOUT)["completed"], 60);
     let status = api.get("/batch/status/slow").json();

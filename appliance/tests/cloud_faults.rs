@@ -1,4 +1,4 @@
-//! Workers that die or leave in the middle of a batch: nothing acknowledged is lost, nothing is there twice.
+//! Workers that are killed or stopped in the middle of a batch: nothing acknowledged is lost or duplicated.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -13,9 +13,9 @@ use support::pictures::Images;
 #[test]
 fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
     let cloud = Cloud::new(test_services::shared());
-    // So slow that the batch outlasts the kills.
+    // Slow enough for the batch to outlast the kills.
     let pictures = Images::slow(Duration::from_millis(60));
-    // A short session, so that the others need not wait long for the partitions of the dead.
+    // A short session, so that the partitions of killed workers are reassigned quickly.
     let settings = [
         ("WEIR__KAFKA__SESSION_TIMEOUT", "6s"),
         ("WEIR__BATCH__CONCURRENT_FETCHES", "2"),
@@ -27,7 +27,7 @@ fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
     let mut workers = vec![cloud.worker(&settings), cloud.worker(&settings)];
     let began = Instant::now();
     for kill in 0..20 {
-        // Whoever has got so far is next: each time at another point of its work.
+        // The next worker that reaches this count is killed: each time at another point of the processing.
         let goal = f64::from(1 + kill * 23 % 61);
         let mut victim = 0;
         wait_until("a worker is in the middle of its work", || {
@@ -68,7 +68,7 @@ fn of_two_workers_one_leaves_and_its_work_goes_on() {
     let ended = leaves.wait(Duration::from_secs(30)).expect("it did not end");
     assert!(ended.success(), "{ended}");
     let gone = left.elapsed();
-    // Nobody waits for its session of 45 seconds to time out.
+    // The reassignment does not wait for the session timeout of 45 seconds.
     wait_until("the other has all partitions", || metric(&stays, "weir_batch_partitions") >= 3.0);
     let over = left.elapsed();
     println!("it ended after {gone:?}, and its partitions were with the other after {over:?}");

@@ -1,4 +1,4 @@
-//! Clients that are slow, many or not what they seem: they lose what they hold, and others are served.
+//! Clients that are slow, numerous or malicious: they lose their resources, and other clients are served.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -15,7 +15,7 @@ use support::cloud::metric;
 use support::load::wait_until;
 use support::{Daemon, pictures, sample, weir};
 
-/// Longest time to wait for what must happen.
+/// Longest wait for an expected event.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn begin_upload(daemon: &Daemon, path: &str, length: usize, sent: &[u8]) -> TcpStream {
@@ -26,7 +26,7 @@ fn begin_upload(daemon: &Daemon, path: &str, length: usize, sent: &[u8]) -> TcpS
     stream
 }
 
-/// Sends a head and waits until the daemon asks for the body: from then on the request is in hand.
+/// Sends a head and waits for `100 Continue`: from then on the request is in progress.
 fn begin_in_hand(daemon: &Daemon) -> TcpStream {
     let head =
         "POST /predict HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 1000\r\n\r\n";
@@ -44,7 +44,7 @@ fn begin_in_hand(daemon: &Daemon) -> TcpStream {
     }
 }
 
-/// Whether the server ends the connection, answer or not, before the time is over.
+/// Whether the server closes the connection, with or without a response, before the read timeout.
 fn is_closed(stream: &mut TcpStream) -> bool {
     let mut block = [0; 4096];
     loop {
@@ -86,10 +86,12 @@ fn one_address_gets_no_more_than_its_share_of_the_memory_for_bodies() {
         ("WEIR__HTTP__MAX_INFLIGHT", "4 MiB"),
         ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "2 MiB"),
     ]);
-    // Two bodies that have begun fill the share of 127.0.0.1.
+    // Two unfinished bodies use up the share of 127.0.0.1.
     let _stalled: Vec<_> = (0..2).map(|_| begin_upload(&daemon, "/predict", 1 << 20, &[7; 1000])).collect();
-    // A post before that would take what the second of them is to have.
-    wait_until("both are in hand", || metric(&daemon, "weir_body_memory_used_bytes") >= f64::from(2 << 20));
+    // An earlier post would use the share of the second one.
+    wait_until("both are in progress", || {
+        metric(&daemon, "weir_body_memory_used_bytes") >= f64::from(2 << 20)
+    });
     let picture = pictures::bmp(300, 300, 1);
     wait_until("the share is full", || daemon.post("/predict", &[], &picture).status == 429);
     let refused = daemon.post("/predict", &[], &picture);
@@ -112,7 +114,7 @@ fn connect_from(from: std::net::IpAddr, to: std::net::SocketAddr) -> TcpStream {
 fn post_on(mut stream: TcpStream, body: &[u8]) -> u16 {
     let head = format!("POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).unwrap();
-    // Whoever is refused before the body may find the connection closed.
+    // After a refusal before the body the connection may be closed.
     let _ = stream.write_all(body);
     read(&mut stream).status
 }
@@ -150,7 +152,7 @@ fn a_client_that_stops_reading_loses_its_connection() {
     let daemon = Daemon::start(&[("WEIR__HTTP__MIN_RATE", "1 KiB"), ("WEIR__HTTP__RATE_WINDOW", "300ms")]);
     let mut stream = connect(daemon.address);
     stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    // Answers pile up until the sockets' buffers are full, and then nothing moves.
+    // Responses accumulate until the socket buffers are full.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(50);
     let mut rounds = 0;
     while stream.write_all(request.as_bytes()).is_ok() && rounds < 2000 {
@@ -177,7 +179,7 @@ fn idle_connections_make_room_for_new_ones() {
         assert_eq!(daemon.get("/health/live").status, 200);
     }
     assert!(is_closed(&mut idle[0]), "the one that was idle longest went first");
-    // Those that are in use are not closed, and the address gets no more.
+    // Connections in use are not closed, and the address gets no new ones.
     let _busy: Vec<_> = (0..6).map(|_| begin_in_hand(&daemon)).collect();
     wait_until("the address is at its limit", || {
         let mut stream = connect(daemon.address);
@@ -185,7 +187,7 @@ fn idle_connections_make_room_for_new_ones() {
             stream.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         read(&mut stream).status == 429
     });
-    // The operator's listener has connections of its own.
+    // The admin listener has a separate connection limit.
     assert_eq!(daemon.get_as_operator("/health/live").status, 200);
     assert_eq!(support::get(daemon.admin.unwrap(), "/predict").status, 404);
 }

@@ -1,5 +1,5 @@
-//! A process that may take 1 GiB, and clients that post the largest legal images of every type for a while: it survives,
-//! keeps within the gigabyte, and goes on answering small images. `WEIR_MEMORY_SECONDS` says for how long.
+//! A process with a limit of 1 GiB, and clients that post the largest valid images of every type: it survives,
+//! stays within the limit, and keeps answering small images. `WEIR_MEMORY_SECONDS` is the duration.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -18,11 +18,11 @@ use support::cloud::metric;
 
 const GIB: u64 = 1 << 30;
 const CLIENTS: usize = 16;
-/// 49.98 megapixels; the default bound is 50.
+/// 49.98 megapixels; the default limit is 50.
 const SIDE: u32 = 7070;
-/// 30.25 megapixels: of 16 bits per channel the largest do not fit.
+/// 30.25 megapixels: the largest images with 16 bits per channel do not fit.
 const LESS: u32 = 5500;
-/// What a process that may take 1 GiB has for decoding unless it is set.
+/// The default decode memory of a process with a limit of 1 GiB.
 const DECODE_MEMORY: u64 = GIB / 2;
 
 /// A picture of one colour, encoded.
@@ -174,12 +174,12 @@ fn a_gigabyte_is_enough_whatever_legal_images_come() {
         );
         assert!(expected, "{kind}: {status} {code}");
     }
-    // Nothing is left that keeps large images out, however busy the machine was meanwhile.
+    // Afterwards large images are accepted again, however busy the machine was.
     for (kind, file) in giants.iter().filter(|(kind, _)| kind.starts_with("smaller")) {
         let reply = daemon.post("/predict", &[("x-deadline-ms", "60000")], file);
         assert_eq!(reply.status, 200, "{kind}: {}", reply.text());
     }
-    // What they took is given back: late ones are dropped by the lanes first.
+    // Their memory is released: expired jobs are dropped by the lanes first.
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         let used =

@@ -1,4 +1,4 @@
-//! Models from a registry, as an operator sees them: followed, swapped under load, tried, rolled back, pinned, served
+//! Models from a registry, from an operator's view: followed, swapped under load, evaluated, rolled back, pinned, served
 //! side by side.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -17,7 +17,7 @@ use support::{Daemon, client, sample};
 const RED: [u8; 3] = [220, 10, 10];
 const BLUE: [u8; 3] = [10, 10, 220];
 
-/// A model that swaps red and blue, which its golden case agrees with.
+/// A model that swaps red and blue, with a matching golden case.
 const SWAPPED: Colours<'static> =
     Colours { model: "colours.onnx", labels: &["blue", "green", "red"], golden: "blue" };
 
@@ -35,7 +35,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     let env = registry.env("fish@champion");
     let daemon = start(&env, &[]);
     let (photo, label) = sample();
-    // There is no alias yet: the configured bundle serves, and the reason shows.
+    // There is no alias yet: the configured bundle serves, and the reason is shown.
     assert_eq!(model(&daemon, "fish")["serving"], "bundle");
     until(&daemon, "fish", "saying that there is no alias", |model| {
         model["error"].as_str().is_some_and(|error| error.contains("fish@champion: the registry has no such"))
@@ -63,7 +63,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     until(&daemon, "fish", "tagged", |_| {
         registry.tags("fish", "2")["weir.dock-3.state"] == "rejected: rolled back by an operator"
     });
-    // The alias still names it, and it stays rejected over several polls.
+    // The alias still points to it, and it stays rejected over several polls.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(model(&daemon, "fish")["serving"], "fish/1");
     let (ok, text) = weir_models(&daemon, &env, &["reload", "fish"]);
@@ -87,7 +87,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     let (ok, text) = weir_models(&daemon, &env, &["show", "birds"]);
     assert!(!ok && text.contains("there is no model \"birds\" here; there are fish"), "{text}");
 
-    // What happened is an event, a metric, and in /health.
+    // The changes are recorded as events, in metrics and in /health.
     let changes: Vec<(String, String)> = daemon
         .events()
         .iter()
@@ -114,13 +114,13 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     }
     assert_eq!(daemon.get("/health").json()["models"][0]["serving"], "fish/2");
 
-    // Without its registry the box starts into the model that it had.
+    // Without the registry the node starts with its last version.
     let data = daemon.kill();
     drop(registry);
     let daemon = start_in(data, &env, &[]);
     assert_eq!(model(&daemon, "fish")["serving"], "fish/2");
     assert_eq!(served(&daemon, "", &photo)["model"]["version"], "second");
-    // Whoever takes `follow` away wants the configured bundle.
+    // Without `follow` the configured bundle serves.
     let daemon = start_in(daemon.kill(), &[], &[]);
     assert_eq!(model(&daemon, "fish")["serving"], "bundle");
     assert_eq!(served(&daemon, "", &photo)["model"]["version"], "1");
@@ -164,14 +164,14 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
         ("WEIR__ROLLOUT__CANARY_IMAGES", "1"),
     ];
     let daemon = start(&env, &shadow);
-    // The bundle before it is of fish, so each image would differ: this one is promoted by hand.
+    // The previous bundle has other labels, so that each image would differ: this version is promoted manually.
     until(&daemon, "colours", "in the shadow", |model| model["step"] == "shadow");
     let reply = order(&daemon, "/models/colours/promote", Some(TOKEN));
     assert_eq!(reply.status, 200, "{}", reply.text());
-    // The answer comes when it serves; the canary is passed over.
+    // The response is sent when it serves; the canary stage is skipped.
     assert_eq!(model(&daemon, "colours")["serving"], "colours/1");
 
-    // One that says the same passes.
+    // A version with the same predictions passes.
     registry.publish_colours("2", &Colours::default());
     registry.alias("colours", "champion", "2");
     let mut seed = 0;
@@ -183,12 +183,12 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
     };
     until(&daemon, "colours", "serving 2", |before| {
         let version = send(&daemon);
-        // Asked after the answer: the canary may have begun since `before`.
+        // Read after the response: the canary may have begun since `before`.
         let in_shadow = || model(&daemon, "colours")["step"] == "shadow";
         assert!(version == "1" || !in_shadow(), "the version in the shadow has answered");
         before["serving"] == "colours/2"
     });
-    // One that says something else is rejected, and no client has heard of it.
+    // A version with other predictions is rejected, and no client has seen them.
     registry.publish_colours("3", &SWAPPED);
     registry.alias("colours", "champion", "3");
     until(&daemon, "colours", "rejecting 3", |model| {
@@ -222,7 +222,7 @@ fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
     until_serving(&daemon, "colours", "colours/1");
     registry.alias("colours", "champion", "2");
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
-    // Twenty cameras twice: about half of them see the new version, and each sees one. Fewer images than end the trial.
+    // Twenty cameras twice: about half of them get the new version, and each gets only one. Fewer images than the trial requires.
     let species = |camera: u32, round: u32| {
         let answer = served(&daemon, &format!("?camera=dock-{camera}"), &picture(RED, camera * 100 + round));
         answer["species"].as_str().unwrap().to_owned()
@@ -246,7 +246,7 @@ fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
 fn what_a_canary_fails_on_the_version_that_serves_answers_and_the_canary_is_rejected() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
-    // Passes its golden case, and computes no number for what is blue.
+    // Passes its golden case, but computes NaN for blue pictures.
     registry.publish_colours("2", &Colours { model: "moody.onnx", ..Colours::default() });
     let canary = [("WEIR__ROLLOUT__CANARY", "100"), ("WEIR__ROLLOUT__MAX_LATENCY_RATIO", "1000")];
     registry.alias("colours", "champion", "1");
@@ -296,7 +296,7 @@ fn several_models_are_served_by_name() {
     let reply = daemon.post("/predict?model=birds", &[], &photo);
     assert_eq!((reply.status, reply.code().as_str()), (404, "unknown_model"));
     assert!(reply.text().contains("served are fish, colours, late"), "{}", reply.text());
-    // One whose first version has yet to come is refused, and served as soon as it is there.
+    // A model without a first version is refused, and served as soon as it is loaded.
     let reply = daemon.post("/predict?model=late", &[], &photo);
     assert_eq!(reply.status, 503, "{}", reply.text());
     assert!(reply.header("retry-after").is_some());
@@ -306,7 +306,7 @@ fn several_models_are_served_by_name() {
     until_serving(&daemon, "late", "late/1");
     assert_eq!(served(&daemon, "?model=late", &picture(RED, 2))["species"], "red");
 
-    // Lanes are shared: while one model has all it can bear, the other answers.
+    // Lanes are shared: while one model is saturated, the other responds.
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for client in 0..8u32 {

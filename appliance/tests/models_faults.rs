@@ -1,4 +1,4 @@
-//! Rollouts that are killed at any moment, and hundreds of them one after the other.
+//! Rollouts that are killed at random times, and hundreds of rollouts in sequence.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use support::models::{Registry, model, start_in, until_serving};
 use support::{Daemon, sample};
 
-/// Kills, at moments from the alias's change to after the change-over.
+/// Kills, at times between the change of the alias and after the promotion.
 const KILLS: u32 = 20;
 const SWAPS: usize = 200;
-/// Swaps after which the process has what memory it needs.
+/// Swaps after which memory usage is stable.
 const WARM: usize = 30;
 
 #[test]
@@ -21,7 +21,7 @@ fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
     registry.publish_fish("2", "second");
     registry.alias("fish", "champion", "1");
     let mut env = registry.env("fish@champion");
-    // A version with which processes die soon after its promotion would be rolled back.
+    // Without this a version with which processes crash soon after its promotion would be rolled back.
     env.push(("WEIR__ROLLOUT__MONITOR_TIME".into(), "0s".into()));
     let (photo, label) = sample();
     let daemon = start_in(tempfile::tempdir().unwrap(), &env, &[]);
@@ -49,7 +49,7 @@ fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
         registry.alias("fish", "champion", &version);
         std::thread::sleep(whole.mul_f64((f64::from(kill) + random.f64()) / f64::from(KILLS)));
         data = daemon.kill();
-        // What it comes back with, before it can ask the registry again.
+        // The version after the restart, before the registry can be polled again.
         registry.alias("fish", "champion", "no-such-version");
         let daemon = start_in(data, &env, &[]);
         let now = model(&daemon, "fish");
@@ -62,7 +62,7 @@ fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
         data = daemon.kill();
     }
     assert!(seen.len() == 2, "the kills came all before or all after the change-over: {seen:?}");
-    // Left alone, it gets there.
+    // Without further kills the rollout completes.
     registry.alias("fish", "champion", "2");
     let daemon = start_in(data, &env, &[]);
     until_serving(&daemon, "fish", "fish/2");
@@ -71,7 +71,7 @@ fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
 /// Threads of lanes.
 fn lanes(daemon: &Daemon) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap();
-    // A thread may end meanwhile.
+    // A thread may end during the iteration.
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
     let number = |name: &str| name.strip_prefix("weir-lane-")?.trim().parse::<usize>().ok();
     names.filter(|name| number(name).is_some()).count()
@@ -82,7 +82,7 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
     let registry = Registry::new();
     registry.publish_fish("1", "first");
     registry.publish_fish("2", "second");
-    // Loads, and fails its golden case: what was loaded of it has to go again.
+    // Loads but fails its golden case, and has to be unloaded.
     registry.publish_fish("bad", "third");
     let manifest = registry.version("fish", "bad").join("bundle.toml");
     let text = std::fs::read_to_string(&manifest).unwrap();
@@ -93,7 +93,7 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
     std::fs::write(&manifest, format!("{head}{wrong}")).unwrap();
     registry.alias("fish", "champion", "1");
     let env = registry.env("fish@champion");
-    // Two lanes, so that how many threads there are does not depend on the machine's cores.
+    // Two lanes, so that the number of threads does not depend on the machine's cores.
     let more = [("WEIR__ROLLOUT__KEEP_PREVIOUS_LOADED", "0s"), ("WEIR__ENGINE__LANES", "2")];
     let daemon = start_in(tempfile::tempdir().unwrap(), &env, &more);
     until_serving(&daemon, "fish", "fish/1");
@@ -112,7 +112,7 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
         let version = if swap % 2 == 0 { "1" } else { "2" };
         registry.alias("fish", "champion", version);
         until_serving(&daemon, "fish", &format!("fish/{version}"));
-        // The version before is unloaded at the lowest priority: on a busy machine some of them may still be there.
+        // The previous version is unloaded at the lowest priority: on a busy machine some lanes may still exist.
         support::load::wait_until("the version before is unloaded", || lanes(&daemon) == 2);
         if (WARM..WARM + 20).contains(&swap) {
             warm.push(daemon.memory("VmRSS") as f64);

@@ -1,4 +1,4 @@
-//! The same on real MLflow servers, a current one behind its proxy and an old one on S3, with MLflow's own client as the
+//! Rollouts from real MLflow servers, a current one with its artifact proxy and an old one on S3, with MLflow's client as the
 //! fleet manager.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -15,12 +15,12 @@ use support::models::{
 };
 use test_services::{Mlflow, Services, shared_with_mlflow};
 
-/// A model of its own on a server.
+/// A separate model on a server.
 struct Fleet<'a> {
     services: &'a Services,
     server: &'a Mlflow,
     name: String,
-    /// Whether the box has keys of the object store.
+    /// Whether the node has keys of the object store.
     s3: bool,
 }
 
@@ -29,7 +29,7 @@ impl<'a> Fleet<'a> {
         Self { services, server, name: format!("fish-{}", ulid::Ulid::generate()), s3 }
     }
 
-    /// What MLflow's own client does.
+    /// Runs a step with MLflow's client.
     fn client(&self, step: &Value) -> Value {
         let (server, s3) = (self.server, self.services.s3());
         let mut child = Command::new(&server.python)
@@ -121,7 +121,7 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     fleet.until_tagged(&second, "serving");
     fleet.until_tagged(&first, "replaced by");
 
-    // One that is no good, and the fleet manager sees why.
+    // An invalid version, whose reason the fleet manager sees.
     let bad = bundles.publish_colours("3", &Colours { golden: "blue", ..Colours::default() });
     let bad = fleet.register(&bad);
     fleet.alias(&bad);
@@ -132,7 +132,7 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     let (ok, text) = weir_models(&daemon, &env, &["show", "fish"]);
     assert!(ok && text.contains("dock-3: rejected: golden case") && text.contains("champion"), "{text}");
 
-    // A plain ONNX model lacks what only people know, and says so; with the tags it serves.
+    // A plain ONNX model without the required tags is rejected with their names; with the tags it serves.
     let plain = tempfile::tempdir().unwrap();
     let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/models/colours.onnx");
     std::fs::copy(graph, plain.path().join("model.onnx")).unwrap();
@@ -154,10 +154,10 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     let seen = daemon.post("/predict", &[], &picture([10, 10, 220], 1)).json();
     assert_eq!(seen["species"], "blue");
 
-    // Back, by the alias.
+    // Rolled back by the alias.
     fleet.alias(&second);
     until_serving(&daemon, "fish", &named(&second));
-    // What serves is on the disk; the first of four is no longer, and can be had again.
+    // The active version is on disk; the first of four was pruned and can be downloaded again.
     for (version, downloaded) in [(&second, false), (&first, true)] {
         let (ok, text) = weir_models(&daemon, &env, &["pull", &named(version), "--json"]);
         assert!(ok && text.contains(&format!("\"downloaded\": {downloaded}")), "{version}: {text}");
@@ -193,9 +193,9 @@ fn what_a_box_sees_is_a_run_of_the_monitoring_experiment() {
     let (photo, label) = support::sample();
     assert_eq!(daemon.post("/predict", &[], &photo).status, 200);
     let mut found = Value::Null;
-    support::load::wait_until("the box has reported", || {
+    support::load::wait_until("the node has reported", || {
         let runs = fleet.client(&json!({"step": "runs", "name": experiment}));
-        // Metrics, parameters and status are written by calls of their own; the status is the last.
+        // Metrics, parameters and status are written by separate calls; the status is the last.
         let complete = |run: &&Value| run["metrics"]["images"] == 1.0 && run["status"] == "FINISHED";
         found = runs.as_array().unwrap().iter().find(complete).cloned().unwrap_or(Value::Null);
         found != Value::Null
@@ -218,13 +218,13 @@ fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() 
     let daemon = start(&env, &[]);
     let named = format!("{}/{first}", fleet.name);
     until_serving(&daemon, "fish", &named);
-    // Frozen: it accepts, and says nothing.
+    // Frozen: it accepts connections but does not respond.
     services.pause("mlflow29");
     until(&daemon, "fish", "missing the registry", |model| model["error"].is_string());
     let (photo, _) = support::sample();
     assert_eq!(daemon.post("/predict", &[], &photo).status, 200);
     services.resume("mlflow29");
-    until(&daemon, "fish", "hearing of the registry", |model| model["error"].is_null());
+    until(&daemon, "fish", "reaching the registry", |model| model["error"].is_null());
     services.kill("mlflow29");
     until(&daemon, "fish", "missing the registry", |model| model["error"].is_string());
     assert_eq!(daemon.get("/health").json()["links"]["mlflow"]["status"], "down");
@@ -235,7 +235,7 @@ fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() 
     assert_eq!(daemon.post("/predict", &[], &photo).json()["model"]["version"], "first");
     drop(daemon);
 
-    // Something answers there, and it is not MLflow.
+    // Another server responds there, which is not MLflow.
     let web = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = web.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -249,7 +249,8 @@ fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() 
     });
     env[0].1 = format!("http://{address}");
     let daemon = start(&env, &[]);
-    let error = until(&daemon, "fish", "seeing that this is no registry", |model| model["error"].is_string());
+    let error =
+        until(&daemon, "fish", "reporting that this is not a registry", |model| model["error"].is_string());
     assert!(error["error"].as_str().unwrap().contains("a web page, not MLflow's API"), "{error:#}");
     assert_eq!(daemon.post("/predict", &[], &photo).status, 200);
 }

@@ -1,5 +1,4 @@
-//! What a daemon says and does of GPUs at its start, with libraries of NVIDIA's that are missing, damaged, of other versions, or
-//! simulated.
+//! Startup with GPUs: NVIDIA libraries that are missing, damaged, of other versions, or simulated.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
@@ -28,7 +27,7 @@ fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {
     }
 }
 
-/// A folder with a driver that is none, and what a process says that finds it.
+/// A folder with an invalid driver library.
 fn doctored_driver(content: &[u8]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libcuda.so.1"), content).unwrap();
@@ -75,7 +74,7 @@ fn doctor_lists_what_a_gpu_needs_and_what_installs_it() {
     assert!(!String::from_utf8(output.stdout).unwrap().contains("gpu"));
 }
 
-/// A folder with the simulated driver, and with what is made of these: name and content, or a library without functions.
+/// A folder with the simulated driver and these files: name and content, or a library without functions.
 fn with_driver(files: &[(&str, Option<&[u8]>)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     compile("cuda.c", &folder.path().join("libcuda.so.1"));
@@ -89,17 +88,17 @@ fn with_driver(files: &[(&str, Option<&[u8]>)]) -> tempfile::TempDir {
     folder
 }
 
-/// What ONNX Runtime's CUDA provider needs.
+/// Libraries that ONNX Runtime's CUDA provider needs.
 const NEEDED: [&str; 5] =
     ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9", "libcurand.so.10"];
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// The ONNX Runtime of the tests, which is one for the CPU.
+/// The CPU build of ONNX Runtime that the tests use.
 fn cpu_runtime() -> PathBuf {
     PathBuf::from(std::env::var_os("ORT_DYLIB_PATH").expect("ORT_DYLIB_PATH names libonnxruntime.so"))
 }
 
-/// What a daemon says that has to use the GPU with these libraries.
+/// The error of a daemon that must use the GPU with these libraries.
 fn refusal(folder: &Path, device: &str) -> String {
     let data = tempfile::tempdir().unwrap();
     let folders = folder.display().to_string();
@@ -108,7 +107,7 @@ fn refusal(folder: &Path, device: &str) -> String {
     failure(&mut command)
 }
 
-/// `/health` of one that may use it.
+/// `/health` of a daemon that may use the GPU.
 fn health(folder: &Path) -> String {
     let folders = folder.display().to_string();
     let daemon =
@@ -151,7 +150,7 @@ fn a_library_that_does_not_load_is_named() {
 
 #[test]
 fn a_provider_that_onnx_runtime_can_not_use_is_an_error_and_no_silent_cpu() {
-    // All is there by name, but this ONNX Runtime was built without CUDA; and then the provider itself is damaged.
+    // All libraries exist, but this ONNX Runtime was built without CUDA; then the provider itself is damaged.
     let provider: [Option<&[u8]>; 2] = [None, Some(b"no library")];
     for content in provider {
         let mut files: Vec<(&str, Option<&[u8]>)> = NEEDED.map(|name| (name, None)).to_vec();
@@ -180,7 +179,7 @@ fn a_plain_model_is_rolled_out_with_the_library_of_the_library_folders() {
     std::fs::write(version.join("weir.toml"), given).unwrap();
     registry.alias("fish", "champion", "1");
     let folders = folder.path().display().to_string();
-    // Nothing but the folders says where the library is.
+    // The library can be found only in these folders.
     let more = [
         ("WEIR__ENGINE__LIBRARY_FOLDERS", &*folders),
         ("WEIR__ENGINE__DEVICE", "auto"),

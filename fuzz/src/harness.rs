@@ -1,4 +1,4 @@
-//! What the targets share: the cost of a piece of work, temporary folders, and mutations of seeds from a seeded generator, the
+//! Shared code of the targets: the cost of a piece of work, temporary folders, and mutations of seeds from a seeded generator, the
 //! same on every machine.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
 
-/// Values at which length fields and sizes tend to go wrong.
+/// Boundary values of length fields and sizes.
 const EDGES: [u32; 12] =
     [0, 1, 2, 0x7F, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x1_0000, 0x7FFF_FFFF, 0xFFFF_FFFE, 0xFFFF_FFFF];
 

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use weir_fuzz::{TARGETS, mutated, seeds, target};
 
-/// Of one target at a time: the memory that it takes is that of the process.
+/// One target at a time, since memory is measured for the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn read_all(folder: &Path) -> Vec<(String, Vec<u8>)> {

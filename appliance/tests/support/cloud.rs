@@ -1,4 +1,4 @@
-//! The cloud for tests of the whole daemon: names of one's own on real servers, workers, and what the topics hold.
+//! The cloud servers for tests of the whole daemon: separate names on real servers, workers, and the content of topics.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use super::{Daemon, weir};
 /// Partitions of the topics, as the deployment has them.
 pub const PARTITIONS: i32 = 3;
 
-/// Topics, a Redis prefix and an S3 prefix that nobody else uses, on servers that others may share.
+/// Unique topics, Redis prefix and S3 prefix on servers that may be shared.
 pub struct Cloud<'a> {
     pub services: &'a Services,
     pub requests: String,
@@ -42,7 +42,7 @@ impl<'a> Cloud<'a> {
         cloud
     }
 
-    /// The deployment's own variables.
+    /// The variables of a deployment.
     pub fn env(&self) -> Vec<(String, String)> {
         let (redis, s3) = (self.services.redis(), self.services.s3());
         let others = [
@@ -62,7 +62,7 @@ impl<'a> Cloud<'a> {
         env
     }
 
-    /// Those of them that are about Kafka: an edge box has no more.
+    /// The Kafka variables, which are all that an edge node has.
     pub fn kafka_env(&self) -> Vec<(String, String)> {
         let kafka = self.services.kafka();
         [
@@ -97,7 +97,7 @@ impl<'a> Cloud<'a> {
         self.start("worker", more)
     }
 
-    /// How a client of this broker logs in.
+    /// Client configuration with credentials of the broker.
     pub fn kafka(&self) -> ClientConfig {
         let kafka = self.services.kafka();
         let mut client = ClientConfig::new();
@@ -111,7 +111,7 @@ impl<'a> Cloud<'a> {
         client
     }
 
-    /// Puts messages into the requests topic, as any producer may.
+    /// Writes messages to the requests topic, like any producer.
     pub fn produce(&self, messages: &[&[u8]]) {
         let producer: BaseProducer = self.kafka().set("message.max.bytes", "20000000").create().unwrap();
         for message in messages {
@@ -123,8 +123,8 @@ impl<'a> Cloud<'a> {
         producer.flush(Duration::from_secs(30)).unwrap();
     }
 
-    /// Everything in the results topic that a consumer of committed records sees, once `enough` says so and for a
-    /// moment longer.
+    /// All committed records of the results topic, read until `enough` is true and two seconds
+    /// longer.
     pub fn results(&self, timeout: Duration, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let consumer: BaseConsumer = self
             .kafka()
@@ -147,7 +147,7 @@ impl<'a> Cloud<'a> {
                 Some(Err(error)) => eprintln!("the reader of results: {error}"),
                 None if !complete && enough(&seen) => {
                     complete = true;
-                    // Whatever comes twice comes now.
+                    // Duplicates would arrive now.
                     until = Instant::now() + Duration::from_secs(2);
                 }
                 None => {}
@@ -158,7 +158,7 @@ impl<'a> Cloud<'a> {
     }
 }
 
-/// A record of the results topic, and where it stands there.
+/// A record of the results topic with its position.
 fn with_place(message: &BorrowedMessage<'_>) -> Value {
     let mut record: Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
     let place = format!("{}:{} of {:?}", message.partition(), message.offset(), message.timestamp());
@@ -166,7 +166,7 @@ fn with_place(message: &BorrowedMessage<'_>) -> Value {
     record
 }
 
-/// A number among the daemon's metrics.
+/// The value of a metric of the daemon.
 pub fn metric(daemon: &Daemon, name: &str) -> f64 {
     let text = daemon.get("/metrics").text();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// `/good/N.bmp` is a picture of its own for every N; `/text` is none; anything else is 404.
+/// `/good/N.bmp` is a different picture for every N; `/text` is not a picture; anything else is 404.
 pub struct Images {
     pub address: SocketAddr,
     served: Arc<AtomicUsize>,
@@ -53,7 +53,7 @@ impl Images {
 
 fn answer(mut stream: TcpStream, served: &AtomicUsize, pause: Duration) {
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // Or every answer would wait for an acknowledgement of its head.
+    // Otherwise every response would wait for an acknowledgement of its head.
     stream.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     loop {
@@ -107,7 +107,7 @@ pub fn bmp(width: u32, height: u32, seed: u32) -> Vec<u8> {
     file
 }
 
-/// A PNG whose header claims this size; it holds a few bytes of data.
+/// A PNG whose header declares this size, with a few bytes of data.
 pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut ihdr = width.to_be_bytes().to_vec();
@@ -119,7 +119,7 @@ pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     file
 }
 
-/// A sound PNG of a gradient, 3 x 8 bits, its data stored without compression.
+/// A valid PNG of a gradient, 3 x 8 bits, its data stored without compression.
 pub fn png(side: u8) -> Vec<u8> {
     let mut raw = Vec::new();
     for y in 0..side {
@@ -162,7 +162,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// A JPEG whose header claims this size, progressive or not, with this many scans of nothing.
+/// A JPEG whose header declares this size, progressive or not, with this many empty scans.
 pub fn jpeg_header(width: u16, height: u16, progressive: bool, scans: usize) -> Vec<u8> {
     let mut file = vec![0xff, 0xd8];
     file.extend_from_slice(&[0xff, 0xdb, 0, 67, 0]);
