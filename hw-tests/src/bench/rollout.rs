@@ -57,7 +57,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         format!(
             "{SWAPS} new versions in a directory registry, one after the other, while 8 clients saturate the server (VGA \
              frames, every body unique), against the same load before. A swap is download, verification, load beside the \
-             running version, golden cases and change-over; the registry is asked every {} ms.",
+             running version, golden cases and change-over; the registry is polled every {} ms.",
             POLL.as_millis()
         ),
     );

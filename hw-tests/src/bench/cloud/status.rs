@@ -41,7 +41,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "status",
         format!(
-            "`GET /batch/status/:id` {RATE} times per second, while two workers work off a batch of {images} VGA images on \
+            "`GET /batch/status/:id` {RATE} times per second, while two workers process a batch of {images} VGA images on \
              the same cores; from the intended time to the answer, the client at real-time priority. Medians of {ROUNDS} rounds."
         ),
     );

@@ -47,7 +47,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "worker",
         format!(
-            "Batches posted to `weir serve` and worked off by one `weir worker` through Kafka (SASL_SSL), Redis and an S3 \
+            "Batches posted to `weir serve` and processed by one `weir worker` through Kafka (SASL_SSL), Redis and an S3 \
              server, all on the same cores. Images per second from the first image classified to the last, over those of the \
              in-process limit on the same images, in turn; medians of {PAIRS} pairs."
         ),
