@@ -76,7 +76,6 @@ impl<'a> Fleet<'a> {
 
     /// The deployment's variables.
     fn env(&self) -> Vec<(String, String)> {
-        let s3 = self.services.s3();
         let mut env = vec![
             ("MLFLOW_TRACKING_URI", self.server.tracking_uri.clone()),
             ("WEIR__MODEL__FOLLOW", format!("{}@champion", self.name)),
@@ -86,14 +85,8 @@ impl<'a> Fleet<'a> {
             ("WEIR__ADMIN__TOKEN", support::models::TOKEN.to_owned()),
         ];
         if self.s3 {
-            env.extend([
-                ("AWS_ENDPOINT_URL_S3", s3.endpoint.clone()),
-                ("AWS_REGION", s3.region.clone()),
-                ("AWS_ACCESS_KEY_ID", s3.access_key()),
-                ("AWS_SECRET_ACCESS_KEY", s3.secret_key()),
-                ("S3_BUCKET", s3.bucket.clone()),
-                ("WEIR__S3__PREFIX", self.name.to_lowercase()),
-            ]);
+            env.extend(self.services.s3().env());
+            env.push(("WEIR__S3__PREFIX", self.name.to_lowercase()));
         }
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }

@@ -44,19 +44,10 @@ impl<'a> Cloud<'a> {
 
     /// The variables of a deployment.
     pub fn env(&self) -> Vec<(String, String)> {
-        let (redis, s3) = (self.services.redis(), self.services.s3());
-        let others = [
-            ("REDIS_HOST", redis.host.clone()),
-            ("REDIS_PORT", redis.port.to_string()),
-            ("REDIS_PASSWORD", redis.password()),
-            ("WEIR__REDIS__PREFIX", self.name.clone()),
-            ("AWS_ENDPOINT_URL_S3", s3.endpoint.clone()),
-            ("AWS_REGION", s3.region.clone()),
-            ("AWS_ACCESS_KEY_ID", s3.access_key()),
-            ("AWS_SECRET_ACCESS_KEY", s3.secret_key()),
-            ("S3_BUCKET", s3.bucket.clone()),
-            ("WEIR__S3__PREFIX", self.name.clone()),
-        ];
+        let prefix = |name| (name, self.name.clone());
+        let (redis, s3) = (self.services.redis().env(), self.services.s3().env());
+        let prefixes = [prefix("WEIR__REDIS__PREFIX"), prefix("WEIR__S3__PREFIX")];
+        let others = redis.into_iter().chain(s3).chain(prefixes);
         let mut env = self.kafka_env();
         env.extend(others.map(|(name, value)| (name.to_owned(), value)));
         env
@@ -64,19 +55,10 @@ impl<'a> Cloud<'a> {
 
     /// The Kafka variables, which are all that an edge node has.
     pub fn kafka_env(&self) -> Vec<(String, String)> {
-        let kafka = self.services.kafka();
-        [
-            ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap.clone()),
-            ("KAFKA_USER", kafka.user.clone()),
-            ("KAFKA_PASSWORD", kafka.password()),
-            ("KAFKA_CA_FILE", kafka.ca_file.to_str().unwrap().to_owned()),
-            ("KAFKA_TOPIC", self.requests.clone()),
-            ("KAFKA_RESULTS_TOPIC", self.results.clone()),
-            ("KAFKA_GROUP_ID", format!("{}-workers", self.name)),
-            ("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        let mut env = self.services.kafka().env(&self.requests, &self.results);
+        env.push(("KAFKA_GROUP_ID", format!("{}-workers", self.name)));
+        env.push(("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned()));
+        env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     fn start(&self, command: &str, more: &[(&str, &str)]) -> Daemon {
@@ -99,15 +81,10 @@ impl<'a> Cloud<'a> {
 
     /// Client configuration with credentials of the broker.
     pub fn kafka(&self) -> ClientConfig {
-        let kafka = self.services.kafka();
         let mut client = ClientConfig::new();
-        client
-            .set("bootstrap.servers", &kafka.bootstrap)
-            .set("security.protocol", "SASL_SSL")
-            .set("sasl.mechanism", "SCRAM-SHA-512")
-            .set("sasl.username", &kafka.user)
-            .set("sasl.password", kafka.password())
-            .set("ssl.ca.location", kafka.ca_file.to_str().unwrap());
+        for (name, value) in self.services.kafka().client_settings() {
+            client.set(name, value);
+        }
         client
     }
 

@@ -7,7 +7,6 @@ pub(super) mod uplink;
 pub(super) mod worker;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::Context;
 use cloud_sync::blob::{BlobKey, BlobStore, S3Config, S3Store};
@@ -49,31 +48,12 @@ impl Servers {
     /// The deployment's variables for the broker.
     pub(super) fn kafka(&self) -> Vec<(&'static str, String)> {
         let kafka = self.services.kafka();
-        vec![
-            ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap.clone()),
-            ("KAFKA_USER", kafka.user.clone()),
-            ("KAFKA_PASSWORD", kafka.password()),
-            ("KAFKA_CA_FILE", text(&kafka.ca_file)),
-            ("KAFKA_TOPIC", kafka.requests_topic.clone()),
-            ("KAFKA_RESULTS_TOPIC", kafka.results_topic.clone()),
-        ]
+        kafka.env(&kafka.requests_topic, &kafka.results_topic)
     }
 
     /// The deployment's variables for all three.
     fn all(&self) -> Vec<(&'static str, String)> {
-        let (redis, s3) = (self.services.redis(), self.services.s3());
-        let mut variables = self.kafka();
-        variables.extend([
-            ("REDIS_HOST", redis.host.clone()),
-            ("REDIS_PORT", redis.port.to_string()),
-            ("REDIS_PASSWORD", redis.password()),
-            ("AWS_ENDPOINT_URL_S3", s3.endpoint.clone()),
-            ("AWS_REGION", s3.region.clone()),
-            ("AWS_ACCESS_KEY_ID", s3.access_key()),
-            ("AWS_SECRET_ACCESS_KEY", s3.secret_key()),
-            ("S3_BUCKET", s3.bucket.clone()),
-        ]);
-        variables
+        [self.kafka(), self.services.redis().env(), self.services.s3().env()].concat()
     }
 
     /// `weir serve` or `weir worker` with all three links, ready.
@@ -88,10 +68,6 @@ impl Servers {
         let state: State = serde_json::from_slice(&state).with_context(|| path.display().to_string())?;
         Ok(state.processes.into_iter().map(|(name, process)| (name, process.pid)).collect())
     }
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 /// `count` frames of a size, no two with the same bytes.

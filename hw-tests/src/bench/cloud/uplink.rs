@@ -66,13 +66,10 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
 fn records(servers: &Servers) -> anyhow::Result<u64> {
     let kafka = servers.services.kafka();
     let mut config = ClientConfig::new();
+    for (name, value) in kafka.client_settings() {
+        config.set(name, value);
+    }
     config
-        .set("bootstrap.servers", &kafka.bootstrap)
-        .set("security.protocol", "SASL_SSL")
-        .set("sasl.mechanism", "SCRAM-SHA-512")
-        .set("sasl.username", &kafka.user)
-        .set("sasl.password", kafka.password())
-        .set("ssl.ca.location", kafka.ca_file.to_string_lossy())
         .set("group.id", "bench-uplink-count")
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
