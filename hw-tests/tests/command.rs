@@ -1,4 +1,4 @@
-//! The command line: what it refuses, what it writes, and its exit codes.
+//! The command line: refused arguments, output files, and exit codes.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod server;

@@ -1,5 +1,5 @@
-//! The GPU suite on a simulated driver: every section runs, one that fails is reported and leaves the others be, and the command
-//! line says what there is to say.
+//! The GPU suite on a simulated driver: every section runs, a failing one is reported without affecting the others, and the command
+//! line reports the results.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests fail by panics")]
 
 #[path = "../../gpu-kernels/tests/nvjpeg/simulated.rs"]
@@ -80,7 +80,7 @@ fn rows<'a>(report: &'a Report, section: &'a str) -> impl Iterator<Item = &'a Su
     report.rows.iter().filter(move |row| row.section == section)
 }
 
-/// The value of the only row that is called so.
+/// The value of the only row with this name.
 fn value(report: &Report, what: &str) -> f64 {
     let found: Vec<&SuiteRow> = report.rows.iter().filter(|row| row.what.contains(what)).collect();
     assert_eq!(found.len(), 1, "{what}: {found:?}");
@@ -149,7 +149,7 @@ fn every_section_runs_and_finds_nothing_wrong() {
 #[test]
 fn a_section_that_loses_the_gpu_is_reported_and_the_others_run() {
     let machine = Machine::new();
-    // While the kernel section poisons its third tensor.
+    // During the poisoning of the kernel section's third tensor.
     machine.driver.fail(1, "cuMemsetD8Async", 2, 719, true);
     let report = machine.run(1, &["--only", "kernel,bandwidth,engine,nvml"]);
     assert!(!report.passed());
@@ -181,7 +181,7 @@ fn what_the_budget_leaves_out_is_said() {
 #[test]
 fn a_tensor_that_the_kernel_does_not_write_fails_the_kernel_section() {
     let machine = Machine::new();
-    // What fails while it runs shows only in what it has not written, or when it is waited for.
+    // Failures during execution are visible only as unwritten values, or at the next synchronisation.
     machine.driver.fail(3, "kernel", 1, 1, false);
     let report = machine.run(3, &["--only", "kernel"]);
     let failed: Vec<&SuiteRow> = report.rows.iter().filter(|row| row.outcome == Outcome::Failed).collect();
@@ -199,7 +199,7 @@ fn without_a_gpu_it_ends_at_once_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("gpu.json");
     let began = Instant::now();
-    // On a machine with a driver that finds none.
+    // Also on a machine with a driver, which then finds no GPU.
     let output = rig(&["--out", out.to_str().unwrap()], &[("CUDA_VISIBLE_DEVICES", "")]);
     let took = began.elapsed();
     let text = String::from_utf8_lossy(&output.stderr);
@@ -222,7 +222,7 @@ fn the_table_and_the_exit_code_say_what_was_found() {
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("*** SIMULATED GPU") && text.contains("| simulated |"), "{text}");
     assert!(out.is_file());
-    // There is no NVML: that section fails, and with it the whole.
+    // Without NVML that section fails, and thus the suite.
     let output = run(&["--only", "bandwidth,nvml"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{text}");

@@ -33,7 +33,7 @@ fn small(server: &Server) -> Spec {
     spec(server, &[Frame { name: "small".into(), bytes: b"picture".to_vec() }], &Options::default())
 }
 
-/// A number of requests, in a window that does not end before them on a busy machine.
+/// A number of requests, in a window that is long enough for them on a busy machine.
 fn limited(requests: u64, spec: Spec) -> Spec {
     Spec { max_requests: Some(requests), duration: Duration::from_secs(60), ..spec }
 }
@@ -245,7 +245,7 @@ fn an_open_loop_keeps_its_rate_when_the_server_keeps_up() {
     assert_eq!((report.requests, report.unsent), (40, 0));
     assert!((39.0 / 8.0..10.0).contains(&report.seconds), "{} s", report.seconds);
     let latency = report.ok.unwrap();
-    // A client that waited for its turn would be 8 s late in the middle.
+    // If requests waited for each other, the median would be 8 s.
     assert!(latency.p50 >= 500.0 && latency.p50 < 3000.0, "{latency:?}");
 }
 
@@ -301,14 +301,14 @@ fn the_servers_use_of_the_processor_is_reported() {
     let server = Server::start(|exchange| {
         exchange.read_head()?;
         exchange.read_body()?;
-        // By CPU time: on a busy machine a thread gets less of it than of the wall clock's.
+        // By CPU time, of which a thread gets less than wall clock time on a busy machine.
         let start = own_cpu_time();
         while own_cpu_time() - start < Duration::from_millis(5) {
             std::hint::spin_loop();
         }
         exchange.send(OK)
     });
-    // The server runs in this process, so that its CPU time is ours.
+    // The server runs in this process, whose CPU time is measured.
     let watch = Some(Watch { pid: std::process::id(), children: false });
     let report =
         Spec { concurrency: 1, watch, duration: Duration::from_secs(3), ..small(&server) }.run().unwrap();

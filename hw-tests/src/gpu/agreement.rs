@@ -1,4 +1,4 @@
-//! What the GPU says of pictures, against what the CPU says of them.
+//! Predictions of the GPU compared with those of the CPU.
 
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,7 @@ fn on_cpu(setup: &Setup, photos: &[Frame]) -> anyhow::Result<Vec<Vec<f32>>> {
     each.collect()
 }
 
-/// Scores of each, in their order.
+/// Scores of each picture, in order.
 fn on_lanes(lanes: &Lanes, images: Vec<Bytes>) -> anyhow::Result<Vec<Vec<f32>>> {
     let mut scores = Vec::with_capacity(images.len());
     for some in images.chunks(lanes.capacity()) {

@@ -17,11 +17,11 @@ use super::sheet::Sheet;
 use crate::bench::Target;
 use crate::frames;
 
-/// Images of a batch; one place more than is used, which has to stay as it was.
+/// Images of a batch. The tensor has room for one more, which must not be written.
 const BATCH: usize = 8;
-/// Both element types' not-a-number.
+/// A byte that makes NaN in both element types.
 const POISON: u8 = 0xFF;
-/// What else than the definition's own level a value may be off by: half precision, and sums in single precision.
+/// Tolerance for rounding: half precision, and sums in single precision.
 const ROUNDING: f64 = 0.1;
 
 const SIZES: [(u32, u32); 14] = [
@@ -42,10 +42,10 @@ const SIZES: [(u32, u32); 14] = [
 ];
 const FEW_SIZES: [(u32, u32); 6] = [(1, 1), (3, 5), (31, 33), (257, 255), (9, 600), (641, 479)];
 const KINDS: [Kind; 4] = [Kind::Rgb, Kind::PLANAR_420, Kind::Planar(0, 0), Kind::Grey];
-/// Sizes drawn at random beside those above.
+/// Number of random sizes in addition to those above.
 const RANDOM: usize = 24;
 
-/// Channels that differ, so that a mix-up shows.
+/// Different values per channel, so that swapped channels are detected.
 fn spec() -> PreprocessSpec {
     PreprocessSpec { resize: 256, crop: 224, mean: [127.0, 120.0, 110.0], std: [128.0, 60.0, 255.0] }
 }
@@ -81,7 +81,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
 }
 
 fn hold(sheet: &Sheet, what: &str, is_rgb: bool, element: Element, distance: &Distance) {
-    // The RGB of planes is rounded; a level that lies between two may go to either.
+    // The RGB of planes is rounded; a level between two may be rounded to either.
     let most = if is_rgb { 1.0 } else { 1.0 + ROUNDING };
     sheet.hold(
         format!("{what}, {element:?}: largest difference from the definition, {} images", distance.images),
@@ -99,7 +99,7 @@ fn drawn(few: bool) -> Vec<Picture> {
     sizes.extend((0..random).map(|_| (rng.u32(1..largest), rng.u32(1..largest))));
     let mut pictures = Vec::new();
     for (at, &size) in sizes.iter().enumerate() {
-        // All orientations where it costs little.
+        // All orientations for small images.
         let every = size == (31, 33) || size == (641, 479);
         for (number, kind) in KINDS.into_iter().enumerate() {
             let orientations =
@@ -132,7 +132,7 @@ fn compare(setup: &Setup, element: Element, pictures: &[&Picture]) -> anyhow::Re
         image_bytes: 1 << 30,
     };
     let mut batches = Batches::new(&device, device.stream()?, settings)?;
-    // What is taken is given back only after the batch: a pool of its own has room for the largest.
+    // Memory is released only after the batch, so the pool has room for the largest image.
     let mut uploader = Uploader::new(&device, DevicePool::new(&device, 1 << 30))?;
     let mut distance = Distance { images: pictures.len(), ..Distance::default() };
     for (pictures, expected) in pictures.chunks(BATCH).zip(expected.chunks(BATCH)) {
@@ -158,7 +158,7 @@ fn compare(setup: &Setup, element: Element, pictures: &[&Picture]) -> anyhow::Re
     Ok(distance)
 }
 
-/// The definition of each, on all cores.
+/// The expected values of each picture, on all cores.
 fn expected(pictures: &[&Picture], threads: usize) -> Vec<Vec<f64>> {
     let (next, spec) = (AtomicUsize::new(0), spec());
     let work = || {
@@ -181,7 +181,7 @@ fn expected(pictures: &[&Picture], threads: usize) -> Vec<Vec<f64>> {
     done.into_iter().map(|(_, levels)| levels).collect()
 }
 
-/// The largest distance of an image's values from their levels.
+/// The largest difference of an image's values from the expected levels.
 fn furthest(element: Element, bytes: &[u8], expected: &[f64]) -> anyhow::Result<f64> {
     let spec = spec();
     let values: Vec<f64> = match element {

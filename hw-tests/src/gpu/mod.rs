@@ -134,7 +134,7 @@ impl Args {
 /// Sizes, counts and times of the measurements.
 #[derive(Clone, Debug)]
 struct Plan {
-    /// Counted by each measurement.
+    /// Duration of each measurement.
     seconds: Duration,
     /// Sizes of frame.
     sizes: Vec<Size>,
@@ -144,11 +144,11 @@ struct Plan {
     few_images: bool,
     /// Bytes of the copy that measures the memory's bandwidth.
     copy_bytes: usize,
-    /// Copies.
+    /// Number of copies.
     copies: usize,
     /// Batches of the kernel.
     batches: Vec<usize>,
-    /// Batches by which the host's overhead is measured, and the images of each.
+    /// Number of batches for measuring the host's overhead, and the images of each.
     overhead: (usize, usize),
     /// Largest batch of nvJPEG.
     decode_batch: usize,
@@ -156,7 +156,7 @@ struct Plan {
     max_batch: usize,
     /// Images in flight, enough to fill a lane.
     in_flight: usize,
-    /// Photos, at most.
+    /// Largest number of photos.
     photos: usize,
     /// Clients over HTTP.
     clients: usize,

@@ -1,4 +1,4 @@
-//! What the suite found: one table, and JSON with all numbers.
+//! Results of the suite: one table, and JSON with all numbers.
 
 use std::fmt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::bench::{Target, short};
 
-/// What became of a row.
+/// The outcome of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -18,13 +18,13 @@ pub enum Outcome {
     Pass,
     /// Its target is missed.
     Fail,
-    /// It only informs.
+    /// It is informational.
     Info,
-    /// It could not be measured: the note says why.
+    /// It could not be measured; the note has the reason.
     Failed,
-    /// There was no time for it.
+    /// The budget was exhausted.
     LeftOut,
-    /// It has a target, which means nothing on a simulated GPU.
+    /// Its target is not evaluated on a simulated GPU.
     Simulated,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// One number, or why there is none.
+/// One number, or the reason why there is none.
 #[derive(Clone, Debug, Serialize)]
 pub struct SuiteRow {
     /// Its section.
@@ -56,14 +56,14 @@ pub struct SuiteRow {
     /// Its target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What else there is to say.
+    /// Additional information.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub note: String,
 }
 
-/// All of it.
+/// The report of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// GPU, driver, libraries, machine, date and command line.
@@ -74,7 +74,7 @@ pub struct Report {
     pub seconds: Vec<(&'static str, f64)>,
     /// Every row.
     pub rows: Vec<SuiteRow>,
-    /// Whether a section never came to its end, and is still on the GPU.
+    /// Whether a section hangs and still uses the GPU.
     pub hangs: bool,
 }
 

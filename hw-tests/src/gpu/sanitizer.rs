@@ -1,4 +1,4 @@
-//! The kernel section once more under NVIDIA's compute-sanitizer, where there is one: accesses out of bounds, and races.
+//! The kernel section under NVIDIA's compute-sanitizer, if it is installed: out-of-bounds accesses and races.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,11 +11,11 @@ use super::sheet::Sheet;
 use crate::bench::Target;
 
 const NAME: &str = "compute-sanitizer";
-/// Its exit code where it finds something; one that the rig does not have.
+/// Its exit code for findings, which the rig does not use.
 const FOUND: i32 = 86;
-/// Longest for one of its tools.
+/// Timeout of one of its tools.
 const TIMEOUT: Duration = Duration::from_secs(90);
-/// Seconds without which a tool is not begun.
+/// Remaining seconds that are required to start a tool.
 const MIN_SPEED: f64 = 30.0;
 
 pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
@@ -72,7 +72,7 @@ fn check(setup: &Setup, sheet: &Sheet, program: &PathBuf, tool: &str, what: &str
         _ => end.into_iter().rev().collect::<Vec<_>>().join(" / "),
     };
     if !status.success() && status.code() != Some(FOUND) {
-        // It could not be run here, which says nothing of the kernel.
+        // It could not be run, which is not a fault of the kernel.
         anyhow::bail!("it ended with {status}: {note}");
     }
     let found = status.code().map_or(f64::NAN, f64::from);

@@ -1,4 +1,4 @@
-//! What every section needs: the GPU, its libraries, the bundle, ONNX Runtime, and what sections before it have found.
+//! Environment of the sections: the GPU, its libraries, the bundle, ONNX Runtime, and results of earlier sections.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,11 +21,11 @@ use super::{Args, Plan};
 use crate::frames::{self, Frame, Size};
 use crate::process::machine;
 
-/// Longest that an image waits for others.
+/// Longest time that an image waits for a batch to fill.
 const MAX_DELAY: Duration = Duration::from_millis(2);
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The suite's surroundings.
+/// The suite's environment.
 pub(super) struct Setup {
     pub(super) args: Args,
     pub(super) driver: Driver,
@@ -41,14 +41,14 @@ pub(super) struct Setup {
 /// Frames of one size.
 pub(super) type Frames = Arc<[Frame]>;
 
-/// What later sections compare with.
+/// Results that later sections compare with.
 #[derive(Default)]
 pub(super) struct Found {
     /// Decoders at once on 1080p frames, images per second.
     pub(super) decode_1080p: Option<f64>,
     /// The network alone on its largest batch, images per second by provider.
     pub(super) engine: BTreeMap<String, f64>,
-    /// What the GPU reported before anything ran, and each fifth of a second from beginning to end of `end_to_end`.
+    /// The GPU's readings before the first section, and every fifth of a second during `end_to_end`.
     pub(super) before: Option<Result<GpuReading, String>>,
     pub(super) during: Vec<GpuReading>,
 }
@@ -101,7 +101,7 @@ impl Setup {
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
     }
 
-    /// ONNX Runtime in one of the folders that were given; none where it is for the library's own search.
+    /// ONNX Runtime in one of the given folders; `None` to use the default search.
     pub(super) fn onnxruntime(&self) -> Option<PathBuf> {
         let folders = library_folders(&self.args.folders);
         let given = |folder: &&PathBuf| self.args.folders.iter().any(|given| folder.starts_with(given));
@@ -146,7 +146,7 @@ impl Setup {
             return Ok(vec![Provider::Host]);
         }
         let mut folders = library_folders(&self.args.folders);
-        // ONNX Runtime looks for its providers beside itself.
+        // ONNX Runtime searches its providers in its own folder.
         for (library, _) in library_candidates(self.onnxruntime().as_deref()) {
             folders
                 .extend(library.canonicalize().ok().and_then(|library| Some(library.parent()?.to_owned())));
@@ -186,7 +186,7 @@ impl Setup {
             provider,
             max_batch: self.plan.max_batch,
             max_delay: MAX_DELAY,
-            // A lane's own default.
+            // The default of a lane.
             cuda_graphs: false,
             engine_cache,
             decode: DecodeSettings {
@@ -204,7 +204,7 @@ impl Setup {
     /// What the numbers were measured on: GPU, driver, libraries, machine, date, command line.
     pub(super) fn about(&self) -> Value {
         let folders = library_folders(&self.args.folders);
-        // The real file's name says the version, where the name by which it is loaded is a link.
+        // The name of the link target contains the version.
         let file = |path: std::path::PathBuf| path.canonicalize().unwrap_or(path).display().to_string();
         let libraries: BTreeMap<&str, Option<String>> = LIBRARIES
             .iter()
