@@ -51,7 +51,7 @@ fn check_events(api: &Daemon, request_id: &str, total: usize) {
 }
 
 #[test]
-fn a_batch_of_urls_is_worked_off_and_told_once() {
+fn a_batch_of_urls_is_processed_and_published_once() {
     let _others = QUIET.read();
     let pictures = Images::serve();
     let api = Daemon::start(&[LOOPBACK, ("WEIR__BATCH__CHUNK", "20")]);
@@ -87,7 +87,7 @@ fn a_batch_of_urls_is_worked_off_and_told_once() {
 }
 
 #[test]
-fn a_batch_of_files_is_worked_off() {
+fn a_batch_of_files_is_processed() {
     let _others = QUIET.read();
     let api = Daemon::start(&[("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__INLINE_RESULTS", "10")]);
     let form = |count: u32| {
@@ -188,7 +188,7 @@ fn ten_kills_inside_a_batch_of_500() {
 }
 
 #[test]
-fn a_stop_in_the_middle_of_a_batch_is_in_order_and_the_next_start_goes_on() {
+fn a_shutdown_in_the_middle_of_a_batch_is_clean_and_the_next_start_continues() {
     let _others = QUIET.read();
     let pictures = Images::slow(Duration::from_millis(200));
     // A message takes 20 s, longer than the grace period.
@@ -216,7 +216,7 @@ fn a_stop_in_the_middle_of_a_batch_is_in_order_and_the_next_start_goes_on() {
 }
 
 #[test]
-fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
+fn a_clock_that_jumps_neither_loses_nor_duplicates_anything() {
     let _others = QUIET.read();
     let pictures = Images::slow(Duration::from_millis(20));
     let clock = Clock::new();

@@ -12,7 +12,7 @@ fn check(args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_bundle_is_judged_by_the_exit_code_too() {
+fn the_exit_code_of_a_bundle_check() {
     let bundle = support::bundle();
     let (code, text) = check(&[bundle.to_str().unwrap()]);
     assert_eq!(code, Some(0), "{text}");

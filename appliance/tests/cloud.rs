@@ -17,7 +17,7 @@ use support::pictures::Images;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
-fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
+fn a_batch_is_processed_by_two_workers_and_has_one_results_object() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::serve();
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "50")]);
@@ -142,7 +142,7 @@ fn a_bare_url_from_kafkas_own_console_producer_is_answered_in_the_results_topic(
 }
 
 #[test]
-fn bad_messages_are_dead_lettered_and_the_partition_goes_on() {
+fn invalid_messages_are_dead_lettered_and_the_partition_continues() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::serve();
     let api = cloud.serve(&[]);

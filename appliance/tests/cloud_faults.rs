@@ -50,7 +50,7 @@ fn a_worker_is_killed_twenty_times_inside_a_batch_of_2000() {
 }
 
 #[test]
-fn of_two_workers_one_leaves_and_its_work_goes_on() {
+fn when_one_of_two_workers_stops_the_other_takes_over() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::slow(Duration::from_millis(20));
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "20")]);

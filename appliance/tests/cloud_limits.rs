@@ -18,7 +18,7 @@ use test_services::Services;
 use test_services::clock::Clock;
 
 #[test]
-fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
+fn messages_of_10_mb_are_processed_and_do_not_block_others() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::serve();
     let (api, worker) = (cloud.serve(&[]), cloud.worker(&[]));
@@ -98,7 +98,7 @@ fn edge_on_a_small_disk(cloud: &Cloud<'_>) -> Daemon {
 }
 
 #[test]
-fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
+fn a_disk_that_fills_up_while_kafka_is_unavailable_has_space_again_afterwards() {
     let services = Services::own(&["kafka"]);
     let cloud = Cloud::new(&services);
     let api = edge_on_a_small_disk(&cloud);
@@ -150,7 +150,7 @@ fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
 }
 
 #[test]
-fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_away() {
+fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_unavailable() {
     const IMAGES: usize = 6000;
     let services = Services::own(&["kafka"]);
     for when_full in ["refuse", "drop_oldest"] {
@@ -196,7 +196,7 @@ fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_
 }
 
 #[test]
-fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
+fn a_clock_that_jumps_neither_loses_nor_duplicates_anything() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::slow(Duration::from_millis(20));
     let clock = Clock::new();

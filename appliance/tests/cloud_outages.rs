@@ -20,7 +20,7 @@ const AWAY: Duration = Duration::from_secs(6);
 const IMAGES: usize = 300;
 
 #[test]
-fn each_server_goes_away_under_load_and_nothing_is_lost_or_doubled() {
+fn each_server_stops_under_load_and_nothing_is_lost_or_duplicated() {
     let services = Services::own(&["kafka", "redis", "s3"]);
     let cloud = Cloud::new(&services);
     let pictures = Images::slow(Duration::from_millis(20));

@@ -132,7 +132,7 @@ fn overload_is_refused_at_once_and_the_rest_is_served() {
 }
 
 #[test]
-fn clients_that_go_away_cost_nothing_more() {
+fn clients_that_disconnect_are_not_computed() {
     // All come from one address and exceed its default share.
     let daemon =
         Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "64 MiB")]);

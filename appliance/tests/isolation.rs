@@ -120,7 +120,7 @@ fn post_on(mut stream: TcpStream, body: &[u8]) -> u16 {
 }
 
 #[test]
-fn a_client_that_floods_the_lanes_keeps_nobody_else_out() {
+fn a_client_that_floods_the_lanes_does_not_block_others() {
     const FLOOD: usize = 24;
     let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__ENGINE__QUEUE", "8")]);
     let (address, over, number) = (daemon.address, AtomicBool::new(false), AtomicU32::new(0));
@@ -225,7 +225,7 @@ fn the_soft_limit_of_open_files_is_raised_and_bounds_connections() {
 }
 
 #[test]
-fn names_and_pages_that_are_not_ours_are_refused() {
+fn foreign_hosts_and_origins_are_refused() {
     let daemon = Daemon::start(&[
         ("WEIR__HTTP__ALLOWED_HOSTS", "weir.harbour.svc"),
         ("WEIR__HTTP__ALLOWED_ORIGINS", "https://board.example.org"),
@@ -288,7 +288,7 @@ fn the_data_directory_is_made_for_this_user_alone() {
 }
 
 #[test]
-fn packed_bodies_are_unpacked_within_the_same_bounds() {
+fn compressed_bodies_are_decompressed_within_the_same_limits() {
     let daemon = Daemon::start(&[("WEIR__HTTP__MAX_BODY", "4 MiB")]);
     let (picture, label) = sample();
     let gzip = |bytes: &[u8]| {
@@ -322,7 +322,7 @@ fn packed_bodies_are_unpacked_within_the_same_bounds() {
 }
 
 #[test]
-fn what_cameras_and_programs_really_send_is_taken() {
+fn bodies_that_cameras_and_programs_send_are_accepted() {
     let daemon = Daemon::start(&[]);
     let (picture, label) = sample();
     let plain = base64::engine::general_purpose::STANDARD.encode(&picture);

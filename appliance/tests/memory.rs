@@ -125,7 +125,7 @@ fn giants() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn a_gigabyte_is_enough_whatever_legal_images_come() {
+fn a_gigabyte_is_enough_for_all_valid_images() {
     let time = std::env::var("WEIR_MEMORY_SECONDS").map_or(8, |seconds| seconds.parse().unwrap());
     let memory = format!("{DECODE_MEMORY} B");
     let daemon = Daemon::start(&[

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::models::{
-    Colours, Registry, TOKEN, model, order, picture, start, start_in, until, until_rejected, until_serving,
-    weir_models,
+    Colours, Registry, TOKEN, model, picture, send_command, start, start_in, until, until_rejected,
+    until_serving, weir_models,
 };
 use support::{Daemon, client, sample};
 
@@ -53,7 +53,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
 
     // Commands need the token.
     for (token, status, code) in [(None, 401, "unauthorized"), (Some("wrong"), 401, "unauthorized")] {
-        let reply = order(&daemon, "/models/fish/rollback", token);
+        let reply = send_command(&daemon, "/models/fish/rollback", token);
         assert_eq!((reply.status, reply.code().as_str()), (status, code));
     }
     let (ok, text) = weir_models(&daemon, &env, &["rollback", "fish"]);
@@ -127,9 +127,9 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
 }
 
 #[test]
-fn without_a_token_nothing_can_be_changed_and_a_wrong_order_says_what_is_wrong() {
+fn without_a_token_nothing_can_be_changed_and_a_wrong_command_reports_the_cause() {
     let daemon = Daemon::start(&[]);
-    let reply = order(&daemon, "/models/fish/rollback", Some(TOKEN));
+    let reply = send_command(&daemon, "/models/fish/rollback", Some(TOKEN));
     assert_eq!((reply.status, reply.code().as_str()), (403, "admin_disabled"));
     drop(daemon);
     let daemon = Daemon::start(&[("WEIR__ADMIN__TOKEN", TOKEN)]);
@@ -142,7 +142,7 @@ fn without_a_token_nothing_can_be_changed_and_a_wrong_order_says_what_is_wrong()
         ("/models/fish/rollback", 409, "refused"),
         ("/models/fish/reload", 409, "refused"),
     ] {
-        let reply = order(&daemon, path, Some(TOKEN));
+        let reply = send_command(&daemon, path, Some(TOKEN));
         assert_eq!((reply.status, reply.code().as_str()), (status, code), "{path}: {}", reply.text());
     }
     assert_eq!(daemon.get("/models/birds").code(), "unknown_model");
@@ -152,7 +152,7 @@ fn without_a_token_nothing_can_be_changed_and_a_wrong_order_says_what_is_wrong()
 }
 
 #[test]
-fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
+fn a_shadow_version_is_compared_and_answers_no_request() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.alias("colours", "champion", "1");
@@ -166,7 +166,7 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
     let daemon = start(&env, &shadow);
     // The previous bundle has other labels, so that each image would differ: this version is promoted manually.
     until(&daemon, "colours", "in the shadow", |model| model["step"] == "shadow");
-    let reply = order(&daemon, "/models/colours/promote", Some(TOKEN));
+    let reply = send_command(&daemon, "/models/colours/promote", Some(TOKEN));
     assert_eq!(reply.status, 200, "{}", reply.text());
     // The response is sent when it serves; the canary stage is skipped.
     assert_eq!(model(&daemon, "colours")["serving"], "colours/1");
@@ -204,7 +204,7 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
 }
 
 #[test]
-fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
+fn a_canary_is_sticky_by_camera_and_promoted_if_it_succeeds() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.publish_colours("2", &SWAPPED);
@@ -218,7 +218,7 @@ fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
     ];
     let daemon = start(&registry.env("colours@champion"), &canary);
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
-    assert_eq!(order(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
+    assert_eq!(send_command(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
     until_serving(&daemon, "colours", "colours/1");
     registry.alias("colours", "champion", "2");
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
@@ -243,7 +243,7 @@ fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
 }
 
 #[test]
-fn what_a_canary_fails_on_the_version_that_serves_answers_and_the_canary_is_rejected() {
+fn failures_of_a_canary_are_answered_by_the_active_version_and_reject_it() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     // Passes its golden case, but computes NaN for blue pictures.
@@ -253,7 +253,7 @@ fn what_a_canary_fails_on_the_version_that_serves_answers_and_the_canary_is_reje
     let env = registry.env("colours@champion");
     let daemon = start(&env, &canary);
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
-    assert_eq!(order(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
+    assert_eq!(send_command(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
     until_serving(&daemon, "colours", "colours/1");
     registry.alias("colours", "champion", "2");
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");

@@ -90,7 +90,7 @@ const WRONG: [Wrong; 14] = [
 ];
 
 #[test]
-fn each_is_rejected_with_its_reason_and_what_serves_goes_on() {
+fn each_is_rejected_with_its_reason_and_the_active_version_keeps_serving() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.alias("colours", "champion", "1");

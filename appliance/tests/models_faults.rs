@@ -15,7 +15,7 @@ const SWAPS: usize = 200;
 const WARM: usize = 30;
 
 #[test]
-fn a_box_that_is_killed_within_a_rollout_comes_back_with_one_verified_model() {
+fn a_node_that_is_killed_during_a_rollout_restarts_with_one_verified_model() {
     let registry = Registry::new();
     registry.publish_fish("1", "first");
     registry.publish_fish("2", "second");
@@ -106,7 +106,8 @@ fn two_hundred_swaps_with_failed_ones_between_do_not_leak() {
                 model["step"] == "idle"
                     && model["rejected"].as_array().is_some_and(|rejected| !rejected.is_empty())
             });
-            let reply = support::models::order(&daemon, "/models/fish/reload", Some(support::models::TOKEN));
+            let reply =
+                support::models::send_command(&daemon, "/models/fish/reload", Some(support::models::TOKEN));
             assert_eq!(reply.status, 200, "{}", reply.text());
         }
         let version = if swap % 2 == 0 { "1" } else { "2" };

@@ -172,7 +172,7 @@ fn a_fleet_is_led_from_an_old_server_and_models_come_from_s3() {
 }
 
 #[test]
-fn what_a_box_sees_is_a_run_of_the_monitoring_experiment() {
+fn predictions_are_reported_as_a_run_of_the_monitoring_experiment() {
     let services = shared_with_mlflow();
     let fleet = Fleet::new(services, services.mlflow(), false);
     let experiment = format!("seen-{}", fleet.name);
@@ -199,7 +199,7 @@ fn what_a_box_sees_is_a_run_of_the_monitoring_experiment() {
 }
 
 #[test]
-fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() {
+fn an_unavailable_or_wrong_server_changes_nothing_and_a_restart_does_not_need_it() {
     let services = Services::own(&["s3", "mlflow29"]);
     let fleet = Fleet::new(&services, services.mlflow29(), true);
     let bundles = Registry::new();

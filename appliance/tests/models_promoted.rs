@@ -56,7 +56,7 @@ fn a_version_that_fails_after_its_promotion_is_rolled_back() {
 }
 
 #[test]
-fn a_version_with_which_processes_die_is_rolled_back_at_the_start() {
+fn a_version_with_which_processes_crash_is_rolled_back_at_startup() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.publish_colours("2", &Colours::default());
@@ -91,7 +91,7 @@ fn a_version_with_which_processes_die_is_rolled_back_at_the_start() {
 }
 
 #[test]
-fn a_version_that_cannot_be_loaded_at_the_start_serves_as_soon_as_it_can() {
+fn a_version_that_cannot_be_loaded_at_startup_serves_as_soon_as_possible() {
     let registry = Registry::new();
     registry.publish_fish("1", "first");
     registry.alias("fish", "champion", "1");
@@ -152,7 +152,7 @@ fn without_descriptors(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_machine_without_file_descriptors_at_the_start_demotes_no_version() {
+fn a_lack_of_file_descriptors_at_startup_demotes_no_version() {
     let registry = Registry::new();
     registry.publish_fish("1", "first");
     registry.alias("fish", "champion", "1");

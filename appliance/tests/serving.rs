@@ -75,7 +75,7 @@ fn cached_answers_expire() {
 }
 
 #[test]
-fn health_metrics_and_the_contract_tell_the_truth() {
+fn health_metrics_and_the_contract_are_correct() {
     let daemon = Daemon::start(&[("WEIR__NODE__NAME", "dock"), ("WEIR__ENGINE__LANES", "2")]);
     let (picture, label) = sample();
     assert_eq!(daemon.post("/predict", &[], &picture).status, 200);
@@ -143,7 +143,7 @@ fn a_silent_connection_is_closed_and_makes_room() {
 }
 
 #[test]
-fn sigterm_finishes_what_is_in_hand_and_exits_0() {
+fn sigterm_completes_requests_in_progress_and_exits_0() {
     let mut daemon = Daemon::start(&[]);
     let picture = pictures::bmp(1000, 1000, 5);
     let mut stream = connect(daemon.address);
@@ -171,7 +171,7 @@ fn the_grace_period_ends() {
 }
 
 #[test]
-fn the_grace_period_is_one_for_all_that_is_stuck() {
+fn the_grace_period_is_shared_by_everything_that_hangs() {
     // Accepts connections and never responds, as broker and as image server of a batch.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = silent.local_addr().unwrap().to_string();

@@ -146,7 +146,7 @@ fn a_worker_without_work() {
 }
 
 #[test]
-fn doctor_shows_no_secret_and_warns_of_one_on_the_wire() {
+fn doctor_shows_no_secret_and_warns_of_one_sent_unencrypted() {
     let doctor = |env: &[(&str, &str)]| {
         let data = tempfile::tempdir().unwrap();
         let mut doctor = weir();
@@ -167,7 +167,7 @@ fn doctor_shows_no_secret_and_warns_of_one_on_the_wire() {
 }
 
 #[test]
-fn doctor_tells_what_works_and_what_does_not() {
+fn doctor_reports_what_works_and_what_does_not() {
     let data = tempfile::tempdir().unwrap();
     let fine = weir()
         .args(["doctor", "--data-dir"])
@@ -194,7 +194,7 @@ fn doctor_tells_what_works_and_what_does_not() {
 }
 
 #[test]
-fn damaged_side_files_are_set_aside_and_told_to_the_operator() {
+fn damaged_files_are_quarantined_and_reported() {
     let data = tempfile::tempdir().unwrap();
     std::fs::create_dir(data.path().join("batches")).unwrap();
     for name in ["queue.redb", "batches.redb"] {

@@ -12,7 +12,7 @@ use support::{Daemon, assert_says, failure, serve, weir};
 use test_services::gpu::compile;
 
 #[test]
-fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {
+fn a_configured_gpu_is_never_replaced_silently() {
     let data = tempfile::tempdir().unwrap();
     for device in ["cuda", "tensorrt"] {
         let refuse = || {
@@ -35,7 +35,7 @@ fn doctored_driver(content: &[u8]) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_driver_that_does_not_load_is_named_where_a_gpu_was_asked_for() {
+fn a_driver_that_does_not_load_is_named_if_a_gpu_is_configured() {
     for content in [&b""[..], b"no library", b"\x7fELF\x02\x01\x01"] {
         let folder = doctored_driver(content);
         let data = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ fn a_driver_that_does_not_load_is_named_where_a_gpu_was_asked_for() {
 }
 
 #[test]
-fn with_a_damaged_driver_auto_serves_on_the_cpu_and_says_why() {
+fn with_a_damaged_driver_auto_serves_on_the_cpu_with_a_reason() {
     let folder = doctored_driver(b"no library");
     let path = folder.path().display().to_string();
     let daemon = Daemon::start(&[("LD_LIBRARY_PATH", &path), ("WEIR__ENGINE__DEVICE", "auto")]);
@@ -149,7 +149,7 @@ fn a_library_that_does_not_load_is_named() {
 }
 
 #[test]
-fn a_provider_that_onnx_runtime_can_not_use_is_an_error_and_no_silent_cpu() {
+fn an_unusable_provider_is_an_error_and_not_a_silent_fallback_to_the_cpu() {
     // All libraries exist, but this ONNX Runtime was built without CUDA; then the provider itself is damaged.
     let provider: [Option<&[u8]>; 2] = [None, Some(b"no library")];
     for content in provider {

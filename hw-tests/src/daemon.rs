@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn stopping_wants_exit_code_0() {
+    fn stopping_requires_exit_code_0() {
         let (_dir, log) = log();
         let good = shell("trap 'exit 0' TERM; echo 1; while :; do sleep 0.01; done", &log);
         worker(&good);

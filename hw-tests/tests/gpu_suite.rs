@@ -165,7 +165,7 @@ fn a_section_that_loses_the_gpu_is_reported_and_the_others_run() {
 }
 
 #[test]
-fn what_the_budget_leaves_out_is_said() {
+fn what_the_budget_leaves_out_is_reported() {
     let machine = Machine::new();
     let report = machine.run(2, &["--budget", "0.5"]);
     assert!(!report.passed());
@@ -195,7 +195,7 @@ fn rig(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn without_a_gpu_it_ends_at_once_with_what_to_do() {
+fn without_a_gpu_it_fails_immediately_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("gpu.json");
     let began = Instant::now();
@@ -211,7 +211,7 @@ fn without_a_gpu_it_ends_at_once_with_what_to_do() {
 }
 
 #[test]
-fn the_table_and_the_exit_code_say_what_was_found() {
+fn the_table_and_the_exit_code_report_the_results() {
     let dir = tempfile::tempdir().unwrap();
     compile("cuda.c", &dir.path().join("libcuda.so.1"));
     let (folder, out) = (dir.path().to_str().unwrap(), dir.path().join("gpu.json"));

@@ -158,7 +158,7 @@ fn a_server_that_never_answers_is_a_timeout() {
 }
 
 #[test]
-fn nobody_listening_is_counted_and_not_hammered() {
+fn a_refused_connection_is_counted_and_not_retried_immediately() {
     let server = Server::start(|_| Ok(()));
     let mut load = small(&server);
     load.target = Target::local(server::free_port(), "/");
@@ -219,7 +219,7 @@ fn a_closed_loop_measures_from_the_sending() {
 }
 
 #[test]
-fn an_open_loop_measures_from_the_intended_start_and_owns_up_to_what_it_never_sent() {
+fn an_open_loop_measures_from_the_intended_start_and_reports_unsent_requests() {
     let load =
         Spec { concurrency: 1, rate: Some(4.0), duration: Duration::from_secs(10), ..small(&slow_server()) };
     let report = load.run().unwrap();
@@ -295,7 +295,7 @@ fn nothing_to_send_is_an_error() {
 }
 
 #[test]
-fn the_servers_use_of_the_processor_is_reported() {
+fn the_cpu_time_of_the_server_is_reported() {
     use hw_tests::load::Watch;
     use hw_tests::process::own_cpu_time;
     let server = Server::start(|exchange| {

@@ -186,7 +186,7 @@ pub fn until_rejected(daemon: &Daemon, name: &str, version: &str) -> String {
 }
 
 /// Sends a command to a model.
-pub fn order(daemon: &Daemon, path: &str, token: Option<&str>) -> Reply {
+pub fn send_command(daemon: &Daemon, path: &str, token: Option<&str>) -> Reply {
     let bearer = token.map(|token| format!("Bearer {token}"));
     let headers: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
     daemon.post(path, &headers, b"")

@@ -63,7 +63,7 @@ fn a_tag_changes_the_bytes_and_not_the_pixels() {
 }
 
 #[test]
-fn a_tag_says_run_and_counter_in_hexadecimal() {
+fn a_tag_contains_run_and_counter_in_hexadecimal() {
     let segment = tag_segment(0x0123_4567_89ab_cdef, 0xfe);
     assert_eq!(&segment[..4], &[0xff, 0xfe, 0, 34]);
     assert_eq!(&segment[4..], b"0123456789abcdef00000000000000fe");

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn speed_has_no_target_on_a_simulated_gpu_and_what_is_right_has() {
+    fn speed_has_no_target_on_a_simulated_gpu_but_correctness_has() {
         let (send, events) = channel();
         let sheet = |simulated| Sheet { section: "x", simulated, until: Instant::now(), send: send.clone() };
         for simulated in [false, true] {

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn permits_come_no_earlier_than_due_and_one_more_a_client_at_the_end() {
+    fn permits_come_no_earlier_than_due_and_one_more_per_client_at_the_end() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let released = Arc::new(Semaphore::new(0));
         let schedule = schedule(1000.0, 30, 5000);

@@ -381,7 +381,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_headers_say_what_they_are_meant_to() {
+    fn the_headers_are_as_intended() {
         let limits = gpu_kernels::DecodeLimits::default();
         let header = gpu_kernels::inspect(&restart_markers(4096), &limits).unwrap();
         assert_eq!((header.width, header.height), (640, 480));
