@@ -11,8 +11,8 @@ use inference::lanes::Lanes;
 use inference::lanes::cpu::CpuPipeline;
 
 use super::end_to_end::start;
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::Target;
 use crate::frames::{self, Frame};
 

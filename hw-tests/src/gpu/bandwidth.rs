@@ -9,8 +9,8 @@ use gpu_kernels::preprocess::cuda::{BatchSettings, Batches, Uploader};
 use gpu_kernels::{Orientation, PreprocessSpec, ResizeCrop};
 
 use super::pictures::Kind;
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::{Target, median};
 use crate::frames::Size;
 

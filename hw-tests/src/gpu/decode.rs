@@ -15,8 +15,8 @@ use gpu_kernels::{DecodeLimits, Decoder};
 use inference::engine::Provider;
 use inference::lanes::gpu::{Decoders, EventSender, Message};
 
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::Target;
 use crate::frames::{Frame, Size};
 

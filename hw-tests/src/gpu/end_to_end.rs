@@ -14,8 +14,8 @@ use inference::lanes::gpu::{build, gpu_factory};
 use inference::lanes::{Built, LaneObserver, LaneSettings, Lanes, StageTimings};
 
 use super::nvml;
+use super::report::Sheet;
 use super::setup::{Frames, Model, Setup};
-use super::sheet::Sheet;
 use crate::bench::{Target, without_deployment};
 use crate::daemon::{Daemon, free_port};
 use crate::frames;

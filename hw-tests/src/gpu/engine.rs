@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use inference::engine::Provider;
 use inference::lanes::gpu::GpuEngine;
 
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 
 /// Seconds that a provider takes to load; TensorRT builds its engine first.
 const LOAD: f64 = 20.0;

@@ -2,7 +2,7 @@
 //! compiler. The `gpu` command.
 //!
 //! [`suite`] runs the sections one after the other on a separate thread; each is isolated and sends its rows through a
-//! [`sheet`]. The [`report`] collects them, prints them and writes them as JSON.
+//! sheet. The [`report`] collects them, prints them and writes them as JSON.
 
 mod agreement;
 mod bandwidth;
@@ -14,9 +14,7 @@ mod kernel;
 mod nvml;
 mod pictures;
 mod report;
-mod sanitizer;
 mod setup;
-mod sheet;
 mod suite;
 
 use std::io::Write;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::anyhow;
 use gpu_kernels::cuda::{GpuError, GpuReading, Nvml};
 
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::Target;
 
 /// Interval between readings.

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::report::{Outcome, Report, SuiteRow};
+use super::report::{Outcome, Report, Sheet, SuiteEvent, SuiteRow};
 use super::setup::Setup;
-use super::sheet::{Sheet, SuiteEvent};
-use super::{agreement, bandwidth, decode, end_to_end, engine, kernel, nvml, sanitizer};
+use super::{agreement, bandwidth, decode, end_to_end, engine, kernel, nvml};
 
 /// How long a section may continue after the budget, so that a running measurement can complete.
 const GRACE: Duration = Duration::from_secs(20);
@@ -79,7 +78,7 @@ impl Which {
             Self::EndToEnd => end_to_end::run(setup, sheet),
             Self::Agreement => agreement::run(setup, sheet),
             Self::Nvml => nvml::run(setup, sheet),
-            Self::Sanitizer => sanitizer::run(setup, sheet),
+            Self::Sanitizer => kernel::sanitize(setup, sheet),
         }
     }
 }
