@@ -1,5 +1,5 @@
-# Front door of the project: every target is one script in scripts/, which does the work.
-# Arguments go through ARGS: make run ARGS="--listen 127.0.0.1:9000"
+# Every target is one line; the work is done by a script in scripts/
+# Arguments are passed in ARGS: make run ARGS="--listen 127.0.0.1:9000"
 .PHONY: help run demo onnxruntime kernels gpu-folder services services-down test faults fuzz bench compare-cpu gpu-test lint fmt doctor clean
 .DEFAULT_GOAL := help
 

@@ -30,7 +30,7 @@ def models(options) -> dict:
 
 
 def judge(name, right, same) -> list:
-    """What of this model misses a limit, in words."""
+    """Descriptions of the limits that this model misses."""
     missed = []
     if right["fish_right"] < LEAST_FISH_RIGHT * right["fish"]:
         missed.append(f"{name}: {right['fish_right']} of {right['fish']} fish right")

@@ -7,7 +7,7 @@ from weir_export import efficientnet_lite
 
 
 def random_state(seed=5) -> dict:
-    """A state dict of the right names and shapes, with weights that keep activations in a lively range."""
+    """A state dict of the right names and shapes, with weights that give activations a realistic range."""
     rng, state = np.random.default_rng(seed), {}
 
     def conv(name, norm, out, inner, kernel):

@@ -36,7 +36,7 @@ def main():
         bundle.write(options.fp32_bundle, [bundle.fp32(full)])
         print(f"wrote {options.fp32_bundle}")
         return
-    # Only this half needs ONNX Runtime.
+    # Only this part needs ONNX Runtime.
     from weir_export import calibration, quantize, variants
 
     folder = options.calibrate

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use support::weir;
 
-/// File name to what was seen in it.
+/// Predicted label by file name.
 type Seen = HashMap<String, String>;
 
 fn labels(photos: &Path) -> Seen {
@@ -63,9 +63,9 @@ fn fish_are_named_right_and_int8_agrees_with_fp32() {
     assert!(agreed + 2 >= int8.len(), "int8 and fp32 agree on only {agreed} of {}", int8.len());
 }
 
-/// Bounds on how far a score moves between baseline, which our own decoder reads at a quarter, and progressive, which
+/// Bounds on the difference of scores between baseline, which the reduced decoder reads at a quarter, and progressive, which
 /// libjpeg-turbo reads: of photos that were enlarged to a camera's size, and of mosaics of them, which have more detail than a
-/// camera's frames and leave the model in doubt.
+/// camera's frames and get uncertain predictions.
 const MAX_DIFFERENCE: [(&str, f64); 2] = [("enlarged", 0.03), ("mosaic", 0.15)];
 /// The shorter side of a camera's frame.
 const CAMERA: u32 = 1080;
@@ -105,7 +105,7 @@ fn jpeg(picture: &image::RgbImage, progressive: bool) -> Vec<u8> {
     compressor.compress_to_vec(turbojpeg::Image { pixels, width, pitch: 3 * width, height, format }).unwrap()
 }
 
-/// File name to every label's score.
+/// Scores of all labels by file name.
 fn scores(folder: &Path, bundle: &Path, labels: usize) -> HashMap<String, HashMap<String, f64>> {
     let labels = labels.to_string();
     let output = weir()

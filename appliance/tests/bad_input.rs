@@ -1,4 +1,4 @@
-//! Every kind of bad input gets its status, its code, and a sentence; nothing of it reaches the outbox.
+//! Every kind of invalid input has its status, code and error text; none of it reaches the outbox.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,7 +11,7 @@ use base64::Engine;
 use support::client::{connect, read};
 use support::{Daemon, pictures, sample};
 
-/// What it is, headers, body; status and code of the refusal.
+/// Description, headers, body; status and code of the refusal.
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Vec<u8>, u16, &'a str);
 
 fn multipart(field: &str, file: &[u8]) -> Vec<u8> {
@@ -135,13 +135,13 @@ fn bad_queries_and_headers_are_refused_by_name() {
 fn a_body_over_the_limit_is_refused_before_it_is_read() {
     let daemon = Daemon::start(&[("WEIR__HTTP__MAX_BODY", "100000")]);
     let mut stream = connect(daemon.address);
-    // Nothing of the body is sent: the answer can only come from the head.
+    // The body is not sent: the response can only be based on the head.
     stream
         .write_all(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000000\r\n\r\n")
         .unwrap();
     let reply = read(&mut stream);
     assert_eq!((reply.status, reply.code().as_str()), (413, "body_too_large"));
-    // A client that sends all the same still gets to read the answer.
+    // A client that sends the body anyway can still read the response.
     let reply = daemon.post("/predict", &[], &vec![7; 10_000_000]);
     assert_eq!((reply.status, reply.code().as_str()), (413, "body_too_large"));
 }
@@ -180,7 +180,7 @@ fn a_body_that_stalls_is_cut_by_time() {
 
 #[test]
 fn a_deadline_that_passes_is_504() {
-    // All bodies may be in flight at once, so that nothing but a deadline refuses one.
+    // All bodies may be in flight together, so that only a deadline refuses one.
     let daemon =
         Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "64 MiB")]);
     // Decoding one of these takes more than a millisecond on any machine, so that at least the first is late; on a
@@ -200,7 +200,7 @@ fn a_deadline_that_passes_is_504() {
     for reply in &late {
         assert_eq!((reply.status, reply.code().as_str()), (504, "deadline_exceeded"), "{}", reply.text());
     }
-    // A deadline that passes during the fsync leaves an event; an answer never lacks one.
+    // A deadline that passes during the fsync leaves an event; a response always has one.
     let events = daemon.events().len();
     assert!((replies.len() - late.len()..=replies.len()).contains(&events), "{events} events");
 }

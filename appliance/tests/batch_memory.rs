@@ -1,4 +1,4 @@
-//! 100,000 URLs go through a submission in bounded memory. A process of its own, since it measures the process.
+//! 100,000 URLs go through a submission in bounded memory. A separate process, since it measures the process.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
@@ -18,12 +18,12 @@ use weir::config::Config;
 #[path = "../src/batch/testing.rs"]
 mod testing;
 
-/// Counts what comes and keeps nothing, as a queue on disk or in the network does.
+/// Counts jobs without keeping them in memory, like a queue on disk or in the network.
 #[derive(Debug, Default)]
 struct CountingQueue {
     jobs: AtomicU64,
     bytes: AtomicU64,
-    /// Resident memory at its highest while jobs came.
+    /// Peak resident memory during submission.
     highest: AtomicU64,
 }
 
@@ -60,7 +60,7 @@ fn resident() -> u64 {
     field("VmRSS:")
 }
 
-/// Resident memory at its highest.
+/// Peak resident memory.
 fn peak() -> u64 {
     field("VmHWM:")
 }
@@ -92,7 +92,7 @@ async fn a_hundred_thousand_urls_are_never_in_memory_at_once() {
         println!("{images} images, {bytes} bytes: read in {read:?}, taken in {:?}", start.elapsed());
         bytes
     };
-    // Once small, so that what every first time costs is not counted.
+    // First a small one, so that fixed costs are not counted.
     submit(100).await;
     let before = resident();
     queue.jobs.store(0, Ordering::Relaxed);

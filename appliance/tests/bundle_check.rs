@@ -1,4 +1,4 @@
-//! `weir bundle check`, as a person or a pipeline calls it: the table, the document, the exit code.
+//! `weir bundle check`: the table, the JSON document, the exit code.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -12,7 +12,7 @@ fn check(args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_bundle_is_judged_by_the_exit_code_too() {
+fn the_exit_code_of_a_bundle_check() {
     let bundle = support::bundle();
     let (code, text) = check(&[bundle.to_str().unwrap()]);
     assert_eq!(code, Some(0), "{text}");

@@ -1,4 +1,4 @@
-//! Batches through a real broker, Redis and S3: posted to an API process, worked off by others.
+//! Batches through a real broker, Redis and S3: submitted to an API process, processed by workers.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,19 +11,19 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::cloud::{Cloud, finished, has_work, images, lines, metric};
-use support::images::Images;
 use support::load::{assert_once, submit, wait_until};
+use support::pictures::Images;
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
-fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
+fn a_batch_is_processed_by_two_workers_and_has_one_results_object() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::serve();
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "50")]);
     let workers = [cloud.worker(&[]), cloud.worker(&[])];
     workers.iter().for_each(has_work);
-    // Every third URL is bad, in one of three ways.
+    // Every third URL is invalid, in one of three ways.
     let url = |n: usize| match n % 9 {
         2 => pictures.missing(n),
         5 => pictures.text(),
@@ -37,7 +37,7 @@ fn a_batch_is_worked_off_by_two_workers_and_ends_with_one_result_object() {
     let accepted = accepted.json();
     assert_eq!((&accepted["request_id"], &accepted["total"]), (&json!("survey-7"), &json!(900)));
     assert_eq!(accepted["status_url"], "/batch/status/survey-7");
-    // Asked again it is the same batch.
+    // A repeated submission is the same batch.
     let again = api.post("/batch/predict", &[("content-type", "application/json")], body.as_bytes());
     assert_eq!((again.status, &again.json()["total"]), (202, &json!(900)), "{}", again.text());
 
@@ -72,12 +72,14 @@ fn a_batch_that_is_cancelled_stops_on_all_workers() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::slow(Duration::from_millis(100));
     let api = cloud.serve(&[("WEIR__BATCH__CHUNK", "10")]);
-    let workers =
-        [cloud.worker(&[("WEIR__BATCH__LOADS", "1")]), cloud.worker(&[("WEIR__BATCH__LOADS", "1")])];
+    let workers = [
+        cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")]),
+        cloud.worker(&[("WEIR__BATCH__CONCURRENT_FETCHES", "1")]),
+    ];
     workers.iter().for_each(has_work);
     let urls: Vec<String> = (0..1000).map(|n| pictures.good(n)).collect();
     submit(&api, "unwanted", &urls);
-    wait_until("both workers are at it", || {
+    wait_until("both workers are working", || {
         workers.iter().all(|worker| metric(worker, "weir_batch_images_completed_total") > 0.0)
     });
     let cancelled = api.delete("/batch/unwanted");
@@ -87,7 +89,7 @@ fn a_batch_that_is_cancelled_stops_on_all_workers() {
     let lines = lines(&api, "unwanted");
     assert!((1..900).contains(&lines.len()), "{} images have a result", lines.len());
     assert_eq!(status["completed"], lines.len());
-    // The partitions go on: what comes behind its messages is worked on and committed.
+    // The partitions continue: later messages are processed and committed.
     submit(&api, "wanted", &urls[..20]);
     assert_eq!(finished(&api, "wanted", TIMEOUT)["completed"], 20);
     let records = cloud.results(TIMEOUT, |seen| {
@@ -109,7 +111,7 @@ fn a_small_batch_is_finished_beside_a_large_one_of_slow_servers() {
     let worker = cloud.worker(&[]);
     has_work(&worker);
     submit(&api, "slow", &(0..2000).map(|n| slow.good(n)).collect::<Vec<_>>());
-    wait_until("it is being worked on", || api.get("/batch/status/slow").json()["status"] == "processing");
+    wait_until("it is being processed", || api.get("/batch/status/slow").json()["status"] == "processing");
     submit(&api, "small", &(0..60).map(|n| quick.good(n)).collect::<Vec<_>>());
     assert_eq!(finished(&api, "small", TIMEOUT)["completed"], 60);
     let status = api.get("/batch/status/slow").json();
@@ -140,7 +142,7 @@ fn a_bare_url_from_kafkas_own_console_producer_is_answered_in_the_results_topic(
 }
 
 #[test]
-fn bad_messages_are_dead_lettered_and_the_partition_goes_on() {
+fn invalid_messages_are_dead_lettered_and_the_partition_continues() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::serve();
     let api = cloud.serve(&[]);

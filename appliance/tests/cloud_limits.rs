@@ -1,5 +1,5 @@
-//! What is at a limit: messages of 10 MB, a disk that is full while the broker is away, a clock that jumps. Nothing
-//! acknowledged is lost, nothing is there twice.
+//! Limits: messages of 10 MB, a full disk while the broker is unavailable, a clock that jumps. Nothing
+//! acknowledged is lost or duplicated.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::cloud::{Cloud, finished, has_work, images, lines, predictions};
-use support::images::Images;
 use support::load::{RealTime, TIMEOUT, check_complete, submit, wait_until};
+use support::pictures::Images;
 use support::{Daemon, pictures};
 use test_services::Services;
 use test_services::clock::Clock;
 
 #[test]
-fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
+fn messages_of_10_mb_are_processed_and_do_not_block_others() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::serve();
     let (api, worker) = (cloud.serve(&[]), cloud.worker(&[]));
     has_work(&worker);
-    // As many as a message may have, with long URLs that are refused without a look, but for a few.
+    // The maximum number of images of a message, most of them with long URLs that are refused without a lookup.
     let path = "a-name-that-a-camera-could-give-to-a-picture-of-fish-in-the-morning".repeat(16);
     let url = |n: usize| match n % 100 {
         7 => pictures.good(n),
@@ -35,7 +35,7 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     let rubbish = json!({"image_urls": "x".repeat(10 << 20)}).to_string().into_bytes();
     let short: Vec<String> = (0..100_000).map(|n| format!("http://169.254.169.254/{n}.jpg")).collect();
     let too_many = json!({"request_id": "too-many", "image_urls": short}).to_string().into_bytes();
-    // Neighbours before and behind, more than there are partitions.
+    // Other messages before and after it, more than there are partitions.
     let small: Vec<Vec<u8>> = (0..12)
         .map(|n| {
             json!({"request_id": format!("small-{n}"), "image_url": pictures.good(n)})
@@ -63,7 +63,7 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     for (n, line) in found.iter().enumerate() {
         let ok = if n % 100 == 7 { "ok" } else { "failed" };
         let (said, whole) = (line["image_url"].as_str().unwrap(), url(n));
-        // Of a URL that failed, the beginning is kept and a digest.
+        // Of the URL of a failed image the beginning and a digest are kept.
         let is_it = said == whole || (ok == "failed" && said.len() <= 300 && whole.starts_with(&said[..200]));
         assert!(line["index"] == n && line["status"] == ok && is_it, "line {n}: {line}");
     }
@@ -83,14 +83,14 @@ fn messages_of_10_mb_are_worked_off_and_their_neighbours_are_not_held_up() {
     }
 }
 
-/// The daemon of an edge box, with Kafka and nothing else, and with little disk.
+/// The daemon of an edge node with Kafka only and a small disk.
 fn edge_on_a_small_disk(cloud: &Cloud<'_>) -> Daemon {
     let (mut command, data) = support::on_a_small_disk();
     let settings = [
         ("WEIR__LOG__FORMAT", "json"),
         ("WEIR__OUTBOX__WHEN_FULL", "refuse"),
         ("WEIR__OUTBOX__SEGMENT", "64 KiB"),
-        // So that every request has an event of its own to keep.
+        // So that every request has its own event.
         ("WEIR__CACHE__ENABLED", "false"),
     ];
     command.envs(cloud.kafka_env()).envs(settings);
@@ -98,7 +98,7 @@ fn edge_on_a_small_disk(cloud: &Cloud<'_>) -> Daemon {
 }
 
 #[test]
-fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
+fn a_disk_that_fills_up_while_kafka_is_unavailable_has_space_again_afterwards() {
     let services = Services::own(&["kafka"]);
     let cloud = Cloud::new(&services);
     let api = edge_on_a_small_disk(&cloud);
@@ -129,7 +129,7 @@ fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
     let back = Instant::now();
     wait_until("the backlog is sent", || uplink("backlog") == 0);
     println!("{} events were sent {:?} after Kafka was back", uplink("sent"), back.elapsed());
-    // Nothing but requests makes it look for room, and there is as much of it as before.
+    // Space is checked only by requests, and there is as much as before.
     let mut seed = 10_000;
     wait_until("there is room again", || {
         seed += 1;
@@ -150,7 +150,7 @@ fn a_disk_that_fills_up_while_kafka_is_away_has_room_again_when_it_is_back() {
 }
 
 #[test]
-fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_away() {
+fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_unavailable() {
     const IMAGES: usize = 6000;
     let services = Services::own(&["kafka"]);
     for when_full in ["refuse", "drop_oldest"] {
@@ -196,13 +196,14 @@ fn a_batch_of_refused_urls_neither_evicts_nor_blocks_predictions_while_kafka_is_
 }
 
 #[test]
-fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
+fn a_clock_that_jumps_neither_loses_nor_duplicates_anything() {
     let cloud = Cloud::new(test_services::shared());
     let pictures = Images::slow(Duration::from_millis(20));
     let clock = Clock::new();
     let mut env = clock.env();
     env.extend(
-        [("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__LOADS", "2")].map(|(k, v)| (k.into(), v.into())),
+        [("WEIR__BATCH__CHUNK", "20"), ("WEIR__BATCH__CONCURRENT_FETCHES", "2")]
+            .map(|(k, v)| (k.into(), v.into())),
     );
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let (api, worker) = (cloud.serve(&env), cloud.worker(&env));
@@ -225,7 +226,7 @@ fn a_clock_that_jumps_loses_nothing_and_doubles_nothing() {
         let load = scope.spawn(|| RealTime::send(&api, &running, 0));
         let under_way = |id: &str| {
             let path = format!("/batch/status/{id}");
-            wait_until("the batch is being worked on", || {
+            wait_until("the batch is being processed", || {
                 pictures.served() > 20 && api.get(&path).status == 200
             });
         };

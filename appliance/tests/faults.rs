@@ -1,4 +1,4 @@
-//! A disk that is full, a process that is killed, more requests than lanes: nothing acknowledged is lost.
+//! A full disk, a killed process, more requests than lanes: nothing acknowledged is lost.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -20,7 +20,7 @@ fn on_a_small_disk(env: &[(&str, &str)]) -> Daemon {
 #[test]
 fn a_full_disk_refuses_and_recovers_by_policy() {
     let (picture, _) = sample();
-    // Bounded far above what the disk holds, and told to lose nothing: it must refuse.
+    // The limit is far above the disk's size and events must not be dropped: it must refuse.
     let daemon =
         on_a_small_disk(&[("WEIR__OUTBOX__WHEN_FULL", "refuse"), ("WEIR__OUTBOX__SEGMENT", "64 KiB")]);
     let mut served = 0;
@@ -44,7 +44,7 @@ fn a_full_disk_refuses_and_recovers_by_policy() {
     assert!(served > 100, "only {served} events fit in 1 MiB");
     assert_eq!(health["outbox"]["events"], served);
 
-    // The other policy makes room: the oldest go, and are counted.
+    // The other policy deletes the oldest events and counts them.
     let daemon = on_a_small_disk(&[("WEIR__OUTBOX__SEGMENT", "64 KiB")]);
     for _ in 0..served + 200 {
         let reply = daemon.post("/predict?top_k=17", &[], &picture);
@@ -70,7 +70,7 @@ fn no_acknowledged_prediction_is_lost_by_kill_9() {
                         }
                         let picture = pictures::bmp(64, 64, round << 24 | client << 16 | n);
                         let id = format!("{round}-{client}-{n}");
-                        // The kill breaks connections; what was not answered was not acknowledged.
+                        // The kill breaks connections; unanswered requests were not acknowledged.
                         let reply = std::panic::catch_unwind(|| {
                             support::post(address, "/predict", &[("x-request-id", &id)], &picture)
                         });
@@ -106,7 +106,7 @@ fn no_acknowledged_prediction_is_lost_by_kill_9() {
 
 #[test]
 fn overload_is_refused_at_once_and_the_rest_is_served() {
-    // All bodies may be in flight at once, so that only the full queue refuses one.
+    // All bodies may be in flight together, so that only the full queue refuses one.
     let daemon = Daemon::start(&[
         ("WEIR__ENGINE__LANES", "1"),
         ("WEIR__ENGINE__QUEUE", "2"),
@@ -132,8 +132,8 @@ fn overload_is_refused_at_once_and_the_rest_is_served() {
 }
 
 #[test]
-fn clients_that_go_away_cost_nothing_more() {
-    // All come from one address, and are more than one may have by default.
+fn clients_that_disconnect_are_not_computed() {
+    // All come from one address and exceed its default share.
     let daemon =
         Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "64 MiB")]);
     let pictures: Vec<_> = (0..8).map(|seed| pictures::bmp(1500, 1500, seed)).collect();
@@ -149,13 +149,13 @@ fn clients_that_go_away_cost_nothing_more() {
                 );
                 stream.write_all(head.as_bytes()).unwrap();
                 stream.write_all(picture).unwrap();
-                // Gone before the answer.
+                // Disconnects before the response.
             });
         }
     });
     let (picture, _) = sample();
     assert_eq!(daemon.post("/predict", &[], &picture).status, 200);
-    // Bodies may still be on their way through the sockets' buffers.
+    // Bodies may still be in the socket buffers.
     support::load::wait_until("a cancelled request was skipped", || {
         let metrics = daemon.get("/metrics").text();
         let line = metrics.lines().find(|l| l.starts_with("weir_jobs_skipped_total{reason=\"cancelled\"}"));

@@ -1,4 +1,4 @@
-//! Clients that are slow, many or not what they seem: they lose what they hold, and others are served.
+//! Clients that are slow, numerous or malicious: they lose their resources, and other clients are served.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use support::client::{connect, read};
+use support::cloud::metric;
+use support::load::wait_until;
 use support::{Daemon, pictures, sample, weir};
 
-/// Longest time to wait for what must happen.
+/// Longest wait for an expected event.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn begin_upload(daemon: &Daemon, path: &str, length: usize, sent: &[u8]) -> TcpStream {
@@ -24,7 +26,7 @@ fn begin_upload(daemon: &Daemon, path: &str, length: usize, sent: &[u8]) -> TcpS
     stream
 }
 
-/// Sends a head and waits until the daemon asks for the body: from then on the request is in hand.
+/// Sends a head and waits for `100 Continue`: from then on the request is in progress.
 fn begin_in_hand(daemon: &Daemon) -> TcpStream {
     let head =
         "POST /predict HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 1000\r\n\r\n";
@@ -42,7 +44,7 @@ fn begin_in_hand(daemon: &Daemon) -> TcpStream {
     }
 }
 
-/// Whether the server ends the connection, answer or not, before the time is over.
+/// Whether the server closes the connection, with or without a response, before the read timeout.
 fn is_closed(stream: &mut TcpStream) -> bool {
     let mut block = [0; 4096];
     loop {
@@ -54,19 +56,11 @@ fn is_closed(stream: &mut TcpStream) -> bool {
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + TIMEOUT;
-    while !is_so() {
-        assert!(Instant::now() < end, "still not: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_body_that_trickles_is_cut_by_its_rate_and_one_that_keeps_it_is_not() {
     let daemon = Daemon::start(&[
         ("WEIR__HTTP__MIN_RATE", "1 KiB"),
-        ("WEIR__HTTP__RATE_WINDOW", "2s"),
+        ("WEIR__HTTP__RATE_WINDOW", "5s"),
         ("WEIR__HTTP__BODY_TIMEOUT", "1h"),
         ("WEIR__BATCH__BODY_TIMEOUT", "1h"),
     ]);
@@ -77,7 +71,8 @@ fn a_body_that_trickles_is_cut_by_its_rate_and_one_that_keeps_it_is_not() {
     }
     let (picture, _) = sample();
     let mut stream = begin_upload(&daemon, "/predict", picture.len(), b"");
-    for part in picture.chunks(picture.len().div_ceil(8)) {
+    // Longer than a window, with a pause that is a small part of it.
+    for part in picture.chunks(picture.len().div_ceil(16)) {
         std::thread::sleep(Duration::from_millis(600));
         stream.write_all(part).unwrap();
     }
@@ -91,16 +86,14 @@ fn one_address_gets_no_more_than_its_share_of_the_memory_for_bodies() {
         ("WEIR__HTTP__MAX_INFLIGHT", "4 MiB"),
         ("WEIR__HTTP__MAX_INFLIGHT_PER_ADDRESS", "2 MiB"),
     ]);
-    // Two bodies that have begun fill the share of 127.0.0.1.
+    // Two unfinished bodies use up the share of 127.0.0.1.
     let _stalled: Vec<_> = (0..2).map(|_| begin_upload(&daemon, "/predict", 1 << 20, &[7; 1000])).collect();
-    // A post before that would take what the second of them is to have.
-    until("both are in hand", || {
-        let metrics = daemon.get("/metrics").text();
-        let used = metrics.lines().find_map(|line| line.strip_prefix("weir_body_memory_used_bytes "));
-        used.is_some_and(|used| used.parse::<f64>().unwrap() >= f64::from(2 << 20))
+    // An earlier post would use the share of the second one.
+    wait_until("both are in progress", || {
+        metric(&daemon, "weir_body_memory_used_bytes") >= f64::from(2 << 20)
     });
     let picture = pictures::bmp(300, 300, 1);
-    until("the share is full", || daemon.post("/predict", &[], &picture).status == 429);
+    wait_until("the share is full", || daemon.post("/predict", &[], &picture).status == 429);
     let refused = daemon.post("/predict", &[], &picture);
     assert!(refused.text().contains("max_inflight_per_address"), "{}", refused.text());
     assert!(refused.header("retry-after").is_some());
@@ -121,13 +114,13 @@ fn connect_from(from: std::net::IpAddr, to: std::net::SocketAddr) -> TcpStream {
 fn post_on(mut stream: TcpStream, body: &[u8]) -> u16 {
     let head = format!("POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).unwrap();
-    // Whoever is refused before the body may find the connection closed.
+    // After a refusal before the body the connection may be closed.
     let _ = stream.write_all(body);
     read(&mut stream).status
 }
 
 #[test]
-fn a_client_that_floods_the_lanes_keeps_nobody_else_out() {
+fn a_client_that_floods_the_lanes_does_not_block_others() {
     const FLOOD: usize = 24;
     let daemon = Daemon::start(&[("WEIR__ENGINE__LANES", "1"), ("WEIR__ENGINE__QUEUE", "8")]);
     let (address, over, number) = (daemon.address, AtomicBool::new(false), AtomicU32::new(0));
@@ -141,7 +134,7 @@ fn a_client_that_floods_the_lanes_keeps_nobody_else_out() {
     };
     let (others, flooded) = std::thread::scope(|scope| {
         let flooding: Vec<_> = (0..FLOOD).map(|_| scope.spawn(flood)).collect();
-        until("the queue is full", || {
+        wait_until("the queue is full", || {
             post_on(connect_from([127, 0, 0, 2].into(), address), &unique()) == 429
         });
         let others: Vec<u16> = (0..40).map(|_| daemon.post("/predict", &[], &unique()).status).collect();
@@ -159,13 +152,13 @@ fn a_client_that_stops_reading_loses_its_connection() {
     let daemon = Daemon::start(&[("WEIR__HTTP__MIN_RATE", "1 KiB"), ("WEIR__HTTP__RATE_WINDOW", "300ms")]);
     let mut stream = connect(daemon.address);
     stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    // Answers pile up until the sockets' buffers are full, and then nothing moves.
+    // Responses accumulate until the socket buffers are full.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(50);
     let mut rounds = 0;
     while stream.write_all(request.as_bytes()).is_ok() && rounds < 2000 {
         rounds += 1;
     }
-    until("the connection was closed", || {
+    wait_until("the connection was closed", || {
         daemon.get("/metrics").text().contains("weir_http_connections_closed_total{reason=\"slowness\"} 1")
     });
     assert!(is_closed(&mut stream));
@@ -186,15 +179,15 @@ fn idle_connections_make_room_for_new_ones() {
         assert_eq!(daemon.get("/health/live").status, 200);
     }
     assert!(is_closed(&mut idle[0]), "the one that was idle longest went first");
-    // Those that are in use are not closed, and the address gets no more.
+    // Connections in use are not closed, and the address gets no new ones.
     let _busy: Vec<_> = (0..6).map(|_| begin_in_hand(&daemon)).collect();
-    until("the address is at its limit", || {
+    wait_until("the address is at its limit", || {
         let mut stream = connect(daemon.address);
         let _ =
             stream.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         read(&mut stream).status == 429
     });
-    // The operator's listener has connections of its own.
+    // The admin listener has a separate connection limit.
     assert_eq!(daemon.get_as_operator("/health/live").status, 200);
     assert_eq!(support::get(daemon.admin.unwrap(), "/predict").status, 404);
 }
@@ -232,7 +225,7 @@ fn the_soft_limit_of_open_files_is_raised_and_bounds_connections() {
 }
 
 #[test]
-fn names_and_pages_that_are_not_ours_are_refused() {
+fn foreign_hosts_and_origins_are_refused() {
     let daemon = Daemon::start(&[
         ("WEIR__HTTP__ALLOWED_HOSTS", "weir.harbour.svc"),
         ("WEIR__HTTP__ALLOWED_ORIGINS", "https://board.example.org"),
@@ -295,7 +288,7 @@ fn the_data_directory_is_made_for_this_user_alone() {
 }
 
 #[test]
-fn packed_bodies_are_unpacked_within_the_same_bounds() {
+fn compressed_bodies_are_decompressed_within_the_same_limits() {
     let daemon = Daemon::start(&[("WEIR__HTTP__MAX_BODY", "4 MiB")]);
     let (picture, label) = sample();
     let gzip = |bytes: &[u8]| {
@@ -329,7 +322,7 @@ fn packed_bodies_are_unpacked_within_the_same_bounds() {
 }
 
 #[test]
-fn what_cameras_and_programs_really_send_is_taken() {
+fn bodies_that_cameras_and_programs_send_are_accepted() {
     let daemon = Daemon::start(&[]);
     let (picture, label) = sample();
     let plain = base64::engine::general_purpose::STANDARD.encode(&picture);

@@ -1,10 +1,10 @@
-//! A message of 16 MiB takes little more memory than its bytes. A process of its own, since it measures the process.
+//! A message of 16 MiB takes little more memory than its bytes. A separate process, since it measures the process.
 
 #![allow(clippy::unwrap_used)]
 
 use weir::batch::message::BatchMessage;
 
-/// Resident memory at its highest, in bytes.
+/// Peak resident memory, in bytes.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();

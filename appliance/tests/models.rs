@@ -1,4 +1,4 @@
-//! Models from a registry, as an operator sees them: followed, swapped under load, tried, rolled back, pinned, served
+//! Models from a registry, from an operator's view: followed, swapped under load, evaluated, rolled back, pinned, served
 //! side by side.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::models::{
-    Colours, Registry, TOKEN, model, order, picture, start, start_in, until, until_rejected, until_serving,
-    weir_models,
+    Colours, Registry, TOKEN, model, picture, send_command, start, start_in, until, until_rejected,
+    until_serving, weir_models,
 };
 use support::{Daemon, client, sample};
 
 const RED: [u8; 3] = [220, 10, 10];
 const BLUE: [u8; 3] = [10, 10, 220];
 
-/// A model that swaps red and blue, which its golden case agrees with.
+/// A model that swaps red and blue, with a matching golden case.
 const SWAPPED: Colours<'static> =
     Colours { model: "colours.onnx", labels: &["blue", "green", "red"], golden: "blue" };
 
@@ -35,7 +35,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     let env = registry.env("fish@champion");
     let daemon = start(&env, &[]);
     let (photo, label) = sample();
-    // There is no alias yet: the configured bundle serves, and the reason shows.
+    // There is no alias yet: the configured bundle serves, and the reason is shown.
     assert_eq!(model(&daemon, "fish")["serving"], "bundle");
     until(&daemon, "fish", "saying that there is no alias", |model| {
         model["error"].as_str().is_some_and(|error| error.contains("fish@champion: the registry has no such"))
@@ -53,7 +53,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
 
     // Commands need the token.
     for (token, status, code) in [(None, 401, "unauthorized"), (Some("wrong"), 401, "unauthorized")] {
-        let reply = order(&daemon, "/models/fish/rollback", token);
+        let reply = send_command(&daemon, "/models/fish/rollback", token);
         assert_eq!((reply.status, reply.code().as_str()), (status, code));
     }
     let (ok, text) = weir_models(&daemon, &env, &["rollback", "fish"]);
@@ -63,7 +63,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     until(&daemon, "fish", "tagged", |_| {
         registry.tags("fish", "2")["weir.dock-3.state"] == "rejected: rolled back by an operator"
     });
-    // The alias still names it, and it stays rejected over several polls.
+    // The alias still points to it, and it stays rejected over several polls.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(model(&daemon, "fish")["serving"], "fish/1");
     let (ok, text) = weir_models(&daemon, &env, &["reload", "fish"]);
@@ -87,7 +87,7 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     let (ok, text) = weir_models(&daemon, &env, &["show", "birds"]);
     assert!(!ok && text.contains("there is no model \"birds\" here; there are fish"), "{text}");
 
-    // What happened is an event, a metric, and in /health.
+    // The changes are recorded as events, in metrics and in /health.
     let changes: Vec<(String, String)> = daemon
         .events()
         .iter()
@@ -114,22 +114,22 @@ fn an_alias_is_followed_rolled_back_pinned_and_remembered() {
     }
     assert_eq!(daemon.get("/health").json()["models"][0]["serving"], "fish/2");
 
-    // Without its registry the box starts into the model that it had.
+    // Without the registry the node starts with its last version.
     let data = daemon.kill();
     drop(registry);
     let daemon = start_in(data, &env, &[]);
     assert_eq!(model(&daemon, "fish")["serving"], "fish/2");
     assert_eq!(served(&daemon, "", &photo)["model"]["version"], "second");
-    // Whoever takes `follow` away wants the configured bundle.
+    // Without `follow` the configured bundle serves.
     let daemon = start_in(daemon.kill(), &[], &[]);
     assert_eq!(model(&daemon, "fish")["serving"], "bundle");
     assert_eq!(served(&daemon, "", &photo)["model"]["version"], "1");
 }
 
 #[test]
-fn without_a_token_nothing_can_be_changed_and_a_wrong_order_says_what_is_wrong() {
+fn without_a_token_nothing_can_be_changed_and_a_wrong_command_reports_the_cause() {
     let daemon = Daemon::start(&[]);
-    let reply = order(&daemon, "/models/fish/rollback", Some(TOKEN));
+    let reply = send_command(&daemon, "/models/fish/rollback", Some(TOKEN));
     assert_eq!((reply.status, reply.code().as_str()), (403, "admin_disabled"));
     drop(daemon);
     let daemon = Daemon::start(&[("WEIR__ADMIN__TOKEN", TOKEN)]);
@@ -142,7 +142,7 @@ fn without_a_token_nothing_can_be_changed_and_a_wrong_order_says_what_is_wrong()
         ("/models/fish/rollback", 409, "refused"),
         ("/models/fish/reload", 409, "refused"),
     ] {
-        let reply = order(&daemon, path, Some(TOKEN));
+        let reply = send_command(&daemon, path, Some(TOKEN));
         assert_eq!((reply.status, reply.code().as_str()), (status, code), "{path}: {}", reply.text());
     }
     assert_eq!(daemon.get("/models/birds").code(), "unknown_model");
@@ -152,7 +152,7 @@ fn without_a_token_nothing_can_be_changed_and_a_wrong_order_says_what_is_wrong()
 }
 
 #[test]
-fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
+fn a_shadow_version_is_compared_and_answers_no_request() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.alias("colours", "champion", "1");
@@ -164,14 +164,14 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
         ("WEIR__ROLLOUT__CANARY_IMAGES", "1"),
     ];
     let daemon = start(&env, &shadow);
-    // The bundle before it is of fish, so each image would differ: this one is promoted by hand.
+    // The previous bundle has other labels, so that each image would differ: this version is promoted manually.
     until(&daemon, "colours", "in the shadow", |model| model["step"] == "shadow");
-    let reply = order(&daemon, "/models/colours/promote", Some(TOKEN));
+    let reply = send_command(&daemon, "/models/colours/promote", Some(TOKEN));
     assert_eq!(reply.status, 200, "{}", reply.text());
-    // The answer comes when it serves; the canary is passed over.
+    // The response is sent when it serves; the canary stage is skipped.
     assert_eq!(model(&daemon, "colours")["serving"], "colours/1");
 
-    // One that says the same passes.
+    // A version with the same predictions passes.
     registry.publish_colours("2", &Colours::default());
     registry.alias("colours", "champion", "2");
     let mut seed = 0;
@@ -183,12 +183,12 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
     };
     until(&daemon, "colours", "serving 2", |before| {
         let version = send(&daemon);
-        // Asked after the answer: the canary may have begun since `before`.
+        // Read after the response: the canary may have begun since `before`.
         let in_shadow = || model(&daemon, "colours")["step"] == "shadow";
         assert!(version == "1" || !in_shadow(), "the version in the shadow has answered");
         before["serving"] == "colours/2"
     });
-    // One that says something else is rejected, and no client has heard of it.
+    // A version with other predictions is rejected, and no client has seen them.
     registry.publish_colours("3", &SWAPPED);
     registry.alias("colours", "champion", "3");
     until(&daemon, "colours", "rejecting 3", |model| {
@@ -204,7 +204,7 @@ fn a_version_in_the_shadow_is_compared_and_answers_nobody() {
 }
 
 #[test]
-fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
+fn a_canary_is_sticky_by_camera_and_promoted_if_it_succeeds() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.publish_colours("2", &SWAPPED);
@@ -218,11 +218,11 @@ fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
     ];
     let daemon = start(&registry.env("colours@champion"), &canary);
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
-    assert_eq!(order(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
+    assert_eq!(send_command(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
     until_serving(&daemon, "colours", "colours/1");
     registry.alias("colours", "champion", "2");
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
-    // Twenty cameras twice: about half of them see the new version, and each sees one. Fewer images than end the trial.
+    // Twenty cameras twice: about half of them get the new version, and each gets only one. Fewer images than the trial requires.
     let species = |camera: u32, round: u32| {
         let answer = served(&daemon, &format!("?camera=dock-{camera}"), &picture(RED, camera * 100 + round));
         answer["species"].as_str().unwrap().to_owned()
@@ -243,17 +243,17 @@ fn a_canary_is_sticky_by_camera_and_promoted_when_it_is_good() {
 }
 
 #[test]
-fn what_a_canary_fails_on_the_version_that_serves_answers_and_the_canary_is_rejected() {
+fn failures_of_a_canary_are_answered_by_the_active_version_and_reject_it() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
-    // Passes its golden case, and computes no number for what is blue.
+    // Passes its golden case, but computes NaN for blue pictures.
     registry.publish_colours("2", &Colours { model: "moody.onnx", ..Colours::default() });
     let canary = [("WEIR__ROLLOUT__CANARY", "100"), ("WEIR__ROLLOUT__MAX_LATENCY_RATIO", "1000")];
     registry.alias("colours", "champion", "1");
     let env = registry.env("colours@champion");
     let daemon = start(&env, &canary);
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
-    assert_eq!(order(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
+    assert_eq!(send_command(&daemon, "/models/colours/promote", Some(TOKEN)).status, 200);
     until_serving(&daemon, "colours", "colours/1");
     registry.alias("colours", "champion", "2");
     until(&daemon, "colours", "on trial", |model| model["step"] == "canary");
@@ -296,7 +296,7 @@ fn several_models_are_served_by_name() {
     let reply = daemon.post("/predict?model=birds", &[], &photo);
     assert_eq!((reply.status, reply.code().as_str()), (404, "unknown_model"));
     assert!(reply.text().contains("served are fish, colours, late"), "{}", reply.text());
-    // One whose first version has yet to come is refused, and served as soon as it is there.
+    // A model without a first version is refused, and served as soon as it is loaded.
     let reply = daemon.post("/predict?model=late", &[], &photo);
     assert_eq!(reply.status, 503, "{}", reply.text());
     assert!(reply.header("retry-after").is_some());
@@ -306,7 +306,7 @@ fn several_models_are_served_by_name() {
     until_serving(&daemon, "late", "late/1");
     assert_eq!(served(&daemon, "?model=late", &picture(RED, 2))["species"], "red");
 
-    // Lanes are shared: while one model has all it can bear, the other answers.
+    // Lanes are shared: while one model is saturated, the other responds.
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for client in 0..8u32 {
@@ -335,7 +335,7 @@ fn no_request_fails_while_models_are_swapped() {
     registry.publish_fish("1", "first");
     registry.publish_fish("2", "second");
     registry.alias("fish", "champion", "1");
-    let daemon = start(&registry.env("fish@champion"), &[("WEIR__ROLLOUT__STANDBY", "0s")]);
+    let daemon = start(&registry.env("fish@champion"), &[("WEIR__ROLLOUT__KEEP_PREVIOUS_LOADED", "0s")]);
     until_serving(&daemon, "fish", "fish/1");
     let stop = AtomicBool::new(false);
     let answers: usize = std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Versions that must not serve: each is rejected with its reason, leaves nothing behind, and what serves goes on.
+//! Versions that must not serve: each is rejected with its reason and leaves nothing behind, and the active version keeps serving.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
@@ -15,7 +15,7 @@ fn edit(path: &Path, from: &str, to: &str) {
     fs::write(path, text.replacen(from, to, 1)).unwrap();
 }
 
-/// Writes a version that is wrong in one way, and returns words of the reason.
+/// Writes a version with one defect, and returns a part of the expected reason.
 type Wrong = (&'static str, fn(&Registry, &str) -> Vec<&'static str>);
 
 const WRONG: [Wrong; 14] = [
@@ -31,7 +31,7 @@ const WRONG: [Wrong; 14] = [
         vec!["sha256"]
     }),
     ("a graph that does not parse", |registry, version| {
-        // A digest that is right, of something that is no graph.
+        // A correct digest of a file that is not a graph.
         let dir = registry.publish_colours(version, &Colours { model: "make.py", ..Colours::default() });
         assert!(dir.join("model.onnx").is_file());
         vec!["model.onnx"]
@@ -90,7 +90,7 @@ const WRONG: [Wrong; 14] = [
 ];
 
 #[test]
-fn each_is_rejected_with_its_reason_and_what_serves_goes_on() {
+fn each_is_rejected_with_its_reason_and_the_active_version_keeps_serving() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.alias("colours", "champion", "1");
@@ -113,14 +113,14 @@ fn each_is_rejected_with_its_reason_and_what_serves_goes_on() {
         });
         assert_eq!(model(&daemon, "colours")["serving"], "colours/1", "{what}");
     }
-    // Nothing of them is on the disk but what verified, and it is not asked for again and again.
+    // Only verified files of them are on disk, and they are not downloaded repeatedly.
     let partial = daemon.data.path().join("models/partial");
     assert_eq!(fs::read_dir(partial).unwrap().count(), 0);
     let (rejected, events) = (WRONG.len(), daemon.events().len());
     std::thread::sleep(Duration::from_millis(500));
     let now = model(&daemon, "colours");
     assert_eq!((now["rejected"].as_array().unwrap().len(), daemon.events().len()), (rejected, events));
-    // A good one after them serves.
+    // A valid version after them serves.
     registry.publish_colours("99", &Colours::default());
     registry.alias("colours", "champion", "99");
     until_serving(&daemon, "colours", "colours/99");
@@ -133,7 +133,7 @@ fn a_full_disk_is_waited_out() {
     registry.alias("fish", "champion", "1");
     let (mut command, data) = support::on_a_small_disk();
     command.env("WEIR__LOG__FORMAT", "json").envs(registry.env("fish@champion"));
-    // The margin that is kept free is larger than this disk, so every download finds it full.
+    // The reserved free space is larger than this disk, so every download finds it full.
     let daemon = support::Daemon::spawn(command, data);
     let full = until(&daemon, "fish", "saying that the disk is full", |model| {
         model["error"]

@@ -1,4 +1,4 @@
-//! The same on real MLflow servers, a current one behind its proxy and an old one on S3, with MLflow's own client as the
+//! Rollouts from real MLflow servers, a current one with its artifact proxy and an old one on S3, with MLflow's client as the
 //! fleet manager.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -15,12 +15,12 @@ use support::models::{
 };
 use test_services::{Mlflow, Services, shared_with_mlflow};
 
-/// A model of its own on a server.
+/// A separate model on a server.
 struct Fleet<'a> {
     services: &'a Services,
     server: &'a Mlflow,
     name: String,
-    /// Whether the box has keys of the object store.
+    /// Whether the node has keys of the object store.
     s3: bool,
 }
 
@@ -29,7 +29,7 @@ impl<'a> Fleet<'a> {
         Self { services, server, name: format!("fish-{}", ulid::Ulid::generate()), s3 }
     }
 
-    /// What MLflow's own client does.
+    /// Runs a step with MLflow's client.
     fn client(&self, step: &Value) -> Value {
         let (server, s3) = (self.server, self.services.s3());
         let mut child = Command::new(&server.python)
@@ -62,13 +62,13 @@ impl<'a> Fleet<'a> {
         self.client(&json!({"step": "alias", "name": self.name, "alias": "champion", "version": version}));
     }
 
-    /// What this box has told the registry of a version.
+    /// The state with which this node has tagged a version.
     fn state(&self, version: &str) -> Option<String> {
         let tags = self.client(&json!({"step": "tags", "name": self.name, "version": version}));
         Some(tags["weir.dock-3.state"].as_str()?.to_owned())
     }
 
-    fn until_told(&self, version: &str, what: &str) {
+    fn until_tagged(&self, version: &str, what: &str) {
         support::load::wait_until(&format!("{version} tagged {what}"), || {
             self.state(version).is_some_and(|state| state.starts_with(what))
         });
@@ -76,24 +76,17 @@ impl<'a> Fleet<'a> {
 
     /// The deployment's variables.
     fn env(&self) -> Vec<(String, String)> {
-        let s3 = self.services.s3();
         let mut env = vec![
             ("MLFLOW_TRACKING_URI", self.server.tracking_uri.clone()),
             ("WEIR__MODEL__FOLLOW", format!("{}@champion", self.name)),
             ("WEIR__MODEL__NAME", "fish".to_owned()),
-            ("WEIR__REGISTRY__POLL", "200ms".to_owned()),
+            ("WEIR__REGISTRY__POLL_INTERVAL", "200ms".to_owned()),
             ("WEIR__NODE__NAME", "dock-3".to_owned()),
             ("WEIR__ADMIN__TOKEN", support::models::TOKEN.to_owned()),
         ];
         if self.s3 {
-            env.extend([
-                ("AWS_ENDPOINT_URL_S3", s3.endpoint.clone()),
-                ("AWS_REGION", s3.region.clone()),
-                ("AWS_ACCESS_KEY_ID", s3.access_key()),
-                ("AWS_SECRET_ACCESS_KEY", s3.secret_key()),
-                ("S3_BUCKET", s3.bucket.clone()),
-                ("WEIR__S3__PREFIX", self.name.to_lowercase()),
-            ]);
+            env.extend(self.services.s3().env());
+            env.push(("WEIR__S3__PREFIX", self.name.to_lowercase()));
         }
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -110,7 +103,7 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     let daemon = start(&env, &[]);
     let named = |version: &str| format!("{}/{version}", fleet.name);
     until_serving(&daemon, "fish", &named(&first));
-    fleet.until_told(&first, "serving");
+    fleet.until_tagged(&first, "serving");
     let (photo, label) = support::sample();
     let answer = daemon.post("/predict", &[], &photo).json();
     assert_eq!((&answer["species"], &answer["model"]["version"]), (&json!(label), &json!("first")));
@@ -118,21 +111,21 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     let second = fleet.register(&bundles.version("fish", "2"));
     fleet.alias(&second);
     until_serving(&daemon, "fish", &named(&second));
-    fleet.until_told(&second, "serving");
-    fleet.until_told(&first, "replaced by");
+    fleet.until_tagged(&second, "serving");
+    fleet.until_tagged(&first, "replaced by");
 
-    // One that is no good, and the fleet manager sees why.
+    // An invalid version, whose reason the fleet manager sees.
     let bad = bundles.publish_colours("3", &Colours { golden: "blue", ..Colours::default() });
     let bad = fleet.register(&bad);
     fleet.alias(&bad);
     let reason = until_rejected(&daemon, "fish", &named(&bad));
     assert!(reason.contains("golden case"), "{reason}");
-    fleet.until_told(&bad, "rejected: golden case");
+    fleet.until_tagged(&bad, "rejected: golden case");
     assert_eq!(model(&daemon, "fish")["serving"], named(&second).as_str());
     let (ok, text) = weir_models(&daemon, &env, &["show", "fish"]);
     assert!(ok && text.contains("dock-3: rejected: golden case") && text.contains("champion"), "{text}");
 
-    // A plain ONNX model lacks what only people know, and says so; with the tags it serves.
+    // A plain ONNX model without the required tags is rejected with their names; with the tags it serves.
     let plain = tempfile::tempdir().unwrap();
     let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/models/colours.onnx");
     std::fs::copy(graph, plain.path().join("model.onnx")).unwrap();
@@ -154,10 +147,10 @@ fn a_fleet_is_led_from_mlflow(fleet: &Fleet<'_>) {
     let seen = daemon.post("/predict", &[], &picture([10, 10, 220], 1)).json();
     assert_eq!(seen["species"], "blue");
 
-    // Back, by the alias.
+    // Rolled back by the alias.
     fleet.alias(&second);
     until_serving(&daemon, "fish", &named(&second));
-    // What serves is on the disk; the first of four is no longer, and can be had again.
+    // The active version is on disk; the first of four was pruned and can be downloaded again.
     for (version, downloaded) in [(&second, false), (&first, true)] {
         let (ok, text) = weir_models(&daemon, &env, &["pull", &named(version), "--json"]);
         assert!(ok && text.contains(&format!("\"downloaded\": {downloaded}")), "{version}: {text}");
@@ -179,34 +172,34 @@ fn a_fleet_is_led_from_an_old_server_and_models_come_from_s3() {
 }
 
 #[test]
-fn what_a_box_sees_is_a_run_of_the_monitoring_experiment() {
+fn predictions_are_reported_as_a_run_of_the_monitoring_experiment() {
     let services = shared_with_mlflow();
     let fleet = Fleet::new(services, services.mlflow(), false);
     let experiment = format!("seen-{}", fleet.name);
     let env = fleet.env();
     let monitoring = [
         ("WEIR__MONITORING__ENABLED", "true"),
-        ("WEIR__MONITORING__EVERY", "2s"),
+        ("WEIR__MONITORING__INTERVAL", "2s"),
         ("WEIR__MONITORING__EXPERIMENT", experiment.as_str()),
     ];
     let daemon = start(&env, &monitoring);
     let (photo, label) = support::sample();
     assert_eq!(daemon.post("/predict", &[], &photo).status, 200);
     let mut found = Value::Null;
-    support::load::wait_until("the box has reported", || {
+    support::load::wait_until("the node has reported", || {
         let runs = fleet.client(&json!({"step": "runs", "name": experiment}));
-        let with_images = |run: &&Value| run["metrics"]["images"] == 1.0;
-        found = runs.as_array().unwrap().iter().find(with_images).cloned().unwrap_or(Value::Null);
+        // Metrics, parameters and status are written by separate calls; the status is the last.
+        let complete = |run: &&Value| run["metrics"]["images"] == 1.0 && run["status"] == "FINISHED";
+        found = runs.as_array().unwrap().iter().find(complete).cloned().unwrap_or(Value::Null);
         found != Value::Null
     });
     assert_eq!(found["metrics"][format!("species.{label}")], 1.0, "{found:#}");
     assert_eq!(found["params"]["node"], "dock-3");
     assert!(found["metrics"]["population_stability_index"].is_number(), "{found:#}");
-    assert_eq!(found["status"], "FINISHED");
 }
 
 #[test]
-fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() {
+fn an_unavailable_or_wrong_server_changes_nothing_and_a_restart_does_not_need_it() {
     let services = Services::own(&["s3", "mlflow29"]);
     let fleet = Fleet::new(&services, services.mlflow29(), true);
     let bundles = Registry::new();
@@ -218,13 +211,13 @@ fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() 
     let daemon = start(&env, &[]);
     let named = format!("{}/{first}", fleet.name);
     until_serving(&daemon, "fish", &named);
-    // Frozen: it accepts, and says nothing.
+    // Frozen: it accepts connections but does not respond.
     services.pause("mlflow29");
     until(&daemon, "fish", "missing the registry", |model| model["error"].is_string());
     let (photo, _) = support::sample();
     assert_eq!(daemon.post("/predict", &[], &photo).status, 200);
     services.resume("mlflow29");
-    until(&daemon, "fish", "hearing of the registry", |model| model["error"].is_null());
+    until(&daemon, "fish", "reaching the registry", |model| model["error"].is_null());
     services.kill("mlflow29");
     until(&daemon, "fish", "missing the registry", |model| model["error"].is_string());
     assert_eq!(daemon.get("/health").json()["links"]["mlflow"]["status"], "down");
@@ -235,7 +228,7 @@ fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() 
     assert_eq!(daemon.post("/predict", &[], &photo).json()["model"]["version"], "first");
     drop(daemon);
 
-    // Something answers there, and it is not MLflow.
+    // Another server responds there, which is not MLflow.
     let web = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = web.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -249,7 +242,8 @@ fn a_server_that_is_away_or_is_none_changes_nothing_and_a_reboot_needs_it_not() 
     });
     env[0].1 = format!("http://{address}");
     let daemon = start(&env, &[]);
-    let error = until(&daemon, "fish", "seeing that this is no registry", |model| model["error"].is_string());
+    let error =
+        until(&daemon, "fish", "reporting that this is not a registry", |model| model["error"].is_string());
     assert!(error["error"].as_str().unwrap().contains("a web page, not MLflow's API"), "{error:#}");
     assert_eq!(daemon.post("/predict", &[], &photo).status, 200);
 }

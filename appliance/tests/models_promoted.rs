@@ -1,4 +1,4 @@
-//! What happens to the version that serves: monitored after its promotion, brought back after a start that could not load it.
+//! The active version: monitored after its promotion, restored after a start that could not load it.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)]
 
 mod support;
@@ -32,12 +32,12 @@ fn a_version_that_fails_after_its_promotion_is_rolled_back() {
     until_serving(&daemon, "colours", "colours/1");
     registry.alias("colours", "champion", "2");
     until_serving(&daemon, "colours", "colours/2");
-    // As many as it takes and no more: after the last of them it may be rolled back at once.
+    // Exactly the required number: after the last one it may be rolled back immediately.
     for seed in 0..20 {
         let answer = daemon.post("/predict", &[], &picture(BLUE, seed));
         assert_eq!((answer.status, answer.json()["code"].as_str()), (500, Some("invalid_scores")));
     }
-    // The operator sees what kind of value it was.
+    // The reason contains the kind of value.
     let metrics = daemon.get("/metrics").text();
     assert!(metrics.contains("weir_invalid_scores_total{reason=\"not_finite\"} 20"), "{metrics}");
     until_serving(&daemon, "colours", "colours/1");
@@ -56,7 +56,7 @@ fn a_version_that_fails_after_its_promotion_is_rolled_back() {
 }
 
 #[test]
-fn a_version_with_which_processes_die_is_rolled_back_at_the_start() {
+fn a_version_with_which_processes_crash_is_rolled_back_at_startup() {
     let registry = Registry::new();
     registry.publish_colours("1", &Colours::default());
     registry.publish_colours("2", &Colours::default());
@@ -69,7 +69,7 @@ fn a_version_with_which_processes_die_is_rolled_back_at_the_start() {
     until_serving(&daemon, "colours", "colours/2");
     let mut daemon = start_in(daemon.kill(), &env, &[]);
     assert_eq!(serving(&daemon), "colours/2");
-    // One that is stopped clears the count.
+    // A regular shutdown clears the count.
     daemon.terminate();
     assert!(daemon.wait(Duration::from_secs(30)).expect("it did not end").success());
     let mut data = daemon.kill();
@@ -91,7 +91,7 @@ fn a_version_with_which_processes_die_is_rolled_back_at_the_start() {
 }
 
 #[test]
-fn a_version_that_cannot_be_loaded_at_the_start_serves_as_soon_as_it_can() {
+fn a_version_that_cannot_be_loaded_at_startup_serves_as_soon_as_possible() {
     let registry = Registry::new();
     registry.publish_fish("1", "first");
     registry.alias("fish", "champion", "1");
@@ -100,7 +100,7 @@ fn a_version_that_cannot_be_loaded_at_the_start_serves_as_soon_as_it_can() {
     until_serving(&daemon, "fish", "fish/1");
     let data = daemon.kill();
     drop(registry);
-    // A folder in the place of the weights can't be read, which says nothing about the version.
+    // A folder instead of the weights cannot be read, which is not a fault of the version.
     let bundles = std::fs::read_dir(data.path().join("models/bundles")).unwrap();
     let bundle = bundles.map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
     let (weights, aside) = (bundle.join("model.int8.onnx"), bundle.join("aside"));
@@ -119,7 +119,7 @@ fn a_version_that_cannot_be_loaded_at_the_start_serves_as_soon_as_it_can() {
     assert_eq!(served(&daemon, "", &photo)["model"]["version"], "first");
 }
 
-/// A library for LD_PRELOAD with which ONNX Runtime finds no file descriptor for a model of the store while the file `marker` is there.
+/// A library for LD_PRELOAD with which ONNX Runtime gets no file descriptor for a model of the store while the file `marker` exists.
 fn without_descriptors(dir: &Path) -> PathBuf {
     let (source, library) = (dir.join("no_files.c"), dir.join("no_files.so"));
     let code = r#"
@@ -152,7 +152,7 @@ fn without_descriptors(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_machine_without_file_descriptors_at_the_start_demotes_no_version() {
+fn a_lack_of_file_descriptors_at_startup_demotes_no_version() {
     let registry = Registry::new();
     registry.publish_fish("1", "first");
     registry.alias("fish", "champion", "1");
@@ -169,7 +169,7 @@ fn a_machine_without_file_descriptors_at_the_start_demotes_no_version() {
         text["models"]["fish"]["serving"]["version"].clone()
     };
     assert_eq!(serving(), "1");
-    // The configured bundle can be loaded, what the journal says serves can't.
+    // The configured bundle can be loaded, the active version in the journal cannot.
     std::fs::write(&marker, "").unwrap();
     let daemon = start_in(data, &env, &more);
     assert_eq!(model(&daemon, "fish")["serving"], "bundle");

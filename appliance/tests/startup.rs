@@ -1,4 +1,4 @@
-//! What keeps a daemon from starting is said at once, with the remedy; nothing starts half.
+//! Startup errors are reported immediately with a remedy; there is no partial start.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -49,7 +49,7 @@ fn a_damaged_bundle() {
     assert_says(&text, &["labels.txt"]);
     let text = damaged(&|dir| std::fs::remove_file(dir.join("bundle.toml")).unwrap());
     assert_says(&text, &["bundle.toml"]);
-    // A golden case that expects something else than the model computes.
+    // A golden case that does not match the model's result.
     let text = damaged(&|dir| {
         let path = dir.join("bundle.toml");
         let manifest = std::fs::read_to_string(&path).unwrap();
@@ -68,7 +68,7 @@ fn labels_that_do_not_fit_the_output() {
     copy(&bundle(), dir.path());
     let path = dir.path().join("bundle.toml");
     let manifest = std::fs::read_to_string(&path).unwrap();
-    // The manifest agrees with itself, but the graph has 17 scores.
+    // The manifest is consistent, but the graph has 17 scores.
     let manifest =
         manifest.replacen("\"tench\"", "\"extra\", \"tench\"", 1).replacen("[0, 17]", "[0, 18]", 1);
     std::fs::write(&path, manifest).unwrap();
@@ -146,7 +146,7 @@ fn a_worker_without_work() {
 }
 
 #[test]
-fn doctor_shows_no_secret_and_warns_of_one_on_the_wire() {
+fn doctor_shows_no_secret_and_warns_of_one_sent_unencrypted() {
     let doctor = |env: &[(&str, &str)]| {
         let data = tempfile::tempdir().unwrap();
         let mut doctor = weir();
@@ -158,7 +158,7 @@ fn doctor_shows_no_secret_and_warns_of_one_on_the_wire() {
     };
     doctor(&[("AWS_ENDPOINT_URL_S3", "http://key:hunter2@127.0.0.1:1"), ("S3_BUCKET", "b")]);
     doctor(&[("WEIR__KAFKA__PASSWD", "hunter2")]);
-    // Nothing is there; a name that leads nowhere is found out at once.
+    // No server exists; an unresolvable name is detected immediately.
     let redis = [("REDIS_HOST", "redis.invalid"), ("REDIS_PASSWORD", "hunter2")];
     let warned = |text: &str| text.contains("the password travels unencrypted to another machine");
     assert!(warned(&doctor(&redis)));
@@ -167,7 +167,7 @@ fn doctor_shows_no_secret_and_warns_of_one_on_the_wire() {
 }
 
 #[test]
-fn doctor_tells_what_works_and_what_does_not() {
+fn doctor_reports_what_works_and_what_does_not() {
     let data = tempfile::tempdir().unwrap();
     let fine = weir()
         .args(["doctor", "--data-dir"])
@@ -194,7 +194,7 @@ fn doctor_tells_what_works_and_what_does_not() {
 }
 
 #[test]
-fn damaged_side_files_are_set_aside_and_told_to_the_operator() {
+fn damaged_files_are_quarantined_and_reported() {
     let data = tempfile::tempdir().unwrap();
     std::fs::create_dir(data.path().join("batches")).unwrap();
     for name in ["queue.redb", "batches.redb"] {
@@ -224,7 +224,7 @@ fn damaged_side_files_are_set_aside_and_told_to_the_operator() {
     let check = checks.as_array().unwrap().iter().find(|check| check["name"] == "damaged files");
     let found = check.unwrap_or_else(|| panic!("{checks}"))["found"].as_str().unwrap();
     assert!(found.contains("queue.redb.damaged-") && found.contains("batches.redb.damaged-"), "{found}");
-    // They are there to be looked at, and keep no later start from being well.
+    // They are kept for inspection, and do not affect the health of later starts.
     let daemon = Daemon::start_in(daemon.kill(), &[]);
     assert_eq!(daemon.get("/health").json()["status"], "ready");
 }

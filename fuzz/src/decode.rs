@@ -1,4 +1,4 @@
-//! Images of one format: an image or a typed error, within the memory that is promised and within a time.
+//! Images of one format: an image or a typed error, within the guaranteed memory and within a time limit.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -7,24 +7,24 @@ use gpu_kernels::{
     CpuPreprocessor, DecodeError, DecodeLimits, Decoder, ImageFormat, ImageHeader, PreprocessSpec, inspect,
 };
 
-use crate::measure::measured;
+use crate::harness::measured;
 
 /// Largest file.
 const MAX_BYTES: usize = 1 << 20;
 /// Large enough for a header to ask for much more than its file holds.
 const MAX_PIXELS: u64 = 4 << 20;
-/// Beside the encoded bytes and 12 bytes a declared pixel, as `gpu_kernels::decode` promises.
+/// In addition to the encoded bytes and 12 bytes per declared pixel, as documented in `gpu_kernels::decode`.
 const FIXED: u64 = 60 << 20;
 const PER_PIXEL: u64 = 12;
-/// Processor time of one decode. The slowest legal image of this size takes a tenth of it in a debug build.
+/// CPU time of one decode. The slowest valid image of this size takes a tenth of it in a debug build.
 const TIME: Duration = Duration::from_secs(20);
 /// The side to which a model's image is resized.
 const SMALL: u32 = 24;
 
-/// Has Huffman tables of its own, and is decoded before an image of which that must not show.
+/// An image with custom Huffman tables, decoded before another image, on which it must have no effect.
 const BEFORE: &[u8] = include_bytes!("../seeds/decode_jpeg/own-tables.jpg");
 
-/// What became of an image: what it is, and a sum over its pixels; or the code of the error.
+/// The result of an image: its size and a hash of its pixels, or the code of the error.
 type Answer = Result<(u32, u32, u64), &'static str>;
 
 /// Limits that accept `format` alone.
@@ -38,14 +38,14 @@ pub fn limits(format: ImageFormat) -> DecodeLimits {
     }
 }
 
-/// The property.
+/// Checks the property.
 pub fn check(format: ImageFormat, bytes: &[u8]) {
     let limits = limits(format);
     let (header, cost) = measured(|| inspect(bytes, &limits));
     let most = match &header {
         Ok(header) => {
             let most = FIXED + PER_PIXEL * u64::from(header.width) * u64::from(header.height);
-            assert!(header.decode_memory <= most, "{header:?} is told to take more than {most} bytes");
+            assert!(header.decode_memory <= most, "{header:?} declares more than {most} bytes");
             most
         }
         Err(error) => {
@@ -67,7 +67,7 @@ pub fn check(format: ImageFormat, bytes: &[u8]) {
         answer
     });
     let [whole, small] = answers;
-    assert_eq!(whole.err(), small.err(), "whether an image is decoded depends on the size that is asked for");
+    assert_eq!(whole.err(), small.err(), "whether an image is decoded depends on the requested size");
     if let Err(error) = &header {
         assert_eq!(whole.err(), Some(error.code()), "the header is refused and the image is not");
     }

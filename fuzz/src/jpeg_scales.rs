@@ -1,34 +1,34 @@
-//! JPEGs at the scales at which our own decoder reads them, against libjpeg-turbo, which alone reads full size: both accept
-//! the same files, and the small picture is the large one made smaller.
+//! JPEGs at the scales of the reduced decoder, compared with libjpeg-turbo, which decodes full size: both accept
+//! the same files, and the small picture is a reduction of the large one.
 //!
 //! An input that begins as a JPEG is one. Any other draws a picture and chooses how it is encoded, so that sizes, qualities and
-//! samplings are covered by files that are sound.
+//! samplings are covered by valid files.
 
 use gpu_kernels::{DecodeLimits, Decoder, ImageFormat};
 use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 use crate::decode::limits;
 
-/// Pixels a side of the largest block of which a pixel depends: an MCU at 4:2:0.
+/// Pixels per side of the largest block on which a pixel depends: an MCU at 4:2:0.
 const MCU: usize = 16;
 
 /// Bounds on a drawn picture, in levels of 0 to 255: the mean over it and the worst value of any channel. The library's small
-/// pictures are means of pixels, ours have the lowest frequencies alone.
+/// pictures are means of pixels; the reduced decoder's contain only the lowest frequencies.
 const DRAWN_MEAN: f64 = 6.0;
 const DRAWN_WORST: u8 = 80;
-/// Pixels from which on their mean counts.
+/// Number of pixels from which the mean is checked.
 const ENOUGH: f64 = 200.0;
 
-/// What is known of a picture that was drawn.
+/// Properties of a drawn picture.
 #[derive(Clone, Copy)]
 struct Drawn {
     size: (usize, usize),
     /// Whether a small picture has colours as fine as its brightness. libjpeg-turbo reduces 4:2:2 to chroma of half its width and enlarges
-    /// that again, so that [`DRAWN_MEAN`] bounds the luma alone there.
+    /// that again, so that [`DRAWN_MEAN`] bounds only the luma there.
     has_fine_chroma: bool,
 }
 
-/// The property.
+/// Checks the property.
 pub fn check(bytes: &[u8]) {
     if bytes.first() == Some(&0xFF) {
         compare(bytes, None);
@@ -84,7 +84,7 @@ fn compare(bytes: &[u8], drawn: Option<Drawn>) {
 
 /// Compares each pixel of `small` with the mean of its `scale` x `scale` pixels in `full`.
 fn agree(full: &Picture, small: &Picture, scale: usize, drawn: Option<Drawn>, comparable: bool) {
-    // Of small images a smaller scale than was meant keeps the side.
+    // For small images a smaller scale than intended keeps the side.
     if (small.width, small.height) != (full.width.div_ceil(scale), full.height.div_ceil(scale)) {
         return;
     }
@@ -95,7 +95,7 @@ fn agree(full: &Picture, small: &Picture, scale: usize, drawn: Option<Drawn>, co
             let range = ranges.around(x * scale / MCU, y * scale / MCU);
             let most = match range {
                 _ if drawn.is_some() => DRAWN_WORST,
-                // What a file holds that was made to be odd may differ by as much as it varies.
+                // A malformed file may differ by as much as its content varies.
                 Some(range) if comparable => (8 + 3 * u16::from(range)).min(255) as u8,
                 _ => continue,
             };
@@ -111,7 +111,7 @@ fn agree(full: &Picture, small: &Picture, scale: usize, drawn: Option<Drawn>, co
     }
     let Some(drawn) = drawn else { return };
     let off = if drawn.has_fine_chroma { channels_off } else { luma_off } / pixels;
-    // Of a few pixels one is much of the mean.
+    // With few pixels a single one dominates the mean.
     assert!(pixels < ENOUGH || off <= DRAWN_MEAN, "1/{scale}: off by {off:.2} levels on average");
 }
 
@@ -142,8 +142,8 @@ impl Ranges {
         Self { across, levels }
     }
 
-    /// How far apart the levels of an MCU and of its neighbours are, in any channel; none where one may have been cut off at
-    /// the end of the scale.
+    /// How far apart the levels of an MCU and of its neighbours are, in any channel; `None` if one may have been clamped at
+    /// the end of the range.
     fn around(&self, x: usize, y: usize) -> Option<u8> {
         let down = self.levels.len() / self.across;
         let (mut low, mut high) = (u8::MAX, 0);
@@ -157,8 +157,8 @@ impl Ranges {
     }
 }
 
-/// Whether every quantizer is 1. With larger ones a file that is made to can have coefficients beyond 16 bits, where
-/// libjpeg-turbo's vector code wraps, and a decoder may do as it likes.
+/// Whether every quantizer is 1. With larger ones a crafted file can have coefficients beyond 16 bits, where
+/// libjpeg-turbo's vector code wraps, and the result is undefined.
 fn comparable(jpeg: &[u8]) -> bool {
     let mut rest = jpeg;
     while let Some(at) = memchr::memmem::find(rest, &[0xFF, 0xDB]) {
@@ -172,7 +172,7 @@ fn comparable(jpeg: &[u8]) -> bool {
     true
 }
 
-/// A smooth picture from the levels of a grid, encoded; none where the input is too short.
+/// A smooth picture from the levels of a grid, encoded; `None` if the input is too short.
 fn draw(bytes: &[u8]) -> Option<(Vec<u8>, Drawn)> {
     let (head, grid) = bytes.split_first_chunk::<6>()?;
     let (width, height) = (1 + usize::from(head[1]) * 2, 1 + usize::from(head[2]) * 2);

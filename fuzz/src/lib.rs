@@ -25,13 +25,11 @@ pub mod batch_body;
 pub mod batch_message;
 pub mod bundle_manifest;
 pub mod decode;
+mod harness;
 pub mod jpeg_scales;
-mod measure;
 pub mod multipart;
-pub mod mutate;
 pub mod outbox;
 pub mod predict_json;
-mod scratch;
 
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
@@ -40,10 +38,12 @@ use std::process::ExitCode;
 
 use gpu_kernels::ImageFormat;
 
+pub use harness::mutated;
+
 /// A property that must hold for any bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// As the binary and the folder of seeds are called.
+    /// The name of the binary and of the folder of seeds.
     pub name: &'static str,
     /// Panics where the property does not hold.
     pub check: fn(&[u8]),
@@ -82,12 +82,12 @@ pub fn seeds(name: &str) -> PathBuf {
 }
 
 thread_local! {
-    /// The last panic of this thread, for the report where nothing caught it.
+    /// The last panic of this thread, for the report if it is not caught.
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Replaces libFuzzer's panic hook, which aborts on every panic: one of an image decoder is caught and becomes the error of its
-/// image, which is a documented answer.
+/// Replaces libFuzzer's panic hook, which aborts on every panic: one in an image decoder is caught and becomes the error of its
+/// image, which is a documented result.
 pub fn prepare() {
     panic::set_hook(Box::new(|info| {
         LAST_PANIC
@@ -95,7 +95,7 @@ pub fn prepare() {
     }));
 }
 
-/// Runs a target under libFuzzer, which takes a panic that leaves this function for a crash.
+/// Runs a target under libFuzzer, which treats a panic that leaves this function as a crash.
 #[allow(clippy::print_stderr, reason = "libFuzzer reports on stderr")]
 pub fn fuzz(target: Target, bytes: &[u8]) {
     if let Err(cause) = panic::catch_unwind(AssertUnwindSafe(|| (target.check)(bytes))) {

@@ -1,22 +1,22 @@
-//! Forms: sorted into files or refused, nothing made up, and all memory given back.
+//! Forms: parsed into files or refused, without invented data, and all memory is released.
 //!
 //! An input is a Content-Type, a newline and a body. One that begins with a zero byte is written as a form instead, which must
-//! come back file by file.
+//! be parsed into the same files.
 
 use bytes::Bytes;
 use weir::http::posted::{Payload, Refusal, parse};
 use weir::memory::BodyMemory;
 
-use crate::measure::measured;
+use crate::harness::measured;
 
 /// Most files of a form.
 const MAX_FILES: usize = 8;
-/// Copies of the body that may exist at once, and what a form takes however short it is.
+/// Copies of the body that may exist at the same time, and the fixed cost of a form.
 const COPIES: u64 = 4;
 const FIXED: u64 = 64 << 10;
 const BOUNDARY: &str = "edge";
 
-/// The property.
+/// Checks the property.
 pub fn check(input: &[u8]) {
     if let Some(files) = input.strip_prefix(&[0]) {
         return written(files);
@@ -36,7 +36,7 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// Parses a body under the bounds on memory.
+/// Parses a body within the memory limits.
 pub(crate) fn taken(content_type: &[u8], body: &[u8]) -> Result<Payload, Refusal> {
     let memory = BodyMemory::new(64 << 20, 1 << 20);
     let copy = Bytes::copy_from_slice(body);

@@ -1,7 +1,7 @@
-//! Segments of the outbox: whatever is in them, opening takes no event that was not written, loses none that is whole, and goes on
-//! behind all of them.
+//! Segments of the outbox: for any content, opening accepts no event that was not written, loses no intact one, and continues
+//! after all of them.
 //!
-//! An input that begins as a segment is one. Any other is a list of steps that write segments, with sums that agree, and damage
+//! An input that begins as a segment is one. Any other is a list of steps that write segments, with valid checksums, and damage
 //! them.
 
 mod steps;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use cloud_sync::outbox::{Durability, Outbox, OutboxConfig, OutboxError, Reader, Recovery, StoredEvent};
 
-use crate::scratch;
+use crate::harness::temp_folder;
 use steps::Written;
 
 /// Bytes before the payload of a record.
@@ -19,10 +19,10 @@ const RECORD_HEADER: usize = 24;
 const SEGMENT_HEADER: usize = 24;
 const MAGIC: &[u8] = b"WEIROBX\0";
 
-/// The property.
+/// Checks the property.
 pub fn check(input: &[u8]) {
     let written = if input.starts_with(MAGIC) { Written::raw(input) } else { Written::by_steps(input) };
-    let folder = scratch::folder();
+    let folder = temp_folder();
     let dir = folder.path();
     written.write(dir);
 
@@ -65,7 +65,7 @@ fn sequences(events: &[StoredEvent]) -> Vec<(u64, &[u8])> {
     events.iter().map(|event| (event.sequence, &event.payload[..])).collect()
 }
 
-/// All events; none where a segment is of a newer version.
+/// All events; `None` if a segment has a newer version.
 fn read(dir: &Path) -> Option<Vec<StoredEvent>> {
     let mut reader = Reader::open(dir).expect("a directory that is listed");
     let mut events = Vec::new();
@@ -79,7 +79,7 @@ fn read(dir: &Path) -> Option<Vec<StoredEvent>> {
     }
 }
 
-/// None where a segment is of a newer version.
+/// `None` if a segment has a newer version.
 fn open(dir: &Path, durability: Durability) -> Option<(Outbox, Recovery)> {
     let config = OutboxConfig { segment_bytes: 4 << 10, durability, ..OutboxConfig::new(dir) };
     match Outbox::open(config) {
@@ -89,7 +89,7 @@ fn open(dir: &Path, durability: Durability) -> Option<(Outbox, Recovery)> {
     }
 }
 
-/// Appends events behind all that there are; none where no number is left for one.
+/// Appends events after the existing ones; `None` if no sequence number is left.
 fn append(
     outbox: &Outbox,
     written: &Written,

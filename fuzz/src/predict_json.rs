@@ -1,4 +1,4 @@
-//! JSON requests: what is taken is what any reader of JSON and base64 makes of them, and what is sound is taken.
+//! JSON requests: results equal those of reference JSON and base64 decoders, and valid requests are accepted.
 //!
 //! An input is a body. One that begins with a zero byte is an image instead, which is written in one of the forms that clients
 //! use.
@@ -10,7 +10,7 @@ use weir::http::posted::Payload;
 
 use crate::multipart::taken;
 
-/// The property.
+/// Checks the property.
 pub fn check(input: &[u8]) {
     if let Some(image) = input.strip_prefix(&[0]) {
         return written(image);
@@ -32,7 +32,7 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// Base64 of either alphabet, bit by bit; what is not of it is passed over.
+/// Base64 of either alphabet, bit by bit; other characters are skipped.
 fn decoded(text: &str) -> Vec<u8> {
     let data = match text.split_once(',') {
         Some((_, data)) => data,

@@ -5,10 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Mutex;
 
-use weir_fuzz::mutate::mutated;
-use weir_fuzz::{TARGETS, seeds, target};
+use weir_fuzz::{TARGETS, mutated, seeds, target};
 
-/// Of one target at a time: the memory that it takes is that of the process.
+/// One target at a time, since memory is measured for the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn read_all(folder: &Path) -> Vec<(String, Vec<u8>)> {

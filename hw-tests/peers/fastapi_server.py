@@ -1,4 +1,4 @@
-"""The peer: what a team glues together from FastAPI, Pillow and ONNX Runtime. weir-rig starts and measures it.
+"""The peer: a typical server with FastAPI, Pillow and ONNX Runtime. weir-rig starts and measures it.
 
 POST /predict takes an encoded image as its body and answers with the five best labels; GET /health answers when the
 model is loaded. The preprocessing is that of the model bundle, done the usual way: full decode, resize so that
@@ -25,11 +25,11 @@ TOP = 5
 
 
 class Classifier:
-    """Encoded image to labels with scores. One a worker process."""
+    """Encoded image to labels with scores. One per worker process."""
 
     def __init__(self, model, labels):
         options = onnxruntime.SessionOptions()
-        # A process a core, so more threads in each would only get in each other's way.
+        # One process per core, so more threads per process would only compete.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -66,8 +66,8 @@ def make_app():
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     classifier = Classifier(os.environ["WEIR_PEER_MODEL"], os.environ["WEIR_PEER_LABELS"])
 
-    # In a thread pool, because one worker may have accepted most of the connections: Pillow and ONNX Runtime let go of
-    # the interpreter lock, so that even then both cores work. Measured: the same CPU time a request as in the event loop.
+    # In a thread pool, because one worker may have accepted most of the connections: Pillow and ONNX Runtime release
+    # the interpreter lock, so that both cores work even then. Measured: the same CPU time per request as in the event loop.
     @app.post("/predict")
     async def predict(request: Request):
         try:
@@ -88,7 +88,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", required=True, help="the fp32 ONNX file")
-    parser.add_argument("--labels", required=True, help="its labels, one a line")
+    parser.add_argument("--labels", required=True, help="its labels, one per line")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     # The workers are new processes, which read their settings from the environment.

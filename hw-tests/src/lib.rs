@@ -1,4 +1,4 @@
-//! The rig: drives a built `weir` from outside and measures it. The map of its modules.
+//! The rig: drives a built `weir` from outside and measures it.
 
 pub mod bench;
 pub mod daemon;

@@ -1,7 +1,7 @@
-//! What a process has used, read from /proc: CPU time and memory.
+//! CPU time and memory of processes, from /proc.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::time::{ClockId, clock_gettime};
@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 pub struct Memory {
     /// VmRSS: resident now.
     pub resident: u64,
-    /// VmHWM: the most that was ever resident.
+    /// VmHWM: peak resident memory.
     pub peak: u64,
 }
 
@@ -49,10 +49,10 @@ pub fn own_cpu_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// CPU time that the whole machine has used since its start, with what a host has taken from it.
+/// CPU time of the whole machine since boot, including the time stolen by its host.
 ///
 /// # Errors
-/// When the system does not say.
+/// When the system does not report it.
 pub fn machine_cpu_time() -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
     parse_machine_cpu_time(&stat, rustix::param::clock_ticks_per_second())
@@ -114,6 +114,63 @@ fn parse_memory(status: &str) -> anyhow::Result<Memory> {
     Ok(Memory { resident: field("VmRSS:")?, peak: field("VmHWM:")? })
 }
 
+/// Processes by their names in a report.
+pub(crate) struct Processes(Vec<(String, u32)>);
+
+/// CPU time of each process at one moment.
+pub(crate) struct Reading {
+    at: Instant,
+    used: Vec<(String, Duration)>,
+    machine: Duration,
+}
+
+/// CPU time of each process between two readings.
+pub(crate) struct Used {
+    pub(crate) elapsed: Duration,
+    pub(crate) each: Vec<(String, Duration)>,
+    machine: Duration,
+}
+
+impl Processes {
+    pub(crate) fn new(processes: Vec<(String, u32)>) -> Self {
+        Self(processes)
+    }
+
+    /// # Errors
+    /// When one of them has ended.
+    pub(crate) fn read(&self) -> anyhow::Result<Reading> {
+        let at = Instant::now();
+        let used = self.0.iter().map(|(name, pid)| Ok((name.clone(), cpu_time(*pid)?)));
+        Ok(Reading { at, used: used.collect::<anyhow::Result<_>>()?, machine: machine_cpu_time()? })
+    }
+}
+
+impl Reading {
+    /// CPU time since `earlier`, a reading of the same processes.
+    pub(crate) fn since(&self, earlier: &Self) -> Used {
+        let each = self.used.iter().zip(&earlier.used);
+        let each = each.map(|((name, now), (_, then))| (name.clone(), now.saturating_sub(*then))).collect();
+        let machine = self.machine.saturating_sub(earlier.machine);
+        Used { elapsed: self.at - earlier.at, each, machine }
+    }
+}
+
+impl Used {
+    /// CPU time of all of them together, in cores.
+    pub(crate) fn cores(&self) -> f64 {
+        self.sum().as_secs_f64() / self.elapsed.as_secs_f64()
+    }
+
+    /// CPU time of all other processes, in cores.
+    pub(crate) fn others(&self) -> f64 {
+        self.machine.saturating_sub(self.sum()).as_secs_f64() / self.elapsed.as_secs_f64()
+    }
+
+    fn sum(&self) -> Duration {
+        self.each.iter().map(|(_, used)| *used).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,12 +209,32 @@ mod tests {
         }
         let pid = std::process::id();
         assert!(cpu_time(pid).unwrap() >= Duration::from_millis(40));
-        assert!(tree_cpu_time(pid).unwrap() >= cpu_time(pid).unwrap() - Duration::from_millis(20));
+        // Read in this order: the tree's time includes this process's and only grows.
+        let own = cpu_time(pid).unwrap();
+        assert!(tree_cpu_time(pid).unwrap() >= own);
         assert!(memory(pid).unwrap().resident > 1 << 20);
     }
 
     #[test]
     fn a_process_that_is_not_there_is_named() {
         assert!(cpu_time(u32::MAX).unwrap_err().to_string().contains("4294967295"));
+    }
+
+    #[test]
+    fn what_a_process_used_between_two_readings() {
+        let processes = Processes::new(vec![("this".to_owned(), std::process::id())]);
+        let (before, cpu) = (processes.read().unwrap(), own_cpu_time());
+        let mut sum = 0_u64;
+        while before.at.elapsed() < Duration::from_millis(200)
+            || own_cpu_time() - cpu < Duration::from_millis(100)
+        {
+            sum = std::hint::black_box(sum + 1);
+        }
+        let used = processes.read().unwrap().since(&before);
+        assert!(used.elapsed >= Duration::from_millis(200));
+        assert_eq!(used.each[0].0, "this");
+        assert!(used.each[0].1 >= Duration::from_millis(20), "{:?}", used.each);
+        assert!(used.cores() >= 0.05 && used.others() >= 0.0);
+        assert!(Processes::new(vec![("none".to_owned(), u32::MAX)]).read().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The command line: what it refuses, what it writes, and its exit codes.
+//! The command line: refused arguments, output files, and exit codes.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod server;
@@ -57,6 +57,8 @@ fn a_run_prints_a_table_and_writes_json() {
         &url,
         "--requests",
         "40",
+        "--duration",
+        "60",
         "--warmup",
         "0",
         "--camera",

@@ -1,7 +1,7 @@
-"""CPU time of a request in two builds of weir: compare_cpu.py OTHER_WEIR RELEASE_FOLDER PAIRS FRAMES...
+"""CPU time per request in two builds of weir: compare_cpu.py OTHER_WEIR RELEASE_FOLDER PAIRS FRAMES...
 
-Both serve all the while. In each pair, one after the other is under load for two seconds; what counts is the median of the pairs' ratios,
-since the speed of the machine changes from minute to minute.
+Both run throughout. In each pair of measurements one build and then the other is under load for two seconds. The result is the median of the
+pairs' ratios, since the speed of the machine changes from minute to minute.
 """
 
 import json
@@ -11,24 +11,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
+
+# No bytecode in the checkout.
+sys.dont_write_bytecode = True
+import weir_process  # noqa: E402
 
 BUNDLE = pathlib.Path(__file__).resolve().parents[2] / "models/fish/1"
-# Loopback needs no proxy, whatever the environment says.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 READY_S = 60
+STOP_S = 60
 LOAD_S = 2
 
 
 class Server:
-    """`weir serve` with the default bundle, an otherwise empty configuration, and a folder of its own."""
+    """`weir serve` with the default bundle, an otherwise empty configuration, and its own folder."""
 
     def __init__(self, weir, port, folder):
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "log"
-        # There it finds no weir.toml, and what is meant for a deployment here is not meant for it.
+        # The folder has no weir.toml, and settings of a deployment in the environment are not passed on.
         kept = ("HOME", "PATH", "ORT_DYLIB_PATH", "LD_LIBRARY_PATH", "TMPDIR")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
         environment["WEIR__MODEL__BUNDLE"] = str(BUNDLE)
@@ -37,29 +37,28 @@ class Server:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment)
 
     def wait_until_ready(self):
-        end = time.monotonic() + READY_S
-        while True:
-            if self.process.poll() is not None or time.monotonic() > end:
-                sys.exit(f"weir does not serve:\n{self.log.read_text()[-2000:]}")
-            try:
-                DIRECT.open(self.url + "/health/ready", timeout=1).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+        try:
+            ready = weir_process.wait_until_ready(self.process, self.url, READY_S)
+        except TimeoutError:
+            ready = False
+        if not ready:
+            sys.exit(f"error: weir did not become ready:\n{self.log.read_text()[-2000:]}")
 
     def milliseconds(self, rig, frames, report):
-        """CPU time of the process for each request that it answered."""
+        """CPU time of the process per answered request."""
         load = [rig, "load", "--url", self.url + "/predict", "--frames", frames, "--duration", str(LOAD_S)]
         load += ["--warmup", "0.3", "--pid", str(self.process.pid), "--json", report]
         subprocess.run(load, stdout=subprocess.DEVNULL, check=True)
         usage = json.loads(report.read_text())["usage"]
         if not usage["ok"]:
-            sys.exit(f"{self.url} answered no request within {LOAD_S} s")
+            sys.exit(f"error: {self.url} answered no request within {LOAD_S} s")
         return usage["cpu_s"] / usage["ok"] * 1e3
 
     def stop(self):
-        self.process.terminate()
-        self.process.wait()
+        try:
+            weir_process.stop(self.process, STOP_S)
+        except TimeoutError as error:
+            print(f"error: {error}", file=sys.stderr)
 
 
 def compare(builds, rig, pairs, frames, folder):

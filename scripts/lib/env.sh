@@ -1,4 +1,4 @@
-# Where things live: the checkout, the cache, the build output, libonnxruntime. Sourced, never run.
+# Paths: the checkout, the cache, the build output, libonnxruntime. Sourced, never run.
 # shellcheck shell=sh
 # shellcheck source=scripts/lib/say.sh
 
@@ -18,13 +18,13 @@ mkdir -p "$WEIR_CACHE" "$CARGO_TARGET_DIR" || die "cannot write to $WEIR_CACHE o
 WEIR_CACHE=$(cd "$WEIR_CACHE" && pwd)
 CARGO_TARGET_DIR=$(cd "$CARGO_TARGET_DIR" && pwd)
 
-# Cargo compares modification times: what another checkout has built last into the same folder looks up to date to it, whatever the
-# sources here are. So they are made newer than that. (Two checkouts that build at the same time want a CARGO_TARGET_DIR each.)
+# Cargo compares modification times: the build output of another checkout in the same folder looks up to date, whatever the
+# sources here are. The sources are therefore touched. (Two checkouts that build at the same time need separate CARGO_TARGET_DIRs.)
 checkout=$(pwd -P)
 built_from=$CARGO_TARGET_DIR/checkout
 if [ -e "$built_from" ] && [ "$(cat "$built_from")" != "$checkout" ]; then
     git ls-files -z --cached --others --exclude-standard | xargs -0 touch -c ||
-        say "The build output in $CARGO_TARGET_DIR is of another checkout, and may be taken for that of this one."
+        say "The build output in $CARGO_TARGET_DIR is from another checkout, and may be used for this one."
 fi
 printf '%s\n' "$checkout" >"$built_from"
 
@@ -33,7 +33,7 @@ WEIR_ORT_FETCHED=$WEIR_CACHE/onnxruntime/$WEIR_ORT_VERSION/libonnxruntime.so
 : "${ORT_DYLIB_PATH:=$WEIR_ORT_FETCHED}"
 : "${WEIR_FP32_BUNDLE:=$WEIR_CACHE/models/fish-fp32/1}"
 
-# Ours come last: a tool that the machine has wins.
+# The tools in the cache come last: those of the machine take precedence.
 PATH=$PATH:$WEIR_CACHE/venv-cmake/bin${HOME:+:$HOME/.cargo/bin}
 
 export WEIR_CACHE CARGO_TARGET_DIR ORT_DYLIB_PATH WEIR_FP32_BUNDLE PATH

@@ -4,7 +4,7 @@
 # Everything goes to stderr: a script's stdout belongs to the program that it starts.
 say() { printf '%s\n' "$*" >&2; }
 
-# die MESSAGE...: one line an argument, then exit 1.
+# die MESSAGE...: prints one line per argument, then exits with status 1.
 die() {
     printf 'error: %s\n' "$1" >&2
     shift

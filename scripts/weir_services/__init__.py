@@ -1,1 +1,1 @@
-# The servers that tests and demos need, run natively on loopback: Kafka, Redis, S3, PostgreSQL, MLflow.
+# The servers for tests and demos, run natively on loopback: Kafka, Redis, S3, PostgreSQL, MLflow.

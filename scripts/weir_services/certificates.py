@@ -9,7 +9,7 @@ NAMES = "DNS:localhost,IP:127.0.0.1,IP:::1"
 
 
 def ensure(instance):
-    """Makes them unless they are there. Files: ca.pem, server.pem, server.key, and keystore.pem (both, for Kafka)."""
+    """Creates them if they do not exist. Files: ca.pem, server.pem, server.key, and keystore.pem (both, for Kafka)."""
     folder = instance.path("certificates")
     if os.path.exists(os.path.join(folder, "keystore.pem")):
         return
@@ -21,7 +21,7 @@ def ensure(instance):
     def run(*arguments):
         install.run([openssl, *arguments], "openssl cannot make the certificates", cwd=scratch)
 
-    # Without a configuration of our own the machine's openssl.cnf would add extensions.
+    # Without this configuration the machine's openssl.cnf would add extensions.
     _write(scratch, "openssl.cnf", "[req]\ndistinguished_name = name\n[name]\n")
     _write(
         scratch,
@@ -46,7 +46,7 @@ def ensure(instance):
     _write(
         scratch, "keystore.pem", _read(scratch, "server.key") + _read(scratch, "server.pem") + _read(scratch, "ca.pem")
     )
-    # Nothing more is to be signed by it.
+    # No further certificate must be signed with it.
     for name in ("ca.key", "server.csr", "server.ext", "openssl.cnf"):
         os.remove(os.path.join(scratch, name))
     for name in ("server.key", "keystore.pem"):

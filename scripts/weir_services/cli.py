@@ -8,7 +8,7 @@ from .errors import ServiceError
 from .fleet import KINDS
 from .ports import WELL_KNOWN
 
-EPILOG = """Servers: kafka, redis, s3, postgres, mlflow; only when named: mlflow29, an old one. Arguments of a server's own tool follow its command:
+EPILOG = """Servers: kafka, redis, s3, postgres, mlflow; only if named: mlflow29, an old version. Arguments of a server's tool follow its command:
   scripts/services console-consumer fish-classification-results --from-beginning
   scripts/services topics --describe"""
 
@@ -29,13 +29,13 @@ def parser():
         return one
 
     one = command("up", commands.up, "start the servers and wait until they serve")
-    one.add_argument("--only", metavar="NAMES", help="some of them, with commas: kafka,redis,s3")
-    one.add_argument("--ports", choices=("fixed", "free"), help=f"fixed (at first): {_listed()}; free: any")
+    one.add_argument("--only", metavar="NAMES", help="a comma-separated subset: kafka,redis,s3")
+    one.add_argument("--ports", choices=("fixed", "free"), help=f"fixed (default): {_listed()}; free: any")
     one.add_argument("--redis-tls", action="store_true", help="Redis with TLS on a second port")
-    one.add_argument("--max-message-bytes", metavar="N", help="bound of a message of the requests topic (20971520)")
-    one.add_argument("--owner", type=int, metavar="PID", help="stop the servers when this process is gone")
+    one.add_argument("--max-message-bytes", metavar="N", help="largest message of the requests topic (20971520)")
+    one.add_argument("--owner", type=int, metavar="PID", help="stop the servers when this process has ended")
     one = command("down", commands.down, "stop what was started")
-    one.add_argument("--remove", action="store_true", help="and remove the instance's folder, data and all")
+    one.add_argument("--remove", action="store_true", help="also delete the instance's folder with its data")
     for name, run, text in (
         ("stop", commands.stop, "stop one server"),
         ("start", commands.start, "start a stopped one: same port, same data"),
@@ -45,7 +45,7 @@ def parser():
         one = command(name, run, text)
         one.add_argument("name", help=", ".join(KINDS))
         if name == "stop":
-            one.add_argument("--kill", action="store_true", help="with SIGKILL: no time to write anything")
+            one.add_argument("--kill", action="store_true", help="with SIGKILL, without time to write data")
     command("status", commands.status, "what runs; exit status 1 unless all does")
     command("env", commands.env, "shell lines with the deployment's variables, secrets included")
     command("describe", commands.describe, "addresses and file paths as JSON, no secret")
@@ -74,7 +74,7 @@ def main():
     if rest and options.command not in PASSING_ON:
         parser().error(f"unexpected: {' '.join(rest)}")
     options.arguments = rest
-    # A terminated start undoes what it began, as an interrupted one does.
+    # A terminated start stops the servers that it began, like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.command != "compose-files":

@@ -1,4 +1,4 @@
-# What the commands do: up, down, one server stopped and started, what runs, and the servers' own tools.
+# The commands: up, down, stopping and starting one server, status, and the servers' tools.
 import argparse
 import json
 import os
@@ -25,7 +25,7 @@ def up(options):
         if options.owner:
             _own(instance, options.owner, fresh=first or not instance.recorded())
         for name in missing:
-            # What a crash left of a server would hold its port or its data.
+            # Remains of a crashed server would occupy its port or its data.
             fleet.stop_one(instance, name)
         instance.save()
         if missing:
@@ -53,7 +53,7 @@ def compose_files(options):
 
 
 def _settle(instance, options):
-    """Takes the options over; those that were not given stay as they are."""
+    """Stores the given options; the others are not changed."""
     known = {"redis_tls": False, "max_message_bytes": 20 << 20, "set_up": [], **instance.options}
     if options.redis_tls and not known["redis_tls"] and instance.running("redis"):
         raise ServiceError("redis runs without TLS", "Stop it first: scripts/services stop redis")
@@ -62,7 +62,7 @@ def _settle(instance, options):
         wanted = kafka.message_bytes(options.max_message_bytes)
         if wanted != known["max_message_bytes"] and instance.running("kafka"):
             raise ServiceError(
-                f"kafka runs with at most {known['max_message_bytes']} bytes a message",
+                f"kafka runs with at most {known['max_message_bytes']} bytes per message",
                 "Stop it first: scripts/services stop kafka",
             )
         known["max_message_bytes"] = wanted
@@ -71,7 +71,7 @@ def _settle(instance, options):
 
 
 def _own(instance, pid, fresh):
-    """Ties the servers to a process: they end with the last of their owners. What nobody owns is left alone."""
+    """Adds an owner process: the servers stop after the last of their owners. Instances without owners are not affected."""
     started = process.started(pid)
     if started is None:
         raise ServiceError(f"--owner {pid}: there is no such process")
@@ -136,7 +136,7 @@ def _signalled(options, act):
 
 
 def status(options):
-    """One line a server; the exit status is 1 unless all that were set up run."""
+    """One line per server; the exit status is 1 unless all that were set up are running."""
     instance = _existing(options)
     whole = True
     for name in instance.options["set_up"]:
@@ -180,7 +180,7 @@ KAFKA_TOOLS = {
 
 
 def kafka_tool(options):
-    """Runs one of Kafka's own tools in this process's place."""
+    """Replaces this process with one of Kafka's tools."""
     main, before = KAFKA_TOOLS[options.command]
     broker = fleet.server(_with(options, "kafka"), "kafka")
     broker.install()

@@ -1,4 +1,4 @@
-# What compose.yaml needs of an instance: variables with its credentials, and the configuration of Kafka's container.
+# Files for compose.yaml: variables with its credentials, and the configuration of Kafka's container.
 import shlex
 
 from . import certificates, places
@@ -40,7 +40,7 @@ class KafkaInContainer(Kafka):
 
 
 def write(instance):
-    """Writes all of it; returns the path of the variables."""
+    """Writes all files; returns the path of the variables."""
     certificates.ensure(instance)
     _write_kafka(KafkaInContainer(instance))
     # The clients of this machine use the same files as with native servers.

@@ -1,8 +1,8 @@
-# The one error that ends a command: what went wrong, and what to do about it.
+# The error that ends a command, with a remedy.
 
 
 class ServiceError(Exception):
-    """A sentence for a person, then lines that say what to do."""
+    """A message, followed by lines with the remedy."""
 
     def __init__(self, message, *remedy):
         super().__init__(message)

@@ -1,4 +1,4 @@
-# Which servers there are, and how a set of them is started together and stopped.
+# The servers, and starting and stopping a set of them.
 import json
 import os
 import shlex
@@ -16,7 +16,7 @@ from .s3 import S3
 from .server import NotReady
 
 KINDS = {kind.name: kind for kind in (Kafka, Redis, S3, Postgres, Mlflow, Mlflow29)}
-# What is started where nothing else is asked for: the deployment's.
+# The servers that are started by default: those of the deployment.
 DEPLOYED = tuple(name for name in KINDS if name != Mlflow29.name)
 
 
@@ -25,7 +25,7 @@ def server(instance, name):
 
 
 def known(names):
-    """Splits a list as --only takes it; fails on a name that is none."""
+    """Splits the list of --only; fails on unknown names."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in KINDS:
@@ -34,7 +34,7 @@ def known(names):
 
 
 def with_needs(names):
-    """The names and what they cannot run without, in the order of KINDS."""
+    """The names and their dependencies, in the order of KINDS."""
     wanted = set(names)
     for name in names:
         wanted |= set(KINDS[name].needs)
@@ -42,7 +42,7 @@ def with_needs(names):
 
 
 class Start:
-    """Starts servers at once, each in a thread; one that fails ends the wait of all."""
+    """Starts servers in parallel, each in a thread; a failure of one ends the wait for all."""
 
     def __init__(self, instance, names):
         self.instance = instance
@@ -53,7 +53,7 @@ class Start:
         self.begun = []
 
     def run(self):
-        """Returns when all are ready. Otherwise stops what it began and raises."""
+        """Returns when all are ready. Otherwise stops the started ones and raises."""
         if "kafka" in self.servers or self.instance.options["redis_tls"]:
             certificates.ensure(self.instance)
         threads = [threading.Thread(target=self._guarded, args=(one,)) for one in self.servers.values()]
@@ -90,7 +90,7 @@ class Start:
             self._fail(f"{one.name}: {type(error).__name__}: {error}")
 
     def _fail(self, *lines):
-        # The first failure is the cause; what fails after it fails because of it.
+        # The first failure is the cause; later ones are consequences.
         if not self._failed.is_set():
             self._failures.append(lines)
         self._failed.set()
@@ -151,7 +151,7 @@ def stop_one(instance, name, number=None):
 
 
 def stop_all(instance):
-    """Stops what runs, all at once; the names of what did."""
+    """Stops all running servers in parallel; returns their names."""
     names = instance.recorded()
     threads = [threading.Thread(target=stop_one, args=(instance, name)) for name in names]
     for thread in threads:

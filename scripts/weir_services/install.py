@@ -1,4 +1,4 @@
-# Finds tools on the machine, installs them where they are missing, and fills the cache exactly once.
+# Finds tools on the machine, installs missing ones, and fills the cache exactly once.
 import contextlib
 import fcntl
 import glob
@@ -13,7 +13,7 @@ import time
 from . import places
 from .errors import ServiceError
 
-# Package managers take one install at a time.
+# Package managers allow one installation at a time.
 _PACKAGES = threading.Lock()
 _CHILDREN = set()
 _CHILDREN_CHANGE = threading.Lock()
@@ -21,7 +21,7 @@ _ABORTED = threading.Event()
 
 
 def run(argv, failure, timeout=None, killable=True, **how):
-    """Runs a command to its end, its output shown only when it fails; returns its stdout and stderr. how: Popen's."""
+    """Runs a command to its end; its output is part of the error if it fails. Returns stdout and stderr. how: Popen's."""
     how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **how}
     try:
         child = subprocess.Popen(argv, text=True, errors="replace", start_new_session=True, **how)
@@ -47,7 +47,7 @@ def run(argv, failure, timeout=None, killable=True, **how):
 
 
 def abort():
-    """Ends what run() runs in other threads, now and from now on: the command has failed and goes."""
+    """Ends the processes of run() in other threads, current and future ones, after the command has failed."""
     _ABORTED.set()
     with _CHILDREN_CHANGE:
         for child in _CHILDREN:
@@ -55,20 +55,20 @@ def abort():
 
 
 def _kill(child):
-    # With what it started: a build has compilers of its own. Not yet waited for, so the pid is still its own.
+    # With its children, such as compilers. It has not been waited for, so the pid is still valid.
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
 
 
 def tool(name, package, folders=()):
-    """The path of a program; installs the package that has it where it is missing. folders: patterns, beside PATH."""
+    """The path of a program; installs its package if it is missing. folders: patterns, in addition to PATH."""
     found = _find(name, folders)
     if found is None:
         with _PACKAGES:
             places.say(f"==> installing {package}")
             command = [os.path.join(places.SCRIPTS, "install-package"), package]
-            # A package manager that is killed leaves the machine's packages half set up.
+            # A killed package manager leaves packages partially installed.
             run(command, f"cannot install {package}, which has {name}", killable=False)
         found = _find(name, folders)
     if found is None:
@@ -82,7 +82,7 @@ def _find(name, patterns):
 
 
 def version_of(argv, pattern):
-    """The numbers of the first match in what a program says of itself."""
+    """The numbers of the first match in a program's version output."""
     text = run(argv, f"cannot run {argv[0]}", timeout=60)
     match = re.search(pattern, text)
     if not match:

@@ -12,7 +12,7 @@ from .process import Process, alive, members
 
 
 class Instance:
-    """The folder and what is known of it. Every change is written at once: a killed script leaves a true record."""
+    """The folder and its record. Every change is written immediately, so that a killed script leaves a correct record."""
 
     def __init__(self, folder):
         self.folder = os.path.abspath(folder)
@@ -72,7 +72,7 @@ class Instance:
         return path
 
     def write(self, name, text, mode=0o600):
-        """Writes a file whole or not at all; returns its path."""
+        """Writes a file atomically; returns its path."""
         path = self.path(name)
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fresh = f"{path}.{secrets.token_hex(4)}.new"
@@ -85,7 +85,7 @@ class Instance:
         return self.path("secrets", name)
 
     def secret(self, name, size=24):
-        """A random word of this instance, made at first use and kept."""
+        """A random word of this instance, generated at first use and stored."""
         with self._changing:
             try:
                 with open(self.secret_file(name), encoding="ascii") as file:
@@ -100,7 +100,7 @@ class Instance:
         return self.path("logs", f"{name}.log")
 
     def settle_ports(self, names, choice):
-        """An instance keeps its ports from start to start, unless the other kind is asked for."""
+        """An instance keeps its ports from start to start, unless the other kind is requested."""
         before = self.options.setdefault("ports", choice or "fixed")
         if choice and choice != before:
             if self.recorded():
@@ -120,10 +120,10 @@ class Instance:
         return process is not None and alive(process)
 
     def recorded(self):
-        """Names of servers of which something may still run."""
+        """Names of servers with processes that may still run."""
         return [name for name, process in self._processes.items() if members(process)]
 
-    # Servers start in threads of their own: what save() writes changes under its lock only.
+    # Servers start in separate threads: the data of save() is changed only under its lock.
     def record(self, name, process):
         with self._changing:
             self._processes[name] = process

@@ -38,7 +38,7 @@ class Kafka(Server):
         self.java = Java()
 
     def at(self, *parts):
-        """Where the broker finds a file of the instance; in a container that is another path."""
+        """The broker's path of a file of the instance, which differs in a container."""
         return self.instance.path(*parts)
 
     @property
@@ -57,7 +57,7 @@ class Kafka(Server):
             install.run(storage, "cannot format Kafka's storage", timeout=60)
 
     def format_arguments(self, config):
-        """What the storage tool is told. Users are given salted: a password would stand in the list of processes."""
+        """Arguments of the storage tool. Passwords are salted, since arguments are visible in the process list."""
         arguments = ["format", "--ignore-formatted", "--config", config, "--cluster-id", _cluster_id()]
         for user, password in ((USER, PASSWORD), (BROKER_USER, BROKER_PASSWORD)):
             arguments += ["--add-scram", _scram(user, self.instance.secret(password))]
@@ -89,7 +89,7 @@ class Kafka(Server):
             "auto.create.topics.enable": "false",
             "num.partitions": str(PARTITIONS),
             "group.initial.rebalance.delay.ms": "0",
-            # There is one node to hold the internal topics.
+            # There is one node for the internal topics.
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "3",
             "transaction.state.log.replication.factor": "1",
@@ -98,7 +98,7 @@ class Kafka(Server):
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
             "share.coordinator.state.topic.num.partitions": "3",
-            # A killed broker is let in again only when its last session has ended: 9 s unless said otherwise.
+            # A killed broker can register again only after its last session has expired: 9 s by default.
             "broker.session.timeout.ms": "5000",
             "broker.heartbeat.interval.ms": "1000",
             # Light enough for a developer's machine.
@@ -124,7 +124,7 @@ class Kafka(Server):
         return argv, environment, None, self.instance.make("kafka")
 
     def check(self):
-        # A tool takes a second of a core: it is not started before something listens.
+        # A tool takes a second of CPU time: it is not started before the port is open.
         if not ports.answers(self.port):
             raise NotReady(f"nothing listens on {self.bootstrap}")
         running = [(topic, self._create(topic)) for topic in TOPICS]
@@ -147,7 +147,7 @@ class Kafka(Server):
         return subprocess.Popen(command, text=True, **streams)
 
     def create_arguments(self, topic):
-        """What the topic tool is told to make a topic of the deployment unless it is there."""
+        """Arguments of the topic tool that create a topic of the deployment if it does not exist."""
         arguments = ["--create", "--if-not-exists", "--topic", topic]
         arguments += ["--partitions", str(PARTITIONS), "--replication-factor", "1"]
         settings = dict(TOPIC_SETTINGS)
@@ -158,7 +158,7 @@ class Kafka(Server):
         return arguments
 
     def _settle_message_size(self):
-        """Alters the requests topic where it was made with another bound."""
+        """Alters the requests topic if it was created with another limit."""
         wanted = self.instance.options["max_message_bytes"]
         if self.instance.options.get("max_message_bytes_made", wanted) != wanted:
             arguments = ["--alter", "--entity-type", "topics", "--entity-name", REQUESTS]
@@ -168,7 +168,7 @@ class Kafka(Server):
         self.instance.set_option("max_message_bytes_made", wanted)
 
     def admin(self, tool, *arguments):
-        """The command line of one of Kafka's own tools, as the deployment's user."""
+        """The command line of one of Kafka's tools, as the deployment's user."""
         connection = ["--bootstrap-server", self.bootstrap, "--command-config", self.client_properties]
         return self.java.tool(tool, *connection, *arguments)
 
@@ -199,7 +199,7 @@ class Kafka(Server):
 
 
 def message_bytes(text):
-    """A bound for one message, from the command line: what the broker's request size of 100 MiB allows."""
+    """A message size limit from the command line, within the broker's request size of 100 MiB."""
     low, high = 1024, 100 << 20
     value = int(text) if text.isdigit() else 0
     if not low <= value <= high:
@@ -211,7 +211,7 @@ def _cluster_id():
     """A random id in Kafka's form: 16 bytes in base64url."""
     while True:
         name = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
-        # The storage tool would take it for an option.
+        # The storage tool would interpret it as an option.
         if not name.startswith("-"):
             return name
 
@@ -222,7 +222,7 @@ def _jaas(user, password):
 
 
 def _scram(user, password):
-    """A credential as the storage tool takes it (RFC 5802: SaltedPassword)."""
+    """A credential in the format of the storage tool (RFC 5802: SaltedPassword)."""
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, SCRAM_ITERATIONS)
     parts = f'name={user},iterations={SCRAM_ITERATIONS},salt="{base64.b64encode(salt).decode()}"'
@@ -230,5 +230,5 @@ def _scram(user, password):
 
 
 def properties(settings):
-    # A backslash escapes in this format; a path may hold one.
+    # Backslashes in paths have to be escaped in this format.
     return "".join(f"{name}={value}\n".replace("\\", "\\\\") for name, value in settings.items())

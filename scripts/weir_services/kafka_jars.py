@@ -31,7 +31,7 @@ POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
   </dependencies>
 </project>
 """
-# Kafka Connect, with a web server of its own, is of no use here.
+# Kafka Connect with its web server is not needed.
 EXCLUDED = ("connect-api", "connect-json", "connect-runtime", "connect-transforms")
 EXCLUSION = """        <exclusion>
           <groupId>org.apache.kafka</groupId>
@@ -76,7 +76,7 @@ class Java:
         return self._run("broker.properties", options, "kafka.Kafka", [properties]), bare_environment()
 
     def tool(self, main, *arguments):
-        """A short-lived tool's: quick to start rather than quick in the long run."""
+        """The same for a short-lived tool, optimised for a fast start."""
         options = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
         return self._run("tool.properties", options, main, arguments)
 

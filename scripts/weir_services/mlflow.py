@@ -37,7 +37,7 @@ class Mlflow(Server):
         s3 = S3(self.instance)
         access, secret = s3.credentials
         environment = bare_environment(
-            # In the environment, not in arguments, which everyone on the machine can read.
+            # In the environment instead of arguments, which all users of the machine can read.
             MLFLOW_BACKEND_STORE_URI=Postgres(self.instance).url(self.name, "postgresql+psycopg2"),
             MLFLOW_ARTIFACTS_DESTINATION=self.artifacts,
             MLFLOW_S3_ENDPOINT_URL=s3.endpoint,
@@ -56,7 +56,7 @@ class Mlflow(Server):
         health = self._ask("GET", "/health")
         if health != b"OK":
             raise NotReady(f"/health answered {health[:200]!r}")
-        # /health says nothing of the database.
+        # /health does not check the database.
         self._ask("POST", "/api/2.0/mlflow/experiments/search", json.dumps({"max_results": 1}))
 
     def _ask(self, method, path, body=None):
@@ -82,7 +82,7 @@ class Mlflow(Server):
 
 
 class Mlflow29(Mlflow):
-    """An old one, for tests: it has no proxy for artifacts, clients go to the S3 server themselves."""
+    """An old version for tests: without an artifact proxy, clients access the S3 server directly."""
 
     name = "mlflow29"
     port_names = ("mlflow29",)
@@ -96,7 +96,7 @@ class Mlflow29(Mlflow):
     def command(self):
         argv, environment, account, folder = super().command()
         argv += ["--no-serve-artifacts", "--default-artifact-root", self.artifacts]
-        # With a destination it would serve them all the same.
+        # With a destination it would serve artifacts anyway.
         del environment["MLFLOW_ARTIFACTS_DESTINATION"]
         return argv, environment, account, folder
 

@@ -1,4 +1,4 @@
-# Where things live: the checkout, the cache, the pins; how to say a line.
+# Paths: the checkout, the cache, the pins; and progress messages.
 import configparser
 import os
 import sys
@@ -35,6 +35,6 @@ def pins(section):
 
 
 def say(line):
-    """Progress goes to stderr: stdout belongs to what a command answers. Servers start at once, so lines are locked."""
+    """Prints progress to stderr: stdout is for the output of commands. Locked, since servers start in parallel."""
     with _SAYING:
         print(line, file=sys.stderr, flush=True)

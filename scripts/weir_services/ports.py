@@ -1,4 +1,4 @@
-# Loopback ports: the well-known ones, free ones, and who holds one that is taken.
+# Loopback ports: well-known ones, free ones, and the program that uses a port.
 import os
 import random
 import socket
@@ -16,7 +16,7 @@ WELL_KNOWN = {
     "mlflow": 5000,
     "mlflow29": 5029,
 }
-# Below the range from which systems give ports to outgoing connections, so that a stopped server finds its own again.
+# Below the range of ephemeral ports, so that the port of a stopped server stays free.
 FREE = range(20000, 32000)
 HOST = "127.0.0.1"
 
@@ -40,7 +40,7 @@ def pick_free(taken):
 
 
 def demand(name, port):
-    """Fails, naming the holder, where the port is taken."""
+    """Fails with the name of the program if the port is in use."""
     if not is_free(port):
         raise ServiceError(
             f"port {port} of {name} is taken by {holder(port)}",

@@ -1,4 +1,4 @@
-# PostgreSQL: a cluster of the instance's own, with the databases `airflow` and `mlflow`, each with a role of its name.
+# PostgreSQL: a separate cluster with the databases `airflow` and `mlflow`, each with a role of the same name.
 import os
 import pwd
 import shutil
@@ -15,7 +15,7 @@ DATABASES = ("airflow", "mlflow")
 CHILDREN_END = 10.0
 # Where Debian, Fedora and Homebrew keep the server's programs, which are not on PATH.
 PROGRAMS = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
-# Made anew or left alone: \gexec runs what the query answers.
+# Created if missing: \gexec runs the result of the query.
 CREATE = """SELECT 'CREATE ROLE {name} LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') \\gexec
 ALTER ROLE {name} PASSWORD '{password}';
 SELECT 'CREATE DATABASE {name} OWNER {name}' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{name}') \\gexec
@@ -25,7 +25,7 @@ SELECT 'CREATE DATABASE {name} OWNER {name}' WHERE NOT EXISTS (SELECT FROM pg_da
 class Postgres(Server):
     name = "postgres"
     port_names = ("postgres",)
-    # "Fast": it ends without waiting for its clients to go.
+    # "Fast" shutdown: does not wait for clients to disconnect.
     stop_signal = signal.SIGINT
 
     def install(self):
@@ -40,7 +40,7 @@ class Postgres(Server):
         return self.instance.options["postgres_data"]
 
     def _clear_after_kill(self):
-        """Removes the lock file of a killed server: until something has waited for the dead, their pid looks alive."""
+        """Removes the lock file of a killed server, whose pid looks alive while it is a zombie."""
         lock = os.path.join(self.data, "postmaster.pid")
         try:
             with open(lock, encoding="utf-8") as file:
@@ -48,7 +48,7 @@ class Postgres(Server):
         except (FileNotFoundError, ValueError):
             return
         if process.started(pid) is None:
-            # The killed server's children end by themselves, soon; before that the data is theirs.
+            # The children of a killed server end soon by themselves; until then they use the data.
             process.wait(lambda: not process.at_work_in(os.path.realpath(self.data)), CHILDREN_END)
             if not process.at_work_in(os.path.realpath(self.data)):
                 os.remove(lock)
@@ -76,7 +76,7 @@ class Postgres(Server):
                 [initdb, *arguments], "initdb cannot make the cluster", timeout=120, cwd="/", **process.run_as(account)
             )
         except ServiceError:
-            # Half a cluster must not pass for one.
+            # A partially created cluster must not be used.
             shutil.rmtree(self.data, ignore_errors=True)
             raise
         finally:
@@ -109,8 +109,8 @@ class Postgres(Server):
         self.make_databases(DATABASES)
 
     def make_databases(self, names):
-        """Makes those that are missing, each with a role of its name; raises NotReady while it cannot."""
-        # On stdin: a password would stand in the list of processes.
+        """Creates missing databases, each with a role of the same name; raises NotReady on failure."""
+        # On stdin, since arguments are visible in the process list.
         wanted = [CREATE.format(name=name, password=self.instance.secret(password_name(name))) for name in names]
         argv, environment = self.psql(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"])
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -119,7 +119,7 @@ class Postgres(Server):
             raise NotReady(done.stdout.strip()[-500:])
 
     def url(self, database, driver="postgresql"):
-        """Where a database is, as a URL with its owner's password."""
+        """The URL of a database, with its owner's password."""
         return (
             f"{driver}://{database}:{self.instance.secret(password_name(database))}@{ports.HOST}:{self.port}/{database}"
         )
@@ -152,7 +152,7 @@ def password_name(user):
 
 
 def _account():
-    """Who runs it: PostgreSQL refuses root, so root hands it to the packaged account, or to nobody."""
+    """The account that runs it: as root the packaged account or nobody, since PostgreSQL refuses root."""
     if os.getuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -164,7 +164,7 @@ def _account():
 
 
 def _place(instance, account):
-    """Where the cluster lies: in the instance's folder, unless its account cannot reach that (as in root's home)."""
+    """The folder of the cluster: in the instance's folder, unless its account cannot access that (as in root's home)."""
     if account is None:
         return os.path.join(instance.make("postgres"), "data")
     parent = instance.make("postgres", mode=0o711)
@@ -179,7 +179,7 @@ def _place(instance, account):
 
 
 def remove_data(instance):
-    """Removes a cluster that lies outside of the instance's folder."""
+    """Removes a cluster outside of the instance's folder."""
     data = instance.options.get("postgres_data")
     if data and not data.startswith(instance.folder + os.sep):
         shutil.rmtree(os.path.dirname(data), ignore_errors=True)

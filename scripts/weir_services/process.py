@@ -1,4 +1,4 @@
-# Processes that outlive the script: started in a session of their own, known by pid and start time, stopped with it.
+# Processes that outlive the script: started in a new session, identified by pid and start time, stopped with their session.
 import contextlib
 import os
 import signal
@@ -11,7 +11,7 @@ KILL_WAIT = 10.0
 
 @dataclass(frozen=True)
 class Process:
-    """A started server. The start time tells it from a later process that was given the same pid."""
+    """A started server. The start time distinguishes it from a later process with the same pid."""
 
     pid: int
     started: str
@@ -22,19 +22,19 @@ class Process:
 
 
 def _stat(pid):
-    """(state, session, start time) of a process; None where there is none."""
+    """(state, session, start time) of a process; None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             text = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The command name, in brackets, may hold spaces and brackets of its own.
+    # The command name, in brackets, may contain spaces and brackets.
     fields = text[text.rindex(")") + 2 :].split()
     return fields[0], int(fields[3]), fields[19]
 
 
 def started(pid):
-    """What names this run of this pid: the boot and the clock tick of its start. None once it is gone or a zombie."""
+    """Identifies this run of this pid by the boot and the clock tick of its start. None if it has ended or is a zombie."""
     stat = _stat(pid)
     if stat is None or stat[0] in "ZX":
         return None
@@ -46,11 +46,11 @@ def alive(process):
 
 
 def members(process):
-    """The pids of the process and of whatever it started that still lives."""
+    """The pids of the process and of its running descendants."""
     leader = started(process.pid)
     if leader is not None and leader != process.started:
         return []
-    # A pid is not given out again while a session bears it: without a leader, the session is still the old one.
+    # A pid is not reused while a session has it: a session without a leader is still the old one.
     if leader is None and not process.started.startswith(_boot()):
         return []
     pids = []
@@ -68,12 +68,12 @@ def _boot():
 
 
 def run_as(account):
-    """What Popen needs to run a program as another account; nothing for the caller's own."""
+    """Arguments of Popen to run a program as another account; none for the caller's account."""
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
 
 
 def spawn(argv, log, env, account=None, cwd="/"):
-    """Starts a server in a session of its own, with nothing of the caller's environment but what env holds."""
+    """Starts a server in a new session, with env as its only environment."""
     with open(log, "ab") as sink:
         os.chmod(log, 0o600)
         streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": sink}
@@ -88,13 +88,13 @@ def _send(pids, number):
 
 
 def stop(process, number=signal.SIGTERM, timeout=30.0):
-    """Asks with the signal, waits, then kills whatever of the session is left. True when it was still running."""
+    """Sends the signal, waits, then kills the rest of the session. True if it was still running."""
     running = members(process)
     if not running:
         return False
     if number != signal.SIGKILL:
         if alive(process):
-            # A paused process acts on a signal only once it goes on.
+            # A paused process handles a signal only after it is resumed.
             _send([process.pid], number)
             _send([process.pid], signal.SIGCONT)
         wait(lambda: not alive(process), timeout)
@@ -118,7 +118,7 @@ def wait(done, timeout):
 
 
 def at_work_in(folder):
-    """Whether a process that this user may look at has the folder as its working directory."""
+    """Whether a process that is visible to this user has the folder as its working directory."""
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/{entry}/cwd") == folder:

@@ -1,4 +1,4 @@
-# Redis: password, optionally TLS on a second port; keeps nothing on disk, so that a stop loses what it held.
+# Redis: password, optionally TLS on a second port; without persistence, so that a stop loses its data.
 import socket
 
 from . import certificates, install, places, ports
@@ -30,7 +30,7 @@ class Redis(Server):
             f"requirepass {self.instance.secret(PASSWORD)}",
             "daemonize no",
             f'dir "{self.instance.make("redis")}"',
-            # A client must stand a Redis that forgets: the hard case is the one that tests want.
+            # Clients must tolerate a Redis that loses its data: tests need this case.
             'save ""',
             "appendonly no",
         ]

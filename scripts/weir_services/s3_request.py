@@ -1,4 +1,4 @@
-# One signed request to an S3 server (AWS Signature Version 4), enough to see that it is ready and to make the bucket.
+# One signed request to an S3 server (AWS Signature Version 4), sufficient to check readiness and to create the bucket.
 import datetime
 import hashlib
 import hmac

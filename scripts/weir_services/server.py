@@ -1,14 +1,14 @@
-# What every server offers to the commands: install, prepare, command line, readiness, and what others must know of it.
+# Interface of the servers: install, prepare, command line, readiness, and description for clients.
 import os
 import signal
 
 
 class NotReady(Exception):
-    """The server does not answer as it should yet; says how."""
+    """The server is not ready yet; with the reason."""
 
 
 class Server:
-    """One server of an instance. Subclasses say what is theirs; nothing here starts or stops anything."""
+    """One server of an instance. Subclasses define its details; starting and stopping is done elsewhere."""
 
     name = ""
     # Names of ports.WELL_KNOWN; the first is the one that clients use.
@@ -17,7 +17,7 @@ class Server:
     needs = ()
     stop_signal = signal.SIGTERM
     ready_within = 60.0
-    # Seconds between two questions whether it is ready.
+    # Seconds between readiness checks.
     ask_every = 0.05
 
     def __init__(self, instance):
@@ -28,17 +28,17 @@ class Server:
         return self.instance.ports[self.name]
 
     def install(self):
-        """Makes its programs available; nothing to do from the second time on."""
+        """Installs its programs if they are not installed."""
 
     def prepare(self):
-        """Writes configuration and data folders. Data that is there stays."""
+        """Writes configuration and data folders. Existing data is kept."""
 
     def command(self):
         """(argv, environment, account or None for the caller's, working folder)."""
         raise NotImplementedError
 
     def check(self):
-        """Returns when a client is served, its topics, bucket or databases there; raises NotReady otherwise."""
+        """Returns if clients are served and topics, bucket or databases exist; raises NotReady otherwise."""
         raise NotImplementedError
 
     def describe(self):
@@ -46,11 +46,11 @@ class Server:
         raise NotImplementedError
 
     def environment(self):
-        """The deployment's variables for it, secrets included."""
+        """The deployment's variables for it, with secrets."""
         return {}
 
 
 def bare_environment(**more):
-    """The little of the caller's environment that a server needs."""
+    """The variables of the caller's environment that a server needs."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "JAVA_HOME")
     return {**{name: os.environ[name] for name in kept if name in os.environ}, **more}

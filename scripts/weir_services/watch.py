@@ -1,4 +1,4 @@
-# Stops an instance when the processes that own it are gone: a killed test run leaves nothing behind.
+# Stops an instance when its owner processes have ended: a killed test run leaves nothing behind.
 import os
 import time
 
@@ -9,7 +9,7 @@ EVERY = 1.0
 
 
 def watch(options):
-    """Runs until the owners are gone, or nobody wants the instance to be watched any more."""
+    """Runs until the owners have ended, or the instance is no longer watched."""
     instance = Instance(options.dir)
     while os.path.isdir(instance.folder):
         instance.read()
@@ -17,7 +17,7 @@ def watch(options):
             time.sleep(EVERY)
             continue
         with instance.locked():
-            # An owner may have come while this waited for the lock.
+            # An owner may have been added while this waited for the lock.
             if any(process.started(pid) == started for pid, started in instance.owners):
                 continue
             stopped = fleet.stop_all(instance) if instance.owners else []

@@ -205,12 +205,45 @@ impl Kafka {
     pub fn password(&self) -> String {
         secret(&self.password_file)
     }
+
+    /// The variables of a deployment for this broker and these topics.
+    pub fn env(&self, requests_topic: &str, results_topic: &str) -> Vec<(&'static str, String)> {
+        vec![
+            ("KAFKA_BOOTSTRAP_SERVERS", self.bootstrap.clone()),
+            ("KAFKA_USER", self.user.clone()),
+            ("KAFKA_PASSWORD", self.password()),
+            ("KAFKA_CA_FILE", self.ca_file.display().to_string()),
+            ("KAFKA_TOPIC", requests_topic.to_owned()),
+            ("KAFKA_RESULTS_TOPIC", results_topic.to_owned()),
+        ]
+    }
+
+    /// The settings with which a librdkafka client connects and logs in.
+    pub fn client_settings(&self) -> [(&'static str, String); 6] {
+        [
+            ("bootstrap.servers", self.bootstrap.clone()),
+            ("security.protocol", "SASL_SSL".to_owned()),
+            ("sasl.mechanism", "SCRAM-SHA-512".to_owned()),
+            ("sasl.username", self.user.clone()),
+            ("sasl.password", self.password()),
+            ("ssl.ca.location", self.ca_file.display().to_string()),
+        ]
+    }
 }
 
 impl Redis {
     /// The password of the default user.
     pub fn password(&self) -> String {
         secret(&self.password_file)
+    }
+
+    /// The variables of a deployment.
+    pub fn env(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("REDIS_HOST", self.host.clone()),
+            ("REDIS_PORT", self.port.to_string()),
+            ("REDIS_PASSWORD", self.password()),
+        ]
     }
 }
 
@@ -223,6 +256,17 @@ impl S3 {
     /// The secret of the access key.
     pub fn secret_key(&self) -> String {
         secret(&self.secret_key_file)
+    }
+
+    /// The variables of a deployment.
+    pub fn env(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL_S3", self.endpoint.clone()),
+            ("AWS_REGION", self.region.clone()),
+            ("AWS_ACCESS_KEY_ID", self.access_key()),
+            ("AWS_SECRET_ACCESS_KEY", self.secret_key()),
+            ("S3_BUCKET", self.bucket.clone()),
+        ]
     }
 }
 

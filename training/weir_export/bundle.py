@@ -1,4 +1,4 @@
-"""Writes a bundle directory: bundle.toml, labels, models, golden pictures, licence. All of it or nothing."""
+"""Writes a bundle directory: bundle.toml, labels, models, golden pictures, licence. Written atomically."""
 
 import io
 import json
@@ -19,11 +19,11 @@ from .preprocess import CROP, MEAN, RESIZE, STD
 TRAINING = Path(__file__).resolve().parents[1]
 DESCRIPTION = "Sixteen fish of ImageNet and not_fish; EfficientNet-Lite0"
 JPEG = {"quality": 90, "subsampling": 0, "optimize": True}
-# Share of each label in the pictures that the network was trained on: ImageNet's 1000 classes are about equally large
+# Share of each label in the training pictures of the network: ImageNet's 1000 classes have about the same size
 # there, 732 to 1300 pictures each (Russakovsky et al. 2015, table 2).
 CLASSES = 1000
 REFERENCE = {label: 1 / CLASSES for label in LABELS[:-1]} | {LABELS[-1]: (CLASSES - len(LABELS) + 1) / CLASSES}
-# (file, scene, label, least score). The least measured of all variants are 0.94 and 0.97; the rest is for other
+# (file, scene, label, least score). The lowest measured scores of all variants are 0.94 and 0.97; the margin is for other
 # processors and other calibration pictures.
 GOLDEN = (
     ("anemone_fish.jpg", scenes.anemone_fish, "anemone_fish", 0.8),
@@ -68,7 +68,7 @@ def _table(header: str, **entries) -> str:
 
 
 def manifest(variants, folder: Path) -> str:
-    """The text of bundle.toml for the files that lie in `folder`."""
+    """The text of bundle.toml for the files in `folder`."""
     top = _table("", format=1, name="fish", version="1", description=DESCRIPTION, license="Apache-2.0", labels=LABELS)
     parts = [
         top,
@@ -113,8 +113,8 @@ def _fill(folder: Path, variants):
 
 
 def write(target: Path, variants):
-    """Writes the bundle to `target`, replacing a bundle that is there. Any other directory that is not empty
-    is refused with ValueError. A half-written bundle is never seen at `target`."""
+    """Writes the bundle to `target`, replacing an existing bundle. Any other non-empty directory
+    is refused with ValueError. `target` never contains an incomplete bundle."""
     target = Path(target)
     if target.exists() and any(target.iterdir()) and not (target / "bundle.toml").is_file():
         raise ValueError(f"{target} is not empty and holds no bundle.toml; refusing to replace it")

@@ -1,5 +1,5 @@
-"""The pictures over which int8 ranges are measured: free photographs and our own scenes, varied by a fixed
-seed; or a folder of the user's photographs in place of the former."""
+"""The pictures over which int8 ranges are measured: free photographs and the drawn scenes, varied with a fixed
+seed; or a folder of the user's photographs instead of the former."""
 
 import io
 from pathlib import Path
@@ -29,7 +29,7 @@ PHOTOS = (
 )
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 SEED = 1
-# What happens to the colours of each crop: gain and offset for red, green and blue.
+# Colour changes of each crop: gain and offset for red, green and blue.
 CASTS = (
     ((1.0, 1.0, 1.0), (0, 0, 0)),
     ((1.0, 1.0, 1.0), (0, 0, 0)),
@@ -41,7 +41,7 @@ CASTS = (
 
 
 def _variations(image: Image.Image, rng) -> list:
-    """One crop per cast, [1, 3, 224, 224] each; the first takes in the whole of the shorter side."""
+    """One crop per cast, [1, 3, 224, 224] each; the first covers the whole shorter side."""
     inputs = []
     for index, (gain, offset) in enumerate(CASTS):
         share = 1.0 if index == 0 else rng.uniform(0.35, 0.9)
@@ -56,7 +56,7 @@ def _variations(image: Image.Image, rng) -> list:
 
 
 def packaged(cache: Path) -> list:
-    """The default inputs, downloading the photographs when the cache lacks them."""
+    """The default inputs, downloading the photographs if they are not in the cache."""
     wheel = packages.fetch(packages.PHOTOS, cache)
     pictures = [Image.open(io.BytesIO(packages.read_member(wheel, f"skimage/data/{name}"))) for name in PHOTOS]
     pictures += [scenes.anemone_fish(), scenes.sea_floor()]

@@ -24,7 +24,7 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.graph_optimization_level = LEVELS[level]
-        # Says otherwise, for fp16, that the CPU computes it in fp32.
+        # Suppresses the warning that the CPU computes fp16 in fp32.
         options.log_severity_level = 3
         data = model if isinstance(model, bytes) else Path(model).read_bytes()
         self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -47,7 +47,7 @@ def labelled(folder: Path):
 
 
 def accuracy(scores: np.ndarray, truth: np.ndarray) -> dict:
-    """How many fish are named rightly, and how many others are called a fish, by the top label."""
+    """The number of correct fish, and of others called a fish, by the top label."""
     top, fish = scores.argmax(1), truth != LABELS.index(NOT_FISH)
     return {
         "fish": int(fish.sum()),
@@ -58,7 +58,7 @@ def accuracy(scores: np.ndarray, truth: np.ndarray) -> dict:
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> dict:
-    """How alike two models answer the same inputs; a picture's difference is that of the score that differs most."""
+    """Agreement of two models on the same inputs; the difference of a picture is its largest score difference."""
     differences = np.abs(a - b).max(1)
     return {
         "same_top": int((a.argmax(1) == b.argmax(1)).sum()),
@@ -69,7 +69,7 @@ def agreement(a: np.ndarray, b: np.ndarray) -> dict:
 
 
 def creation_ms(data: bytes, level: str, repeats: int = 5) -> float:
-    """The median time to make a session at an optimization level, in milliseconds."""
+    """The median time to create a session at an optimization level, in milliseconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

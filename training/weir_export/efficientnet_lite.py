@@ -69,7 +69,7 @@ def fold_batch_norm(weight, gamma, beta, mean, variance, epsilon=BATCH_NORM_EPSI
 
 
 class _Reader:
-    """Takes tensors from the state dict by name, checks their shapes, and knows which were used."""
+    """Takes tensors from the state dict by name, checks their shapes, and records which were used."""
 
     def __init__(self, state):
         self.state, self.used = state, set()
@@ -94,7 +94,7 @@ class _Reader:
 
 
 def network(state: dict) -> Network:
-    """The network from a state dict (name -> array). Raises ValueError on a missing or odd tensor."""
+    """The network from a state dict (name -> array). Raises ValueError on a missing or unexpected tensor."""
     read = _Reader(state)
     stem = read.conv("_conv_stem", "_bn0", (STEM_CHANNELS, 3, 3, 3), stride=2)
     blocks, channels = [Block((stem,), residual=False)], STEM_CHANNELS

@@ -13,7 +13,7 @@ INPUT, OUTPUT = "image", "scores"
 
 
 class _Graph:
-    """Nodes and initializers in the making; every method returns the name of the tensor it adds."""
+    """Builds nodes and initializers; every method returns the name of the tensor it adds."""
 
     def __init__(self, dtype):
         self.dtype, self.nodes, self.initializers = np.dtype(dtype), [], []
@@ -43,8 +43,8 @@ class _Graph:
 
 
 def build(network: Network, size: int = 224, dtype=np.float32) -> onnx.ModelProto:
-    """The model for `size` x `size` pixels, already normalised. With f16, all after the last layer is f32, so that
-    the scores add up to 1."""
+    """The model for `size` x `size` pixels, already normalised. With f16, everything after the last layer is f32, so that
+    the scores sum to 1."""
     graph = _Graph(dtype)
     graph.constant("zero", np.zeros((), graph.dtype))
     graph.constant("six", np.full((), 6, graph.dtype))

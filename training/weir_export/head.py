@@ -1,4 +1,4 @@
-"""The fish head: which of ImageNet's 1000 classes are fish, and what becomes of the rest."""
+"""The fish head: which of ImageNet's 1000 classes are fish, and how the others are combined."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ FISH = {
     396: "lionfish",
     397: "puffer",
 }
-# Stands for the likeliest of the other 984 classes.
+# Represents the likeliest of the other 984 classes.
 NOT_FISH = "not_fish"
 LABELS = (*FISH.values(), NOT_FISH)
 

@@ -19,12 +19,12 @@ PROTOCOL = 1001
 
 
 class WeightsError(ValueError):
-    """The weights file is not what it should be; the message says where."""
+    """The weights file is malformed; the message states where."""
 
 
 @dataclass(frozen=True)
 class StorageRef:
-    """What a pickle says of a storage whose elements come later in the file."""
+    """A pickle's reference to a storage whose elements are later in the file."""
 
     dtype: np.dtype
     key: str
@@ -41,7 +41,7 @@ class TensorView:
     stride: tuple
 
     def resolve(self, storages: dict) -> np.ndarray:
-        """The tensor as a contiguous array of its own."""
+        """The tensor as a contiguous copy."""
         flat = storages[self.storage.key]
         if len(self.shape) != len(self.stride):
             raise WeightsError(f"tensor has {len(self.shape)} dimensions but {len(self.stride)} strides")

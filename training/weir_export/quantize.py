@@ -22,7 +22,7 @@ from onnxruntime.quantization import (
 from .graph import INPUT, IR_VERSION
 from .preprocess import MEAN, STD
 
-# All after the logits stays in f32: 8 bits are too coarse for logits and for scores.
+# Everything after the logits stays in f32: 8 bits are too coarse for logits and for scores.
 QUANTIZED_OPS = ["Conv", "Clip", "Add", "GlobalAveragePool", "Flatten", "Gemm"]
 
 
@@ -37,7 +37,7 @@ class _Reader(CalibrationDataReader):
 
 @contextlib.contextmanager
 def _quiet():
-    """Holds back the quantizer's advice to fold constants first: this graph has none to fold."""
+    """Suppresses the quantizer's advice to fold constants first: this graph has none."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -49,7 +49,7 @@ def _quiet():
 def quantize(model: onnx.ModelProto, inputs: list, reduce_range: bool = False) -> onnx.ModelProto:
     """The int8 model, its ranges taken over `inputs` ([1, 3, S, S] f32 each). `reduce_range` keeps weights to
     7 bits, for processors whose 8-bit products saturate (AVX2 and AVX-512 without VNNI)."""
-    # (x - 127) / 128 with x a byte: this scale and zero point give back x itself, without loss.
+    # (x - 127) / 128 with x a byte: this scale and zero point represent x without loss.
     exact_input = {"scale": np.array(1 / STD, np.float32), "zero_point": np.array(MEAN, np.uint8)}
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"

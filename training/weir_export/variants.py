@@ -1,4 +1,4 @@
-"""Refuses to write a bundle whose smaller models answer otherwise than the fp32 model."""
+"""Refuses to write a bundle whose smaller models deviate from the fp32 model."""
 
 import io
 
@@ -11,13 +11,13 @@ from .head import LABELS
 from .preprocess import preprocess
 
 # Least share of equal top labels, and the largest and the mean difference of a score, over the calibration pictures.
-# Where no class is likely a small change of one logit moves its score far; int8 needs room for such a picture.
+# If no class is likely, a small change of one logit changes its score much; int8 needs a margin for such pictures.
 LIMITS = {"fp16": (0.99, 0.02, 0.005), "int8": (0.95, 0.35, 0.06)}
 
 
 def compare(reference: onnx.ModelProto, others: dict, inputs: list):
-    """Prints how `others` (precision -> model) agree with `reference`; raises ValueError where they do not, or
-    where one fails a golden picture."""
+    """Prints how `others` (precision -> model) agree with `reference`; raises ValueError if they do not, or
+    if one fails a golden picture."""
     golden = _golden_inputs()
     wanted = Model(reference.SerializeToString()).scores(inputs)
     for precision, model in {"fp32": reference, **others}.items():

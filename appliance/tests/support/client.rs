@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -23,7 +23,7 @@ impl Reply {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The error's code; checks that errors have the one shape.
+    /// The error's code; checks the common format of errors.
     pub fn code(&self) -> String {
         let json = self.json();
         assert!(json["error"].as_str().is_some_and(|e| !e.is_empty()), "no sentence in {json}");
@@ -60,10 +60,10 @@ pub fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: &[u
     send(address, &bytes)
 }
 
-/// Sends bytes as they are and reads one answer.
+/// Sends bytes unchanged and reads one response.
 pub fn send(address: SocketAddr, request: &[u8]) -> Reply {
     let mut stream = connect(address);
-    // A server may answer and close before it has read everything.
+    // A server may respond and close before it has read everything.
     let _ = stream.write_all(request);
     read(&mut stream)
 }
@@ -76,7 +76,7 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Reads one answer with a Content-Length.
+/// Reads one response with a Content-Length.
 pub fn read(stream: &mut TcpStream) -> Reply {
     let mut bytes = Vec::new();
     let mut block = [0; 16 << 10];

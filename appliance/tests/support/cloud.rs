@@ -1,4 +1,4 @@
-//! The cloud for tests of the whole daemon: names of one's own on real servers, workers, and what the topics hold.
+//! The cloud servers for tests of the whole daemon: separate names on real servers, workers, and the content of topics.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,12 +12,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 use test_services::Services;
 
+use super::load::wait_until;
 use super::{Daemon, weir};
 
 /// Partitions of the topics, as the deployment has them.
 pub const PARTITIONS: i32 = 3;
 
-/// Topics, a Redis prefix and an S3 prefix that nobody else uses, on servers that others may share.
+/// Unique topics, Redis prefix and S3 prefix on servers that may be shared.
 pub struct Cloud<'a> {
     pub services: &'a Services,
     pub requests: String,
@@ -41,41 +42,23 @@ impl<'a> Cloud<'a> {
         cloud
     }
 
-    /// The deployment's own variables.
+    /// The variables of a deployment.
     pub fn env(&self) -> Vec<(String, String)> {
-        let (redis, s3) = (self.services.redis(), self.services.s3());
-        let others = [
-            ("REDIS_HOST", redis.host.clone()),
-            ("REDIS_PORT", redis.port.to_string()),
-            ("REDIS_PASSWORD", redis.password()),
-            ("WEIR__REDIS__PREFIX", self.name.clone()),
-            ("AWS_ENDPOINT_URL_S3", s3.endpoint.clone()),
-            ("AWS_REGION", s3.region.clone()),
-            ("AWS_ACCESS_KEY_ID", s3.access_key()),
-            ("AWS_SECRET_ACCESS_KEY", s3.secret_key()),
-            ("S3_BUCKET", s3.bucket.clone()),
-            ("WEIR__S3__PREFIX", self.name.clone()),
-        ];
+        let prefix = |name| (name, self.name.clone());
+        let (redis, s3) = (self.services.redis().env(), self.services.s3().env());
+        let prefixes = [prefix("WEIR__REDIS__PREFIX"), prefix("WEIR__S3__PREFIX")];
+        let others = redis.into_iter().chain(s3).chain(prefixes);
         let mut env = self.kafka_env();
         env.extend(others.map(|(name, value)| (name.to_owned(), value)));
         env
     }
 
-    /// Those of them that are about Kafka: an edge box has no more.
+    /// The Kafka variables, which are all that an edge node has.
     pub fn kafka_env(&self) -> Vec<(String, String)> {
-        let kafka = self.services.kafka();
-        [
-            ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap.clone()),
-            ("KAFKA_USER", kafka.user.clone()),
-            ("KAFKA_PASSWORD", kafka.password()),
-            ("KAFKA_CA_FILE", kafka.ca_file.to_str().unwrap().to_owned()),
-            ("KAFKA_TOPIC", self.requests.clone()),
-            ("KAFKA_RESULTS_TOPIC", self.results.clone()),
-            ("KAFKA_GROUP_ID", format!("{}-workers", self.name)),
-            ("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        let mut env = self.services.kafka().env(&self.requests, &self.results);
+        env.push(("KAFKA_GROUP_ID", format!("{}-workers", self.name)));
+        env.push(("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned()));
+        env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     fn start(&self, command: &str, more: &[(&str, &str)]) -> Daemon {
@@ -96,21 +79,16 @@ impl<'a> Cloud<'a> {
         self.start("worker", more)
     }
 
-    /// How a client of this broker logs in.
+    /// Client configuration with credentials of the broker.
     pub fn kafka(&self) -> ClientConfig {
-        let kafka = self.services.kafka();
         let mut client = ClientConfig::new();
-        client
-            .set("bootstrap.servers", &kafka.bootstrap)
-            .set("security.protocol", "SASL_SSL")
-            .set("sasl.mechanism", "SCRAM-SHA-512")
-            .set("sasl.username", &kafka.user)
-            .set("sasl.password", kafka.password())
-            .set("ssl.ca.location", kafka.ca_file.to_str().unwrap());
+        for (name, value) in self.services.kafka().client_settings() {
+            client.set(name, value);
+        }
         client
     }
 
-    /// Puts messages into the requests topic, as any producer may.
+    /// Writes messages to the requests topic, like any producer.
     pub fn produce(&self, messages: &[&[u8]]) {
         let producer: BaseProducer = self.kafka().set("message.max.bytes", "20000000").create().unwrap();
         for message in messages {
@@ -122,8 +100,8 @@ impl<'a> Cloud<'a> {
         producer.flush(Duration::from_secs(30)).unwrap();
     }
 
-    /// Everything in the results topic that a consumer of committed records sees, once `enough` says so and for a
-    /// moment longer.
+    /// All committed records of the results topic, read until `enough` is true and two seconds
+    /// longer.
     pub fn results(&self, timeout: Duration, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let consumer: BaseConsumer = self
             .kafka()
@@ -146,7 +124,7 @@ impl<'a> Cloud<'a> {
                 Some(Err(error)) => eprintln!("the reader of results: {error}"),
                 None if !complete && enough(&seen) => {
                     complete = true;
-                    // Whatever comes twice comes now.
+                    // Duplicates would arrive now.
                     until = Instant::now() + Duration::from_secs(2);
                 }
                 None => {}
@@ -157,7 +135,7 @@ impl<'a> Cloud<'a> {
     }
 }
 
-/// A record of the results topic, and where it stands there.
+/// A record of the results topic with its position.
 fn with_place(message: &BorrowedMessage<'_>) -> Value {
     let mut record: Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
     let place = format!("{}:{} of {:?}", message.partition(), message.offset(), message.timestamp());
@@ -165,7 +143,7 @@ fn with_place(message: &BorrowedMessage<'_>) -> Value {
     record
 }
 
-/// A number among the daemon's metrics.
+/// The value of a metric of the daemon.
 pub fn metric(daemon: &Daemon, name: &str) -> f64 {
     let text = daemon.get("/metrics").text();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -174,11 +152,7 @@ pub fn metric(daemon: &Daemon, name: &str) -> f64 {
 
 /// Waits until a worker has partitions of the requests topic.
 pub fn has_work(worker: &Daemon) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while metric(worker, "weir_batch_partitions") < 1.0 {
-        assert!(Instant::now() < until, "the worker has no partitions");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until("the worker has partitions", || metric(worker, "weir_batch_partitions") >= 1.0);
 }
 
 /// How often each image of a batch is in these records.

@@ -1,4 +1,4 @@
-//! Load for tests of faults: batches that are submitted until they are taken, and requests in real time.
+//! Load for tests of faults: batches that are submitted until they are accepted, and real-time requests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::client::{Reply, post};
 use super::cloud::{Cloud, finished, images, lines};
 use super::{Daemon, pictures};
 
-/// How long anything may take that must come to an end.
+/// Longest wait for an expected event.
 pub const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Posts a batch of URLs, once.
@@ -18,7 +18,7 @@ pub fn post_batch(api: &Daemon, request_id: &str, urls: &[String]) -> Reply {
     post(api.address, "/batch/predict", &[("content-type", "application/json")], body.as_bytes())
 }
 
-/// Posts a batch until it is taken: whoever is told to come back may, with the same id.
+/// Posts a batch until it is accepted, with the same id after a 429 or 503.
 pub fn submit(api: &Daemon, request_id: &str, urls: &[String]) {
     let until = Instant::now() + TIMEOUT;
     loop {
@@ -32,16 +32,16 @@ pub fn submit(api: &Daemon, request_id: &str, urls: &[String]) {
     }
 }
 
-/// Waits until `ready`, and fails with `what` when that takes too long.
+/// Waits until `ready` is true, and fails with `what` after [`TIMEOUT`].
 pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     let until = Instant::now() + TIMEOUT;
     while !ready() {
-        assert!(Instant::now() < until, "still not so: {what}");
+        assert!(Instant::now() < until, "timed out waiting: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// The batch is completed, and its results have each image once, in order, classified.
+/// Asserts that the batch is completed and its results contain each image once, in order, classified.
 pub fn check_results(api: &Daemon, request_id: &str, total: usize) {
     let status = finished(api, request_id, TIMEOUT);
     assert_eq!((&status["status"], &status["completed"]), (&json!("completed"), &json!(total)), "{status}");
@@ -52,7 +52,7 @@ pub fn check_results(api: &Daemon, request_id: &str, total: usize) {
     }
 }
 
-/// The same, and every image has one result for readers of the topic. Returns what these see.
+/// The same, and every image has one result in the topic. Returns its committed records.
 pub fn check_complete(cloud: &Cloud<'_>, api: &Daemon, request_id: &str, total: usize) -> Vec<Value> {
     check_results(api, request_id, total);
     let records = cloud.results(TIMEOUT, |seen| images(seen, request_id).len() == total);
@@ -60,7 +60,7 @@ pub fn check_complete(cloud: &Cloud<'_>, api: &Daemon, request_id: &str, total: 
     records
 }
 
-/// Each image of a batch has one result among these records.
+/// Asserts that each image of a batch has one result in these records.
 pub fn assert_once(records: &[Value], request_id: &str, total: usize) {
     let counts = images(records, request_id);
     let repeated: Vec<_> = counts.iter().filter(|&(_, &count)| count > 1).map(|(&index, _)| index).collect();
@@ -75,17 +75,17 @@ pub fn assert_once(records: &[Value], request_id: &str, total: usize) {
     assert_eq!((counts.len(), repeated.len()), (total, 0), "images with a result, and with more than one");
 }
 
-/// Requests in real time.
+/// Real-time requests.
 #[derive(Default)]
 pub struct RealTime {
     /// Ids of those that were acknowledged.
     pub acknowledged: Vec<String>,
-    /// When each was sent, and how long it took.
+    /// Start and duration of each.
     pub times: Vec<(Instant, Duration)>,
 }
 
 impl RealTime {
-    /// Sends one request every 20 ms, each with a picture of its own, for as long as `running` says.
+    /// Sends one request every 20 ms, each with a different picture, while `running` is true.
     pub fn send(api: &Daemon, running: &AtomicBool, seed: u32) -> Self {
         let mut seen = Self::default();
         for n in seed.. {
@@ -99,7 +99,7 @@ impl RealTime {
         seen
     }
 
-    /// Sends one.
+    /// Sends one request.
     pub fn one(&mut self, api: &Daemon, seed: u32) {
         let began = Instant::now();
         let reply = api.post("/predict?camera=dock-1", &[], &pictures::bmp(64, 48, seed));
@@ -109,7 +109,7 @@ impl RealTime {
     }
 }
 
-/// The time that `percent` of these are within.
+/// A percentile of these times.
 pub fn percentile(mut times: Vec<Duration>, percent: usize) -> Duration {
     times.sort_unstable();
     times[(times.len() * percent / 100).min(times.len() - 1)]

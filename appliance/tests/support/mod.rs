@@ -1,10 +1,9 @@
-//! A running daemon for tests: the real binary on a free port with a data directory of its own, and a plain HTTP client
-//! that can also send what no well-behaved client would.
+//! A running daemon for tests: the real binary on a free port with its own data directory, and a plain HTTP client
+//! that can also send invalid requests.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
 pub mod client;
 pub mod cloud;
-pub mod images;
 pub mod load;
 pub mod models;
 pub mod pictures;
@@ -20,19 +19,20 @@ use tempfile::TempDir;
 
 pub use client::{Reply, get, post};
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a start, a log line or an end may take on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A daemon that answers. It is killed when dropped.
+/// A ready daemon. It is killed when dropped.
 pub struct Daemon {
     pub child: Child,
     pub address: SocketAddr,
-    /// The listener for the operator, where there is one.
+    /// The admin listener, if there is one.
     pub admin: Option<SocketAddr>,
     pub data: TempDir,
     log: crossbeam_channel::Receiver<String>,
 }
 
-/// The `weir` command with nothing of the tester's own configuration in it.
+/// The `weir` command without settings from the environment of the tests.
 pub fn weir() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
     let of_a_deployment = ["WEIR__", "KAFKA_", "REDIS_", "AWS_", "S3_", "MLFLOW_"];
@@ -47,8 +47,8 @@ pub fn weir() -> Command {
     command
 }
 
-/// `weir serve` with a data directory on a file system of its own that holds 1 MiB, and that directory. The mount lives
-/// and dies with the mount namespace of the process.
+/// `weir serve` with a data directory on a separate file system of 1 MiB, and that directory. The mount exists
+/// as long as the mount namespace of the process.
 pub fn on_a_small_disk() -> (Command, TempDir) {
     let data = tempfile::tempdir().unwrap();
     let program = weir();
@@ -138,7 +138,7 @@ impl Daemon {
         }
     }
 
-    /// The log lines that no one has asked for yet.
+    /// The log lines that have not been read yet.
     pub fn log(&self) -> Vec<String> {
         self.log.try_iter().collect()
     }
@@ -155,7 +155,7 @@ impl Daemon {
         client::delete(self.address, path)
     }
 
-    /// The same on the listener for the operator, where there is one: with all details.
+    /// The same on the admin listener, if there is one: with all details.
     pub fn get_as_operator(&self, path: &str) -> Reply {
         get(self.admin.unwrap_or(self.address), path)
     }
@@ -176,6 +176,13 @@ impl Daemon {
     /// Waits for the end.
     pub fn wait(&mut self, time: Duration) -> Option<ExitStatus> {
         wait(&mut self.child, time)
+    }
+
+    /// A field of `/proc/PID/status` in bytes: VmRSS is the resident memory now, VmHWM its peak.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
     /// The events in the outbox.
@@ -211,7 +218,7 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Waits for a process to end, for so long.
+/// Waits for a process to end, for at most `time`.
 pub fn wait(child: &mut Child, time: Duration) -> Option<ExitStatus> {
     let until = Instant::now() + time;
     while Instant::now() < until {
@@ -223,7 +230,7 @@ pub fn wait(child: &mut Child, time: Duration) -> Option<ExitStatus> {
     None
 }
 
-/// Runs a command that must fail, and returns what it said on standard error.
+/// Runs a command that must fail, and returns its standard error.
 pub fn failure(command: &mut Command) -> String {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let Some(status) = wait(&mut child, TIMEOUT) else {
@@ -243,7 +250,7 @@ pub fn serve(data: &Path) -> Command {
     command
 }
 
-/// A text has all of these, and no panic.
+/// Asserts that a text contains all of these parts and no panic.
 pub fn assert_says(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is missing in: {text}");

@@ -1,4 +1,4 @@
-//! Models for tests of rollouts: a registry in a folder, versions that are good or bad in one way, and a daemon that
+//! Models for tests of rollouts: a registry in a folder, valid and invalid versions, and a daemon that
 //! follows them.
 
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use super::{Daemon, Reply, bundle, copy, weir};
 
 /// How long a rollout may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
-/// The admin token of the daemons here.
+const TIMEOUT: Duration = Duration::from_secs(240);
+/// The admin token of the daemons.
 pub const TOKEN: &str = "a-token-of-the-tests";
 
 /// A registry in a folder.
@@ -30,7 +30,7 @@ impl Registry {
         self.dir.path().join(name).join(version)
     }
 
-    /// Registers a copy of the default bundle that calls itself `says`.
+    /// Registers a copy of the default bundle with the version `says` in its manifest.
     pub fn publish_fish(&self, version: &str, says: &str) {
         let to = self.version("fish", version);
         copy(&bundle(), &to);
@@ -40,14 +40,14 @@ impl Registry {
         std::fs::write(to.join("bundle.toml"), edited).unwrap();
     }
 
-    /// Registers a version of the model that says which colour prevails.
+    /// Registers a version of the model that classifies the dominant colour.
     pub fn publish_colours(&self, version: &str, colours: &Colours<'_>) -> PathBuf {
         let to = self.version("colours", version);
         colours.write(&to, version);
         to
     }
 
-    /// Has an alias name a version, in one step.
+    /// Points an alias to a version, atomically.
     pub fn alias(&self, name: &str, alias: &str, version: &str) {
         let dir = self.dir.path().join(name).join("aliases");
         std::fs::create_dir_all(&dir).unwrap();
@@ -62,11 +62,11 @@ impl Registry {
         std::fs::read(path).map_or(Value::Null, |text| serde_json::from_slice(&text).unwrap())
     }
 
-    /// Variables of a daemon that follows `follow` here.
+    /// Variables of a daemon that follows `follow` in this registry.
     pub fn env(&self, follow: &str) -> Vec<(String, String)> {
         [
             ("WEIR__REGISTRY__DIR", self.dir.path().to_str().unwrap()),
-            ("WEIR__REGISTRY__POLL", "100ms"),
+            ("WEIR__REGISTRY__POLL_INTERVAL", "100ms"),
             ("WEIR__MODEL__FOLLOW", follow),
             ("WEIR__ADMIN__TOKEN", TOKEN),
             ("WEIR__NODE__NAME", "dock-3"),
@@ -76,13 +76,13 @@ impl Registry {
     }
 }
 
-/// A bundle of the small model: which colour prevails in a picture.
+/// A bundle of the small model that classifies the dominant colour of a picture.
 pub struct Colours<'a> {
     /// Its graph, a file in testdata/models.
     pub model: &'a str,
     /// Its labels, in the order of the output.
     pub labels: &'a [&'a str],
-    /// What the golden picture, which is red, must come to.
+    /// The expected label of the golden picture, which is red.
     pub golden: &'a str,
 }
 
@@ -124,7 +124,7 @@ pub fn picture([red, green, blue]: [u8; 3], seed: u32) -> Vec<u8> {
     let pixels = (SIDE * SIDE * 3) as usize;
     let mut file = b"BM".to_vec();
     file.extend_from_slice(&(54 + pixels as u32).to_le_bytes());
-    // Reserved: whoever reads the picture passes over it.
+    // Reserved field, which readers ignore.
     file.extend_from_slice(&seed.to_le_bytes());
     file.extend_from_slice(&54u32.to_le_bytes());
     file.extend_from_slice(&40u32.to_le_bytes());
@@ -143,21 +143,21 @@ pub fn start(env: &[(String, String)], more: &[(&str, &str)]) -> Daemon {
 
 /// The same in a data directory that was used before.
 pub fn start_in(data: TempDir, env: &[(String, String)], more: &[(&str, &str)]) -> Daemon {
-    // On a loaded machine the times of these small models say nothing.
+    // On a loaded machine the times of these small models are not meaningful.
     let latency = ("WEIR__ROLLOUT__MAX_LATENCY_RATIO", "1000");
     let env = env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let env: Vec<(&str, &str)> = std::iter::once(latency).chain(env).chain(more.iter().copied()).collect();
     Daemon::start_in(data, &env)
 }
 
-/// What the daemon says of a model.
+/// The daemon's status of a model.
 pub fn model(daemon: &Daemon, name: &str) -> Value {
     let reply = daemon.get_as_operator(&format!("/models/{name}"));
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json()
 }
 
-/// Waits until the model is as it should be, and returns it.
+/// Waits until the model satisfies a condition, and returns it.
 pub fn until(daemon: &Daemon, name: &str, what: &str, mut is_so: impl FnMut(&Value) -> bool) -> Value {
     let end = Instant::now() + TIMEOUT;
     loop {
@@ -165,7 +165,7 @@ pub fn until(daemon: &Daemon, name: &str, what: &str, mut is_so: impl FnMut(&Val
         if is_so(&model) {
             return model;
         }
-        assert!(Instant::now() < end, "still not {what}: {model:#}");
+        assert!(Instant::now() < end, "timed out: not {what}: {model:#}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -175,7 +175,7 @@ pub fn until_serving(daemon: &Daemon, name: &str, version: &str) -> Value {
     until(daemon, name, &format!("serving {version}"), |model| model["serving"] == version)
 }
 
-/// Waits until a version was rejected, and says why it was.
+/// Waits until a version is rejected, and returns the reason.
 pub fn until_rejected(daemon: &Daemon, name: &str, version: &str) -> String {
     let find = |model: &Value| -> Option<String> {
         let rejected =
@@ -185,14 +185,14 @@ pub fn until_rejected(daemon: &Daemon, name: &str, version: &str) -> String {
     find(&until(daemon, name, &format!("rejecting {version}"), |model| find(model).is_some())).unwrap()
 }
 
-/// Has a rollout do something.
-pub fn order(daemon: &Daemon, path: &str, token: Option<&str>) -> Reply {
+/// Sends a command to a model.
+pub fn send_command(daemon: &Daemon, path: &str, token: Option<&str>) -> Reply {
     let bearer = token.map(|token| format!("Bearer {token}"));
     let headers: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
     daemon.post(path, &headers, b"")
 }
 
-/// Runs `weir models`; returns whether it succeeded, and what it said.
+/// Runs `weir models`; returns whether it succeeded, and its output.
 pub fn weir_models(daemon: &Daemon, env: &[(String, String)], args: &[&str]) -> (bool, String) {
     let mut command = weir();
     command.arg("models").args(args).arg("--data-dir").arg(daemon.data.path());

@@ -1,4 +1,87 @@
-//! Pictures that the tests make: good ones, and ones that attack.
+//! Test pictures, valid and malicious, and a web server for pictures on loopback with the ways in which a URL can fail.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// `/good/N.bmp` is a different picture for every N; `/text` is not a picture; anything else is 404.
+pub struct Images {
+    pub address: SocketAddr,
+    served: Arc<AtomicUsize>,
+}
+
+impl Images {
+    pub fn serve() -> Self {
+        Self::slow(Duration::ZERO)
+    }
+
+    /// Each picture takes this long.
+    pub fn slow(pause: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&served);
+        // Ends with the test process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let count = Arc::clone(&count);
+                std::thread::spawn(move || answer(stream, &count, pause));
+            }
+        });
+        Self { address, served }
+    }
+
+    pub fn good(&self, n: usize) -> String {
+        format!("http://{}/good/{n}.bmp", self.address)
+    }
+
+    pub fn missing(&self, n: usize) -> String {
+        format!("http://{}/missing/{n}.bmp", self.address)
+    }
+
+    pub fn text(&self) -> String {
+        format!("http://{}/text", self.address)
+    }
+
+    /// Pictures served so far.
+    pub fn served(&self) -> usize {
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+fn answer(mut stream: TcpStream, served: &AtomicUsize, pause: Duration) {
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // Otherwise every response would wait for an acknowledgement of its head.
+    stream.set_nodelay(true).unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    loop {
+        let mut request = String::new();
+        if !reader.read_line(&mut request).is_ok_and(|read| read > 0) {
+            return;
+        }
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+            line.clear();
+        }
+        let path = request.split(' ').nth(1).unwrap_or_default();
+        let good = path.strip_prefix("/good/").and_then(|name| name.strip_suffix(".bmp")?.parse().ok());
+        let (status, body) = match good {
+            Some(n) => {
+                std::thread::sleep(pause);
+                served.fetch_add(1, Ordering::Relaxed);
+                ("200 OK", bmp(32, 32, n))
+            }
+            None if path == "/text" => ("200 OK", b"no picture at all".to_vec()),
+            None => ("404 Not Found", b"nothing".to_vec()),
+        };
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).is_err() {
+            return;
+        }
+    }
+}
 
 /// A BMP of one colour with a pattern in it; the bytes differ for every seed.
 pub fn bmp(width: u32, height: u32, seed: u32) -> Vec<u8> {
@@ -24,7 +107,7 @@ pub fn bmp(width: u32, height: u32, seed: u32) -> Vec<u8> {
     file
 }
 
-/// A PNG whose header claims this size; it holds a few bytes of data.
+/// A PNG whose header declares this size, with a few bytes of data.
 pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut ihdr = width.to_be_bytes().to_vec();
@@ -36,7 +119,7 @@ pub fn png_header(width: u32, height: u32) -> Vec<u8> {
     file
 }
 
-/// A sound PNG of a gradient, 3 x 8 bits, its data stored without compression.
+/// A valid PNG of a gradient, 3 x 8 bits, its data stored without compression.
 pub fn png(side: u8) -> Vec<u8> {
     let mut raw = Vec::new();
     for y in 0..side {
@@ -79,7 +162,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// A JPEG whose header claims this size, progressive or not, with this many scans of nothing.
+/// A JPEG whose header declares this size, progressive or not, with this many empty scans.
 pub fn jpeg_header(width: u16, height: u16, progressive: bool, scans: usize) -> Vec<u8> {
     let mut file = vec![0xff, 0xd8];
     file.extend_from_slice(&[0xff, 0xdb, 0, 67, 0]);

@@ -1,4 +1,4 @@
-//! Directories of an outbox, written by steps that an input spells.
+//! Directories of an outbox, written by the steps that an input encodes.
 
 use std::path::Path;
 
@@ -9,18 +9,18 @@ use super::{MAGIC, RECORD_HEADER, SEGMENT_HEADER, encode};
 /// Most segments of an input.
 const MAX_SEGMENTS: usize = 8;
 
-/// What stands on disk.
+/// The files on disk.
 pub(super) struct Written {
     /// Segments by the first sequence in their names.
     segments: Vec<(u64, Vec<u8>)>,
     cursor: Option<Vec<u8>>,
     pub(super) durability: Durability,
-    /// The events, where all segments are whole and follow one another.
+    /// The events, if all segments are intact and consecutive.
     pub(super) sound: Option<Vec<(u64, Vec<u8>)>>,
 }
 
 impl Written {
-    /// One segment of these bytes, under the name that it says.
+    /// One segment of these bytes, named by its header.
     pub(super) fn raw(bytes: &[u8]) -> Self {
         let first = bytes.get(16..24).map_or(1, |first| {
             u64::from_le_bytes([
@@ -51,7 +51,7 @@ impl Written {
         }
     }
 
-    /// The numbers that segments are named after.
+    /// The sequence numbers in segment names.
     pub(super) fn names(&self) -> impl Iterator<Item = u64> {
         self.segments.iter().map(|(first, _)| *first)
     }
@@ -69,7 +69,7 @@ impl Written {
     }
 }
 
-/// The steps that are left.
+/// The remaining steps.
 struct Steps<'a> {
     rest: &'a [u8],
 }
@@ -92,7 +92,7 @@ impl<'a> Steps<'a> {
 
 struct Draft {
     written: Written,
-    /// The sequence that would follow.
+    /// The next sequence number.
     next: u64,
 }
 
@@ -127,7 +127,7 @@ impl Draft {
                 });
             }
             8 => {
-                // A sequence that does not follow, with a sum that agrees.
+                // A sequence number out of order, with a valid checksum.
                 let sequence = steps.number();
                 let length = usize::from(steps.byte());
                 let record = encode(sequence, 7, steps.take(length));
@@ -169,7 +169,7 @@ impl Draft {
         self.next = first;
     }
 
-    /// Adds a good record.
+    /// Adds a valid record.
     fn record(&mut self, payload: &[u8]) {
         if self.written.segments.is_empty() {
             self.segment(self.next);
@@ -188,7 +188,7 @@ impl Draft {
         self.next = self.next.saturating_add(1);
     }
 
-    /// Adds the zeros that a writer puts ahead of itself.
+    /// Adds the zeros that a writer preallocates.
     fn zeros(&mut self, count: usize) {
         if let Some((_, bytes)) = self.written.segments.last_mut() {
             bytes.resize(bytes.len() + count, 0);

@@ -68,7 +68,7 @@ fn read_photos(dir: &Path) -> anyhow::Result<Vec<Photo>> {
             anyhow::Ok(Photo { frame: read_file(&dir.join(file))?, label: label.to_owned() })
         })
         .collect::<Result<_, _>>()?;
-    // The targets are counts, so they mean something for this many only.
+    // The targets are counts, which are valid only for this number of photos.
     ensure!(photos.len() == 40, "{} lists {} photos, not 40", path.display(), photos.len());
     Ok(photos)
 }

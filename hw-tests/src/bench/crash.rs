@@ -1,4 +1,4 @@
-//! kill -9 under load, again and again in one data folder: what was acknowledged must be in the outbox.
+//! Repeated kill -9 under load in one data folder: every acknowledged request must be in the outbox.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let (mut missing, mut kept) = (HashSet::new(), 0);
     for kill in 1..=KILLS {
         let mut daemon = setup.start_weir_in(&setup.bundle, dir.path())?;
-        // Another moment each time: between 100 and 1000 ms after the first acknowledgement.
+        // At a random time between 100 and 1000 ms after the first acknowledgement.
         let after = Duration::from_millis(fastrand::u64(100..1000));
         acknowledged.extend(crash(&mut daemon, &frames, after)?);
         let outbox = outbox(setup, dir.path())?;
@@ -48,13 +48,13 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         ),
     );
     section.hold("acknowledged and missing", missing.len() as f64, "", Target::AtMost(0.0));
-    // With hardly anything acknowledged nothing could have been missing.
+    // With too few acknowledged requests none could be missing.
     section.hold("acknowledged", acknowledged.len() as f64, "", Target::AtLeast((KILLS * 10) as f64));
     section.note("in the outbox at the end", kept as f64, "");
     Ok(section)
 }
 
-/// Load, and a kill in the middle of it; gives the ids of the requests that were acknowledged.
+/// Runs load and kills the server during it; returns the ids of the acknowledged requests.
 fn crash(daemon: &mut Daemon, frames: &[Frame], after: Duration) -> anyhow::Result<Vec<String>> {
     let target = daemon.target("/predict");
     let requests = requests(&target, frames, &Options { unique: true, ..Options::default() })?;

@@ -1,19 +1,16 @@
-//! The benches: each runs the built daemon, measures one promise and holds the number against its target.
+//! The benches: each runs the built daemon, measures one property and compares the number with its target.
 
 mod accuracy;
-mod cache;
 mod cloud;
 mod crash;
+mod footprint;
 mod isolation;
+mod latency;
 mod limit;
-mod memory;
-mod overload;
 mod peers;
 mod result;
 mod rollout;
-mod serve;
 mod setup;
-mod startup;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -39,9 +36,9 @@ pub enum Which {
     Accuracy,
     /// Decode, preprocess and infer in-process: what the machine can do.
     Limit,
-    /// CPU time a request over HTTP, against the limit.
+    /// CPU time per request over HTTP, against the limit.
     Serve,
-    /// Requests a second against FastAPI, Pillow and ONNX Runtime.
+    /// Requests per second against FastAPI, Pillow and ONNX Runtime.
     Peers,
     /// From process start to first prediction.
     Startup,
@@ -57,9 +54,9 @@ pub enum Which {
     Crash,
     /// Swaps of the model under full load.
     Rollout,
-    /// Events made durable a second, and what that costs a prediction.
+    /// Events made durable per second, and what that costs a prediction.
     Outbox,
-    /// Batch images a second from Kafka and S3, against the limit.
+    /// Batch images per second from Kafka and S3, against the limit.
     Worker,
     /// Latency of a batch's status while workers have all cores.
     Status,
@@ -99,12 +96,12 @@ impl Which {
         let section = match self {
             Self::Accuracy => accuracy::run(setup),
             Self::Limit | Self::All => limit::run(setup),
-            Self::Serve => serve::run(setup),
+            Self::Serve => limit::serve(setup),
             Self::Peers => peers::run(setup),
-            Self::Startup => startup::run(setup),
-            Self::Memory => memory::run(setup),
-            Self::Cache => cache::run(setup),
-            Self::Overload => overload::run(setup),
+            Self::Startup => footprint::startup(setup),
+            Self::Memory => footprint::memory(setup),
+            Self::Cache => latency::cache(setup),
+            Self::Overload => latency::overload(setup),
             Self::Isolation => isolation::run(setup),
             Self::Crash => crash::run(setup),
             Self::Rollout => rollout::run(setup),
@@ -137,13 +134,13 @@ impl Args {
     /// Runs the benches. The exit code is 1 when a target is missed.
     ///
     /// # Errors
-    /// When something that a bench needs is missing, or a server does not behave.
+    /// When a prerequisite of a bench is missing, or a server fails.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let mut sections = Vec::new();
         for which in &self.which {
             sections.extend(which.run(&self.setup)?);
             if let Some(path) = &self.out {
-                // After each, so that a bench that fails does not take the others' results with it.
+                // Written after each bench, so that a failing bench does not lose the results of the others.
                 write_results(path, &sections)?;
             }
         }

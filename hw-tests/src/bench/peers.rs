@@ -1,4 +1,4 @@
-//! Against what a team would glue together: FastAPI, Pillow and ONNX Runtime, in the same run.
+//! Comparison with a typical server of FastAPI, Pillow and ONNX Runtime, in the same run.
 
 use std::num::NonZero;
 use std::thread::available_parallelism;
@@ -28,7 +28,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "peers",
         format!(
-            "Requests a second over HTTP, 8 clients, every body unique. The peer: FastAPI, Pillow and ONNX Runtime \
+            "Requests per second over HTTP, 8 clients, every body unique. The peer: FastAPI, Pillow and ONNX Runtime \
              (fp32, {WORKERS} uvicorn workers, full decode), hw-tests/peers. Medians of {ROUNDS} rounds, in turn."
         ),
     );
@@ -56,7 +56,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         let [peer, int8, fp32] = rates.map(|rates| median(&rates));
         let name = size.name();
         section.hold(format!("{name}: weir int8 / peer"), int8 / peer, "", Target::AtLeast(target(size)));
-        // A peer that was kept from its cores, by its own workers' luck or by another program, is no measure.
+        // A peer that could not use its cores, because of its accept distribution or another program, is not comparable.
         let most = available_parallelism().map_or(1, NonZero::get).min(WORKERS) as f64;
         let busy = format!("{name}: cores that the peer kept busy");
         section.hold(busy, median(&peer_cores), "", Target::AtLeast(0.85 * most));
@@ -73,7 +73,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-/// What a server says of every frame: the comparison is one of servers that do the same.
+/// The species of every frame: shows that the compared servers do the same work.
 fn species(server: &Server, frames: &[Frame]) -> anyhow::Result<Vec<String>> {
     let mut client = server.client()?;
     let answer = |frame: &Frame| {

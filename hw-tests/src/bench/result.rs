@@ -1,11 +1,11 @@
-//! What a bench found: numbers held against their targets, as a table, as markdown and as JSON.
+//! Results of a bench: numbers and their targets, as a table, as markdown and as JSON.
 
 use std::fmt;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-/// A bound that a number has to keep.
+/// The target of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -18,7 +18,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// Whether a number keeps it. What is not a number keeps none.
+    /// Whether a number meets it. NaN meets no target.
     #[must_use]
     pub fn is_met(self, value: f64) -> bool {
         match self {
@@ -48,7 +48,7 @@ pub struct Row {
     pub value: f64,
     /// Its unit; empty for a count or a ratio.
     pub unit: &'static str,
-    /// Its target; none when it only informs.
+    /// Its target; `None` for informational numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
     /// Whether the target is met.
@@ -80,7 +80,7 @@ impl Section {
         self.rows.push(Row { what: what.into(), value, unit, target: Some(target), met });
     }
 
-    /// Adds a number that only informs.
+    /// Adds an informational number.
     pub fn note(&mut self, what: impl Into<String>, value: f64, unit: &'static str) {
         self.rows.push(Row { what: what.into(), value, unit, target: None, met: None });
     }
@@ -112,7 +112,7 @@ impl fmt::Display for Section {
     }
 }
 
-/// Three digits, or all of a whole number.
+/// Three significant digits, or all digits of a whole number.
 pub(crate) fn short(value: f64) -> String {
     let digits = match value.abs() {
         _ if value.fract() == 0.0 => 0,
@@ -123,7 +123,7 @@ pub(crate) fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// The middle value; the mean of the two middle ones of an even number. Not a number when there is none.
+/// The middle value; the mean of the two middle ones of an even number. NaN if there is none.
 #[must_use]
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();

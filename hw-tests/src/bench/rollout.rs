@@ -1,4 +1,4 @@
-//! Swaps of the model under full load: nothing fails, and hardly anybody waits longer.
+//! Swaps of the model under full load: no request fails, and latency hardly increases.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(POLL_MS as u64);
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time of all swaps together.
 const RUN_TIMEOUT: Duration = Duration::from_secs(300);
-/// Between a version that serves and the next.
+/// Pause between two swaps.
 const REST: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Deserialize)]
@@ -45,9 +45,9 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     follow(registry.path(), "1")?;
     let variables = [
         ("WEIR__REGISTRY__DIR", registry.path().display().to_string()),
-        ("WEIR__REGISTRY__POLL", format!("{}ms", POLL.as_millis())),
+        ("WEIR__REGISTRY__POLL_INTERVAL", format!("{}ms", POLL.as_millis())),
         ("WEIR__MODEL__FOLLOW", "fish@champion".to_owned()),
-        ("WEIR__ROLLOUT__STANDBY", "0s".to_owned()),
+        ("WEIR__ROLLOUT__KEEP_PREVIOUS_LOADED", "0s".to_owned()),
     ];
     let server = setup.start_with("serve", &variables)?;
     wait_for(&server, "fish/1")?;
@@ -57,7 +57,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         format!(
             "{SWAPS} new versions in a directory registry, one after the other, while 8 clients saturate the server (VGA \
              frames, every body unique), against the same load before. A swap is download, verification, load beside the \
-             running version, golden cases and change-over; the registry is asked every {} ms.",
+             running version, golden cases and change-over; the registry is polled every {} ms.",
             POLL.as_millis()
         ),
     );
@@ -78,10 +78,10 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         |report: &crate::load::Report| report.ok.as_ref().map(|ok| ok.p99).context("no request succeeded");
     let (calm, swapping) = (p99(&before)?, p99(&during)?);
     times.sort_by(f64::total_cmp);
-    // Those that were on their way when the load ended have no answer.
+    // Requests in flight at the end of the load have no response.
     section.hold("requests that failed", failed.saturating_sub(8) as f64, "", Target::AtMost(0.0));
     section.hold("p99 while swapping / p99 before", swapping / calm, "", Target::AtMost(1.5));
-    // What is left of a swap is download, verification, load and golden cases.
+    // The rest of a swap is download, verification, load and golden cases.
     section.hold(
         "alias changed to rollout begun, longest / poll interval",
         noticed / POLL_MS,
@@ -90,8 +90,8 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     );
     section.note("p99 before", calm, "ms");
     section.note("p99 while swapping", swapping, "ms");
-    section.note("requests a second before", before.ok_per_s, "");
-    section.note("requests a second while swapping", during.ok_per_s, "");
+    section.note("requests per second before", before.ok_per_s, "");
+    section.note("requests per second while swapping", during.ok_per_s, "");
     section.note("alias changed to version serving, median", median(&times), "ms");
     section.note(
         "alias changed to version serving, longest",
@@ -104,7 +104,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-/// How long a swap took from the alias's change on, in milliseconds.
+/// Times of a swap since the change of the alias, in milliseconds.
 struct Swap {
     /// Until the rollout had begun.
     noticed: f64,
@@ -148,7 +148,7 @@ fn wait_for(server: &Server, version: &str) -> anyhow::Result<f64> {
             "{version} does not serve: {}",
             String::from_utf8_lossy(&reply.body)
         );
-        // Seldom enough that the asking itself costs the server nothing to speak of.
+        // Rarely enough that the polling has no significant cost.
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -178,7 +178,7 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has the alias name a version.
+/// Points the alias to a version.
 fn follow(registry: &Path, version: &str) -> anyhow::Result<()> {
     let dir = registry.join("fish/aliases");
     fs::create_dir_all(&dir)?;

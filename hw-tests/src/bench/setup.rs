@@ -1,4 +1,4 @@
-//! What every bench needs: where the binaries, bundles and pictures are, and how servers are started.
+//! Environment of the benches: paths of binaries, bundles and pictures, and starting servers.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,13 +18,13 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Worker processes of the peer.
 pub(super) const PEER_WORKERS: usize = 2;
 
-/// How the names of a deployment's variables begin.
+/// Prefixes of a deployment's variables.
 const DEPLOYMENT: [&str; 5] = ["AWS_", "KAFKA_", "MLFLOW_", "REDIS_", "S3_"];
 
-/// Where things are. Paths that only some benches need are asked for when they are needed.
+/// Paths and durations. Paths that only some benches need are checked when they are needed.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Setup {
-    /// The built `weir`; the one beside this program unless given.
+    /// The built `weir`; by default the one in the folder of this program.
     #[arg(long)]
     weir: Option<PathBuf>,
     /// The default (int8) model bundle.
@@ -36,7 +36,7 @@ pub struct Setup {
     /// A folder of labelled photos: pictures and labels.csv with the columns file and label.
     #[arg(long, env = "WEIR_PHOTOS")]
     photos: Option<PathBuf>,
-    /// A Python that has what hw-tests/peers/requirements.txt lists.
+    /// A Python with the packages of hw-tests/peers/requirements.txt.
     #[arg(long, env = "WEIR_PEER_PYTHON")]
     peer_python: Option<PathBuf>,
     /// The peer's program.
@@ -47,7 +47,7 @@ pub struct Setup {
     seconds: f64,
 }
 
-/// A server under measurement, with the folder that its data and its output are in.
+/// A server under measurement, with the folder of its data and output.
 pub(super) struct Server {
     pub(super) daemon: Daemon,
     watch_children: bool,
@@ -55,7 +55,7 @@ pub(super) struct Server {
     _dir: Option<TempDir>,
 }
 
-/// What `GET /health` says of the capacity.
+/// The capacity in `GET /health`.
 #[derive(Debug, Deserialize)]
 struct Health {
     queue: Queue,
@@ -72,7 +72,7 @@ struct Device {
     lanes: usize,
 }
 
-/// The part of an answer that benches look at; the same for weir and for the peer.
+/// The fields of a response that benches use; the same for weir and for the peer.
 #[derive(Debug, Deserialize)]
 pub(super) struct Prediction {
     pub(super) species: String,
@@ -111,7 +111,7 @@ impl Setup {
     }
 
     /// A `weir serve` command on a port, with a data folder. Its working folder is the data folder, so that
-    /// no weir.toml of the checkout has a say.
+    /// no weir.toml of the checkout is read.
     pub(super) fn weir_command(&self, bundle: &Path, port: u16, data: &Path) -> anyhow::Result<Command> {
         self.command("serve", bundle, port, data)
     }
@@ -125,26 +125,26 @@ impl Setup {
         Ok(command)
     }
 
-    /// Starts weir on a bundle, with a data folder of its own, and waits until it is ready.
+    /// Starts weir on a bundle, with a new data folder, and waits until it is ready.
     pub(super) fn start_weir(&self, bundle: &Path) -> anyhow::Result<Server> {
         let dir = tempfile::tempdir()?;
         let daemon = self.start_weir_in(bundle, dir.path())?;
         Ok(Server { daemon, watch_children: false, _dir: Some(dir) })
     }
 
-    /// The same in a folder that stays.
+    /// The same in an existing folder, which is kept.
     pub(super) fn start_weir_in(&self, bundle: &Path, dir: &Path) -> anyhow::Result<Daemon> {
         self.start_in("serve", bundle, &[], dir)
     }
 
-    /// `weir serve` or `weir worker` on the default bundle, with these variables and a data folder of its own.
+    /// `weir serve` or `weir worker` on the default bundle, with these variables and a new data folder.
     pub(super) fn start_with(&self, name: &str, variables: &[(&str, String)]) -> anyhow::Result<Server> {
         let dir = tempfile::tempdir()?;
         let daemon = self.start_in(name, &self.bundle, variables, dir.path())?;
         Ok(Server { daemon, watch_children: false, _dir: Some(dir) })
     }
 
-    /// The same on any bundle, in a folder that stays.
+    /// The same on any bundle, in an existing folder, which is kept.
     pub(super) fn start_in(
         &self,
         name: &str,
@@ -176,7 +176,7 @@ impl Setup {
     }
 }
 
-/// What is measured uses the servers of its bench, or none, whatever deployment this shell is set up for.
+/// Removes a deployment's variables, so that the measured process uses only the servers of its bench.
 pub(crate) fn without_deployment(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if DEPLOYMENT.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
@@ -191,14 +191,14 @@ impl Server {
         Client::new(self.daemon.target("/predict"), TIMEOUT)
     }
 
-    /// Lanes and queue: the most requests that it takes at once.
+    /// Lanes and queue: the largest number of concurrent requests.
     pub(super) fn capacity(&self) -> anyhow::Result<usize> {
         let reply = self.client()?.get("/health")?;
         let health: Health = serde_json::from_slice(&reply.body).context("GET /health")?;
         Ok(health.device.lanes + health.queue.capacity)
     }
 
-    /// Load on it, watched; the caller changes what it wants different.
+    /// Load on it, with its process watched; callers override fields as needed.
     pub(super) fn load(&self, frames: &[Frame], unique: bool, duration: Duration) -> anyhow::Result<Spec> {
         let target = self.daemon.target("/predict");
         let options = Options { unique, ..Options::default() };
@@ -213,7 +213,7 @@ pub(super) fn bench_frames(size: Size) -> anyhow::Result<Vec<Frame>> {
     frames::render(size, size.bench_count())
 }
 
-/// A line of progress: benches take minutes.
+/// Prints a line of progress, since benches take minutes.
 pub(super) fn progress(line: &str) {
     eprintln!("  {line}");
 }

@@ -1,8 +1,6 @@
 //! Camera frames: sizes, where a run's frames come from, and the `frames` command.
 
-mod encode;
 mod scene;
-mod tag;
 #[cfg(test)]
 mod tests;
 
@@ -11,8 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-
-pub use tag::{TAG_LEN, TagError, tag_segment, with_tag};
 
 /// The sizes of frame that cameras at a weir send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -72,7 +68,7 @@ impl Size {
     }
 }
 
-/// One size or all of them, as the command line says it.
+/// One size or all of them, on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sizes {
     /// 640 x 480.
@@ -88,7 +84,7 @@ pub enum Sizes {
 }
 
 impl Sizes {
-    /// The sizes meant.
+    /// The selected sizes.
     #[must_use]
     pub fn list(self) -> Vec<Size> {
         match self {
@@ -100,7 +96,7 @@ impl Sizes {
     }
 }
 
-/// An encoded image and the name it goes by.
+/// An encoded image and its name.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// File name, or size and number of a rendered frame.
@@ -117,7 +113,7 @@ pub fn render(size: Size, count: usize) -> anyhow::Result<Vec<Frame>> {
     (0..count)
         .map(|number| {
             let name = format!("{}-{number:03}.jpg", size.name());
-            let bytes = encode::frame(size, number as u64).with_context(|| format!("encoding {name}"))?;
+            let bytes = scene::frame(size, number as u64).with_context(|| format!("encoding {name}"))?;
             Ok(Frame { name, bytes })
         })
         .collect()
@@ -131,7 +127,7 @@ pub fn render_pixels((width, height): (usize, usize), count: usize) -> anyhow::R
     (0..count)
         .map(|number| {
             let name = format!("{width}x{height}-{number:03}.jpg");
-            let bytes = encode::picture((width, height), number as u64);
+            let bytes = scene::picture((width, height), number as u64);
             Ok(Frame { bytes: bytes.with_context(|| format!("encoding {name}"))?, name })
         })
         .collect()
@@ -166,10 +162,53 @@ pub fn read_file(path: &Path) -> anyhow::Result<Frame> {
     Ok(Frame { name, bytes })
 }
 
+/// Length in bytes of the comment segment: marker, length, and 32 hexadecimal digits.
+pub const TAG_LEN: usize = 4 + 32;
+
+/// Why a file cannot be tagged.
+#[derive(Debug, PartialEq, Eq)]
+pub enum TagError {
+    /// The file does not begin with a JPEG's start-of-image marker.
+    NotJpeg,
+}
+
+impl std::fmt::Display for TagError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("not a JPEG: only a JPEG can be made unique (use --repeat for other kinds)")
+    }
+}
+
+impl std::error::Error for TagError {}
+
+/// The COM segment (marker FF FE) with `run` and `counter` in hexadecimal.
+#[must_use]
+pub fn tag_segment(run: u64, counter: u64) -> [u8; TAG_LEN] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut segment = [0; TAG_LEN];
+    // The length counts itself, two bytes, but not the marker.
+    segment[..4].copy_from_slice(&[0xff, 0xfe, 0, (TAG_LEN - 2) as u8]);
+    for (place, digit) in segment[4..].iter_mut().enumerate() {
+        let (value, place) = if place < 16 { (run, place) } else { (counter, place - 16) };
+        *digit = DIGITS[(value >> (60 - 4 * place)) as usize & 0xf];
+    }
+    segment
+}
+
+/// A copy of `jpeg` with the segment inserted after its start-of-image marker.
+///
+/// # Errors
+/// `TagError::NotJpeg` when the file is not a JPEG.
+pub fn with_tag(jpeg: &[u8], run: u64, counter: u64) -> Result<Vec<u8>, TagError> {
+    let Some((start @ [0xff, 0xd8], rest)) = jpeg.split_first_chunk() else {
+        return Err(TagError::NotJpeg);
+    };
+    Ok([start, tag_segment(run, counter).as_slice(), rest].concat())
+}
+
 /// `weir-rig frames`: write rendered frames as files.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The folder to write into; it is made if it is not there.
+    /// The output folder; created if it does not exist.
     #[arg(long)]
     out: PathBuf,
     /// Which size of frame.

@@ -1,10 +1,13 @@
-//! Draws what a camera under water sees: light from above, a grown-over floor, fish, drifting particles, sensor noise.
+//! Renders underwater scenes as a camera records them: light from above, an overgrown floor, fish, drifting particles, sensor noise.
 //!
-//! What a JPEG costs to decode depends on how its bytes come about. The floor has the spectrum of natural scenes (amplitude
+//! The cost of decoding a JPEG depends on the origin of its bytes. The floor has the spectrum of natural scenes (amplitude
 //! falls with frequency: Field, "Relations between the statistics of natural images and the response properties of
 //! cortical cells", 1987), so most bytes are texture, as in a photograph, and not noise.
 
 use fastrand::Rng;
+use turbojpeg::{Compressor, Image, PixelFormat, Subsamp};
+
+use super::Size;
 
 /// Strength of each octave of texture, in levels of 0..=255.
 const CONTRAST: f32 = 26.0;
@@ -34,7 +37,7 @@ struct Particle {
 
 /// Renders an RGB8 picture, `width * height * 3` bytes, row by row without padding. `noise` is the
 /// standard deviation of the sensor noise in levels of 0..=255. The same arguments give the same pixels.
-pub(super) fn render(width: usize, height: usize, seed: u64, noise: f32) -> Vec<u8> {
+fn render(width: usize, height: usize, seed: u64, noise: f32) -> Vec<u8> {
     let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (width as u64));
     let mut scene = light(width, height, &mut rng);
     grow_over(&mut scene, width, &mut rng);
@@ -84,7 +87,7 @@ fn grow_over(scene: &mut [[f32; 3]], width: usize, rng: &mut Rng) {
         for (y, row) in scene.chunks_exact_mut(width).enumerate() {
             let (top, down) = (y / cell * columns, (y % cell) as f32 / cell as f32);
             let here = CONTRAST * (0.15 + 0.85 * (y as f32 / height as f32));
-            // One blend down the lattice a column, and one along the row a pixel.
+            // One vertical interpolation per lattice column, and one horizontal interpolation per pixel.
             let edge = |c: usize| lattice[top + c] + (lattice[top + columns + c] - lattice[top + c]) * down;
             for (c, pixels) in row.chunks_mut(cell).enumerate() {
                 let (left, step) = (edge(c) * here, (edge(c + 1) - edge(c)) * here / cell as f32);
@@ -121,7 +124,7 @@ fn fish(width: usize, height: usize, rng: &mut Rng) -> Fish {
 }
 
 /// Calls `paint` with every pixel of a box around a point and its offset from that point; what lies
-/// outside the picture is left out.
+/// outside of the picture is skipped.
 fn in_box(
     scene: &mut [[f32; 3]],
     width: usize,
@@ -173,7 +176,7 @@ fn add_noise(scene: &[[f32; 3]], width: usize, noise: f32, rng: &mut Rng) -> Vec
     let mut pixels = vec![0; scene.len() * 3];
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
     let height = scene.len() / width;
-    // A seed a row, and not one a thread: the pixels must not depend on the number of cores.
+    // One seed per row instead of one per thread: the pixels must not depend on the number of cores.
     let seeds: Vec<u64> = (0..height).map(|_| rng.u64(..)).collect();
     let rows = height.div_ceil(threads);
     std::thread::scope(|scope| {
@@ -191,7 +194,7 @@ fn add_noise(scene: &[[f32; 3]], width: usize, noise: f32, rng: &mut Rng) -> Vec
 }
 
 fn noisy_row(scene: &[[f32; 3]], pixels: &mut [u8], noise: f32, rng: &mut Rng) {
-    // The sum of four uniform bytes is near enough to a bell curve: mean 510, deviation 147.8.
+    // The sum of four uniform bytes is close enough to a normal distribution: mean 510, deviation 147.8.
     let strength = noise / 147.8;
     for (colour, pixel) in scene.iter().zip(pixels.chunks_exact_mut(3)) {
         let bytes = rng.u64(..).to_le_bytes();
@@ -203,4 +206,42 @@ fn noisy_row(scene: &[[f32; 3]], pixels: &mut [u8], noise: f32, rng: &mut Rng) {
             pixel[channel] = (colour[channel] + bright + tint + 0.5) as u8;
         }
     }
+}
+
+/// Quality of the JPEG encoder and strength of the sensor noise, tuned together so that the files have
+/// the sizes of `Size::typical_bytes`: small sensors are noisy and lightly compressed, 4K the reverse.
+fn tuning(size: Size) -> (i32, f32) {
+    match size {
+        Size::Vga => (95, 1.8),
+        Size::P1080 => (94, 1.8),
+        Size::Uhd => (89, 1.8),
+    }
+}
+
+/// Frame number `seed` of a size, encoded.
+pub(super) fn frame(size: Size, seed: u64) -> turbojpeg::Result<Vec<u8>> {
+    encode(size.pixels(), tuning(size), seed)
+}
+
+/// Picture number `seed` of any size, encoded as a VGA camera would.
+pub(super) fn picture(pixels: (usize, usize), seed: u64) -> turbojpeg::Result<Vec<u8>> {
+    encode(pixels, tuning(Size::Vga), seed)
+}
+
+fn encode(
+    (width, height): (usize, usize),
+    (quality, noise): (i32, f32),
+    seed: u64,
+) -> turbojpeg::Result<Vec<u8>> {
+    let pixels = render(width, height, seed, noise);
+    let mut encoder = Compressor::new()?;
+    encoder.set_quality(quality)?;
+    encoder.set_subsamp(Subsamp::Sub2x2)?;
+    encoder.compress_to_vec(Image {
+        pixels: &pixels,
+        width,
+        pitch: width * 3,
+        height,
+        format: PixelFormat::RGB,
+    })
 }

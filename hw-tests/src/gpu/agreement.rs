@@ -1,4 +1,4 @@
-//! What the GPU says of pictures, against what the CPU says of them.
+//! Predictions of the GPU compared with those of the CPU.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use inference::lanes::Lanes;
 use inference::lanes::cpu::CpuPipeline;
 
 use super::end_to_end::start;
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::Target;
 use crate::frames::{self, Frame};
 
@@ -25,7 +25,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     let photos = match &setup.args.photos {
         Some(folder) => frames::read_dir(folder)?.into_iter().take(setup.plan.photos).collect(),
         None => {
-            sheet.say(
+            sheet.info(
                 "photos",
                 "no folder of photos was given (--photos); golden cases and frames are compared",
             );
@@ -55,7 +55,7 @@ fn on_cpu(setup: &Setup, photos: &[Frame]) -> anyhow::Result<Vec<Vec<f32>>> {
     each.collect()
 }
 
-/// Scores of each, in their order.
+/// Scores of each picture, in order.
 fn on_lanes(lanes: &Lanes, images: Vec<Bytes>) -> anyhow::Result<Vec<Vec<f32>>> {
     let mut scores = Vec::with_capacity(images.len());
     for some in images.chunks(lanes.capacity()) {

@@ -1,4 +1,4 @@
-//! How much of the memory's bandwidth the kernel uses, and what it costs the host to put a batch on the streams.
+//! How much of the memory's bandwidth the kernel uses, and the host's time to submit a batch to the streams.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use gpu_kernels::preprocess::cuda::{BatchSettings, Batches, Uploader};
 use gpu_kernels::{Orientation, PreprocessSpec, ResizeCrop};
 
 use super::pictures::Kind;
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::{Target, median};
 use crate::frames::Size;
 
-/// Bytes that the inputs of one round have together: more than any GPU's cache.
+/// Total bytes of the inputs of one round: more than any GPU's cache.
 const ROUND: f64 = 400e6;
 /// Sets of inputs of a round.
 const SETS: (usize, usize) = (2, 256);
@@ -96,7 +96,7 @@ fn kernel(
     let (began, mut times) = (Instant::now(), Vec::new());
     let mut round = 0;
     while round < 2 || began.elapsed() < setup.plan.seconds / 3 {
-        // All at once, so that the host's launches are ahead of the GPU.
+        // Submitted without waiting, so that the host stays ahead of the GPU.
         (0..sets).try_for_each(|set| batches.repeat(set))?;
         let each = (0..sets).map(|set| batches.kernel_time(set));
         let each: Vec<Duration> = each.collect::<Result<_, _>>()?;
@@ -161,6 +161,6 @@ fn overhead(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<()>
     }
     let note =
         format!("preprocess and read_back of {images} images without waiting, median of {}", times.len());
-    sheet.hold_speed("host's time a batch", median(&times), "us", Target::Below(50.0), &note);
+    sheet.hold_speed("host time per batch", median(&times), "us", Target::Below(50.0), &note);
     Ok(())
 }

@@ -1,18 +1,22 @@
-//! JPEGs decoded: by nvJPEG's engines and kernels, by the CPU's cores, and by both as a lane has them.
+//! JPEGs decoded: by nvJPEG's engines and kernels, by the CPU's cores, and by both together as in a lane.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, ensure};
-use gpu_kernels::cuda::{Device, DevicePool, library_folders};
+use anyhow::{Context, anyhow, bail, ensure};
+use bytes::Bytes;
+use gpu_kernels::cuda::{Device, DevicePool, PinnedPool, library_folders};
+use gpu_kernels::decode::Until;
 use gpu_kernels::decode::nvjpeg::{
     Eligible, GpuDecodeError, GpuJpegDecoder, NvJpegBackend, NvJpegError, eligible,
 };
+use gpu_kernels::preprocess::cuda::Stager;
 use gpu_kernels::{DecodeLimits, Decoder};
+use inference::engine::Provider;
+use inference::lanes::gpu::{Decoders, EventSender, Message};
 
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
-use super::together;
 use crate::bench::Target;
 use crate::frames::{Frame, Size};
 
@@ -21,6 +25,12 @@ const WAYS: [(NvJpegBackend, usize); 3] =
     [(NvJpegBackend::Hardware, 16), (NvJpegBackend::Cuda, 16), (NvJpegBackend::Cuda, 64)];
 /// Batches that are decoded before any is counted.
 const WARM: usize = 2;
+/// Size of a lane's memory pools.
+const IMAGE_BYTES: usize = 1 << 30;
+/// Longest for one image.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Images that wait for each that is decoded.
+const WAITING: usize = 2;
 
 pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     let device = setup.device()?;
@@ -41,7 +51,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
                     let rate = nvjpeg(setup, &device, &frames, (backend, batch, threads))?;
                     sheet.note(&what, rate, "images/s", &note(rate));
                     if (way, threads) == (0, 2) {
-                        // What a lane takes.
+                        // The backend that a lane uses.
                         lane = Some(rate);
                     }
                     Ok(())
@@ -54,7 +64,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
         }
         let cpu = cpu(setup, &frames)?;
         sheet.note(&what, cpu, "images/s", &note(cpu));
-        let both = together::rate(setup, &device, &frames)?;
+        let both = lane_rate(setup, &device, &frames)?;
         let what = format!("{}: CPU and nvJPEG at once", size.name());
         sheet.note(&what, both, "images/s", &note(both));
         let sum = cpu + lane.unwrap_or(0.0);
@@ -70,7 +80,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What of nvJPEG this GPU has.
+/// The nvJPEG backends of this GPU.
 fn available(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<Vec<(NvJpegBackend, usize)>> {
     let mut ways = Vec::new();
     for (backend, batch) in WAYS {
@@ -84,25 +94,25 @@ fn available(setup: &Setup, sheet: &Sheet, device: &Device) -> anyhow::Result<Ve
                         Some((engines, cores)) => format!("{engines}, cores of each: {cores}"),
                         None => "none".into(),
                     };
-                    sheet.say("nvJPEG: JPEG engines of this GPU", text);
+                    sheet.info("nvJPEG: JPEG engines of this GPU", text);
                 }
                 ways.push((backend, batch));
             }
             Err(GpuDecodeError::NvJpeg(NvJpegError::Library(error))) => {
-                sheet.say("nvJPEG", format!("not here: {error}"));
+                sheet.info("nvJPEG", format!("not here: {error}"));
                 break;
             }
             Err(GpuDecodeError::NvJpeg(error)) if error.is_absent() => {
-                sheet.say(format!("nvJPEG {backend:?}"), "this GPU has none");
+                sheet.info(format!("nvJPEG {backend:?}"), "this GPU has none");
             }
-            // The lane goes on with what is left, too.
+            // A lane also continues with the remaining backends.
             Err(error) => sheet.failed(format!("nvJPEG {backend:?}"), error.to_string()),
         }
     }
     Ok(ways)
 }
 
-/// Images a second of so many threads, each with an nvJPEG.
+/// Images per second of a number of threads, each with its own nvJPEG decoder.
 fn nvjpeg(
     setup: &Setup,
     device: &Device,
@@ -134,7 +144,7 @@ fn nvjpeg(
             Ok(images.len())
         };
         let warm = (0..WARM).try_for_each(|_| decode().map(|_| ()));
-        // Also after a failure: the others wait here.
+        // Also after a failure, since the other threads wait at the barrier.
         start.wait();
         warm?;
         rate_of(setup.plan.seconds, decode)
@@ -148,7 +158,7 @@ fn nvjpeg(
     })
 }
 
-/// Images a second of the CPU's cores, at the scale that the model needs.
+/// Images per second of the CPU's cores, at the scale that the model needs.
 fn cpu(setup: &Setup, frames: &[Frame]) -> anyhow::Result<f64> {
     let threads = setup.cores();
     let start = Barrier::new(threads);
@@ -179,4 +189,45 @@ fn rate_of(duration: Duration, mut work: impl FnMut() -> anyhow::Result<usize>) 
         images += work()?;
     }
     Ok(images as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Images per second of a lane's decoders: CPU and nvJPEG at once, each image with whichever decoder will finish it first.
+fn lane_rate(setup: &Setup, device: &Device, frames: &[Frame]) -> anyhow::Result<f64> {
+    let images: Vec<Bytes> = frames.iter().map(|frame| Bytes::from(frame.bytes.clone())).collect();
+    let settings = setup.settings(Provider::Host)?.decode;
+    let (teller, messages, _wakes) = EventSender::new();
+    let stager = Stager::new(PinnedPool::new(device, IMAGE_BYTES));
+    let room = usize::try_from(device.memory()?.0 / 4).unwrap_or(usize::MAX);
+    let pool = DevicePool::new(device, IMAGE_BYTES.min(room));
+    let decoders = Decoders::start(device, &settings, &stager, &pool, &teller)?;
+    let mut submit = (0..).zip(images.iter().cycle());
+    let mut next = || {
+        if let Some((ticket, image)) = submit.next() {
+            decoders.decode(ticket, image.clone(), Until::NEVER, &teller);
+        }
+    };
+    let in_flight = WAITING * decoders.at_once();
+    (0..in_flight).for_each(|_| next());
+    let take = || match messages.recv_timeout(TIMEOUT).context("waiting for a decoded image")? {
+        Message::Staged(..) | Message::OnDevice(..) => Ok(()),
+        Message::Refused(_, error) => bail!(error),
+        Message::Failed(error) => bail!(error),
+        Message::Finished(_) => Err(anyhow!("a batch that was not begun has ended")),
+    };
+    // The speed of each decoder has to be measured first.
+    let warm = Instant::now();
+    while warm.elapsed() < setup.plan.seconds / 2 {
+        take()?;
+        next();
+    }
+    let (began, mut done) = (Instant::now(), 0);
+    while began.elapsed() < setup.plan.seconds {
+        take()?;
+        next();
+        done += 1;
+    }
+    let rate = f64::from(done) / began.elapsed().as_secs_f64();
+    // Images in progress are completed before the decoders end.
+    (0..in_flight).try_for_each(|_| take())?;
+    Ok(rate)
 }

@@ -1,5 +1,5 @@
-//! The definition of preprocessing (`gpu_kernels::preprocess`), computed step by step in double precision: turn, resize, crop.
-//! It shares no code with what it is held against.
+//! The definition of preprocessing (`gpu_kernels::preprocess`), computed step by step in double precision: rotate, resize, crop.
+//! It shares no code with the implementations that are compared with it.
 
 use gpu_kernels::Orientation;
 
@@ -47,7 +47,7 @@ impl Rgb<'_> {
         let crop = crop as usize;
         let first_row = down.first().map_or(0, |(first, _)| *first);
         let end_row = down.last().map_or(0, |(first, weights)| first + weights.len());
-        // Rows of the source, each filtered across: red, green and blue of each column.
+        // Rows of the source, filtered horizontally: red, green and blue of each column.
         let mut rows = vec![[0.0f64; 3]; (end_row - first_row) * crop];
         for (y, row) in (first_row..end_row).zip(rows.chunks_exact_mut(crop)) {
             for (out, (first, weights)) in row.iter_mut().zip(&across) {

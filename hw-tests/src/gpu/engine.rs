@@ -1,12 +1,12 @@
-//! The network alone: images a second by batch, with each provider, with and without CUDA graphs.
+//! The network alone: images per second by batch, with each provider, with and without CUDA graphs.
 
 use std::time::{Duration, Instant};
 
 use inference::engine::Provider;
 use inference::lanes::gpu::GpuEngine;
 
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 
 /// Seconds that a provider takes to load; TensorRT builds its engine first.
 const LOAD: f64 = 20.0;
@@ -57,7 +57,7 @@ fn measure(setup: &Setup, sheet: &Sheet, provider: Provider, graphs: bool, what:
             continue;
         }
         let rate = rate(&mut engine, images, setup.plan.seconds / 2)?;
-        sheet.note(row, rate, "images/s", &format!("{:.3} ms a batch", 1e3 * images as f64 / rate));
+        sheet.note(row, rate, "images/s", &format!("{:.3} ms per batch", 1e3 * images as f64 / rate));
         largest = rate;
     }
     let mut found = setup.found();
@@ -67,7 +67,7 @@ fn measure(setup: &Setup, sheet: &Sheet, provider: Provider, graphs: bool, what:
 }
 
 fn rate(engine: &mut GpuEngine, images: usize, duration: Duration) -> anyhow::Result<f64> {
-    // The first run of a shape may plan.
+    // The first run of a shape may include planning.
     engine.run(images, 2)?;
     let once = engine.run(images, 2)? / 2;
     let stretch = STRETCH.min(duration).as_secs_f64() / once.as_secs_f64().max(1e-6);

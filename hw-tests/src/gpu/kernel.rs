@@ -1,7 +1,10 @@
-//! The preprocess kernel against the definition: every value of the tensor of images of many sizes, orientations and layouts.
+//! The preprocess kernel against the definition: every value of the tensor of images of many sizes, orientations and layouts, and
+//! the same under NVIDIA's compute-sanitizer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use fastrand::Rng;
@@ -12,17 +15,24 @@ use gpu_kernels::{DecodeLimits, Decoder, Orientation, PreprocessSpec};
 
 use super::definition::Rgb;
 use super::pictures::{Kind, Picture};
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::Target;
 use crate::frames;
 
-/// Images of a batch; one place more than is used, which has to stay as it was.
+/// Images of a batch. The tensor has room for one more, which must not be written.
 const BATCH: usize = 8;
-/// Both element types' not-a-number.
+/// A byte that makes NaN in both element types.
 const POISON: u8 = 0xFF;
-/// What else than the definition's own level a value may be off by: half precision, and sums in single precision.
+/// Tolerance for rounding: half precision, and sums in single precision.
 const ROUNDING: f64 = 0.1;
+const SANITIZER: &str = "compute-sanitizer";
+/// Its exit code for findings, which the rig does not use.
+const FOUND: i32 = 86;
+/// Timeout of one of its tools.
+const TIMEOUT: Duration = Duration::from_secs(90);
+/// Remaining seconds that are required to start a tool.
+const MIN_SECONDS: f64 = 30.0;
 
 const SIZES: [(u32, u32); 14] = [
     (1, 1),
@@ -42,10 +52,10 @@ const SIZES: [(u32, u32); 14] = [
 ];
 const FEW_SIZES: [(u32, u32); 6] = [(1, 1), (3, 5), (31, 33), (257, 255), (9, 600), (641, 479)];
 const KINDS: [Kind; 4] = [Kind::Rgb, Kind::PLANAR_420, Kind::Planar(0, 0), Kind::Grey];
-/// Sizes drawn at random beside those above.
+/// Number of random sizes in addition to those above.
 const RANDOM: usize = 24;
 
-/// Channels that differ, so that a mix-up shows.
+/// Different values per channel, so that swapped channels are detected.
 fn spec() -> PreprocessSpec {
     PreprocessSpec { resize: 256, crop: 224, mean: [127.0, 120.0, 110.0], std: [128.0, 60.0, 255.0] }
 }
@@ -71,7 +81,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
         }
     }
     let Some(folder) = &setup.args.photos else {
-        sheet.say("photos", "no folder of photos was given (--photos)");
+        sheet.info("photos", "no folder of photos was given (--photos)");
         return Ok(());
     };
     let photos = photos(folder, setup.plan.photos)?;
@@ -81,7 +91,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
 }
 
 fn hold(sheet: &Sheet, what: &str, is_rgb: bool, element: Element, distance: &Distance) {
-    // The RGB of planes is rounded; a level that lies between two may go to either.
+    // The RGB of planes is rounded; a level between two may be rounded to either.
     let most = if is_rgb { 1.0 } else { 1.0 + ROUNDING };
     sheet.hold(
         format!("{what}, {element:?}: largest difference from the definition, {} images", distance.images),
@@ -99,7 +109,7 @@ fn drawn(few: bool) -> Vec<Picture> {
     sizes.extend((0..random).map(|_| (rng.u32(1..largest), rng.u32(1..largest))));
     let mut pictures = Vec::new();
     for (at, &size) in sizes.iter().enumerate() {
-        // All orientations where it costs little.
+        // All orientations for small images.
         let every = size == (31, 33) || size == (641, 479);
         for (number, kind) in KINDS.into_iter().enumerate() {
             let orientations =
@@ -132,7 +142,7 @@ fn compare(setup: &Setup, element: Element, pictures: &[&Picture]) -> anyhow::Re
         image_bytes: 1 << 30,
     };
     let mut batches = Batches::new(&device, device.stream()?, settings)?;
-    // What is taken is given back only after the batch: a pool of its own has room for the largest.
+    // Memory is released only after the batch, so the pool has room for the largest image.
     let mut uploader = Uploader::new(&device, DevicePool::new(&device, 1 << 30))?;
     let mut distance = Distance { images: pictures.len(), ..Distance::default() };
     for (pictures, expected) in pictures.chunks(BATCH).zip(expected.chunks(BATCH)) {
@@ -158,7 +168,7 @@ fn compare(setup: &Setup, element: Element, pictures: &[&Picture]) -> anyhow::Re
     Ok(distance)
 }
 
-/// The definition of each, on all cores.
+/// The expected values of each picture, on all cores.
 fn expected(pictures: &[&Picture], threads: usize) -> Vec<Vec<f64>> {
     let (next, spec) = (AtomicUsize::new(0), spec());
     let work = || {
@@ -181,7 +191,7 @@ fn expected(pictures: &[&Picture], threads: usize) -> Vec<Vec<f64>> {
     done.into_iter().map(|(_, levels)| levels).collect()
 }
 
-/// The largest distance of an image's values from their levels.
+/// The largest difference of an image's values from the expected levels.
 fn furthest(element: Element, bytes: &[u8], expected: &[f64]) -> anyhow::Result<f64> {
     let spec = spec();
     let values: Vec<f64> = match element {
@@ -197,6 +207,69 @@ fn furthest(element: Element, bytes: &[u8], expected: &[f64]) -> anyhow::Result<
         value * f64::from(spec.std[channel]) + f64::from(spec.mean[channel])
     });
     Ok(levels.zip(expected).map(|(level, expected)| (level - expected).abs()).fold(0.0, f64::max))
+}
+
+/// The kernel section under NVIDIA's compute-sanitizer, if it is installed: out-of-bounds accesses and races.
+pub(super) fn sanitize(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
+    let Some(program) = find_sanitizer(&setup.args.folders) else {
+        sheet.info(SANITIZER, "there is none on PATH or in a folder that was given");
+        return Ok(());
+    };
+    for tool in ["memcheck", "racecheck"] {
+        let what = format!("kernel under {tool}");
+        if sheet.has_time(&what, if setup.simulated { 0.0 } else { MIN_SECONDS }) {
+            sheet.attempt(&what, || run_tool(setup, sheet, &program, tool, &what));
+        }
+    }
+    Ok(())
+}
+
+fn find_sanitizer(folders: &[PathBuf]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let given = folders.iter().flat_map(|folder| [folder.clone(), folder.join("bin")]);
+    given.chain(std::env::split_paths(&path)).map(|folder| folder.join(SANITIZER)).find(|file| file.is_file())
+}
+
+fn run_tool(setup: &Setup, sheet: &Sheet, program: &PathBuf, tool: &str, what: &str) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let log = dir.path().join("log");
+    let output = std::fs::File::create(&log)?;
+    let mut command = Command::new(program);
+    command.args(["--tool", tool, "--error-exitcode", &FOUND.to_string()]);
+    command.arg(std::env::current_exe()?).args(["gpu", "--few", "--only", "kernel"]);
+    command.args(["--gpu", &setup.gpu.number.to_string()]);
+    for folder in &setup.args.folders {
+        command.arg("--folder").arg(folder);
+    }
+    command.arg("--out").arg(dir.path().join("gpu.json")).env_remove("WEIR_PHOTOS");
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    let (began, longest) = (Instant::now(), TIMEOUT.min(sheet.left()));
+    let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if began.elapsed() > longest => {
+                child.kill()?;
+                child.wait()?;
+                anyhow::bail!("it had not ended after {longest:?}");
+            }
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
+    let summary = text.lines().rev().find(|line| line.contains("SUMMARY")).unwrap_or_default().to_owned();
+    let end: Vec<&str> = text.lines().rev().take(4).collect();
+    let note = match (status.success(), summary.is_empty()) {
+        (true, _) | (_, false) => summary,
+        _ => end.into_iter().rev().collect::<Vec<_>>().join(" / "),
+    };
+    if !status.success() && status.code() != Some(FOUND) {
+        // It could not be run, which is not a fault of the kernel.
+        anyhow::bail!("it ended with {status}: {note}");
+    }
+    let found = status.code().map_or(f64::NAN, f64::from);
+    sheet.hold(format!("{what}: exit code"), found, "", Target::AtMost(0.0), &note);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the GPU reports of itself, through NVML: before, while images are classified, and after.
+//! The GPU's readings through NVML: before, during and after the classification of images.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,26 +9,26 @@ use std::time::Duration;
 use anyhow::anyhow;
 use gpu_kernels::cuda::{GpuError, GpuReading, Nvml};
 
+use super::report::Sheet;
 use super::setup::Setup;
-use super::sheet::Sheet;
 use crate::bench::Target;
 
-/// How often it is asked.
+/// Interval between readings.
 const EACH: Duration = Duration::from_millis(200);
 
-/// One reading; the error in words.
+/// One reading, or the text of the error.
 pub(super) fn read(folders: &[PathBuf], gpu: u32) -> Result<GpuReading, String> {
     Nvml::open(folders).and_then(|nvml| nvml.read(gpu)).map_err(|error: GpuError| error.to_string())
 }
 
-/// Reads a GPU until it is told to end.
+/// Reads a GPU periodically until it is stopped.
 pub(super) struct Watch {
     ending: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<GpuReading>>>,
 }
 
 impl Watch {
-    /// Begins; without NVML it finds nothing.
+    /// Starts; without NVML there are no readings.
     pub(super) fn begin(setup: &Setup) -> Self {
         let (folders, gpu) = (setup.args.folders.clone(), setup.gpu.number);
         let ending = Arc::new(AtomicBool::new(false));
@@ -45,7 +45,7 @@ impl Watch {
         Self { ending, thread: Some(thread) }
     }
 
-    /// All that was read.
+    /// Stops and returns all readings.
     pub(super) fn end(mut self) -> Vec<GpuReading> {
         self.ending.store(true, Ordering::Relaxed);
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
@@ -65,7 +65,7 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     }
     say(sheet, "after", &after);
     if during.is_empty() {
-        sheet.say("during end_to_end", "that section was not run");
+        sheet.info("during end_to_end", "that section was not run");
         return Ok(());
     }
     let most = |of: fn(&GpuReading) -> Option<u32>| during.iter().filter_map(of).max().map(f64::from);
@@ -76,12 +76,12 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
     ] {
         match value {
             Some(value) => sheet.note(what, value, unit, ""),
-            None => sheet.say(what, "not reported"),
+            None => sheet.info(what, "not reported"),
         }
     }
-    let told: Vec<bool> = during.iter().filter_map(|reading| reading.throttled).collect();
-    let slowed = told.iter().filter(|&&slowed| slowed).count();
-    let share = 100.0 * slowed as f64 / told.len().max(1) as f64;
+    let throttled: Vec<bool> = during.iter().filter_map(|reading| reading.throttled).collect();
+    let slowed = throttled.iter().filter(|&&slowed| slowed).count();
+    let share = 100.0 * slowed as f64 / throttled.len().max(1) as f64;
     sheet.note("throttled by heat or power during end_to_end", share, "% of readings", "");
     let errors = |reading: &GpuReading| reading.ecc_errors.map(|errors| errors as f64);
     if let (Some(first), Some(last)) = (during.first().and_then(errors), errors(&after)) {
@@ -97,17 +97,17 @@ pub(super) fn run(setup: &Setup, sheet: &Sheet) -> anyhow::Result<()> {
 }
 
 fn say(sheet: &Sheet, when: &str, reading: &GpuReading) {
-    let told = |what: &str, value: Option<f64>, unit: &str| match value {
+    let field = |what: &str, value: Option<f64>, unit: &str| match value {
         Some(value) => format!("{what} {value:.0}{unit}"),
         None => format!("{what} not reported"),
     };
     let gib = reading.memory_used.map(|bytes| bytes as f64 / f64::from(1 << 20));
     let text = [
-        told("temperature", reading.temperature.map(f64::from), " degrees C"),
-        told("power", reading.power.map(|mw| f64::from(mw) / 1e3), " W"),
-        told("utilisation", reading.utilization.map(f64::from), " %"),
-        told("memory in use", gib, " MiB"),
+        field("temperature", reading.temperature.map(f64::from), " degrees C"),
+        field("power", reading.power.map(|mw| f64::from(mw) / 1e3), " W"),
+        field("utilisation", reading.utilization.map(f64::from), " %"),
+        field("memory in use", gib, " MiB"),
         format!("throttled {}", reading.throttled.map_or("not reported", |is| if is { "yes" } else { "no" })),
     ];
-    sheet.say(when, text.join(", "));
+    sheet.info(when, text.join(", "));
 }

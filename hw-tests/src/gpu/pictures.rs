@@ -1,4 +1,4 @@
-//! Images for the kernel: of any size, in each layout that it reads, with the RGB that they stand for.
+//! Images for the kernel: of any size, in each layout that it reads, with the corresponding RGB.
 
 use fastrand::Rng;
 use gpu_kernels::preprocess::PixelLayout;
@@ -9,9 +9,9 @@ use gpu_kernels::{Image, Orientation};
 pub(super) enum Kind {
     /// Interleaved.
     Rgb,
-    /// Planes of luma and chroma, the latter shifted by so many bits in width and height.
+    /// Planes of luma and chroma, the latter shifted by these numbers of bits in width and height.
     Planar(u32, u32),
-    /// Luma alone.
+    /// Luma only.
     Grey,
 }
 
@@ -28,7 +28,7 @@ impl Kind {
         }
     }
 
-    /// Bytes that a pixel takes.
+    /// Bytes per pixel.
     pub(super) fn bytes_a_pixel(self) -> f64 {
         match self {
             Self::Rgb => 3.0,
@@ -37,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// Where the planes lie behind each other, and the bytes of all.
+    /// Offsets of the planes, and their total size in bytes.
     pub(super) fn layout(self, (width, height): (u32, u32)) -> (PixelLayout, usize) {
         let none = (0, 0);
         let pitches = match self {
@@ -60,7 +60,7 @@ impl Kind {
     }
 }
 
-/// An image as the kernel reads it, and as the definition does.
+/// An image in the kernel's layout, and as RGB for the definition.
 pub(super) struct Picture {
     pub(super) name: String,
     pub(super) kind: Kind,
@@ -73,7 +73,7 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    /// One of noise with edges.
+    /// A picture of noise with edges.
     pub(super) fn random(kind: Kind, size: (u32, u32), orientation: Orientation, rng: &mut Rng) -> Self {
         let (layout, bytes) = kind.layout(size);
         let (width, height) = size;
@@ -90,7 +90,7 @@ impl Picture {
         Self { name, kind, bytes, layout, size, orientation, rgb }
     }
 
-    /// One that was decoded.
+    /// A decoded picture.
     pub(super) fn decoded(name: String, image: &Image<'_>) -> Self {
         let size = (image.width, image.height);
         let (layout, bytes) = Kind::Rgb.layout(size);

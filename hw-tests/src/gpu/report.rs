@@ -1,7 +1,10 @@
-//! What the suite found: one table, and JSON with all numbers.
+//! Results of the suite: sections send their rows through a [`Sheet`] immediately, so that none is lost if a section fails or
+//! hangs; the [`Report`] is one table, and JSON with all numbers.
 
 use std::fmt;
 use std::path::Path;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
@@ -10,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::bench::{Target, short};
 
-/// What became of a row.
+/// The outcome of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -18,13 +21,13 @@ pub enum Outcome {
     Pass,
     /// Its target is missed.
     Fail,
-    /// It only informs.
+    /// It is informational.
     Info,
-    /// It could not be measured: the note says why.
+    /// It could not be measured; the note has the reason.
     Failed,
-    /// There was no time for it.
+    /// The budget was exhausted.
     LeftOut,
-    /// It has a target, which means nothing on a simulated GPU.
+    /// Its target is not evaluated on a simulated GPU.
     Simulated,
 }
 
@@ -41,7 +44,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// One number, or why there is none.
+/// One number, or the reason why there is none.
 #[derive(Clone, Debug, Serialize)]
 pub struct SuiteRow {
     /// Its section.
@@ -56,14 +59,14 @@ pub struct SuiteRow {
     /// Its target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What else there is to say.
+    /// Additional information.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub note: String,
 }
 
-/// All of it.
+/// The report of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// GPU, driver, libraries, machine, date and command line.
@@ -74,7 +77,7 @@ pub struct Report {
     pub seconds: Vec<(&'static str, f64)>,
     /// Every row.
     pub rows: Vec<SuiteRow>,
-    /// Whether a section never came to its end, and is still on the GPU.
+    /// Whether a section hangs and still uses the GPU.
     pub hangs: bool,
 }
 
@@ -132,7 +135,7 @@ impl fmt::Display for Report {
                 row.value.map(|value| format!("{}{unit}", short(value))).unwrap_or_default(),
                 row.target.map(|target| format!("{target}{unit}")).unwrap_or_default(),
                 row.outcome.to_string(),
-                // A table has one line a row.
+                // A table has one line per row.
                 row.note.split_whitespace().collect::<Vec<_>>().join(" "),
             ]);
         }
@@ -149,5 +152,114 @@ impl fmt::Display for Report {
             count(Outcome::Pass),
             self.warning()
         )
+    }
+}
+
+/// Events of the suite's thread.
+pub(super) enum SuiteEvent {
+    /// A section begins.
+    Started(&'static str),
+    /// A row of its results.
+    Row(SuiteRow),
+    /// It has ended; with its duration in seconds.
+    Ended(&'static str, f64),
+}
+
+/// One section's rows, and the time that is left.
+pub(super) struct Sheet {
+    pub(super) section: &'static str,
+    pub(super) simulated: bool,
+    pub(super) until: Instant,
+    pub(super) send: Sender<SuiteEvent>,
+}
+
+impl Sheet {
+    fn row(
+        &self,
+        what: impl Into<String>,
+        number: Option<(f64, &'static str)>,
+        target: Option<Target>,
+        outcome: Outcome,
+        note: String,
+    ) {
+        let (section, what) = (self.section, what.into());
+        let value = number.map(|(value, _)| value);
+        let unit = number.map(|(_, unit)| unit).unwrap_or_default();
+        if let Some(value) = value {
+            eprintln!("  {what}: {value:.3} {unit} {outcome}");
+        } else {
+            eprintln!("  {what}: {outcome} {note}");
+        }
+        // After the budget the receiver is gone.
+        let _ =
+            self.send.send(SuiteEvent::Row(SuiteRow { section, what, value, unit, target, outcome, note }));
+    }
+
+    /// A number with a target on any GPU, simulated or real.
+    pub(super) fn hold(
+        &self,
+        what: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        target: Target,
+        note: &str,
+    ) {
+        let outcome = if target.is_met(value) { Outcome::Pass } else { Outcome::Fail };
+        self.row(what, Some((value, unit)), Some(target), outcome, note.to_owned());
+    }
+
+    /// A time, rate or share, whose target is not evaluated on a simulated GPU.
+    pub(super) fn hold_speed(
+        &self,
+        what: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        target: Target,
+        note: &str,
+    ) {
+        if self.simulated {
+            self.row(what, Some((value, unit)), Some(target), Outcome::Simulated, note.to_owned());
+        } else {
+            self.hold(what, value, unit, target, note);
+        }
+    }
+
+    /// An informational number.
+    pub(super) fn note(&self, what: impl Into<String>, value: f64, unit: &'static str, note: &str) {
+        self.row(what, Some((value, unit)), None, Outcome::Info, note.to_owned());
+    }
+
+    /// Something without a number.
+    pub(super) fn info(&self, what: impl Into<String>, text: impl Into<String>) {
+        self.row(what, None, None, Outcome::Info, text.into());
+    }
+
+    /// A measurement that failed.
+    pub(super) fn failed(&self, what: impl Into<String>, why: impl Into<String>) {
+        self.row(what, None, None, Outcome::Failed, why.into());
+    }
+
+    /// Whether the budget allows for a measurement of about this many seconds; otherwise it is reported as left out.
+    pub(super) fn has_time(&self, what: &str, seconds: f64) -> bool {
+        let left = self.left();
+        let enough = left.as_secs_f64() >= seconds;
+        if !enough {
+            let note =
+                format!("takes about {seconds:.0} s, and {:.0} s of the budget are left", left.as_secs_f64());
+            self.row(what, None, None, Outcome::LeftOut, note);
+        }
+        enough
+    }
+
+    /// What is left of the budget.
+    pub(super) fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    /// Runs one part of a section; its failure does not end the section.
+    pub(super) fn attempt(&self, what: &str, part: impl FnOnce() -> anyhow::Result<()>) {
+        if let Err(error) = part() {
+            self.failed(what, format!("{error:#}"));
+        }
     }
 }

@@ -1,9 +1,9 @@
-//! What every section needs: the GPU, its libraries, the bundle, ONNX Runtime, and what sections before it have found.
+//! Environment of the sections: the GPU, its libraries, the bundle, ONNX Runtime, and results of earlier sections.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use gpu_kernels::DecodeLimits;
@@ -14,17 +14,18 @@ use inference::bundle::{Bundle, DeviceTag, ModelFile, find_bundle};
 use inference::engine::{EngineCache, LIBRARY_NAME, Provider, Runtime, library_candidates};
 use inference::lanes::Stalls;
 use inference::lanes::gpu::{DecodeSettings, GpuSettings};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::Args;
-use super::plan::Plan;
+use super::{Args, Plan};
 use crate::frames::{self, Frame, Size};
+use crate::process::machine;
 
-/// Longest that an image waits for others.
+/// Longest time that an image waits for a batch to fill.
 const MAX_DELAY: Duration = Duration::from_millis(2);
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The suite's surroundings.
+/// The suite's environment.
 pub(super) struct Setup {
     pub(super) args: Args,
     pub(super) driver: Driver,
@@ -40,14 +41,14 @@ pub(super) struct Setup {
 /// Frames of one size.
 pub(super) type Frames = Arc<[Frame]>;
 
-/// What later sections compare with.
+/// Results that later sections compare with.
 #[derive(Default)]
 pub(super) struct Found {
-    /// Decoders at once on 1080p frames, images a second.
+    /// Decoders at once on 1080p frames, images per second.
     pub(super) decode_1080p: Option<f64>,
-    /// The network alone on its largest batch, images a second by provider.
+    /// The network alone on its largest batch, images per second by provider.
     pub(super) engine: BTreeMap<String, f64>,
-    /// What the GPU reported before anything ran, and each fifth of a second from beginning to end of `end_to_end`.
+    /// The GPU's readings before the first section, and every fifth of a second during `end_to_end`.
     pub(super) before: Option<Result<GpuReading, String>>,
     pub(super) during: Vec<GpuReading>,
 }
@@ -80,7 +81,7 @@ impl Setup {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frames of a size, rendered when they are first asked for.
+    /// Frames of a size, rendered on first use.
     pub(super) fn frames(&self, size: Size) -> anyhow::Result<Frames> {
         let mut rendered = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(frames) = rendered.get(size.name()) {
@@ -100,7 +101,7 @@ impl Setup {
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
     }
 
-    /// ONNX Runtime in one of the folders that were given; none where it is for the library's own search.
+    /// ONNX Runtime in one of the given folders; `None` to use the default search.
     pub(super) fn onnxruntime(&self) -> Option<PathBuf> {
         let folders = library_folders(&self.args.folders);
         let given = |folder: &&PathBuf| self.args.folders.iter().any(|given| folder.starts_with(given));
@@ -136,7 +137,7 @@ impl Setup {
         })
     }
 
-    /// The providers that are asked for, else those whose library is here.
+    /// The selected providers, by default those whose library is found.
     pub(super) fn providers(&self) -> anyhow::Result<Vec<Provider>> {
         if !self.args.providers.is_empty() {
             return Ok(self.args.providers.iter().map(|&name| name.into()).collect());
@@ -145,7 +146,7 @@ impl Setup {
             return Ok(vec![Provider::Host]);
         }
         let mut folders = library_folders(&self.args.folders);
-        // ONNX Runtime looks for its providers beside itself.
+        // ONNX Runtime searches its providers in its own folder.
         for (library, _) in library_candidates(self.onnxruntime().as_deref()) {
             folders
                 .extend(library.canonicalize().ok().and_then(|library| Some(library.parent()?.to_owned())));
@@ -169,7 +170,7 @@ impl Setup {
         Ok(all)
     }
 
-    /// What a lane is told.
+    /// Settings of a lane.
     pub(super) fn settings(&self, provider: Provider) -> anyhow::Result<GpuSettings> {
         let folders = library_folders(&self.args.folders);
         let engine_cache = EngineCache {
@@ -185,7 +186,7 @@ impl Setup {
             provider,
             max_batch: self.plan.max_batch,
             max_delay: MAX_DELAY,
-            // A lane's own default.
+            // The default of a lane.
             cuda_graphs: false,
             engine_cache,
             decode: DecodeSettings {
@@ -197,6 +198,43 @@ impl Setup {
                 resize: self.bundle().context("the model bundle")?.preprocess().resize,
                 stalls: Stalls::new(STALL_TIMEOUT, 1),
             },
+        })
+    }
+
+    /// What the numbers were measured on: GPU, driver, libraries, machine, date, command line.
+    pub(super) fn about(&self) -> Value {
+        let folders = library_folders(&self.args.folders);
+        // The name of the link target contains the version.
+        let file = |path: std::path::PathBuf| path.canonicalize().unwrap_or(path).display().to_string();
+        let libraries: BTreeMap<&str, Option<String>> = LIBRARIES
+            .iter()
+            .map(|library| (library.name, find_library(library.name, &folders).map(file)))
+            .collect();
+        let kernel_module = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+        let module = kernel_module.lines().next().unwrap_or_default().split_whitespace();
+        let providers = self.providers().map_err(|error| error.to_string());
+        json!({
+            "gpu": {
+                "number": self.gpu.number,
+                "name": self.gpu.name,
+                "capability": self.gpu.capability.to_string(),
+                "memory_bytes": self.gpu.memory,
+                "driver": format!("driver for CUDA {}", self.driver.version),
+                "driver_library": self.driver.library.display().to_string(),
+                "kernel_module": module.collect::<Vec<_>>().join(" "),
+            },
+            "libraries": libraries,
+            "onnxruntime": self.onnxruntime().map(file),
+            "ORT_DYLIB_PATH": std::env::var("ORT_DYLIB_PATH").ok(),
+            "providers": match &providers {
+                Ok(providers) => json!(providers.iter().map(ToString::to_string).collect::<Vec<_>>()),
+                Err(missing) => json!({ "none": missing }),
+            },
+            "weir_version": env!("CARGO_PKG_VERSION"),
+            "machine": machine(),
+            "date": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            "command": std::env::args().collect::<Vec<_>>(),
+            "seconds_per_measurement": self.plan.seconds.as_secs_f64(),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The sections in their order, each contained: on a thread that may hang or panic without taking the report with it.
+//! Runs the sections in order, isolated on a thread that may hang or panic without losing the report.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::report::{Outcome, Report, SuiteRow};
+use super::report::{Outcome, Report, Sheet, SuiteEvent, SuiteRow};
 use super::setup::Setup;
-use super::sheet::{Sheet, Told};
-use super::{agreement, bandwidth, decode, end_to_end, engine, kernel, nvml, sanitizer};
+use super::{agreement, bandwidth, decode, end_to_end, engine, kernel, nvml};
 
-/// What a section may go on for after the budget has ended, so that a measurement under way comes to its end.
+/// How long a section may continue after the budget, so that a running measurement can complete.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// A section of the suite.
@@ -31,7 +30,7 @@ pub enum Which {
     EndToEnd,
     /// The GPU's predictions against the CPU's.
     Agreement,
-    /// What the GPU reports of itself.
+    /// The GPU's readings through NVML.
     Nvml,
     /// The kernel under compute-sanitizer.
     Sanitizer,
@@ -62,7 +61,7 @@ impl Which {
         }
     }
 
-    /// Seconds without which it is not begun.
+    /// Remaining seconds that are required to start it.
     fn least_seconds(self) -> f64 {
         match self {
             Self::Nvml => 0.0,
@@ -79,12 +78,12 @@ impl Which {
             Self::EndToEnd => end_to_end::run(setup, sheet),
             Self::Agreement => agreement::run(setup, sheet),
             Self::Nvml => nvml::run(setup, sheet),
-            Self::Sanitizer => sanitizer::run(setup, sheet),
+            Self::Sanitizer => kernel::sanitize(setup, sheet),
         }
     }
 }
 
-/// Runs what is asked for; the JSON is written after each section, in case the process does not see the end.
+/// Runs the selected sections; the JSON is written after each section, in case the process does not complete.
 pub(super) fn run(setup: Setup, until: Instant, out: &Path) -> anyhow::Result<Report> {
     let chosen = |which: &Which| setup.args.only.is_empty() || setup.args.only.contains(which);
     let sections: Vec<Which> = Which::EACH.into_iter().filter(chosen).collect();
@@ -96,12 +95,12 @@ pub(super) fn run(setup: Setup, until: Instant, out: &Path) -> anyhow::Result<Re
         hangs: false,
     };
     report.write(out)?;
-    let (send, told) = channel();
+    let (send, events) = channel();
     let names: Vec<&'static str> = sections.iter().map(|which| which.name()).collect();
     let thread = std::thread::Builder::new().name("gpu-suite".into());
     let work = thread.spawn(move || run_all(&setup, &sections, until, &send)).context("starting a thread")?;
-    if listen(&told, until + GRACE, &mut report, &names, out)? {
-        // It has told all that it had to tell, and caught what it panicked with.
+    if collect(&events, until + GRACE, &mut report, &names, out)? {
+        // All of its messages were received, and its panics are caught.
         let _ = work.join();
     } else {
         report.hangs = true;
@@ -109,9 +108,9 @@ pub(super) fn run(setup: Setup, until: Instant, out: &Path) -> anyhow::Result<Re
     Ok(report)
 }
 
-/// Collects what is told; false when the thread did not come to its end in time.
-fn listen(
-    told: &Receiver<Told>,
+/// Collects the messages; false if the thread did not end in time.
+fn collect(
+    events: &Receiver<SuiteEvent>,
     end: Instant,
     report: &mut Report,
     names: &[&'static str],
@@ -119,10 +118,10 @@ fn listen(
 ) -> anyhow::Result<bool> {
     let mut current = None;
     loop {
-        match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(Told::Began(name)) => current = Some(name),
-            Ok(Told::Row(row)) => report.rows.push(row),
-            Ok(Told::Ended(name, seconds)) => {
+        match events.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(SuiteEvent::Started(name)) => current = Some(name),
+            Ok(SuiteEvent::Row(row)) => report.rows.push(row),
+            Ok(SuiteEvent::Ended(name, seconds)) => {
                 report.seconds.push((name, seconds));
                 report.write(out)?;
             }
@@ -134,8 +133,8 @@ fn listen(
     let missing: Vec<&'static str> = names.iter().copied().filter(|name| !ended(name)).collect();
     for section in missing {
         let (outcome, note) = match current {
-            Some(name) if name == section => (Outcome::Failed, "did not come to its end within the budget"),
-            _ => (Outcome::LeftOut, "the section before it did not come to its end"),
+            Some(name) if name == section => (Outcome::Failed, "did not complete within the budget"),
+            _ => (Outcome::LeftOut, "the previous section did not complete"),
         };
         let (what, note) = ("the section".to_owned(), note.to_owned());
         report.rows.push(SuiteRow { section, what, value: None, unit: "", target: None, outcome, note });
@@ -143,11 +142,11 @@ fn listen(
     Ok(false)
 }
 
-fn run_all(setup: &Setup, sections: &[Which], until: Instant, send: &Sender<Told>) {
+fn run_all(setup: &Setup, sections: &[Which], until: Instant, send: &Sender<SuiteEvent>) {
     for &which in sections {
         let (section, began) = (which.name(), Instant::now());
         eprintln!("{section}");
-        let _ = send.send(Told::Began(section));
+        let _ = send.send(SuiteEvent::Started(section));
         let sheet = Sheet { section, simulated: setup.simulated, until, send: send.clone() };
         let device = setup.device();
         if sheet.has_time("the section", which.least_seconds()) {
@@ -157,13 +156,13 @@ fn run_all(setup: &Setup, sections: &[Which], until: Instant, send: &Sender<Told
                 Err(_) => sheet.failed("the section", "it panicked; see above"),
             }
         }
-        // A section that lost the GPU must not lose it for the others: who opens it next gets a new context.
+        // If a section lost the GPU, the next one that opens it gets a new context.
         if let Ok(device) = device
             && device.synchronize().is_err_and(|error| error.is_lost())
         {
             device.lost();
         }
-        let _ = send.send(Told::Ended(section, began.elapsed().as_secs_f64()));
+        let _ = send.send(SuiteEvent::Ended(section, began.elapsed().as_secs_f64()));
     }
 }
 
@@ -184,15 +183,17 @@ mod tests {
     #[test]
     fn a_section_that_hangs_is_reported_with_those_behind_it() {
         let dir = tempfile::tempdir().unwrap();
-        let (send, told) = channel();
-        for told in [Told::Began("kernel"), Told::Ended("kernel", 1.0), Told::Began("decode")] {
-            send.send(told).unwrap();
+        let (send, events) = channel();
+        for event in
+            [SuiteEvent::Started("kernel"), SuiteEvent::Ended("kernel", 1.0), SuiteEvent::Started("decode")]
+        {
+            send.send(event).unwrap();
         }
         let sheet = Sheet { section: "decode", simulated: false, until: Instant::now(), send: send.clone() };
         sheet.note("a rate", 3.0, "images/s", "");
         let (mut report, names) = (report(), ["kernel", "decode", "nvml"]);
         let end = Instant::now() + Duration::from_millis(50);
-        assert!(!listen(&told, end, &mut report, &names, &dir.path().join("gpu.json")).unwrap());
+        assert!(!collect(&events, end, &mut report, &names, &dir.path().join("gpu.json")).unwrap());
         let rows: Vec<_> = report.rows.iter().map(|row| (row.section, row.outcome)).collect();
         assert_eq!(
             rows,
@@ -203,18 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn speed_has_no_target_on_a_simulated_gpu_and_what_is_right_has() {
-        let (send, told) = channel();
+    fn speed_has_no_target_on_a_simulated_gpu_but_correctness_has() {
+        let (send, events) = channel();
         let sheet = |simulated| Sheet { section: "x", simulated, until: Instant::now(), send: send.clone() };
         for simulated in [false, true] {
             sheet(simulated).hold_speed("rate", 1.0, "", crate::bench::Target::AtLeast(2.0), "");
             sheet(simulated).hold("right", 1.0, "", crate::bench::Target::AtLeast(2.0), "");
             assert!(!sheet(simulated).has_time("more", 1.0));
         }
-        let outcomes: Vec<Outcome> = told
+        let outcomes: Vec<Outcome> = events
             .try_iter()
-            .filter_map(|told| match told {
-                Told::Row(row) => Some(row.outcome),
+            .filter_map(|event| match event {
+                SuiteEvent::Row(row) => Some(row.outcome),
                 _ => None,
             })
             .collect();

@@ -1,4 +1,4 @@
-//! One keep-alive connection: sends a request and reads the response, both at the same time.
+//! One keep-alive connection, which sends a request and reads its response at the same time, and a client with one request at a time.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -6,30 +6,34 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
+use super::request::{Options, Request};
 use super::response::{ParseError, Reply, ResponseReader};
+use super::target::Target;
+use crate::frames::Frame;
 
-/// Most bytes handed to the system at once. On loopback one call goes on for as long as the receiver keeps up, and
-/// meanwhile no response is seen.
+/// Largest write. On loopback one call lasts for as long as the receiver keeps up, and no response is
+/// read during that time.
 const MAX_READ: usize = 256 << 10;
 
 /// Why a request got no response.
 #[derive(Debug)]
 pub enum Failure {
-    /// No connection.
+    /// The connection could not be opened.
     Connect(io::Error),
-    /// The connection ended or broke before a whole response was there.
+    /// The connection ended or broke before a complete response was received.
     Reset(String),
-    /// No whole response in the time allowed.
+    /// No complete response within the timeout.
     Timeout,
-    /// What came back was no HTTP response.
+    /// The reply was not an HTTP response.
     Malformed(ParseError),
 }
 
 impl Failure {
-    /// The kind, in one word, for counting.
+    /// The kind, in one word, for counters.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -63,7 +67,7 @@ impl From<ParseError> for Failure {
     }
 }
 
-/// A response, and how much of the request it did not wait for.
+/// A response, and how much of the request had not been sent.
 #[derive(Debug)]
 pub struct Answer {
     /// The response.
@@ -72,7 +76,7 @@ pub struct Answer {
     pub unsent: usize,
 }
 
-/// A connection and what was read of the next response.
+/// A connection and the bytes read of the next response.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -91,7 +95,7 @@ impl Connection {
         Ok(Self { stream: stream.map_err(Failure::Connect)?, reader: ResponseReader::default() })
     }
 
-    /// Whether the server has closed the connection, or sent something unasked, since the last response.
+    /// Whether the server has closed the connection, or sent unsolicited bytes, since the last response.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         let mut byte = [0];
@@ -102,12 +106,12 @@ impl Connection {
     /// ends the exchange: `Answer::unsent` says how much was left.
     ///
     /// # Errors
-    /// `Failure::Reset` or `Failure::Malformed`. The connection is of no use after an error.
+    /// `Failure::Reset` or `Failure::Malformed`. The connection must not be used after an error.
     pub async fn exchange(&mut self, prefix: &[u8], rest: &[u8]) -> Result<Answer, Failure> {
         let total = prefix.len() + rest.len();
         let mut sent = 0;
         // A server that has answered may close its receiving side while it still sends: a failed write
-        // is no failure as long as a response can be read.
+        // is not a failure as long as a response can be read.
         let mut write_error = None;
         loop {
             if sent < total && write_error.is_none() {
@@ -119,8 +123,8 @@ impl Connection {
                     Err(error) => write_error = Some(error),
                 }
                 if sent < total {
-                    // Lets the runtime look at the socket: a server that takes all that is sent to it must not
-                    // keep a response that is already there from being seen.
+                    // Lets the runtime poll the socket: a server that accepts everything that is sent must not
+                    // prevent an available response from being read.
                     yield_now().await;
                 }
             } else {
@@ -145,7 +149,7 @@ impl Connection {
     }
 
     /// Sends the last `unsent` bytes of a request that was answered early, so that the connection can be
-    /// used again; false when the server does not take them.
+    /// reused; false if the server does not accept them.
     pub async fn finish(&mut self, rest: &[u8], unsent: usize, limit: Duration) -> bool {
         let Some(mut sent) = rest.len().checked_sub(unsent) else { return false };
         let sending = async {
@@ -186,5 +190,64 @@ fn broken(error: ParseError, write_error: Option<&io::Error>) -> Failure {
     match write_error {
         Some(write_error) => Failure::Reset(format!("sending: {write_error}")),
         None => error.into(),
+    }
+}
+
+/// A client with one connection, opened when it is needed.
+#[derive(Debug)]
+pub struct Client {
+    target: Target,
+    limit: Duration,
+    runtime: Runtime,
+    connection: Option<Connection>,
+}
+
+impl Client {
+    /// A client of the target's server; every request may take `limit`.
+    ///
+    /// # Errors
+    /// When the runtime cannot be created.
+    pub fn new(target: Target, limit: Duration) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { target, limit, runtime, connection: None })
+    }
+
+    /// GETs a path.
+    ///
+    /// # Errors
+    /// When there is no response.
+    pub fn get(&mut self, path: &str) -> Result<Reply, Failure> {
+        self.send(&Request::get(&self.target.with_path(path)))
+    }
+
+    /// Posts a file unchanged to the target.
+    ///
+    /// # Errors
+    /// When there is no response.
+    pub fn post(&mut self, frame: &Frame) -> anyhow::Result<Reply> {
+        let request = Request::post(&self.target, frame, &Options::default())?;
+        Ok(self.send(&request)?)
+    }
+
+    /// Sends a request and waits for its response.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn send(&mut self, request: &Request) -> Result<Reply, Failure> {
+        let mut prefix = Vec::new();
+        request.fill(&mut prefix, 0, 0);
+        let Self { target, limit, runtime, connection } = self;
+        runtime.block_on(async {
+            let mut open = match connection.take().filter(|open| !open.is_stale()) {
+                Some(open) => open,
+                None => Connection::open(target.address, None, *limit).await?,
+            };
+            let exchange = timeout(*limit, open.exchange(&prefix, request.rest())).await;
+            let answer = exchange.unwrap_or(Err(Failure::Timeout))?;
+            if answer.reply.keep_alive && answer.unsent == 0 {
+                *connection = Some(open);
+            }
+            Ok(answer.reply)
+        })
     }
 }

@@ -1,6 +1,5 @@
 //! The load generator and the `load` command.
 
-mod client;
 mod connection;
 mod pace;
 mod report;
@@ -18,8 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-pub use client::Client;
-pub use connection::{Answer, Connection, Failure};
+pub use connection::{Answer, Client, Connection, Failure};
 pub use report::{Report, Usage};
 pub use request::{Options, Request};
 pub use response::{ParseError, Reply, ResponseReader};
@@ -32,7 +30,7 @@ use crate::frames::{self, Frame, Size};
 /// A request for each frame.
 ///
 /// # Errors
-/// When bodies are to be unique and a frame is no JPEG; the frame is named.
+/// When bodies are to be unique and a frame is not a JPEG; the frame is named.
 pub fn requests(target: &Target, frames: &[Frame], options: &Options) -> anyhow::Result<Arc<[Request]>> {
     let build = |frame: &Frame| Request::post(target, frame, options).with_context(|| frame.name.clone());
     frames.iter().map(build).collect()
@@ -59,7 +57,7 @@ pub struct Args {
     /// How many seconds before that are not counted.
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     warmup: f64,
-    /// Requests a second, sent when they are due whether or not earlier ones are answered.
+    /// Requests per second, sent when they are due whether or not earlier ones are answered.
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
     /// Stop after this many requests, warm-up included.
@@ -68,7 +66,7 @@ pub struct Args {
     /// Make every body unique, so that no cache can answer (the default; JPEG only).
     #[arg(long, conflicts_with = "repeat")]
     unique: bool,
-    /// Post the files as they are, again and again.
+    /// Post the files unchanged and repeatedly.
     #[arg(long)]
     repeat: bool,
     /// Send `X-Deadline-Ms`.
@@ -83,7 +81,7 @@ pub struct Args {
     /// The server's process id, to report its CPU time and memory.
     #[arg(long)]
     pid: Option<u32>,
-    /// Allow a server on another machine. Only ever your own.
+    /// Allow a server on another machine. Use it only on your own servers.
     #[arg(long)]
     allow_remote: bool,
     /// Write the result as JSON here.
@@ -92,7 +90,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Makes the load and prints the result. The exit code is 1 when no request succeeded.
+    /// Runs the load and prints the result. The exit code is 1 when no request succeeded.
     ///
     /// # Errors
     /// When the URL is refused, or the images cannot be read.
@@ -131,7 +129,7 @@ fn bounded(text: &str, least: f64, most: f64) -> Result<f64, String> {
     fits.then_some(value).ok_or_else(|| format!("{value} is not between {least} and {most}"))
 }
 
-/// A time to measure for, on the command line: a tenth of a second to an hour.
+/// A measuring time on the command line, from a tenth of a second to an hour.
 pub(crate) fn counted_seconds(text: &str) -> Result<f64, String> {
     bounded(text, 0.1, 3600.0)
 }

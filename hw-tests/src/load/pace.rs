@@ -1,4 +1,4 @@
-//! The clock of an open loop: lets requests start at their intended times, whatever the server does.
+//! The clock of an open loop: releases requests at their intended times, independently of the server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ pub(super) struct Schedule {
     pub(super) start: Instant,
     /// None is due at or after this.
     pub(super) end: Instant,
-    /// Requests a second.
+    /// Requests per second.
     pub(super) rate: f64,
     /// At most this many.
     pub(super) most: u64,
@@ -25,7 +25,7 @@ impl Schedule {
         self.start + Duration::from_secs_f64(number as f64 / self.rate)
     }
 
-    /// Whether request `number` may not be sent any more. One that was due just before the end may go just
+    /// Whether request `number` must no longer be sent. One that was due just before the end may be sent just
     /// after it.
     pub(super) fn is_over(&self, number: u64) -> bool {
         const GRACE: Duration = Duration::from_millis(20);
@@ -33,8 +33,8 @@ impl Schedule {
     }
 
     /// Adds a permit to `released` whenever a request is due, and at the end one for each client, so that
-    /// all of them see the end. The thread gives back how many were due. A thread of its own, because the
-    /// runtime's timer counts in whole milliseconds: too coarse beside answers that take less than one.
+    /// all of them see the end. The thread returns how many were due. It is a separate thread because the
+    /// runtime's timer has a resolution of a millisecond, which is too coarse for responses that take less.
     pub(super) fn release(
         self,
         released: Arc<Semaphore>,
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn permits_come_no_earlier_than_due_and_one_more_a_client_at_the_end() {
+    fn permits_come_no_earlier_than_due_and_one_more_per_client_at_the_end() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let released = Arc::new(Semaphore::new(0));
         let schedule = schedule(1000.0, 30, 5000);

@@ -1,4 +1,4 @@
-//! What a run of load comes to, as a table and as JSON.
+//! The result of a run of load, as a table and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,16 +24,16 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The server's CPU time a 2xx response, in milliseconds.
+    /// The server's CPU time per 2xx response, in milliseconds.
     #[must_use]
     pub fn cpu_ms_per_ok(&self) -> f64 {
         self.cpu_s * 1000.0 / self.ok as f64
     }
 }
 
-/// What a run knows at its end beside its tally.
+/// Totals of a run in addition to its tally.
 pub(super) struct Run {
-    /// The counted time as it was: shorter than asked for when the run ended early.
+    /// The actual counted time: shorter than requested if the run ended early.
     pub(super) seconds: f64,
     /// Requests begun.
     pub(super) requests: u64,
@@ -43,18 +43,18 @@ pub(super) struct Run {
 }
 
 /// The result of a run. Latencies are counted from when a request was due, which in an open loop is its
-/// intended time, so that a stalled server cannot hide by not being asked.
+/// intended time, so that a stalled server does not reduce the measured latency.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Where the load went.
+    /// The target.
     pub url: String,
     /// Clients at the same time.
     pub concurrency: usize,
-    /// Requests a second that were intended, none in a closed loop.
+    /// Requests per second that were intended, none in a closed loop.
     pub intended_per_s: Option<f64>,
     /// The counted time, in seconds.
     pub seconds: f64,
-    /// 2xx responses a second.
+    /// 2xx responses per second.
     pub ok_per_s: f64,
     /// Requests begun, warm-up included.
     pub requests: u64,
@@ -70,7 +70,7 @@ pub struct Report {
     pub failures: BTreeMap<&'static str, FailureCount>,
     /// Connections opened again after the server closed one.
     pub reconnects: u64,
-    /// Responses that came before the request was wholly sent.
+    /// Responses that arrived before the request was completely sent.
     pub early_replies: u64,
     /// What the server used, when its process is known.
     pub usage: Option<Usage>,
@@ -97,7 +97,7 @@ impl Report {
         }
     }
 
-    /// Everything that went wrong, in one line; none when every response was a 2xx.
+    /// All failures in one line; `None` if every response was a 2xx.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let bad = self.statuses.iter().filter(|(status, _)| !(200..300).contains(*status));
@@ -144,7 +144,7 @@ impl fmt::Display for Report {
             let (cpu, rig) = (usage.cpu_s / self.seconds, usage.rig_cpu_s / self.seconds);
             writeln!(
                 f,
-                "server: {:.2} ms CPU a success, {cpu:.2} cores, {} MB resident (peak {}); rig: {rig:.2} cores",
+                "server: {:.2} ms CPU per success, {cpu:.2} cores, {} MB resident (peak {}); rig: {rig:.2} cores",
                 usage.cpu_ms_per_ok(),
                 usage.memory.resident / 1_000_000,
                 usage.memory.peak / 1_000_000

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::target::Target;
 use crate::frames::{Frame, TAG_LEN, TagError, tag_segment};
 
-/// What is the same in every request of a run.
+/// Options of all requests of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Make every posted body unique, so that no cache can answer.
@@ -29,7 +29,7 @@ impl Request {
     /// A POST of one frame.
     ///
     /// # Errors
-    /// When bodies are to be unique and the frame is no JPEG.
+    /// When bodies are to be unique and the frame is not a JPEG.
     pub fn post(target: &Target, frame: &Frame, options: &Options) -> Result<Self, TagError> {
         let bytes = &frame.bytes;
         let length = bytes.len() + if options.unique { TAG_LEN } else { 0 };

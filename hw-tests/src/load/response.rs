@@ -2,7 +2,7 @@
 
 use httparse::{EMPTY_HEADER, Header, Status};
 
-/// Most bytes of a response's head, and of its body, that are taken.
+/// Largest head and body of a response.
 const MAX_HEAD: usize = 64 << 10;
 const MAX_BODY: usize = 16 << 20;
 const MAX_HEADERS: usize = 64;
@@ -12,16 +12,16 @@ const MAX_HEADERS: usize = 64;
 pub struct Reply {
     /// The status code.
     pub status: u16,
-    /// Whether the server will take another request on this connection.
+    /// Whether the server accepts another request on this connection.
     pub keep_alive: bool,
     /// The body, without its transfer coding.
     pub body: Vec<u8>,
 }
 
-/// Why bytes are no response that can be taken.
+/// Why bytes are not an acceptable response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParseError {
-    /// Not HTTP/1.x, with what is wrong.
+    /// Not HTTP/1.x, with the reason.
     Malformed(String),
     /// The connection ended inside a response.
     Truncated,
@@ -56,11 +56,11 @@ struct Head {
     framing: Framing,
 }
 
-/// Takes bytes in, gives responses out.
+/// Parses responses from received bytes.
 #[derive(Debug, Default)]
 pub struct ResponseReader {
     bytes: Vec<u8>,
-    /// The head that was read, and so taken out of `bytes`.
+    /// The head that was read and removed from `bytes`.
     head: Option<Head>,
     /// The chunks so far of a chunked body.
     chunks: Vec<u8>,
@@ -78,10 +78,10 @@ impl ResponseReader {
         self.head.is_some() || !self.bytes.is_empty()
     }
 
-    /// The next whole response, if there is one. Interim (1xx) responses are passed over.
+    /// The next whole response, if there is one. Interim (1xx) responses are skipped.
     ///
     /// # Errors
-    /// When the bytes are no HTTP/1.x response or exceed a bound.
+    /// When the bytes are not an HTTP/1.x response or exceed a limit.
     pub fn next_reply(&mut self) -> Result<Option<Reply>, ParseError> {
         let Some(head) = self.read_head()? else { return Ok(None) };
         let body = match head.framing {
@@ -99,7 +99,7 @@ impl ResponseReader {
     /// The response that the end of the stream completes.
     ///
     /// # Errors
-    /// `ParseError::Truncated` when the end was not yet due.
+    /// `ParseError::Truncated` when the response is incomplete.
     pub fn end(&mut self) -> Result<Reply, ParseError> {
         match self.head.take() {
             Some(Head { status, framing: Framing::UntilClose, .. }) => {
@@ -166,7 +166,7 @@ impl ResponseReader {
     }
 }
 
-/// What the headers say of the body and of the connection (RFC 9112, sections 6.3 and 9.3).
+/// Framing of the body and persistence of the connection by the headers (RFC 9112, sections 6.3 and 9.3).
 fn understand(status: u16, http_1_1: bool, headers: &[Header<'_>]) -> Result<Head, ParseError> {
     let values = |name: &'static str| {
         let named = headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));

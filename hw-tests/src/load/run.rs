@@ -23,30 +23,31 @@ use super::target::Target;
 use crate::process;
 
 /// A client waits this long after a failure, and in a closed loop after a refusal (429, 503): without it the
-/// loop would turn into a flood of requests to a server that cannot take them.
+/// loop would flood a server that is overloaded.
 const BACK_OFF: Duration = Duration::from_millis(10);
-/// How long the rest of a request is sent to a server that has already answered it.
-const FINISH: Duration = Duration::from_secs(1);
+/// How long the rest of a request is sent to a server that has already answered it. Longer than any server should read
+/// on: one that stops closes the connection, which ends the wait.
+const FINISH: Duration = Duration::from_secs(10);
 
 /// Called with every response, on the load's thread.
 pub type OnReply = Arc<dyn Fn(&Reply) + Send + Sync>;
 
-/// What load to make.
+/// The load to generate.
 #[derive(Clone)]
 pub struct Spec {
     /// The server.
     pub target: Target,
     /// The address to connect from; the system's choice if there is none.
     pub source: Option<IpAddr>,
-    /// What is sent, in turn.
+    /// The requests, sent in turn.
     pub requests: Arc<[Request]>,
     /// How many clients, each with one connection and one request at a time.
     pub concurrency: usize,
-    /// Requests a second in an open loop; none is a closed loop.
+    /// Requests per second in an open loop; none is a closed loop.
     pub rate: Option<f64>,
-    /// Not counted, at the start.
+    /// Duration of the warm-up, which is not counted.
     pub warmup: Duration,
-    /// Counted, after that.
+    /// Duration of the measurement after that.
     pub duration: Duration,
     /// At most this many requests, warm-up included.
     pub max_requests: Option<u64>,
@@ -54,9 +55,9 @@ pub struct Spec {
     pub timeout: Duration,
     /// The server's process and whether its children count as well, to report what it uses.
     pub watch: Option<Watch>,
-    /// Ends the run before its time when set.
+    /// Ends the run early when set.
     pub stop: Arc<AtomicBool>,
-    /// Sees every response.
+    /// Called with every response.
     pub on_reply: Option<OnReply>,
 }
 
@@ -65,7 +66,7 @@ pub struct Spec {
 pub struct Watch {
     /// The process.
     pub pid: u32,
-    /// Whether what it has started counts too.
+    /// Whether its child processes count too.
     pub children: bool,
 }
 
@@ -95,10 +96,10 @@ impl Spec {
         }
     }
 
-    /// Makes the load and waits until the last response is there or given up.
+    /// Runs the load and waits until the last request is answered or has failed.
     ///
     /// # Errors
-    /// When there is nothing to send, or the watched process is not there at the start.
+    /// When there is nothing to send, or the watched process does not exist at the start.
     pub fn run(self) -> anyhow::Result<Report> {
         ensure!(!self.requests.is_empty(), "there is nothing to send");
         ensure!(self.concurrency > 0, "load needs at least one client");
@@ -110,7 +111,7 @@ impl Spec {
 struct Shared {
     spec: Spec,
     end: Instant,
-    /// Tells this run's unique bodies from those of every other run.
+    /// Distinguishes this run's unique bodies from those of other runs.
     nonce: u64,
     taken: Cell<u64>,
     /// Open loop: when requests are due, and one permit for each that is.
@@ -193,8 +194,8 @@ impl Shared {
     }
 }
 
-/// Client `index`. They begin one after the other, over the first half of the warm-up: connections that all come at
-/// once are often all accepted by one worker of a server that has several, which real clients seldom cause.
+/// Client `index`. They begin one after the other, over the first half of the warm-up: connections that are opened
+/// at the same time are often all accepted by one of several workers of a server, which is rare with real clients.
 async fn client(shared: Rc<Shared>, index: usize) {
     sleep(shared.spec.warmup / 2 * index as u32 / shared.spec.concurrency as u32).await;
     let mut connection = None;

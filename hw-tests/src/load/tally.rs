@@ -1,4 +1,4 @@
-//! Counts outcomes while load runs and sums them up as percentiles.
+//! Counts outcomes while load runs and summarises them as percentiles.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use super::connection::Failure;
 /// Latencies of one kind of response, in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Latency {
-    /// How many.
+    /// Number of responses.
     pub count: u64,
     /// Mean.
     pub mean: f64,
@@ -32,9 +32,9 @@ pub struct Latency {
 /// Requests without a response, of one kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct FailureCount {
-    /// How many.
+    /// Number of requests.
     pub count: u64,
-    /// What the first of them said.
+    /// The error text of the first one.
     pub first: String,
 }
 
@@ -65,7 +65,7 @@ impl Recorder {
     }
 }
 
-/// Everything counted. What was due outside the measured window is left out.
+/// All counters. Requests that were due outside of the measured window are not counted.
 #[derive(Debug)]
 pub(super) struct Tally {
     window: Range<Instant>,
@@ -75,11 +75,11 @@ pub(super) struct Tally {
     failures: BTreeMap<&'static str, FailureCount>,
     /// 2xx responses that arrived inside the window, whenever they were due.
     pub(super) ok_in_window: u64,
-    /// 2xx responses since the very start.
+    /// 2xx responses since the start, including the warm-up.
     pub(super) ok_ever: u64,
     /// Connections opened beyond the first of each client.
     pub(super) reconnects: u64,
-    /// Responses that came before the request was wholly sent.
+    /// Responses that arrived before the request was completely sent.
     pub(super) early_replies: u64,
 }
 
@@ -99,7 +99,7 @@ impl Tally {
         })
     }
 
-    /// A response: when it was due to be asked for, when it was there.
+    /// Counts a response to a request that was due at `due` and completed at `end`.
     pub(super) fn response(&mut self, due: Instant, end: Instant, status: u16, early: bool) {
         let ok = (200..300).contains(&status);
         self.ok_ever += u64::from(ok);
@@ -115,7 +115,7 @@ impl Tally {
         self.early_replies += u64::from(early);
     }
 
-    /// A request without a response.
+    /// Counts a request without a response.
     pub(super) fn failure(&mut self, due: Instant, failure: &Failure) {
         if self.window.contains(&due) {
             let new = || FailureCount { count: 0, first: failure.to_string() };
@@ -123,7 +123,7 @@ impl Tally {
         }
     }
 
-    /// Latency of the 2xx, none when there were none.
+    /// Latency of the 2xx responses, `None` if there were none.
     pub(super) fn ok(&self) -> Option<Latency> {
         Some(self.ok.sum_up()).filter(|latency| latency.count > 0)
     }

@@ -1,11 +1,11 @@
-//! Where load goes: a parsed URL, resolved once, and loopback only unless that is asked for by name.
+//! The target of the load: a parsed URL, resolved once, and restricted to loopback unless remote targets are allowed.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, bail, ensure};
 use url::Url;
 
-/// A server and a path on it. The address is resolved once, so that what was checked is what is used.
+/// A server and a path on it. The address is resolved once, so that the checked address is the one that is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The address to connect to.
@@ -32,7 +32,7 @@ impl Target {
             .to_socket_addrs()
             .with_context(|| format!("resolving {host}"))?
             .collect();
-        // Preferring IPv4 among the addresses of one name: `localhost` often lists ::1 where nobody listens.
+        // IPv4 is preferred: `localhost` often resolves to ::1, on which no server listens.
         let chosen = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
         let address = *chosen.with_context(|| format!("{host} has no address"))?;
         ensure!(

@@ -1,4 +1,4 @@
-//! A small HTTP server for tests: one thread a connection, and each exchange is written out by the test.
+//! A small HTTP server for tests with one thread per connection; each test defines the exchange.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(unreachable_pub, reason = "a test's module has no outside")]
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A server that is there until the test ends.
+/// A server that runs until the test ends.
 pub struct Server {
     pub port: u16,
     pub connections: Arc<AtomicUsize>,
@@ -43,7 +43,7 @@ impl Server {
     }
 }
 
-/// A port that nobody listens on.
+/// A port without a listener.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -59,7 +59,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// Reads the head, and no more than came with it.
+    /// Reads the head.
     pub fn read_head(&mut self) -> io::Result<String> {
         let end = loop {
             if let Some(at) = self.received.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -81,7 +81,7 @@ impl Exchange {
         Ok(self.received.drain(..self.length).collect())
     }
 
-    /// Reads until the client goes away.
+    /// Reads until the client disconnects.
     pub fn read_to_end(&mut self) -> io::Result<()> {
         loop {
             self.receive()?;
@@ -92,11 +92,11 @@ impl Exchange {
         self.stream.write_all(bytes)
     }
 
-    /// Says that nothing more comes and throws away what does arrive, so that the reply is not lost to a
-    /// reset; then ends the connection.
+    /// Shuts down the sending side and discards received bytes, so that the reply is not lost to a
+    /// reset; then closes the connection.
     pub fn drain_and_close(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
-        self.stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        self.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut part = [0; 64 << 10];
         while self.stream.read(&mut part)? > 0 {}
         Err(io::ErrorKind::ConnectionAborted.into())

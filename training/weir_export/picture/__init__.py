@@ -1,1 +1,1 @@
-"""The pictures that ship with the bundle, drawn by this code alone."""
+"""The pictures of the bundle, drawn only by this code."""

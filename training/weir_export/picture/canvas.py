@@ -28,7 +28,7 @@ def bezier(points, count):
 
 
 def noise(rng, cells, low=0.0, high=1.0):
-    """Soft value noise over the whole canvas, [HEIGHT * SCALE, WIDTH * SCALE] f64; `cells` blobs a row."""
+    """Soft value noise over the whole canvas, [HEIGHT * SCALE, WIDTH * SCALE] f64; `cells` blobs per row."""
     grid = rng.integers(0, 256, (max(2, cells * HEIGHT // WIDTH), cells), dtype=np.uint8)
     soft = Image.fromarray(grid).resize((WIDTH * SCALE, HEIGHT * SCALE), Image.Resampling.BICUBIC)
     return low + (high - low) * np.asarray(soft, float) / 255.0
@@ -45,7 +45,7 @@ def layer() -> Image.Image:
 
 
 def blur(image: Image.Image, radius: float) -> Image.Image:
-    """`image` blurred by `radius` finished pixels; transparent parts stay clean of dark fringes."""
+    """`image` blurred by `radius` finished pixels; without dark fringes at transparent parts."""
     pre = np.asarray(image, float)
     pre[..., :3] *= pre[..., 3:] / 255.0
     soft = Image.fromarray(np.round(pre).astype(np.uint8), "RGBA").filter(ImageFilter.GaussianBlur(radius * SCALE))

@@ -1,5 +1,5 @@
 """The two scenes: an anemone fish at its anemone, and an empty sea floor. Always the same pixels, drawn once:
-do not change what is returned."""
+do not modify the returned pictures."""
 
 import functools
 

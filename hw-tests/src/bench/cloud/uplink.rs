@@ -1,4 +1,4 @@
-//! A long time without a network, then the broker is back: how fast a backlog drains, and how much memory that takes.
+//! Recovery after a long time without a network: how fast the backlog is sent, and how much memory that takes.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::events;
-use super::metrics::Metrics;
-use super::servers::Servers;
+use super::Servers;
+use super::api::Metrics;
+use super::outbox;
 use crate::bench::result::{Section, Target};
 use crate::bench::setup::{Setup, progress};
 use crate::process::{cpu_time, memory};
@@ -18,7 +18,7 @@ use crate::process::{cpu_time, memory};
 const EVENTS: u64 = 1_000_000;
 /// Room for all of them in the outbox, in bytes.
 const ROOM: u64 = 4 << 30;
-/// A drain that takes longer than this is given up.
+/// Longest time for sending the backlog.
 const TIMEOUT: Duration = Duration::from_secs(300);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -26,7 +26,7 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let servers = Servers::start(&["kafka"]);
     let dir = tempfile::tempdir()?;
     progress(&format!("writing {EVENTS} events"));
-    let length = events::fill(&dir.path().join("outbox"), ROOM, EVENTS)?;
+    let length = outbox::fill(&dir.path().join("outbox"), ROOM, EVENTS)?;
     let mut section = Section::new(
         "uplink",
         format!(
@@ -54,25 +54,22 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let missing = EVENTS as f64 - records(&servers)? as f64;
     section.hold("until none waits", took, "s", Target::Below(120.0));
     section.hold("peak resident memory", peak as f64 / 1e6, "MB", Target::Below(250.0));
-    // Either sign: one that is there twice is as wrong as one that is not there.
+    // Either sign: a duplicate is as wrong as a missing event.
     section.hold("events less records in the topic", missing.abs(), "", Target::AtMost(0.0));
     section.hold("events less those counted as sent", (EVENTS as f64 - sent).abs(), "", Target::AtMost(0.0));
-    section.note("events a second", EVENTS as f64 / took, "");
+    section.note("events per second", EVENTS as f64 / took, "");
     section.note("CPU time of weir", cpu.as_secs_f64(), "s");
     Ok(section)
 }
 
-/// How many committed records the topic of results holds. Offsets do not tell: the ends of transactions have some too.
+/// Number of committed records in the results topic. Offsets cannot be used, since transaction markers have offsets too.
 fn records(servers: &Servers) -> anyhow::Result<u64> {
     let kafka = servers.services.kafka();
     let mut config = ClientConfig::new();
+    for (name, value) in kafka.client_settings() {
+        config.set(name, value);
+    }
     config
-        .set("bootstrap.servers", &kafka.bootstrap)
-        .set("security.protocol", "SASL_SSL")
-        .set("sasl.mechanism", "SCRAM-SHA-512")
-        .set("sasl.username", &kafka.user)
-        .set("sasl.password", kafka.password())
-        .set("ssl.ca.location", kafka.ca_file.to_string_lossy())
         .set("group.id", "bench-uplink-count")
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
@@ -80,7 +77,7 @@ fn records(servers: &Servers) -> anyhow::Result<u64> {
     let consumer: BaseConsumer = config.create()?;
     let wait = Duration::from_secs(30);
     let metadata = consumer.fetch_metadata(Some(&kafka.results_topic), wait)?;
-    let topic = metadata.topics().first().context("the broker does not know the topic of results")?;
+    let topic = metadata.topics().first().context("the broker does not have the results topic")?;
     ensure!(!topic.partitions().is_empty(), "the topic {} has no partitions", topic.name());
     let mut all = TopicPartitionList::new();
     for partition in topic.partitions() {
@@ -89,7 +86,7 @@ fn records(servers: &Servers) -> anyhow::Result<u64> {
     consumer.assign(&all)?;
     let (mut records, mut ended) = (0, HashSet::new());
     while ended.len() < all.count() {
-        match consumer.poll(wait).context("the topic of results does not come to its end")? {
+        match consumer.poll(wait).context("reading the results topic to its end")? {
             Ok(_) => records += 1,
             Err(KafkaError::PartitionEOF(partition)) => drop(ended.insert(partition)),
             Err(error) => return Err(error.into()),

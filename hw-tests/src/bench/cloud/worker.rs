@@ -4,21 +4,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use super::cpu::{Processes, Used};
-use super::metrics::Metrics;
-use super::servers::Servers;
-use super::{batch, pictures};
+use super::api::{self, Metrics};
+use super::{Servers, distinct_frames, upload};
 use crate::bench::limit::plan;
 use crate::bench::result::{Section, Target, median};
 use crate::bench::setup::{Server, Setup, progress};
 use crate::frames::Size;
 use crate::limit::Engine;
+use crate::process::{Processes, Used};
 
 /// Pairs of one measurement each; odd, so that the median is one of them.
 const PAIRS: usize = 3;
 /// Objects of each size.
 const OBJECTS: [(Size, usize); 2] = [(Size::Vga, 300), (Size::P1080, 150)];
-/// How often the worker is asked how far it is: each time costs it about a tenth of a millisecond.
+/// Interval between queries of the worker's progress; each costs it about a tenth of a millisecond.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -29,11 +28,11 @@ struct Running {
     processes: Processes,
 }
 
-/// One batch worked off.
+/// One processed batch.
 struct Run {
-    /// Images a second from the first classified image to the last.
+    /// Images per second from the first classified image to the last.
     images_per_s: f64,
-    /// Images a second from the POST to the status `completed`.
+    /// Images per second from the POST to the status `completed`.
     whole_per_s: f64,
     /// CPU time between the first and the last classified image.
     used: Used,
@@ -48,15 +47,15 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
     let mut section = Section::new(
         "worker",
         format!(
-            "Batches posted to `weir serve` and worked off by one `weir worker` through Kafka (SASL_SSL), Redis and an S3 \
-             server, all on the same cores. Images a second from the first image classified to the last, over those of the \
+            "Batches posted to `weir serve` and processed by one `weir worker` through Kafka (SASL_SSL), Redis and an S3 \
+             server, all on the same cores. Images per second from the first image classified to the last, over those of the \
              in-process limit on the same images, in turn; medians of {PAIRS} pairs."
         ),
     );
     for (size, count) in OBJECTS {
         let name = size.name();
-        let frames = pictures::distinct(size, count)?;
-        let urls = pictures::put(&servers, &frames)?;
+        let frames = distinct_frames(size, count)?;
+        let urls = upload(&servers, &frames)?;
         // Connections, the consumer group, and the S3 server's files in memory.
         running.work_off(&format!("{name}-warm"), &urls, count)?;
         let (mut ratios, mut limits, mut rates, mut wholes) = (vec![], vec![], vec![], vec![]);
@@ -83,16 +82,16 @@ pub(in crate::bench) fn run(setup: &Setup) -> anyhow::Result<Section> {
                 }
             }
         }
-        let of_limit = format!("{name}: images a second / those of the limit");
+        let of_limit = format!("{name}: images per second / those of the limit");
         section.hold(of_limit, median(&ratios), "", Target::AtLeast(0.85));
-        section.note(format!("{name}: images a second"), median(&rates), "");
-        section.note(format!("{name}: from the POST to `completed`"), median(&wholes), "images a second");
-        section.note(format!("{name}: CPU an image, limit"), median(&limits), "ms");
-        section.note(format!("{name}: CPU an image, everything"), median(&all), "ms");
+        section.note(format!("{name}: images per second"), median(&rates), "");
+        section.note(format!("{name}: from the POST to `completed`"), median(&wholes), "images per second");
+        section.note(format!("{name}: CPU per image, limit"), median(&limits), "ms");
+        section.note(format!("{name}: CPU per image, everything"), median(&all), "ms");
         for (process, costs) in costs {
-            section.note(format!("{name}: CPU an image, {process}"), median(&costs), "ms");
+            section.note(format!("{name}: CPU per image, {process}"), median(&costs), "ms");
         }
-        // With others at work both are slower, and not by the same.
+        // Other processes slow down both, and not equally.
         section.note(format!("{name}: taken by others, at most"), largest(&others), "cores");
     }
     Ok(section)
@@ -120,10 +119,10 @@ impl Running {
         let mut classified = || Metrics::of(&mut client)?.value("weir_batch_images_completed_total");
         let before = classified()?;
         let (posted, mut begun) = (Instant::now(), None);
-        batch::post(&self.api, id, urls, images)?;
+        api::post_batch(&self.api, id, urls, images)?;
         let (used, counted) = loop {
             let done = classified()? - before;
-            // An image that a redelivery made the worker do again counts again: then there are more than were posted.
+            // An image that is computed again after a redelivery counts again, so that the count exceeds the number of images.
             ensure!(done <= images as f64, "batch {id} has {images} images, and {done} were classified");
             match &begun {
                 None if done > 0.0 => begun = Some((self.processes.read()?, done)),
@@ -135,7 +134,7 @@ impl Running {
             ensure!(posted.elapsed() < TIMEOUT, "batch {id}: {done} of {images} images after {TIMEOUT:?}");
             std::thread::sleep(POLL_INTERVAL);
         };
-        batch::finished(&self.api, id, TIMEOUT)?;
+        api::wait_finished(&self.api, id, TIMEOUT)?;
         Ok(Run {
             images_per_s: counted / used.elapsed.as_secs_f64(),
             whole_per_s: images as f64 / posted.elapsed().as_secs_f64(),

@@ -1,4 +1,4 @@
-//! Clients that a server must bear: each with bounded connections, bounded requests per second, and an end.
+//! Misbehaving clients, each with bounded connections, requests per second and duration.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,18 +12,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use super::bodies;
 use crate::load::{Spec, Target};
 
-/// Where a misbehaving client comes from: another address than the well-behaved one's.
+/// Source address of a misbehaving client, which differs from that of the well-behaved one.
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
-/// What a client of another kind than a flood sends per second at most, all its connections together.
+/// Largest number of requests per second of all connections of a client, except for floods.
 const MAX_RATE: u64 = 200;
-/// Requests per second of a flood: several times what two cores take.
+/// Requests per second of a flood: several times the capacity of two cores.
 const FLOOD_RATE: f64 = 2000.0;
-/// Longest flood. It is stopped before.
+/// Longest flood; it is stopped earlier.
 const FLOOD_TIME: Duration = Duration::from_secs(600);
-/// Longest wait for an answer, and longest life of a connection that is kept open.
+/// Longest wait for a response, and longest lifetime of a connection that is kept open.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between the bytes of a slow upload.
 const TRICKLE: Duration = Duration::from_millis(500);
@@ -31,7 +30,7 @@ const TRICKLE: Duration = Duration::from_millis(500);
 /// What a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Misbehaviour {
-    /// Images whose headers are small and whose pixels would not be.
+    /// Small images that would decode to many pixels.
     Bombs,
     /// Bodies of 16 MiB that arrive at two bytes per second.
     SlowUploads,
@@ -39,11 +38,11 @@ pub(super) enum Misbehaviour {
     StoppedReaders,
     /// Connections that are opened and left idle.
     IdleConnections,
-    /// Unique frames from many connections in an open loop, several times as many as the server can take.
+    /// Unique frames from many connections in an open loop, several times the server's capacity.
     Flood,
-    /// Refused requests as fast as the bound lets it.
+    /// Refused requests at the rate limit.
     RefusedRequests,
-    /// Images at addresses that never finish to answer.
+    /// Images on a server that never completes a response.
     Tarpits,
     /// Batches of such addresses.
     TarpitBatches,
@@ -88,7 +87,7 @@ impl fmt::Display for Misbehaviour {
     }
 }
 
-/// What a misbehaving client did.
+/// Counters of a misbehaving client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
     /// Connections opened or refused; of a flood, requests.
@@ -154,7 +153,7 @@ fn flood(load: Spec) -> anyhow::Result<Sent> {
     Ok(Sent { attempts: report.requests, ended: report.requests - report.successes })
 }
 
-/// Connections that each do the same again and again.
+/// Connections that repeat the same action.
 fn many(shared: Shared, stop: &AtomicBool) -> anyhow::Result<Sent> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let shared = Arc::new(shared);
@@ -174,7 +173,7 @@ fn many(shared: Shared, stop: &AtomicBool) -> anyhow::Result<Sent> {
     })
 }
 
-/// Whole requests; of a slow upload only what is sent at once.
+/// Complete requests; for a slow upload only the part that is sent immediately.
 fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
     let host = &target.host;
     let post = |path: &str, kind: &str, length: usize| {
@@ -185,7 +184,7 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
     let whole =
         |path: &str, kind: &str, body: &[u8]| [post(path, kind, body.len()).as_bytes(), body].concat();
     match kind {
-        Misbehaviour::Bombs => whole("/predict", "image/tiff", &bodies::strip_bomb()),
+        Misbehaviour::Bombs => whole("/predict", "image/tiff", &strip_bomb()),
         Misbehaviour::SlowUploads => post("/predict", "image/jpeg", 16 << 20).into_bytes(),
         Misbehaviour::StoppedReaders => {
             format!("GET /openapi.json HTTP/1.1\r\nHost: {host}\r\n\r\n").repeat(1000).into_bytes()
@@ -206,10 +205,10 @@ fn request(kind: Misbehaviour, target: &Target, tarpit: &Tarpit) -> Vec<u8> {
     }
 }
 
-/// One connection after another. All connections together keep to [`MAX_RATE`].
+/// Opens one connection after another. All connections together are limited to [`MAX_RATE`].
 async fn connect_again(shared: Arc<Shared>) {
     let pause = Duration::from_millis((1000 * shared.kind.connections() / MAX_RATE).max(5));
-    let mut restarts = bodies::restart_markers(if shared.kind == Misbehaviour::Bombs { 4 << 20 } else { 0 });
+    let mut restarts = restart_markers(if shared.kind == Misbehaviour::Bombs { 4 << 20 } else { 0 });
     let head = format!(
         "POST /predict HTTP/1.1\r\nHost: {}\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n",
         shared.target.host,
@@ -220,7 +219,7 @@ async fn connect_again(shared: Arc<Shared>) {
     loop {
         shared.attempts.fetch_add(1, Ordering::Relaxed);
         number += 1;
-        // Of the bombs every eighth is the large one: each is another kind of work.
+        // Every eighth bomb is the large one, which causes another kind of work.
         let is_large = shared.kind == Misbehaviour::Bombs && number.is_multiple_of(8);
         let body = if is_large { &restarts } else { &shared.request };
         let _ = timeout(TIMEOUT, one(&shared, body)).await;
@@ -239,7 +238,7 @@ async fn one(shared: &Shared, request: &[u8]) -> std::io::Result<()> {
             stream.write_all(request).await?;
             loop {
                 stream.write_all(&[0xFF]).await?;
-                // An answer, or the end of the connection, ends this upload.
+                // A response or the end of the connection ends this upload.
                 if let Ok(read) = timeout(TRICKLE, stream.read(&mut buffer)).await {
                     return read.map(drop);
                 }
@@ -247,7 +246,7 @@ async fn one(shared: &Shared, request: &[u8]) -> std::io::Result<()> {
         }
         Misbehaviour::StoppedReaders => {
             stream.write_all(request).await?;
-            // Nothing is read. Only a write tells that the server has closed the connection.
+            // Nothing is read. Only a write shows that the server has closed the connection.
             loop {
                 sleep(Duration::from_secs(1)).await;
                 stream.write_all(b"\r\n").await?;
@@ -268,7 +267,7 @@ async fn one(shared: &Shared, request: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// A server that begins an answer and does not end it.
+/// A server that begins a response and does not complete it.
 pub(super) struct Tarpit {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -312,5 +311,82 @@ impl Drop for Tarpit {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// A TIFF of 8 x 1 pixels whose JPEG-compressed strip declares 16384 x 16384.
+fn strip_bomb() -> Vec<u8> {
+    tiff(8, 1, &jpeg_header(16_384, 16_384))
+}
+
+/// A JPEG of 640 x 480 pixels with only restart markers after its header, of this many bytes in total.
+fn restart_markers(bytes: usize) -> Vec<u8> {
+    let mut jpeg = jpeg_header(640, 480);
+    while jpeg.len() < bytes {
+        let marker = 0xD0 + (jpeg.len() / 2 % 8) as u8;
+        jpeg.extend([0xFF, marker]);
+    }
+    jpeg
+}
+
+/// A baseline JPEG up to its first entropy-coded byte, with a restart interval of one unit.
+fn jpeg_header(width: u16, height: u16) -> Vec<u8> {
+    let mut jpeg = vec![0xFF, 0xD8];
+    let mut segment = |code: u8, body: &[u8]| {
+        jpeg.extend([0xFF, code]);
+        jpeg.extend((body.len() as u16 + 2).to_be_bytes());
+        jpeg.extend_from_slice(body);
+    };
+    segment(0xDB, &[&[0u8][..], &[16; 64]].concat());
+    let ([h1, h0], [w1, w0]) = (height.to_be_bytes(), width.to_be_bytes());
+    segment(0xC0, &[8, h1, h0, w1, w0, 1, 1, 0x11, 0]);
+    // One code of one bit, for the value 0: the smallest valid table.
+    let table = |class: u8| [&[class, 1][..], &[0; 15], &[0]].concat();
+    segment(0xC4, &table(0x00));
+    segment(0xC4, &table(0x10));
+    segment(0xDD, &[0, 1]);
+    segment(0xDA, &[1, 1, 0, 0, 63, 0]);
+    jpeg
+}
+
+/// A grey TIFF with one strip, compressed as JPEG (7).
+fn tiff(width: u32, height: u32, strip: &[u8]) -> Vec<u8> {
+    let entries = [
+        (256, width),
+        (257, height),
+        (258, 8),
+        (259, 7),
+        (262, 1),
+        (273, 0),
+        (277, 1),
+        (278, height),
+        (279, strip.len() as u32),
+    ];
+    let data = 8 + 2 + 12 * entries.len() as u32 + 4;
+    let mut tiff = b"II*\0\x08\0\0\0".to_vec();
+    tiff.extend((entries.len() as u16).to_le_bytes());
+    for (tag, value) in entries {
+        tiff.extend((tag as u16).to_le_bytes());
+        tiff.extend(4u16.to_le_bytes());
+        tiff.extend(1u32.to_le_bytes());
+        tiff.extend(if tag == 273 { data } else { value }.to_le_bytes());
+    }
+    tiff.extend([0; 4]);
+    tiff.extend_from_slice(strip);
+    tiff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_headers_are_as_intended() {
+        let limits = gpu_kernels::DecodeLimits::default();
+        let header = gpu_kernels::inspect(&restart_markers(4096), &limits).unwrap();
+        assert_eq!((header.width, header.height), (640, 480));
+        let bomb = strip_bomb();
+        assert!(bomb.len() < 500, "{}", bomb.len());
+        assert!(bomb.starts_with(b"II*\0"));
     }
 }

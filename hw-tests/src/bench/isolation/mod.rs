@@ -1,6 +1,5 @@
-//! One client misbehaves, another posts frames at a steady rate: what the second sees of the first.
+//! Latency of a client that posts frames at a steady rate while another one misbehaves.
 
-mod bodies;
 mod misbehave;
 
 use std::time::Duration;
@@ -13,14 +12,14 @@ use crate::frames::{Frame, Size};
 use crate::load::{Report, Spec};
 use misbehave::{Misbehaviour, Tarpit};
 
-/// Requests per second of the well-behaved client: about a fifth of what two cores take, so that its latency without
+/// Requests per second of the well-behaved client: about a fifth of the capacity of two cores, so that its latency without
 /// the other client is that of an idle server.
 const RATE: f64 = 40.0;
 /// Its connections.
 const CONNECTIONS: usize = 16;
 /// How long the misbehaving client runs before the measurement begins.
 const ESTABLISH: Duration = Duration::from_secs(2);
-/// The most that the latency may grow.
+/// Largest ratio of the latency with and without the other client.
 const MAX_RATIO: f64 = 3.0;
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
@@ -35,7 +34,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
     );
     let tarpit = Tarpit::start()?;
     for kind in Misbehaviour::ALL {
-        // Fetches from loopback are refused unless the network is allowed: here it stands for a slow camera.
+        // Fetches from loopback are refused unless the network is allowed; here it represents a slow camera.
         let server =
             setup.start_with("serve", &[("WEIR__FETCH__ALLOW_NETWORKS", "127.0.0.0/8".to_owned())])?;
         let alone = measure(&server, &frames, setup.seconds())?;
@@ -53,7 +52,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
         section.hold(format!("{kind}: p99 / p99 alone"), during / before, "", Target::AtMost(MAX_RATIO));
         section.hold(format!("{kind}: requests that failed"), failed as f64, "", Target::AtMost(0.0));
         section.note(format!("{kind}: p99"), during, "ms");
-        // With nothing sent by the other client, the rows above would not mean anything.
+        // Without attempts of the other client the rows above would not be meaningful.
         section.hold(
             format!("{kind}: attempts of the other client"),
             sent.attempts as f64,

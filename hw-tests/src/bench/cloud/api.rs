@@ -1,8 +1,63 @@
-//! Numbers of a running daemon, from `GET /metrics`.
+//! The daemon's HTTP API as a client uses it: batches and their status, and metrics.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use serde::Deserialize;
+use serde_json::json;
 
-use crate::load::Client;
+use crate::bench::setup::Server;
+use crate::load::{Client, Request};
+
+/// Interval between status queries.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The answer to `GET /batch/status/:id`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Status {
+    pub(super) status: String,
+    pub(super) total: u64,
+    pub(super) completed: u64,
+    pub(super) failed: u64,
+}
+
+/// Posts a batch of `count` images, the URLs in turn.
+pub(super) fn post_batch(api: &Server, id: &str, urls: &[String], count: usize) -> anyhow::Result<()> {
+    let images: Vec<&String> = urls.iter().cycle().take(count).collect();
+    let body = serde_json::to_vec(&json!({ "request_id": id, "image_urls": images }))?;
+    let reply = api.client()?.send(&Request::json(&api.daemon.target("/batch/predict"), body))?;
+    let text = String::from_utf8_lossy(&reply.body);
+    ensure!(reply.status == 202, "POST /batch/predict answered {}: {text}", reply.status);
+    Ok(())
+}
+
+/// The path of a batch's status.
+pub(super) fn status_path(id: &str) -> String {
+    format!("/batch/status/{id}")
+}
+
+/// The status of a batch.
+pub(super) fn batch_status(client: &mut Client, id: &str) -> anyhow::Result<Status> {
+    let reply = client.get(&status_path(id))?;
+    let text = String::from_utf8_lossy(&reply.body);
+    ensure!(reply.status == 200, "GET {} answered {}: {text}", status_path(id), reply.status);
+    serde_json::from_slice(&reply.body).with_context(|| format!("no status of a batch: {text}"))
+}
+
+/// Waits until a batch is finished with every image classified.
+pub(super) fn wait_finished(api: &Server, id: &str, timeout: Duration) -> anyhow::Result<()> {
+    let (mut client, start) = (api.client()?, Instant::now());
+    loop {
+        let now = batch_status(&mut client, id)?;
+        if now.status == "completed" || now.status == "failed" {
+            let whole = now.completed == now.total && now.failed == 0;
+            ensure!(whole, "batch {id} ended with failed images: {now:?}");
+            return Ok(());
+        }
+        ensure!(start.elapsed() < timeout, "batch {id} is not finished after {timeout:?}: {now:?}");
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
 
 /// One scrape.
 pub(super) struct Metrics(String);

@@ -1,21 +1,23 @@
-//! From process start to first prediction.
+//! What a server process needs: time until the first prediction, and resident memory at saturation.
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
 use super::result::{Section, Target, median};
-use super::setup::Setup;
+use super::setup::{Setup, bench_frames, progress};
 use crate::daemon::{Daemon, free_port};
 use crate::frames::{Frame, Size, render};
 use crate::load::Client;
+use crate::process;
 
 const STARTS: usize = 10;
 /// How often a request is tried until one succeeds.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 const GIVE_UP: Duration = Duration::from_secs(60);
 
-pub(super) fn run(setup: &Setup) -> anyhow::Result<Section> {
+/// Time from the start of the process to the first prediction.
+pub(super) fn startup(setup: &Setup) -> anyhow::Result<Section> {
     let frames = render(Size::Vga, 1)?;
     let mut section = Section::new(
         "startup",
@@ -36,7 +38,7 @@ fn start(setup: &Setup, frame: &Frame) -> anyhow::Result<f64> {
     let start = Instant::now();
     let mut daemon = Daemon::start(command, port, &dir.path().join("weir.log"))?;
     let mut client = Client::new(daemon.target("/predict"), Duration::from_secs(5))?;
-    // Until the first success: not yet listening is no connection, not yet ready is a 503.
+    // Until the first success: before, there is no connection or a 503.
     while !client.post(frame).is_ok_and(|reply| reply.status == 200) {
         daemon.check_running()?;
         ensure!(
@@ -49,4 +51,26 @@ fn start(setup: &Setup, frame: &Frame) -> anyhow::Result<f64> {
     let elapsed = start.elapsed();
     daemon.stop()?;
     Ok(elapsed.as_secs_f64() * 1000.0)
+}
+
+/// Resident memory at saturation.
+pub(super) fn memory(setup: &Setup) -> anyhow::Result<Section> {
+    let mut section = Section::new(
+        "memory",
+        "Resident memory (VmHWM, VmRSS) of a new server with every lane busy and its queue full, every body unique.",
+    );
+    for size in Size::ALL {
+        progress(size.name());
+        let server = setup.start_weir(&setup.bundle)?;
+        let ready = process::memory(server.daemon.pid())?;
+        let mut load = server.load(&bench_frames(size)?, true, setup.seconds())?;
+        load.concurrency = server.capacity()?;
+        load.run()?;
+        let after = process::memory(server.daemon.pid())?;
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        section.hold(format!("{}: peak", size.name()), mb(after.peak), "MB", Target::Below(200.0));
+        section.note(format!("{}: at the end", size.name()), mb(after.resident), "MB");
+        section.note(format!("{}: when ready", size.name()), mb(ready.resident), "MB");
+    }
+    Ok(section)
 }
