@@ -21,6 +21,7 @@ use super::Common;
 use crate::bootstrap::prepare_device;
 use crate::serving::cpu_lanes;
 use crate::telemetry::Metrics;
+use crate::values::TopK;
 
 /// No client waits, so a file may take as long as it takes.
 const DEADLINE: Duration = Duration::from_secs(3600);
@@ -34,7 +35,7 @@ pub(super) struct PredictArgs {
     files: Vec<PathBuf>,
     /// How many labels to show [default: 1 in the table, 5 in JSON].
     #[arg(short = 'k', long)]
-    top_k: Option<usize>,
+    top_k: Option<u64>,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -61,7 +62,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     let lanes = setup.start(&settings, Arc::new(Metrics::new()))?;
     let labels = &setup.bundle.manifest().labels;
     let top_k = args.top_k.unwrap_or(if args.json { 5 } else { 1 });
-    anyhow::ensure!((1..=labels.len()).contains(&top_k), "--top-k {top_k}: 1 to {} labels", labels.len());
+    let top_k = TopK::new(top_k, labels.len()).context("--top-k")?.get();
 
     let progress = progress(files.len() as u64);
     let mut failed = 0;

@@ -290,7 +290,7 @@ fn health_ready() {}
 fn metrics() {}
 
 /// The contract as JSON.
-pub fn openapi_json() -> String {
+fn openapi_json() -> String {
     // The contract is built from our own types, which always serialize.
     Contract::openapi().to_pretty_json().unwrap_or_default()
 }

@@ -17,6 +17,7 @@ use crate::batch::spool::SpoolError;
 use crate::fetch::FetchError;
 use crate::memory::NoRoom;
 use crate::predict::PredictError;
+use crate::serving::ClassificationError;
 use cloud_sync::error::is_disk_full;
 use cloud_sync::outbox::OutboxError;
 use gpu_kernels::DecodeError;
@@ -111,33 +112,30 @@ impl From<&DecodeError> for ApiError {
     }
 }
 
-impl From<&PredictError> for ApiError {
-    fn from(error: &PredictError) -> Self {
-        let message = error.to_string();
+impl From<&ClassificationError> for ApiError {
+    fn from(error: &ClassificationError) -> Self {
+        let (code, message) = (error.code(), error.to_string());
         match error {
-            PredictError::Shared(error) => error.as_ref().into(),
-            PredictError::Image(image) => image.into(),
-            PredictError::TooCostly(_) => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "image_too_costly", message)
+            ClassificationError::Shared(error) => error.as_ref().into(),
+            ClassificationError::Image(image) => image.into(),
+            ClassificationError::TooCostly(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message),
+            ClassificationError::Overloaded { retry_after, .. } => Self::overloaded(message, *retry_after),
+            ClassificationError::DeadlineExceeded => Self::new(StatusCode::GATEWAY_TIMEOUT, code, message),
+            ClassificationError::NoModel(_) | ClassificationError::Stopping => {
+                Self::unavailable(code, message)
             }
-            PredictError::Overloaded { retry_after, .. } => Self::overloaded(message, *retry_after),
-            PredictError::DeadlineExceeded => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
-            }
-            PredictError::NoModel(_) => Self::unavailable("model_not_ready", message),
-            PredictError::Stopping => Self::unavailable("draining", message),
-            PredictError::NoScores => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", message)
-            }
-            PredictError::Lane(lane) => lane.into(),
-            PredictError::Outbox(outbox) => outbox.into(),
+            ClassificationError::NoScores => Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message),
+            ClassificationError::Lane(lane) => lane.into(),
         }
     }
 }
 
 impl From<PredictError> for ApiError {
     fn from(error: PredictError) -> Self {
-        Self::from(&error)
+        match error {
+            PredictError::Classify(error) => (&error).into(),
+            PredictError::Outbox(error) => (&error).into(),
+        }
     }
 }
 

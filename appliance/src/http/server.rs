@@ -16,9 +16,9 @@ use tokio::sync::{Semaphore, watch};
 use warp::Filter;
 use warp::reply::Response;
 
+use super::Surface;
 use super::connections::{Admission, Connections, Place};
 use super::front::{Front, Policy};
-use super::routes::Surface;
 use super::sites::Sites;
 use super::socket::{Socket, Times};
 use crate::http::state::ServerState;

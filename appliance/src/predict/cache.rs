@@ -1,7 +1,7 @@
-//! The content cache: in this process first, then the one that several processes share, if there is one.
+//! The content cache: local to the process, and in front of a cache that several processes share, where one is configured.
 //!
-//! The shared one is the only part of the cloud on the path of a request, so it gets a few milliseconds and no more; after a
-//! failure nobody asks it for a moment, and what is put there is put behind the answer.
+//! The shared cache is the only remote service on the path of a request. It has a timeout of a few milliseconds; after a
+//! failure it is not used for a second, and values are stored in it after the answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,9 +11,9 @@ use bytes::Bytes;
 use cloud_sync::state::{EmbeddedState, StateStats, StateStore};
 use tokio::sync::Semaphore;
 
-/// How long the shared cache is left alone after it failed or was late.
+/// How long the shared cache is not used after an error or a timeout.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Most values on their way to the shared cache; more are not sent.
+/// Concurrent writes to the shared cache; more are dropped.
 const MAX_CONCURRENT_PUTS: usize = 64;
 
 /// The content cache.
@@ -26,18 +26,18 @@ struct Shared {
     store: Arc<dyn StateStore>,
     timeout: Duration,
     began: Instant,
-    /// Until when it is left alone, in milliseconds since `began`.
+    /// End of the pause, in milliseconds since `began`.
     paused_until_ms: AtomicU64,
     puts: Arc<Semaphore>,
 }
 
 impl ContentCache {
-    /// A cache in this process alone.
+    /// A cache in this process only.
     pub fn local(local: EmbeddedState) -> Self {
         Self { local, shared: None }
     }
 
-    /// A cache in this process before one that others share, which gets `timeout` to answer.
+    /// A cache in this process in front of a shared one, which has to answer within `timeout`.
     pub fn shared(local: EmbeddedState, store: Arc<dyn StateStore>, timeout: Duration) -> Self {
         let puts = Arc::new(Semaphore::new(MAX_CONCURRENT_PUTS));
         let shared =
@@ -45,12 +45,12 @@ impl ContentCache {
         Self { local, shared: Some(shared) }
     }
 
-    /// The value in this process.
+    /// The value in the local cache.
     pub fn get_local(&self, key: &[u8; 32]) -> Option<Bytes> {
         self.local.get(key)
     }
 
-    /// The value that another process has shared; it is kept here for `ttl` then.
+    /// The value in the shared cache, which is then kept locally for `ttl`.
     pub async fn get_shared(&self, key: &[u8; 32], ttl: Duration) -> Option<Bytes> {
         let shared = self.shared.as_ref().filter(|shared| !shared.is_paused())?;
         match tokio::time::timeout(shared.timeout, shared.store.get(key)).await {
@@ -66,20 +66,20 @@ impl ContentCache {
         }
     }
 
-    /// Keeps a value here, and sends it to the shared cache behind the caller's back.
+    /// Stores a value locally, and in the shared cache in the background.
     pub fn put(&self, key: &[u8; 32], value: Bytes, ttl: Duration) {
         self.local.put(key, value.clone(), ttl);
         let Some(shared) = self.shared.as_ref().filter(|shared| !shared.is_paused()) else { return };
         let Ok(permit) = Arc::clone(&shared.puts).try_acquire_owned() else { return };
         let (store, key) = (Arc::clone(&shared.store), *key);
         tokio::spawn(async move {
-            // A value that is not shared is computed once more elsewhere; the store's health tells of the failure.
+            // A value that is not stored is computed again by another process; the store's health shows the failure.
             let _ = store.put(&key, value, ttl).await;
             drop(permit);
         });
     }
 
-    /// How the part in this process fares.
+    /// Statistics of the local cache.
     pub fn stats(&self) -> StateStats {
         self.local.stats()
     }

@@ -1,4 +1,4 @@
-//! Who is given which version, by which name a model is found, what a tally says.
+//! Routing of requests to versions, lookup of models by name, statistics of versions.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use inference::lanes::{
 
 use super::ServingModel;
 use super::endpoint::is_in_part;
-use super::{Comparison, LoadedModel, Models, Slot, Tally, TallyReading, Trial, TrialKind};
+use super::{Comparison, Endpoint, LoadedModel, Models, Trial, TrialKind, VersionCounts, VersionStats};
 use crate::models::Origin;
 
 /// Answers always the same.
@@ -54,63 +54,63 @@ fn a_source_keeps_its_version_and_parts_grow_around_it() {
 
 #[test]
 fn versions_are_chosen_by_the_kind_of_trial() {
-    let slot = Slot::new("fish");
-    assert!(slot.choose("a").is_none(), "there is none yet");
+    let endpoint = Endpoint::new("fish");
+    assert!(endpoint.choose("a").is_none(), "there is none yet");
     let (old, new) = (loaded("1"), loaded("2"));
-    slot.change(|routes| routes.current = Some(Arc::clone(&old)));
-    let chosen = slot.choose("a").unwrap();
-    assert!(Arc::ptr_eq(&chosen.model, &old) && !chosen.on_trial && chosen.other.is_none());
+    endpoint.change(|routes| routes.current = Some(Arc::clone(&old)));
+    let chosen = endpoint.choose("a").unwrap();
+    assert!(Arc::ptr_eq(&chosen.model, &old) && !chosen.is_candidate && chosen.shadow.is_none());
 
     let trial = |kind| {
         let on_trial = Trial { model: Arc::clone(&new), kind, comparison: Arc::<Comparison>::default() };
-        slot.change(|routes| routes.trial = Some(on_trial));
+        endpoint.change(|routes| routes.trial = Some(on_trial));
     };
     trial(TrialKind::Shadow);
-    let chosen = slot.choose("a").unwrap();
-    assert!(Arc::ptr_eq(&chosen.model, &old) && !chosen.on_trial);
-    assert!(chosen.other.is_some_and(|other| other.on_trial && Arc::ptr_eq(&other.model, &new)));
+    let chosen = endpoint.choose("a").unwrap();
+    assert!(Arc::ptr_eq(&chosen.model, &old) && !chosen.is_candidate);
+    assert!(chosen.shadow.is_some_and(|shadow| shadow.is_candidate && Arc::ptr_eq(&shadow.model, &new)));
 
     trial(TrialKind::Canary { part: 0.5 });
     let mut seen = [0, 0];
     for n in 0..200 {
         let source = format!("camera-{n}");
-        let (first, second) = (slot.choose(&source).unwrap(), slot.choose(&source).unwrap());
+        let (first, second) = (endpoint.choose(&source).unwrap(), endpoint.choose(&source).unwrap());
         assert!(Arc::ptr_eq(&first.model, &second.model), "{source} changes its version");
-        assert_eq!(first.on_trial, Arc::ptr_eq(&first.model, &new));
-        assert_eq!(first.other.is_some(), first.on_trial, "only what the new one answers is compared");
-        seen[usize::from(first.on_trial)] += 1;
+        assert_eq!(first.is_candidate, Arc::ptr_eq(&first.model, &new));
+        assert_eq!(first.shadow.is_some(), first.is_candidate, "only what the new one answers is compared");
+        seen[usize::from(first.is_candidate)] += 1;
     }
     assert!(seen[0] > 50 && seen[1] > 50, "{seen:?}");
 }
 
 #[test]
 fn what_a_monitored_version_answers_is_compared_with_the_one_before() {
-    let slot = Slot::new("fish");
+    let endpoint = Endpoint::new("fish");
     let (old, new) = (loaded("1"), loaded("2"));
-    slot.change(|routes| {
+    endpoint.change(|routes| {
         routes.current = Some(Arc::clone(&new));
         routes.standby = Some(Arc::clone(&old));
     });
-    assert!(slot.choose("a").unwrap().other.is_none(), "it is not monitored");
-    slot.change(|routes| routes.monitored = Some(Arc::default()));
-    let chosen = slot.choose("a").unwrap();
-    assert!(Arc::ptr_eq(&chosen.model, &new) && !chosen.on_trial);
-    assert!(chosen.other.is_some_and(|other| !other.on_trial && Arc::ptr_eq(&other.model, &old)));
-    let sampled = (0..10_000).filter(|_| slot.choose("a").unwrap().other.is_some()).count();
+    assert!(endpoint.choose("a").unwrap().shadow.is_none(), "it is not monitored");
+    endpoint.change(|routes| routes.monitored = Some(Arc::default()));
+    let chosen = endpoint.choose("a").unwrap();
+    assert!(Arc::ptr_eq(&chosen.model, &new) && !chosen.is_candidate);
+    assert!(chosen.shadow.is_some_and(|shadow| !shadow.is_candidate && Arc::ptr_eq(&shadow.model, &old)));
+    let sampled = (0..10_000).filter(|_| endpoint.choose("a").unwrap().shadow.is_some()).count();
     assert!((1300..1600).contains(&sampled), "{sampled} of 10000");
     // Once the one before is unloaded there is nothing to compare with.
-    slot.change(|routes| routes.standby = None);
-    assert!((0..100).all(|_| slot.choose("a").unwrap().other.is_none()));
+    endpoint.change(|routes| routes.standby = None);
+    assert!((0..100).all(|_| endpoint.choose("a").unwrap().shadow.is_none()));
 }
 
 #[test]
 fn a_model_is_found_by_its_own_name_before_its_bundles() {
-    let (birds, fish) = (Slot::new("birds"), Slot::new("river"));
+    let (birds, fish) = (Endpoint::new("birds"), Endpoint::new("river"));
     let models = Models::new(Arc::clone(&fish), vec![Arc::clone(&birds)]);
     assert!(models.get("fish").is_none(), "nothing is loaded yet");
     assert_eq!(models.names(), "river, birds");
-    for slot in [&fish, &birds] {
-        slot.change(|routes| routes.current = Some(loaded("1")));
+    for endpoint in [&fish, &birds] {
+        endpoint.change(|routes| routes.current = Some(loaded("1")));
     }
     assert_eq!(models.get("birds").unwrap().name(), "birds");
     assert_eq!(models.get("fish").unwrap().name(), "river", "the bundle's name, of the first that has it");
@@ -119,14 +119,14 @@ fn a_model_is_found_by_its_own_name_before_its_bundles() {
 }
 
 #[test]
-fn a_tally_says_how_long_computations_took_to_a_fifth() {
-    let tally = Tally::default();
-    assert_eq!(tally.read().quantile(0.5), None);
-    (0..95).for_each(|_| tally.computed(Duration::from_micros(2000)));
-    let before = tally.read();
-    (0..5).for_each(|_| tally.computed(Duration::from_millis(40)));
-    tally.fail();
-    let now = tally.read();
+fn quantiles_of_a_versions_computation_times_are_right_to_a_fifth() {
+    let stats = VersionStats::default();
+    assert_eq!(stats.read().quantile(0.5), None);
+    (0..95).for_each(|_| stats.computed(Duration::from_micros(2000)));
+    let before = stats.read();
+    (0..5).for_each(|_| stats.computed(Duration::from_millis(40)));
+    stats.fail();
+    let now = stats.read();
     let near = |quantile: f64, millis: f64| {
         let found = now.quantile(quantile).unwrap().as_secs_f64() * 1e3;
         assert!((millis..=millis * 1.2).contains(&found), "{quantile}: {found} ms");
@@ -139,9 +139,9 @@ fn a_tally_says_how_long_computations_took_to_a_fifth() {
     assert_eq!((now.since(&before).computed(), now.since(&before).failed), (5, 1));
     assert_eq!(before.and(&now.since(&before)), now);
     let kept = serde_json::to_string(&now).unwrap();
-    assert_eq!(serde_json::from_str::<TallyReading>(&kept).unwrap(), now);
+    assert_eq!(serde_json::from_str::<VersionCounts>(&kept).unwrap(), now);
     assert!(kept.len() < 100, "{kept}");
     // Nothing is too short or too long for it.
-    tally.computed(Duration::ZERO);
-    tally.computed(Duration::from_secs(100_000));
+    stats.computed(Duration::ZERO);
+    stats.computed(Duration::from_secs(100_000));
 }

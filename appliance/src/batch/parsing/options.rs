@@ -3,9 +3,7 @@
 use std::fmt;
 
 use crate::batch::object_keys::check_id;
-
-/// Longest name of a camera, in bytes.
-const MAX_CAMERA_BYTES: usize = 128;
+use crate::values::{CameraName, TopK};
 
 /// What a batch says beside its images.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,19 +66,13 @@ impl BatchOptions {
                 self.request_id.replace(value.to_owned()).is_some()
             }
             "camera" => {
-                if value.is_empty() || value.len() > MAX_CAMERA_BYTES || value.chars().any(char::is_control) {
-                    return Err(wrong(format!(
-                        "camera = {value:?} is not a name of 1 to {MAX_CAMERA_BYTES} bytes without control characters"
-                    )));
-                }
-                self.camera.replace(value.to_owned()).is_some()
+                let camera = CameraName::parse(value).map_err(|e| wrong(format!("camera = {e}")))?;
+                self.camera.replace(camera.into_string()).is_some()
             }
-            "top_k" => match value.parse::<usize>() {
-                Ok(k) if (1..=labels).contains(&k) => self.top_k.replace(k).is_some(),
-                _ => {
-                    return Err(wrong(format!("top_k = {value:?} is not a whole number from 1 to {labels}")));
-                }
-            },
+            "top_k" => {
+                let top_k = TopK::parse(value, labels).map_err(|e| wrong(format!("top_k = {e}")))?;
+                self.top_k.replace(top_k.get()).is_some()
+            }
             _ => return Ok(false),
         };
         if twice { Err(wrong(format!("{name} stands there twice"))) } else { Ok(true) }

@@ -1,21 +1,19 @@
 //! One image of a batch: load it, classify it, say what became of it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use cloud_sync::capture::Captured;
-use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
-use inference::decode_memory::decode_cost;
-use inference::lanes::{Classified, LaneError, SubmitError};
+use cloud_sync::event::{BatchItem, ItemOutcome};
+use inference::lanes::LaneError;
 use tokio::time::Instant;
 
 use super::{ChunkError, Worker, WorkerStats};
 use crate::batch::image_url::in_result;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::batch::pausing;
-use crate::serving::{Chosen, ServingModel};
+use crate::serving::{Classification, ClassificationError, ImageRequest, Priority, Uncached};
 
 /// The camera of captured images of a batch that names none.
 const NO_CAMERA: &str = "batch";
@@ -71,66 +69,41 @@ impl Worker {
     }
 
     async fn classify(&self, message: &BatchMessage, image: Bytes) -> Result<ItemOutcome, ChunkError> {
-        let top_k = message.top_k.unwrap_or(self.settings.top_k);
-        // Costs microseconds here and spares the lanes what is no image.
-        let cost = match gpu_kernels::inspect(&image, &self.settings.limits) {
-            Ok(header) => decode_cost(&header),
-            Err(error) => return Ok(failed(error.code(), error.to_string())),
+        let endpoint = self.models.default();
+        let mut request = ImageRequest {
+            image: &image,
+            source: message.camera.as_deref().unwrap_or(&message.spec.request_id),
+            top_k: message.top_k.unwrap_or(self.settings.top_k),
+            priority: Priority::Batch,
+            allow_candidate: true,
         };
-        let source = message.camera.as_deref().unwrap_or(&message.spec.request_id);
         let (mut tries, mut backoff) = (0, self.retry.backoff());
-        let mut may_try = true;
         loop {
-            let slot = self.models.default();
-            let serving = |model| Chosen { model, on_trial: false, other: None };
-            let chosen = if may_try { slot.choose(source) } else { slot.current().map(serving) };
-            let Some(chosen) = chosen else {
-                pausing::sleep(backoff.fail()).await;
-                continue;
-            };
-            let model = &chosen.model;
-            let answer = match model.lanes.submit_batch(image.clone(), cost).await {
-                Ok(answer) => answer,
-                Err(SubmitError::TooCostly(error)) => {
-                    return Ok(failed("image_too_costly", error.to_string()));
-                }
-                // Either the process ends, or this version's lanes do, and another serves by now.
-                Err(_) => match slot.current() {
-                    Some(current) if !Arc::ptr_eq(&current, model) => continue,
-                    _ => return Err(ChunkError::Stopping),
-                },
-            };
-            match answer.await.map_err(|_| ChunkError::Stopping)? {
-                Ok((classified, _)) => {
-                    model.learn(classified.timings);
-                    let outcome = answer_of(&model.model, &image, &classified, top_k);
-                    if let ItemOutcome::Ok { predictions, .. } = &outcome
-                        && let Some(best) = predictions.first()
-                    {
-                        slot.observed(best);
-                        chosen.compare(&image, &best.label);
-                    }
+            match self.classifier.classify(endpoint, &request, &Uncached).await {
+                Ok(answer) => {
+                    let outcome = answer_of(&answer, &image);
+                    self.classifier.answered(endpoint, &image, &answer);
                     self.capture(message, &image, &outcome);
                     return Ok(outcome);
                 }
-                // What a version on trial fails on, the one that serves computes.
-                Err(error) if chosen.on_trial && error.is_of_the_model() => {
-                    model.tally.failed_by(&error);
-                    may_try = false;
-                }
-                // Not the image's fault: it waits for as long as its batch may.
-                Err(LaneError::NoDevice | LaneError::DeadlinePassed) => {
-                    pausing::sleep(backoff.fail()).await;
-                }
-                // It may have been the device's fault; again and again it is the image's.
+                Err(ClassificationError::Stopping) => return Err(ChunkError::Stopping),
+                // Not caused by the image, so it waits for as long as its batch may take.
+                Err(
+                    ClassificationError::NoModel(_)
+                    | ClassificationError::DeadlineExceeded
+                    | ClassificationError::Lane(LaneError::NoDevice),
+                ) => {}
+                // The device may have been the cause; after several tries the image is.
                 Err(error) if error.may_pass() && tries < MAX_RETRIES => {
                     tries += 1;
                     WorkerStats::count(&self.stats.retried_images);
-                    tracing::debug!(code = error.code(), tries, "an image of a batch is tried again");
-                    pausing::sleep(backoff.fail()).await;
+                    tracing::debug!(code = error.code(), tries, "retrying an image of a batch");
                 }
                 Err(error) => return Ok(failed(error.code(), error.to_string())),
             }
+            // A candidate has failed on the image, or there was none.
+            request.allow_candidate = false;
+            pausing::sleep(backoff.fail()).await;
         }
     }
 
@@ -154,23 +127,17 @@ impl Worker {
     }
 }
 
-fn answer_of(model: &ServingModel, image: &Bytes, classified: &Classified, top_k: usize) -> ItemOutcome {
-    let predictions = model.best(&classified.scores, top_k);
-    let Some(best) = predictions.first() else {
-        return failed("inference_failed", "the model gave no scores");
+fn answer_of(answer: &Classification, image: &Bytes) -> ItemOutcome {
+    let Some(best) = answer.predictions.first() else {
+        let error = ClassificationError::NoScores;
+        return failed(error.code(), error.to_string());
     };
     ItemOutcome::Ok {
         species: best.label.clone(),
         confidence: best.score,
-        predictions: predictions.clone(),
-        model: model.event_ref(),
-        image: ImageRef {
-            digest: blake3::hash(image).to_hex().to_string(),
-            format: classified.format.to_string(),
-            bytes: image.len() as u64,
-            width: classified.width,
-            height: classified.height,
-        },
+        predictions: answer.predictions.clone(),
+        model: answer.model.model.event_ref(),
+        image: answer.outcome.image_ref(&blake3::hash(image), image),
     }
 }
 

@@ -31,7 +31,6 @@ use cloud_sync::capture::Capture;
 use cloud_sync::queue::{Delivery, JobQueue};
 use cloud_sync::state::StateStore;
 use futures_util::FutureExt;
-use gpu_kernels::DecodeLimits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -42,7 +41,7 @@ use super::load::Loader;
 use super::retry::RetryPolicy;
 use super::spool::Spool;
 use crate::config::BatchConfig;
-use crate::serving::Models;
+use crate::serving::{Classifier, Models};
 
 /// How long to wait for the next message before looking whether to stop.
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
@@ -62,8 +61,10 @@ pub struct Worker {
     pub blob: Arc<dyn BlobStore>,
     /// Loads the images.
     pub loader: Loader,
-    /// Classify them.
+    /// The models.
     pub models: Arc<Models>,
+    /// Classifies the images.
+    pub classifier: Arc<Classifier>,
     /// How it works.
     pub settings: WorkerSettings,
     /// What batches may be.
@@ -83,8 +84,6 @@ pub struct WorkerSettings {
     pub node: String,
     /// Predictions an image where a message does not say.
     pub top_k: usize,
-    /// Bounds on images.
-    pub limits: DecodeLimits,
     /// How long work in hand may go on, from the signal to stop.
     pub grace: Duration,
     /// After this time a message is given back on which the work came to grief.

@@ -38,7 +38,7 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
             ));
         }
         let batches = config.batch.enabled && links.queue(config).0 == QueueChoice::Kafka;
-        for step in kafka::check(&kafka.of, batches, TIMEOUT) {
+        for step in kafka::check(&kafka.client, batches, TIMEOUT) {
             checks.push(judged("kafka", &step.what, step.result));
         }
     }
@@ -54,13 +54,13 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
                  within a network that nobody else can listen to",
             ));
         }
-        add(&mut checks, "redis", runtime.block_on(redis.of.check()));
+        add(&mut checks, "redis", runtime.block_on(redis.client.check()));
     }
     if let Some(s3) = &links.s3 {
         checks.push(ok("s3", format!("bucket {} {}", config.s3.bucket, config.s3.endpoint)));
-        add(&mut checks, "s3", runtime.block_on(s3.of.check()));
+        add(&mut checks, "s3", runtime.block_on(s3.client.check()));
         for name in &config.s3.allow_buckets {
-            match s3.of.bucket(name) {
+            match s3.client.bucket(name) {
                 Ok(bucket) => {
                     checks.push(ok("s3", format!("bucket {name}, of s3.allow_buckets")));
                     add(&mut checks, "s3", runtime.block_on(bucket.check_reading()));

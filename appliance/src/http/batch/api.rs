@@ -1,4 +1,4 @@
-//! The bodies of the batch routes. /openapi.json is generated from these types.
+//! The bodies of the batch routes; /openapi.json is generated from these types.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -39,7 +39,7 @@ pub(in crate::http) struct BatchForm {
     top_k: Option<u32>,
 }
 
-/// A batch that was taken.
+/// An accepted batch.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct BatchAccepted {
     /// Its id.
@@ -93,7 +93,7 @@ pub(in crate::http) struct BatchStatusReply {
     results: Option<Box<RawValue>>,
 }
 
-/// The word for a phase.
+/// A phase as replies name it.
 pub(super) fn word(phase: BatchPhase) -> &'static str {
     match phase {
         BatchPhase::Queued => "queued",
