@@ -32,10 +32,10 @@ use crate::serving::{Classifier, LoadError};
 use services::ServiceDeps;
 use stores::LocalBlobStore;
 
-/// Why the appliance can't start.
+/// Why the appliance cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory can't be used.
+    /// The data directory cannot be used.
     #[error("the data directory {} can't be used: {source}. Remedy: choose another with --data-dir or data_dir", path.display())]
     DataDir {
         /// The directory.
@@ -43,7 +43,7 @@ pub enum StartError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The outbox can't be opened.
+    /// The outbox cannot be opened.
     #[error("the outbox can't be opened: {0}")]
     Outbox(#[from] OutboxError),
     /// The bundle is refused.
@@ -52,22 +52,22 @@ pub enum StartError {
     /// The engine or the device is not usable.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A link can't be used as it is configured.
+    /// A link cannot be used as configured.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The certificates for fetches can't be used.
+    /// The certificates for fetches cannot be used.
     #[error("fetch.ca_file: {0}. Remedy: name a PEM file of certificates, or leave the key out")]
     FetchCaFile(#[from] CaFileError),
-    /// A store in the data directory can't be used.
+    /// A store in the data directory cannot be used.
     #[error("{}", .0.in_full())]
     Store(#[from] SyncError),
-    /// The uplink can't be started.
+    /// The uplink cannot be started.
     #[error("the uplink can't be started: {0}")]
     Uplink(#[from] UplinkError),
-    /// The folder for captured images can't be used.
+    /// The directory of captured images cannot be used.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// The folder for bodies can't be used.
+    /// The spool directory cannot be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// A worker needs all three links.
@@ -80,10 +80,10 @@ pub enum StartError {
         "batch.enabled = false, and batches are all that weir worker works on. Remedy: set batch.enabled = true"
     )]
     WorkerWithoutBatches,
-    /// The default model can't be served.
+    /// The default model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The folder of models can't be used.
+    /// The models' directory cannot be used.
     #[error(transparent)]
     Models(#[from] StoreError),
     /// The default model has no version.
@@ -91,7 +91,7 @@ pub enum StartError {
         "the default model has no version. Remedy: name a bundle in `model.bundle` or WEIR__MODEL__BUNDLE"
     )]
     NoModel,
-    /// What is known of rollouts can't be read.
+    /// The rollout journal cannot be read.
     #[error("what is known of rollouts can't be used: {0}. Remedy: remove the file to begin anew")]
     Journal(#[from] JournalError),
 }

@@ -1,4 +1,4 @@
-//! `weir bundle check`: whether a bundle can serve, step by step, and what to do where it can't.
+//! `weir bundle check`: whether a bundle can serve, step by step, with a remedy where it cannot.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ struct CheckArgs {
     json: bool,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Serialize)]
 struct Step {
     step: String,
@@ -129,7 +129,7 @@ fn examine(dir: &Path, config: &Config) -> Report {
     report
 }
 
-/// Which step an error of opening belongs to, and what helps.
+/// The step that an error of opening belongs to, and its remedy.
 fn about(error: &BundleError) -> (&'static str, &'static str) {
     match error {
         BundleError::Digest { .. } => {

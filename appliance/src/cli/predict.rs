@@ -36,12 +36,12 @@ pub(super) struct PredictArgs {
     /// How many labels to show [default: 1 in the table, 5 in JSON].
     #[arg(short = 'k', long)]
     top_k: Option<u64>,
-    /// One JSON object a line.
+    /// One JSON object per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Files that are read and wait for a lane.
+/// Files in memory that are queued for a lane.
 const MAX_CONCURRENT_FILES: usize = 256;
 
 struct Row {
@@ -87,7 +87,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Hands the files to the lanes a few at a time, and the rows to `each` in the files' order.
+/// Submits the files to the lanes a few at a time, and passes the rows to `each` in the order of the files.
 fn classify(lanes: &Lanes, limits: &DecodeLimits, files: Vec<PathBuf>, mut each: impl FnMut(Row)) {
     let mut pending: VecDeque<(PathBuf, Result<Receiver<LaneReply>, String>)> = VecDeque::new();
     let window = lanes.capacity().min(MAX_CONCURRENT_FILES);
@@ -114,7 +114,7 @@ fn finish(file: PathBuf, answer: Result<Receiver<LaneReply>, String>) -> Row {
     Row { file, outcome }
 }
 
-/// Folders stand for the files in them, by name, hidden ones left out.
+/// Replaces folders by the image files in them, sorted by name, without hidden ones.
 fn expand(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in given {
@@ -201,7 +201,7 @@ fn table() -> Table {
     table
 }
 
-/// A bar where a person watches and there is something to watch.
+/// A progress bar on terminals, for more than a few files.
 fn progress(files: u64) -> ProgressBar {
     let bar = ProgressBar::new(files);
     if files < 20 || !stderr().is_terminal() || !stdout().is_terminal() {
@@ -213,7 +213,7 @@ fn progress(files: u64) -> ProgressBar {
     bar
 }
 
-/// To standard output; a reader that has gone (`| head`) is no error.
+/// Writes to standard output; a closed pipe (`| head`) is not an error.
 fn print_line(line: &str) {
     use std::io::Write;
     let _ = writeln!(stdout(), "{line}");

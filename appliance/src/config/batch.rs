@@ -7,39 +7,38 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Check, within};
 
-/// Most images of one message. Their results are published in one transaction, and are in memory until then.
+/// Maximum images of one message. Their results are published in one transaction, and are in memory until then.
 pub const MAX_MESSAGE_IMAGES: u64 = 10_000;
 
 /// Batch requests and the work on them.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
-    /// Whether batches are taken at all.
+    /// Whether batches are accepted.
     pub enabled: bool,
     /// Where batch work waits.
     pub queue: QueueChoice,
-    /// Most images in one batch.
+    /// Maximum images in one batch.
     pub max_images: u64,
     /// Largest body of a batch request; it is read to disk, not into memory.
     pub max_body: ByteSize,
     /// Longest time for the body of a batch request to arrive.
     #[serde(with = "humantime_serde")]
     pub body_timeout: Duration,
-    /// Images a message: what one worker takes at once.
+    /// Images per message, the unit of work of a worker.
     pub chunk: usize,
-    /// Messages out for work at once, a process.
+    /// Messages in work at once, per process.
     pub inflight: usize,
-    /// Images being loaded at once, a process.
+    /// Concurrent fetches of images, per process.
     pub concurrent_fetches: usize,
-    /// Tries to load an image before it counts as failed.
+    /// Attempts to load an image before it fails.
     pub attempts: u32,
-    /// Longest time that the work on one batch may take, from when a process begins with it; what is not done by then has
-    /// failed.
+    /// Maximum time for one batch, from when a process starts to work on it; images that are not done by then fail.
     #[serde(with = "humantime_serde")]
     pub time_limit: Duration,
-    /// Results are part of the status up to so many images.
+    /// Results are part of the status for batches of up to this many images.
     pub inline_results: u64,
-    /// Bytes of work that may wait in the embedded queue; beyond it batches get 429.
+    /// Capacity of the embedded queue in bytes; beyond it batches get 429.
     pub max_queued: ByteSize,
     /// How long the status of a batch is kept after its last change.
     #[serde(with = "humantime_serde")]
@@ -73,9 +72,9 @@ pub enum QueueChoice {
     /// Kafka where Kafka, Redis and S3 are all configured, else embedded.
     #[default]
     Auto,
-    /// In this process, in the data directory; this process works it off.
+    /// In this process's data directory; this process works on it.
     Embedded,
-    /// In Kafka; `weir worker` processes work it off.
+    /// In Kafka; `weir worker` processes work on it.
     Kafka,
 }
 

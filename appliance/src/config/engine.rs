@@ -18,36 +18,36 @@ const MAX_BATCH_DELAY: Duration = Duration::from_secs(1);
 pub struct EngineConfig {
     /// `auto`, `cpu`, `cuda` or `tensorrt`.
     pub device: DeviceKind,
-    /// Lanes on the CPU; 0 is one a core. A GPU has one.
+    /// Lanes on the CPU; 0 is one per core. A GPU has one.
     pub lanes: usize,
-    /// Images that may wait for a lane; 0 is eight a lane on the CPU, and four batches a GPU.
+    /// Capacity of the queue in images; 0 is eight per lane on the CPU, and four batches per GPU.
     pub queue: usize,
-    /// Precision of the variant; the bundle's first for the device unless set.
+    /// Precision of the variant; the bundle's first one for the device unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     /// libonnxruntime: the file or its folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub onnxruntime: Option<PathBuf>,
-    /// Folders with libraries of NVIDIA's: the libraries themselves, or a `site-packages` with PyPI's wheels of them.
+    /// Folders with NVIDIA's libraries, or a `site-packages` folder with PyPI's wheels of them.
     pub library_folders: Vec<PathBuf>,
-    /// Numbers of the GPUs that serve; all where none is named.
+    /// Numbers of the GPUs that serve; all if empty.
     pub gpus: Vec<u32>,
-    /// Most images that a GPU computes at once.
+    /// Maximum images of a batch on a GPU.
     pub max_batch: usize,
-    /// Longest that an image waits for others to be computed with it, while its GPU is busy.
+    /// Maximum time that an image waits for a batch to fill while its GPU is busy.
     #[serde(with = "humantime_serde")]
     pub max_delay: Duration,
-    /// Threads that decode for GPUs on the CPU; 0 is one a core. They are shared out among the GPUs.
+    /// Decoder threads on the CPU for all GPUs together; 0 is one per core.
     pub decode_threads: usize,
     /// Whether GPUs decode JPEGs too.
     pub nvjpeg: bool,
-    /// Whether the CPU follows every code of a JPEG before a GPU decodes it: what is damaged within is refused, as on the CPU,
-    /// which takes most of the time that the GPU saves.
+    /// Whether the CPU checks every code of a JPEG before a GPU decodes it: damaged data is refused, as on the CPU, at the cost of
+    /// most of the time that the GPU saves.
     pub check_jpeg: bool,
-    /// Whether a GPU records batches of each size once and replays them; with the CUDA provider. Off until it has been proved
-    /// on a GPU: while one lane records, others must not take memory.
+    /// Whether CUDA graphs are used (CUDA provider): batches of each size are recorded once and replayed. Off until it has been
+    /// proved on a GPU: while one lane records, others must not allocate memory.
     pub cuda_graphs: bool,
-    /// How long a lane may be at one image before it is replaced.
+    /// Maximum time of a lane per image; after it the lane is replaced.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
 }

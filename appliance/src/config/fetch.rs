@@ -15,22 +15,21 @@ use super::check::{Check, more_than_zero, within};
 pub struct FetchConfig {
     /// Whether `image_url` is served at all.
     pub enabled: bool,
-    /// Networks that may be reached besides public addresses, such as the cameras' own `192.168.8.0/24`.
+    /// Networks that are allowed besides public addresses, such as the cameras' `192.168.8.0/24`.
     pub allow_networks: Vec<IpNet>,
-    /// Longest time for one fetch, redirects included.
+    /// Timeout of a fetch, including redirects.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Most redirects that are followed.
+    /// Maximum redirects.
     pub max_redirects: usize,
-    /// Fetches at once; beyond it requests get 429.
+    /// Maximum concurrent fetches; beyond it requests get 429.
     pub max_concurrent: usize,
-    /// Bytes a second that a server must send of an image; 0 is no bound.
+    /// Minimum rate of a server in bytes per second; 0 is no limit.
     pub min_rate: ByteSize,
-    /// Time over which that is averaged.
+    /// Time over which the rate is averaged.
     #[serde(with = "humantime_serde")]
     pub rate_window: Duration,
-    /// PEM file of certificates that are trusted besides the system's authorities: other authorities, or those of servers
-    /// that signed their own.
+    /// PEM file of certificates that are trusted besides the system's: of other authorities, or self-signed ones of servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
 }

@@ -10,7 +10,7 @@ use super::check::{Check, more_than_zero, within};
 /// Maximum of `predict.max_deadline`: a client that waits longer has given up.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
-/// Who this box is.
+/// The identity of this box.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
@@ -41,10 +41,10 @@ pub struct PredictConfig {
     /// Deadline of a request that names none.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
-    /// Longest deadline that a request may name.
+    /// Maximum deadline of a request.
     #[serde(with = "humantime_serde")]
     pub max_deadline: Duration,
-    /// Predictions in an answer that does not ask for a number.
+    /// Predictions in an answer unless the request has a number.
     pub top_k: usize,
 }
 
@@ -78,7 +78,7 @@ impl PredictConfig {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
-    /// Whether there is one.
+    /// Whether the cache is used.
     pub enabled: bool,
     /// Memory for cached answers.
     pub max_bytes: ByteSize,
@@ -93,11 +93,11 @@ impl Default for CacheConfig {
     }
 }
 
-/// The end of the process.
+/// The shutdown.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShutdownConfig {
-    /// Longest time for requests in hand to finish after SIGTERM.
+    /// Maximum time for requests in flight to finish after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
 }

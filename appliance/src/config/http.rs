@@ -17,38 +17,38 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// Largest request body.
     pub max_body: ByteSize,
-    /// Bodies held in memory at once, all requests together.
+    /// Memory for bodies of all requests together.
     pub max_inflight: ByteSize,
-    /// Longest time for a body to arrive.
+    /// Timeout for a body to arrive.
     #[serde(with = "humantime_serde")]
     pub body_timeout: Duration,
     /// Address and port of the listener for health, metrics and models, with all details.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<SocketAddr>,
-    /// Names under which this box is reached, besides addresses, localhost and the node name.
+    /// Host names of this box besides addresses, localhost and the node name.
     pub allowed_hosts: Vec<String>,
-    /// Origins of web pages of other sites that may use this box.
+    /// Origins of other sites whose web pages may use this box.
     pub allowed_origins: Vec<String>,
     /// Memory for bodies of one address's requests; 0 is half of `max_inflight`, and at least `max_body`.
     pub max_inflight_per_address: ByteSize,
-    /// Bytes a second that a body must bring, and that a client must take of its answer; 0 is no bound.
+    /// Minimum rate of a body, and of a client that reads a reply, in bytes per second; 0 is no limit.
     pub min_rate: ByteSize,
-    /// Time over which that is averaged.
+    /// Time over which the rate is averaged.
     #[serde(with = "humantime_serde")]
     pub rate_window: Duration,
-    /// Longest time for a request's head to arrive.
+    /// Timeout for a request's head to arrive.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
     /// How long a connection is kept between requests.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
-    /// Open connections; beyond it idle ones are closed, then more wait to be accepted.
+    /// Maximum open connections; beyond it idle ones are closed, then new ones wait to be accepted.
     pub max_connections: usize,
-    /// Open connections of one address; 0 is half of all.
+    /// Maximum open connections per address; 0 is half of all.
     pub max_connections_per_address: usize,
-    /// Most `file` parts in one multipart request.
+    /// Maximum `file` parts in one multipart request.
     pub max_files: usize,
-    /// Threads for network I/O; 0 is one a core, for a worker one for two cores, at most four.
+    /// Threads for network I/O; 0 is one per core, for a worker one per two cores, at most four.
     pub io_threads: usize,
 }
 
@@ -127,7 +127,7 @@ impl HttpConfig {
     }
 }
 
-/// Whether a configured name is a host name or a pattern of one.
+/// Whether a text is a host name or a pattern of one.
 fn is_host_pattern(pattern: &str) -> bool {
     let name = pattern.strip_prefix("*.").unwrap_or(pattern);
     pattern == "*"
@@ -136,7 +136,7 @@ fn is_host_pattern(pattern: &str) -> bool {
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
-/// Whether a configured origin is one as browsers send it.
+/// Whether a text is an origin as browsers send it.
 fn is_origin(origin: &str) -> bool {
     let Some((scheme, page)) = origin.split_once("://") else { return origin == "*" };
     let named = page.parse::<Authority>().is_ok_and(|authority| authority.as_str() == page);

@@ -15,17 +15,17 @@ const MIN_DECODE_MEMORY: u64 = 64 << 20;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageConfig {
-    /// Most pixels (width x height).
+    /// Maximum pixels (width x height).
     pub max_pixels: u64,
-    /// Most scans of a progressive JPEG.
+    /// Maximum scans of a progressive JPEG.
     pub max_scans: u32,
-    /// Longest time that decoding one image may take, in CPU time of the thread that decodes it.
+    /// Maximum time for decoding one image, in CPU time of the decoding thread.
     #[serde(with = "humantime_serde")]
     pub decode_timeout: Duration,
-    /// Memory for decoding, all images together; half of what the process may take unless set.
+    /// Memory for decoding all images together; half of the memory of the process unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_memory: Option<ByteSize>,
-    /// The formats that are accepted.
+    /// Accepted formats.
     pub formats: Vec<gpu_kernels::ImageFormat>,
 }
 

@@ -15,7 +15,7 @@ use super::check::{Check, either};
 pub struct KafkaSection {
     /// `host:port`, several with commas between.
     pub bootstrap_servers: String,
-    /// How the connection is secured.
+    /// Encryption and authentication.
     pub security_protocol: Protocol,
     /// How the user logs in.
     pub sasl_mechanism: Mechanism,
@@ -37,11 +37,11 @@ pub struct KafkaSection {
     pub group_id: String,
     /// Whether `serve` sends its events to the results topic.
     pub publish_events: bool,
-    /// Most events that the results topic may refuse one after the other; beyond that they wait in the outbox.
+    /// Maximum consecutive events that the results topic may refuse; after that events wait in the outbox.
     pub max_rejections: u32,
-    /// Largest record that is sent or taken.
+    /// Maximum size of a record, in either direction.
     pub max_message: ByteSize,
-    /// How long a worker may be silent before its work goes to others.
+    /// Time without a sign of life after which a worker's messages go to others.
     #[serde(with = "humantime_serde")]
     pub session_timeout: Duration,
 }

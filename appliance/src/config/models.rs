@@ -16,11 +16,11 @@ use super::check::{Check, at_least, either, http_url, within};
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Its name, as in `?model=`; the bundle's own name otherwise. Only for the default model: the others are named by
-    /// their tables.
+    /// Its name, as in `?model=`; the bundle's own name otherwise. Only for the default model: the others are named by their
+    /// tables.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Folder of the bundle that is served until a version of `follow` is here.
+    /// Folder of the bundle that is served until a version of `follow` is loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<PathBuf>,
     /// What to follow in the registry: `fish-classifier@champion`, or `fish-classifier/3` for good.
@@ -57,7 +57,7 @@ impl ModelConfig {
     }
 }
 
-/// Where versions of models come from. Without `uri` and `dir` there is no registry.
+/// The source of models' versions. Without `uri` and `dir` there is no registry.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistryConfig {
@@ -66,7 +66,7 @@ pub struct RegistryConfig {
     /// A folder of models in place of a server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// The user, for servers that ask for one.
+    /// The user, for servers with a login.
     pub user: String,
     /// Their password.
     pub password: Secret,
@@ -81,17 +81,17 @@ pub struct RegistryConfig {
     /// PEM file of the authorities that may have signed the server's certificate; the system's otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// How often the registry is asked; up to a fifth more or less, so that a fleet does not ask at once.
+    /// Interval at which the registry is polled, with a jitter of a fifth, so that a fleet does not poll at once.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
-    /// Longest time for one answer of the server, or for a pause in a download.
+    /// Timeout of a reply of the server, or of a pause in a download.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Versions of each model that stay on disk.
+    /// Versions per model that are kept on disk.
     pub retain_versions: usize,
-    /// Largest version, all files together.
+    /// Maximum size of a version, all files together.
     pub max_bundle: ByteSize,
-    /// Whether versions are tagged with what this box does with them (`weir.<node>.state`).
+    /// Whether versions are tagged with their state on this box (`weir.<node>.state`).
     pub tag: bool,
 }
 
@@ -139,16 +139,16 @@ impl RegistryConfig {
     }
 }
 
-/// A summary of what this box sees, sent to the registry.
+/// Summaries of predictions, sent to the registry.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MonitoringConfig {
-    /// Whether there is one.
+    /// Whether they are sent.
     pub enabled: bool,
-    /// How often.
+    /// Interval.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// The experiment that collects them.
+    /// The experiment that they belong to.
     pub experiment: String,
 }
 
@@ -168,11 +168,11 @@ impl MonitoringConfig {
     }
 }
 
-/// Who may change what is served.
+/// Requests that change what is served.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
-    /// The token that requests to change something must bear; without one they are refused.
+    /// The bearer token of such requests; without one they are refused.
     pub token: Secret,
     /// File that holds the token, in place of `token`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,36 +6,36 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Check, within};
 
-/// How a new version of a model comes to serve. With everything at 0 it serves as soon as its golden cases are right.
+/// The steps of a rollout. With everything at 0 a new version serves as soon as its golden cases pass.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutConfig {
-    /// Images that the new version computes in the shadow of the one that serves, before it answers anybody; 0 for none.
+    /// Images that the new version computes in the shadow of the current one before it answers any; 0 for none.
     pub shadow_images: u64,
-    /// How long it is in the shadow at least; 0s for no such bound.
+    /// Minimum time in the shadow; 0s for none.
     #[serde(with = "humantime_serde")]
     pub shadow_time: Duration,
-    /// Percentage of cameras that the new version answers at first; 0 for none.
+    /// Percentage of cameras that the new version answers as a canary; 0 for none.
     pub canary: f64,
-    /// Images that it answers so at least.
+    /// Minimum images as a canary.
     pub canary_images: u64,
-    /// How long it answers so at least.
+    /// Minimum time as a canary.
     #[serde(with = "humantime_serde")]
     pub canary_time: Duration,
-    /// Longest time that shadow or canary may last; what has been seen by then decides, and a version that has computed
-    /// nothing stays on trial. 0s for no bound.
+    /// Maximum time of shadow and canary, each; the evidence by then decides, and a version that has computed nothing stays on
+    /// trial. 0s for no limit.
     #[serde(with = "humantime_serde")]
     pub max_trial_time: Duration,
-    /// How long a promoted version is held against the same limits, and rolled back where it passes one; 0s for never.
+    /// How long a promoted version is held against the same limits, and rolled back where it exceeds one; 0s for never.
     #[serde(with = "humantime_serde")]
     pub monitor_time: Duration,
-    /// Share of images that the new version may fail on, 0 to 1.
+    /// Maximum share of images on which the new version fails, 0 to 1.
     pub max_error_rate: f64,
-    /// How much longer than the one that serves it may compute, at the 95th percentile.
+    /// Maximum ratio of its computation time to the current version's, at the 95th percentile.
     pub max_latency_ratio: f64,
-    /// Share of images with another best label than the one that serves says, 0 to 1.
+    /// Maximum share of images with another best label than the current version's, 0 to 1.
     pub max_disagreement: f64,
-    /// How long the version before stays loaded, so that the way back takes no time.
+    /// How long the previous version stays loaded, so that a rollback takes no time.
     #[serde(with = "humantime_serde")]
     pub keep_previous_loaded: Duration,
 }

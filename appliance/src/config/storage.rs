@@ -12,20 +12,20 @@ use super::check::{Check, within};
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutboxConfig {
-    /// Bytes on disk, at most.
+    /// Maximum bytes on disk.
     pub max_bytes: ByteSize,
     /// How long events are kept.
     #[serde(with = "humantime_serde")]
     pub max_age: Duration,
-    /// Size of one file.
+    /// Size of a segment file.
     pub segment: ByteSize,
-    /// What happens at the bound.
+    /// What happens at the limit.
     pub when_full: WhenFull,
-    /// Most that unsent events of batches may take of `max_bytes`, in percent.
+    /// Maximum share of unsent events of batches in `max_bytes`, in percent.
     pub batch_share: u8,
-    /// What an acknowledgement promises.
+    /// What an acknowledgement guarantees.
     pub durability: Durability,
-    /// Whether `max_bytes` is taken from the disk in advance.
+    /// Whether `max_bytes` is allocated on disk in advance.
     pub reserve: bool,
 }
 
@@ -51,13 +51,13 @@ impl OutboxConfig {
     }
 }
 
-/// What lies in the data directory where there is no object storage: files and results of batches, captured images.
+/// Objects in the data directory, where there is no object storage: files and results of batches, captured images.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BlobsConfig {
-    /// Bytes on disk, at most.
+    /// Maximum bytes on disk.
     pub max_bytes: ByteSize,
-    /// Room on the disk that is left to others, the outbox among them.
+    /// Free space on the disk that is left to others, such as the outbox.
     pub min_free: ByteSize,
 }
 
@@ -81,7 +81,7 @@ impl BlobsConfig {
     }
 }
 
-/// Images kept as raw material for the next training set.
+/// Images that are kept for training.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CaptureConfig {
@@ -91,7 +91,7 @@ pub struct CaptureConfig {
     pub confidence_below: f32,
     /// `rule = "sample"`: this share of the images, 0 to 1.
     pub sample: f64,
-    /// Bytes on disk for images that wait to be sent; beyond it new ones are not kept.
+    /// Maximum bytes on disk for images that wait to be sent; beyond it new ones are not kept.
     pub max_bytes: ByteSize,
 }
 
@@ -115,9 +115,9 @@ pub enum CaptureRule {
     None,
     /// All.
     All,
-    /// Those that the model is unsure of.
+    /// Images with a low confidence.
     Below,
-    /// A sample, chosen by digest: the same image is always in or always out.
+    /// A sample by digest: the same image is always in or always out.
     Sample,
 }
 

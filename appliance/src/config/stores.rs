@@ -29,11 +29,11 @@ pub struct RedisSection {
     /// File that holds the password, in place of `password`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// Number of the database.
+    /// Database number.
     pub database: u16,
-    /// Comes before every key, so that several fleets can share a server.
+    /// Prefix of every key, so that several fleets can share a server.
     pub prefix: String,
-    /// Longest time that a prediction waits for the shared cache; then it goes on without.
+    /// Timeout of a lookup in the shared cache; then the image is computed.
     #[serde(with = "humantime_serde")]
     pub cache_timeout: Duration,
 }
@@ -90,7 +90,7 @@ impl RedisSection {
 pub struct S3Section {
     /// The bucket.
     pub bucket: String,
-    /// Comes before every key.
+    /// Prefix of every key.
     pub prefix: String,
     /// URL of the service; AWS's own otherwise.
     pub endpoint: String,
@@ -101,7 +101,7 @@ pub struct S3Section {
     pub ca_file: Option<PathBuf>,
     /// Other buckets that `s3://` URLs of images may name.
     pub allow_buckets: Vec<String>,
-    /// Beginnings of keys in the own bucket that `s3://` URLs of images may name beside those under `prefix`.
+    /// Prefixes of keys in the own bucket that `s3://` URLs of images may name besides those under `prefix`.
     pub allow_prefixes: Vec<String>,
 }
 

@@ -11,10 +11,10 @@ mod cache;
 mod flight;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cloud_sync::capture::{Capture, Captured};
+use cloud_sync::capture::Capture;
 use cloud_sync::event::{Event, EventBody, Prediction, Score};
 use cloud_sync::outbox::{Outbox, OutboxError};
 use inference::lanes::{Client, StageTimings};
@@ -126,7 +126,10 @@ impl PredictService {
         self.record(&request, &digest, &answer, best).await?;
         self.metrics.prediction(&best.label);
         self.metrics.model_prediction(request.endpoint.name(), &answer.model.model.version);
-        self.capture(&request, &digest, &answer, best);
+        if let Some(capture) = &self.capture {
+            let camera = request.camera.clone().map(CameraName::into_string);
+            answer.offer_to(capture, &request.image, &digest, camera, &request.request_id);
+        }
         self.classifier.answered(&request.endpoint, &request.image, &answer);
         let Classification { model, predictions, timing, .. } = answer;
         let (queue, stages) = timing.unzip();
@@ -164,31 +167,6 @@ impl PredictService {
         appended.map_err(|_| ClassificationError::DeadlineExceeded)??;
         self.metrics.stage(Stage::Outbox, started.elapsed());
         Ok(())
-    }
-
-    /// Offers the image for the next training set; never waits.
-    fn capture(
-        &self,
-        request: &PredictRequest,
-        digest: &blake3::Hash,
-        answer: &Classification,
-        best: &Score,
-    ) {
-        let Some(capture) = &self.capture else { return };
-        let digest = digest.to_hex();
-        if capture.wants(&digest, best.score) {
-            capture.offer(Captured {
-                bytes: request.image.clone(),
-                digest: digest.to_string(),
-                format: answer.outcome.format.clone(),
-                camera: request.camera.clone().map(CameraName::into_string),
-                species: best.label.clone(),
-                confidence: best.score,
-                model: answer.model.model.event_ref(),
-                request_id: request.request_id.to_string(),
-                time: SystemTime::now(),
-            });
-        }
     }
 
     fn cached(&self, model: &LoadedModel, key: &[u8; 32]) -> Option<Computed> {

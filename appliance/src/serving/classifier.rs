@@ -2,9 +2,10 @@
 //! on its lanes, count the result, fall back from a candidate to the current version, compare with the shadow version.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use cloud_sync::capture::{Capture, Captured};
 use cloud_sync::event::{ImageRef, Score};
 use gpu_kernels::DecodeLimits;
 use inference::decode_memory::decode_cost;
@@ -117,6 +118,34 @@ pub struct Classification {
     /// As [`Computed::timing`].
     pub timing: Option<(Duration, StageTimings)>,
     shadow: Option<Shadow>,
+}
+
+impl Classification {
+    /// Offers the image for training, if the rule of the capture selects it; never waits.
+    pub fn offer_to(
+        &self,
+        capture: &Capture,
+        image: &Bytes,
+        digest: &blake3::Hash,
+        camera: Option<String>,
+        request_id: &str,
+    ) {
+        let Some(best) = self.predictions.first() else { return };
+        let digest = digest.to_hex();
+        if capture.wants(&digest, best.score) {
+            capture.offer(Captured {
+                bytes: image.clone(),
+                digest: digest.to_string(),
+                format: self.outcome.format.clone(),
+                camera,
+                species: best.label.clone(),
+                confidence: best.score,
+                model: self.model.model.event_ref(),
+                request_id: request_id.to_owned(),
+                time: SystemTime::now(),
+            });
+        }
+    }
 }
 
 /// One image for one version, not yet computed.

@@ -1,10 +1,8 @@
 //! One image of a batch: load it, classify it, say what became of it.
 
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
 
 use bytes::Bytes;
-use cloud_sync::capture::Captured;
 use cloud_sync::event::{BatchItem, ItemOutcome};
 use inference::lanes::LaneError;
 use tokio::time::Instant;
@@ -81,10 +79,14 @@ impl Worker {
         loop {
             match self.classifier.classify(endpoint, &request, &Uncached).await {
                 Ok(answer) => {
-                    let outcome = answer_of(&answer, &image);
+                    let digest = blake3::hash(&image);
                     self.classifier.answered(endpoint, &image, &answer);
-                    self.capture(message, &image, &outcome);
-                    return Ok(outcome);
+                    // An image that comes again is captured once.
+                    if let Some(capture) = &self.capture {
+                        let camera = message.camera.clone().unwrap_or_else(|| NO_CAMERA.to_owned());
+                        answer.offer_to(capture, &image, &digest, Some(camera), &message.spec.request_id);
+                    }
+                    return Ok(answer_of(&answer, &image, &digest));
                 }
                 Err(ClassificationError::Stopping) => return Err(ChunkError::Stopping),
                 // Not caused by the image, so it waits for as long as its batch may take.
@@ -106,28 +108,9 @@ impl Worker {
             pausing::sleep(backoff.fail()).await;
         }
     }
-
-    /// Offers the image to the next training set; never waits. An image that comes again is captured once.
-    fn capture(&self, message: &BatchMessage, image: &Bytes, outcome: &ItemOutcome) {
-        let Some(capture) = &self.capture else { return };
-        let ItemOutcome::Ok { species, confidence, model, image: about, .. } = outcome else { return };
-        if capture.wants(&about.digest, *confidence) {
-            capture.offer(Captured {
-                bytes: image.clone(),
-                digest: about.digest.clone(),
-                format: about.format.clone(),
-                camera: Some(message.camera.clone().unwrap_or_else(|| NO_CAMERA.to_owned())),
-                species: species.clone(),
-                confidence: *confidence,
-                model: model.clone(),
-                request_id: message.spec.request_id.clone(),
-                time: SystemTime::now(),
-            });
-        }
-    }
 }
 
-fn answer_of(answer: &Classification, image: &Bytes) -> ItemOutcome {
+fn answer_of(answer: &Classification, image: &Bytes, digest: &blake3::Hash) -> ItemOutcome {
     let Some(best) = answer.predictions.first() else {
         let error = ClassificationError::NoScores;
         return failed(error.code(), error.to_string());
@@ -137,7 +120,7 @@ fn answer_of(answer: &Classification, image: &Bytes) -> ItemOutcome {
         confidence: best.score,
         predictions: answer.predictions.clone(),
         model: answer.model.model.event_ref(),
-        image: answer.outcome.image_ref(&blake3::hash(image), image),
+        image: answer.outcome.image_ref(digest, image),
     }
 }
 
