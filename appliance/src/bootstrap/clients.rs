@@ -21,7 +21,7 @@ const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a link cannot be used as configured. A server that is down is not an error.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// A file that a setting names can't be read.
+    /// A configured file cannot be read.
     #[error("{key} = {}: {source}. Remedy: correct the path, or make the file readable for this user", path.display())]
     File {
         /// The setting.
@@ -118,7 +118,7 @@ impl Links {
         match config.batch.queue {
             QueueChoice::Auto if all => (QueueChoice::Kafka, "Kafka, Redis and S3 are configured"),
             QueueChoice::Auto => (QueueChoice::Embedded, "not all of Kafka, Redis and S3 are configured"),
-            set => (set, "batch.queue says so"),
+            set => (set, "set by batch.queue"),
         }
     }
 
@@ -134,13 +134,13 @@ impl Links {
 /// The token for requests that change what is served; empty where they are disabled.
 ///
 /// # Errors
-/// When its file can't be read.
+/// When its file cannot be read.
 pub fn admin_token(config: &Config) -> Result<Secret, LinkError> {
     secret("admin.token_file", &config.admin.token, config.admin.token_file.as_deref())
 }
 
 /// # Errors
-/// When a secret file can't be read.
+/// When a secret's file cannot be read.
 fn kafka_config(config: &Config) -> Result<KafkaConfig, LinkError> {
     let kafka = &config.kafka;
     readable("kafka.ca_file", kafka.ca_file.as_deref())?;

@@ -92,7 +92,7 @@ pub enum StartError {
     )]
     NoModel,
     /// The rollout journal cannot be read.
-    #[error("what is known of rollouts can't be used: {0}. Remedy: remove the file to begin anew")]
+    #[error("the rollout journal can't be used: {0}. Remedy: remove the file to start anew")]
     Journal(#[from] JournalError),
 }
 

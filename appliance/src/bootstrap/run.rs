@@ -49,17 +49,17 @@ impl Deadlines {
 /// Why the daemon did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The address can't be listened on.
+    /// The address cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The start failed.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// Signals can't be received.
+    /// Signals cannot be received.
     #[error("signals can't be received: {0}")]
     Signals(#[source] std::io::Error),
     /// The grace period was over before every request was.
-    #[error("{abandoned} requests were still in hand when the grace period (shutdown.grace) was over")]
+    #[error("{abandoned} requests were still in flight at the end of the grace period (shutdown.grace)")]
     Abandoned {
         /// The number of requests.
         abandoned: usize,
@@ -127,7 +127,7 @@ pub async fn run(state: Arc<ServerState>) -> Result<(), RunError> {
             Role::Serve => {
                 format!("ready: POST an image to http://{address}/predict, or open http://{address}/docs")
             }
-            Role::Worker => format!("ready: working batches off; http://{address}/health says how it goes"),
+            Role::Worker => format!("ready: working on batches; http://{address}/health shows the state"),
         }
     );
     either(&mut terminate, &mut interrupt).await;

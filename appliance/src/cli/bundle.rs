@@ -107,7 +107,7 @@ fn examine(dir: &Path, config: &Config) -> Report {
     let runtime = match load_library(config) {
         Ok(runtime) => runtime,
         Err(error) => {
-            report.wrong("engine", error, "without it nothing can be loaded; `weir doctor` says more");
+            report.wrong("engine", error, "without it nothing can be loaded; see `weir doctor`");
             return report;
         }
     };
@@ -144,7 +144,7 @@ fn about(error: &BundleError) -> (&'static str, &'static str) {
         BundleError::Invalid { .. } if error.to_string().contains("label") => {
             ("labels", "bundle.toml, labels.txt and the model's output must agree, in number and order")
         }
-        _ => ("manifest", "correct bundle.toml; docs/bundle.md says what it holds"),
+        _ => ("manifest", "correct bundle.toml; see docs/bundle.md"),
     }
 }
 

@@ -129,7 +129,7 @@ fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Resu
                 change.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default(),
             ),
             EventBody::Outbox(change) => format!(
-                "{}  outbox {}: {} goes on as {} behind {}",
+                "{}  outbox {}: {} continues as {} behind {}",
                 at(&event),
                 change.cause,
                 change.from,

@@ -45,28 +45,28 @@ use crate::telemetry::LogConfig;
 pub struct Config {
     /// Folder for everything that outlives the process.
     pub data_dir: PathBuf,
-    /// Who this box is.
+    /// The identity of this box.
     pub node: NodeConfig,
     /// The HTTP server.
     pub http: HttpConfig,
     /// Requests for predictions.
     pub predict: PredictConfig,
-    /// Bounds on images.
+    /// Limits of images.
     pub image: ImageConfig,
     /// Device, lanes and ONNX Runtime.
     pub engine: EngineConfig,
-    /// The model that is meant when a request names none.
+    /// The model of requests that name none.
     pub model: ModelConfig,
     /// More models, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub models: BTreeMap<String, ModelConfig>,
-    /// Where versions of models come from.
+    /// The source of models' versions.
     pub registry: RegistryConfig,
-    /// How a new version comes to serve.
+    /// The rollout of new versions.
     pub rollout: RolloutConfig,
-    /// Summaries of what this box sees.
+    /// Summaries of predictions for the registry.
     pub monitoring: MonitoringConfig,
-    /// Who may change what is served.
+    /// Requests that change what is served.
     pub admin: AdminConfig,
     /// The content cache.
     pub cache: CacheConfig,
@@ -88,7 +88,7 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Logs.
     pub log: LogConfig,
-    /// The end of the process.
+    /// The shutdown.
     pub shutdown: ShutdownConfig,
 }
 
@@ -136,12 +136,12 @@ impl Config {
         self.outbox.validate()?;
         check::log_filter(&self.log.level).map_err(|reason| ("log.level", reason))?;
         self.batch.validate()?;
-        self.validate_queue()?;
         self.kafka.validate()?;
         self.redis.validate()?;
         self.s3.validate()?;
         self.blobs.validate()?;
         self.capture.validate()?;
+        self.validate_queue()?;
         self.validate_models()?;
         self.node.validate()
     }

@@ -1,4 +1,4 @@
-//! `[rollout]`: how a new version of a model comes to serve.
+//! `[rollout]`: the steps and limits of the rollout of a new version.
 
 use std::time::Duration;
 

@@ -25,7 +25,7 @@ use crate::pace::{Pace, Rate};
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// `fetch.enabled = false`.
-    #[error("image_url is switched off here (fetch.enabled = false): post the image itself")]
+    #[error("image_url is disabled here (fetch.enabled = false): post the image itself")]
     Disabled,
     /// Not a URL, or one with a part that is not served.
     #[error("image_url: {reason}")]

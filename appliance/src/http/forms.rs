@@ -90,7 +90,7 @@ pub(super) async fn parse(
         return Err(ApiError::bad_request("empty_body", "the body is empty; post an image, a form or JSON"));
     }
     let says_json = content_type.to_ascii_lowercase().contains("json");
-    // Some programs write a byte order mark before JSON. No image begins with one.
+    // Some programs write a byte order mark before JSON. No image starts with one.
     let marked = body.starts_with(BYTE_ORDER_MARK);
     let text = if marked { &body[BYTE_ORDER_MARK.len()..] } else { &body[..] };
     let looks_json = text.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b == b'{');

@@ -204,7 +204,7 @@ fn share(address: &Arc<Address>, of: Resource, all: usize, what: &str) -> Result
         return Ok(share);
     }
     Err(ApiError::overloaded(
-        format!("this address has {limit} {what} in hand already; try again"),
+        format!("this address already has {limit} {what} in flight; try again"),
         Duration::from_secs(1),
     ))
 }
@@ -241,7 +241,7 @@ fn coding(headers: &HeaderMap) -> Result<Coding, ApiError> {
 
 fn unsupported(coding: &str) -> ApiError {
     let shown: String = coding.chars().take(40).collect();
-    let message = format!("Content-Encoding: {shown} is not taken; gzip and deflate are");
+    let message = format!("Content-Encoding: {shown} is not supported; gzip and deflate are");
     ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED, message)
 }
 

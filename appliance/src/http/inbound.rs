@@ -22,7 +22,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 pub(super) enum TransferError {
     #[error("the body arrives more slowly than {} bytes a second over {} s (http.min_rate, http.rate_window)", .0.bytes, .0.window.as_secs_f32())]
     TooSlow(Rate),
-    #[error("the body can't be unpacked as its Content-Encoding says: {0}")]
+    #[error("the body can't be decompressed according to its Content-Encoding: {0}")]
     Encoding(String),
     #[error(
         "the bodies of this address's requests have more than {limit} bytes (http.max_inflight_per_address); try again"

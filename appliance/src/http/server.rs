@@ -56,7 +56,7 @@ fn remedy(error: &io::Error, key: &str) -> String {
             format!("Remedy: ports under 1024 need a privilege; choose a higher one with {key}")
         }
         io::ErrorKind::AddrNotAvailable => {
-            "Remedy: this box has no such address; 0.0.0.0 stands for all it has".into()
+            "Remedy: this box has no such address; 0.0.0.0 is all of its addresses".into()
         }
         _ => format!("Remedy: choose another address with {key}"),
     }

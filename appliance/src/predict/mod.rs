@@ -8,7 +8,6 @@
 //! - A request has one event at most: only what comes before the event is repeated with another version.
 
 mod cache;
-mod flight;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,16 +19,14 @@ use cloud_sync::outbox::{Outbox, OutboxError};
 use inference::lanes::{Client, StageTimings};
 use tokio::time::timeout_at;
 
-pub use cache::ContentCache;
-pub use flight::SingleFlight;
+pub use cache::{ContentCache, SingleFlight};
 
 use crate::serving::{
-    Classification, ClassificationError, Classifier, Computed, Endpoint, ImageRequest, LoadedModel, Models,
-    Outcome, OutcomeCache, Priority, Run,
+    Classification, ClassificationError, Classifier, Endpoint, ImageRequest, LoadedModel, Models, Priority,
 };
-use crate::telemetry::{CacheOutcome, Metrics, Stage};
+use crate::telemetry::{Metrics, Stage};
 use crate::values::{CameraName, RequestId};
-use flight::Role;
+use cache::RequestCache;
 
 /// Answers requests for predictions.
 pub struct PredictService {
@@ -167,83 +164,5 @@ impl PredictService {
         appended.map_err(|_| ClassificationError::DeadlineExceeded)??;
         self.metrics.stage(Stage::Outbox, started.elapsed());
         Ok(())
-    }
-
-    fn cached(&self, model: &LoadedModel, key: &[u8; 32]) -> Option<Computed> {
-        self.hit(model, &self.cache.get_local(key)?)
-    }
-
-    fn hit(&self, model: &LoadedModel, value: &[u8]) -> Option<Computed> {
-        let outcome: Outcome = serde_json::from_slice(value).ok()?;
-        // A value that another process has written is checked.
-        if outcome.scores.len() != model.model.labels.len() {
-            return None;
-        }
-        self.metrics.cache(CacheOutcome::Hit);
-        Some(Computed { outcome: Arc::new(outcome), timing: None })
-    }
-}
-
-/// Cache and single flight for one request's image. The key contains the version.
-struct RequestCache<'a> {
-    service: &'a PredictService,
-    digest: &'a blake3::Hash,
-}
-
-impl OutcomeCache for RequestCache<'_> {
-    async fn get_or_compute(&self, run: Run<'_>) -> Result<Computed, ClassificationError> {
-        let service = self.service;
-        let Some(ttl) = service.settings.cache_ttl else { return run.compute().await };
-        let model = run.model;
-        let key = &model.model.cache_key(self.digest);
-        loop {
-            if let Some(hit) = service.cached(model, key) {
-                return Ok(hit);
-            }
-            match service.flights.join(key) {
-                Role::Leader(leader) => {
-                    // Another leader may have completed between the lookup above and the join.
-                    if let Some(hit) = service.cached(model, key) {
-                        return Ok(hit);
-                    }
-                    if let Some(value) = service.cache.get_shared(key, ttl).await
-                        && let Some(hit) = service.hit(model, &value)
-                    {
-                        leader.complete(Ok(Arc::clone(&hit.outcome)));
-                        return Ok(hit);
-                    }
-                    service.metrics.cache(CacheOutcome::Miss);
-                    let computed = match run.compute().await {
-                        Ok(computed) => computed,
-                        Err(error) if error.is_of_the_image() => {
-                            let error = Arc::new(error);
-                            leader.complete(Err(Arc::clone(&error)));
-                            return Err(ClassificationError::Shared(error));
-                        }
-                        Err(error) => return Err(error),
-                    };
-                    if let Ok(bytes) = serde_json::to_vec(&*computed.outcome) {
-                        service.cache.put(key, bytes.into(), ttl);
-                    }
-                    leader.complete(Ok(Arc::clone(&computed.outcome)));
-                    return Ok(computed);
-                }
-                Role::Follower(follower) => {
-                    let result = follower.result();
-                    let result = match run.deadline() {
-                        Some(deadline) => timeout_at(deadline.into(), result)
-                            .await
-                            .map_err(|_| ClassificationError::DeadlineExceeded)?,
-                        None => result.await,
-                    };
-                    if let Some(result) = result {
-                        service.metrics.cache(CacheOutcome::Shared);
-                        let outcome = result.map_err(ClassificationError::Shared)?;
-                        return Ok(Computed { outcome, timing: None });
-                    }
-                    // The leader was refused, late or cancelled; one of its followers leads now.
-                }
-            }
-        }
     }
 }

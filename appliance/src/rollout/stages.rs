@@ -298,5 +298,5 @@ pub(super) fn beside(
     origin: Option<Origin>,
 ) -> Result<LoadedModel, LoadError> {
     let observer = Arc::clone(&context.metrics);
-    context.loader.load_beside(bundle, origin, &context.lanes, observer)
+    context.loader.load_candidate(bundle, origin, &context.lanes, observer)
 }

@@ -190,7 +190,7 @@ impl ModelLoader {
     ///
     /// # Errors
     /// As [`ModelLoader::load`].
-    pub fn load_beside(
+    pub fn load_candidate(
         &self,
         bundle: Bundle,
         origin: Option<Origin>,

@@ -2,18 +2,24 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use gpu_kernels::ImageFormat;
+use bytes::Bytes;
+use gpu_kernels::{DecodeLimits, ImageFormat};
 use inference::bundle::{Bundle, DeviceTag};
+use inference::engine::EngineError;
 use inference::lanes::{
-    Classified, ClassifyError, LaneDevice, LaneSettings, Lanes, StageTimings, Unobserved,
+    Classified, ClassifyError, Client, DeviceFactory, LaneDevice, LaneSettings, Lanes, StageTimings,
+    Unobserved,
 };
 
-use super::ServingModel;
 use super::endpoint::is_in_part;
-use super::{Comparison, Endpoint, LoadedModel, Models, Trial, TrialKind, VersionCounts, VersionStats};
+use super::{
+    ClassificationError, Classifier, Comparison, Endpoint, ImageRequest, LoadedModel, Models, Priority,
+    ServingModel, Trial, TrialKind, Uncached, VersionCounts, VersionStats,
+};
 use crate::models::Origin;
+use crate::telemetry::Metrics;
 
 /// Answers always the same.
 struct Simulated;
@@ -25,11 +31,23 @@ impl LaneDevice for Simulated {
     }
 }
 
+/// Fails on every image.
+struct Failing;
+
+impl LaneDevice for Failing {
+    fn classify(&mut self, _: &[u8]) -> Result<Classified, ClassifyError> {
+        Err(EngineError::Run(ort::Error::new("simulated")).into())
+    }
+}
+
 fn loaded(version: &str) -> Arc<LoadedModel> {
+    loaded_on(version, Arc::new(|_| Ok(Box::new(Simulated) as Box<dyn LaneDevice>)))
+}
+
+fn loaded_on(version: &str, factory: DeviceFactory) -> Arc<LoadedModel> {
     let bundle = Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1")).unwrap();
     let file = bundle.variant(DeviceTag::Cpu, None).unwrap();
     let model = ServingModel::new(&bundle, &file);
-    let factory = Arc::new(|_| Ok(Box::new(Simulated) as Box<dyn LaneDevice>));
     let lanes = Lanes::start(&LaneSettings::new(1, 1), factory, Arc::new(Unobserved)).unwrap();
     let origin = Origin { source: "here".into(), name: "registered".into(), version: version.into() };
     Arc::new(LoadedModel::new(model, lanes, Arc::new(bundle), Some(origin)))
@@ -101,6 +119,78 @@ fn what_a_monitored_version_answers_is_compared_with_the_one_before() {
     // Once the one before is unloaded there is nothing to compare with.
     endpoint.change(|routes| routes.standby = None);
     assert!((0..100).all(|_| endpoint.choose("a").unwrap().shadow.is_none()));
+}
+
+/// A bitmap of 2 x 2 pixels.
+fn picture() -> Bytes {
+    let mut file = b"BM".to_vec();
+    for field in [70_u32, 0, 54, 40, 2, 2] {
+        file.extend_from_slice(&field.to_le_bytes());
+    }
+    file.extend_from_slice(&[1, 0, 24, 0]);
+    file.extend_from_slice(&[0; 40]);
+    file.into()
+}
+
+fn classifier() -> Classifier {
+    Classifier::new(DecodeLimits::default(), Arc::new(Metrics::new()))
+}
+
+#[tokio::test]
+async fn a_failure_of_a_candidate_is_counted_and_the_current_version_answers() {
+    let endpoint = Endpoint::new("fish");
+    let failing: DeviceFactory = Arc::new(|_| Ok(Box::new(Failing) as Box<dyn LaneDevice>));
+    let (current, candidate) = (loaded("1"), loaded_on("2", failing));
+    endpoint.change(|versions| {
+        let kind = TrialKind::Canary { part: 1.0 };
+        versions.current = Some(Arc::clone(&current));
+        versions.trial = Some(Trial { model: Arc::clone(&candidate), kind, comparison: Arc::default() });
+    });
+    let (classifier, image) = (classifier(), picture());
+    let deadline = Instant::now() + Duration::from_secs(600);
+    let real_time = Priority::RealTime { client: Client::default(), deadline };
+    for (priority, allow_candidate, failures) in
+        [(real_time, true, 1), (Priority::Batch, true, 2), (Priority::Batch, false, 2)]
+    {
+        let request = ImageRequest { image: &image, source: "a", top_k: 3, priority, allow_candidate };
+        let answer = classifier.classify(&endpoint, &request, &Uncached).await.unwrap();
+        assert!(Arc::ptr_eq(&answer.model, &current), "{priority:?}");
+        assert_eq!(answer.predictions.len(), 3);
+        assert_eq!(candidate.stats.read().failed, failures, "{priority:?}");
+    }
+    assert_eq!((current.stats.read().computed(), current.stats.read().failed), (3, 0));
+    // What is wrong with the image is no failure of a version.
+    let image = Bytes::from_static(b"no image at all");
+    let request =
+        ImageRequest { image: &image, source: "a", top_k: 3, priority: real_time, allow_candidate: true };
+    let refused = classifier.classify(&endpoint, &request, &Uncached).await;
+    assert!(matches!(refused, Err(ClassificationError::Image(_))));
+    assert_eq!(candidate.stats.read().failed, 2);
+}
+
+#[tokio::test]
+async fn a_shadow_version_computes_what_the_current_one_answers() {
+    let endpoint = Endpoint::new("fish");
+    let (current, candidate) = (loaded("1"), loaded("2"));
+    let comparison = Arc::<Comparison>::default();
+    endpoint.change(|versions| {
+        let (model, comparison) = (Arc::clone(&candidate), Arc::clone(&comparison));
+        versions.current = Some(Arc::clone(&current));
+        versions.trial = Some(Trial { model, kind: TrialKind::Shadow, comparison });
+    });
+    let (classifier, image, priority) = (classifier(), picture(), Priority::Batch);
+    let request = ImageRequest { image: &image, source: "a", top_k: 1, priority, allow_candidate: true };
+    let answer = classifier.classify(&endpoint, &request, &Uncached).await.unwrap();
+    assert!(Arc::ptr_eq(&answer.model, &current));
+    assert_eq!(comparison.read(), (0, 0), "nothing is compared before the answer has been given out");
+    classifier.answered(&endpoint, &image, &answer);
+    let until = Instant::now() + Duration::from_secs(60);
+    while comparison.read() != (1, 0) {
+        assert!(Instant::now() < until, "{:?}", comparison.read());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(candidate.stats.read().computed(), 1);
+    assert_eq!(endpoint.take_stats().total(), 1);
 }
 
 #[test]

@@ -178,7 +178,7 @@ impl GpuMonitor {
             Err(error) => {
                 // Logged when it starts, not at every reading.
                 if last.gpus.get(gpu as usize) != Some(&None) {
-                    tracing::warn!(gpu, %error, remedy = error.remedy(), "the GPU can't be read");
+                    tracing::warn!(gpu, %error, remedy = error.remedy(), "cannot read the GPU");
                 }
                 None
             }

@@ -147,7 +147,7 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
         Err(error) => checks.push(failed(
             "model",
             error,
-            "copy the bundle again, or make it anew; docs/bundle.md says what it must hold",
+            "copy the bundle again, or rebuild it; docs/bundle.md lists what it must contain",
         )),
     }
 }
@@ -236,7 +236,7 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
     }
     let mut checks = Vec::new();
     if is_open_to_others(dir) {
-        let text = format!("other users of this machine may look into {}", dir.display());
+        let text = format!("other users of this machine have access to {}", dir.display());
         checks.push(warning("data directory", text, &format!("chmod 700 {}", dir.display())));
     }
     match sync_time_ms(dir) {
@@ -264,9 +264,11 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
                 Some(event) => ok("outbox", format!("readable; last event is number {}", event.sequence)),
                 None => ok("outbox", "readable, no events yet"),
             },
-            Err(error) => {
-                failed("outbox", error, "stop weir, move the folder away and keep it for a look, start again")
-            }
+            Err(error) => failed(
+                "outbox",
+                error,
+                "stop weir, move the folder away and keep it for analysis, start again",
+            ),
         });
     }
     checks.extend(check_quarantined(dir));
