@@ -27,7 +27,7 @@ use crate::batch::worker::{Worker, WorkerSettings, WorkerStats};
 use crate::batch::{BatchService, BatchStores, spool_dir};
 use crate::config::{Config, QueueChoice};
 use crate::http::{Role, ServerState};
-use crate::predict::{ContentCache, PredictService, PredictSettings, SingleFlight};
+use crate::predict::{PredictService, PredictSettings, PredictionCache, SingleFlight};
 use crate::serving::{Classifier, Models};
 
 /// Pause after the first failed try to load an image.
@@ -60,9 +60,9 @@ pub(super) fn prediction_service(deps: &ServiceDeps<'_>, outbox: Arc<Outbox>) ->
     let cache = match &deps.links.redis {
         Some(redis) => {
             let store = Arc::clone(&redis.client) as Arc<dyn StateStore>;
-            ContentCache::shared(local, store, config.redis.cache_timeout)
+            PredictionCache::shared(local, store, config.redis.cache_timeout)
         }
-        None => ContentCache::local(local),
+        None => PredictionCache::local(local),
     };
     PredictService {
         models: Arc::clone(deps.models),

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const MAX_CONCURRENT_PUTS: usize = 64;
 
 /// The content cache.
-pub struct ContentCache {
+pub struct PredictionCache {
     local: EmbeddedState,
     shared: Option<Shared>,
 }
@@ -39,7 +39,7 @@ struct Shared {
     puts: Arc<Semaphore>,
 }
 
-impl ContentCache {
+impl PredictionCache {
     /// A cache in this process only.
     pub fn local(local: EmbeddedState) -> Self {
         Self { local, shared: None }

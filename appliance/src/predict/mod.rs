@@ -19,7 +19,7 @@ use cloud_sync::outbox::{Outbox, OutboxError};
 use inference::lanes::{Client, StageTimings};
 use tokio::time::timeout_at;
 
-pub use cache::{ContentCache, SingleFlight};
+pub use cache::{PredictionCache, SingleFlight};
 
 use crate::serving::{
     Classification, ClassificationError, Classifier, Endpoint, ImageRequest, LoadedModel, Models, Priority,
@@ -35,7 +35,7 @@ pub struct PredictService {
     /// Computes what the cache does not have.
     pub classifier: Arc<Classifier>,
     /// The content cache.
-    pub cache: ContentCache,
+    pub cache: PredictionCache,
     /// Where events are made durable.
     pub outbox: Arc<Outbox>,
     /// Keeps images for training, where that is configured.
