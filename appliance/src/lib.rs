@@ -1,24 +1,30 @@
-//! The appliance: requests in, species out. `ARCHITECTURE.md` is the map of the whole; this is the map of the daemon.
+//! The appliance: images in, species out. `ARCHITECTURE.md` describes the whole project.
 //!
-//! A photo flows through these modules in this order, and never back:
-//! [`http`] -> [`predict`] (cache, single flight, admission) -> [`inference::lanes`] (decode, preprocess, [`inference::engine`])
-//! -> outbox -> reply. A batch goes [`http`] -> [`batch`] -> queue, and from there to a worker. [`bootstrap`] wires them; [`config`] says what can be set; [`telemetry`] what can be seen.
+//! A request passes through these modules: [`http`] -> `predict` (cache, single flight) -> `serving` (the one classification
+//! path) -> [`inference::lanes`] (decode, preprocess, [`inference::engine`]) -> outbox -> reply. A batch goes [`http`] ->
+//! [`batch`] -> queue, and from there to a worker, which classifies through `serving` too. `bootstrap` wires them.
+//!
+//! The library is for the `weir` binary; what is public beside the command line is for tests and fuzz targets.
+
+// In the private modules `pub` means visible in the crate.
+#![allow(unreachable_pub)]
 
 mod background;
 pub mod batch;
-pub mod bootstrap;
+mod bootstrap;
 pub mod cli;
 pub mod config;
-pub mod fetch;
+mod fetch;
 pub mod http;
 mod low_priority;
 pub mod memory;
-pub mod models;
+mod models;
 mod pace;
-pub mod predict;
-pub mod rollout;
-pub mod serving;
-pub mod telemetry;
+mod predict;
+mod rollout;
+mod serving;
+mod telemetry;
+mod values;
 
 /// The version of the appliance, as in Cargo.toml.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -4,7 +4,7 @@
 //! be parsed into the same files.
 
 use bytes::Bytes;
-use weir::http::posted::{Payload, Refusal, parse};
+use weir::http::forms::{Payload, Refusal, parse_body as parse};
 use weir::memory::BodyMemory;
 
 use crate::harness::measured;

@@ -6,7 +6,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE};
 use serde_json::Value;
-use weir::http::posted::Payload;
+use weir::http::forms::Payload;
 
 use crate::multipart::taken;
 

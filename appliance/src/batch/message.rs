@@ -12,11 +12,10 @@ use self::fields::{Fields, Found, Urls, Value};
 use super::image_url::MAX_URL_BYTES;
 use super::object_keys::{check_id, synthetic_id};
 use crate::config::MAX_MESSAGE_IMAGES;
+use crate::values::{CameraName, MAX_NAME_BYTES, TopK};
 
-/// Longest name of a camera, in bytes.
-pub(super) const MAX_NAME_BYTES: usize = 128;
-/// Most predictions per image that a message may request; a model with fewer labels returns all.
-const MAX_TOP_K: u64 = 1000;
+/// Maximum of `top_k` in a message; a model with fewer labels returns all of them.
+const MAX_TOP_K: usize = 1000;
 
 /// One message: a chunk of a batch, or a whole one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -97,16 +96,11 @@ impl BatchMessage {
             None => synthetic_id(position),
         };
         let camera = text("camera", fields.camera.take())?;
-        if let Some(name) = camera.as_deref().filter(|name| !is_camera_name(name)) {
-            let name = short(name);
-            let reason =
-                format!("{name:?} is not a name of 1 to {MAX_NAME_BYTES} bytes without control characters");
-            return Err(wrong("camera", reason));
+        if let Some(name) = &camera {
+            CameraName::parse(name).map_err(|error| wrong("camera", error.to_string()))?;
         }
-        let top_k = whole("top_k", fields.top_k.take())?;
-        if let Some(k) = top_k.filter(|k| !(1..=MAX_TOP_K).contains(k)) {
-            return Err(wrong("top_k", format!("{k} is not from 1 to {MAX_TOP_K}")));
-        }
+        let top_k = whole("top_k", fields.top_k.take())?.map(|k| TopK::new(k, MAX_TOP_K)).transpose();
+        let top_k = top_k.map_err(|error| wrong("top_k", error.to_string()))?;
         let submitted_at = text("submitted_at", fields.submitted_at.take())?;
         if let Some(time) = &submitted_at {
             humantime::parse_rfc3339(time)
@@ -121,15 +115,7 @@ impl BatchMessage {
             return Err(wrong("num_images", format!("it says {said}, and image_urls has {count}")));
         }
         let (spec, chunk, first) = place(&mut fields, request_id, count, max_images)?;
-        Ok(Self {
-            spec,
-            chunk,
-            first,
-            camera,
-            top_k: top_k.and_then(|k| usize::try_from(k).ok()),
-            submitted_at,
-            image_urls,
-        })
+        Ok(Self { spec, chunk, first, camera, top_k: top_k.map(TopK::get), submitted_at, image_urls })
     }
 
     /// When the batch was submitted, if the message has it.
@@ -167,11 +153,6 @@ impl BatchMessage {
 #[must_use]
 pub fn is_file(url: &str) -> bool {
     url.starts_with("blob:")
-}
-
-/// Whether `name` may name a camera.
-pub(super) fn is_camera_name(name: &str) -> bool {
-    (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
 /// Which chunk of which batch the message is: given by all four fields, or the whole batch where none of them is present.

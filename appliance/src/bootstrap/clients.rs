@@ -1,4 +1,4 @@
-//! The links that are configured: from settings and secret files to what the clients need, each with its health.
+//! The configured links: from settings and secret files to clients, each with its health.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use tokio::runtime::Handle;
 
 use crate::config::{Config, Mechanism, Protocol, QueueChoice};
 
-/// Longest that one call to Redis takes, connecting included.
+/// Timeout of a call to Redis, including the connection.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a link can't be used as it is configured. That a server is away is no such reason.
+/// Why a link cannot be used as configured. A server that is down is not an error.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// A file that a setting names can't be read.
+    /// A configured file cannot be read.
     #[error("{key} = {}: {source}. Remedy: correct the path, or make the file readable for this user", path.display())]
     File {
         /// The setting.
@@ -37,23 +37,23 @@ pub enum LinkError {
     Settings(#[from] SyncError),
 }
 
-/// A link with the health that its own calls show.
+/// A link and its health, as its own calls show it.
 #[derive(Debug)]
 pub struct Linked<T> {
-    /// What uses it.
-    pub of: T,
-    /// How it is.
+    /// The client, or what it is made from.
+    pub client: T,
+    /// Its health.
     pub health: LinkHealth,
 }
 
 impl<T> Linked<T> {
     fn new(link: Link, open: impl FnOnce(LinkHealth) -> Result<T, LinkError>) -> Result<Self, LinkError> {
         let health = LinkHealth::new(link);
-        Ok(Self { of: open(health.clone())?, health })
+        Ok(Self { client: open(health.clone())?, health })
     }
 }
 
-/// The links that are configured.
+/// The configured links.
 #[derive(Debug)]
 pub struct Links {
     /// The broker.
@@ -62,12 +62,12 @@ pub struct Links {
     pub redis: Option<Linked<Arc<RedisStore>>>,
     /// The object storage.
     pub s3: Option<Linked<Arc<S3Store>>>,
-    /// How the MLflow server is.
+    /// The health of the MLflow server.
     pub mlflow: Option<LinkHealth>,
 }
 
 impl Links {
-    /// Reads the secrets and prepares the clients; blocking. Nothing is connected yet, so no server need be there.
+    /// Reads the secrets and makes the clients; blocking. Nothing is connected yet.
     ///
     /// # Errors
     /// [`LinkError`], naming the setting.
@@ -86,7 +86,7 @@ impl Links {
         Ok(Self { kafka: kafka.transpose()?, redis: redis.transpose()?, s3: s3.transpose()?, mlflow })
     }
 
-    /// The registry that models are followed in. Nothing is connected yet.
+    /// The model registry. Nothing is connected yet.
     ///
     /// # Errors
     /// [`LinkError`], naming the setting.
@@ -109,21 +109,21 @@ impl Links {
             timeout: registry.timeout,
             ..MlflowConfig::new(&registry.uri)
         };
-        let s3 = self.s3.as_ref().map(|s3| Arc::clone(&s3.of));
+        let s3 = self.s3.as_ref().map(|s3| Arc::clone(&s3.client));
         Ok(Some(Arc::new(MlflowRegistry::open(&mlflow, s3, health.clone())?)))
     }
 
-    /// Where batch work waits, and why there.
+    /// The queue of batch work, and the reason for the choice.
     pub fn queue(&self, config: &Config) -> (QueueChoice, &'static str) {
         let all = self.kafka.is_some() && self.redis.is_some() && self.s3.is_some();
         match config.batch.queue {
             QueueChoice::Auto if all => (QueueChoice::Kafka, "Kafka, Redis and S3 are configured"),
             QueueChoice::Auto => (QueueChoice::Embedded, "not all of Kafka, Redis and S3 are configured"),
-            told => (told, "batch.queue says so"),
+            set => (set, "set by batch.queue"),
         }
     }
 
-    /// The health of each.
+    /// The health of each link.
     pub fn health(&self) -> Vec<LinkHealth> {
         let kafka = self.kafka.as_ref().map(|link| link.health.clone());
         let redis = self.redis.as_ref().map(|link| link.health.clone());
@@ -132,16 +132,16 @@ impl Links {
     }
 }
 
-/// The token of who may change what is served; empty where nobody may.
+/// The token for requests that change what is served; empty where they are disabled.
 ///
 /// # Errors
-/// When its file can't be read.
+/// When its file cannot be read.
 pub fn admin_token(config: &Config) -> Result<Secret, LinkError> {
     secret("admin.token_file", &config.admin.token, config.admin.token_file.as_deref())
 }
 
 /// # Errors
-/// When a secret file can't be read.
+/// When a secret's file cannot be read.
 fn kafka_config(config: &Config) -> Result<KafkaConfig, LinkError> {
     let kafka = &config.kafka;
     readable("kafka.ca_file", kafka.ca_file.as_deref())?;
@@ -204,7 +204,7 @@ fn secret(key: &'static str, given: &Secret, file: Option<&Path>) -> Result<Secr
     let Some(path) = file else { return Ok(given.clone()) };
     let text = std::fs::read_to_string(path);
     let text = text.map_err(|source| LinkError::File { key, path: path.into(), source })?;
-    // An editor ends a file with a line end; no password does.
+    // An editor ends a file with a newline; passwords do not end with one.
     Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 

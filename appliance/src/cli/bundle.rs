@@ -1,4 +1,4 @@
-//! `weir bundle check`: whether a bundle can serve, step by step, and what to do where it can't.
+//! `weir bundle check`: whether a bundle can serve, step by step, with a remedy where it cannot.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ struct CheckArgs {
     json: bool,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Serialize)]
 struct Step {
     step: String,
@@ -107,7 +107,7 @@ fn examine(dir: &Path, config: &Config) -> Report {
     let runtime = match load_library(config) {
         Ok(runtime) => runtime,
         Err(error) => {
-            report.wrong("engine", error, "without it nothing can be loaded; `weir doctor` says more");
+            report.wrong("engine", error, "without it nothing can be loaded; see `weir doctor`");
             return report;
         }
     };
@@ -129,7 +129,7 @@ fn examine(dir: &Path, config: &Config) -> Report {
     report
 }
 
-/// Which step an error of opening belongs to, and what helps.
+/// The step that an error of opening belongs to, and its remedy.
 fn about(error: &BundleError) -> (&'static str, &'static str) {
     match error {
         BundleError::Digest { .. } => {
@@ -144,7 +144,7 @@ fn about(error: &BundleError) -> (&'static str, &'static str) {
         BundleError::Invalid { .. } if error.to_string().contains("label") => {
             ("labels", "bundle.toml, labels.txt and the model's output must agree, in number and order")
         }
-        _ => ("manifest", "correct bundle.toml; docs/bundle.md says what it holds"),
+        _ => ("manifest", "correct bundle.toml; see docs/bundle.md"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The command line. Each command is a module; what they share is the configuration and its flags.
+//! The command line: one module per command; all share the configuration and its flags.
 
 mod bundle;
 mod doctor;
@@ -6,7 +6,6 @@ mod models;
 mod outbox;
 mod predict;
 mod serve;
-mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +27,7 @@ enum Command {
     /// Serve predictions over HTTP until SIGTERM or Ctrl-C.
     Serve(serve::ServeArgs),
     /// Work batches off that wait in Kafka, until SIGTERM or Ctrl-C.
-    Worker(worker::WorkerArgs),
+    Worker(serve::WorkerArgs),
     /// Classify image files here, without a server.
     Predict(predict::PredictArgs),
     /// Check what is configured, what works and what does not, with the remedy.
@@ -74,11 +73,11 @@ impl Cli {
     /// Runs the command.
     ///
     /// # Errors
-    /// Whatever kept the command from doing its work, as a sentence for the terminal.
+    /// Why the command failed, as a message for the terminal.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Serve(args) => serve::run(&args),
-            Command::Worker(args) => worker::run(&args),
+            Command::Serve(args) => serve::serve(&args),
+            Command::Worker(args) => serve::work(&args),
             Command::Predict(args) => predict::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             Command::Outbox(args) => outbox::run(&args),

@@ -31,10 +31,10 @@ struct TailArgs {
     /// How many events.
     #[arg(short = 'n', long, default_value_t = 20)]
     lines: usize,
-    /// One JSON object a line, as the events leave the box.
+    /// One JSON object per line, as the events leave the box.
     #[arg(long)]
     json: bool,
-    /// Go on as events come, until Ctrl-C.
+    /// Follow new events until Ctrl-C.
     #[arg(short, long)]
     follow: bool,
 }
@@ -51,7 +51,7 @@ pub(super) fn run(args: &OutboxArgs) -> anyhow::Result<ExitCode> {
     let mut reader =
         Reader::open(&dir).with_context(|| format!("the outbox in {} can't be read", dir.display()))?;
     let mut out = BufWriter::new(stdout().lock());
-    // The last one is asked for in any case: following begins behind it.
+    // The last event is read in any case: following starts after it.
     let events = reader.tail(tail.lines.max(1))?;
     let last = events.last().map_or(0, |e| e.sequence);
     for event in events.iter().skip(events.len().saturating_sub(tail.lines)) {
@@ -76,7 +76,7 @@ pub(super) fn run(args: &OutboxArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes one event; false when whoever read us has gone, which is how `| head` ends.
+/// Writes one event; false when the reader of the pipe is gone, as after `| head`.
 fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Result<bool> {
     if json {
         let line = out.write_all(&stored.payload).and_then(|()| out.write_all(b"\n"));
@@ -129,7 +129,7 @@ fn write(out: &mut impl Write, stored: &StoredEvent, json: bool) -> anyhow::Resu
                 change.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default(),
             ),
             EventBody::Outbox(change) => format!(
-                "{}  outbox {}: {} goes on as {} behind {}",
+                "{}  outbox {}: {} continues as {} behind {}",
                 at(&event),
                 change.cause,
                 change.from,

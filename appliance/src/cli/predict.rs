@@ -21,6 +21,7 @@ use super::Common;
 use crate::bootstrap::prepare_device;
 use crate::serving::cpu_lanes;
 use crate::telemetry::Metrics;
+use crate::values::TopK;
 
 /// No client waits, so a file may take as long as it takes.
 const DEADLINE: Duration = Duration::from_secs(3600);
@@ -34,13 +35,13 @@ pub(super) struct PredictArgs {
     files: Vec<PathBuf>,
     /// How many labels to show [default: 1 in the table, 5 in JSON].
     #[arg(short = 'k', long)]
-    top_k: Option<usize>,
-    /// One JSON object a line.
+    top_k: Option<u64>,
+    /// One JSON object per line.
     #[arg(long)]
     json: bool,
 }
 
-/// Files that are read and wait for a lane.
+/// Files in memory that are queued for a lane.
 const MAX_CONCURRENT_FILES: usize = 256;
 
 struct Row {
@@ -61,7 +62,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     let lanes = setup.start(&settings, Arc::new(Metrics::new()))?;
     let labels = &setup.bundle.manifest().labels;
     let top_k = args.top_k.unwrap_or(if args.json { 5 } else { 1 });
-    anyhow::ensure!((1..=labels.len()).contains(&top_k), "--top-k {top_k}: 1 to {} labels", labels.len());
+    let top_k = TopK::new(top_k, labels.len()).context("--top-k")?.get();
 
     let progress = progress(files.len() as u64);
     let mut failed = 0;
@@ -86,7 +87,7 @@ pub(super) fn run(args: &PredictArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Hands the files to the lanes a few at a time, and the rows to `each` in the files' order.
+/// Submits the files to the lanes a few at a time, and passes the rows to `each` in the order of the files.
 fn classify(lanes: &Lanes, limits: &DecodeLimits, files: Vec<PathBuf>, mut each: impl FnMut(Row)) {
     let mut pending: VecDeque<(PathBuf, Result<Receiver<LaneReply>, String>)> = VecDeque::new();
     let window = lanes.capacity().min(MAX_CONCURRENT_FILES);
@@ -113,7 +114,7 @@ fn finish(file: PathBuf, answer: Result<Receiver<LaneReply>, String>) -> Row {
     Row { file, outcome }
 }
 
-/// Folders stand for the files in them, by name, hidden ones left out.
+/// Replaces folders by the image files in them, sorted by name, without hidden ones.
 fn expand(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in given {
@@ -200,7 +201,7 @@ fn table() -> Table {
     table
 }
 
-/// A bar where a person watches and there is something to watch.
+/// A progress bar on terminals, for more than a few files.
 fn progress(files: u64) -> ProgressBar {
     let bar = ProgressBar::new(files);
     if files < 20 || !stderr().is_terminal() || !stdout().is_terminal() {
@@ -212,7 +213,7 @@ fn progress(files: u64) -> ProgressBar {
     bar
 }
 
-/// To standard output; a reader that has gone (`| head`) is no error.
+/// Writes to standard output; a closed pipe (`| head`) is not an error.
 fn print_line(line: &str) {
     use std::io::Write;
     let _ = writeln!(stdout(), "{line}");

@@ -1,4 +1,4 @@
-//! Reading the layers and laying them over each other, and saying exactly which key of which layer is refused.
+//! Reads and merges the layers, and reports exactly which key of which layer is invalid.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use super::Config;
 const DEFAULT_FILE: &str = "weir.toml";
 const ENV_PREFIX: &str = "WEIR__";
 
-/// The deployment's usual names for settings. `WEIR__SECTION__KEY` goes before them; of two for the same key the
-/// later one.
+/// Common names of settings in deployments. `WEIR__SECTION__KEY` takes precedence; of two names for the same key the later
+/// one.
 const ALIASES: [(&str, &str); 22] = [
     ("REDIS_HOST", "redis.host"),
     ("REDIS_PORT", "redis.port"),
@@ -37,7 +37,7 @@ const ALIASES: [(&str, &str); 22] = [
     ("MLFLOW_TRACKING_TOKEN", "registry.token"),
 ];
 
-/// Keys that are lists; in a variable commas separate them.
+/// Keys of lists, which are separated by commas in variables.
 const LISTS: [&str; 8] = [
     "engine.gpus",
     "engine.library_folders",
@@ -49,14 +49,14 @@ const LISTS: [&str; 8] = [
     "s3.allow_prefixes",
 ];
 
-/// Where settings come from, before they are read.
+/// The sources of settings.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
-    /// `--config`; without it ./weir.toml is read if it is there.
+    /// `--config`; without it ./weir.toml is read if it exists.
     pub file: Option<PathBuf>,
     /// The environment.
     pub env: HashMap<String, String>,
-    /// Keys and values that flags set, such as `http.listen`, with the flag's name.
+    /// Flags: name, key such as `http.listen`, and value.
     pub flags: Vec<(&'static str, &'static str, String)>,
 }
 
@@ -65,14 +65,14 @@ pub struct Layers {
 pub struct Loaded {
     /// The validated configuration.
     pub config: Config,
-    /// The layers that set something, in order: a file's path, `environment`, `flags`.
+    /// The layers with values, in order: a file's path, `environment`, `flags`.
     pub sources: Vec<String>,
 }
 
-/// Why a configuration is refused.
+/// Why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file can't be read or is not TOML.
+    /// The file cannot be read or is not TOML.
     #[error("configuration file {}: {reason}", path.display())]
     File {
         /// The file.
@@ -80,14 +80,14 @@ pub enum ConfigError {
         /// What is wrong, with line and column where there is one.
         reason: String,
     },
-    /// A key is unknown or its value is bad.
+    /// A key is unknown or its value is invalid.
     #[error("{source_name}: {key} = {value}: {reason}")]
     Refused {
         /// The layer, or the variable or flag itself.
         source_name: String,
         /// Dotted key.
         key: String,
-        /// The value as given; hidden for secrets and under unknown keys, which may be a secret's mistyped.
+        /// The value; hidden for secrets and unknown keys, which may be mistyped names of secrets.
         value: String,
         /// What is wrong with it.
         reason: String,
@@ -110,15 +110,15 @@ struct Layer {
 }
 
 impl Layers {
-    /// The process's own environment, and nothing else.
+    /// The process's environment only.
     pub fn from_process() -> Self {
-        // A variable that is no text is none of ours.
+        // Variables that are not text are ignored.
         let text =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
         Self { env: text.collect(), ..Self::default() }
     }
 
-    /// Reads, lays over each other and validates.
+    /// Reads, merges and validates.
     ///
     /// # Errors
     /// [`ConfigError`], naming key, value and layer.
@@ -183,19 +183,19 @@ impl Layers {
     }
 }
 
-/// Text from a variable or a flag as the value it stands for.
+/// The value of a text from a variable or a flag.
 fn parse(key: &str, text: &str) -> Value {
     let kind = if LISTS.contains(&key) {
         let items = text.split(',').map(str::trim).filter(|t| !t.is_empty());
         ValueKind::Array(items.map(|item| Value::new(None, item)).collect())
     } else {
-        // What a number or a switch is, its key's type decides: a box may well be called 007.
+        // The key's type decides how text is read: a box may be called 007.
         ValueKind::String(text.into())
     };
     Value::new(None, kind)
 }
 
-/// Beside a Service named `redis`, Kubernetes sets REDIS_PORT to an address (`tcp://10.2.0.7:6379`) in every pod.
+/// With a Service named `redis`, Kubernetes sets REDIS_PORT to an address (`tcp://10.2.0.7:6379`) in every pod.
 fn unlinked<'a>(key: &str, text: &'a str) -> &'a str {
     match text.strip_prefix("tcp://").and_then(|address| address.rsplit_once(':')) {
         Some((_, port)) if key == "redis.port" => port,
@@ -213,7 +213,7 @@ fn flatten(prefix: &str, map: Map<String, Value>, out: &mut impl FnMut(String, V
     }
 }
 
-/// Lays this one key over the defaults, so that what is refused is known to be this key of this layer.
+/// Merges a single key with the defaults, so that an error is known to be of this key and layer.
 fn check_one(origin: &str, key: &str, value: &Value) -> Result<(), ConfigError> {
     config::Config::builder()
         .set_override(key, value.clone())
@@ -223,13 +223,13 @@ fn check_one(origin: &str, key: &str, value: &Value) -> Result<(), ConfigError> 
         .map_err(|e| refused(origin, key, value, &e))
 }
 
-/// Words in the names of secrets, and of what somebody may take for a secret's name.
+/// Words in names of secrets, also in mistyped ones.
 const SECRET: [&str; 6] = ["pass", "pwd", "secret", "token", "key", "credential"];
 
 fn refused(origin: &str, key: &str, value: &Value, error: &config::ConfigError) -> ConfigError {
     let secret = SECRET.iter().any(|word| key.contains(word));
     let error = error.to_string();
-    // Only `section.key` and `models.name.key` can be keys; the text of an unknown one holds its name, never its value.
+    // Only `section.key` and `models.name.key` are keys; the error of an unknown one contains its name, never its value.
     let unknown = error.contains("unknown field");
     let known = !unknown && (key == "data_dir" || key.split('.').count() == 2 || key.starts_with("models."));
     let shown = match &value.kind {
@@ -241,7 +241,7 @@ fn refused(origin: &str, key: &str, value: &Value, error: &config::ConfigError) 
     ConfigError::Refused { source_name: origin.into(), key: key.into(), value: shown, reason }
 }
 
-/// Where and why a file is no TOML. The parser's own text would show the line, and with it perhaps a password.
+/// Where and why a file is not TOML. The parser's own text would show the line, which may contain a password.
 fn not_toml(text: &str) -> String {
     let Err(error) = toml::from_str::<toml::Table>(text) else { return "it is not TOML".into() };
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! The configurations of models: which are served, where they come from, how a new version is rolled out.
+//! `[model]` and `[models]`: what is served. `[registry]`, `[monitoring]` and `[admin]`: where versions come from, what is
+//! reported, and who may change what is served.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,19 +9,18 @@ use bytesize::ByteSize;
 use cloud_sync::registry::ModelReference;
 use cloud_sync::secret::Secret;
 use serde::{Deserialize, Serialize};
-use url::Url;
 
-use super::Config;
+use super::check::{Check, at_least, either, http_url, within};
 
 /// A model that is served.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Its name, as in `?model=`; the bundle's own name otherwise. Only for the default model: the others are named by
-    /// their tables.
+    /// Its name, as in `?model=`; the bundle's own name otherwise. Only for the default model: the others are named by their
+    /// tables.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Folder of the bundle that is served until a version of `follow` is here.
+    /// Folder of the bundle that is served until a version of `follow` is loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<PathBuf>,
     /// What to follow in the registry: `fish-classifier@champion`, or `fish-classifier/3` for good.
@@ -29,7 +28,36 @@ pub struct ModelConfig {
     pub follow: String,
 }
 
-/// Where versions of models come from. Without `uri` and `dir` there is no registry.
+impl ModelConfig {
+    /// `key` is the setting; `has_registry` is whether there is a registry to follow.
+    pub(super) fn validate(&self, key: &'static str, has_registry: bool) -> Check {
+        if self.follow.is_empty() {
+            return Ok(());
+        }
+        ModelReference::from_str(&self.follow).map_err(|error| (key, error.to_string()))?;
+        if !has_registry {
+            let follow = &self.follow;
+            let what = format!("{follow:?}, but there is no registry; set registry.uri or registry.dir");
+            return Err((key, what));
+        }
+        Ok(())
+    }
+
+    /// Checks a model that has a table of its own, `[models.NAME]`.
+    pub(super) fn validate_named(&self, name: &str, has_registry: bool) -> Check {
+        plain_name("models", name)?;
+        self.validate("models", has_registry)?;
+        if self.follow.is_empty() && self.bundle.is_none() {
+            return Err(("models", format!("[models.{name}] has neither bundle nor follow")));
+        }
+        if !self.name.is_empty() {
+            return Err(("models", format!("[models.{name}] is its name; it takes no key called name")));
+        }
+        Ok(())
+    }
+}
+
+/// The source of models' versions. Without `uri` and `dir` there is no registry.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistryConfig {
@@ -38,7 +66,7 @@ pub struct RegistryConfig {
     /// A folder of models in place of a server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// The user, for servers that ask for one.
+    /// The user, for servers with a login.
     pub user: String,
     /// Their password.
     pub password: Secret,
@@ -53,76 +81,18 @@ pub struct RegistryConfig {
     /// PEM file of the authorities that may have signed the server's certificate; the system's otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// How often the registry is asked; up to a fifth more or less, so that a fleet does not ask at once.
+    /// Interval at which the registry is polled, with a jitter of a fifth, so that a fleet does not poll at once.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
-    /// Longest time for one answer of the server, or for a pause in a download.
+    /// Timeout of a reply of the server, or of a pause in a download.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Versions of each model that stay on disk.
+    /// Versions per model that are kept on disk.
     pub retain_versions: usize,
-    /// Largest version, all files together.
+    /// Maximum size of a version, all files together.
     pub max_bundle: ByteSize,
-    /// Whether versions are tagged with what this box does with them (`weir.<node>.state`).
+    /// Whether versions are tagged with their state on this box (`weir.<node>.state`).
     pub tag: bool,
-}
-
-/// How a new version of a model comes to serve. With everything at 0 it serves as soon as its golden cases are right.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RolloutConfig {
-    /// Images that the new version computes in the shadow of the one that serves, before it answers anybody; 0 for none.
-    pub shadow_images: u64,
-    /// How long it is in the shadow at least; 0s for no such bound.
-    #[serde(with = "humantime_serde")]
-    pub shadow_time: Duration,
-    /// Percentage of cameras that the new version answers at first; 0 for none.
-    pub canary: f64,
-    /// Images that it answers so at least.
-    pub canary_images: u64,
-    /// How long it answers so at least.
-    #[serde(with = "humantime_serde")]
-    pub canary_time: Duration,
-    /// Longest time that shadow or canary may last; what has been seen by then decides, and a version that has computed
-    /// nothing stays on trial. 0s for no bound.
-    #[serde(with = "humantime_serde")]
-    pub max_trial_time: Duration,
-    /// How long a promoted version is held against the same limits, and rolled back where it passes one; 0s for never.
-    #[serde(with = "humantime_serde")]
-    pub monitor_time: Duration,
-    /// Share of images that the new version may fail on, 0 to 1.
-    pub max_error_rate: f64,
-    /// How much longer than the one that serves it may compute, at the 95th percentile.
-    pub max_latency_ratio: f64,
-    /// Share of images with another best label than the one that serves says, 0 to 1.
-    pub max_disagreement: f64,
-    /// How long the version before stays loaded, so that the way back takes no time.
-    #[serde(with = "humantime_serde")]
-    pub keep_previous_loaded: Duration,
-}
-
-/// A summary of what this box sees, sent to the registry.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MonitoringConfig {
-    /// Whether there is one.
-    pub enabled: bool,
-    /// How often.
-    #[serde(with = "humantime_serde")]
-    pub interval: Duration,
-    /// The experiment that collects them.
-    pub experiment: String,
-}
-
-/// Who may change what is served.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdminConfig {
-    /// The token that requests to change something must bear; without one they are refused.
-    pub token: Secret,
-    /// File that holds the token, in place of `token`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_file: Option<PathBuf>,
 }
 
 impl Default for RegistryConfig {
@@ -145,22 +115,41 @@ impl Default for RegistryConfig {
     }
 }
 
-impl Default for RolloutConfig {
-    fn default() -> Self {
-        Self {
-            shadow_images: 0,
-            shadow_time: Duration::ZERO,
-            canary: 0.0,
-            canary_images: 100,
-            canary_time: Duration::from_secs(300),
-            max_trial_time: Duration::from_secs(24 * 3600),
-            monitor_time: Duration::from_secs(600),
-            max_error_rate: 0.01,
-            max_latency_ratio: 2.0,
-            max_disagreement: 0.2,
-            keep_previous_loaded: Duration::from_secs(600),
-        }
+impl RegistryConfig {
+    /// Whether there is a registry.
+    pub fn is_configured(&self) -> bool {
+        !self.uri.is_empty() || self.dir.is_some()
     }
+
+    pub(super) fn validate(&self) -> Check {
+        let login = "registry.user, registry.password and registry.token say the rest";
+        http_url("registry.uri", &self.uri, login)?;
+        if let (false, Some(dir)) = (self.uri.is_empty(), &self.dir) {
+            return Err(("registry.dir", format!("{} beside registry.uri; choose one", dir.display())));
+        }
+        either("registry.password_file", &self.password, self.password_file.as_ref(), "secret")?;
+        either("registry.token_file", &self.token, self.token_file.as_ref(), "secret")?;
+        at_least("registry.poll_interval", self.poll_interval, Duration::from_millis(100))?;
+        at_least("registry.timeout", self.timeout, Duration::from_millis(100))?;
+        within("registry.retain_versions", self.retain_versions, 1, 1000)?;
+        if self.max_bundle < ByteSize::mib(1) {
+            return Err(("registry.max_bundle", format!("{} is less than 1 MiB", self.max_bundle)));
+        }
+        Ok(())
+    }
+}
+
+/// Summaries of predictions, sent to the registry.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MonitoringConfig {
+    /// Whether they are sent.
+    pub enabled: bool,
+    /// Interval.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// The experiment that they belong to.
+    pub experiment: String,
 }
 
 impl Default for MonitoringConfig {
@@ -169,128 +158,37 @@ impl Default for MonitoringConfig {
     }
 }
 
-impl RegistryConfig {
-    /// Whether there is a registry.
-    pub fn is_configured(&self) -> bool {
-        !self.uri.is_empty() || self.dir.is_some()
-    }
-}
-
-impl Config {
-    /// All models that are served but the default one, by name.
-    pub fn other_models(&self) -> &BTreeMap<String, ModelConfig> {
-        &self.models
-    }
-
-    /// What no single key of models can say.
-    ///
-    /// # Errors
-    /// The key, and a sentence that names the value and its bound.
-    pub(super) fn validate_models(&self) -> Result<(), (&'static str, String)> {
-        let name_is_plain = |name: &str| {
-            name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        };
-        if !name_is_plain(&self.model.name) {
-            return Err((
-                "model.name",
-                format!("{:?}: up to 64 letters, digits, '.', '_' and '-'", self.model.name),
-            ));
-        }
-        for (name, model) in std::iter::once((&self.model.name, &self.model)).chain(&self.models) {
-            let key = if std::ptr::eq(model, &raw const self.model) { "model.follow" } else { "models" };
-            if !name_is_plain(name) {
-                return Err((key, format!("{name:?}: up to 64 letters, digits, '.', '_' and '-'")));
-            }
-            if !model.follow.is_empty() {
-                ModelReference::from_str(&model.follow).map_err(|e| (key, e.to_string()))?;
-                if !self.registry.is_configured() {
-                    let what = format!(
-                        "{:?}, but there is no registry; set registry.uri or registry.dir",
-                        model.follow
-                    );
-                    return Err((key, what));
-                }
-            }
-        }
-        for (name, model) in &self.models {
-            if model.follow.is_empty() && model.bundle.is_none() {
-                return Err(("models", format!("[models.{name}] has neither bundle nor follow")));
-            }
-            if !model.name.is_empty() {
-                return Err(("models", format!("[models.{name}] is its name; it takes no key called name")));
-            }
-        }
-        self.validate_registry()?;
-        self.validate_rollout()
-    }
-
-    fn validate_registry(&self) -> Result<(), (&'static str, String)> {
-        let registry = &self.registry;
-        if registry.uri.contains(['@', '?', '#']) {
-            let what = "(hidden): scheme, host, port and path only; registry.user, registry.password and \
-                        registry.token say the rest";
-            return Err(("registry.uri", what.into()));
-        }
-        let scheme = Url::parse(&registry.uri).map(|url| url.scheme().to_owned());
-        if !registry.uri.is_empty() && !matches!(scheme.as_deref(), Ok("http" | "https")) {
-            return Err(("registry.uri", format!("{:?} is no http or https URL", registry.uri)));
-        }
-        if let (false, Some(dir)) = (registry.uri.is_empty(), &registry.dir) {
-            return Err(("registry.dir", format!("{} beside registry.uri; choose one", dir.display())));
-        }
-        let secrets = [
-            ("registry.password_file", &registry.password, &registry.password_file),
-            ("registry.token_file", &registry.token, &registry.token_file),
-            ("admin.token_file", &self.admin.token, &self.admin.token_file),
-        ];
-        for (key, secret, file) in secrets {
-            if file.is_some() && !secret.is_empty() {
-                return Err((key, "set beside the secret itself; choose one".into()));
-            }
-        }
-        let least = |key, value: Duration, least: Duration| match value < least {
-            true => Err((key, format!("{} is less than {}", show(value), show(least)))),
-            false => Ok(()),
-        };
-        least("registry.poll_interval", registry.poll_interval, Duration::from_millis(100))?;
-        least("registry.timeout", registry.timeout, Duration::from_millis(100))?;
-        least("monitoring.interval", self.monitoring.interval, Duration::from_secs(1))?;
-        if !(1..=1000).contains(&registry.retain_versions) {
-            return Err((
-                "registry.retain_versions",
-                format!("{} is not between 1 and 1000", registry.retain_versions),
-            ));
-        }
-        if registry.max_bundle < ByteSize::mib(1) {
-            return Err(("registry.max_bundle", format!("{} is less than 1 MiB", registry.max_bundle)));
-        }
-        if self.monitoring.enabled && !registry.is_configured() {
+impl MonitoringConfig {
+    pub(super) fn validate(&self, has_registry: bool) -> Check {
+        at_least("monitoring.interval", self.interval, Duration::from_secs(1))?;
+        if self.enabled && !has_registry {
             return Err(("monitoring.enabled", "true, but there is no registry to report to".into()));
         }
         Ok(())
     }
+}
 
-    fn validate_rollout(&self) -> Result<(), (&'static str, String)> {
-        let rollout = &self.rollout;
-        for (key, value, high) in [
-            ("rollout.canary", rollout.canary, 100.0),
-            ("rollout.max_error_rate", rollout.max_error_rate, 1.0),
-            ("rollout.max_disagreement", rollout.max_disagreement, 1.0),
-        ] {
-            if !(0.0..=high).contains(&value) {
-                return Err((key, format!("{value} is not between 0 and {high}")));
-            }
-        }
-        if !(rollout.max_latency_ratio >= 1.0 && rollout.max_latency_ratio.is_finite()) {
-            return Err((
-                "rollout.max_latency_ratio",
-                format!("{} is not 1 or more", rollout.max_latency_ratio),
-            ));
-        }
-        Ok(())
+/// Requests that change what is served.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// The bearer token of such requests; without one they are refused.
+    pub token: Secret,
+    /// File that holds the token, in place of `token`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+}
+
+impl AdminConfig {
+    pub(super) fn validate(&self) -> Check {
+        either("admin.token_file", &self.token, self.token_file.as_ref(), "secret")
     }
 }
 
-fn show(time: Duration) -> humantime::FormattedDuration {
-    humantime::format_duration(time)
+/// A model's name: it becomes part of paths, URLs and labels.
+pub(super) fn plain_name(key: &'static str, name: &str) -> Check {
+    match name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+        true => Ok(()),
+        false => Err((key, format!("{name:?}: up to 64 letters, digits, '.', '_' and '-'"))),
+    }
 }

@@ -1,4 +1,4 @@
-//! Connections of fetches: only to addresses that may be reached, with the certificates that are trusted.
+//! Connections of fetches: only to allowed addresses, with the trusted certificates.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,16 +15,16 @@ use rustls::ClientConfig;
 use super::{FetchError, guard};
 use crate::config::FetchConfig;
 
-/// Over which connection a request is sent.
+/// The connection for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Connection {
-    /// One that is open already, where there is one.
+    /// An open one, if there is one.
     Kept,
     /// A new one.
     New,
 }
 
-/// The HTTP clients, which differ in nothing but their connections.
+/// The HTTP clients, which differ only in their connections.
 pub(super) struct Clients {
     /// Keeps connections for the next request.
     pooled: Client,
@@ -41,9 +41,9 @@ impl Clients {
         })
     }
 
-    /// The head of the response to a GET. A server may close a kept connection just as a request is written to it, so
-    /// a request that fails on an open connection before any response is sent once more, over a new connection;
-    /// `connection` then says so.
+    /// Sends a GET and returns the head of the response. A server may close a kept connection while a request is written to it,
+    /// so a request that fails there before any response is sent again over a new connection; then `connection` is
+    /// [`Connection::New`].
     pub(super) async fn get(
         &self,
         url: &Url,
@@ -61,7 +61,7 @@ impl Clients {
     }
 }
 
-/// What `fetch.ca_file` has trusted; `None` without one.
+/// The TLS configuration with `fetch.ca_file`; `None` without one.
 pub(super) fn trusted(config: &FetchConfig) -> Result<Option<ClientConfig>, CaFileError> {
     config.ca_file.as_deref().map(|file| trusting(file, Besides::System)).transpose()
 }
@@ -71,12 +71,12 @@ fn build_client(
     trusted: Option<ClientConfig>,
     idle: usize,
 ) -> Result<Client, String> {
-    // A second installation is refused, which is as good: then there is a provider already.
+    // Fails if a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = Client::builder()
         .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
-        // A proxy would resolve and connect in our stead, past the guard.
+        // A proxy would resolve and connect itself, which bypasses the guard.
         .no_proxy()
         .dns_resolver(resolver)
         .pool_max_idle_per_host(idle)
@@ -87,8 +87,7 @@ fn build_client(
     builder.build().map_err(|e| e.to_string())
 }
 
-/// Resolves a name once and gives out only the addresses that may be reached, so that what was checked is what is
-/// connected to.
+/// Resolves a name once and returns only allowed addresses, so that the checked addresses are the ones connected to.
 pub(super) struct GuardedResolver {
     pub(super) allow: Arc<[IpNet]>,
     pub(super) lookup: Arc<dyn Lookup>,
@@ -120,7 +119,7 @@ impl Resolve for GuardedResolver {
                 found.await?.into_iter().partition(|address| guard::may_reach(*address, &allow));
             match (good.is_empty(), bad.first()) {
                 (true, Some(&address)) => Err(FetchError::Refused { host, address }.into()),
-                // The client puts the URL's port in place of 0.
+                // The client replaces port 0 with the URL's port.
                 _ => Ok(Box::new(good.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs),
             }
         })

@@ -1,5 +1,5 @@
-//! Which URLs and addresses may be reached. Sources: the IANA special-purpose address registries for IPv4 and IPv6, and
-//! the cloud providers' documentation for their metadata addresses.
+//! The rules for URLs and addresses. Sources: the IANA special-purpose address registries for IPv4 and IPv6, and the cloud
+//! providers' documentation of their metadata addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,8 +8,8 @@ use reqwest::Url;
 
 use super::FetchError;
 
-/// Credentials live behind these, so no configuration opens them: link-local metadata of most clouds, container
-/// credentials, the addresses that Alibaba, Azure, Oracle, Scaleway and Tencent have of their own, and the IPv6 forms.
+/// These serve credentials, so no configuration allows them: link-local metadata of most clouds, container credentials, the own
+/// addresses of Alibaba, Azure, Oracle, Scaleway and Tencent, and the IPv6 forms.
 const METADATA: [IpAddr; 13] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
@@ -26,8 +26,8 @@ const METADATA: [IpAddr; 13] = [
     IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
 ];
 
-/// Checks what the URL itself shows: scheme, userinfo, and the address if the host is one. Names are checked by the
-/// resolver. Decimal, octal and hexadecimal IPv4 forms are addresses to the URL parser, so they are caught here.
+/// Checks the URL itself: scheme, userinfo, and the address if the host is one. The resolver checks names. The URL parser turns
+/// decimal, octal and hexadecimal IPv4 forms into addresses, so that they are checked here.
 ///
 /// # Errors
 /// [`FetchError::BadUrl`] or [`FetchError::Refused`].
@@ -47,8 +47,8 @@ pub fn check_url(url: &Url, allow: &[IpNet]) -> Result<(), FetchError> {
     }
 }
 
-/// Whether this box may connect to the address: public, or in an allowed network; metadata never. An IPv6 address
-/// that stands for an IPv4 one is judged by both.
+/// Whether connections to the address are allowed: it is public or in an allowed network, and not a metadata address. An IPv6
+/// address that contains an IPv4 one must pass as both.
 pub fn may_reach(address: IpAddr, allow: &[IpNet]) -> bool {
     let inner = embedded_v4(address);
     let forms = [Some(address), inner.map(IpAddr::V4)];

@@ -1,7 +1,6 @@
-//! `image_url` -> bytes. Somebody else chose the URL, so this is a security boundary: only public addresses (and the
-//! networks that the operator allows), one resolution whose addresses are the ones connected to, every redirect
-//! checked anew, bounds on time, rate and size. [`guard`] holds the rules, [`client`] the connections, this module the
-//! transfer.
+//! `image_url` -> bytes. The URL is untrusted input, so this is a security boundary: only public addresses (and networks that
+//! the operator allows), connections only to the addresses of the one resolution that was checked, every redirect checked again,
+//! limits on time, rate and size. [`guard`] has the rules, [`client`] the connections, this module the transfer.
 
 mod client;
 pub mod guard;
@@ -26,7 +25,7 @@ use crate::pace::{Pace, Rate};
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// `fetch.enabled = false`.
-    #[error("image_url is switched off here (fetch.enabled = false): post the image itself")]
+    #[error("image_url is disabled here (fetch.enabled = false): post the image itself")]
     Disabled,
     /// Not a URL, or one with a part that is not served.
     #[error("image_url: {reason}")]
@@ -52,7 +51,7 @@ pub enum FetchError {
         /// What went wrong.
         reason: String,
     },
-    /// The server answered something else than 200.
+    /// The server replied with another status than 200.
     #[error("image_url: {host} answered with status {status}")]
     Status {
         /// Host as in the URL.
@@ -60,7 +59,7 @@ pub enum FetchError {
         /// The status.
         status: u16,
     },
-    /// More bytes than a body may have.
+    /// The image is larger than a body may be.
     #[error("image_url: the image at {host} is larger than {limit} bytes")]
     TooLarge {
         /// Host as in the URL.
@@ -74,7 +73,7 @@ pub enum FetchError {
         /// Bound.
         limit: usize,
     },
-    /// The time is over.
+    /// The fetch timed out.
     #[error("image_url: {host} took longer than {} ms", limit.as_millis())]
     TimedOut {
         /// Host as in the first URL.
@@ -82,7 +81,7 @@ pub enum FetchError {
         /// Bound.
         limit: Duration,
     },
-    /// The bytes come too slowly.
+    /// The transfer is too slow.
     #[error(
         "image_url: {host} sends fewer than {rate} bytes a second over {} s (fetch.min_rate, fetch.rate_window)",
         window.as_secs_f32()
@@ -90,7 +89,7 @@ pub enum FetchError {
     TooSlow {
         /// Host as in the URL.
         host: String,
-        /// Bound in bytes a second.
+        /// Minimum rate in bytes per second.
         rate: u64,
         /// Time over which it is averaged.
         window: Duration,
@@ -98,13 +97,13 @@ pub enum FetchError {
     /// Too many fetches at once, or no memory left for another image.
     #[error("image_url: too many images are being fetched; try again")]
     NoRoom,
-    /// The HTTP client can't be set up (no root certificates, say).
+    /// The HTTP client cannot be set up, for example without root certificates.
     #[error("image_url: the HTTP client can't be set up: {0}")]
     Client(String),
 }
 
 impl FetchError {
-    /// The reason for programs.
+    /// The error code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Disabled => "fetch_disabled",
@@ -118,7 +117,7 @@ impl FetchError {
         }
     }
 
-    /// Whether the same URL may well be fetched a little later: the other side was slow, away or overloaded.
+    /// Whether a later fetch of the same URL may succeed: the server was slow, down or overloaded.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::TimedOut { .. } | Self::TooSlow { .. } | Self::Failed { .. } => true,
@@ -128,10 +127,10 @@ impl FetchError {
     }
 }
 
-/// Memory for an image before anything is known of its length.
+/// Initial memory for an image of unknown length.
 const FIRST_BYTES: usize = 64 << 10;
 
-/// Asked before an image in memory grows to so many bytes; false refuses.
+/// Called before an image in memory grows to this many bytes; false refuses.
 pub type Room<'a> = &'a mut (dyn FnMut(usize) -> bool + Send);
 
 /// Fetches images by URL.
@@ -144,15 +143,15 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// A fetcher with these bounds; `max_bytes` is the bound on one image. The HTTP client is made on first use.
+    /// A fetcher for images of up to `max_bytes`. The HTTP client is made on first use.
     pub fn new(config: FetchConfig, max_bytes: usize) -> Self {
         Self::with_lookup(config, max_bytes, Arc::new(SystemLookup))
     }
 
-    /// Looks whether `fetch.ca_file` can be used, without waiting for the first fetch.
+    /// Checks `fetch.ca_file` before the first fetch.
     ///
     /// # Errors
-    /// With what is wrong with the file.
+    /// [`CaFileError`].
     pub fn check_ca_file(&self) -> Result<(), CaFileError> {
         client::trusted(&self.config).map(drop)
     }
@@ -162,8 +161,8 @@ impl Fetcher {
         Self { running, lookup, config, max_bytes, clients: OnceLock::new() }
     }
 
-    /// Fetches one image within `time`, or within the configured timeout if that is shorter. `room` is asked before
-    /// the image in memory grows to so many bytes, and says whether it may.
+    /// Fetches one image within `time`, or within the configured timeout if that is shorter. `room` is called before the image
+    /// in memory grows.
     ///
     /// # Errors
     /// [`FetchError`].
@@ -181,7 +180,7 @@ impl Fetcher {
         }
     }
 
-    /// The HTTP clients. Where they can't be made (`fetch.ca_file` is being replaced, say), the next fetch tries again.
+    /// The HTTP clients. If they cannot be made, for example while `fetch.ca_file` is being replaced, the next fetch tries again.
     fn clients(&self) -> Result<&Clients, FetchError> {
         if let Some(clients) = self.clients.get() {
             return Ok(clients);
@@ -198,9 +197,8 @@ impl Fetcher {
         for _ in 0..=self.config.max_redirects {
             guard::check_url(&url, &self.config.allow_networks)?;
             let host = host_of(&url);
-            // A transfer that breaks off is begun once more, on a new connection: a camera that is restarted, or a server
-            // that closes what it kept open, is no reason to fail. What was received is not gone on with, since cameras
-            // make a new picture for each request.
+            // A transfer that breaks off is retried once, on a new connection: a camera that restarts, or a server that closes a
+            // kept connection, is no reason to fail. It starts from the beginning, since cameras take a new picture per request.
             let mut connection = Connection::Kept;
             let response = loop {
                 let response = clients.get(&url, &mut connection).await.map_err(|e| failed(&host, &e))?;
@@ -270,7 +268,7 @@ impl Fetcher {
             }
             let needed = body.len() + chunk.len();
             if needed > body.capacity() {
-                // What will be allocated is asked for, not what is in it.
+                // For what will be allocated, not for what is in it.
                 let doubled = (2 * body.capacity()).max(FIRST_BYTES).min(length.unwrap_or(limit));
                 let capacity = needed.max(doubled);
                 if !room(capacity) {
@@ -283,18 +281,18 @@ impl Fetcher {
     }
 }
 
-/// Why an image was not received in full.
+/// Why an image was not received completely.
 enum Broken {
-    /// The connection ended, or what came over it is no HTTP.
+    /// The connection ended, or its data is not HTTP.
     Transfer(reqwest::Error),
-    /// A bound was passed.
+    /// A limit was exceeded.
     Bound(FetchError),
 }
 
 fn redirect_target(from: &Url, response: &reqwest::Response) -> Result<Url, FetchError> {
     let bad = |reason: &str| FetchError::BadUrl { reason: format!("{} redirects {reason}", host_of(from)) };
     let location = response.headers().get("location").ok_or_else(|| bad("without saying where"))?;
-    // Many servers send what is beyond ASCII as it is; the URL parser encodes it.
+    // Many servers send non-ASCII characters unencoded; the URL parser encodes them.
     let location = std::str::from_utf8(location.as_bytes());
     let location = location.map_err(|_| bad("to something that is no URL"))?;
     from.join(location).map_err(|_| bad("to something that is no URL"))
@@ -304,14 +302,14 @@ fn host_of(url: &Url) -> String {
     url.host_str().unwrap_or("(no host)").to_owned()
 }
 
-/// Finds our own refusal inside the client's error, or the innermost reason.
+/// The resolver's refusal inside of the client's error, or the innermost reason.
 fn failed(host: &str, error: &reqwest::Error) -> FetchError {
-    // From its source on: the client's own text has the whole URL in it.
+    // Starts at the source: the client's own text contains the whole URL.
     let mut source = std::error::Error::source(error);
     let mut reason = "the transfer failed".to_owned();
     while let Some(inner) = source {
         if let Some(FetchError::Refused { host, address }) = inner.downcast_ref() {
-            tracing::info!(host, %address, "an image_url leads to an address that may not be reached");
+            tracing::info!(host, %address, "image_url refused: address not allowed");
             return FetchError::Refused { host: host.clone(), address: *address };
         }
         reason = inner.to_string();

@@ -1,4 +1,4 @@
-//! The bodies of the contract. /openapi.json is generated from these types.
+//! The bodies of requests and replies; /openapi.json is generated from these types.
 
 use std::collections::BTreeMap;
 
@@ -10,29 +10,29 @@ use crate::rollout::Step;
 /// Any error.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ErrorBody {
-    /// A sentence for a person.
+    /// A message for people.
     #[schema(example = "the image is truncated")]
     pub(super) error: String,
-    /// For a program.
+    /// A code for programs.
     #[schema(example = "corrupt_image")]
     pub(super) code: String,
-    /// The batch that it is about: the same request may be sent again under this id.
+    /// The batch of the error: the request may be repeated with this id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) request_id: Option<String>,
 }
 
-/// A JSON request: one of the two.
+/// A JSON request with one of both fields.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PredictBody {
-    /// Where the image is; it is fetched from public addresses and from the networks that the operator allows.
+    /// URL of the image; it is fetched from public addresses and from networks that the operator allows.
     #[schema(example = "https://example.com/fish.jpg")]
     pub(super) image_url: Option<String>,
     /// The image itself in base64, with or without a `data:` prefix.
     pub(super) image: Option<String>,
 }
 
-/// The answer to one image.
+/// The reply to one image.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PredictReply {
     /// Id of the request, also in the header X-Request-Id and in the event.
@@ -43,7 +43,7 @@ pub(super) struct PredictReply {
     pub(super) result: PredictResult,
 }
 
-/// What was seen in one image.
+/// The predictions for one image.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PredictResult {
     /// The best label.
@@ -56,25 +56,25 @@ pub(super) struct PredictResult {
     pub(super) predictions: Vec<LabelScore>,
     /// Whether the answer was computed for an earlier request with the same bytes.
     pub(super) cached: bool,
-    /// The camera that the request named.
+    /// The request's camera.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) camera: Option<String>,
     /// Milliseconds by stage; a cached answer has only `total`.
     pub(super) timings_ms: BTreeMap<&'static str, f64>,
 }
 
-/// The answer to a multipart request with several files.
+/// The reply to a multipart request with several files.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PredictManyReply {
-    /// Id of the request; the events have it too, with `-1`, `-2` and so on behind it.
+    /// Id of the request; events have it with the suffixes `-1`, `-2` and so on.
     pub(super) request_id: String,
     /// The model that answered.
     pub(super) model: ModelName,
-    /// One entry a file, in the order of the request.
+    /// One entry per file, in the order of the request.
     pub(super) results: Vec<FileResult>,
 }
 
-/// One file of several: what was seen, or why there is no answer.
+/// One file of several: its predictions, or why there are none.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct FileResult {
     /// The file's name in the request.
@@ -108,21 +108,21 @@ pub(super) struct ModelName {
     pub(super) version: String,
 }
 
-/// How the appliance is. What names hosts and paths, or is the text of an error, is told only to the operator: on the admin
-/// listener, or with the admin token.
+/// The state of the appliance. Host names, paths and error texts are for the operator only: on the admin listener, or with the
+/// admin token.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct HealthReply {
-    /// `starting`, `ready`, `degraded` (it answers, but something is wrong: see the parts) or `draining`.
+    /// `starting`, `ready`, `degraded` (requests are answered, but a part has a problem) or `draining`.
     pub(super) status: &'static str,
     pub(super) version: &'static str,
     /// Name of this box; for the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) node: Option<String>,
     pub(super) uptime_s: u64,
-    /// What computes; absent while starting.
+    /// The device; absent while starting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) device: Option<DeviceHealth>,
-    /// What is served.
+    /// The models.
     pub(super) models: Vec<ModelHealth>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) queue: Option<QueueHealth>,
@@ -130,35 +130,35 @@ pub(super) struct HealthReply {
     pub(super) cache: Option<CacheHealth>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) outbox: Option<OutboxHealth>,
-    /// The configured links to the cloud by name. That one is down is a normal state, and no reason to restart.
+    /// The configured links to the cloud by name. A link that is down is a normal state, and no reason to restart.
     pub(super) links: BTreeMap<String, LinkHealthReply>,
-    /// Events on their way to Kafka; absent where there is none.
+    /// Events for Kafka; absent without Kafka.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) uplink: Option<UplinkHealth>,
-    /// Images on their way to the object storage; absent where none are captured.
+    /// Captured images for the object storage; absent where none are captured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) capture: Option<CaptureHealth>,
-    /// Batch work; absent where there is none.
+    /// Batch work; absent where batches are disabled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) batches: Option<BatchHealth>,
-    /// What lies in the data directory for want of an object storage, once it has been counted.
+    /// Objects in the data directory, where there is no object storage and they have been counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) blobs: Option<BlobsHealth>,
-    /// Damaged files that were set aside when this process started, each replaced by an empty one; for the operator.
+    /// Damaged files that were quarantined at the start, each replaced by an empty one; for the operator.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) quarantined: Vec<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LinkHealthReply {
-    /// `up`, `down`, or `unused` while nothing was tried yet.
+    /// `up`, `down`, or `unused` before the first call.
     pub(super) status: &'static str,
-    /// Since when.
+    /// Time of the last change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) since: Option<String>,
     /// Calls that failed since the start.
     pub(super) failures: u64,
-    /// The newest failure; it stays when the link is back. For the operator.
+    /// The last error; kept when the link is up again. For the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_error: Option<String>,
 }
@@ -171,7 +171,7 @@ pub(super) struct UplinkHealth {
     pub(super) oldest_age_s: f64,
     /// Events sent since the start.
     pub(super) sent: u64,
-    /// Events that Kafka refused for good; they lie in the data directory.
+    /// Events that Kafka refused permanently; they are kept in the data directory.
     pub(super) dead_lettered: u64,
     /// Events that retention dropped before they were sent.
     pub(super) lost: u64,
@@ -185,11 +185,11 @@ pub(super) struct CaptureHealth {
     pub(super) bytes: u64,
     /// Images sent since the start.
     pub(super) sent: u64,
-    /// Images not kept for want of room.
+    /// Images not kept because space was short.
     pub(super) skipped: u64,
-    /// Images that the storage refused for good; they lie in the data directory as far as there is room.
+    /// Images that the storage refused permanently; they are kept in the data directory while there is space.
     pub(super) dead: u64,
-    /// Why images wait; not there when they don't. For the operator.
+    /// Why images wait; absent if none do. For the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_error: Option<String>,
 }
@@ -198,9 +198,9 @@ pub(super) struct CaptureHealth {
 pub(super) struct BlobsHealth {
     /// Bytes on disk.
     pub(super) bytes: u64,
-    /// The bound on them.
+    /// Their limit.
     pub(super) max_bytes: u64,
-    /// Bytes that are free on that disk.
+    /// Free bytes on that disk.
     pub(super) free: u64,
 }
 
@@ -208,28 +208,28 @@ pub(super) struct BlobsHealth {
 pub(super) struct BatchHealth {
     /// `embedded` or `kafka`.
     pub(super) queue: &'static str,
-    /// Messages that wait for work, where that is known.
+    /// Waiting messages, where the number is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) waiting: Option<u64>,
-    /// Messages out for work by this process.
+    /// Messages in work in this process.
     pub(super) inflight: u64,
-    /// Whether it takes no more because enough are out.
+    /// Whether receiving is paused because enough messages are in work.
     pub(super) paused: bool,
     /// Images classified since the start.
     pub(super) completed: u64,
     /// Images failed since the start.
     pub(super) failed: u64,
-    /// Messages that were no batch work; they have a record under `dead-letter/`.
+    /// Invalid messages; they have a record under `dead-letter/`.
     pub(super) dead_letters: u64,
     /// Results that the results topic refused; they are in the results object.
     pub(super) refused_results: u64,
-    /// Messages whose images another message had done.
+    /// Messages whose images were already done by another message.
     pub(super) duplicates: u64,
     /// Messages that had moved to another worker when they were done.
     pub(super) lost: u64,
     /// Calls to the stores that were repeated.
     pub(super) retries: u64,
-    /// Files of batches that were damaged and set aside at the start.
+    /// Damaged files of batches that were quarantined at the start.
     pub(super) quarantined_files: u64,
 }
 
@@ -237,13 +237,13 @@ pub(super) struct BatchHealth {
 pub(super) struct DeviceHealth {
     /// `cpu`, `cuda` or `tensorrt`.
     pub(super) kind: String,
-    /// Why this one; for the operator.
+    /// The reason for its selection; for the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
     pub(super) lanes: usize,
     /// Lanes whose device works at this moment.
     pub(super) lanes_alive: usize,
-    /// Lanes on the CPU that stand in while no GPU works.
+    /// Fallback lanes on the CPU while no GPU works.
     pub(super) cpu_fallback_workers: usize,
 }
 
@@ -254,57 +254,57 @@ pub(super) struct ModelsReply {
     pub(super) models: Vec<ModelHealth>,
 }
 
-/// What a command to a model's rollout has done.
+/// The effect of a command to a rollout.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelDone {
     /// As in `?model=`.
     #[schema(example = "fish-classifier")]
     pub(super) model: String,
-    /// A sentence for a person.
+    /// A message for people.
     #[schema(example = "pinned to fish-classifier/3")]
     pub(super) done: String,
 }
 
-/// A model: the version that answers, and how the next one stands.
+/// A model: its current version and the state of its rollout.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelHealth {
     /// As in `?model=`.
     pub(super) model: String,
-    /// Name in the bundle that serves; empty while no version is here.
+    /// Name in the current bundle; empty while no version is loaded.
     pub(super) name: String,
-    /// Version in the bundle that serves.
+    /// Version in the current bundle.
     pub(super) version: String,
     pub(super) precision: String,
     /// Hex SHA-256 of the model file.
     pub(super) digest: String,
     pub(super) labels: usize,
-    /// The version that serves, as the registry calls it: `fish-classifier/3`; `bundle` for the configured folder.
+    /// The current version in the registry, such as `fish-classifier/3`; `bundle` for the configured folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) serving: Option<String>,
-    /// The version that a rollback goes back to; the configured bundle if there is none.
+    /// The version that a rollback returns to; the configured bundle if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) previous: Option<String>,
-    /// What is followed in the registry.
+    /// The followed alias or version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) follow: Option<String>,
-    /// The version that an operator has pinned.
+    /// The pinned version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pinned: Option<String>,
-    /// Where the rollout is.
+    /// The step of the rollout.
     pub(super) step: Step,
-    /// The version that is on its way.
+    /// The version that is being rolled out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) candidate: Option<String>,
     /// The version that is on trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) trial: Option<TrialHealth>,
-    /// Versions that are not tried again, oldest first.
+    /// Rejected versions, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) rejected: Vec<RejectedHealth>,
-    /// When the registry answered last.
+    /// Time of the registry's last reply.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) last_polled_at: Option<String>,
-    /// What went wrong last, if nothing went right since. For the operator.
+    /// The last error since the last success. For the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
 }
@@ -315,9 +315,9 @@ pub(super) struct TrialHealth {
     pub(super) percent: f64,
     /// Images that it has computed.
     pub(super) images: u64,
-    /// Images that it failed on for no fault of theirs.
+    /// Images on which it failed, where the image is not the cause.
     pub(super) failed: u64,
-    /// Images that the version that serves has computed too.
+    /// Images that the current version has computed too.
     pub(super) compared: u64,
     /// Those of them with another best label.
     pub(super) disagreed: u64,
@@ -326,7 +326,7 @@ pub(super) struct TrialHealth {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct RejectedHealth {
     pub(super) version: String,
-    /// Why; for the operator.
+    /// The reason; for the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
     pub(super) at: String,
@@ -348,7 +348,7 @@ pub(super) struct CacheHealth {
 pub(super) struct OutboxHealth {
     /// Whether the last append was made durable.
     pub(super) healthy: bool,
-    /// Why not; for the operator.
+    /// The error, if it was not; for the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
     /// Events on disk.
@@ -357,7 +357,7 @@ pub(super) struct OutboxHealth {
     pub(super) backlog: u64,
     /// Bytes on disk.
     pub(super) bytes: u64,
-    /// Events dropped at the bound since the start.
+    /// Events dropped at the limit since the start.
     pub(super) dropped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) oldest_age_s: Option<u64>,

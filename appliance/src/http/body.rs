@@ -1,8 +1,8 @@
-//! Request bodies under bounds: on one body's size, on all bodies together ([`BodyMemory`]), and on the time a body may take. A
-//! large one goes to a file.
+//! Request bodies within limits: on the size of a body, on the memory of all bodies ([`BodyMemory`]), and on the time that a body
+//! may take. A large body is spooled to a file.
 //!
-//! A body that is refused is still taken off the connection for a moment, in the background and without being kept:
-//! a server that closes with unread data in its socket resets the connection, and the client never sees why.
+//! The rest of a refused body is read and discarded for a moment, in the background: a server that closes a socket with unread
+//! data resets the connection, and the client never sees the reply.
 
 use std::io;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const WRITE_BYTES: usize = 256 << 10;
 pub(super) enum BodyError {
     #[error("the body is larger than {limit} bytes ({section}.max_body)")]
     TooLarge { limit: usize, section: &'static str },
-    #[error("the body did not arrive whole within {} s ({section}.body_timeout)", limit.as_secs_f32())]
+    #[error("the body did not arrive completely within {} s ({section}.body_timeout)", limit.as_secs_f32())]
     TimedOut { limit: Duration, section: &'static str },
     #[error("the connection ended within the body: {reason}")]
     Broken { reason: String },
@@ -39,11 +39,11 @@ pub(super) enum BodyError {
     Disk(#[source] io::Error),
 }
 
-/// Bounds on one body.
+/// Limits of one body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimits {
     pub(super) bytes: usize,
-    /// The section of the configuration that they come from.
+    /// Their section in the configuration.
     pub(super) section: &'static str,
     pub(super) time: Duration,
 }
@@ -54,8 +54,8 @@ impl BodyLimits {
     }
 }
 
-/// Reads a body whole, into memory that is reserved before and held until the last clone of the bytes is dropped. On an
-/// error the rest is drained in the background.
+/// Reads a whole body, into memory that is reserved first and released when the last clone of the bytes is dropped. On an error
+/// the rest is discarded in the background.
 pub(super) async fn read<S, B, E>(
     headers: &HeaderMap,
     stream: S,
@@ -67,8 +67,8 @@ where
     B: Buf + Send,
     E: std::error::Error + Send + 'static,
 {
-    // What the head alone refuses is refused before the stream is asked for a chunk, which would tell a client that
-    // waits for "100 Continue" to send.
+    // A head that is refused is refused before the stream is polled, which would send "100 Continue" to a client that waits
+    // for it.
     let declared = match declared_length(headers, limits) {
         Ok(declared) => declared,
         Err(error) => {
@@ -87,7 +87,7 @@ where
     Err(error)
 }
 
-/// Reads a body into a file and returns its length. On an error the rest is drained in the background.
+/// Reads a body into a file and returns its length. On an error the rest is discarded in the background.
 pub(super) async fn read_to_file<S, B, E>(
     headers: &HeaderMap,
     stream: S,
@@ -119,7 +119,7 @@ where
     B: Buf,
     E: std::error::Error + 'static,
 {
-    // Small chunks from a slow client would each be a write of their own.
+    // Otherwise each small chunk of a slow client would be a write of its own.
     let mut file = BufWriter::with_capacity(WRITE_BYTES, file);
     let mut length = 0;
     while let Some(chunk) = stream.next().await {
@@ -156,7 +156,7 @@ where
     B: Buf,
     E: std::error::Error + 'static,
 {
-    // Before anything is reserved: a body that does not come takes no room.
+    // Before anything is reserved: a body that never arrives takes no memory.
     let mut chunk = match stream.next().await {
         Some(chunk) => chunk.map_err(broken)?,
         None => return Ok(Bytes::new()),
@@ -190,20 +190,20 @@ fn broken<E: std::error::Error + 'static>(error: E) -> BodyError {
     }
 }
 
-/// Takes a body that was refused by its head off the connection.
+/// Discards a body that was refused by its head.
 pub(super) fn discard<S, B, E>(headers: &HeaderMap, stream: S)
 where
     S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
     B: Buf + Send,
     E: Send,
 {
-    // A client that waits for "100 Continue" sends nothing if it is not told to.
+    // A client that waits for "100 Continue" sends nothing without it.
     if !headers.contains_key(EXPECT) {
         drain(stream);
     }
 }
 
-/// Bounded in bytes and time, and nothing is kept.
+/// Reads and discards, within limits on bytes and time.
 fn drain<S, B, E>(stream: S)
 where
     S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,

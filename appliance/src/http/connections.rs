@@ -1,4 +1,4 @@
-//! Open connections by address: how many there may be, what each address has in hand, and which one is closed for another.
+//! Open connections by address: their limits, what each address uses, and which connection is closed for a new one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 const IDLE: u8 = 0;
 const BUSY: u8 = 1;
-/// The answer is complete, but part of it may not have been written yet.
+/// The reply is complete, but part of it may not have been written yet.
 const FLUSHING: u8 = 2;
 
 /// The connections of one listener.
@@ -32,14 +32,14 @@ struct Table {
     addresses: HashMap<Client, Arc<Address>>,
 }
 
-/// What one address has in hand. All addresses of an IPv6 /64 are one: a single machine has that many.
+/// What one address uses. All addresses of an IPv6 /64 count as one: a single machine may have that many.
 #[derive(Debug, Default)]
 pub(super) struct Address {
     connections: AtomicUsize,
     held: [AtomicUsize; 3],
 }
 
-/// What an address may have a share of.
+/// Resources with a limit per address.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Resource {
     /// Bytes of bodies in memory.
@@ -50,7 +50,7 @@ pub(super) enum Resource {
     Downloads,
 }
 
-/// What an address holds of a resource; given back when dropped.
+/// An address's share of a resource, released on drop.
 #[derive(Debug)]
 pub(super) struct Share {
     address: Arc<Address>,
@@ -71,18 +71,18 @@ pub(super) struct Connection {
     close: Notify,
 }
 
-/// A connection's place; it is free again when this is dropped.
+/// A connection's place, released on drop.
 pub(super) struct Place(pub(super) Arc<Connection>);
 
-/// A request is in hand until this is dropped.
+/// The request is in flight until this is dropped.
 pub(super) struct Busy(Arc<Connection>);
 
-/// What becomes of a new connection.
+/// The decision on a new connection.
 pub(super) enum Admission {
     Admitted(Place),
-    /// The address has as many as it may, all in use.
+    /// The address is at its limit, and all of its connections are active.
     AddressFull,
-    /// There is no room until something changes.
+    /// There is no place until a connection is closed or becomes idle.
     Wait,
 }
 
@@ -97,13 +97,13 @@ impl Connections {
         })
     }
 
-    /// A place for a connection from this address. Where there is none an idle connection is told to close: one of the
-    /// same address at that address's limit, otherwise one of the address that has most of them.
+    /// A place for a connection from this address. Where there is none, an idle connection is closed: one of the same address
+    /// at that address's limit, otherwise one of the address that has most of them.
     pub(super) fn admit(self: &Arc<Self>, from: IpAddr) -> Admission {
         let client = Client::at(from);
         let mut table = self.table.lock();
         let of_address = table.addresses.get(&client).map_or(0, |a| a.connections.load(Ordering::Relaxed));
-        // Where one address may have all, its connections wait as all do.
+        // An address that may have all connections waits as all do.
         if self.per_address < self.limit && of_address >= self.per_address {
             return if table.close_idle(Some(client)) { Admission::Wait } else { Admission::AddressFull };
         }
@@ -133,7 +133,7 @@ impl Connections {
         self.changed.notified().await;
     }
 
-    /// How many are open.
+    /// Open connections.
     pub(super) fn open(&self) -> usize {
         self.table.lock().open.len()
     }
@@ -144,7 +144,7 @@ impl Connections {
 }
 
 impl Table {
-    /// Tells the connection that has been idle longest to close. False if none is idle.
+    /// Closes the connection that has been idle longest; false if none is idle.
     fn close_idle(&self, of: Option<Client>) -> bool {
         let candidates =
             self.open.values().filter(|c| of.is_none_or(|client| c.client == client) && c.is_idle());
@@ -160,18 +160,18 @@ impl Table {
 }
 
 impl Connection {
-    /// A request has come.
+    /// A request begins.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.state.store(BUSY, Ordering::Release);
         Busy(Arc::clone(self))
     }
 
-    /// Whether a request is in hand.
+    /// Whether a request is in flight.
     pub(super) fn is_busy(&self) -> bool {
         self.state.load(Ordering::Acquire) == BUSY
     }
 
-    /// Everything that was to be written has been written.
+    /// Everything has been written.
     pub(super) fn flushed(&self) {
         let done = self.state.compare_exchange(FLUSHING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
         if done.is_ok() {
@@ -180,7 +180,7 @@ impl Connection {
         }
     }
 
-    /// Waits until the connection is to close for another.
+    /// Waits until the connection has to close for another one.
     pub(super) async fn closed_for_another(&self) {
         self.close.notified().await;
     }
@@ -210,14 +210,14 @@ impl Drop for Place {
 }
 
 impl Address {
-    /// Nothing of a resource yet.
+    /// An empty share of a resource.
     pub(super) fn share(self: &Arc<Self>, of: Resource) -> Share {
         Share { address: Arc::clone(self), of, amount: 0 }
     }
 }
 
 impl Share {
-    /// Makes it at least this much, if the address has no more than `limit` in all.
+    /// Grows the share to at least this much, if the address stays within `limit`.
     pub(super) fn grow_to(&mut self, amount: usize, limit: usize) -> bool {
         let more = amount.saturating_sub(self.amount);
         let held = &self.address.held[self.of as usize];
@@ -269,7 +269,7 @@ mod tests {
         let second = admitted(&connections, 1);
         let _busy = second.0.begin();
         assert!(matches!(connections.admit(ip(1)), Admission::AddressFull));
-        // An answer that is not written yet is not cut.
+        // A reply that is not written yet is not cut.
         drop(busy);
         assert!(matches!(connections.admit(ip(1)), Admission::AddressFull));
         first.0.flushed();

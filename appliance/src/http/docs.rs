@@ -60,10 +60,10 @@ struct Contract;
 
 /// Classify an image.
 ///
-/// The body is the image itself (JPEG, PNG, WebP, BMP, GIF or TIFF; known by its bytes, whatever Content-Type says), or
-/// multipart/form-data with one or more fields called `file`, `files` or `image`, or JSON with `image_url` or `image` (base64). One image is
-/// answered with PredictReply, a form of several files with PredictManyReply. When the answer comes, its event is
-/// durable.
+/// The body is the image itself (JPEG, PNG, WebP, BMP, GIF or TIFF; recognized by its bytes, whatever Content-Type says), or
+/// multipart/form-data with one or more fields called `file`, `files` or `image`, or JSON with `image_url` or `image` (base64). The reply to one
+/// image is PredictReply, to a form of several files PredictManyReply. The event of an answer is durable before the reply is
+/// sent.
 #[utoipa::path(
     post,
     path = "/predict",
@@ -71,9 +71,9 @@ struct Contract;
     params(
         ("top_k" = Option<u32>, Query, description = "How many labels to answer with; 5 unless configured otherwise"),
         ("model" = Option<String>, Query, description = "Name of the model, as in GET /models, or the one in its bundle; the default model unless given"),
-        ("camera" = Option<String>, Query, description = "Camera that took the picture; goes into the event"),
-        ("X-Deadline-Ms" = Option<u32>, Header, description = "After this time the answer is no longer wanted: 504"),
-        ("X-Request-Id" = Option<String>, Header, description = "Your id for the request; else one is made")
+        ("camera" = Option<String>, Query, description = "Camera that took the image; part of the event"),
+        ("X-Deadline-Ms" = Option<u32>, Header, description = "Deadline in milliseconds: 504 after it"),
+        ("X-Request-Id" = Option<String>, Header, description = "Your id for the request; generated unless given")
     ),
     request_body(
         description = "An image in one of the forms",
@@ -84,7 +84,7 @@ struct Contract;
         )
     ),
     responses(
-        (status = 200, description = "What was seen", body = PredictReply),
+        (status = 200, description = "The predictions", body = PredictReply),
         (status = 400, description = "corrupt_image, empty_body, invalid_query, invalid_json, invalid_base64, invalid_multipart, missing_file, too_many_files, invalid_url, invalid_deadline, invalid_encoding, body_incomplete", body = ErrorBody),
         (status = 403, description = "fetch_disabled, origin_refused", body = ErrorBody),
         (status = 404, description = "unknown_model", body = ErrorBody),
@@ -93,7 +93,7 @@ struct Contract;
         (status = 415, description = "unsupported_type, unsupported_image, unsupported_encoding", body = ErrorBody),
         (status = 421, description = "host_refused: on every route", body = ErrorBody),
         (status = 422, description = "too_many_pixels, too_many_scans, url_refused, fetch_failed", body = ErrorBody),
-        (status = 429, description = "overloaded, too_many_connections; Retry-After says when to come back", body = ErrorBody),
+        (status = 429, description = "overloaded, too_many_connections; Retry-After says when to retry", body = ErrorBody),
         (status = 500, description = "lane_failed, lane_stalled, inference_failed", body = ErrorBody),
         (status = 503, description = "not_ready, model_not_ready, draining, outbox_full, outbox_unavailable, no_device, device_failed", body = ErrorBody),
         (status = 504, description = "deadline_exceeded, fetch_timeout", body = ErrorBody)
@@ -112,16 +112,16 @@ struct FormBody {
 
 /// Submit a batch.
 ///
-/// JSON with `image_urls`, or multipart/form-data with one or more fields called `file`. When the answer comes, the work
-/// is in the queue durably. The same `request_id` with the same content is the same batch, however often it is sent: an
-/// answer that did not arrive is had by sending the same again.
+/// JSON with `image_urls`, or multipart/form-data with one or more fields called `file`. The work is
+/// durable in the queue before the reply is sent. The same `request_id` with the same content is the same batch, however often
+/// it is sent: a request whose reply was lost can be repeated.
 #[utoipa::path(
     post,
     path = "/batch/predict",
     tag = "batch",
     params(
         ("request_id" = Option<String>, Query, description = "Your id for the batch; also in the body"),
-        ("camera" = Option<String>, Query, description = "Camera that took the pictures; also in the body"),
+        ("camera" = Option<String>, Query, description = "Camera that took the images; also in the body"),
         ("top_k" = Option<u32>, Query, description = "How many labels each result has; also in the body"),
         ("X-Request-Id" = Option<String>, Header, description = "Your id for this HTTP request, not for the batch")
     ),
@@ -130,14 +130,14 @@ struct FormBody {
         content((BatchBody = "application/json"), (BatchForm = "multipart/form-data"))
     ),
     responses(
-        (status = 202, description = "Taken, now or before; Location says where its status is", body = BatchAccepted),
+        (status = 202, description = "Accepted, now or before; Location is the URL of its status", body = BatchAccepted),
         (status = 400, description = "empty_body, invalid_json, invalid_multipart, invalid_query, invalid_url, no_images, invalid_encoding, body_incomplete", body = ErrorBody),
         (status = 403, description = "batch_disabled, origin_refused", body = ErrorBody),
         (status = 408, description = "body_timeout, body_too_slow", body = ErrorBody),
         (status = 409, description = "request_id_taken: by a batch with other content", body = ErrorBody),
         (status = 413, description = "body_too_large, too_many_images, image_too_large, batch_too_large", body = ErrorBody),
         (status = 415, description = "unsupported_type, unsupported_encoding", body = ErrorBody),
-        (status = 429, description = "overloaded, queue_full (the queue or the data directory); Retry-After says when to come back", body = ErrorBody),
+        (status = 429, description = "overloaded, queue_full (the queue or the data directory); Retry-After says when to retry", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
         (status = 503, description = "not_ready, draining, link_unavailable, spool_unavailable; send the same again after Retry-After, with the request_id of the error", body = ErrorBody),
         (status = 507, description = "disk_full", body = ErrorBody)
@@ -146,17 +146,17 @@ struct FormBody {
 #[allow(dead_code)]
 fn batch_predict() {}
 
-/// How far a batch is.
+/// The status of a batch.
 #[utoipa::path(
     get,
     path = "/batch/status/{id}",
     tag = "batch",
     params(("id" = String, Path, description = "Id of the batch")),
     responses(
-        (status = 200, description = "Where it stands", body = BatchStatusReply),
+        (status = 200, description = "Its status", body = BatchStatusReply),
         (status = 403, description = "batch_disabled", body = ErrorBody),
         (status = 404, description = "unknown_batch", body = ErrorBody),
-        (status = 429, description = "overloaded: too many look-ups of forgotten batches at once", body = ErrorBody),
+        (status = 429, description = "overloaded: too many concurrent lookups of forgotten batches", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
         (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody),
         (status = 507, description = "disk_full", body = ErrorBody)
@@ -167,8 +167,8 @@ fn batch_status() {}
 
 /// The results of a finished batch.
 ///
-/// One line of JSON an image, in the order of the images: `request_id`, `index`, `image_url`, and `status` `ok` with
-/// what was seen, or `failed` with `code` and `error`.
+/// One line of JSON per image, in the order of the images: `request_id`, `index`, `image_url`, and `status` `ok` with the
+/// predictions, or `failed` with `code` and `error`.
 #[utoipa::path(
     get,
     path = "/batch/results/{id}",
@@ -178,7 +178,7 @@ fn batch_status() {}
         (status = 200, description = "JSON lines", body = String, content_type = "application/x-ndjson"),
         (status = 403, description = "batch_disabled", body = ErrorBody),
         (status = 404, description = "unknown_batch, batch_not_finished", body = ErrorBody),
-        (status = 429, description = "overloaded: too many downloads at once", body = ErrorBody),
+        (status = 429, description = "overloaded: too many concurrent downloads", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
         (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody),
         (status = 507, description = "disk_full", body = ErrorBody)
@@ -189,21 +189,21 @@ fn batch_results() {}
 
 /// Cancel a batch.
 ///
-/// Images that are not being worked on get no result; those that are may get one. What is done stays: when the last of it
-/// has been put together, the status has a `results_url`, and the results have a line for each image that was done.
-/// A cancelled batch does not begin anew, also when it is submitted again. Repeating it changes nothing.
+/// Images that are not in work get no result; those in work may get one. Existing results are kept: once they are merged, the
+/// status has a `results_url`, and the results have a line for each finished image. A cancelled batch does not start again,
+/// even if it is submitted again. Repeating the request changes nothing.
 #[utoipa::path(
     delete,
     path = "/batch/{id}",
     tag = "batch",
     params(("id" = String, Path, description = "Id of the batch")),
     responses(
-        (status = 200, description = "Cancelled, and its results are put together", body = BatchStatusReply),
-        (status = 202, description = "Cancelled; its results are not put together yet", body = BatchStatusReply),
+        (status = 200, description = "Cancelled, and its results are merged", body = BatchStatusReply),
+        (status = 202, description = "Cancelled; its results are not merged yet", body = BatchStatusReply),
         (status = 403, description = "batch_disabled, origin_refused", body = ErrorBody),
         (status = 404, description = "unknown_batch", body = ErrorBody),
         (status = 409, description = "batch_finished: every image has its result", body = ErrorBody),
-        (status = 429, description = "overloaded: too many look-ups of forgotten batches at once", body = ErrorBody),
+        (status = 429, description = "overloaded: too many concurrent lookups of forgotten batches", body = ErrorBody),
         (status = 500, description = "internal", body = ErrorBody),
         (status = 503, description = "not_ready, link_unavailable, spool_unavailable", body = ErrorBody)
     )
@@ -211,7 +211,7 @@ fn batch_results() {}
 #[allow(dead_code)]
 fn batch_cancel() {}
 
-/// All models: which versions serve, and how their rollouts stand.
+/// All models: current versions and the state of their rollouts.
 #[utoipa::path(get, path = "/models", tag = "models", responses(
     (status = 200, description = "The default model first", body = ModelsReply)
 ))]
@@ -225,7 +225,7 @@ fn models() {}
     tag = "models",
     params(("name" = String, Path, description = "Name of the model, as in ?model=")),
     responses(
-        (status = 200, description = "Which version serves, and how its rollout stands", body = ModelHealth),
+        (status = 200, description = "The current version and the state of its rollout", body = ModelHealth),
         (status = 404, description = "unknown_model", body = ErrorBody),
         (status = 503, description = "not_ready", body = ErrorBody)
     )
@@ -233,12 +233,12 @@ fn models() {}
 #[allow(dead_code)]
 fn model() {}
 
-/// Have a model's rollout do something.
+/// A command to a model's rollout.
 ///
-/// `promote` ends the trial that a version is on. `rollback` goes back to the version before; the one that serves, or is
-/// on trial, is rejected. `reload` asks the registry now, and a version that was rejected is tried again. `pin` serves one
-/// version whatever the alias says; without `version` the alias is followed again. When the answer comes, the command is
-/// taken; GET /models/{name} tells how the rollout goes.
+/// `promote` ends the trial and promotes the candidate. `rollback` returns to the previous version; the candidate or the current
+/// version is rejected. `reload` polls the registry now and clears rejections. `pin` serves one version regardless of the alias;
+/// without `version` the alias is followed again. The command has been accepted when the reply is sent; GET /models/{name} shows
+/// the progress.
 #[utoipa::path(
     post,
     path = "/models/{name}/{action}",
@@ -246,39 +246,39 @@ fn model() {}
     params(
         ("name" = String, Path, description = "Name of the model, as in ?model="),
         ("action" = String, Path, description = "promote, rollback, reload or pin"),
-        ("version" = Option<String>, Query, description = "With pin: a version of the registered model that is followed"),
+        ("version" = Option<String>, Query, description = "With pin: a version of the followed model"),
         ("Authorization" = String, Header, description = "Bearer, a space, and the admin token")
     ),
     responses(
         (status = 200, description = "What it did", body = ModelDone),
         (status = 400, description = "invalid_query", body = ErrorBody),
-        (status = 401, description = "unauthorized: the token is missing or another", body = ErrorBody),
+        (status = 401, description = "unauthorized: the token is missing or wrong", body = ErrorBody),
         (status = 403, description = "admin_disabled: no admin token is configured", body = ErrorBody),
         (status = 404, description = "unknown_model; not_found: no such action", body = ErrorBody),
-        (status = 409, description = "refused: there is nothing that the command could do, or it did not work; the message says why", body = ErrorBody),
+        (status = 409, description = "refused: the command does not apply, or it failed; the message has the reason", body = ErrorBody),
         (status = 503, description = "not_ready", body = ErrorBody)
     )
 )]
 #[allow(dead_code)]
 fn model_order() {}
 
-/// How the appliance is: version, device, models, queue, outbox, links. With names of hosts and texts of errors only on the
-/// admin listener and with the admin token.
+/// The state of the appliance: version, device, models, queue, outbox, links. Host names and error texts only on the admin
+/// listener and with the admin token.
 #[utoipa::path(get, path = "/health", tag = "operate", responses(
-    (status = 200, description = "It answers", body = HealthReply),
+    (status = 200, description = "Ready", body = HealthReply),
     (status = 503, description = "Starting or draining", body = HealthReply)
 ))]
 #[allow(dead_code)]
 fn health() {}
 
-/// Whether the process runs.
-#[utoipa::path(get, path = "/health/live", tag = "operate", responses((status = 200, description = "It runs")))]
+/// Liveness of the process.
+#[utoipa::path(get, path = "/health/live", tag = "operate", responses((status = 200, description = "Alive")))]
 #[allow(dead_code)]
 fn health_live() {}
 
-/// Whether requests are taken.
+/// Readiness for requests.
 #[utoipa::path(get, path = "/health/ready", tag = "operate", responses(
-    (status = 200, description = "They are"),
+    (status = 200, description = "Ready"),
     (status = 503, description = "Starting or draining")
 ))]
 #[allow(dead_code)]
@@ -290,7 +290,7 @@ fn health_ready() {}
 fn metrics() {}
 
 /// The contract as JSON.
-pub fn openapi_json() -> String {
+fn openapi_json() -> String {
     // The contract is built from our own types, which always serialize.
     Contract::openapi().to_pretty_json().unwrap_or_default()
 }

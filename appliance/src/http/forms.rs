@@ -1,4 +1,4 @@
-//! The forms in which images arrive: the bytes themselves, multipart, JSON with base64 or a URL.
+//! The forms in which images arrive: raw bytes, multipart, JSON with base64 or a URL.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use bytes::Bytes;
 use futures_util::stream;
 use gpu_kernels::DecodeError;
 use multer::{Constraints, Field, Multipart, SizeLimit};
-use warp::http::HeaderMap;
-use warp::http::header::CONTENT_TYPE;
+use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::http::{HeaderMap, StatusCode};
 
 use super::api::PredictBody;
 use super::reply::ApiError;
 use crate::batch::parsing::BYTE_ORDER_MARK;
 use crate::memory::{BodyMemory, Reservation};
 
-/// The fields of a form that are images.
+/// Names of form fields that hold images.
 const FILE_FIELDS: [&str; 3] = ["file", "files", "image"];
-/// Longest reason, in characters, that a library gives for a refusal.
+/// Maximum length of a library's error text in a reply, in characters.
 const MAX_REASON: usize = 200;
-/// With or without padding at the end, as it comes.
+/// Padding is optional.
 const ANY_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 const PLAIN: GeneralPurpose = GeneralPurpose::new(&STANDARD, ANY_PADDING);
 const FOR_URLS: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, ANY_PADDING);
 
-/// What was posted.
+/// A parsed body.
 #[derive(Debug)]
 pub enum Payload {
     /// One image.
@@ -38,8 +38,44 @@ pub enum Payload {
     Url(String),
 }
 
-/// Sorts out what was posted. An image is known by its bytes, whatever Content-Type says. What is copied out of the body is
-/// reserved in `memory` before.
+/// Why [`parse_body`] refuses a body.
+#[derive(Debug)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// The code in the reply.
+    pub code: &'static str,
+    /// The message in the reply.
+    pub message: String,
+}
+
+/// Parses a body as `POST /predict` does, without a daemon. Public for the fuzz targets only: behind a socket and the service
+/// most of this code would be out of their reach. A Content-Type that no header can hold is refused.
+///
+/// # Errors
+/// [`Refusal`].
+pub async fn parse_body(
+    content_type: &[u8],
+    body: Bytes,
+    max_files: usize,
+    memory: &Arc<BodyMemory>,
+) -> Result<Payload, Refusal> {
+    let mut headers = HeaderMap::new();
+    let value = HeaderValue::from_bytes(content_type).map_err(|error| Refusal {
+        status: StatusCode::BAD_REQUEST.as_u16(),
+        code: "bad_request",
+        message: error.to_string(),
+    })?;
+    headers.insert(CONTENT_TYPE, value);
+    parse(&headers, body, max_files, memory).await.map_err(|error| Refusal {
+        status: error.status.as_u16(),
+        code: error.code,
+        message: error.message,
+    })
+}
+
+/// Finds the images of a body. An image is recognized by its bytes, whatever Content-Type says. Memory for copies out of the
+/// body is reserved in `memory` first.
 pub(super) async fn parse(
     headers: &HeaderMap,
     body: Bytes,
@@ -54,7 +90,7 @@ pub(super) async fn parse(
         return Err(ApiError::bad_request("empty_body", "the body is empty; post an image, a form or JSON"));
     }
     let says_json = content_type.to_ascii_lowercase().contains("json");
-    // Some programs put a byte order mark before JSON, which no image begins with.
+    // Some programs write a byte order mark before JSON. No image starts with one.
     let marked = body.starts_with(BYTE_ORDER_MARK);
     let text = if marked { &body[BYTE_ORDER_MARK.len()..] } else { &body[..] };
     let looks_json = text.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|&b| b == b'{');
@@ -65,7 +101,7 @@ pub(super) async fn parse(
     Ok(Payload::Image(body))
 }
 
-/// Of an array the deserializer would take the elements for the fields, in their order.
+/// The deserializer would accept an array, with its elements as the fields in their order.
 fn not_an_object(text: &[u8]) -> ApiError {
     let reason = match serde_json::from_slice::<serde::de::IgnoredAny>(text) {
         Ok(_) => "it is not an object".to_owned(),
@@ -79,7 +115,7 @@ fn is_image(body: &[u8]) -> bool {
 }
 
 fn json(body: Bytes, memory: &Arc<BodyMemory>) -> Result<Payload, ApiError> {
-    // The text in it is copied out.
+    // For the text that is copied out of the body.
     let text = memory.reserve(body.len())?;
     let parsed: PredictBody = serde_json::from_slice(&body).map_err(|e| {
         ApiError::bad_request("invalid_json", format!("the JSON body can't be used: {}", short(&e)))
@@ -150,8 +186,8 @@ async fn multipart(
     Ok(Payload::Files(files))
 }
 
-/// A part, which holds the share of the reader's buffer. It is a slice of that buffer, since the whole body is in there; should
-/// it come in pieces, they are put together in memory of its own.
+/// A part, which holds the reservation of the reader's buffer: it is a slice of that buffer, which has the whole body. Should it
+/// come in pieces, they are joined in memory of their own.
 async fn whole(mut field: Field<'_>, most: u64, share: &Arc<Reservation>) -> Result<Bytes, ApiError> {
     let first = field.chunk().await.map_err(unreadable)?.unwrap_or_default();
     let Some(second) = field.chunk().await.map_err(unreadable)? else { return Ok(share.hold_shared(first)) };
@@ -170,7 +206,7 @@ fn unreadable(error: multer::Error) -> ApiError {
     ApiError::bad_request("invalid_multipart", format!("the form can't be read: {}", short(&error)))
 }
 
-/// An error may quote what the client wrote, however long that is.
+/// An error may quote input of any length.
 fn short(error: &impl std::fmt::Display) -> String {
     error.to_string().chars().take(MAX_REASON).collect()
 }

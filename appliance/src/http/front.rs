@@ -1,4 +1,4 @@
-//! What every request passes before the routes: its host and origin, the shares of its address, the packing of its body.
+//! What every request passes before the routes: checks of host and origin, limits of its address, decompression of its body.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -25,28 +25,28 @@ use super::body;
 use super::connections::{Address, Busy, Connection, Resource, Share};
 use super::inbound::{AddressShare, Coding, Inbound};
 use super::reply::ApiError;
-use super::routes::{Surface, allowed};
 use super::sites::{Caller, Sites};
+use super::{Surface, allowed};
 use crate::batch::{MAX_DOWNLOADS, MAX_SUBMISSIONS};
 use crate::http::state::ServerState;
 use crate::pace::Rate;
 
-/// What requests may carry, and what pages may see of answers.
+/// Headers that pages of allowed origins may send, and headers that they may read.
 const REQUEST_HEADERS: HeaderValue =
     HeaderValue::from_static("authorization, content-encoding, content-type, x-deadline-ms, x-request-id");
 const ANSWER_HEADERS: HeaderValue = HeaderValue::from_static("location, retry-after, x-request-id");
-/// How long a browser may keep a preflight's answer, in seconds.
+/// How long a browser may cache a preflight reply, in seconds.
 const PREFLIGHT_AGE: HeaderValue = HeaderValue::from_static("600");
 
 const UNSUPPORTED: &str = "unsupported_encoding";
 
-/// What the fronts of all connections share.
+/// Settings that all connections share.
 pub(super) struct Policy {
     pub(super) state: Arc<ServerState>,
     pub(super) surface: Surface,
     pub(super) sites: Sites,
     pub(super) rate: Rate,
-    /// Bytes of bodies that one address may have in memory.
+    /// Limit of bodies in memory per address, in bytes.
     pub(super) bodies_per_address: usize,
     pub(super) max_body: usize,
 }
@@ -109,11 +109,11 @@ fn answered(response: Response, busy: Busy) -> Answer {
     Box::pin(std::future::ready(Ok(response)))
 }
 
-/// What an address holds until its answer is sent.
+/// An address's shares, held until the reply is sent.
 #[derive(Default)]
 struct Held(Vec<Share>);
 
-/// A request that may go on to the routes.
+/// A request that has passed the checks.
 struct Admitted {
     coding: Coding,
     of_body: Option<AddressShare>,
@@ -121,7 +121,7 @@ struct Admitted {
 }
 
 impl Policy {
-    /// What the request's address holds for it, if it may.
+    /// The shares of the request's address, if it is within its limits.
     fn admit(&self, request: &Request<Incoming>, address: &Arc<Address>) -> Result<Admitted, ApiError> {
         let coding = coding(request.headers())?;
         let mut admitted = Admitted { coding, of_body: None, held: Held::default() };
@@ -129,7 +129,7 @@ impl Policy {
             (&Method::POST, "/predict") => {
                 let declared =
                     request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-                // What is too large is refused by the route, and what is packed is counted as it is unpacked.
+                // The route refuses what is too large, and compressed bodies are counted as they are decompressed.
                 let declared = declared.filter(|n| *n <= self.max_body && coding == Coding::Identity);
                 admitted.of_body = Some(AddressShare {
                     share: address.share(Resource::BodyBytes),
@@ -148,7 +148,7 @@ impl Policy {
         Ok(admitted)
     }
 
-    /// The request as the routes want it.
+    /// The request in the form that the routes expect.
     fn prepare(
         &self,
         request: Request<Incoming>,
@@ -169,7 +169,7 @@ impl Policy {
         (request, held)
     }
 
-    /// An answer without the routes; the body is taken off the connection.
+    /// A refusal without the routes; the body is discarded.
     fn refuse(&self, request: Request<Incoming>, error: ApiError) -> Response {
         let (head, incoming) = request.into_parts();
         body::discard(&head.headers, BodyDataStream::new(incoming));
@@ -184,7 +184,7 @@ impl Policy {
         response
     }
 
-    /// Lets an allowed page read the answer.
+    /// Lets a page of an allowed origin read the reply.
     fn share_with(&self, from: &Caller, response: &mut Response) {
         let headers = response.headers_mut();
         if let Caller::Page(origin) = from {
@@ -197,14 +197,14 @@ impl Policy {
     }
 }
 
-/// One of the half of all that an address may have.
+/// One unit of a resource of which an address may have half.
 fn share(address: &Arc<Address>, of: Resource, all: usize, what: &str) -> Result<Share, ApiError> {
     let (mut share, limit) = (address.share(of), (all / 2).max(1));
     if share.grow_to(1, limit) {
         return Ok(share);
     }
     Err(ApiError::overloaded(
-        format!("this address has {limit} {what} in hand already; try again"),
+        format!("this address already has {limit} {what} in flight; try again"),
         Duration::from_secs(1),
     ))
 }
@@ -241,11 +241,11 @@ fn coding(headers: &HeaderMap) -> Result<Coding, ApiError> {
 
 fn unsupported(coding: &str) -> ApiError {
     let shown: String = coding.chars().take(40).collect();
-    let message = format!("Content-Encoding: {shown} is not taken; gzip and deflate are");
+    let message = format!("Content-Encoding: {shown} is not supported; gzip and deflate are");
     ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED, message)
 }
 
-/// A Content-Type without blanks around its semicolons, which parsers of media types refuse; None if it has none.
+/// A Content-Type without blanks around its semicolons, which parsers of media types refuse; `None` if there are none.
 fn without_blanks(value: &HeaderValue) -> Option<HeaderValue> {
     let text = value.to_str().ok()?;
     let mut quoted = false;
@@ -257,7 +257,7 @@ fn without_blanks(value: &HeaderValue) -> Option<HeaderValue> {
     (plain != text).then(|| HeaderValue::from_str(&plain).ok())?
 }
 
-/// The body of an answer. While it lasts the request is in hand.
+/// The body of a reply. The request is in flight until it is dropped.
 pub(super) struct Outbound {
     body: BoxBody<Bytes, warp::Error>,
     _held: Held,

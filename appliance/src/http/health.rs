@@ -1,27 +1,32 @@
-//! GET /health and its two short forms.
+//! What monitoring reads: GET /health, its two short forms, and GET /metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use inference::lanes::Lanes;
 use serde_json::json as object;
-use warp::http::{HeaderMap, StatusCode};
+use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::http::{HeaderMap, Response as HttpResponse, StatusCode};
 use warp::reply::Response;
 
+use super::Surface;
 use super::api::{
     BatchHealth, BlobsHealth, CacheHealth, CaptureHealth, DeviceHealth, HealthReply, LinkHealthReply,
     OutboxHealth, QueueHealth, UplinkHealth,
 };
 use super::models;
-use super::reply::json;
-use super::routes::Surface;
+use super::reply::{ApiError, json};
 use crate::VERSION;
 use crate::background::Background;
 use crate::http::state::{Phase, ServerState};
 use crate::predict::PredictService;
 use crate::serving::LoadedModel;
+use crate::telemetry::{Gauges, MemoryReadings};
 
-/// The whole state; 503 while not ready. Names of hosts, paths and texts of errors only for the operator.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The full state; 503 while not ready. Host names, paths and error texts are for the operator only.
 pub(super) fn full(state: Arc<ServerState>, surface: Surface, headers: &HeaderMap) -> Response {
     let status = match (state.phase(), state.engine()) {
         (Phase::Ready, Some(engine)) if is_degraded(&state, &engine) => "degraded",
@@ -62,7 +67,7 @@ pub(super) fn full(state: Arc<ServerState>, surface: Surface, headers: &HeaderMa
     finish(&state, "health", ready_status(&state), &reply)
 }
 
-/// Takes out what is only for the operator.
+/// Removes what is for the operator only.
 fn conceal(reply: &mut HealthReply) {
     reply.node = None;
     reply.quarantined.clear();
@@ -79,12 +84,12 @@ fn conceal(reply: &mut HealthReply) {
     }
 }
 
-/// Whether the process runs at all: what a supervisor restarts on.
+/// Liveness: what a supervisor restarts on.
 pub(super) fn live(state: Arc<ServerState>) -> Response {
     finish(&state, "health_live", StatusCode::OK, &object!({"status": "live"}))
 }
 
-/// Whether requests are taken: what a load balancer asks.
+/// Readiness: what a load balancer polls.
 pub(super) fn ready(state: Arc<ServerState>) -> Response {
     let status = ready_status(&state);
     let word = if status == StatusCode::OK { "ready" } else { "not_ready" };
@@ -106,7 +111,7 @@ fn ready_status(state: &ServerState) -> StatusCode {
     if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// It answers, but something is wrong. A link that is away is not: that is a normal state.
+/// Whether something is wrong although requests are answered. A link that is down is a normal state.
 fn is_degraded(state: &ServerState, engine: &LoadedModel) -> bool {
     let outbox_fails =
         state.predictions().is_some_and(|predictions| predictions.outbox.stats().error.is_some());
@@ -196,4 +201,46 @@ fn describe_background(reply: &mut HealthReply, background: &Background) {
         retries: batch.retries,
         quarantined_files: batch.counts.quarantined,
     });
+}
+
+/// GET /metrics: OpenMetrics text.
+pub(super) async fn metrics(state: Arc<ServerState>) -> Response {
+    // Before a version is held: this may take a second.
+    let gpus = state.gpus().readings().await;
+    let background = state.services().map(|services| &services.background);
+    let gauges = state.engine().map(|engine| Gauges {
+        queue_depth: engine.lanes.depth(),
+        queue_capacity: engine.lanes.capacity(),
+        lanes_alive: engine.lanes.alive(),
+        memory: memory(&state, &engine.lanes),
+        cache: state.predictions().map(|predictions| predictions.cache.stats()),
+        outbox: state.predictions().map(|predictions| predictions.outbox.stats()),
+        cloud: background.map(Background::readings).unwrap_or_default(),
+        gpus,
+    });
+    if let Some(reading) = background.and_then(Background::batch_reading) {
+        state.batch_metrics().set(&reading);
+    }
+    state.metrics().request("metrics", StatusCode::OK.as_u16());
+    match state.metrics().render(gauges.as_ref()) {
+        Ok(text) => {
+            let mut response = HttpResponse::new(text.into());
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPEN_METRICS));
+            response
+        }
+        Err(_) => {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics can't be written")
+                .into_response(None)
+        }
+    }
+}
+
+fn memory(state: &ServerState, lanes: &Lanes) -> MemoryReadings {
+    let (bodies, decode) = (state.body_memory(), state.decode_memory());
+    MemoryReadings {
+        bodies: (bodies.used() as u64, bodies.limit() as u64),
+        decode: (decode.used(), decode.limit()),
+        waiting: decode.waiting() as u64,
+        stuck: lanes.stuck().0 as u64,
+    }
 }

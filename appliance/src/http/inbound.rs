@@ -1,4 +1,4 @@
-//! The body of a request on its way to a route: held to the least rate, unpacked, and counted against its address.
+//! The body of a request on its way to a route: minimum rate, decompression, share of its address.
 
 use std::error::Error;
 use std::io::{self, BufRead, Read};
@@ -14,15 +14,15 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::connections::Share;
 use crate::pace::{Pace, Rate};
 
-/// Unpacked at once.
+/// Bytes decompressed at once.
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// Why a body stopped on its way.
+/// Why a body was cut off.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum TransferError {
     #[error("the body arrives more slowly than {} bytes a second over {} s (http.min_rate, http.rate_window)", .0.bytes, .0.window.as_secs_f32())]
     TooSlow(Rate),
-    #[error("the body can't be unpacked as its Content-Encoding says: {0}")]
+    #[error("the body can't be decompressed according to its Content-Encoding: {0}")]
     Encoding(String),
     #[error(
         "the bodies of this address's requests have more than {limit} bytes (http.max_inflight_per_address); try again"
@@ -33,7 +33,7 @@ pub(super) enum TransferError {
 }
 
 impl TransferError {
-    /// The one within an error, however it is wrapped.
+    /// The transfer error inside of an error, at any depth.
     pub(super) fn within<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -46,7 +46,7 @@ impl TransferError {
     }
 }
 
-/// How a body is packed.
+/// Content-Encoding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
     Identity,
@@ -54,11 +54,11 @@ pub(super) enum Coding {
     Deflate,
 }
 
-/// An address's part of the memory for bodies.
+/// An address's share of the memory for bodies.
 pub(super) struct AddressShare {
     pub(super) share: Share,
     pub(super) limit: usize,
-    /// What Content-Length says; reserved when the body begins to come, as the memory is.
+    /// Content-Length; reserved when the first bytes arrive, like the memory.
     pub(super) declared: usize,
 }
 
@@ -78,7 +78,7 @@ enum Unpacking {
     Deflate(Box<ZlibDecoder<Feed>>),
 }
 
-/// What has come and is not unpacked yet.
+/// Received bytes that are not decompressed yet.
 #[derive(Default)]
 struct Feed {
     chunk: Bytes,
@@ -95,7 +95,7 @@ impl Inbound {
         Self { body, rate, pace: Pace::new(rate), deadline: None, unpacking, share, bytes: 0 }
     }
 
-    /// The next frame off the connection.
+    /// The next frame of the connection.
     fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransferError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.deadline = None;
@@ -118,7 +118,7 @@ impl Inbound {
         }
     }
 
-    /// The next bytes as they were before they were packed.
+    /// The next decompressed bytes.
     fn poll_unpacked(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TransferError>>> {
         loop {
             let Some(unpacking) = &mut self.unpacking else { return self.poll_paced(cx) };
@@ -152,7 +152,7 @@ impl Body for Inbound {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TransferError>>> {
-        // A small packed body may unpack to much, without ever waiting for the connection.
+        // A small body may decompress to a large one without ever waiting for the connection.
         let turn = ready!(tokio::task::coop::poll_proceed(cx));
         let frame = ready!(self.poll_unpacked(cx)).transpose()?;
         turn.made_progress();

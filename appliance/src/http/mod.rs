@@ -5,18 +5,15 @@ mod batch;
 mod body;
 mod connections;
 mod docs;
-mod forms;
+#[doc(hidden)]
+pub mod forms;
 mod front;
 mod health;
 mod inbound;
-mod metrics;
 mod models;
-#[doc(hidden)]
-pub mod posted;
 mod predict;
 mod query;
 mod reply;
-mod routes;
 mod server;
 mod sites;
 mod socket;
@@ -37,22 +34,65 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
-pub use docs::openapi_json;
-pub use server::{BindError, Server};
-pub use state::{Phase, Role, ServerState, Services};
+pub(crate) use server::{BindError, Server};
+pub(crate) use state::{Phase, Role, ServerState, Services};
 
 use reply::ApiError;
-use routes::{Surface, allowed};
+
+/// The routes of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Surface {
+    /// All routes, for clients of `weir serve`.
+    Public,
+    /// Health and metrics of a worker.
+    Worker,
+    /// For the operator: health with all details, metrics, models.
+    Admin,
+}
+
+impl Surface {
+    /// The routes of `http.listen`.
+    pub(super) fn of(role: Role) -> Self {
+        match role {
+            Role::Serve => Self::Public,
+            Role::Worker => Self::Worker,
+        }
+    }
+}
+
+const READ: &str = "GET, HEAD, OPTIONS";
+const POST: &str = "POST, OPTIONS";
+const DELETE: &str = "DELETE, OPTIONS";
+const POST_DELETE: &str = "POST, DELETE, OPTIONS";
+
+/// The methods of a path, as the header Allow lists them; `None` where there is no such path.
+fn allowed(surface: Surface, path: &str) -> Option<&'static str> {
+    let has_id =
+        |prefix: &str| path.strip_prefix(prefix).is_some_and(|id| !id.is_empty() && !id.contains('/'));
+    match path {
+        "/health" | "/health/live" | "/health/ready" | "/metrics" | "/models" => Some(READ),
+        _ if has_id("/models/") => Some(READ),
+        _ if models::is_order(path) => Some(POST),
+        _ if surface != Surface::Public => None,
+        "/" | "/openapi.json" | "/docs" => Some(READ),
+        "/predict" => Some(POST),
+        // A batch with the id "predict" can be cancelled too.
+        "/batch/predict" => Some(POST_DELETE),
+        _ if has_id("/batch/") => Some(DELETE),
+        _ if has_id("/batch/status/") || has_id("/batch/results/") => Some(READ),
+        _ => None,
+    }
+}
 
 /// All routes.
-pub fn routes(
+pub(crate) fn routes(
     state: Arc<ServerState>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
     let get_head = warp::get().or(warp::head()).unify();
     let shared = with(Arc::clone(&state));
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
 
-    // Where there is no connection (in tests) all requests are of one client.
+    // Without a connection (in tests) all requests belong to one client.
     let client = warp::ext::optional::<Client>().map(Option::unwrap_or_default);
     let predict = warp::path!("predict")
         .and(warp::post())
@@ -98,7 +138,7 @@ pub fn routes(
         .unify()
 }
 
-/// How the process is. Boxed, like the groups below: the type of one long chain takes the compiler minutes.
+/// Health and metrics. Boxed, like the groups below: the type of one long chain takes the compiler minutes.
 fn about(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Response,)> {
     let get_head = warp::get().or(warp::head()).unify();
     let shared = with(state);
@@ -109,22 +149,22 @@ fn about(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Response,)> 
         .map(move |state, headers| health::full(state, surface, &headers));
     let live = warp::path!("health" / "live").and(get_head).and(shared.clone()).map(health::live);
     let ready = warp::path!("health" / "ready").and(get_head).and(shared.clone()).map(health::ready);
-    let metrics = warp::path!("metrics").and(get_head).and(shared).then(metrics::handle);
+    let metrics = warp::path!("metrics").and(get_head).and(shared).then(health::metrics);
     health.or(live).unify().or(ready).unify().or(metrics).unify().boxed()
 }
 
-/// What is served, and commands to rollouts.
+/// The models and commands to their rollouts.
 fn model_routes(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Response,)> {
     let get_head = warp::get().or(warp::head()).unify();
     let shared = with(state);
-    let asked = shared.clone().and(warp::header::headers_cloned());
+    let with_headers = shared.clone().and(warp::header::headers_cloned());
     let list = warp::path!("models")
         .and(get_head)
-        .and(asked.clone())
+        .and(with_headers.clone())
         .map(move |state, headers| models::list(state, surface, &headers));
     let show = warp::path!("models" / String)
         .and(get_head)
-        .and(asked)
+        .and(with_headers)
         .map(move |name, state, headers| models::show(name, state, surface, &headers));
     let order = warp::path!("models" / String / String)
         .and(warp::post())
@@ -135,7 +175,7 @@ fn model_routes(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Respo
     list.or(show).unify().or(order).unify().boxed()
 }
 
-/// The contract.
+/// The API's documentation.
 fn pages() -> BoxedFilter<(Response,)> {
     let get_head = warp::get().or(warp::head()).unify();
     let openapi = warp::path!("openapi.json").and(get_head).map(docs::openapi);
@@ -144,22 +184,22 @@ fn pages() -> BoxedFilter<(Response,)> {
     openapi.or(page).unify().or(root).unify().boxed()
 }
 
-/// What a route needs of the daemon.
+/// The state that handlers share.
 fn with(
     state: Arc<ServerState>,
 ) -> impl Filter<Extract = (Arc<ServerState>,), Error = Infallible> + Clone + Send + Sync {
     warp::any().map(move || Arc::clone(&state))
 }
 
-/// The routes of a worker: how it is, and nothing to ask of it.
-pub fn worker_routes(
+/// The routes of a worker: health, metrics and models.
+pub(crate) fn worker_routes(
     state: Arc<ServerState>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
     operator_routes(state, Surface::Worker)
 }
 
 /// The routes of the listener for health and metrics.
-pub fn admin_routes(
+pub(crate) fn admin_routes(
     state: Arc<ServerState>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
     operator_routes(state, Surface::Admin)
@@ -183,7 +223,7 @@ fn fallback(state: Arc<ServerState>, surface: Surface) -> BoxedFilter<(Response,
         .boxed()
 }
 
-/// What no route took: 405 on a path that there is, else 404. A body is taken off the connection as with every refusal.
+/// A request without a route: 405 for a known path, else 404. The body is discarded as with every refusal.
 fn unrouted<S, B>(
     surface: Surface,
     state: Arc<ServerState>,
@@ -225,7 +265,7 @@ where
     response
 }
 
-/// What not even the fallback could take, in the shape of every other error.
+/// A rejection that not even the fallback handles, in the shape of every other error.
 async fn unreadable(rejection: Rejection) -> Result<Response, Infallible> {
     let message = format!("the request can't be read: {rejection:?}");
     Ok(ApiError::bad_request("bad_request", message).into_response(None))

@@ -8,10 +8,10 @@ use warp::http::header::AUTHORIZATION;
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
+use super::Surface;
 use super::api::{ModelDone, ModelHealth, ModelsReply, RejectedHealth, TrialHealth};
 use super::query;
 use super::reply::{ApiError, json};
-use super::routes::Surface;
 use crate::http::state::{ServerState, Services};
 use crate::rollout::{Command, Rollouts, Step};
 use crate::serving::TrialKind;
@@ -161,7 +161,7 @@ pub(super) fn all(state: &ServerState) -> Vec<ModelHealth> {
     services.models.iter().map(|slot| describe(&services.rollouts, slot)).collect()
 }
 
-fn describe(rollouts: &Rollouts, slot: &crate::serving::Slot) -> ModelHealth {
+fn describe(rollouts: &Rollouts, slot: &crate::serving::Endpoint) -> ModelHealth {
     let routes = slot.routes();
     let current = routes.current.as_ref();
     let identity = current.map(|current| &current.model);
@@ -185,7 +185,7 @@ fn describe(rollouts: &Rollouts, slot: &crate::serving::Slot) -> ModelHealth {
         candidate: status.candidate,
         trial: routes.trial.as_ref().filter(|_| status.step != Step::Idle).map(|trial| {
             let (compared, disagreed) = trial.comparison.read();
-            let seen = trial.model.tally.read();
+            let seen = trial.model.stats.read();
             TrialHealth {
                 percent: match trial.kind {
                     TrialKind::Shadow => 0.0,

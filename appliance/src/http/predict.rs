@@ -1,4 +1,4 @@
-//! POST /predict: refuse early, read under bounds, ask the service, answer.
+//! POST /predict: refuse early, read the body under bounds, predict, reply.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,17 +18,18 @@ use super::forms::{self, Payload};
 use super::query::{self, PredictQuery};
 use super::reply::{ApiError, json};
 use crate::http::state::{Phase, ServerState};
-use crate::predict::{PredictAnswer, PredictError, PredictRequest, PredictService};
-use crate::serving::LoadedModel;
+use crate::predict::{PredictAnswer, PredictRequest, PredictService};
+use crate::serving::{ClassificationError, LoadedModel};
 use crate::telemetry::Stage;
+use crate::values::{CameraName, RequestId};
 
 /// What is known of a request before its body.
-struct Asked {
-    id: String,
+struct RequestContext {
+    id: RequestId,
     query: PredictQuery,
     start: Instant,
-    /// As X-Deadline-Ms says; without it the configured deadline counts from when the body is there, so that a camera
-    /// on a slow line is not told that it was late.
+    /// As X-Deadline-Ms says; without it the configured deadline counts from the end of the body, so that a camera on a slow
+    /// line is not refused as late.
     deadline: Instant,
     client: Client,
 }
@@ -66,7 +67,7 @@ async fn answer<S, B>(
     raw_query: &str,
     stream: S,
     start: Instant,
-    id: &str,
+    id: &RequestId,
 ) -> Result<Response, ApiError>
 where
     S: Stream<Item = Result<B, warp::Error>> + Send + Unpin + 'static,
@@ -87,25 +88,25 @@ where
     let read =
         body::read(headers, stream, BodyLimits { bytes, section: "http", time }, state.body_memory()).await;
     let body = read.map_err(|error| match named {
-        Some(deadline) if deadline <= Instant::now() => PredictError::DeadlineExceeded.into(),
+        Some(deadline) if deadline <= Instant::now() => (&ClassificationError::DeadlineExceeded).into(),
         _ => ApiError::from(error),
     })?;
     state.metrics().stage(Stage::Read, start.elapsed());
     let deadline = named.unwrap_or_else(|| Instant::now() + config.predict.deadline);
-    let asked = Asked { id: id.to_owned(), query, start, deadline, client };
+    let context = RequestContext { id: id.clone(), query, start, deadline, client };
     match forms::parse(headers, body, config.http.max_files, state.body_memory()).await? {
-        Payload::Image(image) => one(service, &asked, image).await,
+        Payload::Image(image) => one(service, &context, image).await,
         Payload::Url(url) => {
             let time = deadline.saturating_duration_since(Instant::now());
             let mut share = state.body_memory().share();
             let image = state.fetcher().fetch(&url, time, &mut |bytes| share.grow_to(bytes).is_ok()).await?;
-            one(service, &asked, share.hold(image)).await
+            one(service, &context, share.hold(image)).await
         }
         Payload::Files(mut files) if files.len() == 1 => {
             let image = files.pop().map(|(_, image)| image).unwrap_or_default();
-            one(service, &asked, image).await
+            one(service, &context, image).await
         }
-        Payload::Files(files) => many(service, &asked, files).await,
+        Payload::Files(files) => many(service, &context, files).await,
     }
 }
 
@@ -130,42 +131,43 @@ fn admit<'a>(
     let config = &state.config().predict;
     let query = query::parse(raw_query, &service.models, config)?;
     let deadline = query::deadline(headers, start, config)?;
-    if let Some(refusal) = service.overloaded(&query.slot, client) {
+    if let Some(refusal) = service.overloaded(&query.endpoint, client) {
         return Err(refusal.into());
     }
     Ok((service, query, deadline))
 }
 
-async fn one(service: &PredictService, asked: &Asked, image: Bytes) -> Result<Response, ApiError> {
-    let answer = service.predict(request(asked, asked.id.clone(), image)).await?;
+async fn one(service: &PredictService, context: &RequestContext, image: Bytes) -> Result<Response, ApiError> {
+    let answer = service.predict(request(context, context.id.clone(), image)).await?;
     let model = model(&answer.model);
-    let result = result(asked, answer);
+    let result = result(context, answer);
     tracing::debug!(
-        request_id = asked.id,
-        camera = asked.query.camera.as_deref(),
+        request_id = %context.id,
+        camera = context.query.camera.as_deref(),
         species = result.species,
         confidence = result.confidence,
         cached = result.cached,
         total_ms = result.timings_ms.get("total"),
         "predicted"
     );
-    let reply = PredictReply { request_id: asked.id.clone(), model, result };
-    Ok(json(StatusCode::OK, &reply, Some(&asked.id)))
+    let reply = PredictReply { request_id: context.id.to_string(), model, result };
+    Ok(json(StatusCode::OK, &reply, Some(&context.id)))
 }
 
 /// Several files: as many at once as there are lanes, so that one form does not fill the queue by itself. If none is
 /// answered and all for reasons of one status, that is the status of the whole.
 async fn many(
     service: &PredictService,
-    asked: &Asked,
+    context: &RequestContext,
     files: Vec<(String, Bytes)>,
 ) -> Result<Response, ApiError> {
-    let Some(current) = asked.query.slot.current() else {
-        return Err(PredictError::NoModel(asked.query.slot.name().into()).into());
+    let endpoint = &context.query.endpoint;
+    let Some(current) = endpoint.current() else {
+        return Err((&ClassificationError::NoModel(endpoint.name().into())).into());
     };
     let lanes = current.lanes.at_once();
     let predictions = stream::iter(files.into_iter().enumerate()).map(|(index, (file, image))| async move {
-        let request = request(asked, format!("{}-{}", asked.id, index + 1), image);
+        let request = request(context, context.id.of_image(index + 1), image);
         (file, service.predict(request).await.map_err(ApiError::from))
     });
     let mut answers: Vec<_> = predictions.buffered(lanes).collect().await;
@@ -178,36 +180,36 @@ async fn many(
     {
         return Err(error);
     }
-    // Of several versions while one is on trial, the first file's stands for all.
+    // During a trial files may be answered by different versions; the reply names that of the first one.
     let answered = answers.iter().find_map(|(_, answer)| answer.as_ref().ok());
     let model = model(answered.map_or(&current, |answer| &answer.model));
     let results = answers.into_iter().map(|(file, answer)| {
         let outcome = match answer {
-            Ok(answer) => FileOutcome::Seen(result(asked, answer)),
+            Ok(answer) => FileOutcome::Seen(result(context, answer)),
             Err(error) => {
-                log_refusal(&asked.id, &error);
+                log_refusal(&context.id, &error);
                 FileOutcome::Failed(error.body())
             }
         };
         FileResult { file, outcome }
     });
-    let reply = PredictManyReply { request_id: asked.id.clone(), model, results: results.collect() };
-    Ok(json(StatusCode::OK, &reply, Some(&asked.id)))
+    let reply = PredictManyReply { request_id: context.id.to_string(), model, results: results.collect() };
+    Ok(json(StatusCode::OK, &reply, Some(&context.id)))
 }
 
-fn request(asked: &Asked, request_id: String, image: Bytes) -> PredictRequest {
+fn request(context: &RequestContext, request_id: RequestId, image: Bytes) -> PredictRequest {
     PredictRequest {
         request_id,
-        slot: Arc::clone(&asked.query.slot),
+        endpoint: Arc::clone(&context.query.endpoint),
         image,
-        camera: asked.query.camera.clone(),
-        top_k: asked.query.top_k,
-        deadline: asked.deadline,
-        client: asked.client,
+        camera: context.query.camera.clone(),
+        top_k: context.query.top_k,
+        deadline: context.deadline,
+        client: context.client,
     }
 }
 
-fn result(asked: &Asked, answer: PredictAnswer) -> PredictResult {
+fn result(context: &RequestContext, answer: PredictAnswer) -> PredictResult {
     let mut timings_ms = BTreeMap::new();
     if let (Some(queue), Some(stages)) = (answer.queue, answer.stages) {
         timings_ms.insert("queue", millis(queue));
@@ -215,7 +217,7 @@ fn result(asked: &Asked, answer: PredictAnswer) -> PredictResult {
         timings_ms.insert("preprocess", millis(stages.preprocess));
         timings_ms.insert("infer", millis(stages.infer));
     }
-    timings_ms.insert("total", millis(asked.start.elapsed()));
+    timings_ms.insert("total", millis(context.start.elapsed()));
     let predictions: Vec<LabelScore> =
         answer.predictions.into_iter().map(|p| LabelScore { label: p.label, score: p.score }).collect();
     let (species, confidence) =
@@ -225,7 +227,7 @@ fn result(asked: &Asked, answer: PredictAnswer) -> PredictResult {
         confidence,
         predictions,
         cached: answer.cached,
-        camera: asked.query.camera.clone(),
+        camera: context.query.camera.clone().map(CameraName::into_string),
         timings_ms,
     }
 }
@@ -239,14 +241,14 @@ fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Under overload or with a full disk refusals come by the thousand: the metrics count them, the log does not.
-fn log_refusal(id: &str, error: &ApiError) {
+/// Under overload or with a full disk there are thousands of refusals per second: metrics count them, the log does not.
+fn log_refusal(id: &RequestId, error: &ApiError) {
     let status = error.status.as_u16();
     if error.retry_after.is_some() {
-        tracing::debug!(request_id = id, status, code = error.code, "refused for now");
+        tracing::debug!(request_id = %id, status, code = error.code, "refused for now");
     } else if error.status.is_server_error() {
-        tracing::warn!(request_id = id, status, code = error.code, error = error.message, "failed");
+        tracing::warn!(request_id = %id, status, code = error.code, error = error.message, "failed");
     } else {
-        tracing::info!(request_id = id, status, code = error.code, error = error.message, "refused");
+        tracing::info!(request_id = %id, status, code = error.code, error = error.message, "refused");
     }
 }

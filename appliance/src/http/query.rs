@@ -1,105 +1,84 @@
-//! What a request says beside its body: query parameters and headers, refused by name when they are wrong.
+//! Query parameters and headers of a request.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ulid::Ulid;
 use warp::http::{HeaderMap, StatusCode};
 
 use super::reply::{ApiError, REQUEST_ID};
 use crate::config::PredictConfig;
-use crate::serving::{Models, Slot};
-use std::sync::Arc;
+use crate::serving::{Endpoint, Models};
+use crate::values::{CameraName, RequestId, TopK};
 
 const DEADLINE: &str = "x-deadline-ms";
-const MAX_NAME_LEN: usize = 128;
 
 /// The parameters of POST /predict.
 #[derive(Debug)]
 pub(super) struct PredictQuery {
     pub(super) top_k: usize,
-    pub(super) camera: Option<String>,
-    pub(super) slot: Arc<Slot>,
+    pub(super) camera: Option<CameraName>,
+    pub(super) endpoint: Arc<Endpoint>,
 }
 
-/// Parses `top_k`, `model` and `camera`; anything else is refused.
+/// Parses `top_k`, `model` and `camera`; any other parameter is refused.
 pub(super) fn parse(raw: &str, models: &Models, config: &PredictConfig) -> Result<PredictQuery, ApiError> {
-    let (mut asked_k, mut asked_camera, mut slot) = (None, None, models.default());
+    let invalid = |message: String| ApiError::bad_request("invalid_query", message);
+    let (mut given_k, mut camera, mut endpoint) = (None, None, models.default());
     let mut seen = Vec::new();
     for (key, value) in url::form_urlencoded::parse(raw.as_bytes()) {
         if seen.contains(&key) {
-            return Err(ApiError::bad_request("invalid_query", format!("{key} stands twice in the query")));
+            return Err(invalid(format!("{key} stands twice in the query")));
         }
         match key.as_ref() {
-            "top_k" => asked_k = Some(value.clone()),
-            "camera" => asked_camera = Some(camera(&value)?),
-            "model" => slot = find(models, &value)?,
+            "top_k" => given_k = Some(value.clone()),
+            "camera" => {
+                let name = CameraName::parse(&value);
+                camera = Some(name.map_err(|error| invalid(format!("camera = {error}")))?);
+            }
+            "model" => endpoint = find(models, &value)?,
             other => {
-                let message = format!("unknown query parameter {other:?}; known are top_k, model and camera");
-                return Err(ApiError::bad_request("invalid_query", message));
+                let known = "known are top_k, model and camera";
+                return Err(invalid(format!("unknown query parameter {other:?}; {known}")));
             }
         }
         seen.push(key);
     }
-    // A model that is not here yet is refused later, whatever is asked.
-    let labels = slot.current().map_or(usize::MAX, |model| model.model.labels.len());
-    let top_k = asked_k.map_or(Ok(config.top_k.min(labels)), |value| top_k(&value, labels))?;
-    Ok(PredictQuery { top_k, camera: asked_camera, slot: Arc::clone(slot) })
+    // A model that is not loaded yet is refused later, whatever the number.
+    let labels = endpoint.current().map_or(usize::MAX, |model| model.model.labels.len());
+    let top_k = match given_k {
+        Some(text) => TopK::parse(&text, labels).map_err(|error| invalid(format!("top_k = {error}")))?.get(),
+        None => config.top_k.min(labels),
+    };
+    Ok(PredictQuery { top_k, camera, endpoint: Arc::clone(endpoint) })
 }
 
 /// The model of this name.
-pub(super) fn find<'a>(models: &'a Models, name: &str) -> Result<&'a Arc<Slot>, ApiError> {
+pub(super) fn find<'a>(models: &'a Models, name: &str) -> Result<&'a Arc<Endpoint>, ApiError> {
     models.get(name).ok_or_else(|| {
         let message = format!("there is no model {name:?} here; served are {}", models.names());
         ApiError::new(StatusCode::NOT_FOUND, "unknown_model", message)
     })
 }
 
-fn top_k(value: &str, labels: usize) -> Result<usize, ApiError> {
-    match value.parse::<usize>() {
-        Ok(k) if (1..=labels).contains(&k) => Ok(k),
-        _ => {
-            let message = format!("top_k = {value:?} is not a whole number from 1 to {labels}");
-            Err(ApiError::bad_request("invalid_query", message))
-        }
-    }
+/// The request's id: the client's own if it sent a valid one, else a new ULID.
+pub(super) fn request_id(headers: &HeaderMap) -> RequestId {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    given.and_then(RequestId::parse).unwrap_or_else(RequestId::generate)
 }
 
-fn camera(value: &str) -> Result<String, ApiError> {
-    if value.is_empty() || value.len() > MAX_NAME_LEN || value.chars().any(char::is_control) {
-        let message = format!(
-            "camera = {value:?} is not a name of 1 to {MAX_NAME_LEN} bytes without control characters"
-        );
-        return Err(ApiError::bad_request("invalid_query", message));
-    }
-    Ok(value.to_owned())
-}
-
-/// The request's id: the client's own if it sent a usable one, else a new ULID.
-pub(super) fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
-    match given {
-        Some(id)
-            if !id.is_empty() && id.len() <= MAX_NAME_LEN && id.bytes().all(|b| b.is_ascii_graphic()) =>
-        {
-            id.into()
-        }
-        _ => Ulid::generate().to_string(),
-    }
-}
-
-/// When the answer is no longer wanted, if X-Deadline-Ms says so: counted from `start`, the body included.
+/// The deadline of X-Deadline-Ms, if the header is there: counted from `start`, so that it includes the body.
 pub(super) fn deadline(
     headers: &HeaderMap,
     start: Instant,
     config: &PredictConfig,
 ) -> Result<Option<Instant>, ApiError> {
     let Some(value) = headers.get(DEADLINE) else { return Ok(None) };
-    let most = config.max_deadline.as_millis();
+    let max = config.max_deadline.as_millis();
     match value.to_str().ok().and_then(|v| v.trim().parse::<u64>().ok()) {
-        Some(ms) if ms >= 1 && u128::from(ms) <= most => Ok(Some(start + Duration::from_millis(ms))),
+        Some(ms) if ms >= 1 && u128::from(ms) <= max => Ok(Some(start + Duration::from_millis(ms))),
         _ => {
             let message =
-                format!("X-Deadline-Ms: {value:?} is not a whole number of milliseconds from 1 to {most}");
+                format!("X-Deadline-Ms: {value:?} is not a whole number of milliseconds from 1 to {max}");
             Err(ApiError::bad_request("invalid_deadline", message))
         }
     }

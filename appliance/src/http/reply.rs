@@ -1,4 +1,4 @@
-//! Errors as replies, in one place: every typed error of the house becomes its status, code and sentence here.
+//! Errors as replies, in one place: every typed error gets its status, code and message here.
 
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::batch::spool::SpoolError;
 use crate::fetch::FetchError;
 use crate::memory::NoRoom;
 use crate::predict::PredictError;
+use crate::serving::ClassificationError;
 use cloud_sync::error::is_disk_full;
 use cloud_sync::outbox::OutboxError;
 use gpu_kernels::DecodeError;
@@ -24,11 +25,11 @@ use gpu_kernels::DecodeError;
 /// Header that carries the request's id, in both directions.
 pub(super) const REQUEST_ID: &str = "x-request-id";
 
-/// A link or a full queue is not back after a second.
+/// Retry-After for a link or a full queue, which are not back after a second.
 const LINK_PAUSE: Duration = Duration::from_secs(5);
-/// Nor is room in the data directory back that soon.
+/// Retry-After for room in the data directory.
 const ROOM_PAUSE: Duration = Duration::from_secs(60);
-/// Paths are the operator's business.
+/// Without paths, which are for the operator only.
 const DISK_FULL: &str = "the appliance's disk has no room for this";
 const NO_SPOOL: &str = "the appliance's disk does not take this at the moment";
 
@@ -39,7 +40,7 @@ pub(super) struct ApiError {
     pub(super) code: &'static str,
     pub(super) message: String,
     pub(super) retry_after: Option<Duration>,
-    /// The batch that the error is about, where the client needs its id to try again.
+    /// The batch's id, where the client needs it for a retry.
     pub(super) batch: Option<String>,
 }
 
@@ -57,7 +58,7 @@ impl ApiError {
         Self { retry_after: Some(Duration::from_secs(1)), ..base }
     }
 
-    /// This machine's disk took no file: it is full, or something that passes by itself.
+    /// The local disk accepted no file: it is full, or the error is transient.
     fn disk(full: bool) -> Self {
         if full {
             let base = Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", DISK_FULL);
@@ -78,7 +79,7 @@ impl ApiError {
     pub(super) fn into_response(self, request_id: Option<&str>) -> Response {
         let mut response = json(self.status, &self.body(), request_id);
         if let Some(time) = self.retry_after {
-            // The header counts whole seconds; 0 would mean "at once".
+            // The header is in whole seconds; 0 would mean "at once".
             let seconds = (time.as_secs() + u64::from(time.subsec_nanos() > 0)).max(1);
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -88,7 +89,7 @@ impl ApiError {
 
 /// A JSON reply.
 pub(super) fn json<T: Serialize>(status: StatusCode, body: &T, request_id: Option<&str>) -> Response {
-    // Our bodies are plain structs, which always serialize; an empty body would still carry the status.
+    // The bodies are plain structs, which always serialize; an empty body would still have the status.
     let bytes = serde_json::to_vec(body).unwrap_or_default();
     let mut response = HttpResponse::new(bytes.into());
     *response.status_mut() = status;
@@ -111,33 +112,30 @@ impl From<&DecodeError> for ApiError {
     }
 }
 
-impl From<&PredictError> for ApiError {
-    fn from(error: &PredictError) -> Self {
-        let message = error.to_string();
+impl From<&ClassificationError> for ApiError {
+    fn from(error: &ClassificationError) -> Self {
+        let (code, message) = (error.code(), error.to_string());
         match error {
-            PredictError::Shared(error) => error.as_ref().into(),
-            PredictError::Image(image) => image.into(),
-            PredictError::TooCostly(_) => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "image_too_costly", message)
+            ClassificationError::Shared(error) => error.as_ref().into(),
+            ClassificationError::Image(image) => image.into(),
+            ClassificationError::TooCostly(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message),
+            ClassificationError::Overloaded { retry_after, .. } => Self::overloaded(message, *retry_after),
+            ClassificationError::DeadlineExceeded => Self::new(StatusCode::GATEWAY_TIMEOUT, code, message),
+            ClassificationError::NoModel(_) | ClassificationError::Stopping => {
+                Self::unavailable(code, message)
             }
-            PredictError::Overloaded { retry_after, .. } => Self::overloaded(message, *retry_after),
-            PredictError::DeadlineExceeded => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
-            }
-            PredictError::NoModel(_) => Self::unavailable("model_not_ready", message),
-            PredictError::Stopping => Self::unavailable("draining", message),
-            PredictError::NoScores => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", message)
-            }
-            PredictError::Lane(lane) => lane.into(),
-            PredictError::Outbox(outbox) => outbox.into(),
+            ClassificationError::NoScores => Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message),
+            ClassificationError::Lane(lane) => lane.into(),
         }
     }
 }
 
 impl From<PredictError> for ApiError {
     fn from(error: PredictError) -> Self {
-        Self::from(&error)
+        match error {
+            PredictError::Classify(error) => (&error).into(),
+            PredictError::Outbox(error) => (&error).into(),
+        }
     }
 }
 
@@ -161,8 +159,8 @@ impl From<&LaneError> for ApiError {
 
 impl From<&OutboxError> for ApiError {
     fn from(error: &OutboxError) -> Self {
-        // The message may name paths of this box, which are the operator's business. The outbox itself says once in the
-        // log what is wrong; at this level it would be said for every request, to a disk that may be full.
+        // The message may contain paths, which are for the operator only. The outbox itself logs once what is wrong; here it
+        // would be logged for every request, to a disk that may be full.
         tracing::debug!(%error, "a prediction could not be recorded");
         match error {
             OutboxError::Busy { .. } => Self::overloaded(
@@ -258,12 +256,8 @@ impl From<BatchError> for ApiError {
                 Self { retry_after: Some(ROOM_PAUSE), ..base }
             }
             BatchError::Link { source, .. } => {
-                // Hosts and buckets are the operator's business: the client is told which link, the log the rest.
-                tracing::warn!(
-                    batch,
-                    error = source.in_full(),
-                    "a batch request met a link that does not work"
-                );
+                // Hosts and buckets are for the operator only: the client gets the link's name, the log the rest.
+                tracing::warn!(batch, error = source.in_full(), "batch request failed: link unavailable");
                 if source.is_disk_full() {
                     Self::disk(true)
                 } else {

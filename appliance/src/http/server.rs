@@ -1,4 +1,4 @@
-//! A listener and its connections: bounds on heads, on how many there are and from where, and a graceful end.
+//! A listener and its connections: limits on request heads and on connections, in total and per address, and a graceful stop.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,28 +16,28 @@ use tokio::sync::{Semaphore, watch};
 use warp::Filter;
 use warp::reply::Response;
 
+use super::Surface;
 use super::connections::{Admission, Connections, Place};
 use super::front::{Front, Policy};
-use super::routes::Surface;
 use super::sites::Sites;
 use super::socket::{Socket, Times};
 use crate::http::state::ServerState;
 use crate::pace::Rate;
 use crate::telemetry::ClosedFor;
 
-/// A request's head may have this many bytes; cookies and proxies' headers fit, a flood does not.
+/// Maximum size of a request's head in bytes: enough for cookies and headers of proxies.
 const HEAD_BYTES: usize = 64 << 10;
-/// Most that is read from a connection at once: a photo arrives in a few reads.
+/// Maximum bytes per read from a connection: a photo arrives in a few reads.
 const READ_BYTES: usize = 512 << 10;
 /// Connections of the listener for health and metrics.
 const ADMIN_CONNECTIONS: usize = 64;
-/// Connections that are told at once why they are refused; more are only closed.
+/// Refused connections that get a reply at once; more are closed without one.
 const REFUSALS: usize = 16;
-/// Longest time to tell one.
+/// Timeout of such a reply.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 const REFUSAL_BODY: &str = r#"{"error":"this address has too many connections in use (http.max_connections_per_address)","code":"too_many_connections"}"#;
 
-/// Why the server can't listen.
+/// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[error("can't listen on {address}: {source}. {}", remedy(source, key))]
 pub struct BindError {
@@ -56,7 +56,7 @@ fn remedy(error: &io::Error, key: &str) -> String {
             format!("Remedy: ports under 1024 need a privilege; choose a higher one with {key}")
         }
         io::ErrorKind::AddrNotAvailable => {
-            "Remedy: this box has no such address; 0.0.0.0 stands for all it has".into()
+            "Remedy: this box has no such address; 0.0.0.0 is all of its addresses".into()
         }
         _ => format!("Remedy: choose another address with {key}"),
     }
@@ -71,7 +71,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds `http.listen`. `most` is how many connections the process has files for.
+    /// Binds `http.listen`. `most` is how many connections the process has file descriptors for.
     ///
     /// # Errors
     /// [`BindError`] with the remedy.
@@ -117,23 +117,23 @@ impl Server {
         Ok(Self { listener, address, connections, policy: Arc::new(policy) })
     }
 
-    /// The address that is listened on; the port is real even if 0 was asked for.
+    /// The bound address, with the actual port if 0 was configured.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `stop` turns true; then the listener closes, idle connections end, and those in use end after the
-    /// answer in hand. Returns when all have ended.
+    /// Serves until `stop` turns true; then the listener closes, idle connections are closed, and active ones are closed after
+    /// their current reply. Returns when all are closed.
     pub async fn run<F>(self, routes: F, mut stop: watch::Receiver<bool>)
     where
         F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
     {
         let http = &self.policy.state.config().http;
-        // HTTP/1 alone: telling versions apart would wait without bound for a connection's first byte.
+        // HTTP/1 only: detecting the version would wait without a limit for a connection's first byte.
         let mut builder = Builder::new();
         builder
             .timer(TokioTimer::new())
-            // The socket's own clocks are stricter.
+            // The timeouts of `socket` are stricter.
             .header_read_timeout(http.idle_timeout + http.header_timeout)
             .max_buf_size(READ_BYTES)
             .max_header_size(HEAD_BYTES)
@@ -148,7 +148,7 @@ impl Server {
                 _ = stop.wait_for(|stop| *stop) => break,
             };
             let Some((stream, place)) = accepted else { continue };
-            // Small answers must not wait for more to be sent with them.
+            // Small replies must not wait for more data.
             let _ = stream.set_nodelay(true);
             let connection = Arc::clone(&place.0);
             let socket = Socket::new(stream, Arc::clone(&connection), times, self.policy.rate);
@@ -173,13 +173,13 @@ impl Server {
         graceful.shutdown().await;
     }
 
-    /// The next connection, when there is room for it.
+    /// The next connection, once there is a place for it.
     async fn accept(&self, refusals: &Arc<Semaphore>) -> Option<(TcpStream, Place)> {
         let (stream, peer) = match self.listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, say: without a pause this loop would spin until some are free.
-                tracing::warn!(%error, "can't accept a connection");
+                // Without file descriptors, for example, this loop would spin until some are free.
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 return None;
             }
@@ -208,7 +208,7 @@ impl Server {
     }
 }
 
-/// Why a connection was closed before its client wanted it, if it was.
+/// Why the server closed a connection, if it did.
 fn reason(error: &hyper::Error) -> Option<ClosedFor> {
     let mut cause = Some(error as &(dyn std::error::Error + 'static));
     let mut timed_out = false;
@@ -219,7 +219,7 @@ fn reason(error: &hyper::Error) -> Option<ClosedFor> {
     (error.is_timeout() || timed_out).then_some(ClosedFor::Slowness)
 }
 
-/// Says why, and reads what comes until the client closes: with unread data the close would be a reset, and the answer lost.
+/// Replies with the reason, and reads until the client closes: with unread data the close would be a reset, and the reply lost.
 async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     let answer = format!(
         "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n\

@@ -1,8 +1,8 @@
-//! Which names this box answers to, and which web pages may use it: what stands between it and a browser that was led here.
+//! Checks of Host and Origin: the protection against requests that a foreign web page makes through a visitor's browser.
 //!
-//! A page on the internet can have a visitor's browser send requests to addresses that only the visitor reaches. Under a name
-//! of its own that it lets point here (DNS rebinding) it may read the answers: its name shows in `Host`. Under our name it may
-//! not, but the request is made: its own name shows in `Origin`.
+//! A page on the internet can have a visitor's browser send requests to addresses that only the visitor can reach. With a name
+//! of its own that resolves to this box (DNS rebinding) it can read the replies; `Host` shows that name. With a name of this box
+//! it cannot, but the request is made; `Origin` shows the page's own name.
 
 use warp::http::header::{HOST, ORIGIN};
 use warp::http::uri::Authority;
@@ -13,19 +13,19 @@ use crate::config::Config;
 
 const FETCH_SITE: &str = "sec-fetch-site";
 
-/// Names and pages that are taken.
+/// Allowed host names and origins.
 #[derive(Debug)]
 pub(super) struct Sites {
     hosts: Vec<String>,
     origins: Vec<String>,
 }
 
-/// What a request's origin means for its answer.
+/// Who made a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Caller {
-    /// No browser, or a page of this box.
+    /// Not a browser, or a page of this box.
     Here,
-    /// A page of this origin, which may read the answer.
+    /// A page of this origin, which may read the reply.
     Page(HeaderValue),
 }
 
@@ -43,12 +43,12 @@ impl Sites {
         Self { hosts, origins: lower(&config.http.allowed_origins) }
     }
 
-    /// Whether any page of another site may use this box.
+    /// Whether pages of other sites are allowed.
     pub(super) fn has_origins(&self) -> bool {
         !self.origins.is_empty()
     }
 
-    /// Refuses what a browser sent under a wrong name or from a wrong page.
+    /// Refuses a request with a host name or an origin that is not allowed.
     pub(super) fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let mut hosts = headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
@@ -57,7 +57,7 @@ impl Sites {
             }
             (host, _) => host.map(|value| value.to_str().unwrap_or("\u{fffd}")),
         };
-        // Only what is no browser sends none.
+        // Only clients that are not browsers send no Host.
         for host in host.into_iter().chain(uri.authority().map(Authority::as_str)) {
             if !self.is_ours(host) {
                 let shown: String = host.chars().take(100).collect();
@@ -78,7 +78,7 @@ impl Sites {
         };
         let text = origin.to_str().unwrap_or_default().to_ascii_lowercase();
         let page = text.split_once("://").map(|(_, page)| page);
-        // The scheme may differ: TLS may end in front of us.
+        // The scheme may differ: TLS may be terminated by a proxy.
         if page.is_some() && page == host.map(str::to_ascii_lowercase).as_deref() {
             return Ok(Caller::Here);
         }

@@ -1,4 +1,4 @@
-//! A connection's socket under bounds: on the time that a head takes, and on how slowly the client reads.
+//! A connection's socket with timeouts: for the request's head, and for clients that read too slowly.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::connections::Connection;
 use crate::pace::{Pace, Rate};
 
-/// How often a full socket is tried again, at most.
+/// Maximum interval between writes to a full socket.
 const MAX_TICK: Duration = Duration::from_secs(1);
 
 /// How long a client may take between requests.
@@ -34,7 +34,7 @@ pub(super) struct Socket {
     stream: TcpStream,
     connection: Arc<Connection>,
     times: Times,
-    /// Runs while no request is in hand.
+    /// Runs while no request is in flight.
     clock: Option<Clock>,
     pace: Pace,
     tick: Duration,
@@ -54,7 +54,7 @@ impl Socket {
         }
     }
 
-    /// Judges a write that took something or nothing.
+    /// Checks the rate after a write of any number of bytes.
     fn written(
         &mut self,
         cx: &mut Context<'_>,
@@ -76,8 +76,8 @@ impl Socket {
         }
     }
 
-    /// The kernel reports a socket writable again only when a good part of its buffer is free, which is megabytes and, for
-    /// a slow client, minutes. So that its progress shows, the write is tried again now and then all the same.
+    /// The kernel reports a socket writable again only when a large part of its buffer is free: megabytes, which takes a slow
+    /// client minutes. The write is retried at intervals, so that the client's progress is seen.
     fn wait_for_room(&mut self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         if self.pace.wait(Instant::now()).is_none() {
             return Poll::Pending;
@@ -124,7 +124,7 @@ impl AsyncRead for Socket {
             Poll::Ready(_) => return outcome,
             Poll::Pending => {}
         }
-        // Also when bytes keep coming: a head that never ends would not be bounded otherwise.
+        // Also while bytes arrive: a head that never ends would have no limit otherwise.
         let idle = self.times.idle;
         match self.clock.get_or_insert_with(|| Clock::Idle(Box::pin(sleep(idle)))) {
             Clock::Head(clock) => match clock.as_mut().poll(cx) {

@@ -1,4 +1,4 @@
-//! What the handlers need. Below the routes, which read it, and the start, which fills it.
+//! The state that handlers share: filled by the start, read by the routes.
 
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,27 +18,27 @@ use crate::rollout::Rollouts;
 use crate::serving::{LoadedModel, Models};
 use crate::telemetry::{GpuMonitor, Metrics};
 
-/// Where the daemon is in its life.
+/// The phase of the daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Loading; requests get 503.
     Starting,
     /// Serving.
     Ready,
-    /// Finishing what is in hand; new requests get 503.
+    /// Finishing requests in flight; new requests get 503.
     Draining,
 }
 
-/// What this process is for.
+/// The role of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// `weir serve`: answers requests; works batches off where their queue is embedded.
+    /// `weir serve`: answers requests, and works on batches where the queue is embedded.
     Serve,
-    /// `weir worker`: works batches off, and answers for its health only.
+    /// `weir worker`: works on batches; HTTP is for health and metrics only.
     Worker,
 }
 
-/// What the handlers share: it is there from the start on, and [`Services`] once everything has started.
+/// The state that handlers share. It exists from the start on; [`Services`] follow once everything has started.
 pub struct ServerState {
     role: Role,
     config: Config,
@@ -54,25 +54,25 @@ pub struct ServerState {
     in_hand: AtomicUsize,
 }
 
-/// What serves, complete.
+/// The services of a process that has started.
 pub struct Services {
     /// The models that are served.
     pub models: Arc<Models>,
-    /// What brings new versions of them.
+    /// Their rollouts.
     pub rollouts: Rollouts,
-    /// The token of who may change what is served; empty where nobody may.
+    /// The token for requests that change what is served; empty where they are disabled.
     pub admin_token: Secret,
-    /// Classifies; a worker answers no predictions.
+    /// The prediction service; a worker has none.
     pub predictions: Option<PredictService>,
-    /// Takes batches, where that is switched on; a worker takes none from clients.
+    /// The batch service, where batches are enabled; a worker has none.
     pub batches: Option<Arc<BatchService>>,
-    /// Links and what uses them.
+    /// Background work and the links that it uses.
     pub background: Background,
     /// The device that serves.
     pub device: DeviceChoice,
 }
 
-/// Counts one request in hand for as long as it lives.
+/// Counts a request in flight until it is dropped.
 pub struct InHand<'a>(&'a AtomicUsize);
 
 impl Drop for InHand<'_> {
@@ -82,7 +82,7 @@ impl Drop for InHand<'_> {
 }
 
 impl ServerState {
-    /// The daemon before anything is loaded.
+    /// The state before anything is loaded.
     pub fn new(role: Role, config: Config) -> Arc<Self> {
         let max_inflight = usize::try_from(config.http.max_inflight.as_u64()).unwrap_or(usize::MAX);
         let (metrics, batch_metrics) = (Arc::new(Metrics::new()), BatchMetrics::default());
@@ -103,7 +103,7 @@ impl ServerState {
         })
     }
 
-    /// What this process is for.
+    /// The role of the process.
     pub fn role(&self) -> Role {
         self.role
     }
@@ -143,29 +143,29 @@ impl ServerState {
         &self.fetcher
     }
 
-    /// What has started; None while starting.
+    /// The services; `None` while starting.
     pub fn services(&self) -> Option<&Services> {
         self.services.get()
     }
 
-    /// Everything has started: requests are answered from now on. Of two calls the first counts.
+    /// Sets the services: requests are answered from now on. Only the first call has an effect.
     pub(crate) fn ready(&self, services: Services) -> &Services {
         let services = self.services.get_or_init(|| services);
         self.enter(Phase::Ready);
         services
     }
 
-    /// The prediction service; None while starting, and in a worker.
+    /// The prediction service; `None` while starting, and in a worker.
     pub fn predictions(&self) -> Option<&PredictService> {
         self.services()?.predictions.as_ref()
     }
 
-    /// The batch service; None while starting, and where batches are switched off.
+    /// The batch service; `None` while starting, and where batches are disabled.
     pub fn batches(&self) -> Option<&Arc<BatchService>> {
         self.services()?.batches.as_ref()
     }
 
-    /// The default model's version that answers; None while starting.
+    /// The default model's current version; `None` while starting.
     pub fn engine(&self) -> Option<Arc<LoadedModel>> {
         self.services()?.models.default().current()
     }
@@ -175,7 +175,7 @@ impl ServerState {
         self.started.elapsed()
     }
 
-    /// Where the daemon is in its life.
+    /// The phase of the daemon's life.
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Starting,
@@ -184,18 +184,18 @@ impl ServerState {
         }
     }
 
-    /// Moves on to `phase`; never back.
+    /// Advances to `phase`; never back.
     pub(crate) fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::AcqRel);
     }
 
-    /// Counts a request in hand until the guard is dropped.
+    /// Counts a request in flight until the guard is dropped.
     pub fn request_in_hand(&self) -> InHand<'_> {
         self.in_hand.fetch_add(1, Ordering::Relaxed);
         InHand(&self.in_hand)
     }
 
-    /// Requests in hand.
+    /// Requests in flight.
     pub(crate) fn in_hand(&self) -> usize {
         self.in_hand.load(Ordering::Relaxed)
     }

@@ -12,7 +12,7 @@ use super::body::{self, BodyError, BodyLimits};
 use super::forms::{self, Payload};
 use super::reply::ApiError;
 use crate::memory::BodyMemory;
-use crate::predict::PredictError;
+use crate::serving::ClassificationError;
 
 const NO_TIME: BodyLimits = BodyLimits { bytes: 10, section: "http", time: Duration::from_millis(10) };
 const LIMITS: BodyLimits = BodyLimits { bytes: 10, section: "http", time: Duration::from_secs(5) };
@@ -97,8 +97,9 @@ async fn what_is_copied_out_of_a_form_or_json_is_reserved_first_and_held_by_the_
 #[test]
 fn retry_after_is_whole_seconds_and_never_zero() {
     for (millis, seconds) in [(1, "1"), (999, "1"), (1000, "1"), (1001, "2"), (61_000, "61")] {
-        let refusal = PredictError::Overloaded { capacity: 8, retry_after: Duration::from_millis(millis) };
-        let response = ApiError::from(refusal).into_response(None);
+        let refusal =
+            ClassificationError::Overloaded { capacity: 8, retry_after: Duration::from_millis(millis) };
+        let response = ApiError::from(&refusal).into_response(None);
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()[RETRY_AFTER], seconds, "{millis} ms");
     }

@@ -6,5 +6,7 @@ mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use pull::{Progress, PullError, PullLimits, Pulled, pull};
+pub use pull::{Progress, PullLimits, pull};
+#[cfg(test)]
+pub(crate) use pull::{PullError, Pulled};
 pub use store::{ModelStore, Origin, Partial, StoreError, StoredBundle};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::crashes::Starts;
 use crate::models::Origin;
-use crate::serving::TallyReading;
+use crate::serving::VersionCounts;
 
 /// Rejected versions that are remembered, a model.
 const MAX_REJECTED: usize = 100;
@@ -75,9 +75,9 @@ pub struct Monitored {
     #[serde(with = "humantime_serde")]
     pub time: Duration,
     /// What it has done in that time.
-    pub done: TallyReading,
+    pub done: VersionCounts,
     /// What the version before it had done by its promotion, in the process of the promotion alone.
-    pub before: TallyReading,
+    pub before: VersionCounts,
     /// Images that the version before it computed, too.
     pub compared: u64,
     /// Those of them with another best label.

@@ -42,16 +42,14 @@ use tokio::task::JoinHandle;
 
 use crate::config::{MonitoringConfig, RolloutConfig};
 use crate::models::{ModelStore, PullLimits};
-use crate::serving::{ModelLoader, Slot};
+use crate::serving::{Endpoint, ModelLoader};
 use crate::telemetry::Metrics;
 
 pub use command::{Command, Refusal};
-pub use entry::{DeployedVersion, Entry, Monitored, Rejected};
+pub use entry::{DeployedVersion, Entry};
 pub use journal::{Journal, JournalError};
-pub use monitor::{population_stability, report};
 pub use start::{BootCandidate, begin};
-pub use status::{Status, StatusCell, Step};
-pub use verdict::{Evidence, Stage, TrialDecision, judge, judge_promoted};
+pub use status::{StatusCell, Step};
 
 /// How long an operator's command waits until the model's task takes it and has carried it out.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -116,7 +114,7 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Followed {
     /// Where its versions are loaded.
-    pub slot: Arc<Slot>,
+    pub slot: Arc<Endpoint>,
     /// What it follows.
     pub follow: Option<ModelReference>,
     /// The folder that the configuration names, or where the default bundle is.

@@ -9,7 +9,7 @@ use cloud_sync::registry::Report;
 use tokio::sync::watch;
 
 use super::RolloutContext;
-use crate::serving::{LoadedModel, Sightings, Slot};
+use crate::serving::{Endpoint, LoadedModel, PredictionStats};
 
 /// Least share that a label counts with: one that was never seen would make the index infinite.
 const MIN_SHARE: f64 = 1e-4;
@@ -17,12 +17,12 @@ const MIN_SHARE: f64 = 1e-4;
 /// Sends a report for each model from time to time. What could not be sent is part of the next one.
 pub(super) async fn run(
     context: Arc<RolloutContext>,
-    slots: Vec<Arc<Slot>>,
+    slots: Vec<Arc<Endpoint>>,
     mut stop: watch::Receiver<bool>,
 ) {
     let Some(registry) = context.registry.clone() else { return };
     let settings = &context.settings;
-    let mut kept: BTreeMap<String, Sightings> = BTreeMap::new();
+    let mut kept: BTreeMap<String, PredictionStats> = BTreeMap::new();
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
@@ -30,7 +30,7 @@ pub(super) async fn run(
         }
         for slot in &slots {
             let Some(model) = slot.current() else { continue };
-            let mut seen = slot.take_seen();
+            let mut seen = slot.take_stats();
             if let Some(earlier) = kept.remove(slot.name()) {
                 seen = earlier.and(seen);
             }
@@ -51,7 +51,13 @@ pub(super) async fn run(
 }
 
 /// The report of what a model has answered.
-pub fn report(experiment: &str, node: &str, name: &str, model: &LoadedModel, seen: &Sightings) -> Report {
+pub fn report(
+    experiment: &str,
+    node: &str,
+    name: &str,
+    model: &LoadedModel,
+    seen: &PredictionStats,
+) -> Report {
     let took = seen.since.elapsed();
     let end = SystemTime::now();
     let total = seen.total();

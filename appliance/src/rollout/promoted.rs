@@ -19,7 +19,7 @@ use super::crashes::Starts;
 use super::entry::Monitored;
 use super::task::Task;
 use super::verdict::{Evidence, judge_promoted};
-use crate::serving::{Comparison, LoadedModel, TallyReading};
+use crate::serving::{Comparison, LoadedModel, VersionCounts};
 
 /// How often a promoted version is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ pub(super) struct Promoted {
     earlier: Monitored,
     began: Instant,
     /// What it had done in this process by then.
-    done: TallyReading,
+    done: VersionCounts,
     comparison: Arc<Comparison>,
     looked: Instant,
     saved: Instant,
@@ -45,7 +45,7 @@ pub(super) struct Promoted {
 impl Monitored {
     /// Of a version that takes the place of `before` now.
     pub(super) fn new(before: &LoadedModel, ordered: bool) -> Self {
-        let (time, done, before) = (Duration::ZERO, TallyReading::default(), before.tally.read());
+        let (time, done, before) = (Duration::ZERO, VersionCounts::default(), before.stats.read());
         Self { time, done, before, compared: 0, disagreed: 0, ordered, starts: Starts::first() }
     }
 }
@@ -53,7 +53,7 @@ impl Monitored {
 impl Promoted {
     /// Goes on with the monitoring of a version.
     pub(super) fn go_on(model: &Arc<LoadedModel>, earlier: Monitored) -> Self {
-        let (now, done) = (Instant::now(), model.tally.read());
+        let (now, done) = (Instant::now(), model.stats.read());
         let comparison = Arc::default();
         Self { model: Arc::clone(model), earlier, began: now, done, comparison, looked: now, saved: now }
     }
@@ -73,7 +73,7 @@ impl Promoted {
         let (compared, disagreed) = self.comparison.read();
         Monitored {
             time: self.earlier.time + self.began.elapsed(),
-            done: self.earlier.done.and(&self.model.tally.read().since(&self.done)),
+            done: self.earlier.done.and(&self.model.stats.read().since(&self.done)),
             compared: self.earlier.compared + compared,
             disagreed: self.earlier.disagreed + disagreed,
             ..self.earlier.clone()
@@ -92,7 +92,7 @@ impl Task {
             return;
         };
         // Times of another process say nothing about this one, whose device and lanes may be others.
-        earlier.before = TallyReading::default();
+        earlier.before = VersionCounts::default();
         if self.promoted.is_none() && earlier.time < self.context.settings.rollout.monitor_time {
             tracing::info!(
                 model = self.name(),

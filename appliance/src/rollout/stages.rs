@@ -201,7 +201,7 @@ impl Task {
         let Some(serving) = self.followed.slot.current() else { return Ok(None) };
         self.context.metrics.on_trial(self.name(), &model.model.version);
         let comparison = Arc::<Comparison>::default();
-        let (began, trial, before) = (Instant::now(), model.tally.read(), serving.tally.read());
+        let (began, trial, before) = (Instant::now(), model.stats.read(), serving.stats.read());
         self.board.note(|status| {
             status.step = match stage {
                 Stage::Shadow => Step::Shadow,
@@ -219,8 +219,8 @@ impl Task {
             let (compared, disagreed) = comparison.read();
             let evidence = Evidence {
                 time: began.elapsed(),
-                trial: model.tally.read().since(&trial),
-                serving: serving.tally.read().since(&before),
+                trial: model.stats.read().since(&trial),
+                serving: serving.stats.read().since(&before),
                 compared,
                 disagreed,
             };
@@ -298,5 +298,5 @@ pub(super) fn beside(
     origin: Option<Origin>,
 ) -> Result<LoadedModel, LoadError> {
     let observer = Arc::clone(&context.metrics);
-    context.loader.load_beside(bundle, origin, &context.lanes, observer)
+    context.loader.load_candidate(bundle, origin, &context.lanes, observer)
 }

@@ -17,7 +17,7 @@ use super::testing::context;
 use super::{Command, Entry, Followed, Rollouts};
 use crate::config::RolloutConfig;
 use crate::models::Origin;
-use crate::serving::Slot;
+use crate::serving::Endpoint;
 
 /// One bundle under any version; its alias is where the test puts it, and a download takes its time.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl ModelRegistry for Fickle {
 struct World {
     registry: Arc<Fickle>,
     rollouts: Rollouts,
-    slot: Arc<Slot>,
+    slot: Arc<Endpoint>,
     dir: tempfile::TempDir,
     rollout: RolloutConfig,
 }
@@ -106,7 +106,7 @@ fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
         away: AtomicUsize::new(0),
         tags: Mutex::default(),
     });
-    let slot = Slot::new("colours");
+    let slot = Endpoint::new("colours");
     let context = context(dir.path(), Some(Arc::clone(&registry) as Arc<dyn ModelRegistry>), &rollout);
     let origin = Origin { source: "fickle:0".into(), name: "colours".into(), version: "0".into() };
     let bundle = Bundle::open(&folder).unwrap();
@@ -119,7 +119,7 @@ fn world_with(delay: Duration, rollout: RolloutConfig) -> World {
     World { registry, rollouts, slot, dir, rollout }
 }
 
-fn followed(dir: &Path, slot: &Arc<Slot>) -> Followed {
+fn followed(dir: &Path, slot: &Arc<Endpoint>) -> Followed {
     let follow = Some("colours@champion".parse().unwrap());
     Followed { slot: Arc::clone(slot), follow, bundle: Some(dir.join("bundle")), is_default: true }
 }
@@ -156,7 +156,7 @@ impl World {
     /// Has the version that serves fail on so many images.
     fn fail(&self, images: u64) {
         let current = self.slot.current().unwrap();
-        (0..images).for_each(|_| current.tally.fail());
+        (0..images).for_each(|_| current.stats.fail());
     }
 
     async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
@@ -264,7 +264,7 @@ async fn times_of_another_process_are_not_compared_with() {
     world.until("the first is on trial", || world.slot.routes().trial.is_some()).await;
     let compute = |millis| {
         let current = world.slot.current().unwrap();
-        (0..30).for_each(|_| current.tally.computed(Duration::from_millis(millis)));
+        (0..30).for_each(|_| current.stats.computed(Duration::from_millis(millis)));
     };
     compute(1);
     world.rollouts.handles()["colours"].order(Command::Promote).await.unwrap();
@@ -326,9 +326,9 @@ async fn a_promoted_version_that_names_other_labels_is_rolled_back() {
     world.until("the first serves", || world.serving() == "colours/1").await;
     let comparison = world.slot.routes().monitored.clone().unwrap();
     let current = world.slot.current().unwrap();
-    (0..30).for_each(|_| current.tally.computed(Duration::from_millis(1)));
-    (0..15).for_each(|_| comparison.note(true));
-    (0..15).for_each(|_| comparison.note(false));
+    (0..30).for_each(|_| current.stats.computed(Duration::from_millis(1)));
+    (0..15).for_each(|_| comparison.record(true));
+    (0..15).for_each(|_| comparison.record(false));
     world.until("rolled back", || world.rejection("1").is_some()).await;
     let reason = world.rejection("1").unwrap();
     assert!(reason.contains("15 of 30") && reason.contains("rollout.max_disagreement"), "{reason}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::RolloutConfig;
-use crate::serving::TallyReading;
+use crate::serving::VersionCounts;
 
 /// Fewer images than this show nothing about a share or a percentile, as long as more may come.
 const MIN_IMAGES: u64 = 20;
@@ -23,9 +23,9 @@ pub struct Evidence {
     /// How long the trial has gone on.
     pub time: Duration,
     /// What the version on trial has done.
-    pub trial: TallyReading,
+    pub trial: VersionCounts,
     /// What the version that serves has done meanwhile.
-    pub serving: TallyReading,
+    pub serving: VersionCounts,
     /// Images that both computed.
     pub compared: u64,
     /// Those of them with another best label.
@@ -134,18 +134,18 @@ fn passed_bound(evidence: &Evidence, config: &RolloutConfig, over: bool) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serving::Tally;
+    use crate::serving::VersionStats;
     use inference::engine::EngineError;
     use inference::lanes::{ClassifyError, LaneError};
 
-    fn reading(count: u64, millis: u64, failed: u64) -> TallyReading {
-        let tally = Tally::default();
+    fn reading(count: u64, millis: u64, failed: u64) -> VersionCounts {
+        let tally = VersionStats::default();
         (0..count).for_each(|_| tally.computed(Duration::from_millis(millis)));
         (0..failed).for_each(|_| tally.fail());
         tally.read()
     }
 
-    fn evidence(trial: TallyReading, disagreed: u64) -> Evidence {
+    fn evidence(trial: VersionCounts, disagreed: u64) -> Evidence {
         let compared = trial.computed();
         let time = Duration::from_secs(100);
         Evidence { time, trial, serving: reading(1000, 10, 0), compared, disagreed }
@@ -211,7 +211,7 @@ mod tests {
         let slow = judge_promoted(&promoted(reading(100, 30, 0)), &config).unwrap();
         assert!(slow.contains("max_latency_ratio"), "{slow}");
         // After a restart there is nothing to compare its times with.
-        let restarted = Evidence { serving: TallyReading::default(), ..promoted(reading(100, 30, 0)) };
+        let restarted = Evidence { serving: VersionCounts::default(), ..promoted(reading(100, 30, 0)) };
         assert_eq!(judge_promoted(&restarted, &config), None);
         let compared =
             |compared, disagreed| Evidence { compared, ..evidence(reading(100, 10, 0), disagreed) };
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn what_the_machine_fails_on_counts_on_trial_alone() {
         let config = config();
-        let tally = Tally::default();
+        let tally = VersionStats::default();
         (0..10).for_each(|_| tally.computed(Duration::from_millis(10)));
         for error in [
             LaneError::NoDevice,

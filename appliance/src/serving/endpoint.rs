@@ -1,74 +1,65 @@
-//! A model by name: the version that answers, the one on trial, and the one that is kept for a way back.
+//! An endpoint: a name under which a model is served, and its versions: the current one, the candidate of a trial, and the
+//! previous one, which stays loaded for a rollback.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use cloud_sync::event::Score;
-use gpu_kernels::{DecodeLimits, FormatSet};
-use inference::decode_memory::decode_cost;
 use parking_lot::{Mutex, RwLock};
 
-use super::{LoadedModel, Sightings};
+use super::{LoadedModel, PredictionStats};
 
-/// Of the images that a promoted version answers, so many are compared at first, and then one of so many: enough to judge by,
-/// at a price that a machine near its limit can pay for as long as a version is monitored.
-const ALL_OF_THE_FIRST: u64 = 200;
-const THEN_ONE_IN: u64 = 8;
+/// Images of a promoted version that are all compared with the previous version.
+const FULLY_COMPARED: u64 = 200;
+/// After those, one image in this many is compared: enough for a decision, at a cost that a machine near saturation can
+/// bear for as long as the version is monitored.
+const SAMPLE_INTERVAL: u64 = 8;
 
-const NO_LIMITS: DecodeLimits = DecodeLimits {
-    max_bytes: usize::MAX,
-    max_pixels: u64::MAX,
-    max_scans: u32::MAX,
-    max_time: std::time::Duration::MAX,
-    formats: FormatSet::ALL,
-};
-
-/// A model by name. Many ask it at once; only the model's rollout changes it.
+/// A name under which a model is served. Read by every request; changed only by the model's rollout.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Endpoint {
     name: String,
-    routes: RwLock<Arc<ActiveVersions>>,
-    seen: Mutex<Sightings>,
+    versions: RwLock<Arc<ActiveVersions>>,
+    predictions: Mutex<PredictionStats>,
 }
 
-/// Which versions there are.
+/// The loaded versions.
 #[derive(Clone, Debug, Default)]
 pub struct ActiveVersions {
-    /// The one that answers; none before the first is here.
+    /// The version that answers; `None` before the first is loaded.
     pub current: Option<Arc<LoadedModel>>,
-    /// The one on trial.
+    /// The candidate, while a trial runs.
     pub trial: Option<Trial>,
-    /// The one before the current, loaded still.
+    /// The previous version, while it is still loaded.
     pub standby: Option<Arc<LoadedModel>>,
-    /// While the current one is monitored after its promotion: what came of images that the one before computed, too.
+    /// The comparison with the previous version, while the current one is monitored after its promotion.
     pub monitored: Option<Arc<Comparison>>,
 }
 
-/// A version on trial.
+/// A trial of a candidate.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The version.
+    /// The candidate.
     pub model: Arc<LoadedModel>,
-    /// How it is tried.
+    /// The kind of trial.
     pub kind: TrialKind,
-    /// What came of images that both computed.
+    /// The comparison with the current version.
     pub comparison: Arc<Comparison>,
 }
 
-/// How a version is tried.
+/// The kind of a trial.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TrialKind {
-    /// It computes a copy of what the current one is asked, and answers nobody.
+    /// The candidate computes copies of the images that the current version answers, and answers none itself.
     Shadow,
-    /// It answers this part of all cameras, 0 to 1.
+    /// The candidate answers this share of all sources.
     Canary {
-        /// The part.
+        /// The share, 0 to 1.
         part: f64,
     },
 }
 
-/// Images that two versions computed.
+/// Counts of images that two versions computed.
 #[derive(Debug, Default)]
 pub struct Comparison {
     offered: AtomicU64,
@@ -77,79 +68,57 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Both have computed an image.
-    pub fn note(&self, agreed: bool) {
+    /// Counts an image that both have computed.
+    pub fn record(&self, agreed: bool) {
         self.compared.fetch_add(1, Ordering::Relaxed);
         self.disagreed.fetch_add(u64::from(!agreed), Ordering::Relaxed);
     }
 
-    /// Whether the next image is one of the sample that is compared after a promotion: the first images, then some.
+    /// Whether the next image belongs to the sample that is compared after a promotion.
     fn samples(&self) -> bool {
         let offered = self.offered.fetch_add(1, Ordering::Relaxed);
-        offered < ALL_OF_THE_FIRST || offered.is_multiple_of(THEN_ONE_IN)
+        offered < FULLY_COMPARED || offered.is_multiple_of(SAMPLE_INTERVAL)
     }
 
-    /// Images compared, and those of them with another best label.
+    /// Images compared, and those of them with different best labels.
     pub fn read(&self) -> (u64, u64) {
         (self.compared.load(Ordering::Relaxed), self.disagreed.load(Ordering::Relaxed))
     }
 }
 
-/// The version that a request was given.
+/// The version that a request is routed to.
 #[derive(Clone, Debug)]
 pub struct Chosen {
-    /// It.
+    /// The version.
     pub model: Arc<LoadedModel>,
-    /// Whether it is on trial.
-    pub on_trial: bool,
-    /// The other one, where what both say is to be compared.
-    pub other: Option<Other>,
-}
-
-/// A version that computes an image another one answers.
-#[derive(Clone, Debug)]
-pub struct Other {
-    /// It.
-    pub model: Arc<LoadedModel>,
-    /// What both say.
-    pub comparison: Arc<Comparison>,
-    /// Whether it is the one on trial, so that an image it fails on counts as one on which they disagree.
-    pub on_trial: bool,
+    /// Whether it is the candidate of a trial.
+    pub is_candidate: bool,
+    /// The version that computes the same image for a comparison.
+    pub shadow: Option<Shadow>,
 }
 
 impl Chosen {
-    /// Where there is another version to compare with: has it compute the image in what time real-time work leaves, and
-    /// notes whether both name the same best label. Never waits: where the other has no room, the image is not compared.
-    pub fn compare(&self, image: &Bytes, label: &str) {
-        let Some(Other { model: other, comparison, on_trial }) = &self.other else { return };
-        // It was decoded within its limits already; only what that takes is asked.
-        let Ok(header) = gpu_kernels::inspect(image, &NO_LIMITS) else { return };
-        let Some(answer) = other.lanes.try_submit_batch(image.clone(), decode_cost(&header)) else { return };
-        let (other, comparison, label) = (Arc::clone(other), Arc::clone(comparison), label.to_owned());
-        let on_trial = *on_trial;
-        tokio::spawn(async move {
-            match answer.await {
-                Ok(Ok((classified, _))) => {
-                    other.tally.computed(classified.timings.sum());
-                    let best = other.model.best(&classified.scores, 1);
-                    comparison.note(best.first().is_some_and(|best| best.label == label));
-                }
-                Ok(Err(error)) => {
-                    let failed = other.tally.failed_by(&error);
-                    if failed && on_trial {
-                        comparison.note(false);
-                    }
-                }
-                _ => {}
-            }
-        });
+    /// The current version, compared with none.
+    pub(super) fn current(model: Arc<LoadedModel>) -> Self {
+        Self { model, is_candidate: false, shadow: None }
     }
 }
 
-impl Slot {
-    /// A model that has no version yet.
+/// A version that computes an image which another version answers.
+#[derive(Clone, Debug)]
+pub struct Shadow {
+    /// The version.
+    pub model: Arc<LoadedModel>,
+    /// The comparison of both.
+    pub comparison: Arc<Comparison>,
+    /// Whether it is the candidate of a trial, so that an image on which it fails counts as a disagreement.
+    pub is_candidate: bool,
+}
+
+impl Endpoint {
+    /// An endpoint that has no version yet.
     pub fn new(name: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), routes: RwLock::default(), seen: Mutex::default() })
+        Arc::new(Self { name: name.into(), versions: RwLock::default(), predictions: Mutex::default() })
     }
 
     /// Its name, as in `?model=`.
@@ -157,66 +126,66 @@ impl Slot {
         &self.name
     }
 
-    /// Notes the best label of an answer.
-    pub fn observed(&self, best: &Score) {
-        self.seen.lock().note(best);
+    /// Counts an answer by its best label.
+    pub fn record(&self, best: &Score) {
+        self.predictions.lock().record(best);
     }
 
-    /// What has been answered since this was last asked.
-    pub fn take_seen(&self) -> Sightings {
-        std::mem::take(&mut *self.seen.lock())
+    /// Takes the statistics of the answers since the last call.
+    pub fn take_stats(&self) -> PredictionStats {
+        std::mem::take(&mut *self.predictions.lock())
     }
 
-    /// Which versions there are now.
+    /// The loaded versions.
     pub fn routes(&self) -> Arc<ActiveVersions> {
-        Arc::clone(&self.routes.read())
+        Arc::clone(&self.versions.read())
     }
 
     /// The version that answers.
     pub fn current(&self) -> Option<Arc<LoadedModel>> {
-        self.routes.read().current.clone()
+        self.versions.read().current.clone()
     }
 
-    /// Changes which versions there are; requests that come later see it.
+    /// Changes the versions for all later requests.
     pub fn change(&self, change: impl FnOnce(&mut ActiveVersions)) {
-        let mut routes = self.routes.write();
-        let mut new = ActiveVersions::clone(&routes);
+        let mut versions = self.versions.write();
+        let mut new = ActiveVersions::clone(&versions);
         change(&mut new);
-        *routes = Arc::new(new);
+        *versions = Arc::new(new);
     }
 
-    /// The version for a request of `source`: its camera, or its id when it names none. The same source gets the same
-    /// version for as long as the routes stay, and one that has the version on trial keeps it when its part grows.
+    /// The version for a request of `source`: its camera, or its id when it names none. A source keeps its version for as
+    /// long as the versions stay, and a source of the candidate keeps it when the candidate's share grows.
     pub fn choose(&self, source: &str) -> Option<Chosen> {
-        let routes = self.routes();
-        let current = Arc::clone(routes.current.as_ref()?);
-        let Some(Trial { model, kind, comparison }) = &routes.trial else {
-            let other = match (&routes.standby, &routes.monitored) {
-                (Some(before), Some(comparison)) if comparison.samples() => {
-                    let (model, comparison) = (Arc::clone(before), Arc::clone(comparison));
-                    Some(Other { model, comparison, on_trial: false })
+        let versions = self.routes();
+        let current = Arc::clone(versions.current.as_ref()?);
+        let Some(Trial { model, kind, comparison }) = &versions.trial else {
+            let shadow = match (&versions.standby, &versions.monitored) {
+                (Some(previous), Some(comparison)) if comparison.samples() => {
+                    let (model, comparison) = (Arc::clone(previous), Arc::clone(comparison));
+                    Some(Shadow { model, comparison, is_candidate: false })
                 }
                 _ => None,
             };
-            return Some(Chosen { model: current, on_trial: false, other });
+            return Some(Chosen { model: current, is_candidate: false, shadow });
         };
         Some(match kind {
             TrialKind::Shadow => {
                 let (model, comparison) = (Arc::clone(model), Arc::clone(comparison));
-                let other = Some(Other { model, comparison, on_trial: true });
-                Chosen { model: current, on_trial: false, other }
+                let shadow = Some(Shadow { model, comparison, is_candidate: true });
+                Chosen { model: current, is_candidate: false, shadow }
             }
             TrialKind::Canary { part } if is_in_part(&self.name, source, *part) => {
                 let comparison = Arc::clone(comparison);
-                let other = Some(Other { model: current, comparison, on_trial: false });
-                Chosen { model: Arc::clone(model), on_trial: true, other }
+                let shadow = Some(Shadow { model: current, comparison, is_candidate: false });
+                Chosen { model: Arc::clone(model), is_candidate: true, shadow }
             }
-            TrialKind::Canary { .. } => Chosen { model: current, on_trial: false, other: None },
+            TrialKind::Canary { .. } => Chosen::current(current),
         })
     }
 }
 
-/// Whether a source is in this part of all sources of a model.
+/// Whether a source belongs to this share of all sources of a model.
 pub(super) fn is_in_part(model: &str, source: &str, part: f64) -> bool {
     let digest =
         blake3::Hasher::new().update(model.as_bytes()).update(&[0]).update(source.as_bytes()).finalize();

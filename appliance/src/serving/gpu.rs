@@ -1,4 +1,4 @@
-//! How models run on GPUs: what the configuration says, put together with what was found.
+//! Settings of models on GPUs, from the configuration and the GPUs that were found.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use inference::lanes::{LaneSettings, Stalls};
 
 use crate::config::Config;
 
-/// Batches that may wait for each GPU where the configuration names no bound.
-const BATCHES_A_QUEUE: usize = 4;
+/// Queued batches per GPU where no limit is configured.
+const BATCHES_PER_QUEUE: usize = 4;
 
-/// How models run on the GPUs that were chosen.
+/// Settings of models on the selected GPUs.
 #[derive(Clone, Debug)]
 pub struct GpuPlan {
     settings: GpuSettings,
-    /// The configured bound of the queue; 0 for none.
+    /// The configured capacity of the queue; 0 for none.
     queue: usize,
-    /// Whether the CPU serves what GPUs can't, and stands in for them.
+    /// Whether the CPU serves models that GPUs cannot, and is the fallback for failed GPUs.
     pub(super) cpu_may_serve: bool,
 }
 
 impl GpuPlan {
-    /// The plan for a choice; none where the CPU serves.
+    /// The settings for a selection; `None` where the CPU serves.
     pub fn new(config: &Config, choice: &DeviceChoice, limits: DecodeLimits, cores: usize) -> Option<Self> {
         let provider = choice.provider()?;
         let engine = &config.engine;
@@ -34,7 +34,7 @@ impl GpuPlan {
             Provider::Tensorrt => tensorrt_version(&library_folders(&folders)).unwrap_or_default(),
             Provider::Cuda | Provider::Host => String::new(),
         };
-        // The cache finds a GPU's name by its number.
+        // The cache looks a GPU's name up by its number.
         let last = choice.gpus.iter().map(|gpu| gpu.number as usize).max().unwrap_or(0);
         let mut names = vec![String::new(); last + 1];
         for gpu in &choice.gpus {
@@ -73,7 +73,7 @@ impl GpuPlan {
         Some(Self { settings, queue: engine.queue, cpu_may_serve: choice.is_auto })
     }
 
-    /// The bundle's tag for what computes.
+    /// The bundle's tag for the provider.
     pub(super) fn tag(&self) -> DeviceTag {
         match self.settings.provider {
             Provider::Tensorrt => DeviceTag::Tensorrt,
@@ -81,7 +81,7 @@ impl GpuPlan {
         }
     }
 
-    /// For a bundle, which says to what size images are decoded, and lanes, which say how many threads may be stuck.
+    /// The settings for a bundle, which has the size to which images are decoded, and lanes, which have the limit of stuck threads.
     pub(super) fn settings(&self, bundle: &Bundle, stalls: &Arc<Stalls>) -> Arc<GpuSettings> {
         let mut settings = self.settings.clone();
         settings.decode.resize = bundle.preprocess().resize;
@@ -89,11 +89,11 @@ impl GpuPlan {
         Arc::new(settings)
     }
 
-    /// Lanes on the GPUs in the place of those on the CPU.
+    /// The settings of lanes on the GPUs, from those of lanes on the CPU.
     pub(super) fn lanes(&self, cpu: &LaneSettings) -> LaneSettings {
         let count = self.settings.gpus.len();
         let capacity = match self.queue {
-            0 => count * self.settings.max_batch * BATCHES_A_QUEUE,
+            0 => count * self.settings.max_batch * BATCHES_PER_QUEUE,
             queue => queue,
         };
         LaneSettings { count, capacity, batch_size: self.settings.max_batch, ..cpu.clone() }

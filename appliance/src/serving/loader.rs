@@ -20,7 +20,7 @@ use crate::models::Origin;
 
 const GOLDEN_TIME: Duration = Duration::from_secs(60);
 
-/// How long after a swap the last request of the version before is given to be answered.
+/// How long after a swap the previous version's requests may take to be answered.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a bundle is not served.
@@ -29,27 +29,27 @@ pub enum LoadError {
     /// The bundle is refused.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// The engine does not take the model.
+    /// The engine rejects the model.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A golden case came out wrong.
+    /// A golden case has a wrong result.
     #[error(
         "golden case {file}: {reason}. The model does not compute what its bundle promises, so it is not served"
     )]
     Golden {
         /// The case.
         file: String,
-        /// What came out.
+        /// The difference.
         reason: String,
     },
-    /// A golden case was not computed, for a reason that is not clearly the bundle's.
+    /// A golden case was not computed, and the bundle is not clearly the cause.
     #[error("golden case {file} was not computed: {reason}")]
     Uncomputed {
         /// The case.
         file: String,
-        /// Why not.
+        /// The error.
         reason: String,
-        /// Whether it was a matter of time or place, so that trying again can help.
+        /// Whether time or memory was short, so that a retry may succeed.
         passes: bool,
     },
 }
@@ -59,18 +59,18 @@ pub enum LoadError {
 pub struct ModelLoader {
     /// The loaded library.
     pub runtime: Runtime,
-    /// The device that was chosen.
+    /// The selected device.
     pub device: DeviceChoice,
-    /// Bounds on images.
+    /// Limits of images.
     pub limits: DecodeLimits,
-    /// The variant that is wanted, where the configuration says.
+    /// The configured variant, if any.
     pub precision: Option<Precision>,
-    /// How models run on GPUs, where GPUs serve.
+    /// Settings of GPUs, where they serve.
     pub gpu: Option<GpuPlan>,
 }
 
 impl LoadError {
-    /// Whether the same bundle may be loaded later: this machine is at fault, not the bundle.
+    /// Whether the same bundle may load later: this machine is the cause, not the bundle.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -81,7 +81,7 @@ impl LoadError {
         }
     }
 
-    /// Whether the bundle is at fault for certain. Where neither this nor [`LoadError::is_transient`] holds, it can't be told.
+    /// Whether the bundle is certainly the cause. If neither this nor [`LoadError::is_transient`] holds, the cause is unknown.
     #[must_use]
     pub fn is_certain(&self) -> bool {
         match self {
@@ -93,10 +93,10 @@ impl LoadError {
     }
 }
 
-/// What a bundle's lanes run.
+/// The variants that a bundle's lanes run.
 enum Variants {
     Cpu(ModelFile),
-    /// On GPUs; the second stands in on the CPU where it may.
+    /// On GPUs; the second is the CPU fallback, where it is allowed.
     Gpu(ModelFile, Option<ModelFile>),
 }
 
@@ -121,19 +121,19 @@ impl ModelLoader {
         let Some(gpu) = &self.gpu else {
             return bundle.variant(DeviceTag::Cpu, self.precision).map(Variants::Cpu);
         };
-        // A precision that is meant for the GPU need not be there for the CPU.
+        // A precision for the GPU may not exist for the CPU.
         let cpu = || bundle.variant(DeviceTag::Cpu, None);
         match bundle.variant(gpu.tag(), self.precision) {
             Ok(model) => Ok(Variants::Gpu(model, cpu().ok().filter(|_| gpu.cpu_may_serve))),
             Err(error) if gpu.cpu_may_serve => {
-                tracing::warn!(%error, "this model has no variant for the GPU; the CPU serves it");
+                tracing::warn!(%error, "model has no variant for the GPU; serving it on the CPU");
                 cpu().map(Variants::Cpu)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Builds the devices of a model's lanes on the CPU, which compute so many `images` in one run where they can.
+    /// Builds the devices of a model's lanes on the CPU, which compute up to `images` in one run.
     pub fn factory(&self, bundle: &Arc<Bundle>, model: &ModelFile, images: usize) -> DeviceFactory {
         let (runtime, bundle) = (self.runtime.clone(), Arc::clone(bundle));
         let (model, limits) = (model.clone(), self.limits);
@@ -171,7 +171,7 @@ impl ModelLoader {
     /// Loads a bundle, warms it and runs its golden cases; blocking.
     ///
     /// # Errors
-    /// [`LoadError`]; nothing of it stays.
+    /// [`LoadError`]; everything is released.
     pub fn load(
         &self,
         bundle: Bundle,
@@ -185,12 +185,12 @@ impl ModelLoader {
         Ok(LoadedModel::new(ServingModel::new(&bundle, &model), lanes, bundle, origin))
     }
 
-    /// The same beside versions that serve. On the CPU devices are built and golden cases run in what time those leave, one
-    /// after the other, before there are lanes; a GPU takes turns by itself.
+    /// The same while other versions serve. On the CPU the devices are built and the golden cases run at low priority, one after
+    /// the other, before the lanes start; a GPU needs no such care.
     ///
     /// # Errors
     /// As [`ModelLoader::load`].
-    pub fn load_beside(
+    pub fn load_candidate(
         &self,
         bundle: Bundle,
         origin: Option<Origin>,
@@ -217,7 +217,7 @@ impl ModelLoader {
     }
 }
 
-/// Lanes on the CPU: as configured, or one a core.
+/// Number of lanes on the CPU: as configured, or one per core.
 pub fn cpu_lanes(config: &Config) -> usize {
     match config.engine.lanes {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -225,7 +225,7 @@ pub fn cpu_lanes(config: &Config) -> usize {
     }
 }
 
-/// Runs every golden case of the bundle on a device that no lane has yet.
+/// Runs every golden case of the bundle on a device that does not belong to a lane yet.
 fn check_golden_on(bundle: &Bundle, device: &mut dyn LaneDevice) -> Result<(), LoadError> {
     Ok(run_golden(bundle, |case| match device.classify(&case.bytes) {
         Ok(classified) => Ok(classified.scores),
@@ -236,7 +236,7 @@ fn check_golden_on(bundle: &Bundle, device: &mut dyn LaneDevice) -> Result<(), L
 /// Runs every golden case of the bundle through the lanes.
 ///
 /// # Errors
-/// [`LoadError`] for the first that comes out wrong.
+/// [`LoadError`] of the first that fails.
 pub fn check_golden(bundle: &Bundle, lanes: &Lanes) -> Result<(), LoadError> {
     Ok(run_golden(bundle, |case| -> Result<_, Uncomputed> {
         let submitted = lanes.submit(case.bytes.clone().into(), Instant::now() + GOLDEN_TIME);
@@ -258,7 +258,7 @@ enum Uncomputed {
 }
 
 impl Uncomputed {
-    /// Whether the model or the picture is at fault for certain.
+    /// Whether the model or the image is certainly the cause.
     fn is_of_the_bundle(&self) -> bool {
         match self {
             Self::Lane(LaneError::Classify(ClassifyError::Engine(error))) => error.is_of_the_model(),
@@ -269,7 +269,7 @@ impl Uncomputed {
         }
     }
 
-    /// Whether a machine that has more time or room would compute it.
+    /// Whether it would be computed with more time or memory.
     fn passes(&self) -> bool {
         match self {
             Self::Refused(error) => matches!(error, SubmitError::DeadlinePassed | SubmitError::Full { .. }),
@@ -288,14 +288,14 @@ impl From<GoldenFault<Uncomputed>> for LoadError {
             GoldenFault::Bundle(error) => Self::Bundle(error),
             GoldenFault::Wrong { file, reason } => Self::Golden { file, reason },
             GoldenFault::Computing { file, error } => match error {
-                // Whose fault it is, the engine knows best.
+                // The engine knows the cause best.
                 Uncomputed::Lane(LaneError::Classify(ClassifyError::Engine(error)))
                     if error.is_of_the_machine() =>
                 {
                     Self::Engine(error)
                 }
                 error if error.is_of_the_bundle() => Self::Golden { file, reason: error.to_string() },
-                // A lane that was stuck, panicked or had no time, or an engine that gives no clear reason, shows nothing about
+                // A lane that was stuck, panicked or had no time, or an engine error without a clear cause, says nothing about
                 // the bundle.
                 error => Self::Uncomputed { file, reason: error.to_string(), passes: error.passes() },
             },
@@ -313,7 +313,7 @@ mod tests {
         let unclear = || EngineError::Run(ort::Error::new("no reason that anybody knows"));
         let corrupt =
             || DecodeError::CorruptImage { format: gpu_kernels::ImageFormat::Png, detail: "cut".into() };
-        // What it is, whether the bundle is at fault for certain, and whether it is tried again.
+        // The error, whether the bundle is certainly the cause, and whether the load is retried.
         for (error, certain, transient) in [
             (LaneError::Classify(EngineError::ScoreCount { found: 1, labels: 2 }.into()), true, false),
             (LaneError::Classify(corrupt().into()), true, false),

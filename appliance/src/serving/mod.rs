@@ -1,74 +1,77 @@
-//! Loaded models by name: which version answers, which one is on trial beside it. Who loads and swaps them is `rollout`.
+//! Models that are served, by name, and the one path by which images are classified. `rollout` loads and swaps versions.
 //!
 //! Invariants:
-//! - A request holds the version that it was given until it is answered; a version's lanes end only when nobody holds it.
-//! - What a version on trial does wrong is never a client's answer: the request goes to the one that serves.
-//! - All versions of all models share the turns of one device.
+//! - A request holds its version until it is answered; a version's lanes stop only when no request holds it.
+//! - A failure of a candidate never reaches a client: the current version answers.
+//! - All versions of all models share the device's scheduler.
 
+mod classifier;
 mod endpoint;
+mod error;
 mod gpu;
-mod loaded;
 mod loader;
-mod model;
-mod prediction_stats;
+mod stats;
 #[cfg(test)]
 mod tests;
-mod version_stats;
+mod version;
 
 use std::sync::Arc;
 
-pub use endpoint::{ActiveVersions, Chosen, Comparison, Other, Slot, Trial, TrialKind};
+pub use classifier::{
+    Classification, Classifier, Computed, ImageRequest, Outcome, OutcomeCache, Priority, Run, Uncached,
+};
+pub use endpoint::{Comparison, Endpoint, Trial, TrialKind};
+pub use error::ClassificationError;
 pub use gpu::GpuPlan;
-pub use loaded::LoadedModel;
 pub use loader::{DRAIN_TIMEOUT, LoadError, ModelLoader, check_golden, cpu_lanes};
-pub use model::ServingModel;
-pub use prediction_stats::{CONFIDENCE_STEPS, Sightings};
-pub use version_stats::{Tally, TallyReading};
+pub use stats::{PredictionStats, VersionCounts, VersionStats};
+pub use version::{LoadedModel, ServingModel};
 
-/// The models that this process serves, by name; the first is the one that is meant when a request names none.
+/// The models that this process serves, by name; the first is the default.
 #[derive(Debug)]
 pub struct Models {
-    slots: Vec<Arc<Slot>>,
+    endpoints: Vec<Arc<Endpoint>>,
 }
 
 impl Models {
-    /// These models; `default` first.
-    pub fn new(default: Arc<Slot>, others: Vec<Arc<Slot>>) -> Self {
-        let mut slots = vec![default];
-        slots.extend(others);
-        Self { slots }
+    /// These models, `default` first.
+    pub fn new(default: Arc<Endpoint>, others: Vec<Arc<Endpoint>>) -> Self {
+        let mut endpoints = vec![default];
+        endpoints.extend(others);
+        Self { endpoints }
     }
 
-    /// The model that is meant when a request names none.
-    pub fn default(&self) -> &Arc<Slot> {
-        &self.slots[0]
+    /// The model of requests that name none.
+    pub fn default(&self) -> &Arc<Endpoint> {
+        &self.endpoints[0]
     }
 
-    /// The model of this name. Its own name counts first, then the name in the bundle that serves.
-    pub fn get(&self, name: &str) -> Option<&Arc<Slot>> {
-        let own = self.slots.iter().find(|slot| slot.name() == name);
+    /// The model of this name: an endpoint's own name takes precedence over the name in its current bundle.
+    pub fn get(&self, name: &str) -> Option<&Arc<Endpoint>> {
+        let own = self.endpoints.iter().find(|endpoint| endpoint.name() == name);
         own.or_else(|| {
-            let serves = |slot: &&Arc<Slot>| slot.current().is_some_and(|model| model.model.name == name);
-            self.slots.iter().find(serves)
+            let serves =
+                |endpoint: &&Arc<Endpoint>| endpoint.current().is_some_and(|model| model.model.name == name);
+            self.endpoints.iter().find(serves)
         })
     }
 
     /// All of them, the default first.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
-        self.slots.iter()
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.endpoints.iter()
     }
 
-    /// Their names, for a person.
+    /// Their names, separated by commas.
     pub fn names(&self) -> String {
-        self.slots.iter().map(|slot| slot.name()).collect::<Vec<_>>().join(", ")
+        self.endpoints.iter().map(|endpoint| endpoint.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Ends the lanes of all that are loaded, once those who wait in them are answered; blocking.
+    /// Stops the lanes of all loaded versions, once the queued images are answered; blocking.
     pub fn stop(&self) {
-        for slot in &self.slots {
-            let routes = slot.routes();
-            let trial = routes.trial.as_ref().map(|trial| &trial.model);
-            for model in [routes.current.as_ref(), trial, routes.standby.as_ref()].into_iter().flatten() {
+        for endpoint in &self.endpoints {
+            let versions = endpoint.routes();
+            let trial = versions.trial.as_ref().map(|trial| &trial.model);
+            for model in [versions.current.as_ref(), trial, versions.standby.as_ref()].into_iter().flatten() {
                 model.lanes.stop();
             }
         }

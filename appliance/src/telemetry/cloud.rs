@@ -1,24 +1,25 @@
-//! The metrics of links, uplink and capture, read from their owners at a scrape.
+//! The metrics of links, uplink, capture and outbox, read from their owners at a scrape.
 
 use std::sync::atomic::AtomicU64;
 
 use cloud_sync::blob::Room;
 use cloud_sync::capture::CaptureStats;
 use cloud_sync::health::LinkState;
+use cloud_sync::outbox::Stats as OutboxStats;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::owned::{Known, raise, register_each};
+use super::metrics::{Known, Seconds, int, raise, raise_time, register_each};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LinkLabels {
     link: &'static str,
 }
 
-/// What there is to say of links, uplink, capture and local objects at one moment.
+/// Links, uplink, capture and local objects at one moment.
 #[derive(Default)]
 pub struct CloudReadings {
     /// Every configured link.
@@ -27,7 +28,7 @@ pub struct CloudReadings {
     pub uplink: Option<UplinkReading>,
     /// The capture of images, where there is one.
     pub capture: Option<CaptureStats>,
-    /// The objects in the data directory, where they are kept there and have been counted.
+    /// The objects in the data directory, where there are any and they have been counted.
     pub blobs: Option<Room>,
 }
 
@@ -128,10 +129,9 @@ impl CloudMetrics {
     }
 
     pub(super) fn set(&self, readings: &CloudReadings) {
-        let int = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         for (link, state) in &readings.links {
             let labels = LinkLabels { link };
-            // A link that nobody has used yet is neither.
+            // A link that has not been used yet is neither up nor down.
             if let Some(up) = state.up {
                 self.link_up.get_or_create(&labels).set(i64::from(up));
             }
@@ -158,5 +158,58 @@ impl CloudMetrics {
         }
         self.blobs_size.set(readings.blobs.map(|room| room.bytes));
         self.blobs_limit.set(readings.blobs.map(|room| room.max_bytes));
+    }
+}
+
+/// The metrics of the outbox, read at a scrape.
+#[derive(Default)]
+pub(super) struct OutboxMetrics {
+    events: Gauge,
+    backlog: Gauge,
+    bytes: Gauge,
+    bulk_bytes: Gauge,
+    oldest_age: Gauge,
+    dropped: Counter,
+    failed: Counter,
+    syncs: Counter,
+    sync_time: Seconds,
+    healthy: Gauge,
+}
+
+impl OutboxMetrics {
+    pub(super) fn register(&self, r: &mut Registry) {
+        let gauges = [
+            ("outbox_events", "Events on disk", &self.events),
+            ("outbox_backlog", "Events on disk that have not left the box", &self.backlog),
+            ("outbox_healthy", "1 while events can be made durable", &self.healthy),
+        ];
+        register_each(r, gauges);
+        r.register_with_unit("outbox_size", "Outbox on disk", Unit::Bytes, self.bytes.clone());
+        let batches = "Results of batches in the outbox that have not left the box";
+        r.register_with_unit("outbox_batch_size", batches, Unit::Bytes, self.bulk_bytes.clone());
+        let oldest = "Age of the oldest event";
+        r.register_with_unit("outbox_oldest_age", oldest, Unit::Seconds, self.oldest_age.clone());
+        let counters = [
+            ("outbox_dropped", "Events dropped at the bound", &self.dropped),
+            ("outbox_append_failures", "Appends that failed", &self.failed),
+            ("outbox_syncs", "Forced writes to the disk", &self.syncs),
+        ];
+        register_each(r, counters);
+        let sync_time = "Time in forced writes";
+        r.register_with_unit("outbox_sync_time", sync_time, Unit::Seconds, self.sync_time.clone());
+    }
+
+    pub(super) fn set(&self, from: &OutboxStats) {
+        self.events.set(int(from.events));
+        self.backlog.set(int(from.backlog));
+        self.bytes.set(int(from.bytes));
+        self.bulk_bytes.set(int(from.bulk_bytes));
+        let age = from.oldest.and_then(|time| time.elapsed().ok()).map_or(0, |age| age.as_secs());
+        self.oldest_age.set(int(age));
+        raise(&self.dropped, from.dropped_by_size + from.dropped_by_age);
+        raise(&self.failed, from.failed);
+        raise(&self.syncs, from.syncs);
+        raise_time(&self.sync_time, from.total_sync);
+        self.healthy.set(i64::from(from.error.is_none()));
     }
 }

@@ -1,4 +1,4 @@
-//! What metrics are told apart by: stages, outcomes and the other labels.
+//! Labels of metrics: stages, outcomes and others.
 
 use prometheus_client::encoding::EncodeLabelSet;
 
@@ -17,7 +17,7 @@ pub enum Stage {
     Infer,
     /// The event made durable.
     Outbox,
-    /// From the end of the head to the answer.
+    /// From the end of the head to the reply.
     Total,
 }
 
@@ -39,14 +39,14 @@ impl Stage {
     }
 }
 
-/// How the cache answered.
+/// Result of a cache lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheOutcome {
     /// From memory.
     Hit,
     /// Computed.
     Miss,
-    /// Computed once for several requests with the same picture; this was not the first of them.
+    /// Computed for a concurrent request with the same image.
     Shared,
 }
 
@@ -60,16 +60,16 @@ impl CacheOutcome {
     }
 }
 
-/// How a submission of a batch ended.
+/// Result of a batch submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BatchOutcome {
-    /// It is in the queue.
+    /// Queued.
     Accepted,
-    /// It had been taken before.
+    /// Already accepted before.
     Repeated,
-    /// The request was wrong.
+    /// The request was invalid.
     Refused,
-    /// A link, the queue or the disk did not take it.
+    /// A link, the queue or the disk did not accept it.
     Unavailable,
 }
 
@@ -84,14 +84,14 @@ impl BatchOutcome {
     }
 }
 
-/// Why a connection was closed before its client wanted it.
+/// Why the server closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClosedFor {
-    /// It was idle, and another needed its place.
+    /// It was idle, and another connection needed its place.
     Room,
-    /// Its address had as many as it may.
+    /// Its address was at its limit.
     AddressLimit,
-    /// Its head came, or its answer was taken, too slowly.
+    /// Its head was sent, or its reply read, too slowly.
     Slowness,
 }
 
@@ -142,7 +142,7 @@ pub(super) struct SpeciesLabels {
     pub species: String,
 }
 
-/// Labels of the model that serves.
+/// Labels of a model's current version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ModelLabels {
     /// The model, as in `?model=`.

@@ -1,22 +1,18 @@
-//! What can be seen from outside: metrics and logs.
+//! Metrics and logs.
 
 mod cloud;
 mod gpu;
 mod labels;
 mod lanes;
-mod log_limit;
 mod logging;
-mod memory;
 mod metrics;
 mod models;
-mod owned;
 #[cfg(test)]
 mod tests;
 
 pub use cloud::{CloudReadings, UplinkReading};
 pub use gpu::GpuMonitor;
 pub use labels::{BatchOutcome, CacheOutcome, ClosedFor, ModelLabels, Stage};
-pub use logging::{LogConfig, LogFormat, LoggingError, init as init_logging};
-pub use memory::MemoryReadings;
-pub use metrics::{Gauges, Metrics};
-pub use owned::{Known, raise, register_each};
+pub use lanes::MemoryReadings;
+pub use logging::{LogConfig, init as init_logging};
+pub use metrics::{Gauges, Known, Metrics, raise, register_each};

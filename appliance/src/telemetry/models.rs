@@ -13,7 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::ModelLabels;
 
-/// Versions of a model whose numbers are shown; those of older ones are dropped when another serves.
+/// Versions per model with metrics; those of older versions are removed.
 const VERSIONS: usize = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,7 +79,7 @@ impl ModelMetrics {
         );
     }
 
-    /// Another version of a model serves.
+    /// Sets the current version of a model.
     pub(super) fn serving(&self, labels: &ModelLabels) {
         let mut shown = self.shown.lock();
         let shown = shown.entry(labels.model.clone()).or_default();
@@ -90,7 +90,7 @@ impl ModelMetrics {
         self.show(&labels.model, shown, &labels.version);
     }
 
-    /// A version of `model` is on trial.
+    /// Adds the version on trial of `model`.
     pub(super) fn on_trial(&self, model: &str, version: &str) {
         let mut shown = self.shown.lock();
         self.show(model, shown.entry(model.to_owned()).or_default(), version);

@@ -83,7 +83,7 @@ fn what_is_wrong_is_named() {
         (r#"{"image_url": "u", "request_id": ""}"#.into(), "request_id"),
         (r#"{"image_url": "u", "camera": ["x"]}"#.into(), "camera: it is an array"),
         (r#"{"image_url": "u", "camera": "a\u0000b"}"#.into(), "camera:"),
-        (r#"{"image_url": "u", "top_k": 0}"#.into(), "top_k: 0 is not from 1 to 1000"),
+        (r#"{"image_url": "u", "top_k": 0}"#.into(), "top_k: 0 is not a whole number from 1 to 1000"),
         (r#"{"image_url": "u", "top_k": 2.5}"#.into(), "top_k: it is 2.5"),
         (r#"{"image_url": "u", "top_k": "3"}"#.into(), "top_k: it is a string"),
         (r#"{"image_url": "u", "timestamp": []}"#.into(), "timestamp: it is an array"),

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::batch::message::{MAX_NAME_BYTES, is_camera_name};
 use crate::batch::object_keys::check_id;
+use crate::values::{CameraName, TopK};
 
 /// The options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,19 +72,13 @@ impl BatchOptions {
                 self.request_id.replace(value.to_owned()).is_some()
             }
             "camera" => {
-                if !is_camera_name(value) {
-                    return Err(wrong(format!(
-                        "camera = {value:?} is not a name of 1 to {MAX_NAME_BYTES} bytes without control characters"
-                    )));
-                }
-                self.camera.replace(value.to_owned()).is_some()
+                let camera = CameraName::parse(value).map_err(|e| wrong(format!("camera = {e}")))?;
+                self.camera.replace(camera.into_string()).is_some()
             }
-            "top_k" => match value.parse::<usize>() {
-                Ok(k) if (1..=labels).contains(&k) => self.top_k.replace(k).is_some(),
-                _ => {
-                    return Err(wrong(format!("top_k = {value:?} is not a whole number from 1 to {labels}")));
-                }
-            },
+            "top_k" => {
+                let top_k = TopK::parse(value, labels).map_err(|e| wrong(format!("top_k = {e}")))?;
+                self.top_k.replace(top_k.get()).is_some()
+            }
             _ => return Ok(false),
         };
         if twice { Err(wrong(format!("{name} is given twice"))) } else { Ok(true) }

@@ -2,16 +2,13 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
-use cloud_sync::capture::Captured;
-use cloud_sync::event::{BatchItem, ImageRef, ItemOutcome};
+use cloud_sync::event::{BatchItem, ItemOutcome};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use inference::decode_memory::decode_cost;
-use inference::lanes::{Classified, LaneError, SubmitError};
+use inference::lanes::LaneError;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -21,7 +18,7 @@ use crate::batch::image_url::in_result;
 use crate::batch::message::{BatchMessage, is_file};
 use crate::batch::result_store::failed;
 use crate::batch::retry;
-use crate::serving::{Chosen, ServingModel};
+use crate::serving::{Classification, ClassificationError, ImageRequest, Priority, Uncached};
 
 /// Images of one message in flight, per concurrent load: those that wait for their next attempt or for a lane must not
 /// keep the others from being loaded.
@@ -172,106 +169,60 @@ impl Worker {
     }
 
     async fn classify(&self, message: &BatchMessage, image: Bytes) -> Result<ItemOutcome, ChunkError> {
-        let top_k = message.top_k.unwrap_or(self.settings.top_k);
-        // Costs microseconds here and keeps input that is no image off the lanes.
-        let cost = match gpu_kernels::inspect(&image, &self.settings.limits) {
-            Ok(header) => decode_cost(&header),
-            Err(error) => return Ok(failed(error.code(), error.to_string())),
+        let endpoint = self.models.default();
+        let mut request = ImageRequest {
+            image: &image,
+            source: message.camera.as_deref().unwrap_or(&message.spec.request_id),
+            top_k: message.top_k.unwrap_or(self.settings.top_k),
+            priority: Priority::Batch,
+            allow_candidate: true,
         };
-        let source = message.camera.as_deref().unwrap_or(&message.spec.request_id);
         let (mut retries, mut backoff) = (0, self.retry.backoff());
-        let mut may_use_candidate = true;
         loop {
-            let slot = self.models.default();
-            let serving = |model| Chosen { model, on_trial: false, other: None };
-            let chosen = if may_use_candidate { slot.choose(source) } else { slot.current().map(serving) };
-            let Some(chosen) = chosen else {
-                retry::sleep(backoff.fail()).await;
-                continue;
-            };
-            let model = &chosen.model;
-            let answer = match model.lanes.submit_batch(image.clone(), cost).await {
-                Ok(answer) => answer,
-                Err(SubmitError::TooCostly(error)) => {
-                    return Ok(failed("image_too_costly", error.to_string()));
-                }
-                // Either the process is stopping, or only the lanes of this version are, and another serves by now.
-                Err(_) => match slot.current() {
-                    Some(current) if !Arc::ptr_eq(&current, model) => continue,
-                    _ => return Err(ChunkError::Stopping),
-                },
-            };
-            match answer.await.map_err(|_| ChunkError::Stopping)? {
-                Ok((classified, _)) => {
-                    model.learn(classified.timings);
-                    let outcome = outcome_of(&model.model, &image, &classified, top_k);
-                    if let ItemOutcome::Ok { predictions, .. } = &outcome
-                        && let Some(best) = predictions.first()
-                    {
-                        slot.observed(best);
-                        chosen.compare(&image, &best.label);
+            match self.classifier.classify(endpoint, &request, &Uncached).await {
+                Ok(answer) => {
+                    let digest = blake3::hash(&image);
+                    self.classifier.answered(endpoint, &image, &answer);
+                    // An image that comes again is captured once.
+                    if let Some(capture) = &self.capture {
+                        let camera = message.camera.clone().unwrap_or_else(|| NO_CAMERA.to_owned());
+                        answer.offer_to(capture, &image, &digest, Some(camera), &message.spec.request_id);
                     }
-                    self.capture(message, &image, &outcome);
-                    return Ok(outcome);
+                    return Ok(outcome_of(&answer, &image, &digest));
                 }
-                // Where a version on trial fails, the serving version computes the image.
-                Err(error) if chosen.on_trial && error.is_of_the_model() => {
-                    model.tally.failed_by(&error);
-                    may_use_candidate = false;
-                }
-                // The image is not at fault: it waits up to the time limit of its batch.
-                Err(LaneError::NoDevice | LaneError::DeadlinePassed) => {
-                    retry::sleep(backoff.fail()).await;
-                }
-                // The device may be at fault; after repeated failures the image is.
+                Err(ClassificationError::Stopping) => return Err(ChunkError::Stopping),
+                // Not caused by the image, so it waits for as long as its batch may take.
+                Err(
+                    ClassificationError::NoModel(_)
+                    | ClassificationError::DeadlineExceeded
+                    | ClassificationError::Lane(LaneError::NoDevice),
+                ) => {}
+                // The device may have been the cause; after several tries the image is.
                 Err(error) if error.may_pass() && retries < MAX_RETRIES => {
                     retries += 1;
                     WorkerStats::count(&self.stats.retried_images);
                     tracing::debug!(code = error.code(), retries, "retrying an image of a batch");
-                    retry::sleep(backoff.fail()).await;
                 }
                 Err(error) => return Ok(failed(error.code(), error.to_string())),
             }
-        }
-    }
-
-    /// Offers the image to the next training set; never waits. A repeated image is captured once.
-    fn capture(&self, message: &BatchMessage, image: &Bytes, outcome: &ItemOutcome) {
-        let Some(capture) = &self.capture else { return };
-        let ItemOutcome::Ok { species, confidence, model, image: image_ref, .. } = outcome else { return };
-        if capture.wants(&image_ref.digest, *confidence) {
-            capture.offer(Captured {
-                bytes: image.clone(),
-                digest: image_ref.digest.clone(),
-                format: image_ref.format.clone(),
-                camera: Some(message.camera.clone().unwrap_or_else(|| NO_CAMERA.to_owned())),
-                species: species.clone(),
-                confidence: *confidence,
-                model: model.clone(),
-                request_id: message.spec.request_id.clone(),
-                time: SystemTime::now(),
-            });
+            // A candidate has failed on the image, or there was none.
+            request.allow_candidate = false;
+            retry::sleep(backoff.fail()).await;
         }
     }
 }
 
-fn outcome_of(model: &ServingModel, image: &Bytes, classified: &Classified, top_k: usize) -> ItemOutcome {
-    let predictions = model.best(&classified.scores, top_k);
-    let Some(best) = predictions.first() else {
-        return failed("inference_failed", "the model gave no scores");
+fn outcome_of(answer: &Classification, image: &Bytes, digest: &blake3::Hash) -> ItemOutcome {
+    let Some(best) = answer.predictions.first() else {
+        let error = ClassificationError::NoScores;
+        return failed(error.code(), error.to_string());
     };
     ItemOutcome::Ok {
         species: best.label.clone(),
         confidence: best.score,
-        predictions: predictions.clone(),
-        model: model.event_ref(),
-        image: ImageRef {
-            digest: blake3::hash(image).to_hex().to_string(),
-            format: classified.format.to_string(),
-            bytes: image.len() as u64,
-            width: classified.width,
-            height: classified.height,
-        },
+        predictions: answer.predictions.clone(),
+        model: answer.model.model.event_ref(),
+        image: answer.outcome.image_ref(digest, image),
     }
 }
 

@@ -29,7 +29,6 @@ use cloud_sync::blob::BlobStore;
 use cloud_sync::capture::Capture;
 use cloud_sync::queue::{Delivery, JobQueue};
 use futures_util::FutureExt;
-use gpu_kernels::DecodeLimits;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -40,7 +39,7 @@ use super::load::Loader;
 use super::result_store::ResultStore;
 use super::retry::RetryPolicy;
 use crate::config::BatchConfig;
-use crate::serving::Models;
+use crate::serving::{Classifier, Models};
 
 /// How long to wait for the next message before checking whether to stop.
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
@@ -59,8 +58,10 @@ pub struct Worker {
     pub results: ResultStore,
     /// Loads the images.
     pub loader: Loader,
-    /// Classify them.
+    /// The models.
     pub models: Arc<Models>,
+    /// Classifies the images.
+    pub classifier: Arc<Classifier>,
     /// Settings of this process.
     pub settings: WorkerSettings,
     /// Settings of batches.
@@ -80,8 +81,6 @@ pub struct WorkerSettings {
     pub node: String,
     /// Predictions per image where a message names no number.
     pub top_k: usize,
-    /// Bounds on images.
-    pub limits: DecodeLimits,
     /// How long work in progress may go on, from the signal to stop.
     pub grace: Duration,
     /// Pause before a message whose processing failed is released.

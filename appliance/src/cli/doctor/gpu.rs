@@ -1,4 +1,4 @@
-//! What `weir doctor` says of GPUs: the driver, each GPU, each library, and the command that installs what is missing.
+//! The checks of GPUs in `weir doctor`: the driver, each GPU, each library, and the command that installs missing ones.
 
 use gpu_kernels::cuda::{
     Driver, GpuError, GpuReading, LIBRARIES, LibraryError, LibraryUse, MIN_CAPABILITY, Nvml, find_library,
@@ -9,8 +9,8 @@ use inference::engine::{DeviceKind, library_candidates};
 use super::{Check, ok, warning};
 use crate::config::Config;
 
-/// Nothing where the configuration wants no GPU. That a GPU which was asked for can't be had is for the check of the device
-/// to fail on; here stands what is known of it.
+/// Nothing where no GPU is configured. A configured GPU that is not usable fails the check of the device; these checks show
+/// details.
 pub(super) fn check_gpu(config: &Config) -> Vec<Check> {
     let asked = config.engine.device;
     if asked == DeviceKind::Cpu {
@@ -42,7 +42,7 @@ pub(super) fn check_gpu(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// What each GPU reports of itself; nothing where NVML is missing, which the list of libraries says.
+/// The readings of each GPU; nothing without NVML, which the list of libraries shows as missing.
 fn read_gpus(config: &Config) -> Vec<Check> {
     let nvml = match Nvml::open(&config.engine.library_folders) {
         Ok(nvml) => nvml,
@@ -75,7 +75,7 @@ fn in_words(reading: &GpuReading) -> String {
 
 fn check_libraries(config: &Config) -> impl Iterator<Item = Check> {
     let mut folders = library_folders(&config.engine.library_folders);
-    // The providers lie beside the library that loads them.
+    // The providers are in the directory of the library that loads them.
     let runtime = library_candidates(config.engine.onnxruntime.as_deref()).into_iter().map(|(path, _)| path);
     folders.extend(
         runtime.filter_map(|path| if path.is_dir() { Some(path) } else { path.parent().map(Into::into) }),

@@ -1,4 +1,4 @@
-//! The links as a user needs them: connect, log in, produce and consume, put and get, look up what is followed.
+//! The checks of links in `weir doctor`: connect, log in, produce and consume, put and get, look up followed models.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::{Check, failed, ok, warning};
 use crate::bootstrap::Links;
 use crate::config::{Config, Protocol, QueueChoice, RegistryConfig};
 
-/// Longest that the check of one link takes.
+/// Timeout of the check of one link.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Checks every link that is configured.
+/// Checks every configured link.
 pub(super) fn check_links(config: &Config) -> Vec<Check> {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
@@ -38,7 +38,7 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
             ));
         }
         let batches = config.batch.enabled && links.queue(config).0 == QueueChoice::Kafka;
-        for step in kafka::check(&kafka.of, batches, TIMEOUT) {
+        for step in kafka::check(&kafka.client, batches, TIMEOUT) {
             checks.push(judged("kafka", &step.what, step.outcome));
         }
     }
@@ -54,13 +54,13 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
                  within a network that nobody else can listen to",
             ));
         }
-        add(&mut checks, "redis", runtime.block_on(redis.of.check()));
+        add(&mut checks, "redis", runtime.block_on(redis.client.check()));
     }
     if let Some(s3) = &links.s3 {
         checks.push(ok("s3", format!("bucket {} {}", config.s3.bucket, config.s3.endpoint)));
-        add(&mut checks, "s3", runtime.block_on(s3.of.check()));
+        add(&mut checks, "s3", runtime.block_on(s3.client.check()));
         for name in &config.s3.allow_buckets {
-            match s3.of.bucket(name) {
+            match s3.client.bucket(name) {
                 Ok(bucket) => {
                     checks.push(ok("s3", format!("bucket {name}, of s3.allow_buckets")));
                     add(&mut checks, "s3", runtime.block_on(bucket.check_reading()));
@@ -90,7 +90,7 @@ pub(super) fn check_links(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// The registry, and which versions the models that follow something in it would get now.
+/// Checks the registry, and which versions its followed models would get now.
 fn check_registry(config: &Config, links: &Links, runtime: &Runtime, checks: &mut Vec<Check>) {
     let mut config = config.clone();
     config.registry.timeout = config.registry.timeout.min(TIMEOUT);
@@ -118,7 +118,7 @@ fn check_registry(config: &Config, links: &Links, runtime: &Runtime, checks: &mu
     let works = steps.iter().all(|step| step.outcome.is_ok());
     add(checks, "registry", steps);
     if !works {
-        // Nothing else could be learned from it.
+        // Further checks would fail in the same way.
         return;
     }
     let models = std::iter::once(&config.model).chain(config.models.values());
@@ -141,11 +141,11 @@ fn is_open_to_listeners(registry: &RegistryConfig) -> bool {
     uri.is_some_and(|uri| uri.host_str().is_some_and(is_elsewhere))
 }
 
-/// Whether what is sent to `host` or `host:port` leaves this machine.
+/// Whether data for `host` or `host:port` leaves this machine.
 fn is_elsewhere(address: &str) -> bool {
     let address = address.trim();
     let host = match address.rsplit_once(':') {
-        // Colons before the last one are those of an IPv6 address, which has a port only behind brackets.
+        // Further colons are those of an IPv6 address, which has a port only after brackets.
         Some((host, _)) if !host.contains(':') || host.ends_with(']') => host,
         _ => address,
     };

@@ -1,4 +1,4 @@
-//! `weir doctor`: checks everything that `weir serve` will need, and says what to do about what does not work.
+//! `weir doctor`: checks everything that `weir serve` needs, and suggests a remedy for what does not work.
 
 mod gpu;
 mod links;
@@ -26,11 +26,11 @@ use crate::fetch::Fetcher;
 use crate::serving::{check_golden, cpu_lanes};
 use crate::telemetry::Metrics;
 
-/// Checks of links: what fails there keeps nobody from serving.
+/// Checks of links, whose failure does not prevent serving.
 const LINKS: [&str; 4] = ["kafka", "redis", "s3", "registry"];
-/// Less free space than this will be felt soon.
+/// Free space below this is reported.
 const LOW_SPACE: u64 = 256 << 20;
-/// A slower fsync would be most of a request's time.
+/// An fsync slower than this, in milliseconds, would be most of a request's time.
 const SLOW_SYNC_MS: f64 = 20.0;
 
 #[derive(Debug, Args)]
@@ -67,7 +67,7 @@ fn warning(name: &'static str, found: impl Display, remedy: &str) -> Check {
     Check { name, verdict: Verdict::Warning, found: found.to_string(), remedy: Some(remedy.into()) }
 }
 
-/// Where an error knows its own remedy, that stands behind the word; else the check's general one is given.
+/// An error text may contain its own remedy after this word; otherwise the check's general one is shown.
 fn failed(name: &'static str, error: impl Display, general: &str) -> Check {
     let text = error.to_string();
     let (found, remedy) = match text.split_once("Remedy: ") {
@@ -147,7 +147,7 @@ fn check_all(loaded: &Loaded, checks: &mut Vec<Check>) {
         Err(error) => checks.push(failed(
             "model",
             error,
-            "copy the bundle again, or make it anew; docs/bundle.md says what it must hold",
+            "copy the bundle again, or rebuild it; docs/bundle.md lists what it must contain",
         )),
     }
 }
@@ -203,7 +203,7 @@ fn check_fetches(config: &Config) -> Option<Check> {
     })
 }
 
-/// How many connections there are files for.
+/// How many connections there are file descriptors for.
 fn check_files(config: &Config) -> Check {
     let files = Files::share(raise_limit(), config);
     let wanted = config.http.max_connections;
@@ -218,7 +218,7 @@ fn check_files(config: &Config) -> Check {
     }
 }
 
-/// Damaged files that were set aside.
+/// Damaged files that were quarantined.
 fn check_quarantined(dir: &Path) -> Option<Check> {
     let folders = ["batches", "captured"].map(|folder| quarantine::list(&dir.join(folder)));
     let found: Vec<String> =
@@ -236,7 +236,7 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
     }
     let mut checks = Vec::new();
     if is_open_to_others(dir) {
-        let text = format!("other users of this machine may look into {}", dir.display());
+        let text = format!("other users of this machine have access to {}", dir.display());
         checks.push(warning("data directory", text, &format!("chmod 700 {}", dir.display())));
     }
     match sync_time_ms(dir) {
@@ -264,20 +264,22 @@ fn check_data_dir(dir: &Path) -> Vec<Check> {
                 Some(event) => ok("outbox", format!("readable; last event is number {}", event.sequence)),
                 None => ok("outbox", "readable, no events yet"),
             },
-            Err(error) => {
-                failed("outbox", error, "stop weir, move the folder away and keep it for a look, start again")
-            }
+            Err(error) => failed(
+                "outbox",
+                error,
+                "stop weir, move the folder away and keep it for analysis, start again",
+            ),
         });
     }
     checks.extend(check_quarantined(dir));
     if !was_there {
-        // A check leaves nothing behind.
+        // The check leaves no files behind.
         let _ = std::fs::remove_dir(dir);
     }
     checks
 }
 
-/// Median of a few small forced writes, in milliseconds.
+/// Median time of a few small fsyncs, in milliseconds.
 fn sync_time_ms(dir: &Path) -> std::io::Result<f64> {
     let path = dir.join(format!(".doctor-{}", std::process::id()));
     let measured = (|| {

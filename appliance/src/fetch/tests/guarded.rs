@@ -151,9 +151,14 @@ fn careful(names: &Arc<Names>) -> Fetcher {
 
 /// Servers on one port of 127.0.0.1 and 127.0.0.2 that answer with their own number.
 async fn two_servers() -> (u16, Arc<AtomicUsize>) {
-    let public = TcpListener::bind("127.0.0.2:0").await.unwrap();
-    let port = public.local_addr().unwrap().port();
-    let private = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let (port, public, private) = loop {
+        let public = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let port = public.local_addr().unwrap().port();
+        // Another process may have the port on the other address.
+        if let Ok(private) = TcpListener::bind(("127.0.0.1", port)).await {
+            break (port, public, private);
+        }
+    };
     let touched = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&touched);
     tokio::spawn(async move {

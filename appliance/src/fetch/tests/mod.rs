@@ -26,7 +26,7 @@ async fn server(answer: &'static str) -> u16 {
                 let _ = stream.read(&mut head).await;
                 let _ = stream.write_all(answer.as_bytes()).await;
                 if answer.contains("stall") {
-                    tokio::time::sleep(Duration::from_secs(30)).await;
+                    tokio::time::sleep(Duration::from_secs(300)).await;
                 }
             });
         }

@@ -1,9 +1,9 @@
-//! The metrics of GPUs, from an NVML made for the test.
+//! The metrics of GPUs, from a simulated NVML.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use gpu_kernels::cuda::{GpuReading, Nvml};
 use inference::engine::DeviceKind;
@@ -39,7 +39,7 @@ const SOURCE: &str = r#"
     int nvmlDeviceGetTemperature(void *gpu, unsigned sensor, unsigned *to) {
         *to = 61;
         if (status(gpu)) return status(gpu);
-        if (is("DIR/silent")) sleep(2);
+        while (is("DIR/silent")) usleep(10000);
         return is("DIR/lost") ? 15 : 0;
     }
     int nvmlDeviceGetPowerUsage(void *gpu, unsigned *to) {
@@ -53,10 +53,10 @@ const SOURCE: &str = r#"
     }
 "#;
 
-/// More than a reading is given again for.
-const LATER: Duration = Duration::from_millis(1100);
+/// More than any test takes, on a machine of any load.
+const LONG: Duration = Duration::from_secs(600);
 
-/// A folder with such an NVML.
+/// A folder with this NVML.
 fn made() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("nvml.c");
@@ -69,9 +69,9 @@ fn made() -> TempDir {
     dir
 }
 
-fn monitor(device: DeviceKind, folder: &Path) -> Arc<GpuMonitor> {
-    let library_folders: Vec<PathBuf> = vec![folder.to_owned()];
-    GpuMonitor::new(device, &library_folders)
+/// A monitor that reuses a reading for `max_age`.
+fn monitor(device: DeviceKind, folder: &Path, max_age: Duration, read_timeout: Duration) -> Arc<GpuMonitor> {
+    GpuMonitor::with_times(device, &[folder.to_owned()], max_age, read_timeout)
 }
 
 /// The samples of GPUs in a scrape, in the order of the alphabet.
@@ -101,7 +101,7 @@ fn render(metrics: &Metrics, gpus: Vec<Option<GpuReading>>) -> String {
 #[tokio::test]
 async fn what_a_gpu_reports_has_samples_and_what_it_does_not_has_none() {
     let dir = made();
-    let (metrics, monitor) = (Metrics::new(), monitor(DeviceKind::Auto, dir.path()));
+    let (metrics, monitor) = (Metrics::new(), monitor(DeviceKind::Auto, dir.path(), LONG, LONG));
     let expected = [
         "weir_gpu_ecc_errors_total{gpu=\"0\"} 7",
         "weir_gpu_memory_total_bytes{gpu=\"0\"} 85899345920",
@@ -127,33 +127,49 @@ async fn what_a_gpu_reports_has_samples_and_what_it_does_not_has_none() {
 }
 
 #[tokio::test]
-async fn gpus_are_read_once_a_second_and_a_lost_one_has_no_old_values() {
+async fn a_reading_is_reused_until_it_is_too_old() {
     let dir = made();
-    let (metrics, monitor) = (Metrics::new(), monitor(DeviceKind::Cuda, dir.path()));
+    let (metrics, monitor) = (Metrics::new(), monitor(DeviceKind::Cuda, dir.path(), LONG, LONG));
+    let before = scrape(&metrics, &monitor).await;
+    std::fs::write(dir.path().join("lost"), b"").unwrap();
+    assert_eq!(scrape(&metrics, &monitor).await, before);
+}
+
+#[tokio::test]
+async fn a_lost_gpu_has_no_old_values() {
+    let dir = made();
+    let (metrics, monitor) = (Metrics::new(), monitor(DeviceKind::Cuda, dir.path(), Duration::ZERO, LONG));
     let before = scrape(&metrics, &monitor).await;
     let lost = dir.path().join("lost");
     std::fs::write(&lost, b"").unwrap();
-    assert_eq!(scrape(&metrics, &monitor).await, before);
-    tokio::time::sleep(LATER).await;
     assert_eq!(scrape(&metrics, &monitor).await, ["weir_gpu_up{gpu=\"0\"} 0", "weir_gpu_up{gpu=\"1\"} 1"]);
     std::fs::remove_file(&lost).unwrap();
-    tokio::time::sleep(LATER).await;
     let after = scrape(&metrics, &monitor).await;
     assert_eq!(after.len(), before.len());
-    // The lost one was given up before its power was asked for.
+    // The reading of the lost GPU ended before its power was read.
     assert!(after.contains(&"weir_gpu_power_watts{gpu=\"0\"} 3.0".to_owned()), "{after:?}");
 }
 
 #[tokio::test]
-async fn a_driver_that_does_not_answer_holds_a_scrape_up_for_a_second_only() {
+async fn a_driver_that_does_not_answer_holds_a_scrape_up_for_the_timeout_only() {
     let dir = made();
-    let (metrics, monitor) = (Metrics::new(), monitor(DeviceKind::Auto, dir.path()));
-    assert!(scrape(&metrics, &monitor).await.len() > 2);
+    let metrics = Metrics::new();
+    let patient = monitor(DeviceKind::Auto, dir.path(), Duration::ZERO, LONG);
+    assert!(scrape(&metrics, &patient).await.len() > 2);
     std::fs::write(dir.path().join("silent"), b"").unwrap();
-    tokio::time::sleep(LATER).await;
-    let began = Instant::now();
+    // A monitor that has opened the library already, so that only the reading is within its timeout.
+    let nvml = Nvml::open(&[dir.path().to_owned()]).unwrap();
+    let monitor = Arc::new(GpuMonitor {
+        folders: Vec::new(),
+        max_age: Duration::ZERO,
+        read_timeout: Duration::from_millis(50),
+        nvml: OnceLock::from(Some(nvml)),
+        last: Arc::default(),
+    });
     assert_eq!(scrape(&metrics, &monitor).await, ["weir_gpu_up{gpu=\"0\"} 0", "weir_gpu_up{gpu=\"1\"} 0"]);
-    assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
+    // It was the timeout that ended the scrape: the driver still has the reading.
+    assert!(monitor.last.try_lock().is_err());
+    drop(dir);
 }
 
 #[tokio::test]
@@ -162,7 +178,7 @@ async fn without_nvml_or_where_the_cpu_was_asked_for_there_are_no_samples() {
     std::fs::write(damaged.path().join("libnvidia-ml.so.1"), b"no library").unwrap();
     let metrics = Metrics::new();
     for (device, folder) in [(DeviceKind::Cpu, working.path()), (DeviceKind::Auto, damaged.path())] {
-        let monitor = monitor(device, folder);
+        let monitor = monitor(device, folder, LONG, LONG);
         for _ in 0..2 {
             assert_eq!(scrape(&metrics, &monitor).await, [""; 0]);
         }
@@ -170,5 +186,5 @@ async fn without_nvml_or_where_the_cpu_was_asked_for_there_are_no_samples() {
     }
     // A machine may have one of its own.
     let own = Nvml::open(&[empty.path().to_owned()]).map_or(0, |nvml| nvml.gpus());
-    assert_eq!(monitor(DeviceKind::Auto, empty.path()).readings().await.len(), own as usize);
+    assert_eq!(monitor(DeviceKind::Auto, empty.path(), LONG, LONG).readings().await.len(), own as usize);
 }

@@ -30,8 +30,8 @@ use crate::batch::result_store::ResultStore;
 use crate::batch::retry::RetryPolicy;
 use crate::batch::spool::Spool;
 use crate::config::{BatchConfig, FetchConfig};
-use crate::serving::ServingModel;
-use crate::serving::{LoadedModel, Models, Slot};
+use crate::serving::{Classifier, Endpoint, LoadedModel, Models, ServingModel};
+use crate::telemetry::Metrics;
 
 /// Remaining failures of a picture whose last byte is 254.
 static FAILURES: AtomicUsize = AtomicUsize::new(3);
@@ -72,7 +72,7 @@ fn models() -> Arc<Models> {
         let lanes = Lanes::start(&LaneSettings::new(2, 4), factory, Arc::new(Unobserved)).unwrap();
         let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fish/1");
         let bundle = Arc::new(Bundle::open(&bundle).unwrap());
-        let slot = Slot::new("fish");
+        let slot = Endpoint::new("fish");
         let loaded = Arc::new(LoadedModel::new(MODEL.clone(), lanes, bundle, None));
         slot.change(|routes| routes.current = Some(loaded));
         Arc::new(Models::new(slot, Vec::new()))
@@ -196,10 +196,10 @@ impl World {
             loader: Loader::new(fetch, limits, Arc::clone(&blob), buckets, Arc::clone(&retry)),
             blob,
             models: models(),
+            classifier: Arc::new(Classifier::new(DecodeLimits::default(), Arc::new(Metrics::new()))),
             settings: WorkerSettings {
                 node: "box-1".into(),
                 top_k: 2,
-                limits: DecodeLimits::default(),
                 grace: Duration::from_millis(200),
                 fault_pause: Duration::from_millis(1),
                 remove_files: false,
