@@ -85,7 +85,7 @@ async fn handle_command(
     let Some(handle) = rollouts.handles().get(slot.name()) else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_model", "this model has no rollout"));
     };
-    match handle.order(command).await {
+    match handle.submit(command).await {
         Ok(done) => Ok(ModelDone { model: slot.name().to_owned(), done }),
         Err(refusal) => Err(ApiError::new(StatusCode::CONFLICT, "refused", refusal.to_string())),
     }
@@ -166,7 +166,7 @@ fn describe(rollouts: &Rollouts, slot: &crate::serving::Slot) -> ModelHealth {
     let current = routes.current.as_ref();
     let identity = current.map(|current| &current.model);
     let handle = rollouts.handles().get(slot.name());
-    let status = handle.map(|handle| handle.board.read()).unwrap_or_default();
+    let status = handle.map(|handle| handle.status.read()).unwrap_or_default();
     let entry = rollouts.entry(slot.name());
     let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
     let name = |placed: &crate::rollout::DeployedVersion| format!("{}/{}", placed.name, placed.version);

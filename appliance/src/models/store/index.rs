@@ -1,6 +1,7 @@
 //! `index.json`: which bundles the store holds and where each came from. The bundles themselves are the truth; an index
 //! that was lost is made anew from them.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -23,6 +24,12 @@ pub struct Origin {
     pub name: String,
     /// The version.
     pub version: String,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}/{}", self.name, self.version)
+    }
 }
 
 /// A bundle in the store.
