@@ -128,11 +128,11 @@ fn worlds() -> Vec<World> {
     let mut worlds = Vec::new();
     for one in [base, rejected, pinned, crashed, waits, empty, unfollowed] {
         for serving in [None, Some(current(None)), Some(current(Some("1")))] {
-            for (standby, configured) in [(false, false), (false, true), (true, false)] {
-                for trials in [false, true] {
-                    let (config, current) = (config(trials), serving.clone());
-                    worlds.push(World { config, current, standby, configured, ..one.clone() });
-                }
+            for (standby, configured, trials) in
+                [(false, false, true), (false, true, true), (true, false, true), (false, true, false)]
+            {
+                let (config, current) = (config(trials), serving.clone());
+                worlds.push(World { config, current, standby, configured, ..one.clone() });
             }
         }
     }
