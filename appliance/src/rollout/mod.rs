@@ -56,13 +56,17 @@ pub struct RolloutContext {
     pub registry: Option<Arc<dyn ModelRegistry>>,
     /// Versions on disk.
     pub store: ModelStore,
+    /// What outlives the process.
     pub journal: Journal,
+    /// Builds the lanes of a version on this machine's device.
     pub loader: ModelLoader,
     /// The lanes of each version.
     pub lanes: LaneSettings,
+    /// The metrics of the process.
     pub metrics: Arc<Metrics>,
     /// For events; none in a process that does not serve.
     pub outbox: Option<Arc<Outbox>>,
+    /// Settings of all rollouts.
     pub settings: Settings,
 }
 
@@ -152,6 +156,7 @@ pub enum Step {
 /// What `/models`, `/health` and operators see of a rollout.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
+    /// The current step.
     pub step: Step,
     /// The version that is on its way: `fish-classifier/4`.
     pub candidate: Option<String>,
@@ -170,6 +175,7 @@ pub struct Status {
 pub struct StatusCell(Arc<Mutex<Status>>);
 
 impl StatusCell {
+    /// A copy of the current status.
     pub fn read(&self) -> Status {
         self.0.lock().clone()
     }
@@ -182,7 +188,9 @@ impl StatusCell {
 /// The rollout of one model, for everyone but its task.
 #[derive(Debug)]
 pub struct Handle {
+    /// The model.
     pub followed: Followed,
+    /// The status of its rollout.
     pub status: StatusCell,
     commands: mpsc::Sender<(Command, driver::Caller)>,
 }

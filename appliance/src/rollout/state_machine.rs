@@ -18,8 +18,8 @@ mod tests;
 use cloud_sync::registry::{ModelReference, ModelVersion, Which};
 
 pub(super) use state::{
-    Cause, Change, Current, Effect, Facts, Failure, Input, Promotion, Query, Rollback, Severity, Source,
-    State, Swap, Waiting,
+    Cause, Change, Current, Effect, Facts, Failure, Input, Promotion, Query, Severity, Source, State, Swap,
+    Waiting,
 };
 
 use super::entry::DeployedVersion;

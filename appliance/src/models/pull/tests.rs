@@ -95,10 +95,10 @@ async fn a_leftover_of_another_content_is_fetched_anew() {
     let shelf = Shelf::with_bundle();
     let root = tempfile::tempdir().unwrap();
     let store = ModelStore::open(root.path()).unwrap();
-    let partial = store.partial(&Origin::of(&shelf.version("1"))).unwrap().unwrap();
-    fs::write(partial.file("model.onnx"), "of another version").unwrap();
-    std::os::unix::fs::symlink(root.path().join("elsewhere"), partial.file("labels.txt")).unwrap();
-    drop(partial);
+    let staging = store.staging_dir(&Origin::of(&shelf.version("1"))).unwrap().unwrap();
+    fs::write(staging.file("model.onnx"), "of another version").unwrap();
+    std::os::unix::fs::symlink(root.path().join("elsewhere"), staging.file("labels.txt")).unwrap();
+    drop(staging);
     let pulled = shelf.pull_to(&store).await.unwrap();
     assert_eq!(
         sha256_of(&store.bundle(&pulled.digest).unwrap().dir().join("model.onnx")),
@@ -225,7 +225,7 @@ async fn two_who_want_the_same_version_download_it_once() {
     assert_eq!(shelf.calls.load(Ordering::SeqCst), 4);
     let hurried = PullLimits { wait: std::time::Duration::ZERO, ..limits() };
     let version = shelf.version("2");
-    let _held = one.partial(&Origin::of(&version)).unwrap().unwrap();
+    let _held = one.staging_dir(&Origin::of(&version)).unwrap().unwrap();
     let error = pull(&shelf, &version, &two, &hurried, &ignore).await.unwrap_err();
     assert!(matches!(error, PullError::Busy) && error.is_transient());
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::state::Rollback;
 use super::*;
 use crate::config::RolloutConfig;
 use crate::rollout::entry::{Entry, Monitored, Starts};
