@@ -112,7 +112,7 @@ pub(super) struct Declared {
     kind: Option<OutputKind>,
 }
 
-/// A golden case of a sidecar; its digest is taken from the file where none is spec.
+/// A golden case of a sidecar; its digest is taken from the file where none is given.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GoldenSpec {

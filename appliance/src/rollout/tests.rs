@@ -1,4 +1,4 @@
-//! A rollout against a registry that changes its mind.
+//! Rollouts with real lanes, and a registry whose alias moves.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::config::RolloutConfig;
 use crate::models::Origin;
 use crate::serving::Slot;
 
-/// One bundle under any version; its alias is where the test puts it, and a download takes its time.
+/// A registry with one bundle under any version. The test sets the alias; each file takes `delay`.
 #[derive(Debug)]
 struct Fickle {
     folder: PathBuf,
     alias: Mutex<String>,
     delay: Duration,
     fetched: AtomicUsize,
-    /// How often it is away before it answers.
+    /// Calls that still fail.
     away: AtomicUsize,
     tags: Mutex<Vec<(String, String)>>,
 }
@@ -133,12 +133,12 @@ impl World {
         self.rollouts.entry("colours")
     }
 
-    /// Why a version was rejected.
+    /// The reason for which a version was rejected.
     fn rejection(&self, version: &str) -> Option<String> {
         self.entry().rejected.into_iter().find(|rejected| rejected.version == version).map(|r| r.reason)
     }
 
-    /// Ends the process's part, and begins anew with what serves and what is on the disk.
+    /// Stops the rollouts, and starts them again with what serves and what is on the disk.
     async fn restarted(self) -> Self {
         self.rollouts.end(Duration::from_secs(60)).await;
         self.slot.change(|routes| {
@@ -153,7 +153,7 @@ impl World {
         Self { rollouts, ..self }
     }
 
-    /// Has the version that serves fail on so many images.
+    /// Has the version that serves fail on this number of images.
     fn fail(&self, images: u64) {
         let current = self.slot.current().unwrap();
         (0..images).for_each(|_| current.tally.fail());
