@@ -16,7 +16,7 @@ use super::evidence::{Observed, Promoted};
 use super::loading::{LoadRetries, load_replacement, load_stored, retire};
 use super::state_machine::{Current, Effect, Facts, Failure, Input, Severity, State, Waiting, transition};
 use super::{Command, Followed, Refusal, RolloutContext, StatusCell, Step, reporting};
-use crate::models::{PullError, Pulled, pull};
+use crate::models::{Origin, PullError, Pulled, pull};
 use crate::serving::LoadedModel;
 
 /// Time until the first poll, at most.
@@ -252,8 +252,7 @@ impl Driver {
 
     fn begin_download(&mut self, version: ModelVersion) {
         let Some(registry) = self.context.registry.clone() else { return };
-        let named = format!("{}/{}", version.name, version.version);
-        tracing::info!(model = self.name(), version = named, "rolling out a new version");
+        tracing::info!(model = self.name(), version = %Origin::of(&version), "rolling out a new version");
         let context = Arc::clone(&self.context);
         self.download = Some(Box::pin(async move {
             let ignore = |_| {};
