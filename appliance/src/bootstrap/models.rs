@@ -13,7 +13,7 @@ use super::{Links, StartError, models_dir};
 use crate::config::{Config, ModelConfig};
 use crate::http::{Role, ServerState};
 use crate::models::{ModelStore, PullLimits};
-use crate::rollout::{BootCandidate, Followed, Journal, RolloutContext, Settings, begin};
+use crate::rollout::{BootCandidate, Followed, Journal, RolloutContext, Settings, load_at_boot};
 use crate::serving::{Endpoint, GpuPlan, LoadError, LoadedModel, ModelLoader, Models, cpu_lanes};
 
 /// Images that a lane computes in one run of the engine while more are queued: with two the CPU needs a sixteenth less time per
@@ -123,7 +123,7 @@ pub(super) fn prepare(state: &ServerState, links: &Links) -> Result<Prepared, St
     };
     for (followed, begun) in &mut models {
         let is_default = followed.is_default;
-        let loaded = match begin(&context, followed, begun.take()) {
+        let loaded = match load_at_boot(&context, followed, begun.take()) {
             Ok(loaded) => loaded,
             Err(error) if is_default => return Err(error.into()),
             Err(error) => {

@@ -1,4 +1,4 @@
-//! GET /models, and what an operator may have a model's rollout do. Whoever changes what is served bears the admin token.
+//! `GET /models`, and an operator's commands to rollouts, which take the admin token.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,14 +16,14 @@ use crate::http::state::{ServerState, Services};
 use crate::rollout::{Command, Rollouts, Step};
 use crate::serving::TrialKind;
 
-/// All models and how their rollouts stand.
+/// All models and the state of their rollouts.
 pub(super) fn list(state: Arc<ServerState>, surface: Surface, headers: &HeaderMap) -> Response {
     let reply = ModelsReply { models: shown(&state, surface, headers) };
     state.metrics().request("models", StatusCode::OK.as_u16());
     json(StatusCode::OK, &reply, None)
 }
 
-/// One of them.
+/// One model.
 pub(super) fn show(name: String, state: Arc<ServerState>, surface: Surface, headers: &HeaderMap) -> Response {
     let services = state.services();
     let found =
@@ -40,13 +40,13 @@ pub(super) fn show(name: String, state: Arc<ServerState>, surface: Surface, head
     response
 }
 
-/// Whether a path is that of an order.
+/// Whether a path is that of a command.
 pub(super) fn is_order(path: &str) -> bool {
     let parts = path.strip_prefix("/models/").and_then(|rest| rest.split_once('/'));
-    parts.is_some_and(|(name, action)| !name.is_empty() && ORDERS.contains(&action))
+    parts.is_some_and(|(name, action)| !name.is_empty() && ACTIONS.contains(&action))
 }
 
-/// Has a model's rollout do something.
+/// Submits a command to a model's rollout.
 pub(super) async fn order(
     name: String,
     action: String,
@@ -56,11 +56,11 @@ pub(super) async fn order(
 ) -> Response {
     let response = match handle_command(&name, &action, &state, &headers, &raw_query).await {
         Ok(done) => {
-            tracing::info!(model = done.model, action, done = done.done, "an operator's command");
+            tracing::info!(model = done.model, action, done = done.done, "carried out a command");
             json(StatusCode::OK, &done, None)
         }
         Err(error) => {
-            tracing::info!(model = name, action, error = error.message, "an operator's command was refused");
+            tracing::info!(model = name, action, error = error.message, "refused a command");
             error.into_response(None)
         }
     };
@@ -78,20 +78,20 @@ async fn handle_command(
     let Some(Services { models, rollouts, admin_token, .. }) = state.services() else {
         return Err(ApiError::unavailable("not_ready", "the appliance is starting"));
     };
-    // Before anything is said about what there is.
+    // Before anything is revealed.
     authorize(headers, admin_token)?;
     let command = command(action, raw_query)?;
     let slot = query::find(models, name)?;
     let Some(handle) = rollouts.handles().get(slot.name()) else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_model", "this model has no rollout"));
     };
-    match handle.order(command).await {
+    match handle.submit(command).await {
         Ok(done) => Ok(ModelDone { model: slot.name().to_owned(), done }),
         Err(refusal) => Err(ApiError::new(StatusCode::CONFLICT, "refused", refusal.to_string())),
     }
 }
 
-const ORDERS: [&str; 4] = ["promote", "rollback", "reload", "pin"];
+const ACTIONS: [&str; 4] = ["promote", "rollback", "reload", "pin"];
 
 fn command(action: &str, raw_query: &str) -> Result<Command, ApiError> {
     let mut version = None;
@@ -120,7 +120,7 @@ fn command(action: &str, raw_query: &str) -> Result<Command, ApiError> {
     }
 }
 
-/// Whether the request may see what is only for the operator.
+/// Whether the request may see what only the operator may.
 pub(super) fn is_operator(state: &ServerState, surface: Surface, headers: &HeaderMap) -> bool {
     let has_token = |services: &Services| authorize(headers, &services.admin_token).is_ok();
     surface == Surface::Admin || state.services().is_some_and(has_token)
@@ -134,7 +134,7 @@ fn shown(state: &ServerState, surface: Surface, headers: &HeaderMap) -> Vec<Mode
     models
 }
 
-/// Takes out what is only for the operator: errors name paths, hosts and addresses.
+/// Removes what only the operator may see: errors name paths, hosts and addresses.
 pub(super) fn conceal(model: &mut ModelHealth) {
     model.error = None;
     model.rejected.iter_mut().for_each(|rejected| rejected.reason = None);
@@ -147,7 +147,7 @@ fn authorize(headers: &HeaderMap, token: &Secret) -> Result<(), ApiError> {
     }
     let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    // Of digests, so that the time that the comparison takes says nothing about the token.
+    // Compares digests, so that the duration of the comparison says nothing about the token.
     if blake3::hash(given.as_bytes()) == blake3::hash(token.expose().as_bytes()) {
         return Ok(());
     }
@@ -166,10 +166,9 @@ fn describe(rollouts: &Rollouts, slot: &crate::serving::Endpoint) -> ModelHealth
     let current = routes.current.as_ref();
     let identity = current.map(|current| &current.model);
     let handle = rollouts.handles().get(slot.name());
-    let status = handle.map(|handle| handle.board.read()).unwrap_or_default();
+    let status = handle.map(|handle| handle.status.read()).unwrap_or_default();
     let entry = rollouts.entry(slot.name());
     let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
-    let name = |placed: &crate::rollout::DeployedVersion| format!("{}/{}", placed.name, placed.version);
     ModelHealth {
         model: slot.name().to_owned(),
         name: identity.map(|model| model.name.clone()).unwrap_or_default(),
@@ -178,7 +177,7 @@ fn describe(rollouts: &Rollouts, slot: &crate::serving::Endpoint) -> ModelHealth
         digest: identity.map(|model| model.digest.clone()).unwrap_or_default(),
         labels: identity.map_or(0, |model| model.labels.len()),
         serving: current.map(|current| current.describe()),
-        previous: entry.previous.as_ref().map(name),
+        previous: entry.previous.as_ref().map(ToString::to_string),
         follow: handle.and_then(|handle| handle.followed.follow.as_ref()).map(ToString::to_string),
         pinned: entry.pinned.clone(),
         step: status.step,

@@ -1,4 +1,4 @@
-//! Versions of models: downloaded from a registry, put together as bundles, and stored.
+//! Versions of models: downloaded from a registry, assembled as bundles, and stored.
 
 mod mlflow_onnx;
 mod pull;
@@ -6,7 +6,5 @@ mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use pull::{Progress, PullLimits, pull};
-#[cfg(test)]
-pub(crate) use pull::{PullError, Pulled};
-pub use store::{ModelStore, Origin, Partial, StoreError, StoredBundle};
+pub use pull::{Progress, PullError, PullLimits, Pulled, pull};
+pub use store::{ModelStore, Origin, StagingDir, StoreError, StoredBundle};

@@ -1,4 +1,4 @@
-//! For tests: a registry that is a folder and can be told to misbehave.
+//! For tests: a registry that is a folder and can be made to fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

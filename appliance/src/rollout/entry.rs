@@ -1,18 +1,23 @@
-//! What is known of one model: which version serves, which served before, which were rejected, what is still to be told.
+//! The journal's entry of one model: the versions that serve and served, rejected versions, tags to be set, monitoring.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use cloud_sync::registry::ModelReference;
 use serde::{Deserialize, Serialize};
 
-use super::crashes::Starts;
 use crate::models::Origin;
 use crate::serving::VersionCounts;
 
-/// Rejected versions that are remembered, a model.
+/// Rejected versions that are remembered per model.
 const MAX_REJECTED: usize = 100;
-/// Tags that wait until the registry is back, a model; the oldest go first.
+/// Tags per model that wait for the registry; the oldest are dropped first.
 const MAX_PENDING_TAGS: usize = 100;
+/// Longest value of a tag; MLflow takes 5,000 characters.
+const MAX_TAG_LEN: usize = 500;
+/// Processes that may die with a version before it is rolled back.
+const MAX_CRASHES: u32 = 3;
 
 /// A version in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,13 +39,19 @@ impl DeployedVersion {
         Self { digest: digest.to_owned(), source, name, version }
     }
 
-    /// Which version it is.
+    /// The registered version.
     pub fn origin(&self) -> Origin {
         Origin { source: self.source.clone(), name: self.name.clone(), version: self.version.clone() }
     }
 }
 
-/// A version that is not to be tried again.
+impl fmt::Display for DeployedVersion {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}/{}", self.name, self.version)
+    }
+}
+
+/// A version that is not tried again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
     /// Registered name.
@@ -49,14 +60,14 @@ pub struct Rejected {
     pub version: String,
     /// Where its bytes came from: under another source the same number is another version.
     pub source: String,
-    /// Why.
+    /// For the operator and the registry's tag.
     pub reason: String,
-    /// When.
+    /// When it was rejected.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
 }
 
-/// A tag that the registry has not been told yet.
+/// A tag that is not set in the registry yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingTag {
     /// Registered name.
@@ -67,8 +78,8 @@ pub struct PendingTag {
     pub value: String,
 }
 
-/// The monitoring of a version that was promoted, as far as it has come. Time is what processes have observed: neither the
-/// time between them nor a step of the clock counts.
+/// How far the monitoring of a promoted version is. Its time is what processes have observed: neither the time between
+/// processes nor a step of the clock counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Monitored {
     /// How long it has been monitored.
@@ -76,20 +87,46 @@ pub struct Monitored {
     pub time: Duration,
     /// What it has done in that time.
     pub done: VersionCounts,
-    /// What the version before it had done by its promotion, in the process of the promotion alone.
+    /// What the version before had done by the promotion; empty in later processes.
     pub before: VersionCounts,
-    /// Images that the version before it computed, too.
+    /// Images that the version before computed, too.
     pub compared: u64,
     /// Those of them with another best label.
     pub disagreed: u64,
-    /// Whether an operator promoted it, so that its labels are not held against those of the version before it.
+    /// Whether an operator promoted it, so that its labels are not compared with those of the version before.
     pub ordered: bool,
-    /// Processes that began with it.
+    /// Processes that started with it.
     #[serde(default)]
     pub starts: Starts,
 }
 
-/// What is known of one model.
+/// Processes that started with a monitored version since one of them was stopped. A process that dies of the version leaves
+/// no other trace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Starts {
+    count: u32,
+    /// The boot of the machine: where the machine itself went down, its processes did not die of the version.
+    boot: String,
+}
+
+impl Starts {
+    /// The process that promotes the version.
+    pub(super) fn first(boot: &str) -> Self {
+        Self { count: 1, boot: boot.to_owned() }
+    }
+
+    /// Counts a process that starts.
+    pub(super) fn add(&mut self, boot: &str) {
+        *self = Self { count: self.crashes(boot) + 1, boot: boot.to_owned() };
+    }
+
+    /// Processes that have died, as seen by one that starts.
+    fn crashes(&self, boot: &str) -> u32 {
+        if self.boot == boot { self.count } else { 0 }
+    }
+}
+
+/// What outlives the process about one model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Entry {
@@ -97,18 +134,18 @@ pub struct Entry {
     pub serving: Option<DeployedVersion>,
     /// The one that served before; none for the configured bundle.
     pub previous: Option<DeployedVersion>,
-    /// Those that are not to be tried again, oldest first.
+    /// Versions that are not tried again, oldest first.
     pub rejected: VecDeque<Rejected>,
     /// The version that an operator has pinned.
     pub pinned: Option<String>,
-    /// Tags that are to be set.
+    /// Tags to be set in the registry.
     pub pending_tags: VecDeque<PendingTag>,
-    /// How far the version that serves has been monitored since its promotion; none once that is over.
+    /// Monitoring of the version that serves since its promotion; none once that is over.
     pub monitored: Option<Monitored>,
 }
 
 impl Entry {
-    /// Why a version is not to be tried, if it is not.
+    /// The rejection of a version, if it is rejected.
     pub fn rejection(&self, origin: &Origin) -> Option<&Rejected> {
         let is_it = |r: &&Rejected| {
             (&r.name, &r.version, &r.source) == (&origin.name, &origin.version, &origin.source)
@@ -116,10 +153,62 @@ impl Entry {
         self.rejected.iter().find(is_it)
     }
 
-    /// The version that serves makes way for another and becomes the one before, if it is what has `answered`. Where it could
-    /// not be loaded, another one has, and that is the way back; its origin is none for the configured bundle. Returns what the
+    /// Without versions of models that the configuration no longer follows.
+    pub(super) fn still_followed(mut self, follow: Option<&ModelReference>) -> Self {
+        let is_followed = |placed: &DeployedVersion| follow.is_some_and(|follow| follow.name == placed.name);
+        self.serving = self.serving.filter(is_followed);
+        self.previous = self.previous.filter(is_followed);
+        self
+    }
+
+    /// Why the version that serves is not to be loaded again: too many processes died with it.
+    pub(super) fn crash_reason(&self, monitor_time: Duration, boot: &str) -> Option<String> {
+        let Monitored { time, starts, .. } = self.monitored.as_ref()?;
+        let crashes = starts.crashes(boot);
+        (*time < monitor_time && crashes >= MAX_CRASHES).then(|| {
+            format!("after it was promoted, {crashes} processes that served it died (were not stopped)")
+        })
+    }
+
+    /// A version serves from now on. `answered` is the origin of the version that has served until now, if any has.
+    pub(super) fn promote(
+        &mut self,
+        placed: DeployedVersion,
+        answered: Option<Option<&Origin>>,
+        monitored: Option<Monitored>,
+    ) {
+        if let Some(replaced) = self.make_way(answered) {
+            self.queue_tag(&replaced.origin(), &format!("replaced by {placed}"));
+        }
+        self.queue_tag(&placed.origin(), "serving");
+        self.serving = Some(placed);
+        self.monitored = monitored;
+    }
+
+    /// The version that serves is rejected, and the version before serves again; none for the configured bundle.
+    pub(super) fn roll_back(&mut self, undone: &Origin, reason: &str, to: Option<DeployedVersion>) {
+        self.reject_with_tag(undone, reason);
+        self.previous = None;
+        if let Some(to) = &to {
+            self.queue_tag(&to.origin(), "serving");
+        }
+        self.serving = to;
+        self.monitored = None;
+    }
+
+    /// The version `placed` of the journal does not serve; `origin` does.
+    pub(super) fn drop_serving(&mut self, placed: &DeployedVersion, origin: Option<&Origin>) {
+        if self.serving.as_ref() != Some(placed) {
+            return;
+        }
+        self.serving = self.previous.take().filter(|previous| Some(&previous.origin()) == origin);
+        self.monitored = None;
+    }
+
+    /// The version that serves becomes the one before, if it is what has `answered`. Where it could not be loaded, another
+    /// version has answered, and that one is the way back; its origin is none for the configured bundle. Returns what the
     /// journal said serves.
-    pub fn make_way(&mut self, answered: Option<Option<&Origin>>) -> Option<DeployedVersion> {
+    fn make_way(&mut self, answered: Option<Option<&Origin>>) -> Option<DeployedVersion> {
         let replaced = self.serving.take();
         let previous = self.previous.take();
         self.previous = match answered {
@@ -134,8 +223,8 @@ impl Entry {
         replaced
     }
 
-    /// A version is not to be tried again.
-    pub fn reject(&mut self, origin: &Origin, reason: &str) {
+    /// A version is not tried again.
+    pub(super) fn reject(&mut self, origin: &Origin, reason: &str) {
         self.clear_rejection(&origin.name, &origin.version);
         let Origin { source, name, version } = origin.clone();
         self.rejected.push_back(Rejected {
@@ -150,20 +239,24 @@ impl Entry {
         }
     }
 
+    /// A version is not tried again, and its tag says why.
+    pub(super) fn reject_with_tag(&mut self, origin: &Origin, reason: &str) {
+        self.reject(origin, reason);
+        self.queue_tag(origin, &format!("rejected: {reason}"));
+    }
+
     /// A version may be tried again.
-    pub fn clear_rejection(&mut self, name: &str, version: &str) {
+    pub(super) fn clear_rejection(&mut self, name: &str, version: &str) {
         self.rejected.retain(|rejected| rejected.name != name || rejected.version != version);
     }
 
-    /// A tag is to be set; an older value for the same version need not be told any more.
-    pub fn tell(&mut self, origin: &Origin, value: String) {
-        self.pending_tags.retain(|pending_tags| {
-            pending_tags.name != origin.name || pending_tags.version != origin.version
-        });
+    /// Queues a tag, in place of an older one of the same version.
+    pub(super) fn queue_tag(&mut self, origin: &Origin, value: &str) {
+        self.pending_tags.retain(|tag| tag.name != origin.name || tag.version != origin.version);
         self.pending_tags.push_back(PendingTag {
             name: origin.name.clone(),
             version: origin.version.clone(),
-            value,
+            value: tag_value(value),
         });
         while self.pending_tags.len() > MAX_PENDING_TAGS {
             self.pending_tags.pop_front();
@@ -171,9 +264,24 @@ impl Entry {
     }
 }
 
+/// A tag's value: at most [`MAX_TAG_LEN`] characters on one line.
+fn tag_value(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match line.char_indices().nth(MAX_TAG_LEN) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tag_has_a_value_that_mlflow_takes() {
+        assert_eq!(tag_value("rejected: a\nb"), "rejected: a b");
+        assert_eq!(tag_value(&"é".repeat(600)).chars().count(), 503);
+    }
 
     #[test]
     fn the_version_before_is_the_one_that_has_answered() {

@@ -1,7 +1,7 @@
-//! What outlives the process: which version serves, which served before, which were rejected, what is still to be told.
+//! The journal: what outlives the process, per model an [`Entry`].
 //!
-//! One JSON file for all models, `rollouts.json`, replaced as a whole: a reader finds the old or the new, never a part.
-//! It is written before the routes change, so that a box that dies in between comes back with a version that had passed.
+//! One JSON file for all models, `rollouts.json`, replaced as a whole: a reader finds the old or the new content, never a
+//! part. It is written before the routes change, so that a process that dies in between restarts with a verified version.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,17 +23,17 @@ struct Content {
     models: BTreeMap<String, Entry>,
 }
 
-/// The file.
+/// The open journal.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// What the file holds. Never locked during file I/O: `/health` and `/models` read it on I/O threads.
+    /// The file's content. Never locked during file I/O: `/health` and `/models` read it on I/O threads.
     content: Mutex<Content>,
-    /// Held by the one change that is being written.
+    /// Serializes changes.
     writing: Mutex<()>,
 }
 
-/// The file can't be used.
+/// The file can't be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct JournalError {
@@ -42,11 +42,11 @@ pub struct JournalError {
 }
 
 impl Journal {
-    /// Reads the file in the folder of models; blocking. A damaged file is put aside: the box then begins with its
-    /// configured bundles and asks the registry.
+    /// Reads the file in the folder of models; blocking. A damaged file is renamed: the process then starts with the
+    /// configured bundles and polls the registry.
     ///
     /// # Errors
-    /// When it can't be read, or is a later version's.
+    /// When the file can't be read, or was written by a later version of Weir.
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let path = dir.join(FILE);
         let failed = |reason: String| JournalError { path: path.clone(), reason };
@@ -60,7 +60,7 @@ impl Journal {
                 }
                 Err(error) => {
                     let aside = path.with_extension("damaged");
-                    tracing::error!(path = %path.display(), %error, "damaged; it is put aside as {}", aside.display());
+                    tracing::error!(path = %path.display(), %error, "the journal is damaged; it is renamed to {}", aside.display());
                     fs::rename(&path, &aside).map_err(|e| failed(e.to_string()))?;
                     Content { format: FORMAT, models: BTreeMap::new() }
                 }
@@ -73,20 +73,20 @@ impl Journal {
         Ok(Self { path: path.clone(), content: Mutex::new(content), writing: Mutex::new(()) })
     }
 
-    /// What is known of a model.
+    /// The entry of a model; empty where there is none.
     pub fn entry(&self, model: &str) -> Entry {
         self.content.lock().models.get(model).cloned().unwrap_or_default()
     }
 
-    /// Digests of all bundles that a model may need again.
+    /// Digests of the bundles of all versions that serve or are the way back.
     pub fn needed(&self) -> Vec<String> {
         let content = self.content.lock();
         let of = |entry: &Entry| [entry.serving.clone(), entry.previous.clone()];
         content.models.values().flat_map(of).flatten().map(|placed| placed.digest).collect()
     }
 
-    /// Changes what is known of a model; blocking. When this returns Ok the change is durable, else nothing has changed.
-    /// Readers see the change once it is durable, and do not wait for the disk.
+    /// Changes the entry of a model; blocking. On Ok the change is durable, on an error nothing has changed. Readers see
+    /// the change once it is durable, and do not wait for the disk.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -105,7 +105,7 @@ impl Journal {
         Ok(result)
     }
 
-    /// The error of a change that was not begun, since the process ends.
+    /// The error of a change that was not started since the process ends.
     pub(super) fn not_begun(&self) -> JournalError {
         JournalError { path: self.path.clone(), reason: "the process ends".to_owned() }
     }
@@ -144,8 +144,8 @@ mod tests {
             .change("fish", |entry| {
                 entry.serving = Some(DeployedVersion::new("abc", &origin("3")));
                 entry.reject(&origin("4"), "golden case a.jpg: wrong");
-                entry.tell(&origin("3"), "loading".into());
-                entry.tell(&origin("3"), "serving".into());
+                entry.queue_tag(&origin("3"), "loading");
+                entry.queue_tag(&origin("3"), "serving");
             })
             .unwrap();
         let again = Journal::open(dir.path()).unwrap().entry("fish");

@@ -1,4 +1,4 @@
-//! A rollout against a registry that changes its mind.
+//! Rollouts with real lanes, and a registry whose alias moves.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::config::RolloutConfig;
 use crate::models::Origin;
 use crate::serving::Endpoint;
 
-/// One bundle under any version; its alias is where the test puts it, and a download takes its time.
+/// A registry with one bundle under any version. The test sets the alias; each file takes `delay`.
 #[derive(Debug)]
 struct Fickle {
     folder: PathBuf,
     alias: Mutex<String>,
     delay: Duration,
     fetched: AtomicUsize,
-    /// How often it is away before it answers.
+    /// Calls that still fail.
     away: AtomicUsize,
     tags: Mutex<Vec<(String, String)>>,
 }
@@ -133,12 +133,12 @@ impl World {
         self.rollouts.entry("colours")
     }
 
-    /// Why a version was rejected.
+    /// The reason for which a version was rejected.
     fn rejection(&self, version: &str) -> Option<String> {
         self.entry().rejected.into_iter().find(|rejected| rejected.version == version).map(|r| r.reason)
     }
 
-    /// Ends the process's part, and begins anew with what serves and what is on the disk.
+    /// Stops the rollouts, and starts them again with what serves and what is on the disk.
     async fn restarted(self) -> Self {
         self.rollouts.end(Duration::from_secs(60)).await;
         self.slot.change(|routes| {
@@ -153,7 +153,7 @@ impl World {
         Self { rollouts, ..self }
     }
 
-    /// Has the version that serves fail on so many images.
+    /// Has the version that serves fail on this number of images.
     fn fail(&self, images: u64) {
         let current = self.slot.current().unwrap();
         (0..images).for_each(|_| current.stats.fail());
@@ -165,7 +165,7 @@ impl World {
             assert!(
                 Instant::now() < end,
                 "still not so: {what}; {:?}",
-                self.rollouts.handles()["colours"].board.read()
+                self.rollouts.handles()["colours"].status.read()
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -179,13 +179,15 @@ async fn an_alias_that_moves_twice_within_a_download_ends_where_it_points() {
     *world.registry.alias.lock() = "2".into();
     tokio::time::sleep(Duration::from_millis(50)).await;
     *world.registry.alias.lock() = "3".into();
-    world.until("the last one serves", || world.serving() == "colours/3").await;
+    // The count is raised after the routes have changed.
+    let promoted = || world.rollouts.handles()["colours"].status.read().promoted;
+    world.until("one is promoted", || promoted() > 0).await;
     // Neither of the others came to serve on the way.
-    assert_eq!(world.rollouts.handles()["colours"].board.read().promoted, 1);
+    assert_eq!((world.serving(), promoted()), ("colours/3".into(), 1));
     let serving = |(version, value): &(String, String)| (value == "serving").then(|| version.clone());
     world.until("tagged", || !world.registry.tags.lock().is_empty()).await;
-    let told: Vec<String> = world.registry.tags.lock().iter().filter_map(serving).collect();
-    assert_eq!(told, ["3"]);
+    let tagged: Vec<String> = world.registry.tags.lock().iter().filter_map(serving).collect();
+    assert_eq!(tagged, ["3"]);
     world.rollouts.end(Duration::from_secs(5)).await;
 }
 
@@ -195,14 +197,14 @@ async fn an_order_within_a_download_is_carried_out_at_once() {
     world.until("a download is under way", || world.registry.fetched.load(Ordering::SeqCst) > 0).await;
     let handle = &world.rollouts.handles()["colours"];
     let began = Instant::now();
-    let refused = handle.order(Command::Promote).await.unwrap_err();
+    let refused = handle.submit(Command::Promote).await.unwrap_err();
     assert!(refused.to_string().contains("being downloaded"), "{refused}");
-    let done = handle.order(Command::Pin(Some("7".into()))).await.unwrap();
+    let done = handle.submit(Command::Pin(Some("7".into()))).await.unwrap();
     assert_eq!(done, "pinned to colours/7");
     assert!(began.elapsed() < Duration::from_secs(12), "an operator waited for the download");
     world.until("the pinned one serves", || world.serving() == "colours/7").await;
     // The end of the process does not wait for a download either.
-    handle.order(Command::Pin(Some("8".into()))).await.unwrap();
+    handle.submit(Command::Pin(Some("8".into()))).await.unwrap();
     let before = world.registry.fetched.load(Ordering::SeqCst);
     world.until("another download", || world.registry.fetched.load(Ordering::SeqCst) > before).await;
     let began = Instant::now();
@@ -215,10 +217,12 @@ async fn an_order_within_a_download_is_carried_out_at_once() {
 async fn a_registry_that_was_away_is_asked_again_and_told_what_it_missed() {
     let world = world(Duration::ZERO);
     world.until("the first serves", || world.serving() == "colours/1").await;
-    world.registry.away.store(6, Ordering::SeqCst);
-    let status = || world.rollouts.handles()["colours"].board.read();
+    world.registry.away.store(usize::MAX, Ordering::SeqCst);
+    let status = || world.rollouts.handles()["colours"].status.read();
     world.until("it is missed", || status().error.is_some()).await;
     assert_eq!(world.serving(), "colours/1");
+    // So that it is away for some polls more, also while the second version is on its way.
+    world.registry.away.store(6, Ordering::SeqCst);
     *world.registry.alias.lock() = "2".into();
     world.until("the second serves", || world.serving() == "colours/2").await;
     let told = |version: &str, value: &str| {
@@ -251,7 +255,7 @@ async fn what_was_seen_of_a_promoted_version_counts_after_a_restart() {
     let world = world.restarted().await;
     world.fail(100);
     world
-        .until("asked again", || world.rollouts.handles()["colours"].board.read().last_polled_at.is_some())
+        .until("asked again", || world.rollouts.handles()["colours"].status.read().last_polled_at.is_some())
         .await;
     assert_eq!((world.serving(), world.entry().monitored), ("bundle".into(), None));
     world.rollouts.end(Duration::from_secs(60)).await;
@@ -267,7 +271,7 @@ async fn times_of_another_process_are_not_compared_with() {
         (0..30).for_each(|_| current.stats.computed(Duration::from_millis(millis)));
     };
     compute(1);
-    world.rollouts.handles()["colours"].order(Command::Promote).await.unwrap();
+    world.rollouts.handles()["colours"].submit(Command::Promote).await.unwrap();
     assert_eq!(world.entry().monitored.unwrap().before.computed(), 30);
     // It goes on where the device is slower; what it does there is written down at the end of the process.
     let world = world.restarted().await;
@@ -296,7 +300,7 @@ async fn monitoring_goes_on_while_another_version_is_on_trial() {
     let on_trial = || world.slot.routes().trial.clone();
     world.until("the first is on trial", || on_trial().is_some()).await;
     let handle = &world.rollouts.handles()["colours"];
-    handle.order(Command::Promote).await.unwrap();
+    handle.submit(Command::Promote).await.unwrap();
     assert_eq!(world.serving(), "colours/1");
     // An operator wanted it, whatever its labels are.
     assert!(world.entry().monitored.is_some_and(|monitored| monitored.ordered));
@@ -314,7 +318,7 @@ async fn monitoring_goes_on_while_another_version_is_on_trial() {
     assert_eq!(anew().unwrap().model.describe(), "colours/2");
     assert_eq!(world.rejection("2"), None);
     // Promoted, it is monitored in the other one's place.
-    handle.order(Command::Promote).await.unwrap();
+    handle.submit(Command::Promote).await.unwrap();
     assert_eq!(world.serving(), "colours/2");
     assert_eq!(world.entry().monitored.unwrap().done.failed, 0);
     world.rollouts.end(Duration::from_secs(60)).await;

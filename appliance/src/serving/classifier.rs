@@ -156,6 +156,7 @@ pub struct Run<'a> {
     pub model: &'a LoadedModel,
     image: &'a Bytes,
     priority: Priority,
+    is_candidate: bool,
 }
 
 /// Answers in place of a version's lanes, where the outcome is known already.
@@ -243,7 +244,8 @@ impl Classifier {
     ) -> Result<Classification, ClassificationError> {
         let model = &chosen.model;
         let priority = if chosen.is_candidate { request.priority.for_candidate() } else { request.priority };
-        let run = Run { classifier: self, endpoint, model, image: request.image, priority };
+        let is_candidate = chosen.is_candidate;
+        let run = Run { classifier: self, endpoint, model, image: request.image, priority, is_candidate };
         let Computed { outcome, timing } = cache.get_or_compute(run).await?;
         let predictions = model.model.best(&outcome.scores, request.top_k);
         if predictions.is_empty() {
@@ -292,16 +294,28 @@ impl Classifier {
         model.lanes.is_full_for(client).then(|| refusal(&model))
     }
 
-    /// Counts what a version's lane replied, in the version's statistics and in the metrics.
-    fn count(&self, endpoint: &Endpoint, model: &LoadedModel, reply: &LaneReply) {
+    /// Counts what a version's lane replied: in the version's statistics, and for real-time images in the metrics. Batches
+    /// retry their images, so that a failure of the current version there is not yet evidence against it.
+    fn count(
+        &self,
+        endpoint: &Endpoint,
+        model: &LoadedModel,
+        priority: Priority,
+        is_candidate: bool,
+        reply: &LaneReply,
+    ) {
+        let is_real_time = matches!(priority, Priority::RealTime { .. });
         match reply {
             Ok((classified, _)) => {
                 model.computed(classified.timings);
-                let busy = classified.timings.sum();
-                self.metrics.model_computed(endpoint.name(), &model.model.version, busy);
+                if is_real_time {
+                    let busy = classified.timings.sum();
+                    self.metrics.model_computed(endpoint.name(), &model.model.version, busy);
+                }
             }
+            Err(_) if matches!(priority, Priority::Batch) && !is_candidate => {}
             Err(error) => {
-                if model.stats.failed_by(error) {
+                if model.stats.failed_by(error) && is_real_time {
                     self.metrics.model_failure(endpoint.name(), &model.model.version);
                 }
             }
@@ -326,7 +340,7 @@ impl Run<'_> {
     /// # Errors
     /// [`ClassificationError`].
     pub async fn compute(&self) -> Result<Computed, ClassificationError> {
-        let Self { classifier, endpoint, model, image, priority } = self;
+        let Self { classifier, endpoint, model, image, priority, is_candidate } = self;
         let lanes = &model.lanes;
         // Takes microseconds, and keeps what is not an image from the lanes.
         let cost = decode_cost(&gpu_kernels::inspect(image, &classifier.limits)?);
@@ -351,7 +365,7 @@ impl Run<'_> {
             None => reply.await,
         };
         let reply = reply.map_err(|_| ClassificationError::Stopping)?;
-        classifier.count(endpoint, model, &reply);
+        classifier.count(endpoint, model, *priority, *is_candidate, &reply);
         let (classified, waited) = reply.map_err(|error| match error {
             LaneError::Displaced => refusal(model),
             error => error.into(),

@@ -1,21 +1,25 @@
 //! `weir models`: what this box serves and what the registry has, and commands to a running appliance's rollouts.
 
-mod appliance;
-mod disk;
-mod pull;
-mod registry;
 mod show;
+mod sources;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use cloud_sync::registry::ModelReference;
+use gpu_kernels::DecodeLimits;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use inference::bundle_check::check_bundle;
 use serde_json::{Value, json};
 
 use super::Common;
+use crate::bootstrap::{load_library, models_dir, pull_limits};
 use crate::config::Config;
-use appliance::Appliance;
+use crate::models::{ModelStore, Progress, pull};
+use sources::{Appliance, journaled, open_registry, registered_name, stored, versions};
 
 #[derive(Debug, Args)]
 pub(super) struct ModelsArgs {
@@ -26,26 +30,26 @@ pub(super) struct ModelsArgs {
 #[derive(Debug, Subcommand)]
 enum ModelsCommand {
     /// All models of this box: what serves, what is on its way, what lies on disk.
-    List(LookArgs),
+    List(QueryArgs),
     /// One model: what serves, what was rejected and why, and the versions in the registry with who serves them.
     Show(ShowArgs),
     /// Fetch a version into the data directory and try it out, without serving it.
     Pull(PullArgs),
     /// End the trial of the version that is on one: it serves.
-    Promote(OrderArgs),
+    Promote(CommandArgs),
     /// Go back to the version before; the one that serves, or is on trial, is rejected.
-    Rollback(OrderArgs),
+    Rollback(CommandArgs),
     /// Ask the registry now; a version that was rejected is tried again.
-    Reload(OrderArgs),
+    Reload(CommandArgs),
     /// Serve one version whatever the alias says, until it is unpinned.
     Pin(PinArgs),
     /// Follow the alias again.
-    Unpin(OrderArgs),
+    Unpin(CommandArgs),
 }
 
 /// Flags of every command about models.
 #[derive(Debug, Args)]
-struct LookArgs {
+struct QueryArgs {
     #[command(flatten)]
     common: Common,
     /// The appliance's address [default: http://<http.listen>].
@@ -61,7 +65,7 @@ struct ShowArgs {
     /// The model, as in `?model=`.
     model: String,
     #[command(flatten)]
-    look: LookArgs,
+    query: QueryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -76,11 +80,11 @@ struct PullArgs {
 }
 
 #[derive(Debug, Args)]
-struct OrderArgs {
+struct CommandArgs {
     /// The model, as in `?model=`.
     model: String,
     #[command(flatten)]
-    look: LookArgs,
+    query: QueryArgs,
 }
 
 #[derive(Debug, Args)]
@@ -91,29 +95,29 @@ struct PinArgs {
     #[arg(id = "pinned", value_name = "VERSION")]
     version: String,
     #[command(flatten)]
-    look: LookArgs,
+    query: QueryArgs,
 }
 
 pub(super) fn run(args: &ModelsArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
-        ModelsCommand::List(look) => list(look),
+        ModelsCommand::List(query) => list(query),
         ModelsCommand::Show(args) => show(args),
         ModelsCommand::Pull(args) => {
-            pull::run(&args.common.load(Vec::new())?.config, &args.reference, args.json)
+            pull_version(&args.common.load(Vec::new())?.config, &args.reference, args.json)
         }
         ModelsCommand::Promote(args) => order(args, "promote", None),
         ModelsCommand::Rollback(args) => order(args, "rollback", None),
         ModelsCommand::Reload(args) => order(args, "reload", None),
-        ModelsCommand::Pin(PinArgs { model, version, look }) => command(look, model, "pin", Some(version)),
+        ModelsCommand::Pin(PinArgs { model, version, query }) => command(query, model, "pin", Some(version)),
         ModelsCommand::Unpin(args) => order(args, "pin", None),
     }
 }
 
-fn list(look: &LookArgs) -> anyhow::Result<ExitCode> {
-    let config = look.common.load(Vec::new())?.config;
-    let models = served(look, &config)?;
-    let stored = disk::stored(&config)?;
-    if look.json {
+fn list(query: &QueryArgs) -> anyhow::Result<ExitCode> {
+    let config = query.common.load(Vec::new())?.config;
+    let models = served(query, &config)?;
+    let stored = stored(&config)?;
+    if query.json {
         return print(&json!({ "models": models, "stored": stored }));
     }
     let mut out = std::io::stdout().lock();
@@ -123,19 +127,19 @@ fn list(look: &LookArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let config = args.look.common.load(Vec::new())?.config;
-    let models = served(&args.look, &config)?;
+    let config = args.query.common.load(Vec::new())?.config;
+    let models = served(&args.query, &config)?;
     let is_it =
         |model: &&Value| model["model"] == args.model.as_str() || model["name"] == args.model.as_str();
     let model = models.iter().find(is_it).with_context(|| {
         let names: Vec<&str> = models.iter().filter_map(|model| model["model"].as_str()).collect();
         format!("there is no model {:?} here; there are {}", args.model, names.join(", "))
     })?;
-    let versions = match registry::name_of(model, &config, &args.model) {
-        Some(name) if config.registry.is_configured() => Some(registry::versions(&config, &name)?),
+    let versions = match registered_name(model, &config, &args.model) {
+        Some(name) if config.registry.is_configured() => Some(versions(&config, &name)?),
         _ => None,
     };
-    if args.look.json {
+    if args.query.json {
         return print(&json!({ "model": model, "versions": versions }));
     }
     let mut out = std::io::stdout().lock();
@@ -147,15 +151,15 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn order(args: &OrderArgs, action: &str, version: Option<&str>) -> anyhow::Result<ExitCode> {
-    command(&args.look, &args.model, action, version)
+fn order(args: &CommandArgs, action: &str, version: Option<&str>) -> anyhow::Result<ExitCode> {
+    command(&args.query, &args.model, action, version)
 }
 
-fn command(look: &LookArgs, model: &str, action: &str, version: Option<&str>) -> anyhow::Result<ExitCode> {
-    let config = look.common.load(Vec::new())?.config;
-    let appliance = Appliance::at(look.url.as_deref(), &config)?;
-    let reply = appliance.order(model, action, version, &config)?;
-    if look.json {
+fn command(query: &QueryArgs, model: &str, action: &str, version: Option<&str>) -> anyhow::Result<ExitCode> {
+    let config = query.common.load(Vec::new())?.config;
+    let appliance = Appliance::at(query.url.as_deref(), &config)?;
+    let reply = appliance.command(model, action, version, &config)?;
+    if query.json {
         return print(&reply);
     }
     let text = |key: &str| reply[key].as_str().unwrap_or_default().to_owned();
@@ -164,19 +168,74 @@ fn command(look: &LookArgs, model: &str, action: &str, version: Option<&str>) ->
 }
 
 /// What the running appliance says of its models; where none runs, what its data directory says.
-fn served(look: &LookArgs, config: &Config) -> anyhow::Result<Vec<Value>> {
-    let appliance = Appliance::at(look.url.as_deref(), config)?;
+fn served(query: &QueryArgs, config: &Config) -> anyhow::Result<Vec<Value>> {
+    let appliance = Appliance::at(query.url.as_deref(), config)?;
     match appliance.models(config)? {
         Some(models) => Ok(models),
-        None if look.url.is_some() => anyhow::bail!("no appliance answers at {}", appliance.url()),
+        None if query.url.is_some() => anyhow::bail!("no appliance answers at {}", appliance.url()),
         None => {
             eprintln!(
                 "No appliance answers at {}. This is what the data directory {} says:\n",
                 appliance.url(),
                 config.data_dir.display()
             );
-            disk::models(config)
+            journaled(config)
         }
+    }
+}
+
+fn pull_version(config: &Config, reference: &str, as_json: bool) -> anyhow::Result<ExitCode> {
+    let reference: ModelReference = reference.parse()?;
+    let (runtime, registry) = open_registry(config)?;
+    let store = ModelStore::open(&models_dir(&config.data_dir))?;
+    let engine = load_library(config)?;
+    let began = Instant::now();
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("{spinner} {msg}")?);
+    let on_progress = |progress: Progress| bar.set_message(describe(&progress));
+    let pulled = runtime.block_on(async {
+        let resolved = registry.resolve(&reference).await.map_err(|e| anyhow::anyhow!(e.in_full()))?;
+        let version = resolved
+            .with_context(|| format!("{reference}: the registry has no such model, alias or version"))?;
+        bar.set_message(format!("{}/{}: looking at its files", version.name, version.version));
+        let pulled =
+            pull(registry.as_ref(), &version, &store, &pull_limits(config, &engine), &on_progress).await;
+        pulled.map(|pulled| (version, pulled)).map_err(anyhow::Error::from)
+    });
+    bar.finish_and_clear();
+    let (version, pulled) = pulled?;
+    let bundle = store.bundle(&pulled.digest)?;
+    let limits = config.image.limits(DecodeLimits::default().max_bytes);
+    check_bundle(&engine, &bundle, config.engine.precision, limits)
+        .with_context(|| format!("{}/{} is on disk, but must not serve", version.name, version.version))?;
+    if as_json {
+        return print(&json!({
+            "name": version.name,
+            "version": version.version,
+            "digest": pulled.digest,
+            "downloaded": !pulled.known,
+            "dir": bundle.dir(),
+        }));
+    }
+    let how = if pulled.known { "was here already" } else { "is here" };
+    writeln!(
+        std::io::stdout(),
+        "{}/{} {how}: {} {}, verified, loaded and its golden cases right, {:.1} s\n{}",
+        version.name,
+        version.version,
+        pulled.model,
+        pulled.version,
+        began.elapsed().as_secs_f64(),
+        bundle.dir().display()
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(progress: &Progress) -> String {
+    match progress {
+        Progress::Listed { files } => format!("{files} files"),
+        Progress::File { path, so_far, .. } => format!("{path}, {} so far", bytesize::ByteSize(*so_far)),
+        Progress::Importing => "verifying and taking it into the store".to_owned(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Files of a version, fetched to the partial and held against what is known of them.
+//! Files of a version: fetched to the staging folder, and verified against what the registry and the manifest say.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,15 +13,15 @@ use inference::bundle::digest_of;
 use super::paths::Listing;
 use super::{Progress, PullError, PullLimits, blocking};
 use crate::models::store::{link, open_regular};
-use crate::models::{ModelStore, Partial, StoreError};
+use crate::models::{ModelStore, StagingDir, StoreError};
 
-/// What is said of progress, and to whom.
-pub(super) type Tell<'a> = &'a (dyn Fn(Progress) + Send + Sync);
+/// A callback for progress.
+pub(super) type OnProgress<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
-/// Most attempts at one file.
+/// Attempts per file.
 const MAX_ATTEMPTS: u32 = 10;
-/// The wait after the first of them; each is as much longer.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The pause after the first attempt; each further one is longer by as much.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// A download under way.
 pub(super) struct Download<'a> {
@@ -29,8 +29,8 @@ pub(super) struct Download<'a> {
     pub(super) version: &'a ModelVersion,
     pub(super) store: &'a ModelStore,
     pub(super) limits: &'a PullLimits,
-    pub(super) tell: Tell<'a>,
-    pub(super) partial: Arc<Partial>,
+    pub(super) progress: OnProgress<'a>,
+    pub(super) staging: Arc<StagingDir>,
     pub(super) listing: Listing,
     /// Bytes of the files that are here.
     pub(super) bytes: u64,
@@ -43,7 +43,7 @@ pub(super) struct Fetched {
 }
 
 impl Download<'_> {
-    /// Looks before anything large is fetched whether these files are within bounds and fit on the disk.
+    /// Checks, before anything large is fetched, whether these files are within limits and fit on the disk.
     pub(super) async fn check_room(&self, paths: &[String]) -> Result<(), PullError> {
         let listed = |path: &String| self.listing.get(path).copied().flatten().unwrap_or(0);
         let all = paths.iter().map(listed).fold(self.bytes, u64::saturating_add);
@@ -51,7 +51,7 @@ impl Download<'_> {
             return Err(PullError::TooLarge { bytes: all, limit: self.limits.max_bytes });
         }
         let files: Vec<(PathBuf, u64)> =
-            paths.iter().map(|path| (self.partial.file(path), listed(path))).collect();
+            paths.iter().map(|path| (self.staging.file(path), listed(path))).collect();
         let (store, keep_free) = (self.store.clone(), self.limits.keep_free);
         blocking(move || {
             let here = |at: &Path| fs::symlink_metadata(at).map_or(0, |found| found.len());
@@ -61,12 +61,12 @@ impl Download<'_> {
         .await
     }
 
-    /// Fetches a file, unless it is here already, and verifies it.
+    /// Fetches a file, unless it is here already, and verifies it. `expected` is its hex SHA-256.
     pub(super) async fn fetch(&mut self, path: &str, expected: Option<&str>) -> Result<Fetched, PullError> {
-        let at = self.partial.file(path);
+        let at = self.staging.file(path);
         let listed = self.listing.get(path).copied().flatten();
         let left = self.limits.max_bytes.saturating_sub(self.bytes);
-        let mut resumed = clear_way(&self.partial, &at).await?;
+        let mut resumed = clear_way(&self.staging, &at).await?;
         if let (true, Some(expected)) = (resumed, expected)
             && let Ok((bytes, sha256)) = measure(&at).await
             && sha256.eq_ignore_ascii_case(expected)
@@ -86,16 +86,16 @@ impl Download<'_> {
             } else {
                 return Ok(self.fetched(path, at, bytes, sha256));
             };
-            remove(&self.partial, &at).await?;
-            // What an earlier download left may be of another content: once more from the start.
+            remove(&self.staging, &at).await?;
+            // What an earlier download left may be of another content: try once more from the start.
             if !std::mem::take(&mut resumed) {
                 return Err(fault);
             }
         }
     }
 
-    /// Has the registry fetch a file. A transfer that breaks off is gone on with, or begun once more where the registry
-    /// can't do that, for as long as each attempt brings the file further; what brings nothing ends it for now.
+    /// Has the registry fetch a file. An interrupted transfer is resumed, or started again where the registry can't resume,
+    /// as long as each attempt makes progress.
     async fn transfer(&self, path: &str, at: &Path, limit: u64) -> Result<(), PullError> {
         let (mut most, mut attempts) = (0, 0);
         loop {
@@ -108,21 +108,26 @@ impl Download<'_> {
             if !of_the_link || attempts == MAX_ATTEMPTS || (attempts > 1 && !further) {
                 return Err(PullError::Registry(error));
             }
-            tracing::warn!(path, bytes = here, error = error.in_full(), "a download broke off; it goes on");
-            tokio::time::sleep(PAUSE * attempts).await;
+            tracing::warn!(
+                path,
+                bytes = here,
+                error = error.in_full(),
+                "a download was interrupted; resuming it"
+            );
+            tokio::time::sleep(RETRY_PAUSE * attempts).await;
         }
     }
 
-    /// A small text, in memory.
-    pub(super) async fn text(&mut self, path: &str, longest: u64) -> Result<String, PullError> {
+    /// Fetches a small text of at most `limit` bytes.
+    pub(super) async fn text(&mut self, path: &str, limit: u64) -> Result<String, PullError> {
         let bytes = self.listing.get(path).copied().flatten().unwrap_or(0);
-        if bytes > longest {
-            return Err(PullError::TooLarge { bytes, limit: longest });
+        if bytes > limit {
+            return Err(PullError::TooLarge { bytes, limit });
         }
         let Fetched { at, .. } = self.fetch(path, None).await?;
-        let partial = Arc::clone(&self.partial);
+        let staging = Arc::clone(&self.staging);
         let (bytes, text) = blocking(move || {
-            let _partial = partial;
+            let _lock = staging;
             let read = open_regular(&at).and_then(|mut file| {
                 let length = file.metadata()?.len();
                 let mut text = Vec::new();
@@ -131,18 +136,18 @@ impl Download<'_> {
             Ok(read.map_err(StoreError::at("can't be read", &at))?)
         })
         .await?;
-        if bytes > longest {
-            return Err(PullError::TooLarge { bytes, limit: longest });
+        if bytes > limit {
+            return Err(PullError::TooLarge { bytes, limit });
         }
         String::from_utf8(text).map_err(|_| PullError::Unfit(format!("{path} is not UTF-8 text")))
     }
 
-    /// Puts a fetched file in its place in the bundle.
+    /// Links a fetched file to its place in the bundle.
     pub(super) async fn stage(&self, stage: &Path, fetched: &Fetched, file: &str) -> Result<(), PullError> {
         let (from, to, file) = (fetched.at.clone(), stage.join(file), file.to_owned());
-        let partial = Arc::clone(&self.partial);
+        let staging = Arc::clone(&self.staging);
         blocking(move || {
-            let _partial = partial;
+            let _lock = staging;
             let made = to.parent().map_or(Ok(()), fs::create_dir_all);
             match made.and_then(|()| link(&from, &to)) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -156,9 +161,9 @@ impl Download<'_> {
 
     /// Writes a text to its place in the bundle.
     pub(super) async fn write(&self, stage: &Path, file: &str, text: String) -> Result<(), PullError> {
-        let (to, partial) = (stage.join(file), Arc::clone(&self.partial));
+        let (to, staging) = (stage.join(file), Arc::clone(&self.staging));
         blocking(move || {
-            let _partial = partial;
+            let _lock = staging;
             Ok(fs::write(&to, text).map_err(StoreError::at("can't be written", &to))?)
         })
         .await
@@ -166,26 +171,26 @@ impl Download<'_> {
 
     fn fetched(&mut self, path: &str, at: PathBuf, bytes: u64, sha256: String) -> Fetched {
         self.bytes = self.bytes.saturating_add(bytes);
-        (self.tell)(Progress::File { path: path.into(), bytes, so_far: self.bytes });
+        (self.progress)(Progress::File { path: path.into(), bytes, so_far: self.bytes });
         Fetched { at, sha256 }
     }
 }
 
-/// Whether a part of the file is here. What is no regular file is removed, so that nothing is written through it.
-async fn clear_way(partial: &Arc<Partial>, at: &Path) -> Result<bool, PullError> {
+/// Whether a part of the file is here. Anything but a regular file is removed, so that nothing is written through it.
+async fn clear_way(staging: &Arc<StagingDir>, at: &Path) -> Result<bool, PullError> {
     match tokio::fs::symlink_metadata(at).await {
         Ok(found) if found.is_file() => Ok(true),
-        Ok(_) => remove(partial, at).await.map(|()| false),
+        Ok(_) => remove(staging, at).await.map(|()| false),
         Err(_) => Ok(false),
     }
 }
 
-/// The partial goes along, as with all that changes its files: it stays locked until the change is done, also when whoever
-/// waits for the pull gives up.
-async fn remove(partial: &Arc<Partial>, at: &Path) -> Result<(), PullError> {
-    let (partial, at) = (Arc::clone(partial), at.to_path_buf());
+/// The staging folder is moved along, as with all that changes its files: it stays locked until the change is done, also when
+/// the pull is cancelled.
+async fn remove(staging: &Arc<StagingDir>, at: &Path) -> Result<(), PullError> {
+    let (staging, at) = (Arc::clone(staging), at.to_path_buf());
     blocking(move || {
-        let _partial = partial;
+        let _lock = staging;
         Ok(fs::remove_file(&at).map_err(StoreError::at("can't be removed", &at))?)
     })
     .await

@@ -1,4 +1,4 @@
-//! Paths as a registry says them: which may become one below a folder, on any system.
+//! Validation of the paths of a registry: which are safe below a folder, on any system.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use super::PullError;
 
 const MAX_PATH_LEN: usize = 400;
 const MAX_COMPONENT_LEN: usize = 200;
-const DEEPEST: usize = 8;
+const MAX_DEPTH: usize = 8;
 
-/// The files of a version by path, with their bytes where the registry says them.
+/// The files of a version by path, with their bytes where the registry lists them.
 pub(super) type Listing = BTreeMap<String, Option<u64>>;
 
-/// Checks every path, also those of files that nobody will fetch: a version with one such path is not trusted.
+/// Checks every path, also of files that are not fetched: a version with one bad path is not trusted.
 pub(super) fn check_all(artifacts: Vec<Artifact>) -> Result<Listing, PullError> {
     let mut folded: BTreeMap<String, String> = BTreeMap::new();
     let mut listing = Listing::new();
@@ -69,14 +69,14 @@ fn fault(path: &str) -> Option<&'static str> {
         Some("has an empty part")
     } else if parts().any(|part| part.ends_with(['.', ' ']) || reserved(part)) {
         Some("is reserved on some systems")
-    } else if parts().count() > DEEPEST {
+    } else if parts().count() > MAX_DEPTH {
         Some("lies too deep")
     } else {
         None
     }
 }
 
-/// Names of devices, with any extension.
+/// Device names of Windows, with any extension.
 fn reserved(part: &str) -> bool {
     let stem = part.split('.').next().unwrap_or_default().trim_end().to_ascii_lowercase();
     let numbered = |device: &str| {

@@ -1,6 +1,7 @@
-//! `index.json`: which bundles the store holds and where each came from. The bundles themselves are the truth; an index
-//! that was lost is made anew from them.
+//! `index.json`: which bundles the store holds and where each came from. The bundles themselves are authoritative; a lost index
+//! is rebuilt from them.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,15 +15,21 @@ use super::disk::NEW;
 /// The only format that this version reads and writes.
 const FORMAT: u32 = 1;
 
-/// A version of a model in a registry, as the store remembers it.
+/// A version of a model in a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Origin {
-    /// Where the registry says that the artifacts lie. It tells versions of two registries apart.
+    /// Where the registry says that the artifacts are. It distinguishes versions of two registries.
     pub source: String,
     /// The registered model's name.
     pub name: String,
-    /// The version.
+    /// The version in the registry.
     pub version: String,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}/{}", self.name, self.version)
+    }
 }
 
 /// A bundle in the store.
@@ -34,9 +41,9 @@ pub struct StoredBundle {
     pub model: String,
     /// The model's version in the manifest.
     pub version: String,
-    /// Every registered version that turned out to be this bundle; none when the index was lost.
+    /// Every registered version with this bundle; none when the index was lost.
     pub origins: Vec<Origin>,
-    /// When it was taken in.
+    /// When it was imported.
     #[serde(with = "humantime_serde")]
     pub admitted: SystemTime,
     /// Bytes of its files.
@@ -67,9 +74,9 @@ impl Index {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::new(Vec::new())),
             Err(error) => return Err(StoreError::at("can't be read", &path)(error)),
         };
-        let not_understood = |source| StoreError::Index { path: path.clone(), source };
-        match serde_json::from_slice::<Head>(&bytes).map_err(not_understood)?.format {
-            FORMAT => serde_json::from_slice(&bytes).map_err(not_understood),
+        let not_parsed = |source| StoreError::Index { path: path.clone(), source };
+        match serde_json::from_slice::<Head>(&bytes).map_err(not_parsed)?.format {
+            FORMAT => serde_json::from_slice(&bytes).map_err(not_parsed),
             found => Err(StoreError::Format { path: path.clone(), found, known: FORMAT }),
         }
     }

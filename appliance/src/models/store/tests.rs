@@ -16,14 +16,14 @@ fn origin(version: &str) -> Origin {
     Origin { source: "tests".into(), name: "colours".into(), version: version.into() }
 }
 
-/// Takes in a bundle that differs from others by its version.
-fn admit(store: &ModelStore, version: &str) -> String {
-    let partial = store.partial(&origin(version)).unwrap().unwrap();
-    let stage = partial.stage().unwrap();
+/// Imports a bundle that differs from others by its version.
+fn import(store: &ModelStore, version: &str) -> String {
+    let staging = store.staging_dir(&origin(version)).unwrap().unwrap();
+    let stage = staging.stage().unwrap();
     write_bundle(&stage, "colours.onnx");
     edit(&stage.join("bundle.toml"), "version = \"1\"", &format!("version = \"{version}\""));
-    let digest = store.admit(&partial, &origin(version)).unwrap().digest().to_owned();
-    partial.discard();
+    let digest = store.import(&staging, &origin(version)).unwrap().digest().to_owned();
+    staging.discard();
     digest
 }
 
@@ -46,7 +46,7 @@ fn assert_tidy(store: &ModelStore) {
 fn content_is_stored_once_and_survives_reopening() {
     let root = tempfile::tempdir().unwrap();
     let store = ModelStore::open(root.path()).unwrap();
-    let (one, two) = (admit(&store, "1"), admit(&store, "2"));
+    let (one, two) = (import(&store, "1"), import(&store, "2"));
     // Two manifests; model, labels and picture are shared.
     assert_eq!(names(&root.path().join("files")).len(), 5);
     let store = ModelStore::open(root.path()).unwrap();
@@ -63,7 +63,7 @@ fn an_unknown_digest_or_a_path_in_its_place_is_refused() {
     for digest in ["", "..", "../files", &"ab".repeat(32)] {
         assert!(matches!(store.bundle(digest), Err(StoreError::Unknown { .. })), "{digest:?}");
     }
-    let digest = admit(&store, "1");
+    let digest = import(&store, "1");
     // Whole in itself, and yet not the one that was taken in.
     let dir = root.path().join("bundles").join(&digest);
     edit(&dir.join("bundle.toml"), "min_score = 0.9", "min_score = 0.1");
@@ -74,7 +74,7 @@ fn an_unknown_digest_or_a_path_in_its_place_is_refused() {
 fn old_bundles_go_and_protected_ones_stay() {
     let root = tempfile::tempdir().unwrap();
     let store = ModelStore::open(root.path()).unwrap();
-    let all: Vec<String> = ["1", "2", "3", "4"].iter().map(|version| admit(&store, version)).collect();
+    let all: Vec<String> = ["1", "2", "3", "4"].iter().map(|version| import(&store, version)).collect();
     assert_eq!(store.prune(|b| b.model == "other", 0, &[]).unwrap(), Vec::<String>::new());
     assert_eq!(store.prune(|b| b.model == "colours", 4, &[]).unwrap(), Vec::<String>::new());
     let removed = store.prune(|b| b.model == "colours", 1, &[&all[0]]).unwrap();
@@ -99,7 +99,7 @@ fn bundles_outlive_a_loss_of_power_at_any_moment() {
     for version in ["1", "2", "prune", "3"] {
         match version {
             "prune" => drop(store.prune(|_| true, 1, &[]).unwrap()),
-            version => drop(admit(&store, version)),
+            version => drop(import(&store, version)),
         }
         disk.acknowledge();
         steps.push(versions(&store));
@@ -114,7 +114,7 @@ fn bundles_outlive_a_loss_of_power_at_any_moment() {
             assert!(store.find(&origin(version)).unwrap().is_some(), "{outcome:?}: nobody knows {version}");
         }
         // And it goes on.
-        admit(&store, "4");
+        import(&store, "4");
         assert_tidy(&store);
     });
 }
@@ -150,13 +150,13 @@ fn every_state_that_a_crash_leaves_is_set_right() {
     ];
     for (state, stays, crash) in crashes {
         let root = tempfile::tempdir().unwrap();
-        let digest = admit(&ModelStore::open(root.path()).unwrap(), "1");
+        let digest = import(&ModelStore::open(root.path()).unwrap(), "1");
         crash(root.path(), &digest);
         let store = ModelStore::open(root.path()).unwrap();
         assert_eq!(digests(&store).contains(&digest), stays, "{state}");
         assert_tidy(&store);
         // And the version can be taken in again.
-        assert_eq!(admit(&store, "1"), digest, "{state}");
+        assert_eq!(import(&store, "1"), digest, "{state}");
         assert!(store.find(&origin("1")).unwrap().is_some(), "{state}");
         assert_tidy(&store);
     }
@@ -165,7 +165,7 @@ fn every_state_that_a_crash_leaves_is_set_right() {
 #[test]
 fn an_index_of_a_later_weir_is_left_alone() {
     let root = tempfile::tempdir().unwrap();
-    let digest = admit(&ModelStore::open(root.path()).unwrap(), "1");
+    let digest = import(&ModelStore::open(root.path()).unwrap(), "1");
     fs::write(root.path().join("index.json"), "{\"format\": 2, \"bundles\": {}}").unwrap();
     let error = ModelStore::open(root.path()).unwrap_err();
     assert!(matches!(error, StoreError::Format { found: 2, .. }), "{error}");
@@ -177,14 +177,14 @@ fn downloads_that_nobody_goes_on_with_are_removed_after_a_week() {
     let root = tempfile::tempdir().unwrap();
     let store = ModelStore::open(root.path()).unwrap();
     let age = |version: &str, days: u64| {
-        let partial = store.partial(&origin(version)).unwrap().unwrap();
-        let file = partial.file("model.onnx");
+        let staging = store.staging_dir(&origin(version)).unwrap().unwrap();
+        let file = staging.file("model.onnx");
         fs::write(&file, "half").unwrap();
         let then = SystemTime::now() - Duration::from_secs(days * 24 * 3600);
         for path in [file.as_path(), file.parent().unwrap()] {
             fs::File::open(path).unwrap().set_modified(then).unwrap();
         }
-        partial
+        staging
     };
     drop(age("old", 8));
     drop(age("young", 6));
@@ -192,24 +192,24 @@ fn downloads_that_nobody_goes_on_with_are_removed_after_a_week() {
     ModelStore::open(root.path()).unwrap();
     assert_eq!(names(&root.path().join("partial")).len(), 2);
     assert!(held.file("model.onnx").exists());
-    assert!(store.partial(&origin("slow")).unwrap().is_none(), "it is somebody's");
+    assert!(store.staging_dir(&origin("slow")).unwrap().is_none(), "it is somebody's");
 }
 
 #[test]
 fn what_is_no_bundle_is_not_taken_in() {
     let root = tempfile::tempdir().unwrap();
     let store = ModelStore::open(root.path()).unwrap();
-    let kept = admit(&store, "1");
-    let partial = store.partial(&origin("2")).unwrap().unwrap();
-    let stage = partial.stage().unwrap();
+    let kept = import(&store, "1");
+    let staging = store.staging_dir(&origin("2")).unwrap().unwrap();
+    let stage = staging.stage().unwrap();
     write_bundle(&stage, "colours.onnx");
     fs::write(stage.join("model.onnx"), "another").unwrap();
-    assert!(matches!(store.admit(&partial, &origin("2")), Err(StoreError::Bundle(_))));
-    let stage = partial.stage().unwrap();
+    assert!(matches!(store.import(&staging, &origin("2")), Err(StoreError::Bundle(_))));
+    let stage = staging.stage().unwrap();
     write_bundle(&stage, "colours.onnx");
     fs::remove_file(stage.join("golden/red.png")).unwrap();
     std::os::unix::fs::symlink("/etc/hostname", stage.join("golden/red.png")).unwrap();
-    assert!(matches!(store.admit(&partial, &origin("2")), Err(StoreError::Io { .. })));
+    assert!(matches!(store.import(&staging, &origin("2")), Err(StoreError::Io { .. })));
     assert_eq!(digests(&store), [kept]);
     assert_tidy(&store);
 }
@@ -224,7 +224,7 @@ fn several_users_of_one_store_do_not_lose_each_others_models() {
             scope.spawn(move || {
                 for turn in 0..5 {
                     let store = ModelStore::open(&root).unwrap();
-                    let digest = admit(&store, &format!("{user}.{turn}"));
+                    let digest = import(&store, &format!("{user}.{turn}"));
                     assert!(store.bundle(&digest).is_ok());
                     store.prune(|b| b.model == "nothing of this name", 0, &[]).unwrap();
                 }

@@ -1,21 +1,74 @@
-//! A summary of what this box sees, for the registry's monitoring experiment: counts by species, how sure the model was,
-//! how far both have drifted from the model's reference, how much there was.
+//! What leaves the box about a model: events of changes, tags of versions, and summaries of what it has seen.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cloud_sync::registry::Report;
+use cloud_sync::event::{Event, EventBody, ModelChange};
+use cloud_sync::registry::{ModelReference, ModelVersion, Report, Which};
 use tokio::sync::watch;
 
 use super::RolloutContext;
+use super::entry::PendingTag;
 use crate::serving::{Endpoint, LoadedModel, PredictionStats};
 
 /// Least share that a label counts with: one that was never seen would make the index infinite.
 const MIN_SHARE: f64 = 1e-4;
 
-/// Sends a report for each model from time to time. What could not be sent is part of the next one.
-pub(super) async fn run(
+/// Publishes a change as an event; a full outbox is logged, and changes nothing about the rollout.
+pub(super) async fn publish(context: &RolloutContext, change: ModelChange) {
+    let (model, state, version) = (&change.model, &change.state, &change.version);
+    tracing::info!(model, version, other = change.other, reason = change.reason, "{state}");
+    context.metrics.rollout(model, state);
+    let Some(outbox) = &context.outbox else { return };
+    let event = Event::new(context.settings.node.clone(), EventBody::Model(change));
+    if let Err(error) = outbox.append_event(&event).await {
+        tracing::warn!(%error, "the event of a change of a model is dropped: the outbox rejected it");
+    }
+}
+
+/// The tag by which a fleet manager sees what this box does with a version.
+fn tag_key(node: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_. ".contains(c) { c } else { '_' };
+    format!("weir.{}.state", node.chars().map(plain).take(200).collect::<String>())
+}
+
+/// Sets the tags that are queued in the journal. A tag that the registry refuses for good is dropped; the others wait for the
+/// next time.
+pub(super) async fn set_tags(context: &Arc<RolloutContext>, model: &str) {
+    let Some(registry) = context.registry.as_ref().filter(|_| context.settings.tag) else { return };
+    let key = tag_key(&context.settings.node);
+    for tag in context.journal.entry(model).pending_tags {
+        let PendingTag { name, version, value } = &tag;
+        let reference = ModelReference { name: name.clone(), which: Which::Version(version.clone()) };
+        let done = match registry.resolve(&reference).await {
+            Ok(Some(found)) if is_tagged(&found, &key, value) => Ok(()),
+            Ok(Some(found)) => registry.tag(&found, &key, value).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match done {
+            Err(error) if error.is_transient() => return,
+            Err(error) => tracing::warn!(error = error.in_full(), version, "a version can't be tagged"),
+            Ok(()) => {}
+        }
+        let removed =
+            context.change_entry(model, move |entry| entry.pending_tags.retain(|other| *other != tag));
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "tags will be set again: the journal cannot be written");
+            return;
+        }
+    }
+}
+
+fn is_tagged(version: &ModelVersion, key: &str, value: &str) -> bool {
+    version.tags.get(key).is_some_and(|now| now == value)
+}
+
+/// Sends a report of each model to the registry's monitoring experiment, every `monitoring.interval`: counts by species,
+/// confidence, drift from the model's reference, and how many images there were. What could not be sent is part of the next
+/// report.
+pub(super) async fn run_reports(
     context: Arc<RolloutContext>,
     slots: Vec<Arc<Endpoint>>,
     mut stop: watch::Receiver<bool>,
@@ -41,7 +94,7 @@ pub(super) async fn run(
                 Err(error) => {
                     tracing::warn!(
                         error = error.in_full(),
-                        "a summary was not taken; the next one holds it too"
+                        "a report could not be sent; the next one includes it"
                     );
                     kept.insert(slot.name().to_owned(), seen);
                 }
@@ -51,13 +104,7 @@ pub(super) async fn run(
 }
 
 /// The report of what a model has answered.
-pub fn report(
-    experiment: &str,
-    node: &str,
-    name: &str,
-    model: &LoadedModel,
-    seen: &PredictionStats,
-) -> Report {
+fn report(experiment: &str, node: &str, name: &str, model: &LoadedModel, seen: &PredictionStats) -> Report {
     let took = seen.since.elapsed();
     let end = SystemTime::now();
     let total = seen.total();
@@ -104,7 +151,7 @@ pub fn report(
 /// The population stability index of counts against expected shares: the sum of (a - e) ln(a / e) over all labels, where a
 /// and e are the actual and the expected share. Under 0.1 counts as no drift, over 0.25 as a large one (a rule of
 /// thumb of credit scoring: N. Siddiqi, Credit Risk Scorecards, 2006). Shares under a ten-thousandth count as that.
-pub fn population_stability(expected: &[f64], counts: &[u64]) -> f64 {
+fn population_stability(expected: &[f64], counts: &[u64]) -> f64 {
     let (all, whole): (u64, f64) = (counts.iter().sum(), expected.iter().sum());
     if all == 0 || whole <= 0.0 {
         return 0.0;
@@ -118,6 +165,11 @@ pub fn population_stability(expected: &[f64], counts: &[u64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tag_has_a_key_that_mlflow_takes() {
+        assert_eq!(tag_key("dock-3.weir:9"), "weir.dock-3.weir_9.state");
+    }
 
     #[test]
     fn the_index_is_zero_without_drift_and_as_computed_by_hand_with_it() {

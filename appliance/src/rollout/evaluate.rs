@@ -1,54 +1,54 @@
-//! What a trial has shown: whether to wait, go on, or reject. Pure: numbers in, a verdict out.
+//! Evaluation of trials and of promoted versions: whether to wait, continue, or reject. Pure functions of the evidence.
 
 use std::time::Duration;
 
 use crate::config::RolloutConfig;
 use crate::serving::VersionCounts;
 
-/// Fewer images than this show nothing about a share or a percentile, as long as more may come.
+/// Fewer images than this say nothing about a share or a percentile, as long as more may follow.
 const MIN_IMAGES: u64 = 20;
 
-/// Which trial.
+/// A stage of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// In the shadow of the one that serves.
+pub(super) enum Stage {
+    /// The version computes copies of what the current one answers.
     Shadow,
-    /// Answering some cameras.
+    /// The version answers some cameras.
     Canary,
 }
 
-/// What has been seen of a version since its trial began.
-#[derive(Clone, Debug)]
-pub struct Evidence {
-    /// How long the trial has gone on.
-    pub time: Duration,
-    /// What the version on trial has done.
-    pub trial: VersionCounts,
-    /// What the version that serves has done meanwhile.
-    pub serving: VersionCounts,
+/// What has been observed of a version since its trial, or its monitoring, began.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Evidence {
+    /// The duration so far.
+    pub(super) time: Duration,
+    /// What the version has done.
+    pub(super) trial: VersionCounts,
+    /// What the version it is compared with has done.
+    pub(super) serving: VersionCounts,
     /// Images that both computed.
-    pub compared: u64,
+    pub(super) compared: u64,
     /// Those of them with another best label.
-    pub disagreed: u64,
+    pub(super) disagreed: u64,
 }
 
-/// What follows.
+/// The result of a trial so far.
 #[derive(Clone, Debug, PartialEq)]
-pub enum TrialDecision {
-    /// There is not enough yet.
+pub(super) enum TrialDecision {
+    /// The evidence is not sufficient yet.
     Wait,
-    /// It may go on to the next step.
+    /// The next stage, or the promotion, may follow.
     Pass,
-    /// It is rejected, for this reason.
+    /// The version is rejected, for this reason.
     Fail(String),
 }
 
-/// Judges a trial. A bound that is passed rejects at once, as soon as enough images were seen to say so; at the end of a
-/// trial, by its images and time or by its timeout, whatever was seen decides. A version that has computed nothing never
-/// passes.
+/// Evaluates a trial. An exceeded limit rejects as soon as enough images were seen; at the end of a trial, by its images and
+/// time or by its timeout, whatever was seen decides. A version that has computed nothing never passes.
 ///
-/// Every kind of failure counts, the machine's too: a version may well be what its device fails on, and nobody depends on it yet.
-pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> TrialDecision {
+/// Every kind of failure counts, the machine's too: a version may well be the reason that its device fails, and no client
+/// depends on it yet.
+pub(super) fn evaluate_trial(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> TrialDecision {
     let evidence = &Evidence { trial: evidence.trial.with_all_failures(), ..evidence.clone() };
     let images = evidence.trial.computed() + evidence.trial.failed;
     let (wanted_images, least_time) = wanted(stage, config);
@@ -57,7 +57,7 @@ pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Trial
     let over = complete || timed_out;
     let enough = images >= MIN_IMAGES || (wanted_images > 0 && images >= wanted_images);
     if (enough || over)
-        && let Some(reason) = passed_bound(evidence, config, over)
+        && let Some(reason) = exceeded_limit(evidence, config, over)
     {
         return TrialDecision::Fail(reason);
     }
@@ -67,12 +67,13 @@ pub fn judge(stage: Stage, evidence: &Evidence, config: &RolloutConfig) -> Trial
     TrialDecision::Wait
 }
 
-/// Judges a version that was promoted. At the end of the time fewer images decide, too, but not on labels: it is known by then
-/// that it works, and a few images on which two versions differ are no reason to undo that. Gives the reason for a rollback.
+/// Evaluates a version that was promoted, and returns the reason for a rollback. At the end of the time fewer images decide,
+/// too, but not on labels: it is known by then that the version works, and a few images on which two versions differ are no
+/// reason to undo that.
 ///
-/// What the machine failed on does not count: the version before would have met the same, and a device that fails must not cost
-/// a good version.
-pub fn judge_promoted(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
+/// Failures of the machine do not count: the version before would have met the same, and a device that fails must not cost a
+/// good version.
+pub(super) fn evaluate_promoted(evidence: &Evidence, config: &RolloutConfig) -> Option<String> {
     let images = evidence.trial.computed() + evidence.trial.failed;
     let over = evidence.time >= config.monitor_time;
     if images < MIN_IMAGES && !over {
@@ -80,10 +81,10 @@ pub fn judge_promoted(evidence: &Evidence, config: &RolloutConfig) -> Option<Str
     }
     let few = evidence.compared < MIN_IMAGES;
     let labels = if few { Evidence { compared: 0, ..evidence.clone() } } else { evidence.clone() };
-    passed_bound(&labels, config, over)
+    exceeded_limit(&labels, config, over)
 }
 
-/// Images and time that a stage takes at least.
+/// Minimum of images and time of a stage.
 fn wanted(stage: Stage, config: &RolloutConfig) -> (u64, Duration) {
     match stage {
         Stage::Shadow => (config.shadow_images, config.shadow_time),
@@ -91,8 +92,8 @@ fn wanted(stage: Stage, config: &RolloutConfig) -> (u64, Duration) {
     }
 }
 
-/// The bound that is passed. With `over` there is no more evidence to come, so that fewer images than [`MIN_IMAGES`] decide.
-fn passed_bound(evidence: &Evidence, config: &RolloutConfig, over: bool) -> Option<String> {
+/// The limit that is exceeded. With `over` no more evidence follows, so that fewer images than [`MIN_IMAGES`] decide.
+fn exceeded_limit(evidence: &Evidence, config: &RolloutConfig, over: bool) -> Option<String> {
     let percent = |share: f64| format!("{:.1} %", share * 100.0);
     let errors = evidence.trial.error_rate();
     if errors > config.max_error_rate {
@@ -163,15 +164,15 @@ mod tests {
     #[test]
     fn a_trial_passes_when_images_and_time_are_enough_and_nothing_is_past_its_bound() {
         let config = config();
-        let judged = |stage, evidence: &Evidence| judge(stage, evidence, &config);
-        assert_eq!(judged(Stage::Shadow, &evidence(reading(49, 10, 0), 0)), TrialDecision::Wait);
-        assert_eq!(judged(Stage::Shadow, &evidence(reading(50, 10, 0), 0)), TrialDecision::Pass);
-        assert_eq!(judged(Stage::Canary, &evidence(reading(39, 10, 0), 0)), TrialDecision::Wait);
-        assert_eq!(judged(Stage::Canary, &evidence(reading(40, 10, 0), 8)), TrialDecision::Pass);
+        let evaluated = |stage, evidence: &Evidence| evaluate_trial(stage, evidence, &config);
+        assert_eq!(evaluated(Stage::Shadow, &evidence(reading(49, 10, 0), 0)), TrialDecision::Wait);
+        assert_eq!(evaluated(Stage::Shadow, &evidence(reading(50, 10, 0), 0)), TrialDecision::Pass);
+        assert_eq!(evaluated(Stage::Canary, &evidence(reading(39, 10, 0), 0)), TrialDecision::Wait);
+        assert_eq!(evaluated(Stage::Canary, &evidence(reading(40, 10, 0), 8)), TrialDecision::Pass);
         let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(4000, 10, 0), 0) };
-        assert_eq!(judged(Stage::Canary, &early), TrialDecision::Wait);
+        assert_eq!(evaluated(Stage::Canary, &early), TrialDecision::Wait);
         let late = |trial, disagreed| Evidence { time: config.max_trial_time, ..evidence(trial, disagreed) };
-        assert_eq!(judged(Stage::Canary, &late(reading(1, 10, 0), 0)), TrialDecision::Pass);
+        assert_eq!(evaluated(Stage::Canary, &late(reading(1, 10, 0), 0)), TrialDecision::Pass);
     }
 
     #[test]
@@ -179,7 +180,7 @@ mod tests {
         let config = config();
         let late = |trial, disagreed| {
             let evidence = Evidence { time: config.max_trial_time, ..evidence(trial, disagreed) };
-            judge(Stage::Canary, &evidence, &config)
+            evaluate_trial(Stage::Canary, &evidence, &config)
         };
         for (failing, disagreed, word) in [
             (reading(0, 10, 19), 0, "failed on 19 of 19"),
@@ -195,32 +196,37 @@ mod tests {
         assert_eq!(late(reading(0, 10, 0), 0), TrialDecision::Wait);
         assert_eq!(late(reading(19, 10, 0), 0), TrialDecision::Pass);
         let by_time = RolloutConfig { canary_images: 0, ..config.clone() };
-        assert_eq!(judge(Stage::Canary, &evidence(reading(0, 10, 0), 0), &by_time), TrialDecision::Wait);
+        assert_eq!(
+            evaluate_trial(Stage::Canary, &evidence(reading(0, 10, 0), 0), &by_time),
+            TrialDecision::Wait
+        );
     }
 
     #[test]
     fn a_promoted_version_is_held_against_all_limits() {
         let config = config();
         let promoted = |trial| Evidence { compared: 0, ..evidence(trial, 0) };
-        assert_eq!(judge_promoted(&promoted(reading(100, 10, 0)), &config), None);
-        assert_eq!(judge_promoted(&promoted(reading(0, 10, 19)), &config), None);
+        assert_eq!(evaluate_promoted(&promoted(reading(100, 10, 0)), &config), None);
+        assert_eq!(evaluate_promoted(&promoted(reading(0, 10, 19)), &config), None);
         let over = Evidence { time: config.monitor_time, ..promoted(reading(0, 10, 19)) };
-        assert!(judge_promoted(&over, &config).is_some_and(|reason| reason.contains("failed on 19 of 19")));
-        let failing = judge_promoted(&promoted(reading(10, 10, 10)), &config).unwrap();
+        assert!(
+            evaluate_promoted(&over, &config).is_some_and(|reason| reason.contains("failed on 19 of 19"))
+        );
+        let failing = evaluate_promoted(&promoted(reading(10, 10, 10)), &config).unwrap();
         assert!(failing.contains("failed on 10 of 20"), "{failing}");
-        let slow = judge_promoted(&promoted(reading(100, 30, 0)), &config).unwrap();
+        let slow = evaluate_promoted(&promoted(reading(100, 30, 0)), &config).unwrap();
         assert!(slow.contains("max_latency_ratio"), "{slow}");
         // After a restart there is nothing to compare its times with.
         let restarted = Evidence { serving: VersionCounts::default(), ..promoted(reading(100, 30, 0)) };
-        assert_eq!(judge_promoted(&restarted, &config), None);
+        assert_eq!(evaluate_promoted(&restarted, &config), None);
         let compared =
             |compared, disagreed| Evidence { compared, ..evidence(reading(100, 10, 0), disagreed) };
-        let other = judge_promoted(&compared(20, 5), &config).unwrap();
+        let other = evaluate_promoted(&compared(20, 5), &config).unwrap();
         assert!(other.contains("5 of 20") && other.contains("max_disagreement"), "{other}");
-        assert_eq!(judge_promoted(&compared(20, 4), &config), None);
+        assert_eq!(evaluate_promoted(&compared(20, 4), &config), None);
         // A few images are no reason, at the end of the time either.
         let few = Evidence { time: config.monitor_time, ..compared(19, 19) };
-        assert_eq!(judge_promoted(&few, &config), None);
+        assert_eq!(evaluate_promoted(&few, &config), None);
     }
 
     #[test]
@@ -237,8 +243,8 @@ mod tests {
             (0..10).for_each(|_| assert!(tally.failed_by(&error), "{error}"));
         }
         let failing = Evidence { time: config.monitor_time, ..evidence(tally.read(), 0) };
-        assert_eq!(judge_promoted(&failing, &config), None);
-        let TrialDecision::Fail(reason) = judge(Stage::Canary, &failing, &config) else {
+        assert_eq!(evaluate_promoted(&failing, &config), None);
+        let TrialDecision::Fail(reason) = evaluate_trial(Stage::Canary, &failing, &config) else {
             panic!("not rejected")
         };
         assert!(reason.contains("failed on 40 of 50"), "{reason}");
@@ -246,7 +252,7 @@ mod tests {
         (0..40).for_each(|_| assert!(tally.failed_by(&LaneError::Panicked)));
         assert!(!tally.failed_by(&LaneError::DeadlinePassed));
         let failing = Evidence { trial: tally.read(), ..failing };
-        assert!(judge_promoted(&failing, &config).unwrap().contains("failed on 40 of 50"));
+        assert!(evaluate_promoted(&failing, &config).unwrap().contains("failed on 40 of 50"));
     }
 
     #[test]
@@ -258,7 +264,7 @@ mod tests {
             (evidence(reading(100, 30, 0), 0), "max_latency_ratio"),
             (evidence(reading(0, 10, 40), 0), "failed on 40 of 40"),
         ] {
-            let TrialDecision::Fail(reason) = judge(Stage::Canary, &evidence, &config) else {
+            let TrialDecision::Fail(reason) = evaluate_trial(Stage::Canary, &evidence, &config) else {
                 panic!("not rejected for {word}");
             };
             assert!(reason.contains(word), "{reason} lacks {word}");
@@ -266,13 +272,16 @@ mod tests {
         // Without a number of images, one that fails says nothing yet either.
         let by_time = RolloutConfig { canary_images: 0, ..config.clone() };
         let early = Evidence { time: Duration::from_secs(59), ..evidence(reading(0, 10, 1), 0) };
-        assert_eq!(judge(Stage::Canary, &early, &by_time), TrialDecision::Wait);
+        assert_eq!(evaluate_trial(Stage::Canary, &early, &by_time), TrialDecision::Wait);
         // At the end of the time it does.
         assert!(matches!(
-            judge(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time),
+            evaluate_trial(Stage::Canary, &evidence(reading(0, 10, 1), 0), &by_time),
             TrialDecision::Fail(_)
         ));
         // Five images say nothing yet.
-        assert_eq!(judge(Stage::Canary, &evidence(reading(4, 100, 1), 4), &config), TrialDecision::Wait);
+        assert_eq!(
+            evaluate_trial(Stage::Canary, &evidence(reading(4, 100, 1), 4), &config),
+            TrialDecision::Wait
+        );
     }
 }

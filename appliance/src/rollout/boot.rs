@@ -1,16 +1,17 @@
-//! The start of a process: the version that served when the last one ended, or the best that is left.
+//! The start of a process: loads the version that served when the last process ended, or the next best one.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use cloud_sync::durable::boot_id;
 use inference::bundle::{Bundle, BundleError, find_bundle};
 
 use super::entry::{DeployedVersion, Entry};
-use super::{Followed, Journal, RolloutContext, crashes};
+use super::{Followed, Journal, RolloutContext};
 use crate::models::{ModelStore, Origin};
 use crate::serving::{LoadError, LoadedModel};
 
-/// Where a bundle was found: the newer first.
+/// Where a bundle was found, in the order of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     Serving,
@@ -29,7 +30,7 @@ pub struct BootCandidate {
 }
 
 impl BootCandidate {
-    /// The newest bundle of a model that is whole; blocking. `None` when there is none and the registry has to bring it.
+    /// The newest intact bundle of a model; blocking. `None` where there is none and the registry has to provide it.
     pub fn find(
         followed: &Followed,
         store: &ModelStore,
@@ -76,21 +77,21 @@ impl BootCandidate {
 ///
 /// # Errors
 /// The first failure, when there were bundles and none can be served.
-pub fn begin(
+pub fn load_at_boot(
     context: &RolloutContext,
     followed: &Followed,
     found: Option<Result<BootCandidate, LoadError>>,
 ) -> Result<Option<Arc<LoadedModel>>, LoadError> {
     let name = followed.slot.name();
     let entry = still_followed(followed, &context.journal);
+    let configured = followed.bundle.as_deref();
     let mut first = None;
-    let mut next = match crashes::note_start(context, name, &entry) {
+    let mut next = if check_crashes(context, name, &entry) {
+        let other = BootCandidate::after(Some(Place::Serving), configured, &context.store, &entry);
         // Where there is nothing else, it is better than nothing.
-        true => {
-            BootCandidate::after(Some(Place::Serving), followed.bundle.as_deref(), &context.store, &entry)
-                .or(found)
-        }
-        false => found,
+        other.or(found)
+    } else {
+        found
     };
     while let Some(found) = next {
         let place = match found {
@@ -98,8 +99,8 @@ pub fn begin(
                 let origin: Option<Origin> = placed.as_ref().map(DeployedVersion::origin);
                 let observer = Arc::clone(&context.metrics);
                 match context.loader.load(bundle, origin, &context.lanes, observer) {
-                    // What serves may be less than the journal says. The journal stays as it is: whether the version it
-                    // names can be loaded later, or never again, the rollout's task finds out.
+                    // What serves may be older than what the journal says. The journal stays as it is: whether the version
+                    // it names can be loaded later, or never again, the rollout's task finds out.
                     Ok(model) => return Ok(Some(Arc::new(model))),
                     Err(error) => {
                         tracing::error!(%error, model = name, "a bundle can't be served");
@@ -113,17 +114,34 @@ pub fn begin(
                 break;
             }
         };
-        next = BootCandidate::after(Some(place), followed.bundle.as_deref(), &context.store, &entry);
+        next = BootCandidate::after(Some(place), configured, &context.store, &entry);
     }
     first.map_or(Ok(None), Err)
 }
 
-/// What the journal knows of the model that is followed now. What was followed before, the configuration has put aside.
-pub(super) fn still_followed(followed: &Followed, journal: &Journal) -> Entry {
-    let mut entry = journal.entry(followed.slot.name());
-    let is_it =
-        |placed: &DeployedVersion| followed.follow.as_ref().is_some_and(|follow| follow.name == placed.name);
-    entry.serving = entry.serving.filter(is_it);
-    entry.previous = entry.previous.filter(is_it);
-    entry
+/// Whether the version that serves is not to be loaded again, since processes died with it. While it is monitored, each
+/// process that starts with it is counted in the journal before it loads it, and one that is stopped clears the count.
+/// Blocking.
+fn check_crashes(context: &RolloutContext, model: &str, entry: &Entry) -> bool {
+    if entry.serving.is_none() || entry.monitored.is_none() {
+        return false;
+    }
+    let boot = boot_id();
+    if let Some(reason) = entry.crash_reason(context.settings.rollout.monitor_time, &boot) {
+        tracing::error!(model, reason, "the version that served is not loaded again");
+        return true;
+    }
+    let counted = context.journal.change(model, |entry| {
+        if let Some(monitored) = &mut entry.monitored {
+            monitored.starts.add(&boot);
+        }
+    });
+    if let Err(error) = counted {
+        tracing::warn!(%error, "the start with a monitored version cannot be written to the journal");
+    }
+    false
+}
+
+fn still_followed(followed: &Followed, journal: &Journal) -> Entry {
+    journal.entry(followed.slot.name()).still_followed(followed.follow.as_ref())
 }

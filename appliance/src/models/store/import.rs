@@ -1,4 +1,4 @@
-//! Taking a bundle in: content into the pool, a folder of links, its name, the index, in this order.
+//! Import of a bundle: content into the pool, a folder of links, its name, the index, in this order.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use inference::bundle::{Bundle, BundleError, MANIFEST, digest_of};
 
 use super::disk::{self, GONE, NEW, link, open_regular};
 use super::index::{Index, StoredBundle};
-use super::{BUNDLES, FILES, ModelStore, Origin, Partial, StoreError};
+use super::{BUNDLES, FILES, ModelStore, Origin, StagingDir, StoreError};
 
-/// Folders in folders of a bundle.
-const DEPTH: usize = 8;
+/// Nesting depth of folders in a bundle.
+const MAX_DEPTH: usize = 8;
 
-/// A file of the bundle that is taken in.
+/// A file of the bundle.
 struct Content {
     /// Relative to the bundle's folder.
     path: PathBuf,
@@ -23,33 +23,33 @@ struct Content {
 }
 
 impl ModelStore {
-    /// Takes in the bundle that was put together in the partial's stage, and notes where it came from. It is verified
-    /// where it will lie. The partial is no longer needed then; after an error it is as it was.
+    /// Imports the bundle that was assembled in the staging folder, and records its origin. It is verified in its final
+    /// place. The staging folder is no longer needed then; after an error it is unchanged.
     ///
     /// # Errors
-    /// [`StoreError`]: what is there is no whole bundle, or the disk does not take it. Nothing of it is in the store then.
-    pub fn admit(&self, partial: &Partial, origin: &Origin) -> Result<Bundle, StoreError> {
-        let stage = partial.stage_dir();
+    /// [`StoreError`]: the bundle is damaged or incomplete, or the disk can't hold it. Nothing of it is in the store then.
+    pub fn import(&self, staging: &StagingDir, origin: &Origin) -> Result<Bundle, StoreError> {
+        let stage = staging.stage_dir();
         let mut contents = Vec::new();
-        list(&stage, Path::new(""), DEPTH, &mut contents)?;
+        list(&stage, Path::new(""), MAX_DEPTH, &mut contents)?;
         let _lock = self.lock()?;
         let mut index = Index::load(self.root())?;
-        let admitted = self.take_in(&stage, &contents).and_then(|bundle| {
-            note(&mut index, &bundle, &contents, origin);
+        let imported = self.add(&stage, &contents).and_then(|bundle| {
+            record(&mut index, &bundle, &contents, origin);
             index.save(self.root())?;
             Ok(bundle)
         });
-        if admitted.is_err() {
-            // A full disk is the likeliest reason; what was added before it was full goes first of all.
+        if imported.is_err() {
+            // A full disk is the most likely reason: remove at once what was added before it was full.
             let known = Index::load(self.root())?;
             if let Err(error) = self.drop_unused(&known).and_then(|()| self.drop_unknown(&known)) {
-                tracing::warn!(%error, "leftovers of a model that was not taken in stay until the next start");
+                tracing::warn!(%error, "leftovers of a failed import stay until the next start");
             }
         }
-        admitted
+        imported
     }
 
-    fn take_in(&self, stage: &Path, contents: &[Content]) -> Result<Bundle, StoreError> {
+    fn add(&self, stage: &Path, contents: &[Content]) -> Result<Bundle, StoreError> {
         let files = self.dir(FILES);
         for content in contents {
             self.pool(&stage.join(&content.path), &content.sha256)?;
@@ -70,7 +70,7 @@ impl ModelStore {
                     disk::remove(&new).map_err(&failed)?;
                     return Ok(whole);
                 }
-                // It was damaged. Whoever has its files open keeps them.
+                // It was damaged. A process that has its files open keeps them.
                 let gone = bundles.join(format!("{GONE}{digest}"));
                 disk::remove(&gone).and_then(|()| fs::rename(&named, &gone)).map_err(&failed)?;
                 fs::rename(&new, &named).and_then(|()| disk::remove(&gone)).map_err(&failed)?;
@@ -86,7 +86,7 @@ impl ModelStore {
         placed
     }
 
-    /// Makes sure that the pool has this content, on disk and undamaged.
+    /// Ensures that the pool has this content, durable and undamaged.
     fn pool(&self, from: &Path, sha256: &str) -> Result<(), StoreError> {
         let (name, new) = (self.dir(FILES).join(sha256), self.dir(FILES).join(format!("{NEW}{sha256}")));
         if open_regular(&name).and_then(digest_of).is_ok_and(|found| found == sha256) {
@@ -118,7 +118,7 @@ impl ModelStore {
     }
 }
 
-/// Every file below `stage`; anything else but folders is refused.
+/// Lists every file below `stage`; anything else but folders is refused.
 fn list(stage: &Path, below: &Path, depth: usize, found: &mut Vec<Content>) -> Result<(), StoreError> {
     for name in disk::names(&stage.join(below))? {
         let path = below.join(name);
@@ -135,10 +135,10 @@ fn list(stage: &Path, below: &Path, depth: usize, found: &mut Vec<Content>) -> R
     Ok(())
 }
 
-fn note(index: &mut Index, bundle: &Bundle, contents: &[Content], origin: &Origin) {
+fn record(index: &mut Index, bundle: &Bundle, contents: &[Content], origin: &Origin) {
     let known = index.get(bundle.digest());
     let mut origins = known.map_or(Vec::new(), |known| known.origins.clone());
-    // A registered version is one bundle; what it was once can't be asked for any more.
+    // A registered version is one bundle: the origin of another one is no longer valid.
     for other in &mut index.bundles {
         other.origins.retain(|o| o != origin);
     }
@@ -156,10 +156,10 @@ fn note(index: &mut Index, bundle: &Bundle, contents: &[Content], origin: &Origi
     });
 }
 
-/// An entry for a bundle that lies in the store and is not in its index.
+/// An index entry for a bundle that is in the store and not in its index.
 pub(super) fn entry_of(bundle: &Bundle) -> Result<StoredBundle, StoreError> {
     let mut contents = Vec::new();
-    list(bundle.dir(), Path::new(""), DEPTH, &mut contents)?;
+    list(bundle.dir(), Path::new(""), MAX_DEPTH, &mut contents)?;
     let since = fs::metadata(bundle.dir()).and_then(|found| found.modified());
     Ok(StoredBundle {
         digest: bundle.digest().into(),
