@@ -400,7 +400,7 @@ async fn a_bucket_that_is_only_read_is_checked_without_a_trace() {
     let steps = missing.check_reading().await;
     let error = steps[0].outcome.as_ref().unwrap_err().in_full();
     assert!(
-        steps.len() == 1 && error.contains("weir-no-such-bucket") && error.contains("make it"),
+        steps.len() == 1 && error.contains("weir-no-such-bucket") && error.contains("create it"),
         "{error}"
     );
 }

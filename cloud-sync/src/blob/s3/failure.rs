@@ -118,7 +118,7 @@ mod tests {
     fn a_refusal_is_transient_or_permanent_by_its_code_and_says_what_to_do() {
         // code, status, transient, link error, remedy
         for (code, status, transient, of_the_link, remedy) in [
-            ("NoSuchBucket", 404, false, true, "make it"),
+            ("NoSuchBucket", 404, false, true, "create it"),
             ("AccessDenied", 403, false, true, "rights"),
             ("SignatureDoesNotMatch", 403, false, true, "access key and secret"),
             ("AuthorizationHeaderMalformed", 400, false, true, "region"),
