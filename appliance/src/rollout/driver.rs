@@ -131,6 +131,10 @@ impl Driver {
     async fn wait(&mut self, waiting: &Waiting) -> Input {
         let (idle, downloading) = (*waiting == Waiting::Idle, matches!(waiting, Waiting::Downloading(_)));
         loop {
+            // Before what is due: a registry that answers more slowly than it is polled must not delay the end.
+            if *self.stop.borrow() {
+                return Input::Stop;
+            }
             let now = Instant::now();
             // The standby is kept while a version is on its way: it is the way back from the one that serves.
             if idle && self.standby_until.is_some_and(|until| until <= now) {
@@ -190,7 +194,12 @@ impl Driver {
     /// The result of an effect, if it has one.
     async fn carry_out(&mut self, effect: Effect) -> Option<Input> {
         match effect {
-            Effect::Resolve(reference) => return Some(Input::Resolved(self.resolve(&reference).await)),
+            Effect::Resolve(reference) => {
+                let resolved = self.resolve(&reference).await;
+                // Counted from the answer: commands are received between two polls, however long one takes.
+                self.poll_at = Instant::now() + self.context.settings.poll_interval;
+                return Some(Input::Resolved(resolved));
+            }
             Effect::Download(version) => self.begin_download(version),
             Effect::LoadCandidate(placed) => {
                 let loaded = load_stored(&self.context, &mut self.retries, &placed).await.map(Arc::new);

@@ -213,7 +213,7 @@ impl Classifier {
                     // A full queue and a passed deadline count against the candidate only where the current version
                     // had room and time.
                     if let Some(candidate) = uncounted {
-                        self.count_failure(endpoint, &candidate);
+                        self.count_failure(endpoint, &candidate, request.priority);
                     }
                     return Ok(classification);
                 }
@@ -249,7 +249,7 @@ impl Classifier {
         let Computed { outcome, timing } = cache.get_or_compute(run).await?;
         let predictions = model.model.best(&outcome.scores, request.top_k);
         if predictions.is_empty() {
-            self.count_failure(endpoint, model);
+            self.count_failure(endpoint, model, request.priority);
             return Err(ClassificationError::NoScores);
         }
         let shadow = chosen.shadow.clone();
@@ -307,7 +307,11 @@ impl Classifier {
         let is_real_time = matches!(priority, Priority::RealTime { .. });
         match reply {
             Ok((classified, _)) => {
-                model.computed(classified.timings);
+                match priority {
+                    // Comparisons use the time that requests leave: they say nothing about how long a request waits.
+                    Priority::Shadow => model.stats.computed(classified.timings.sum()),
+                    Priority::RealTime { .. } | Priority::Batch => model.computed(classified.timings),
+                }
                 if is_real_time {
                     let busy = classified.timings.sum();
                     self.metrics.model_computed(endpoint.name(), &model.model.version, busy);
@@ -323,9 +327,11 @@ impl Classifier {
     }
 
     /// Counts a failure that no lane has reported.
-    fn count_failure(&self, endpoint: &Endpoint, model: &LoadedModel) {
+    fn count_failure(&self, endpoint: &Endpoint, model: &LoadedModel, priority: Priority) {
         model.stats.fail();
-        self.metrics.model_failure(endpoint.name(), &model.model.version);
+        if matches!(priority, Priority::RealTime { .. }) {
+            self.metrics.model_failure(endpoint.name(), &model.model.version);
+        }
     }
 }
 
