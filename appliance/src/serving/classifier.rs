@@ -190,6 +190,15 @@ impl Classifier {
         Self { limits, metrics }
     }
 
+    /// Checks the header of an image against the limits, without any version.
+    ///
+    /// # Errors
+    /// [`ClassificationError::Image`].
+    pub fn check(&self, image: &[u8]) -> Result<(), ClassificationError> {
+        gpu_kernels::inspect(image, &self.limits)?;
+        Ok(())
+    }
+
     /// Classifies an image with the version of the endpoint that its source is routed to. If a candidate fails, for
     /// whatever reason but the image, the current version answers.
     ///

@@ -177,6 +177,10 @@ impl Worker {
             priority: Priority::Batch,
             allow_candidate: true,
         };
+        // Input that is no image must not wait for a version.
+        if let Err(error) = self.classifier.check(&image) {
+            return Ok(failed(error.code(), error.to_string()));
+        }
         let (mut retries, mut backoff) = (0, self.retry.backoff());
         loop {
             match self.classifier.classify(endpoint, &request, &Uncached).await {
